@@ -1,0 +1,1 @@
+"""Volume lifecycle and upgrade manager for applications in one container."""

@@ -1,0 +1,25 @@
+"""The command. A start on a current volume loads next to nothing; see ``fastpath``."""
+
+import sys
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    if __package__ in (None, ""):
+        # Run as a file with -I -S by the launcher, which knows where the package is.
+        sys.path.insert(0, __file__.rpartition("/ipavolume/")[0])
+    if len(sys.argv) > 1 and sys.argv[1] == "start":
+        from ipavolume import fastpath
+
+        fastpath.start(sys.argv[2:])
+    if "site" not in sys.modules or sys.flags.no_site:
+        import site
+
+        site.main()
+    from ipavolume.cli import run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,582 @@
+"""The command line: commands parse, call one function, print. Errors are caught once, here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from ipavolume import entry, inspection, lifecycle, report, settle
+from ipavolume import prepare as preparation
+from ipavolume.errors import EXIT_CANNOT_CREATE, IpaVolumeError, UsageError
+from ipavolume.inspection import Inspection
+from ipavolume.session import OVERRIDES, Options, Session, parse_volume_option
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_SEVERITY_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "blue"}
+_VERB_COLOURS: Final = {
+    "create": "green",
+    "replace": "yellow",
+    "rpmnew": "yellow",
+    "save": "yellow",
+    "erase": "red",
+    "rmdir": "red",
+    "metadata": "cyan",
+    "keep": "blue",
+}
+
+
+class ErrorReportingGroup(click.Group):
+    """Reports a deliberate error as lines on standard error and by its exit status."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; no command needs a ``try`` of its own."""
+        try:
+            return super().invoke(ctx)
+        except IpaVolumeError as err:
+            fail(err)
+
+
+def fail(err: IpaVolumeError) -> NoReturn:
+    """Print *err* and end with its status."""
+    for prefix, text in (
+        ("error", f"{err} [{err.code}]"),
+        ("state", err.state),
+        ("hint", err.hint),
+    ):
+        if text:
+            colour = {"error": "red", "state": "blue", "hint": "green"}[prefix]
+            label = click.style(f"{prefix}:", fg=colour)
+            click.echo(f"ipavolume: {label} {report.escape(text)}", err=True)
+    sys.exit(err.exit_status)
+
+
+def progress(text: str) -> None:
+    """Print a line of progress."""
+    click.echo(f"ipavolume: {report.escape(text)}", err=True)
+
+
+def quiet(_text: str) -> None:
+    """Print nothing."""
+
+
+# -- options -----------------------------------------------------------------------------
+
+
+def _common(function: _F) -> _F:
+    for option in reversed(
+        (
+            click.option(
+                "--root",
+                default="/",
+                metavar="DIR",
+                help="The image tree.",
+                show_default=True,
+            ),
+            click.option(
+                "--volume",
+                "volumes",
+                multiple=True,
+                metavar="[MOUNT=]DIR",
+                help="Where a volume is, when not at its mount below the root.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+            click.option("-v", "--verbose", is_flag=True, help="Say more."),
+            click.option("-q", "--quiet", "silent", is_flag=True, help="Only results and errors."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _deciding(function: _F) -> _F:
+    """Options of the commands that decide on an upgrade."""
+    for option in reversed(
+        (
+            click.option(
+                "--allow",
+                multiple=True,
+                envvar="IPAVOLUME_ALLOW",
+                metavar="CODE",
+                help="Override a refusal; recorded in the history. Codes: "
+                + ", ".join(sorted(OVERRIDES)),
+            ),
+            click.option(
+                "--from",
+                "came_from",
+                envvar="IPAVOLUME_FROM",
+                default="",
+                metavar="ID:VERSION",
+                help="The release that a volume of unknown origin comes from, as fedora:43.",
+            ),
+            click.option(
+                "--lock-timeout",
+                envvar="IPAVOLUME_LOCK_TIMEOUT",
+                type=click.FloatRange(min=0),
+                default=0.0,
+                metavar="SECONDS",
+                help="Wait so long for another container or command.",
+            ),
+            click.option("--checksum", is_flag=True, help="Hash everything, trust no index."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _options(
+    *,
+    root: str,
+    volumes: Sequence[str],
+    allow: Sequence[str] = (),
+    came_from: str = "",
+    lock_timeout: float = 0.0,
+    checksum: bool = False,
+) -> Options:
+    codes = frozenset(code for item in allow for code in item.replace(",", " ").split())
+    unknown = codes - set(OVERRIDES)
+    if unknown:
+        raise UsageError(
+            f"--allow {sorted(unknown)[0]!r}: there is no such refusal",
+            hint="Known: " + ", ".join(sorted(OVERRIDES)),
+        )
+    if came_from and (":" not in came_from or came_from.startswith(":")):
+        raise UsageError(f"--from {came_from!r}: write it as ID:VERSION, for example fedora:43")
+    return Options(
+        root=root,
+        volumes=_places(root, volumes),
+        allow=codes,
+        lock_timeout_s=lock_timeout,
+        came_from=came_from,
+        checksum=checksum,
+        expect_existing=_choice("IPAVOLUME_EXPECT", ("", "existing", "any")) == "existing",
+        consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
+    )
+
+
+def _choice(name: str, known: tuple[str, ...]) -> str:
+    value = os.environ.get(name, "")
+    if value not in known:
+        raise UsageError(
+            f"{name}={value!r}: it can be " + " or ".join(word for word in known if word)
+        )
+    return value
+
+
+def _places(root: str, volumes: Sequence[str]) -> dict[str, str]:
+    if not volumes:
+        return {}
+    mounts = entry.mounts_of(root)
+    return dict(parse_volume_option(value, mounts) for value in volumes)
+
+
+# -- commands ----------------------------------------------------------------------------
+
+
+@click.group(cls=ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ipavolume")
+def main() -> None:
+    r"""Keep the state of a containerised application in one volume, across image upgrades.
+
+    \b
+    ipavolume prepare              when the image is built
+    ipavolume start -- CMD...      when the container starts
+    ipavolume check VOLUME         on the host, before you pull
+    """
+
+
+@main.command()
+@_common
+@click.option("--list", "lists", multiple=True, metavar="FILE", help="Path list of the volume.")
+@click.option("--mount", default=None, metavar="DIR", help="Mount of the volume.  [default: /data]")
+@click.option("--template", default=None, metavar="DIR", help="Template of the volume.")
+@click.option("--rpm", "rpms", multiple=True, metavar="FILE", help="Read packages from files.")
+@click.option("--build-id", default=None, metavar="ID", help="Id of the build.")
+@click.option("--image-name", default=None, metavar="REF", help="What people call the image.")
+def prepare(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    lists: tuple[str, ...],
+    mount: str | None,
+    template: str | None,
+    rpms: tuple[str, ...],
+    build_id: str | None,
+    image_name: str | None,
+) -> None:
+    r"""Prepare an image: move the listed paths to the template and write the manifest.
+
+    May be run again, also in a derived image.
+
+    \b
+    Example, in a Dockerfile:
+        RUN ipavolume prepare --image-name registry.example/ipa:4.12
+    """
+    del verbose
+    if volumes:
+        raise UsageError("prepare works on an image; it has no --volume")
+    result = preparation.prepare(
+        root,
+        lists=lists,
+        mount=mount,
+        template=template,
+        rpms=rpms,
+        build_id=build_id,
+        image_name=image_name,
+        progress=quiet if silent else progress,
+    )
+    for warning in result.warnings:
+        click.echo(
+            f"ipavolume: {click.style('warning:', fg='yellow')} {report.escape(warning)}", err=True
+        )
+    if as_json:
+        click.echo(
+            report.dump_json(
+                {
+                    "build_id": result.build_id,
+                    "changed": result.changed,
+                    "fingerprint": result.fingerprint,
+                    "links": result.links,
+                    "entries": result.entries,
+                    "records": result.records,
+                    "packages": result.packages,
+                    "warnings": list(result.warnings),
+                }
+            )
+        )
+    elif not silent:
+        done = "prepared" if result.changed else "nothing to do for"
+        click.echo(
+            f"{done} image {result.build_id}: {result.entries} entries, {result.records} paths, "
+            f"{result.packages} packages"
+        )
+
+
+@main.command(context_settings={"ignore_unknown_options": False})
+@_common
+@_deciding
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def start(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    allow: tuple[str, ...],
+    came_from: str,
+    lock_timeout: float,
+    checksum: bool,
+    arguments: tuple[str, ...],
+) -> None:
+    r"""Bring the volume to this image, then execute the container's command.
+
+    \b
+    Example, in a Dockerfile:
+        ENTRYPOINT ["ipavolume", "start", "--"]
+        CMD ["/usr/sbin/named", "-f"]
+    """
+    del verbose
+    options = _options(
+        root=root,
+        volumes=volumes,
+        allow=allow,
+        came_from=came_from,
+        lock_timeout=lock_timeout,
+        checksum=checksum,
+    )
+    with Session(options) as session:
+        outcome = _bring_up(session, silent=silent, as_json=as_json)
+        lifecycle.fill_volatile(session, quiet if silent else progress)
+        words = list(session.image.config.start_exec) or list(arguments)
+        if not words:
+            return
+        mount = session.primary.mount
+        progress(
+            f"the volume at {mount} is current ({outcome.recorded}); handing over to {words[0]}. "
+            "If nothing follows, that could not start; the volume is fine."
+        )
+        for volume in session.volumes.values():
+            os.set_inheritable(volume.fd, True)  # noqa: FBT003 - its only argument
+        entry.restore_umask()
+        try:
+            os.execvp(words[0], words)  # noqa: S606 - no shell is what is wanted
+        except OSError as err:
+            click.echo(
+                f"ipavolume: error: cannot execute {report.escape(words[0])}: {err.strerror} "
+                "[cannot-execute]",
+                err=True,
+            )
+            sys.exit(EXIT_CANNOT_CREATE)
+
+
+def _bring_up(session: Session, *, silent: bool, as_json: bool) -> lifecycle.Outcome:
+    say = quiet if silent else progress
+    session.lock(say)
+    entry.clear_umask()
+    outcome = lifecycle.bring_up(session, say)
+    if as_json:
+        click.echo(report.dump_json(report.outcome_data(outcome)))
+    elif not silent:
+        for line in report.summary_lines(outcome):
+            click.echo(line)
+    return outcome
+
+
+@main.command()
+@_common
+@_deciding
+@click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
+def upgrade(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    allow: tuple[str, ...],
+    came_from: str,
+    lock_timeout: float,
+    checksum: bool,
+    dry_run: bool,
+) -> None:
+    r"""Bring the volume to this image, an empty one included, or print the plan.
+
+    \b
+    Example:
+        ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
+    """
+    options = _options(
+        root=root,
+        volumes=volumes,
+        allow=allow,
+        came_from=came_from,
+        lock_timeout=lock_timeout,
+        checksum=checksum,
+    )
+    if dry_run:
+        _print_inspection(inspection.inspect(options), as_json=as_json, verbose=verbose, full=True)
+        return
+    with Session(options) as session:
+        outcome = _bring_up(session, silent=silent, as_json=as_json)
+        if not as_json and not silent:
+            click.echo(f"the volume at {session.primary.mount} is current ({outcome.recorded})")
+
+
+@main.command()
+@_common
+@_deciding
+@click.argument("directories", nargs=-1, metavar="[VOLUME]...")
+def check(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    allow: tuple[str, ...],
+    came_from: str,
+    lock_timeout: float,
+    checksum: bool,
+    directories: tuple[str, ...],
+) -> None:
+    r"""Say what VOLUME is, whether it is healthy, and what the image would do to it.
+
+    Changes nothing and runs nothing. Exits with 0 when it is current, with 100 when an
+    upgrade is needed, otherwise with the status that a start would end with.
+
+    \b
+    Example:
+        ipavolume check --root /srv/image /srv/ipa-data
+    """
+    del silent
+    if directories and volumes:
+        raise UsageError("give the volume either as an argument or with --volume")
+    status = 0
+    alone: list[tuple[str, ...]] = [(directory,) for directory in directories]
+    for places in alone or [volumes]:
+        options = _options(
+            root=root,
+            volumes=places,
+            allow=allow,
+            came_from=came_from,
+            lock_timeout=lock_timeout,
+            checksum=checksum,
+        )
+        found = inspection.inspect(options)
+        _print_inspection(found, as_json=as_json, verbose=verbose, full=False, leave=False)
+        if found.exit_status not in (0, 100) or status == 0:
+            status = found.exit_status
+    sys.exit(status)
+
+
+def _print_inspection(
+    found: Inspection, *, as_json: bool, verbose: bool, full: bool, leave: bool = True
+) -> None:
+    if as_json:
+        click.echo(
+            report.dump_json(
+                {
+                    "volume": found.volume,
+                    "state": str(found.state),
+                    "reason": found.reason,
+                    "recorded": found.recorded,
+                    "image": found.image,
+                    "plan": report.plan_data(found.draft.plan)["actions"] if found.draft else [],
+                    "findings": [
+                        {
+                            "code": item.code,
+                            "severity": item.severity,
+                            "path": item.path,
+                            "message": item.message,
+                            "hint": item.hint,
+                        }
+                        for item in found.findings
+                    ],
+                }
+            )
+        )
+    else:
+        click.echo(f"{report.escape(found.volume)}: {click.style(str(found.state), bold=True)}")
+        click.echo(f"  {report.escape(found.reason)}")
+        for item in found.findings:
+            label = click.style(f"{item.severity}:", fg=_SEVERITY_COLOURS[item.severity])
+            where = f"{report.escape(item.path)}: " if item.path else ""
+            click.echo(f"  {label} {where}{report.escape(item.message)} [{item.code}]")
+            if item.hint:
+                click.echo(f"    {report.escape(item.hint)}")
+        if found.draft is not None:
+            plan = found.draft.plan
+            totals = report.counts(plan.actions)
+            text = ", ".join(f"{number} {word}" for word, number in totals.items())
+            click.echo(f"  plan: {text or 'record the new id, change nothing'}")
+            if full or verbose:
+                for line in report.plan_lines(plan):
+                    word, _, rest = line.partition(" ")
+                    colour = _VERB_COLOURS.get(word)
+                    click.echo(f"    {click.style(f'{word:<9}', fg=colour)} {rest.strip()}")
+    if leave:
+        sys.exit(found.exit_status)
+
+
+@main.command()
+@_common
+@click.argument("directory", required=False, metavar="[VOLUME]")
+def status(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    directory: str | None,
+) -> None:
+    r"""Print the identity card of a volume and its last run, as recorded.
+
+    \b
+    Example:
+        ipavolume status /srv/ipa-data
+    """
+    del verbose, silent
+    card = inspection.read_card(entry.place_of(root, volumes, directory))
+    if as_json:
+        click.echo(
+            report.dump_json(
+                {"volume": card.volume, "recorded": card.recorded, "last_run": card.last_run}
+            )
+        )
+        return
+    for line in report.card_lines(card):
+        click.echo(line)
+
+
+@main.command()
+@_common
+@click.argument("directory", required=False, metavar="[VOLUME]")
+def history(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    directory: str | None,
+) -> None:
+    r"""Print the runs that a volume has seen, oldest first.
+
+    \b
+    Example:
+        ipavolume history /srv/ipa-data
+    """
+    del verbose, silent
+    runs = inspection.read_runs(entry.place_of(root, volumes, directory))
+    if as_json:
+        for run in runs:
+            click.echo(report.dump_json(run))
+        return
+    for line in report.history_lines(runs):
+        click.echo(line)
+
+
+@main.command()
+@_common
+@click.option("--diff", is_flag=True, help="Show the differences.")
+@click.option("--keep", default=None, metavar="PATH", help="Settle it: yours stays or comes back.")
+@click.option("--take-new", default=None, metavar="PATH", help="Settle it: the package's it is.")
+@click.option("--lock-timeout", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS")
+def conflicts(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    diff: bool,
+    keep: str | None,
+    take_new: str | None,
+    lock_timeout: float,
+) -> None:
+    r"""List the .rpmnew, .rpmsave, .rpmorig and saved copies that runs left, and settle them.
+
+    \b
+    Example:
+        ipavolume conflicts --diff
+        ipavolume conflicts --take-new /data/etc/krb5.conf
+    """
+    del verbose, silent
+    if keep and take_new:
+        raise UsageError("--keep and --take-new exclude each other")
+    options = _options(root=root, volumes=volumes, lock_timeout=lock_timeout)
+    with Session(options) as session:
+        chosen = keep or take_new
+        if chosen:
+            session.lock(progress)
+            entry.clear_umask()
+            conflict = settle.find(session, chosen)
+            done = settle.settle(session, conflict, take_new=take_new is not None)
+            click.echo(report.dump_json({"done": done}) if as_json else report.escape(done))
+            return
+        for conflict in settle.conflicts(session):
+            lines = list(settle.difference(session, conflict)) if diff else []
+            if as_json:
+                data = {"path": conflict.path, "copy": conflict.copy, "kind": conflict.kind}
+                data["run"] = conflict.run
+                click.echo(report.dump_json(data | ({"diff": lines} if diff else {})))
+                continue
+            click.echo(
+                f"{conflict.kind:<8} {report.escape(conflict.path)}  {report.escape(conflict.copy)}"
+            )
+            for line in lines:
+                colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+                click.echo(click.style(f"  {report.escape(line)}", fg=colour))
+
+
+def run() -> int:
+    """Run the command line; return its exit status."""
+    return int(main(prog_name="ipavolume", standalone_mode=True) or 0)

@@ -1,0 +1,293 @@
+"""``check`` and ``status``: what a volume is, whether it is healthy, what an image would do.
+
+Nothing is changed, nothing of the image is executed, no link of the volume is followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ipavolume import lifecycle, state
+from ipavolume.actions import Keep
+from ipavolume.errors import IpaVolumeError
+from ipavolume.lifecycle import Draft
+from ipavolume.model import ImageHeader
+from ipavolume.session import Options, Session
+from ipavolume.state import Facts
+from ipavolume.verdict import NEEDS_WORK, State, Verdict
+
+_MAX_PACKAGES_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something worth knowing of a volume.
+
+    Attributes:
+        code: Stable word.
+        severity: ``error``, ``warning`` or ``note``.
+        path: Where, or "".
+        message: What.
+        hint: What to do, or "".
+    """
+
+    code: str
+    severity: str
+    path: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What ``check`` found.
+
+    Attributes:
+        volume: Directory of the primary volume.
+        state: State of the volumes.
+        reason: Why that state.
+        recorded: What is recorded, as plain data.
+        image: The image, as plain data.
+        draft: What the image would do, or ``None`` when it would do nothing.
+        findings: What is worth knowing.
+        exit_status: 0 current, 100 upgrade needed, otherwise that of the refusal.
+    """
+
+    volume: str
+    state: State
+    reason: str
+    recorded: Mapping[str, Any] | None
+    image: Mapping[str, Any]
+    draft: Draft | None
+    findings: tuple[Finding, ...]
+    exit_status: int
+
+
+def inspect(options: Options) -> Inspection:
+    """Look at the volumes of *options* with the eyes of its image.
+
+    Raises:
+        IpaVolumeError: If image or volume cannot be opened at all.
+    """
+    with Session(options) as session:
+        directory = session.primary.directory
+        image = _image_data(session.image.header)
+        findings: list[Finding] = []
+        try:
+            facts = session.facts()
+            verdict = session.judge(facts)
+            findings += _in_use(session, facts)
+            return _inspect(session, facts, verdict, findings, image)
+        except IpaVolumeError as err:
+            findings.append(_finding(err))
+            return Inspection(
+                volume=directory,
+                state=State.UNSAFE,
+                reason=str(err),
+                recorded=None,
+                image=image,
+                draft=None,
+                findings=tuple(findings),
+                exit_status=err.exit_status,
+            )
+        except OSError as err:
+            findings.append(
+                Finding(
+                    code="unreadable",
+                    severity="error",
+                    path=directory,
+                    message=f"cannot read the volume: {err.strerror}",
+                    hint="Run it as root.",
+                )
+            )
+            return Inspection(
+                volume=directory,
+                state=State.UNSAFE,
+                reason=f"cannot be read: {err.strerror}",
+                recorded=None,
+                image=image,
+                draft=None,
+                findings=tuple(findings),
+                exit_status=74,
+            )
+
+
+def _inspect(
+    session: Session,
+    facts: Mapping[str, Facts],
+    verdict: Verdict,
+    findings: list[Finding],
+    image: Mapping[str, Any],
+) -> Inspection:
+    status = 0
+    made: Draft | None = None
+    if verdict.error is not None:
+        findings.append(_finding(verdict.error))
+        status = verdict.error.exit_status
+    elif verdict.state in NEEDS_WORK:
+        status = 100
+        if verdict.state not in (State.UPGRADING, State.TAKEN_OVER):
+            try:
+                made = lifecycle.draft(session, verdict, facts)
+            except IpaVolumeError as err:
+                findings.append(_finding(err))
+                status = err.exit_status
+    elif session.options.checksum:
+        made = lifecycle.draft(session, replace(verdict, state=State.OUTDATED), facts)
+        changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
+        findings += [
+            Finding(
+                code="drift",
+                severity="warning",
+                path=item.path,
+                message="is not as the image shipped it; an upgrade would change it",
+            )
+            for item in changed
+        ]
+        made = None
+    if made is not None:
+        findings += [
+            Finding(
+                code="unreadable",
+                severity="warning",
+                path=path,
+                message=f"cannot be looked at: {why}",
+                hint="Run it as root to know what happens to it.",
+            )
+            for path, why in made.unreadable
+        ]
+        if os.geteuid() != 0 and made.unreadable:
+            findings.append(
+                Finding(
+                    code="incomplete",
+                    severity="warning",
+                    path="",
+                    message="the plan leaves out what could not be read",
+                )
+            )
+    primary = facts[session.primary.mount]
+    return Inspection(
+        volume=session.primary.directory,
+        state=verdict.state,
+        reason=verdict.reason,
+        recorded=recorded_data(primary),
+        image=image,
+        draft=made,
+        findings=tuple(findings),
+        exit_status=status,
+    )
+
+
+def _in_use(session: Session, facts: Mapping[str, Facts]) -> list[Finding]:
+    if not session.is_locked():
+        return []
+    open_ = facts[session.primary.mount].transaction
+    what = f"and works on run {open_.run}" if open_ else "and keeps it while it lives"
+    return [
+        Finding(
+            code="in-use",
+            severity="note",
+            path=session.primary.directory,
+            message=f"a container or command holds the lock {what}",
+        )
+    ]
+
+
+def _finding(err: IpaVolumeError) -> Finding:
+    return Finding(code=err.code, severity="error", path="", message=str(err), hint=err.hint)
+
+
+def _image_data(header: ImageHeader) -> dict[str, Any]:
+    return {
+        "id": header.build_id,
+        "name": header.image_name,
+        "created": header.created,
+        "os": {"id": header.os_id, "version_id": header.os_version},
+        "packages": {package.name: package.evr for package in header.packages},
+    }
+
+
+def recorded_data(facts: Facts) -> dict[str, Any] | None:
+    """Return what a volume says of itself as plain data, or ``None`` when it says nothing."""
+    if facts.build_id is None and facts.identity is None and facts.transaction is None:
+        return None
+    data: dict[str, Any] = {"id": facts.build_id}
+    if facts.baseline is not None:
+        image = _image_data(facts.baseline)
+        data.update(
+            {
+                "baseline": image["id"],
+                "name": image["name"],
+                "os": image["os"],
+                "packages": image["packages"],
+            }
+        )
+    if facts.identity is not None:
+        data["volume"] = {
+            "uuid": facts.identity.uuid,
+            "primary": facts.identity.primary,
+            "created": facts.identity.created,
+            "image": facts.identity.image,
+        }
+    if facts.transaction is not None:
+        data["transaction"] = {
+            "run": facts.transaction.run,
+            "to": facts.transaction.to_build,
+            "phase": facts.transaction.phase,
+            "since": facts.transaction.started,
+        }
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The identity card of a volume, as recorded; nothing is planned for it.
+
+    Attributes:
+        volume: Its directory.
+        recorded: What it says of itself, or ``None`` when it says nothing.
+        last_run: The last run of its history, or ``None``.
+        open: A transaction is open.
+    """
+
+    volume: str
+    recorded: Mapping[str, Any] | None
+    last_run: Mapping[str, Any] | None
+    open: bool
+
+
+def read_card(directory: str) -> Card:
+    """Read the identity card of the volume at *directory*.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = state.open_volume("/volume", directory)
+    try:
+        facts = state.read_facts(volume)
+        runs = state.read_history(volume)
+    finally:
+        os.close(volume.fd)
+    return Card(
+        volume=directory,
+        recorded=recorded_data(facts),
+        last_run=runs[-1] if runs else None,
+        open=facts.transaction is not None,
+    )
+
+
+def read_runs(directory: str) -> list[Mapping[str, Any]]:
+    """Return the recorded runs of the volume at *directory*, oldest first.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = state.open_volume("/volume", directory)
+    try:
+        state.check_trust(volume)
+        return state.read_history(volume)
+    finally:
+        os.close(volume.fd)

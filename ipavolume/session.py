@@ -1,0 +1,344 @@
+"""An image and its volumes, opened, locked and looked at: what every command starts with."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ipavolume import adopt, scan, state
+from ipavolume.errors import (
+    IpaVolumeError,
+    LockedError,
+    UnsafeVolumeError,
+    UsageError,
+)
+from ipavolume.image import Image
+from ipavolume.manifest import is_safe_path, parse_record, path_of
+from ipavolume.model import FileType, ImageHeader, VolumeSpec
+from ipavolume.scan import Tree
+from ipavolume.state import Facts, Volume
+from ipavolume.verdict import Question, Verdict, judge
+
+_LOCK_POLL_S: Final = 0.1
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the operator asks for.
+
+    Attributes:
+        root: Root of the image tree.
+        volumes: Where each volume is, by mount; the others are below the root.
+        allow: Codes of refusals that are overridden.
+        lock_timeout_s: Seconds to wait for another holder of the lock.
+        came_from: ``id:version`` of the release a volume of unknown origin comes from.
+        checksum: Hash everything instead of trusting the index.
+        expect_existing: Refuse to populate.
+        consent: Let upgrades happen.
+    """
+
+    root: str = "/"
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset()
+    lock_timeout_s: float = 0.0
+    came_from: str = ""
+    checksum: bool = False
+    expect_existing: bool = False
+    consent: bool = True
+
+
+OVERRIDES: Final = {
+    "blocked": "finish what a newer image began, then go on with this one",
+    "incompatible": "take a volume from a release that the image does not accept",
+    "lost-secondary": "fill a further volume again that was lost",
+    "mounted-over": "leave what is mounted over a path as it is",
+    "newer": "go back to older packages",
+    "reused-id": "leave files of an account that is gone to the one with its number now",
+    "space": "begin although there may be too little room",
+    "stateless": "take over a volume that has files but no state of ours",
+    "type-change": "move a directory away that has to become something else",
+}
+"""The refusals that can be overridden, by code."""
+
+
+class Session:
+    """An image and its volumes.
+
+    Attributes:
+        image: The image.
+        options: What the operator asks for.
+        volumes: The volumes that are upgraded, by mount, the primary one first.
+        volatile: The volumes that are emptied and filled at each start.
+    """
+
+    def __init__(self, options: Options) -> None:
+        """Open the image and its volumes.
+
+        Raises:
+            IpaVolumeError: If the image is not prepared, or a volume is not there.
+        """
+        self.options = options
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self.image = stack.enter_context(Image(options.root))
+            specs = self.image.header.volumes
+            unknown = set(options.volumes) - {spec.mount for spec in specs}
+            if unknown:
+                raise UsageError(
+                    f"the image has no volume {sorted(unknown)[0]!r}; it has "
+                    + ", ".join(spec.mount for spec in specs)
+                )
+            self.volumes: dict[str, Volume] = {}
+            self.volatile: dict[str, Volume] = {}
+            for spec in specs:
+                self._open(spec, stack)
+            if not self.volumes:
+                raise UsageError("every volume of the image is volatile: nothing to keep")
+            self._stack = stack.pop_all()
+
+    def _open(self, spec: VolumeSpec, stack: contextlib.ExitStack) -> None:
+        directory = self.options.volumes.get(spec.mount)
+        if directory is None:
+            directory = self.image.mount_directory(spec.mount)
+        kind, mount_options = scan.file_system_of(directory)
+        volume = state.open_volume(spec.mount, directory, file_system=kind, options=mount_options)
+        stack.callback(os.close, volume.fd)
+        (self.volatile if spec.volatile else self.volumes)[spec.mount] = volume
+
+    def __enter__(self) -> Session:
+        """Return the session."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close everything; with the volumes the lock goes."""
+        self._stack.close()
+
+    @property
+    def primary(self) -> Volume:
+        """The primary volume."""
+        return next(iter(self.volumes.values()))
+
+    # -- the lock ------------------------------------------------------------------------
+
+    def lock(self, progress: Progress) -> None:
+        """Take the lock of every volume: flock on its root directory, which creates nothing.
+
+        Raises:
+            LockedError: If another one holds it longer than the operator waits.
+            UnsafeVolumeError: If the file system cannot lock across hosts.
+        """
+        for volume in self.volumes.values():
+            if volume.file_system.startswith("nfs") and any(
+                word in volume.options for word in ("local_lock=all", "local_lock=flock", "nolock")
+            ):
+                raise UnsafeVolumeError(
+                    f"{volume.directory!r} is on NFS with local locks: another host could work "
+                    "on it at the same time",
+                    code="local-lock",
+                    hint="Mount it without nolock and local_lock.",
+                )
+            self._lock(volume, progress)
+
+    def _lock(self, volume: Volume, progress: Progress) -> None:
+        deadline = time.monotonic() + self.options.lock_timeout_s
+        waiting = False
+        while not self._try_lock(volume):
+            holder = self._holder(volume)
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"the volume {volume.directory!r} is in use{holder}",
+                    hint="Stop that container or command first, or wait for it with "
+                    "--lock-timeout SECONDS.",
+                    state="the volume was not touched",
+                )
+            if not waiting:
+                progress(f"waiting for the volume {volume.directory!r}, in use{holder}")
+                waiting = True
+            time.sleep(_LOCK_POLL_S)
+
+    def _try_lock(self, volume: Volume) -> bool:
+        try:
+            fcntl.flock(volume.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as err:
+            if err.errno in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise UnsafeVolumeError(
+                    f"the file system of {volume.directory!r} ({volume.file_system}) cannot "
+                    f"lock a directory: {err.strerror}",
+                    code="no-lock",
+                    hint="Keep the volume on a local file system.",
+                ) from err
+            raise
+        return True
+
+    def is_locked(self) -> bool:
+        """Tell whether another one holds a lock; nothing is kept."""
+        for volume in self.volumes.values():
+            try:
+                fcntl.flock(volume.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                continue
+            fcntl.flock(volume.fd, fcntl.LOCK_UN)
+        return False
+
+    def _holder(self, volume: Volume) -> str:
+        """Say what is known of who holds the lock."""
+        texts = []
+        st = os.fstat(volume.fd)
+        wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
+        with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as stream:
+            for line in stream:
+                fields = line.split()
+                if wanted in fields and "FLOCK" in fields:
+                    texts.append(_process(fields[fields.index(wanted) - 1]))
+        with contextlib.suppress(IpaVolumeError):
+            open_ = state.read_facts(volume).transaction
+            if open_ is not None:
+                texts.append(f"run {open_.run} of container {open_.holder}, since {open_.started}")
+        known = [text for text in texts if text]
+        return f" ({'; '.join(known)})" if known else " by another container"
+
+    # -- looking -------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Facts]:
+        """Return what each volume says of itself.
+
+        Raises:
+            UnsafeVolumeError: If one cannot be trusted.
+        """
+        return {mount: state.read_facts(volume) for mount, volume in self.volumes.items()}
+
+    def tree(self) -> Tree:
+        """Return a fresh view of the volumes."""
+        return Tree({mount: volume.fd for mount, volume in self.volumes.items()})
+
+    def judge(self, facts: Mapping[str, Facts]) -> Verdict:
+        """Name the state the volumes are in."""
+        primary = facts[self.primary.mount]
+        legacy = None
+        occupied = dict.fromkeys(self.volumes, "")
+        if primary.baseline is None and primary.transaction is None:
+            for mount in self.volumes:
+                occupied[mount] = self._occupied(mount)
+            if primary.legacy or primary.build_id is not None or any(occupied.values()):
+                legacy = self.learn()
+        return judge(
+            Question(
+                mounts=tuple(self.volumes),
+                facts=facts,
+                image=self.image.header,
+                accept=self.image.config.accept_from,
+                guard=self.image.config.accept_guard or ("*",),
+                allow=self.options.allow,
+                occupied=occupied,
+                legacy=legacy,
+                expect_existing=self.options.expect_existing,
+                consent=self.options.consent,
+            )
+        )
+
+    def learn(self) -> ImageHeader:
+        """Return what can be learned of the last image of a volume without our state."""
+        return adopt.learn(self.primary, operator_says=self.options.came_from)
+
+    def _occupied(self, mount: str) -> str:
+        """Return a path of the template that is on the volume, or ""."""
+        with self.tree() as tree:
+            if not any(tree.state(path) for path, _, _ in self.top_level(mount)):
+                return ""
+            for line in self.image.lines():
+                record = parse_record(line)
+                if not record.path.startswith(mount + "/"):
+                    continue
+                found = tree.state(record.path)
+                if found is not None and (
+                    found.type is not FileType.DIRECTORY or record.type is not FileType.DIRECTORY
+                ):
+                    return record.path
+        return ""
+
+    def top_level(self, mount: str) -> Iterator[tuple[str, int, int]]:
+        """Yield what the template has right below *mount*: path, number of records and bytes.
+
+        The number is negative for what is not a directory.
+        """
+        prefix = mount + "/"
+        groups: dict[str, list[int]] = {}
+        for line in self.image.lines():
+            path = path_of(line)
+            if not path.startswith(prefix):
+                continue
+            end = path.find("/", len(prefix))
+            group = groups.setdefault(path if end < 0 else path[:end], [0, 0])
+            if b'"present":false' in line:
+                continue
+            group[0] += 1 if end >= 0 or b'"type":"directory"' in line else -1
+            start = line.find(b'"size":')
+            if start >= 0:
+                group[1] += int(line[start + 7 : line.index(b",", start)])
+        for path, (entries, size) in groups.items():
+            if entries:
+                yield path, entries, size
+
+    def mounted_below(self) -> tuple[str, ...]:
+        """Return the mount points below the volumes that are no volumes of the image."""
+        declared = {os.path.realpath(volume.directory) for volume in self.volumes.values()}
+        declared |= {os.path.realpath(volume.directory) for volume in self.volatile.values()}
+        result = []
+        for mount, volume in self.volumes.items():
+            base = os.path.realpath(volume.directory)
+            for below in scan.mount_points_below(volume.directory):
+                if f"{base.rstrip('/')}/{below}" not in declared:
+                    result.append(f"{mount}/{below}")
+        return tuple(result)
+
+
+def _process(pid: str) -> str:
+    if not pid.isdigit() or pid == "0":
+        return ""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
+        words = stream.read(200).split(b"\0")
+        command = b" ".join(words[:4]).decode("utf-8", "backslashreplace")
+        return f"process {pid}: {command.strip()}"
+    return f"process {pid}"
+
+
+def parse_volume_option(value: str, mounts: tuple[str, ...]) -> tuple[str, str]:
+    """Split ``[MOUNT=]DIR``.
+
+    Raises:
+        UsageError: If the mount is not an absolute path.
+    """
+    mount, separator, directory = value.partition("=")
+    if not separator:
+        return (mounts[0] if mounts else ""), value
+    if not is_safe_path(mount) or not directory:
+        raise UsageError(f"--volume {value!r}: write it as DIR or as /MOUNT=DIR")
+    return mount, directory
+
+
+def refuse(verdict: Verdict) -> None:
+    """Raise what a start raises for *verdict*, if it refuses.
+
+    Raises:
+        IpaVolumeError: The verdict's error.
+    """
+    if verdict.error is not None:
+        raise verdict.error
+
+
+def host_name() -> str:
+    """Return the name of this container, for those who wait for it."""
+    return socket.gethostname()

@@ -1,0 +1,205 @@
+"""``conflicts``: the copies that runs left beside edited files, and settling them.
+
+Only what the history recorded is listed; a copy that is gone was settled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume import executor, fsops, state
+from ipavolume.errors import UnsafeVolumeError, UsageError
+from ipavolume.executor import mount_of
+from ipavolume.manifest import is_safe_path
+from ipavolume.model import STATE_DIRECTORY, FileType
+from ipavolume.scan import Tree
+from ipavolume.session import Session
+
+_MAX_SHOWN_BYTES: Final = 1 << 20
+_KINDS: Final = frozenset({"rpmnew", "rpmsave", "rpmorig", "saved"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """A copy that waits for somebody to look at it.
+
+    Attributes:
+        path: The file.
+        copy: The copy.
+        kind: ``rpmnew`` (the package's), ``rpmsave``, ``rpmorig`` or ``saved`` (yours).
+        run: Run that left it.
+    """
+
+    path: str
+    copy: str
+    kind: str
+    run: str
+
+
+def conflicts(session: Session) -> list[Conflict]:
+    """Return the recorded copies that are still there, oldest first.
+
+    Raises:
+        UnsafeVolumeError: If the volume cannot be trusted.
+    """
+    for volume in session.volumes.values():
+        state.check_trust(volume)
+    found: dict[str, Conflict] = {}
+    with session.tree() as tree:
+        for run in state.read_history(session.primary):
+            for item in run.get("copies", ()):
+                conflict = _parse(item, str(run.get("run", "")), session)
+                if conflict is not None and tree.state(conflict.copy) is not None:
+                    found[conflict.copy] = conflict
+    return list(found.values())
+
+
+def _parse(item: object, run: str, session: Session) -> Conflict | None:
+    if not (isinstance(item, list) and len(item) == 3 and all(isinstance(p, str) for p in item)):
+        return None
+    path, copy, kind = item
+    below = tuple(mount + "/" for mount in session.volumes)
+    if kind not in _KINDS or not all(is_safe_path(p) and p.startswith(below) for p in (path, copy)):
+        return None
+    return Conflict(path=path, copy=copy, kind=kind, run=run)
+
+
+def difference(session: Session, conflict: Conflict) -> Iterator[str]:
+    """Yield the lines of the difference between yours and the package's, without line ends."""
+    with session.tree() as tree:
+        mine, theirs = conflict.path, conflict.copy
+        if conflict.kind != "rpmnew":
+            mine, theirs = theirs, mine
+        before, after = _text(tree, mine), _text(tree, theirs)
+        for path, text in ((mine, before), (theirs, after)):
+            if isinstance(text, str):
+                yield f"{path}: {text}"
+        if not isinstance(before, str) and not isinstance(after, str):
+            yield from difflib.unified_diff(
+                before, after, fromfile=mine, tofile=theirs, lineterm=""
+            )
+
+
+def _text(tree: Tree, path: str) -> Sequence[str] | str:
+    """Return the lines of a file, or a text that says what it is instead."""
+    found = tree.state(path)
+    if found is None:
+        return "is not there"
+    if found.type is FileType.SYMLINK:
+        return [f"-> {tree.target(path)}"]
+    if found.type is not FileType.FILE:
+        return f"is a {found.type.value}"
+    if found.size > _MAX_SHOWN_BYTES:
+        return f"has {found.size} bytes, too many to show"
+    parent, _, name = path.rpartition("/")
+    directory = tree.directory(parent)
+    fd = None if directory is None else fsops.open_regular(directory, name)
+    if fd is None:
+        return "cannot be read"
+    with open(fd, "rb") as stream:
+        data = stream.read(_MAX_SHOWN_BYTES)
+    if b"\0" in data:
+        return f"is a binary file of {len(data)} bytes"
+    return data.decode("utf-8", "surrogateescape").splitlines()
+
+
+def find(session: Session, path: str) -> Conflict:
+    """Return the conflict that *path* names: the file or the copy; the newest copy counts.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    known = conflicts(session)
+    for conflict in reversed(known):
+        if path in (conflict.path, conflict.copy):
+            return conflict
+    raise UsageError(
+        f"{path!r} has no recorded copy",
+        hint="List them with ipavolume conflicts; write the path as it is listed.",
+    )
+
+
+def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
+    """Settle a conflict; the lock is held. What loses is not removed if somebody wrote it.
+
+    Args:
+        session: The volumes.
+        conflict: The conflict.
+        take_new: The package's version is to be in place; otherwise yours.
+
+    Returns:
+        What was done, for a person.
+
+    Raises:
+        UnsafeVolumeError: If a path is not what it was.
+    """
+    new_is_copy = conflict.kind == "rpmnew"
+    volume = session.volumes[mount_of(conflict.path, session.volumes)]
+    with executor.attempt("settle", conflict.path):
+        if new_is_copy and not take_new:
+            return _remove_shipped(session, conflict)
+        if not new_is_copy and take_new:
+            return _put_away(session, conflict.copy, conflict)
+        kept = _put_away(session, conflict.path, conflict)
+        source, source_name = _open(session, conflict.copy)
+        target, target_name = _open(session, conflict.path)
+        try:
+            fsops.rename_noreplace(source, source_name, target, target_name)
+            fsops.sync(target)
+        finally:
+            os.close(source)
+            os.close(target)
+        executor.sync_area(volume)
+        return f"{conflict.copy} is {conflict.path} now; {kept}"
+
+
+def _remove_shipped(session: Session, conflict: Conflict) -> str:
+    directory, name = _open(session, conflict.copy)
+    try:
+        fsops.unlink(directory, name)
+        fsops.sync(directory)
+    finally:
+        os.close(directory)
+    return f"{conflict.path} stays as it is; {conflict.copy} is removed"
+
+
+def _open(session: Session, path: str) -> tuple[int, str]:
+    mount = mount_of(path, session.volumes)
+    return fsops.open_parent(session.volumes[mount].fd, path[len(mount) + 1 :])
+
+
+def _put_away(session: Session, path: str, conflict: Conflict) -> str:
+    """Move *path* to where nothing is in its way and nobody loses it."""
+    mount = mount_of(path, session.volumes)
+    where = f"{STATE_DIRECTORY}/{state.SAVED}/settled-{conflict.run}"
+    source, name = _open(session, path)
+    try:
+        st = fsops.lstat(source, name)
+        if st is None:
+            return f"{path} is not there"
+        if stat.S_ISDIR(st.st_mode) and path == conflict.path:
+            raise UnsafeVolumeError(
+                f"{path!r} is a directory now",
+                hint="Settle it by hand.",
+            )
+        inside = path[len(mount) + 1 :]
+        parent = f"{where}/{inside}".rpartition("/")[0]
+        target = fsops.make_directories(session.volumes[mount].fd, parent, mode=0o700)
+        try:
+            for number in range(1000):
+                free = f"{name}.{number}" if number else name
+                if fsops.lstat(target, free) is None:
+                    fsops.rename_noreplace(source, name, target, free)
+                    fsops.sync(target)
+                    fsops.sync(source)
+                    return f"{path} was put away as {mount}/{parent}/{free}"
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    raise UnsafeVolumeError(f"no free name is left to put {path!r} away")

@@ -1,0 +1,504 @@
+"""What a volume says of itself: its state directory, its recorded id, its open transaction.
+
+The state directory is trusted only if it and the volume's root are real directories of
+root that nobody else can write; even so, everything read from it is validated, and what is
+cut short or altered makes the volume unsafe instead of being guessed at.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+from ipavolume import fsops, manifest
+from ipavolume.errors import ManifestError, UnsafeVolumeError, VolumeIOError
+from ipavolume.model import BUILD_ID_NAME, STATE_DIRECTORY, FileType, ImageHeader
+
+BASELINE: Final = "baseline.jsonl"
+INDEX: Final = "index"
+IDENTITY: Final = "identity.json"
+HISTORY: Final = "history.jsonl"
+PRISTINE: Final = "pristine"
+SAVED: Final = "saved"
+STAGING: Final = "staging"
+TRANSACTION: Final = "transaction"
+TRASH: Final = "trash"
+PROGRESS: Final = "progress.json"
+PLAN: Final = "plan.jsonl"
+
+MARKED: Final = "marked"
+SWAPPED: Final = "swapped"
+COMMITTING: Final = "committing"
+_PHASES: Final = (MARKED, SWAPPED, COMMITTING)
+
+_MAX_ID_BYTES: Final = 1024
+_MAX_JSON_BYTES: Final = 1 << 20
+_MAX_HISTORY_BYTES: Final = 256 << 20
+_OVERFLOW_ID: Final = 65534
+_INDEX_MAGIC: Final = b"ipavolume-index-1\n"
+_DIGEST_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """An open transaction.
+
+    Attributes:
+        run: Id of the run.
+        kind: ``populate``, ``upgrade`` or ``adopt``.
+        phase: How far it got: ``marked``, ``swapped`` or ``committing``.
+        from_build: Recorded id before it, or "".
+        to_build: Id of the image it leads to.
+        fingerprint: Fingerprint of that image.
+        primary: Uuid of the primary volume.
+        holder: Host name of the container that opened it.
+        started: Time, ISO 8601 in UTC.
+    """
+
+    run: str
+    kind: str
+    phase: str
+    from_build: str
+    to_build: str
+    fingerprint: str
+    primary: str
+    holder: str = ""
+    started: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who a volume is.
+
+    Attributes:
+        uuid: Its own id.
+        primary: Uuid of the primary volume; its own where it is the primary one.
+        created: Time of its creation, ISO 8601 in UTC.
+        image: Id of the image that created it.
+        image_name: Name of that image, or "".
+    """
+
+    uuid: str
+    primary: str
+    created: str
+    image: str
+    image_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume that was opened.
+
+    Attributes:
+        mount: Where the container sees it.
+        directory: Where it is here.
+        fd: Descriptor of its root directory.
+        file_system: Type of its file system, as mountinfo names it.
+        options: Mount options.
+    """
+
+    mount: str
+    directory: str
+    fd: int
+    file_system: str = ""
+    options: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was found on one volume.
+
+    Attributes:
+        build_id: The recorded id, or ``None``.
+        identity: Who it is, or ``None`` when it has no state of ours.
+        baseline: Header of the manifest that was last applied, or ``None``.
+        transaction: The open transaction, or ``None``.
+        target: Header of the manifest the open transaction leads to, or ``None``.
+        legacy: It was populated by the freeipa-container project's scripts.
+    """
+
+    build_id: str | None
+    identity: Identity | None
+    baseline: ImageHeader | None
+    transaction: Transaction | None
+    target: ImageHeader | None
+    legacy: bool
+
+
+def open_volume(mount: str, directory: str, *, file_system: str = "", options: str = "") -> Volume:
+    """Open the root directory of a volume.
+
+    Raises:
+        VolumeIOError: If it is no directory or cannot be opened.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot open the volume {mount!r} at {directory!r}: {err.strerror}",
+            code="no-volume",
+            hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
+        ) from err
+    return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)
+
+
+def check_trust(volume: Volume) -> None:
+    """Make sure that only root can have written the state directory.
+
+    Raises:
+        UnsafeVolumeError: If the volume's root or the state directory is not a real
+            directory of root that nobody else can write.
+    """
+    root = os.fstat(volume.fd)
+    if root.st_uid == _OVERFLOW_ID and root.st_gid == _OVERFLOW_ID:
+        raise UnsafeVolumeError(
+            f"everything on the volume {volume.directory!r} belongs to the overflow id "
+            f"{_OVERFLOW_ID}: its owners are outside of this container's user namespace",
+            code="shifted-owners",
+            hint="Give the container the id mapping it had before (subuid, subgid), or shift "
+            "the owners of the volume into the new one.",
+        )
+    _check_directory(volume.directory, root)
+    state = fsops.lstat(volume.fd, STATE_DIRECTORY)
+    if state is None:
+        return
+    path = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}"
+    if not stat.S_ISDIR(state.st_mode):
+        raise UnsafeVolumeError(
+            f"{path!r} is a {fsops.type_of(state.st_mode).value}, not a directory",
+            hint="Look at who put it there, and remove it or restore the directory.",
+        )
+    _check_directory(path, state)
+    _check_members(volume, path)
+
+
+def _check_members(volume: Volume, path: str) -> None:
+    fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    try:
+        for name in sorted(os.listdir(fd)):
+            st = fsops.lstat(fd, name)
+            if st is None:
+                continue
+            expected = (
+                FileType.FILE
+                if name in (BASELINE, INDEX, IDENTITY, HISTORY)
+                else FileType.DIRECTORY
+                if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, "logs")
+                else None
+            )
+            found = fsops.type_of(st.st_mode)
+            if expected is not None and found is not expected:
+                raise UnsafeVolumeError(
+                    f"{path + '/' + name!r} is a {found.value}, not a {expected.value}",
+                    hint="Look at who put it there, and restore it from a backup.",
+                )
+            if expected is not None:
+                _check_directory(f"{path}/{name}", st)
+    finally:
+        os.close(fd)
+
+
+def _check_directory(path: str, st: os.stat_result) -> None:
+    # The group bits of the mode are the mask of an ACL, so they say no when nobody can write.
+    if st.st_uid != 0:
+        raise UnsafeVolumeError(
+            f"{path!r} belongs to user {st.st_uid}, not to root",
+            hint=f"After making sure that nothing on it was planted: chown root {path}",
+        )
+    if st.st_mode & 0o022:
+        raise UnsafeVolumeError(
+            f"{path!r} can be written by others than root (mode {stat.S_IMODE(st.st_mode):04o})",
+            hint=f"After making sure that nothing on it was planted: chmod go-w {path}",
+        )
+
+
+def open_state(volume: Volume) -> int | None:
+    """Open the state directory, or return ``None`` when there is none."""
+    try:
+        return os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    except FileNotFoundError:
+        return None
+
+
+def read_facts(volume: Volume) -> Facts:
+    """Read what *volume* says of itself.
+
+    Raises:
+        UnsafeVolumeError: If it is not trustworthy or not understandable.
+        VolumeIOError: If it cannot be read.
+    """
+    check_trust(volume)
+    build_id = read_build_id(volume)
+    legacy = any(
+        fsops.lstat(volume.fd, name) is not None
+        for name in ("volume-version", ".configfiles", ".configfiles-noreplace")
+    )
+    fd = open_state(volume)
+    if fd is None:
+        return Facts(
+            build_id=build_id,
+            identity=None,
+            baseline=None,
+            transaction=None,
+            target=None,
+            legacy=legacy,
+        )
+    try:
+        identity = _read_identity(fd, volume)
+        transaction = target = None
+        if fsops.lstat(fd, TRANSACTION) is not None:
+            transaction, target = _read_transaction(fd, volume)
+        baseline = _read_header(fd, BASELINE, volume)
+    finally:
+        os.close(fd)
+    if transaction is None and (identity is None) != (baseline is None) and is_primary(identity):
+        missing = IDENTITY if identity is None else BASELINE
+        raise _damaged(volume, missing, "is missing")
+    return Facts(
+        build_id=build_id,
+        identity=identity,
+        baseline=baseline,
+        transaction=transaction,
+        target=target,
+        legacy=legacy,
+    )
+
+
+def is_primary(identity: Identity | None) -> bool:
+    """Tell whether a volume is not known to follow another one."""
+    return identity is None or identity.uuid == identity.primary
+
+
+def read_build_id(volume: Volume) -> str | None:
+    """Return the recorded id, or ``None`` when there is none.
+
+    Raises:
+        UnsafeVolumeError: If there is something else than a file with one line.
+    """
+    st = fsops.lstat(volume.fd, BUILD_ID_NAME)
+    if st is None:
+        return None
+    fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
+    if fd is None:
+        raise UnsafeVolumeError(
+            f"{volume.directory}/{BUILD_ID_NAME} is a {fsops.type_of(st.st_mode).value}, "
+            "not a file",
+            hint="Look at who put it there, and restore the file.",
+        )
+    with open(fd, "rb") as stream:
+        data = stream.read(_MAX_ID_BYTES + 1)
+    text = data.decode("utf-8", "replace").strip()
+    if len(data) > _MAX_ID_BYTES or "\n" in text or not text.isprintable():
+        raise _damaged(volume, f"../{BUILD_ID_NAME}", "does not hold one short line")
+    return text
+
+
+def read_json(fd: int, name: str, volume: Volume) -> dict[str, Any] | None:
+    """Return the object in a small file of a directory of ours, or ``None``.
+
+    Raises:
+        UnsafeVolumeError: If the file is not a JSON object.
+    """
+    data = read_small(fd, name, volume, limit_bytes=_MAX_JSON_BYTES)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise _damaged(volume, name, "is cut short or was altered") from err
+    if not isinstance(value, dict):
+        raise _damaged(volume, name, "is cut short or was altered")
+    return value
+
+
+def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes | None:
+    """Return the bytes of a file in a directory of ours, or ``None`` when there is none."""
+    stream = open_member(fd, name, volume)
+    if stream is None:
+        return None
+    with stream:
+        data = stream.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise _damaged(volume, name, f"is larger than {limit_bytes} bytes")
+    return data
+
+
+def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
+    """Open a regular file in a directory of ours for reading, or return ``None``.
+
+    Raises:
+        UnsafeVolumeError: If it is not a file of root.
+    """
+    st = fsops.lstat(fd, name)
+    if st is None:
+        return None
+    opened = fsops.open_regular(fd, name)
+    if opened is None:
+        raise _damaged(volume, name, "is not a regular file")
+    stream = open(opened, "rb")  # noqa: SIM115 - the caller closes it
+    _check_directory(f"{volume.directory}/{STATE_DIRECTORY}/{name}", os.fstat(opened))
+    return stream
+
+
+def _damaged(volume: Volume, name: str, what: str) -> UnsafeVolumeError:
+    path = os.path.normpath(f"{volume.directory}/{STATE_DIRECTORY}/{name}")
+    return UnsafeVolumeError(
+        f"{path!r} {what}",
+        code="damaged-state",
+        hint="Restore the volume from a backup. Without one, move the state directory away: "
+        "the volume can then be taken over with --allow stateless.",
+    )
+
+
+def _read_identity(fd: int, volume: Volume) -> Identity | None:
+    data = read_json(fd, IDENTITY, volume)
+    if data is None:
+        return None
+    try:
+        return Identity(**{key: _text(data[key]) for key in Identity.__dataclass_fields__})
+    except (KeyError, TypeError) as err:
+        raise _damaged(volume, IDENTITY, "is cut short or was altered") from err
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None]:
+    inside = os.open(TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+    try:
+        data = read_json(inside, PROGRESS, volume)
+        if data is None:
+            raise _damaged(volume, f"{TRANSACTION}/{PROGRESS}", "is missing")
+        try:
+            transaction = Transaction(
+                **{key: _text(data[key]) for key in Transaction.__dataclass_fields__}
+            )
+        except (KeyError, TypeError) as err:
+            raise _damaged(volume, f"{TRANSACTION}/{PROGRESS}", "was altered") from err
+        if transaction.phase not in _PHASES:
+            raise _damaged(volume, f"{TRANSACTION}/{PROGRESS}", "was altered")
+        return transaction, _read_header(inside, BASELINE, volume)
+    finally:
+        os.close(inside)
+
+
+def _read_header(fd: int, name: str, volume: Volume) -> ImageHeader | None:
+    stream = open_member(fd, name, volume)
+    if stream is None:
+        return None
+    with stream:
+        try:
+            return manifest.read_header(stream)
+        except ManifestError as err:
+            raise _damaged(volume, name, f"is not readable: {err}") from err
+
+
+def read_baseline(volume: Volume, *, verify: bool = True) -> tuple[ImageHeader, BinaryIO]:
+    """Open the baseline; return its header and the stream, just behind the header.
+
+    Raises:
+        UnsafeVolumeError: If it is missing, cut short or was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        raise _damaged(volume, BASELINE, "is missing")
+    try:
+        stream = open_member(fd, BASELINE, volume)
+    finally:
+        os.close(fd)
+    if stream is None:
+        raise _damaged(volume, BASELINE, "is missing")
+    try:
+        header = manifest.read_header(stream)
+        start = stream.tell()
+        if verify:
+            manifest.verify(stream, header)
+            stream.seek(start)
+    except ManifestError as err:
+        stream.close()
+        raise _damaged(volume, BASELINE, f"is not readable: {err}") from err
+    return header, stream
+
+
+def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
+    """Return the entries of the index that belongs to *baseline*; b"" when there is none.
+
+    An index only saves work: one that belongs to another baseline is not used.
+
+    Raises:
+        UnsafeVolumeError: If it is cut short or was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        return b""
+    try:
+        stream = open_member(fd, INDEX, volume)
+        if stream is None:
+            return b""
+        with stream:
+            data = stream.read()
+    finally:
+        os.close(fd)
+    head = len(_INDEX_MAGIC) + _DIGEST_BYTES
+    body = data[head + _DIGEST_BYTES :]
+    digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    if not data.startswith(_INDEX_MAGIC) or data[head : head + _DIGEST_BYTES] != digest:
+        raise _damaged(volume, INDEX, "is cut short or was altered")
+    if data[len(_INDEX_MAGIC) : head].hex() != baseline.records_digest:
+        return b""
+    return body
+
+
+def dump_index(body: bytes | bytearray | memoryview, header: ImageHeader) -> bytes:
+    """Return the bytes of an index file for the manifest with *header*."""
+    digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    belongs_to = bytes.fromhex(header.records_digest).ljust(_DIGEST_BYTES, b"\0")[:_DIGEST_BYTES]
+    return b"".join((_INDEX_MAGIC, belongs_to, digest, body))
+
+
+def read_history(volume: Volume) -> list[Mapping[str, Any]]:
+    """Return the recorded runs, oldest first.
+
+    Raises:
+        UnsafeVolumeError: If the file is cut short or was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        return []
+    try:
+        data = read_small(fd, HISTORY, volume, limit_bytes=_MAX_HISTORY_BYTES)
+    finally:
+        os.close(fd)
+    if data is None:
+        return []
+    runs: list[Mapping[str, Any]] = []
+    try:
+        for line in data.splitlines():
+            run = json.loads(line)
+            if not isinstance(run, dict):
+                raise _damaged(volume, HISTORY, "was altered")
+            runs.append(run)
+    except (ValueError, RecursionError) as err:
+        raise _damaged(volume, HISTORY, "is cut short or was altered") from err
+    return runs
+
+
+def has_instance_files(volume: Volume) -> list[str]:
+    """Return the names on the volume's root that are not known to be harmless."""
+    try:
+        names = os.listdir(volume.fd)
+    except OSError as err:
+        if err.errno == errno.EACCES:
+            return []
+        raise
+    harmless = {STATE_DIRECTORY, "lost+found"}
+    return sorted((name for name in names if name not in harmless), key=os.fsencode)

@@ -1,0 +1,49 @@
+"""Fixtures that every test may use; what they are made of is in ``support``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from support.command import RunIpavolume, run_ipavolume
+from support.filesystems import Filesystems
+from support.printable import escape_all
+from support.requirements import need_root, need_tool
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a marked test on a machine that cannot run it; in CI, fail it."""
+    if item.get_closest_marker("root") or item.get_closest_marker("filesystem"):
+        need_root()
+    if item.get_closest_marker("rpm"):
+        need_tool("rpm")
+        need_tool("rpmbuild")
+    if item.get_closest_marker("crash"):
+        need_tool("strace")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """Let a worker of pytest-xdist survive a failure that shows an undecodable file name."""
+    return escape_all((yield))
+
+
+@pytest.fixture(scope="session")
+def ipavolume() -> RunIpavolume:
+    """Run ``ipavolume ARGS...``; see :func:`support.command.run_ipavolume`."""
+    return run_ipavolume
+
+
+@pytest.fixture(scope="session")
+def require_tool() -> Callable[[str], str]:
+    """Return the path of a command, or skip (in CI: fail) with its name."""
+    return need_tool
+
+
+@pytest.fixture
+def filesystem(tmp_path: Path) -> Iterator[Filesystems]:
+    """Mount fresh file systems: ``filesystem("xfs", 400)`` returns the mount point."""
+    filesystems = Filesystems(tmp_path)
+    yield filesystems
+    filesystems.unmount_all()

@@ -1,0 +1,1 @@
+"""What tests share and that is not a fixture."""
