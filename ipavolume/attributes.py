@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.model import Xattrs
@@ -12,12 +12,17 @@ from ipavolume.model import Xattrs
 ACL_NAMES: Final = ("system.posix_acl_access", "system.posix_acl_default")
 CAPABILITY_NAME: Final = "security.capability"
 SET_ID_BITS: Final = 0o6000
+STICKY_BIT: Final = 0o1000
 
 _ACL_HEADER: Final = struct.Struct("<I")
 _ACL_ENTRY: Final = struct.Struct("<HHI")
 _ACL_VERSION: Final = 2
+_ACL_USER_OBJ: Final = 0x01
 _ACL_USER: Final = 0x02
+_ACL_GROUP_OBJ: Final = 0x04
 _ACL_GROUP: Final = 0x08
+_ACL_MASK: Final = 0x10
+_ACL_OTHER: Final = 0x20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +62,9 @@ def merge(
 ) -> tuple[Attributes, bool]:
     """Merge three ways: what changed on one side only is taken from that side.
 
-    Changed on both sides, the package's owner and group hold, the mode that both grant,
-    and an ACL that the administrator set is dropped. Set-id bits and capabilities are
-    given only where the new package has them and the content is the package's.
+    Changed on both sides, the package's owner and group hold, nobody gets more than both
+    grant, and an ACL that the administrator set is dropped. Set-id bits and capabilities
+    are given only where the new package has them and the content is the package's.
 
     Args:
         old: What the old image shipped.
@@ -70,22 +75,64 @@ def merge(
     Returns:
         The attributes to set, and whether an ACL of the administrator is dropped.
     """
+    dropped = False
     if _same_access(disk, new) or _same_access(old, new):
         # Only the administrator's side changed, or none: what is there stays. Nothing is
         # gained by it, since nothing is given to anybody.
-        if _same_access(disk, new) and shipped and disk.capability != new.capability:
-            return new, False
-        return disk, False
-    if _same_access(disk, old):
-        return _without_privilege(new, shipped=shipped), False
-    both = Attributes(
-        uid=new.uid,
-        gid=new.gid,
-        mode=(disk.mode & new.mode & 0o777) | (new.mode & 0o7000),
-        acls=new.acls,
-        capability=new.capability,
+        result = disk
+    elif _same_access(disk, old):
+        result = _without_privilege(new, shipped=shipped)
+    else:
+        result = _without_privilege(_granted_by_both(disk, new), shipped=shipped)
+        dropped = disk.acls not in ((), old.acls, new.acls)
+    if shipped:
+        # Privilege comes with content: that of the package has what the package says,
+        # unless somebody else owns the file or may write to it.
+        mode = result.mode & ~(SET_ID_BITS & ~new.mode)
+        kept = result.uid == new.uid and not mode & ~new.mode & 0o022
+        result = replace(result, mode=mode, capability=new.capability if kept else b"")
+    return result, dropped
+
+
+def _granted_by_both(disk: Attributes, new: Attributes) -> Attributes:
+    """Return *new* with every right taken away that *disk* does not give.
+
+    The group bits of a mode are the mask of an ACL where there is one, so the rights of
+    the owning group stand in the ACL then.
+    """
+    group = (disk.mode >> 3) & 7
+    for name, value in disk.acls:
+        if name == ACL_NAMES[0]:
+            group &= next((bits for tag, bits, _ in _entries(value) if tag == _ACL_GROUP_OBJ), 7)
+    masked = any(name == ACL_NAMES[0] for name, _ in new.acls)
+    granted = disk.mode if masked else (disk.mode & ~0o070) | group << 3
+    limits = {
+        _ACL_USER_OBJ: disk.mode >> 6,
+        _ACL_GROUP_OBJ: group,
+        _ACL_MASK: disk.mode >> 3,
+        _ACL_OTHER: disk.mode,
+    }
+    acls = tuple(
+        (
+            name,
+            _pack((tag, bits & limits.get(tag, 7), number) for tag, bits, number in _entries(value))
+            if name == ACL_NAMES[0] and _entries(value)
+            else value,
+        )
+        for name, value in new.acls
     )
-    return _without_privilege(both, shipped=shipped), disk.acls not in ((), old.acls, new.acls)
+    mode = new.mode & (granted & 0o777 | 0o7000) | disk.mode & STICKY_BIT
+    return replace(new, mode=mode, acls=acls)
+
+
+def gives(before: Attributes, after: Attributes) -> bool:
+    """Tell whether somebody may do more with a file than before: it changes hands, or opens."""
+    return (
+        (before.uid, before.gid) != (after.uid, after.gid)
+        or bool(after.mode & ~before.mode)
+        or before.acls != after.acls
+        or before.capability != after.capability
+    )
 
 
 def _same_access(one: Attributes, other: Attributes) -> bool:
@@ -95,12 +142,7 @@ def _same_access(one: Attributes, other: Attributes) -> bool:
 def _without_privilege(attributes: Attributes, *, shipped: bool) -> Attributes:
     if shipped:
         return attributes
-    return Attributes(
-        uid=attributes.uid,
-        gid=attributes.gid,
-        mode=attributes.mode & ~SET_ID_BITS,
-        acls=attributes.acls,
-    )
+    return replace(attributes, mode=attributes.mode & ~SET_ID_BITS, capability=b"")
 
 
 def acl_ids(value: bytes) -> tuple[set[int], set[int]]:
@@ -124,15 +166,20 @@ def translate_acl(value: bytes, users: Mapping[int, int], groups: Mapping[int, i
     entries = _entries(value)
     if not entries:
         return value
-    result = [_ACL_HEADER.pack(_ACL_VERSION)]
-    changed = []
+    changed: dict[tuple[int, int], int] = {}
     for tag, permissions, number in entries:
         table = users if tag == _ACL_USER else groups if tag == _ACL_GROUP else {}
-        changed.append((tag, table.get(number, number), permissions))
+        key = (tag, table.get(number, number))
+        # A number that had no name may have an entry of its own: the kernel takes only one.
+        changed[key] = changed.get(key, 7) & permissions
     # The kernel wants entries of one tag sorted by number.
-    changed.sort()
-    result += [_ACL_ENTRY.pack(tag, permissions, number) for tag, number, permissions in changed]
-    return b"".join(result)
+    return _pack((tag, bits, number) for (tag, number), bits in sorted(changed.items()))
+
+
+def _pack(entries: Iterable[tuple[int, int, int]]) -> bytes:
+    return _ACL_HEADER.pack(_ACL_VERSION) + b"".join(
+        _ACL_ENTRY.pack(tag, permissions, number) for tag, permissions, number in entries
+    )
 
 
 def _entries(value: bytes) -> list[tuple[int, int, int]]:

@@ -221,6 +221,7 @@ def prepare(
     del verbose
     if volumes:
         raise UsageError("prepare works on an image; it has no --volume")
+    entry.clear_umask()
     result = preparation.prepare(
         root,
         lists=lists,

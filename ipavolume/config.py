@@ -187,7 +187,8 @@ def parse_config(data: bytes | None) -> Config:
     hint = f"Correct {CONFIGURATION_PATH} in the image."
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
-        values = tomllib.loads(text)
+        # With a newline at the end every fault of the syntax has a line.
+        values = tomllib.loads(text + "\n")
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
         reason = str(err) or "nested too deeply"
         raise ConfigurationError(f"{CONFIGURATION_PATH}: {reason}", hint=hint) from err

@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from ipavolume import fsops, journal, manifest, planfile, state
@@ -31,7 +31,7 @@ from ipavolume.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.attributes import CAPABILITY_NAME, SET_ID_BITS
+from ipavolume.attributes import ACL_NAMES, CAPABILITY_NAME, SET_ID_BITS
 from ipavolume.errors import (
     CannotCreateError,
     IpaVolumeError,
@@ -529,6 +529,9 @@ def _place(
         fsops.make_fifo(directory, staged, uid=metadata.uid, gid=metadata.gid, mode=metadata.mode)
     else:
         raise _not_in_template(name)
+    if metadata.xattrs:
+        with fsops.inode(directory, staged) as fd:
+            fsops.set_xattrs(fd, metadata.xattrs)
     fsops.set_link_times(directory, staged, st.st_mtime_ns)
 
 
@@ -621,6 +624,7 @@ class Swap:
         self._plan = plan
         self._areas = areas
         self._installed = installed
+        self._copies: set[tuple[int, int]] = set()
         self.notes: list[tuple[str, str]] = []
         """Paths that were found changed since the plan, and where that was saved."""
 
@@ -673,7 +677,7 @@ class Swap:
         with self._parent(path) as (_, directory, name):
             now = fsops.lstat(directory, name)
             if now is not None:
-                if before is None or not _is_same(before, now):
+                if before is None or not self._is_as_planned(before, now):
                     self._preserve(path, directory, name, now)
                 elif save_to:
                     self._link_to(directory, name, before, save_to)
@@ -757,7 +761,7 @@ class Swap:
             now = fsops.lstat(directory, name)
             if now is None:
                 return
-            if _is_same(action.before, now):
+            if self._is_as_planned(action.before, now):
                 fsops.rename_noreplace(directory, name, area.old, str(number))
             else:
                 mount = area.volume.mount
@@ -790,68 +794,90 @@ class Swap:
                 ):
                     return
                 new = action.metadata
-                if action.before.type is FileType.SYMLINK:
+                is_file = action.before.type is FileType.FILE
+                if action.private or (is_file and _is_privileged(new)):
+                    staged = f"m{number}"
+                    if self._copy_with(fd, now, area, staged, action):
+                        fsops.rename(area.new, staged, directory, name)
+                elif action.before.type is FileType.SYMLINK:
                     fsops.chown_inode(fd, new.uid, new.gid)
-                    return
-                if action.before.type is FileType.FILE:
-                    new = self._without_gain(directory, name, action)
-                    if action.private:
-                        self._set_on_copy(number, area, directory, name, now, new)
-                        return
-                fsops.set_metadata(
-                    fd, uid=new.uid, gid=new.gid, mode=new.mode, xattrs=new.xattrs, acls=True
-                )
+                else:
+                    fsops.set_metadata(
+                        fd, uid=new.uid, gid=new.gid, mode=new.mode, xattrs=new.xattrs, acls=True
+                    )
             finally:
                 os.close(fd)
 
-    def _without_gain(self, directory: int, name: str, action: SetMetadata) -> Metadata:
-        """Give set-id bits and capabilities only to the content they were shipped with."""
-        new = action.metadata
-        gains = new.mode & SET_ID_BITS or any(key == CAPABILITY_NAME for key, _ in new.xattrs)
-        if not gains or not action.content:
-            return new
-        fd = fsops.open_regular(directory, name)
-        if fd is not None:
-            with open(fd, "rb", buffering=0) as reader:
-                if hashlib.file_digest(reader, "sha256").hexdigest() == action.content:
-                    return new
-        return Metadata(
-            uid=new.uid,
-            gid=new.gid,
-            mode=new.mode & ~SET_ID_BITS,
-            xattrs=tuple(item for item in new.xattrs if item[0] != CAPABILITY_NAME),
-        )
+    def _copy_with(
+        self, fd: int, now: os.stat_result, area: Area, staged: str, action: SetMetadata
+    ) -> bool:
+        """Make a copy of the inode behind *fd* that has the new metadata.
 
-    def _set_on_copy(
-        self,
-        number: int,
-        area: Area,
-        directory: int,
-        name: str,
-        now: os.stat_result,
-        new: Metadata,
-    ) -> None:
-        """Change a copy: the inode has names elsewhere, which must gain nothing by it."""
-        staged = f"m{number}"
+        An inode that has names elsewhere must not change; and one that gets set-id bits or
+        capabilities could be open for writing, by its owner, while it is looked at. So
+        these are given to a copy that nobody else has ever seen, and only if its content
+        is the one they were planned for.
+
+        Returns:
+            False for a socket or a device, of which there is no copy.
+        """
+        new = action.metadata
         fsops.unlink(area.new, staged)
-        with fsops.inode(directory, name) as fd:
-            other = tuple(
-                item
-                for item in fsops.read_xattrs(fd)
-                if item[0] != CAPABILITY_NAME and not item[0].startswith("system.posix_acl_")
-            )
-        fsops.copy_file(
-            directory,
-            name,
-            area.new,
-            staged,
-            uid=new.uid,
-            gid=new.gid,
-            mode=new.mode,
-            xattrs=(*other, *new.xattrs),
-            mtime_ns=now.st_mtime_ns,
-        )
-        fsops.rename(area.new, staged, directory, name)
+        match action.before.type:
+            case FileType.SYMLINK:
+                target = os.readlink("", dir_fd=fd)
+                fsops.make_symlink(area.new, staged, target, uid=new.uid, gid=new.gid)
+                fsops.set_link_times(area.new, staged, now.st_mtime_ns)
+            case FileType.FIFO:
+                fsops.make_fifo(area.new, staged, uid=new.uid, gid=new.gid, mode=new.mode)
+            case FileType.FILE:
+                other = tuple(
+                    item
+                    for item in fsops.read_xattrs(fd)
+                    if item[0] not in (*ACL_NAMES, CAPABILITY_NAME)
+                )
+                copy = fsops.copy_inode(fd, area.new, staged)
+                with open(copy, "rb") as stream:
+                    if _is_privileged(new):
+                        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                        if digest != action.content:
+                            new = _without_privilege(new)
+                    fsops.set_metadata(
+                        copy,
+                        uid=new.uid,
+                        gid=new.gid,
+                        mode=new.mode,
+                        xattrs=(*other, *new.xattrs),
+                    )
+                    fsops.set_times(copy, now.st_mtime_ns)
+                    # The one it replaces is gone with the rename, so this cannot wait.
+                    fsops.sync(copy)
+            case _:
+                return False
+        st = fsops.lstat(area.new, staged)
+        if st is not None:
+            self._copies.add((st.st_dev, st.st_ino))
+        return True
+
+    def _is_as_planned(self, before: DiskState, now: os.stat_result) -> bool:
+        if (now.st_dev, now.st_ino) in self._copies:
+            before = replace(before, ino=now.st_ino)
+        return _is_same(before, now)
+
+
+def _is_privileged(metadata: Metadata) -> bool:
+    return bool(metadata.mode & SET_ID_BITS) or any(
+        key == CAPABILITY_NAME for key, _ in metadata.xattrs
+    )
+
+
+def _without_privilege(metadata: Metadata) -> Metadata:
+    return Metadata(
+        uid=metadata.uid,
+        gid=metadata.gid,
+        mode=metadata.mode & ~SET_ID_BITS,
+        xattrs=tuple(item for item in metadata.xattrs if item[0] != CAPABILITY_NAME),
+    )
 
 
 def _is_same(before: DiskState, now: os.stat_result) -> bool:

@@ -10,13 +10,14 @@ import os
 import stat
 import sys
 
-START_DATA = "/usr/share/ipavolume/start"
-CONFIG = "/etc/ipavolume.toml"
-BUILD_ID = "/etc/build-id"
+START_DATA = b"/usr/share/ipavolume/start"
+CONFIG = b"/etc/ipavolume.toml"
+BUILD_ID = b"/etc/build-id"
 STATE_DIRECTORY = ".ipavolume"
 MAGIC = b"ipavolume-start-1"
 SEPARATOR = b"\0"
 _LIMIT = 1 << 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def dump(build_id: bytes, mounts: list[bytes], words: list[bytes], config: bytes) -> bytes:
@@ -27,38 +28,30 @@ def dump(build_id: bytes, mounts: list[bytes], words: list[bytes], config: bytes
 
 
 def start(arguments: list[str]) -> None:
-    """Execute the container's command if its volumes are current; otherwise return."""
+    """Execute the container's command if its volumes are current; otherwise return.
+
+    Args:
+        arguments: What follows ``start``; with other options than ``--root DIR`` in front of
+            ``--`` the whole program is needed.
+    """
+    root = ""
+    if arguments[:1] == ["--root"]:
+        root = "".join(arguments[1:2]).rstrip("/")
+        arguments = arguments[2:]
     if arguments and arguments[0] != "--":
         return
+    locks: list[int] = []
     try:
-        data = _read(START_DATA).split(SEPARATOR)
-        build_id = data[1]
-        end = 3 + int(data[2])
-        mounts = data[3:end]
-        words = data[end + 1 : end + 1 + int(data[end])]
-        config = SEPARATOR.join(data[end + 1 + int(data[end]) :])
-        if data[0] != MAGIC or not build_id or _read(BUILD_ID).strip() != build_id:
-            return
-        if config != _read(CONFIG, missing=b"") or not mounts:
-            return
-        command = words or [os.fsencode(word) for word in arguments[1:]]
-        if not command:
-            return
-        locks: list[int] = []
-        for mount in mounts:
-            fd = _open_current(mount, build_id)
-            if fd < 0:
-                for lock in locks:
-                    os.close(lock)
-                return
-            locks.append(fd)
+        found = _find_command(os.fsencode(root), arguments[1:], locks)
     except (OSError, ValueError, IndexError):
+        found = None
+    if found is None:
+        # Whatever it is, the whole program finds out and says it.
+        for fd in locks:
+            os.close(fd)
         return
-    os.write(
-        2,
-        b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
-        b"that could not start; the volume is fine.\n" % (mounts[0], build_id, command[0]),
-    )
+    command, said = found
+    os.write(2, said)
     for fd in locks:
         os.set_inheritable(fd, True)  # noqa: FBT003 - its only argument
     try:
@@ -72,18 +65,32 @@ def start(arguments: list[str]) -> None:
         sys.exit(73)
 
 
-def _open_current(mount: bytes, build_id: bytes) -> int:
-    """Return a locked descriptor of a volume that is current, or -1."""
-    fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        current = _is_current(fd, build_id)
-    except OSError:
-        current = False
-    if not current:
-        os.close(fd)
-        return -1
-    return fd
+def _find_command(
+    root: bytes, arguments: list[str], locks: list[int]
+) -> tuple[list[bytes], bytes] | None:
+    """Return what to execute and what to say before, if every volume is current and locked."""
+    data = _read(root + START_DATA).split(SEPARATOR)
+    build_id = data[1]
+    end = 3 + int(data[2])
+    mounts = data[3:end]
+    words = data[end + 1 : end + 1 + int(data[end])]
+    config = SEPARATOR.join(data[end + 1 + int(data[end]) :])
+    if data[0] != MAGIC or not build_id or _read(root + BUILD_ID).strip() != build_id:
+        return None
+    if config != _read(root + CONFIG, missing=b"") or not mounts:
+        return None
+    command = words or [os.fsencode(word) for word in arguments]
+    if not command:
+        return None
+    for mount in mounts:
+        locks.append(os.open(root + mount, _DIRECTORY))
+        fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_current(locks[-1], build_id):
+            return None
+    return command, (
+        b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
+        b"that could not start; the volume is fine.\n" % (mounts[0], build_id, command[0])
+    )
 
 
 def _is_current(fd: int, build_id: bytes) -> bool:
@@ -101,10 +108,10 @@ def _is_current(fd: int, build_id: bytes) -> bool:
     recorded = os.stat("build-id", dir_fd=fd, follow_symlinks=False)
     if not stat.S_ISREG(recorded.st_mode) or recorded.st_size > _LIMIT:
         return False
-    return _read("build-id", directory=fd).strip() == build_id
+    return _read(b"build-id", directory=fd).strip() == build_id
 
 
-def _read(path: str, *, directory: int | None = None, missing: bytes | None = None) -> bytes:
+def _read(path: bytes, *, directory: int | None = None, missing: bytes | None = None) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     except FileNotFoundError:

@@ -151,6 +151,17 @@ def read_xattrs(fd: int) -> Xattrs:
     return tuple(result)
 
 
+def xattrs_at(directory: int, name: str) -> Xattrs:
+    """Return the extended attributes of *name*; none for a link and for what is gone."""
+    try:
+        with inode(directory, name) as fd:
+            if stat.S_ISLNK(os.fstat(fd).st_mode):
+                return ()
+            return read_xattrs(fd)
+    except FileNotFoundError:
+        return ()
+
+
 # -- creating ----------------------------------------------------------------------------
 
 
@@ -266,19 +277,45 @@ def copy_file(
         st = os.fstat(reader)
         if not stat.S_ISREG(st.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", source)
-        writer = os.open(name, _CREATE_FLAGS, 0o600, dir_fd=directory)
+        # The mode is right from the beginning where the umask lets it: what is copied lies in
+        # a directory of root alone until it is complete.
+        writer = os.open(name, _CREATE_FLAGS, mode & 0o777, dir_fd=directory)
         try:
             copy_content(reader, writer, st)
             if uid != _OWN_UID or gid != _OWN_GID:
                 os.fchown(writer, uid, gid)
-            os.fchmod(writer, mode)
-            for key, value in xattrs:
-                os.setxattr(writer, key, value)
             changed_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
             os.utime(writer, ns=(changed_ns, changed_ns))
-            return os.fstat(writer)
+            made = os.fstat(writer)
+            if xattrs or stat.S_IMODE(made.st_mode) != mode:
+                os.fchmod(writer, mode)
+                for key, value in xattrs:
+                    os.setxattr(writer, key, value)
+                made = os.fstat(writer)
+            return made
         finally:
             os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def copy_inode(fd: int, directory: int, name: str) -> int:
+    """Copy the content of the regular file behind *fd* to the new name *name*, mode 0600.
+
+    Args:
+        fd: Descriptor of a file that is known to be regular, ``O_PATH`` included.
+        directory: Directory of the copy.
+        name: Its name.
+
+    Returns:
+        A descriptor of the copy, for reading and writing, at its beginning.
+    """
+    reader = os.open(proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        writer = create_file(directory, name)
+        copy_content(reader, writer, os.fstat(reader))
+        os.lseek(writer, 0, os.SEEK_SET)
+        return writer
     finally:
         os.close(reader)
 
@@ -287,8 +324,10 @@ def copy_content(reader: int, writer: int, st: os.stat_result) -> None:
     """Copy the bytes of *reader* to the empty *writer*; *st* is ``fstat`` of the reader."""
     size = st.st_size
     if size < _IN_KERNEL_FROM_BYTES and st.st_blocks * 512 >= size:
-        while data := os.read(reader, size + 1):
+        done = 0
+        while done < size and (data := os.read(reader, size - done)):
             _write_all(writer, data)
+            done += len(data)
         return
     position = 0
     while position < size:

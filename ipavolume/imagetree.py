@@ -80,7 +80,12 @@ class Cursor:
             raise OSError(errno.ESTALE, "the directory was moved while it was being read")
 
 
-def walk(directory: int, *, skip: Callable[[str], bool] | None = None) -> Iterator[Visit]:
+def walk(
+    directory: int,
+    *,
+    skip: Callable[[str], bool] | None = None,
+    depth_first: bool = False,
+) -> Iterator[Visit]:
     """Visit everything below *directory*, in the order of the bytes of the paths.
 
     Nothing is followed. ``a`` comes before ``a-b`` and that before ``a/b``, as when the
@@ -89,6 +94,8 @@ def walk(directory: int, *, skip: Callable[[str], bool] | None = None) -> Iterat
     Args:
         directory: Descriptor of the directory; it is not visited itself.
         skip: Leaves out a path and everything below it.
+        depth_first: Visit ``a/b`` right after ``a`` instead, and ``a-b`` after both: what
+            goes down where the walk does needs that.
 
     Yields:
         The visits; a directory is visited again when the walk leaves it.
@@ -97,7 +104,7 @@ def walk(directory: int, *, skip: Callable[[str], bool] | None = None) -> Iterat
         levels: list[tuple[str, os.stat_result | None, list[tuple[bytes, str, bool]]]] = []
         prefix = ""
         entered: os.stat_result | None = None
-        todo = _listing(cursor.fd, prefix, skip)
+        todo = _listing(cursor.fd, prefix, skip, depth_first=depth_first)
         stats: dict[str, os.stat_result] = {}
         while True:
             if not todo:
@@ -125,11 +132,11 @@ def walk(directory: int, *, skip: Callable[[str], bool] | None = None) -> Iterat
                 entered = stats[path]
                 cursor.enter(name)
                 prefix = path + "/"
-                todo = _listing(cursor.fd, prefix, skip)
+                todo = _listing(cursor.fd, prefix, skip, depth_first=depth_first)
 
 
 def _listing(
-    fd: int, prefix: str, skip: Callable[[str], bool] | None
+    fd: int, prefix: str, skip: Callable[[str], bool] | None, *, depth_first: bool
 ) -> list[tuple[bytes, str, bool]]:
     """Return what is to be done for a directory, last first: see a name, go down into it."""
     result = []
@@ -141,7 +148,7 @@ def _listing(
             key = os.fsencode(name)
             result.append((key, name, False))
             if entry.is_dir(follow_symlinks=False):
-                result.append((key + b"/", name, True))
+                result.append((key if depth_first else key + b"/", name, True))
     result.sort(reverse=True)
     return result
 

@@ -7,7 +7,6 @@ what is carried out.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from ipavolume import adopt, executor, fsops, journal, manifest, planfile, preflight, scan, state
 from ipavolume.actions import Action, Install, Keep, Plan, Save, verb
-from ipavolume.errors import IpaVolumeError, UnsafeVolumeError
+from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError
 from ipavolume.executor import Area, Index
 from ipavolume.fate import is_config
 from ipavolume.model import STATE_DIRECTORY, DiskState, ImageHeader, Record
@@ -191,7 +190,11 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
         ):
             if unreadable and unreadable[-1][0] == candidate.path:
                 continue
-            planner.consider(candidate)
+            try:
+                planner.consider(candidate)
+            except OSError as err:
+                cannot_read(candidate.path, err)
+                continue
             if candidate.new is not None:
                 positions[candidate.path] = candidate.position
                 if is_config(candidate.new) and candidate.new.present:
@@ -405,7 +408,7 @@ def _identity(
 
 
 def _new_uuid() -> str:
-    raw = bytearray(secrets.token_bytes(16))
+    raw = bytearray(os.urandom(16))
     raw[6] = (raw[6] & 0x0F) | 0x40
     raw[8] = (raw[8] & 0x3F) | 0x80
     text = raw.hex()
@@ -504,11 +507,22 @@ def bring_up(
                 progress(f"the volume is {verdict.state}: {verdict.reason}")
                 _drop_stale(session, facts)
                 made = draft(session, verdict, facts)
+                _refuse_unreadable(made)
                 plan = made.plan
                 more = carry_out(session, made, facts, progress)
         plans.append(plan)
         notes += more
     raise AssertionError("the volume does not become current")
+
+
+def _refuse_unreadable(made: Draft) -> None:
+    """Refuse a plan that leaves something out because it could not be looked at."""
+    for path, why in made.unreadable:
+        raise VolumeIOError(
+            f"cannot read {path!r}: {why}",
+            hint="Run it as root, check the disk and the kernel's log, then start again.",
+            state=executor.STATE_UNTOUCHED,
+        )
 
 
 def _drop_stale(session: Session, facts: Mapping[str, Facts]) -> None:

@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from os import fsencode
 from typing import Any, BinaryIO, Final
@@ -78,9 +79,14 @@ def dump_record(record: Record) -> bytes:
 
 def is_safe_path(path: str) -> bool:
     """Tell whether *path* is absolute, normalised and free of ``..`` and NUL."""
-    if not path.startswith("/") or "\0" in path:
-        return False
-    return all(part not in ("", ".", "..") for part in path[1:].split("/"))
+    whole = path + "/"
+    return (
+        path.startswith("/")
+        and "\0" not in path
+        and "//" not in whole
+        and "/./" not in whole
+        and "/../" not in whole
+    )
 
 
 def parse_record(line: bytes) -> Record:
@@ -89,6 +95,9 @@ def parse_record(line: bytes) -> Record:
     Raises:
         ManifestError: If the line is not a well-formed record.
     """
+    match = _PLAIN_FILE.fullmatch(line)
+    if match is not None and (record := _plain_file(match)) is not None:
+        return record
     try:
         data = _decode(line.decode("ascii"))
         kind = _SHIPPED_TYPES[data["type"]]
@@ -156,6 +165,41 @@ def parse_record(line: bytes) -> Record:
 
 
 _decode: Final = json.JSONDecoder().decode
+
+_PLAIN_FILE: Final = re.compile(
+    rb'\{"path":"([^"\\]+)","size":([0-9]{1,18}),"sha256":"([0-9a-f]{64})","type":"file",'
+    rb'"mode":"([0-7]{4})","owner":"([^"\\]+)","group":"([^"\\]+)","uid":([0-9]{1,9}),'
+    rb'"gid":([0-9]{1,9})(?:,"flags":\["(config|config","noreplace)"\])?'
+    rb'(?:,"package":"([^"\\]+)")?\}\n'
+)
+"""The canonical line of a file without anything special: nearly every line of a manifest."""
+
+
+def _plain_file(match: re.Match[bytes]) -> Record | None:
+    path, size, digest, mode, owner, group, uid, gid, flags, package = match.groups()
+    name = path.decode("ascii", "replace")
+    if not is_safe_path(name) or not path.isascii():
+        return None
+    return Record(
+        path=name,
+        type=FileType.FILE,
+        mode=int(mode, 8),
+        owner=owner.decode("ascii", "replace"),
+        group=group.decode("ascii", "replace"),
+        uid=int(uid),
+        gid=int(gid),
+        size=int(size),
+        content=digest.decode("ascii"),
+        flags=_PLAIN_FLAGS[flags],
+        package=package.decode("ascii", "replace") if package else "",
+    )
+
+
+_PLAIN_FLAGS: Final = {
+    None: FileFlags.NONE,
+    b"config": FileFlags.CONFIG,
+    b'config","noreplace': FileFlags.CONFIG | FileFlags.NOREPLACE,
+}
 
 
 def dump_header(header: ImageHeader) -> bytes:

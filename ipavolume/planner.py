@@ -25,9 +25,11 @@ from ipavolume.actions import (
 )
 from ipavolume.attributes import (
     ACL_NAMES,
+    SET_ID_BITS,
     Attributes,
     acl_ids,
     from_parts,
+    gives,
     merge,
     translate_acl,
 )
@@ -86,6 +88,9 @@ class View(Protocol):
 
     def is_trusted_link(self, path: str) -> bool:
         """Tell whether root alone put the link *path* in a directory's place."""
+
+    def is_roots_alone(self, path: str) -> bool:
+        """Tell whether nobody but root can have put *path* where it is."""
 
 
 class Candidate(Protocol):
@@ -671,6 +676,15 @@ class Planner:
             changed = result != disk
         if not changed or not self._may_touch(path):
             return False
+        if not shipped and gives(disk, result) and not self._view.is_roots_alone(path):
+            # Whoever can write the directory could have put somebody else's file there.
+            self._keep(
+                path,
+                Rule.METADATA,
+                "the package changed owner or mode, but this is not the package's content, and "
+                "not root alone could have put it there",
+            )
+            return False
         self._metadata.append(
             SetMetadata(
                 path=path,
@@ -705,36 +719,41 @@ class Planner:
         groups = _reused(self._old_accounts.groups, self._accounts.groups)
         return (users, groups) if users or groups else None
 
-    def translate(self, everything: Iterable[tuple[str, DiskState]]) -> None:
+    def translate(self, everything: Iterable[tuple[str, DiskState, Xattrs]]) -> None:
         """Plan new owners for all that belongs to an account with another number now.
 
         Args:
-            everything: Every path of the volumes with its state.
+            everything: Every path of the volumes with its state and extended attributes.
 
         Raises:
             UnsafeVolumeError: If something belongs to a number whose old account is gone
                 and which another account has now.
         """
         orphans = self._orphans()
-        for path, state in everything:
+        for path, state, xattrs in everything:
             if orphans is not None and "reused-id" not in self._allow:
-                self._check_orphan(path, state, *orphans)
+                self._check_orphan(path, state, xattrs, *orphans)
             uid = self._users.get(state.uid, state.uid)
             gid = self._groups.get(state.gid, state.gid)
-            # Attributes are read for every path: an ACL can name an account that owns nothing.
-            xattrs = self._view.xattrs(path)
+            # Every path has its attributes: an ACL can name an account that owns nothing.
             translated = self._translate_acls(xattrs)
             if (uid, gid) == (state.uid, state.gid) and translated == xattrs:
                 continue
             attributes = from_parts(uid, gid, state.mode, translated)
             if self._check_mounted(path):
                 continue
+            privileged = state.mode & SET_ID_BITS or attributes.capability
             self._translations.append(
                 SetMetadata(
                     path=path,
                     before=state,
                     metadata=Metadata(
                         uid=uid, gid=gid, mode=state.mode, xattrs=attributes.xattrs()
+                    ),
+                    content=(
+                        self._view.digest(path)
+                        if privileged and state.type is FileType.FILE
+                        else ""
                     ),
                     rule=Rule.OWNER_TRANSLATION,
                     reason="its account has another number in this image",
@@ -745,11 +764,12 @@ class Planner:
         self,
         path: str,
         state: DiskState,
+        xattrs: Xattrs,
         users: Mapping[int, tuple[str, str]],
         groups: Mapping[int, tuple[str, str]],
     ) -> None:
         named_users, named_groups = {state.uid}, {state.gid}
-        for name, value in self._view.xattrs(path):
+        for name, value in xattrs:
             if name in ACL_NAMES:
                 more_users, more_groups = acl_ids(value)
                 named_users |= more_users
@@ -781,6 +801,11 @@ class Planner:
         for path, (new, disk, metadata) in self._pending.items():
             self._finish_directory(path, new, disk, metadata)
         overtaken = {action.path for action in self._metadata}
+        # What is replaced or removed without a copy need not change hands before.
+        overtaken |= {action.path for action in self._removals if isinstance(action, Erase)}
+        overtaken |= {
+            action.path for action in self._installs if action.before and not action.save_to
+        }
         translations = [item for item in self._translations if item.path not in overtaken]
         trees = [
             CreateTree(path=path, entries=tree.entries, bytes=tree.bytes, omit=tuple(tree.omit))
@@ -788,13 +813,18 @@ class Planner:
         ]
         self._removals.sort(key=lambda action: fsencode(action.path), reverse=True)
         installs = sorted([*trees, *self._installs], key=lambda action: fsencode(action.path))
-        return (
-            *_mark_private(translations),
-            *self._removals,
-            *installs,
-            *_mark_private(self._metadata),
-            *self._keeps,
-        )
+        first, last = self._possible(translations), self._possible(self._metadata)
+        return (*first, *self._removals, *installs, *last, *self._keeps)
+
+    def _possible(self, actions: Iterable[SetMetadata]) -> list[SetMetadata]:
+        """Mark what has to be done on a copy; leave out that of which there is none."""
+        result = []
+        for action in _mark_private(actions):
+            if action.private and action.before.type is FileType.OTHER:
+                self._keep(action.path, action.rule, "a socket or device with further names")
+            else:
+                result.append(action)
+        return result
 
     def _finish_directory(
         self, path: str, new: Record, disk: DiskState, metadata: Metadata

@@ -98,10 +98,11 @@ def prepare(
     """
     if build_id is not None:
         identity.check_build_id(build_id)
-    with ImageTree(root, {}) as tree:
+    with reported(f"prepare the image {root!r}"), ImageTree(root, {}) as tree:
         data = tree.read_file(CONFIGURATION_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
     config = _with_options(parse_config(data), lists=lists, mount=mount, template=template)
-    with ImageTree(root, {one.mount: one.template for one in config.volumes}) as tree:
+    templates = {volume.mount: volume.template for volume in config.volumes}
+    with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:
         return _Run(tree, config, progress).run(
             configuration=data or b"",
             lists=lists,

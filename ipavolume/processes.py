@@ -48,7 +48,7 @@ def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
             ) from err
         try:
             process = subprocess.Popen(
-                ["rpm", "--dbpath", copy, "-qa", "--xml"],
+                ["rpm", "--dbpath", copy, "--nosignature", "--nodigest", "-qa", "--xml"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=complaints,

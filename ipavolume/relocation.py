@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,7 @@ class Relocation:
             volume.mount: Template(tree, tree.resolve(volume.template), digests=digests, warn=warn)
             for volume in volumes
         }
+        # Its working directory holds the journal of all.
         self._primary = self._templates[volumes[0].mount]
         self.changed = False
         self.made = 0
@@ -108,8 +110,10 @@ class Relocation:
             if not todo:
                 continue
             self._progress(f"copying {len(todo)} paths to the templates")
-            replacements = [self._copy(one, facts, names, packaged) for one in todo]
-            self._replace(replacements)
+            with contextlib.ExitStack() as stack:
+                tops = [self._open(mount, stack) for mount in self._templates]
+                replacements = [self._copy(one, facts, names, packaged) for one in todo]
+                self._replace(replacements, tops)
 
     def _make_parents(self, placement: Placement, packaged: Callable[[str], Attributes]) -> None:
         """Make the directories above an entry, in the image and alike in the template."""
@@ -171,23 +175,24 @@ class Relocation:
             return packaged_attributes(file.file, names)
         return packaged(placement.location)
 
-    def _replace(self, replacements: Sequence[Replacement]) -> None:
+    def _open(self, mount: str, stack: contextlib.ExitStack) -> int:
+        template = self._templates[mount]
+        with reported(f"make the template {template.location!r}"):
+            top = template.open()
+        stack.callback(os.close, top)
+        return top
+
+    def _replace(self, replacements: Sequence[Replacement], tops: Sequence[int]) -> None:
+        """Replace originals; *tops* are the templates, opened before they were written to."""
         self._progress(f"putting links in the place of {len(replacements)} paths")
-        tops = [template.open() for template in self._templates.values()]
-        try:
-            with reported("make the templates durable"):
-                for top in tops:
-                    fsops.sync_file_system(top)
-            with reported("write the journal"):
-                top = self._primary.open()
-                tops.append(top)
-                write_journal(top, replacements)
-            self.made += replace_originals(self._tree, replacements)
-            with reported("remove the journal"):
-                forget_journal(top)
-        finally:
-            for fd in tops:
-                os.close(fd)
+        with reported("make the templates durable"):
+            for top in tops:
+                fsops.sync_file_system(top)
+        with reported("write the journal"):
+            write_journal(tops[0], replacements)
+        self.made += replace_originals(self._tree, replacements)
+        with reported("remove the journal"):
+            forget_journal(tops[0])
         self.changed = True
         self._tree.forget()
 

@@ -194,10 +194,15 @@ def _decode(raw: _RawHeader) -> HeaderValues:
             )
             continue
         value = decoded.pop(_RPMFILE_NAMES.get(tag, tag.name.lower()), None)
+        if value is None:
+            # Tags that a release of rpmfile has no name for keep their number.
+            value = decoded.pop(tag.number, None)
         # An array of one comes as the value itself.
         values = value if isinstance(value, (list, tuple)) else (value,)
         if tag.value_type.bits:
-            numbers[tag] = array("Q", (item for item in values if isinstance(item, int)))
+            # rpmfile 2.0 takes them as signed.
+            mask = (1 << tag.value_type.bits) - 1
+            numbers[tag] = array("Q", (item & mask for item in values if isinstance(item, int)))
         else:
             texts[tag] = [item for item in values if isinstance(item, bytes)]
         count = len(numbers[tag] if tag.value_type.bits else texts[tag])
@@ -206,7 +211,7 @@ def _decode(raw: _RawHeader) -> HeaderValues:
     return HeaderValues(texts=texts, numbers=numbers)
 
 
-def _decode_with_rpmfile(raw: _RawHeader) -> dict[str, object]:
+def _decode_with_rpmfile(raw: _RawHeader) -> dict[str | int, object]:
     import rpmfile  # type: ignore[import-untyped]
     from rpmfile.errors import RPMError  # type: ignore[import-untyped]
 
@@ -219,7 +224,7 @@ def _decode_with_rpmfile(raw: _RawHeader) -> dict[str, object]:
     lead = _LEAD_MAGIC.ljust(_LEAD_BYTES, b"\0")
     stream = io.BytesIO(b"".join((lead, no_signature, intro, index, raw.store)))
     try:
-        headers: dict[str, object] = rpmfile.open(fileobj=stream).headers
+        headers: dict[str | int, object] = rpmfile.open(fileobj=stream).headers
     except (RPMError, AssertionError, ValueError, struct.error) as err:
         raise _MalformedError(f"its header cannot be decoded: {err}") from err
     return headers

@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,8 @@ from ipavolume.model import STATE_DIRECTORY, DiskState, Record, Xattrs
 _TRAVERSE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_CACHED: Final = 128
 _MAX_LINK_HOPS: Final = 40
+_MAX_PATH_CHARACTERS: Final = 16 << 10
+"""Four times what a path can have in one call; memory grows with its square."""
 
 INDEX_ENTRY: Final = struct.Struct("<QqqQ")
 """Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""
@@ -131,13 +133,7 @@ class Tree:
         directory = self.directory(parent)
         if directory is None:
             return ()
-        try:
-            with fsops.inode(directory, name) as fd:
-                if stat.S_ISLNK(os.fstat(fd).st_mode):
-                    return ()
-                return fsops.read_xattrs(fd)
-        except FileNotFoundError:
-            return ()
+        return fsops.xattrs_at(directory, name)
 
     def children(self, path: str) -> list[str]:
         """Return the names in the directory *path*, sorted by bytes; none if it is none."""
@@ -158,6 +154,20 @@ class Tree:
             st = self.stat(below)
             if st is not None and stat.S_ISDIR(st.st_mode):
                 yield from self.content_below(below)
+
+    def is_roots_alone(self, path: str) -> bool:
+        """Tell whether nobody but root can have put *path* where it is.
+
+        Every directory from the mount down to it belongs to root and is writable by root
+        alone.
+        """
+        above = path
+        while above not in self._mounts:
+            above = above.rpartition("/")[0]
+            st = self.stat(above) if above else None
+            if st is None or st.st_uid != 0 or st.st_mode & 0o022:
+                return False
+        return True
 
     def is_trusted_link(self, path: str) -> bool:
         """Tell whether the symbolic link *path* was put in a directory's place by root alone.
@@ -312,14 +322,29 @@ def candidates(
         parent_path = ""
 
 
-def walk(root: int, mount: str) -> Iterator[tuple[str, int, str, os.stat_result]]:
+def walk(
+    root: int,
+    mount: str,
+    *,
+    mounted: Collection[str] = (),
+    unreadable: Callable[[str, OSError], None] | None = None,
+) -> Iterator[tuple[str, int, str, os.stat_result]]:
     """Yield everything on a volume, parents first, following nothing.
 
-    Our own state directory is left out but for what was saved in it; other file systems
-    are not entered. However deep a directory is, a bounded number of descriptors is open.
+    Our own state directory is left out, and so is what is mounted below the volume. However
+    deep a directory is, a bounded number of descriptors is open.
+
+    Args:
+        root: Descriptor of the volume's root.
+        mount: Its path.
+        mounted: Mount points below it.
+        unreadable: Told of a directory that cannot be read; without it that is an error.
 
     Yields:
         Path, descriptor of the parent (good until the next step), name and ``lstat``.
+
+    Raises:
+        UnsafeVolumeError: If a directory is moved meanwhile, or a path is too long.
     """
     device = os.fstat(root).st_dev
     stack: list[tuple[str, tuple[int, int], list[str]]] = []
@@ -347,8 +372,14 @@ def walk(root: int, mount: str) -> Iterator[tuple[str, int, str, os.stat_result]
             if path == mount and name == STATE_DIRECTORY:
                 continue
             found = fsops.lstat(fd, name)
-            if found is None:
+            if found is None or (mounted and f"{path}/{name}" in mounted):
                 continue
+            if len(path) > _MAX_PATH_CHARACTERS:
+                raise UnsafeVolumeError(
+                    f"directories lie {path.count('/')} deep in one another at {path[:200]!r}...",
+                    code="too-deep",
+                    hint="Look at who made them, and remove them.",
+                )
             yield f"{path}/{name}", fd, name, found
             if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
                 try:
@@ -358,7 +389,10 @@ def walk(root: int, mount: str) -> Iterator[tuple[str, int, str, os.stat_result]
                 except OSError as err:
                     if err.errno == errno.ELOOP:
                         continue
-                    raise
+                    if unreadable is None:
+                        raise
+                    unreadable(f"{path}/{name}", err)
+                    continue
                 stack.append((path, identity, names))
                 path = f"{path}/{name}"
                 os.close(fd)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,6 +98,7 @@ class Session:
                 )
             self.volumes: dict[str, Volume] = {}
             self.volatile: dict[str, Volume] = {}
+            self._top_level: dict[str, list[int]] = {}
             for spec in specs:
                 self._open(spec, stack)
             if not self.volumes:
@@ -274,11 +274,19 @@ class Session:
 
         The number is negative for what is not a directory.
         """
-        prefix = mount + "/"
-        groups: dict[str, list[int]] = {}
+        if not self._top_level:
+            self._count_top_level()
+        for path, (entries, size) in self._top_level.items():
+            if entries and path.startswith(mount + "/"):
+                yield path, entries, size
+
+    def _count_top_level(self) -> None:
+        prefixes = tuple(volume + "/" for volume in (*self.volumes, *self.volatile))
+        groups = self._top_level
         for line in self.image.lines():
             path = path_of(line)
-            if not path.startswith(prefix):
+            prefix = next((one for one in prefixes if path.startswith(one)), "")
+            if not prefix:
                 continue
             end = path.find("/", len(prefix))
             group = groups.setdefault(path if end < 0 else path[:end], [0, 0])
@@ -288,9 +296,6 @@ class Session:
             start = line.find(b'"size":')
             if start >= 0:
                 group[1] += int(line[start + 7 : line.index(b",", start)])
-        for path, (entries, size) in groups.items():
-            if entries:
-                yield path, entries, size
 
     def mounted_below(self) -> tuple[str, ...]:
         """Return the mount points below the volumes that are no volumes of the image."""
@@ -341,4 +346,4 @@ def refuse(verdict: Verdict) -> None:
 
 def host_name() -> str:
     """Return the name of this container, for those who wait for it."""
-    return socket.gethostname()
+    return os.uname().nodename

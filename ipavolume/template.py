@@ -146,7 +146,7 @@ class Template:
             stack.callback(os.close, new)
             cursor = stack.enter_context(Cursor(new))
             names_by_inode: dict[tuple[int, int], str] = {}
-            for visit in walk(fd):
+            for visit in walk(fd, depth_first=True):
                 shown = f"{source}/{visit.path}"
                 if visit.leaving:
                     cursor.leave()
@@ -293,7 +293,7 @@ def _merge(source: int, new: str, directory: int, name: str) -> None:
         top = fsops.open_directory(directory, name)
         stack.callback(os.close, top)
         cursor = stack.enter_context(Cursor(top))
-        for visit in walk(fd):
+        for visit in walk(fd, depth_first=True):
             if visit.leaving:
                 cursor.leave()
                 _merge_attributes(visit.directory, visit.name, visit.st, cursor.fd, visit.name)

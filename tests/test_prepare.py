@@ -119,7 +119,8 @@ def test_what_the_manifest_says_of_packaged_files(image: Image) -> None:
         "/data/var/lib",
         "/data/var/lib/alpha",
         "/data/var/log",
-    ] + ["/data/var/log/alpha.log"]
+        "/data/var/log/alpha.log",
+    ]
     below = {path.removeprefix("/data/etc/"): record for path, record in records.items()}
     assert below["alpha"].package in ("aaa", "alpha")
     conf = below["alpha/alpha.conf"]
@@ -311,9 +312,7 @@ def test_an_entry_inside_that_of_another_volume_in_a_derived_image(
 ) -> None:
     bare.write("/srv/outer/inner/x", "x")
     bare.write("/srv/outer/y", "y")
-    bare.write(
-        "/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
-    )
+    bare.write("/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n')
     first, second = ("data", "logs") if inner_first else ("logs", "data")
     entry = {"data": "/srv/outer/inner/", "logs": "/srv/outer/"}
     bare.list(entry[first], name=first)
@@ -331,9 +330,7 @@ def test_an_entry_inside_that_of_another_volume_in_a_derived_image(
 
 def test_volumes_that_nest_back_and_forth_are_refused(bare: Image) -> None:
     bare.write("/a/b/c/x")
-    bare.write(
-        "/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
-    )
+    bare.write("/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n')
     bare.list("/a/", "/a/b/c/")
     bare.list("/a/b/", name="logs")
     _refuses(bare, ConfigurationError, "circle")
@@ -677,7 +674,6 @@ def test_parents_in_the_template_are_as_in_the_image(bare: Image) -> None:
         "/etc/passwd/x",
         "/circle/x",
         "/slash/data",
-        "/slash/data/x",
     ],
 )
 def test_entries_that_cannot_be_kept_on_a_volume(bare: Image, entry: str) -> None:

@@ -129,8 +129,12 @@ def read_xml(root: Path) -> bytes:
 
 
 def rpm_command(root: Path, *args: str) -> list[str]:
-    """Return the command line of rpm below *root*."""
-    return [need_tool("rpm"), "--root", str(root), "--dbpath", "/var/lib/rpm", *args]
+    """Return the command line of rpm for the database below *root*."""
+    # Only root may change the root directory; for the database alone nobody has to.
+    where = ["--root", str(root), "--dbpath", "/var/lib/rpm"]
+    if os.geteuid() != 0:
+        where = ["--dbpath", str(root / "var/lib/rpm")]
+    return [need_tool("rpm"), *where, *args]
 
 
 def run_rpm(command: Sequence[str]) -> bytes:

@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from support.requirements import need_root, need_tool
-
 from ipavolume import manifest
 from ipavolume.model import ImageHeader, Record
 from ipavolume.prepare import PrepareResult, prepare
+from support.requirements import need_root, need_tool
 
 LONG_AGO: Final = 1_000_000_000
-PASSWD: Final = (
-    "root:x:0:0:root:/root:/bin/sh\nsvc:x:250:251::/:/bin/false\ntoor:x:0:0::/:/bin/sh\n"
-)
-GROUP: Final = "root:x:0:\nsvc:x:251:\n"
+USERS: Final = "root:x:0:0:root:/root:/bin/sh\nsvc:x:250:251::/:/bin/false\ntoor:x:0:0::/:/bin/sh\n"
+GROUPS: Final = "root:x:0:\nsvc:x:251:\n"
 MANIFEST: Final = "usr/share/ipavolume/manifest.jsonl"
 
 
@@ -128,9 +125,7 @@ def build_rpm(
         elif file.target:
             install_lines.append(f"mkdir -p $(dirname {path}); ln -s {file.target} {path}")
         elif file.content is not None:
-            install_lines.append(
-                f"mkdir -p $(dirname {path}); printf %s '{file.content}' > {path}"
-            )
+            install_lines.append(f"mkdir -p $(dirname {path}); printf %s '{file.content}' > {path}")
         words = file.words + (" %dir" if file.directory else "")
         file_lines.append(f"{words} {file.path}".strip())
     spec = top / f"{name}.spec"
@@ -181,8 +176,8 @@ def make_image(root: Path, rpms: Sequence[Path] = ()) -> Image:
     """Make a tree with accounts, an os-release and packages."""
     root.mkdir(parents=True)
     image = Image(root=root)
-    image.write("/etc/passwd", PASSWD)
-    image.write("/etc/group", GROUP)
+    image.write("/etc/passwd", USERS)
+    image.write("/etc/group", GROUPS)
     image.write("/usr/lib/os-release", 'NAME=Test\nID=fedora\nVERSION_ID="43"\n')
     (root / "etc/os-release").symlink_to("../usr/lib/os-release")
     if rpms:

@@ -1,0 +1,264 @@
+"""The configuration: defaults, the profile, and faults with their lines."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ipavolume.config import (
+    GENERIC,
+    Config,
+    FirstRunConfig,
+    ScriptletsConfig,
+    Substitution,
+    VolumeConfig,
+    parse_config,
+)
+from ipavolume.errors import ConfigurationError
+from ipavolume.tomllines import key_lines
+
+DESIGN = b"""
+profile = "freeipa"
+
+[[volume]]
+mount = "/data"
+template = "/data-template"            # default: the mount with "-template"
+lists = ["/etc/volume-data-list"]
+volatile = false
+
+[start]
+exec = ["/usr/sbin/init"]
+log-follow = ["/var/log/ipa-server-configure-first.log"]
+
+[accept]
+from = ["fedora:same-or-previous", "el:same-major"]
+guard = ["ipa-server", "freeipa-server", "389-ds-base", "pki-server"]
+
+[files]
+refresh = []
+
+[scriptlets]
+packages = ["389-ds-base", "pki-server", "pki-base", "bind", "bind-dyndb-ldap", "certmonger",
+            "sssd-common", "?ipa-client", "?freeipa-client",
+            "authselect-libs", "?opendnssec", "?unbound", "?softhsm"]
+kinds = ["post", "trigger", "posttrans"]
+phase = "online"
+timeout_s = 600
+substitute = [{ package = "bind-dyndb-ldap", find = "/etc/named.conf",
+    replace = "/data/etc/named.conf" }]
+
+[first-run]
+command = ["/usr/sbin/ipa-server-install"]
+phase = "online"
+done-when = "/etc/ipa/ca.crt"
+waiting-when = "/data/ipa.csr"
+ruins-when = "/var/lib/ipa/sysrestore/sysrestore.index"
+"""
+
+
+def test_without_a_file() -> None:
+    config = parse_config(None)
+    assert config == GENERIC == parse_config(b"")
+    assert config.volumes == (
+        VolumeConfig(mount="/data", template="/data-template", lists=("/etc/volume-data-list",)),
+    )
+    assert (config.scriptlets, config.first_run, config.start_exec) == (None, None, ())
+    assert config.accept_from == ()
+
+
+def test_the_profile_is_what_the_design_shows() -> None:
+    profile = parse_config(b'profile = "freeipa"\n')
+    shown = parse_config(DESIGN.replace(b",\n    replace", b", replace"))
+    assert not profile.volumes_given
+    assert shown.volumes_given
+    assert profile == Config(
+        **{
+            name: getattr(shown, name)
+            for name in Config.__dataclass_fields__
+            if name != "volumes_given"
+        }
+    )
+
+
+def test_keys_override_the_profile_one_by_one() -> None:
+    config = parse_config(
+        b"""profile = "freeipa"
+accept.guard = ["only"]
+[first-run]
+command = ["/usr/sbin/ipa-replica-install", "--unattended"]
+[scriptlets]
+timeout_s = 30
+"""
+    )
+    assert config.accept_guard == ("only",)
+    assert config.accept_from == ("fedora:same-or-previous", "el:same-major")
+    assert config.first_run is not None
+    assert config.first_run.command == ("/usr/sbin/ipa-replica-install", "--unattended")
+    assert config.first_run.done_when == "/etc/ipa/ca.crt"
+    assert config.scriptlets is not None
+    assert config.scriptlets.timeout_s == 30
+    assert "bind" in config.scriptlets.packages
+
+
+def test_without_the_profile_only_what_is_said_holds() -> None:
+    config = parse_config(
+        b"""[first-run]
+command = ["/bin/setup"]
+[scriptlets]
+packages = ["a"]
+substitute = [{package = "a", find = "x", replace = ""}]
+[files]
+refresh = ["/etc/*.conf"]
+[accept]
+from = ["fedora>=42", "debian>=12,<14"]
+"""
+    )
+    assert config.first_run == FirstRunConfig(command=("/bin/setup",))
+    assert config.scriptlets == ScriptletsConfig(
+        packages=("a",), substitute=(Substitution(package="a", find="x", replace=""),)
+    )
+    assert config.files_refresh == ("/etc/*.conf",)
+    assert config.accept_from == ("fedora>=42", "debian>=12,<14")
+
+
+def test_switching_parts_of_the_profile_off() -> None:
+    config = parse_config(
+        b'profile = "freeipa"\n[scriptlets]\npackages = []\n[first-run]\ncommand = []\n'
+    )
+    assert (config.scriptlets, config.first_run) == (None, None)
+
+
+def test_defaults_of_a_volume() -> None:
+    config = parse_config(
+        b'[[volume]]\nmount = "/data/"\n[[volume]]\nmount = "/tmp"\nvolatile = true\n'
+    )
+    assert config.volumes[1] == VolumeConfig(
+        mount="/tmp", template="/tmp-template", lists=("/etc/volume-tmp-list",), volatile=True
+    )
+    assert config.volumes[0].mount == "/data"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fault"),
+    [
+        pytest.param('profile = "other"', 1, "none of freeipa", id="unknown profile"),
+        pytest.param("profile = 1", 1, "must be a string", id="number for a string"),
+        pytest.param("\nvolumes = []", 2, "not a known key", id="unknown key"),
+        pytest.param("[starts]\nexec = []", 1, "not a known key", id="unknown table"),
+        pytest.param("[start]\nexe = []", 2, "start.exe is not a known", id="unknown key below"),
+        pytest.param("volume = 1", 1, "array of tables", id="volume is no table"),
+        pytest.param("[volume]\nmount = '/x'", 1, "array of tables", id="one table"),
+        pytest.param("[[volume]]\nlists = []", 1, "has no mount", id="no mount"),
+        pytest.param("[[volume]]\nmount = 'x'", 2, "not an absolute", id="relative mount"),
+        pytest.param("[[volume]]\nmount = '/'", 2, "root of the image", id="root"),
+        pytest.param("[[volume]]\nmount = '/proc/x'", 2, "needs itself", id="proc"),
+        pytest.param("[[volume]]\nmount = '/usr'", 2, "needs itself", id="above ours"),
+        pytest.param(
+            "[[volume]]\nmount = '/a'\ntemplate = '/a/t'", 3, "in one another", id="own template"
+        ),
+        pytest.param(
+            "[[volume]]\nmount = '/a'\n[[volume]]\nmount = '/a'", 4, "already", id="twice"
+        ),
+        pytest.param(
+            "[[volume]]\nmount = '/a'\n[[volume]]\nmount = '/a/b'", 4, "in one another", id="nested"
+        ),
+        pytest.param(
+            "[[volume]]\nmount = '/a'\n[[volume]]\nmount = '/b'\ntemplate = '/a-template/x'",
+            5,
+            "in one another",
+            id="template in a template",
+        ),
+        pytest.param("[[volume]]\nmount = '/a'\nvolatile = 1", 3, "true or false", id="volatile"),
+        pytest.param("[[volume]]\nmount = '/a'\nvolatile = true", 3, "first", id="all volatile"),
+        pytest.param("[[volume]]\nmount = '/a'\nlists = 'x'", 3, "array of strings", id="lists"),
+        pytest.param("[[volume]]\nmount = '/a'\nlists = ['x']", 3, "absolute", id="list"),
+        pytest.param("[[volume]]\nmount = '/a'\nlists = [\n1]", 3, "array of", id="list of ints"),
+        pytest.param("[accept]\nfrom = ['fedora:newer']", 2, "accept.from", id="accept rule"),
+        pytest.param("[accept]\nfrom = ['el']", 2, "accept.from", id="half an accept rule"),
+        pytest.param("[scriptlets]\ntimeout_s = 0", 2, "at least 1", id="no time"),
+        pytest.param("[scriptlets]\ntimeout_s = true", 2, "whole number", id="true is no number"),
+        pytest.param("[scriptlets]\nkinds = ['pots']", 2, "none of", id="unknown kind"),
+        pytest.param("[scriptlets]\nphase = 'later'", 2, "none of", id="unknown phase"),
+        pytest.param("[scriptlets]\nsubstitute = [{}]", 2, "has no find", id="substitution"),
+        pytest.param("[first-run]\nphase = 'online'", 1, "has no command", id="no command"),
+        pytest.param(
+            "[first-run]\ncommand=['x']\ndone-when='y'", 3, "absolute", id="relative condition"
+        ),
+        pytest.param("[files]\nrefresh = ['*.conf']", 2, "absolute", id="relative glob"),
+        pytest.param('[start]\nexec = ["a\\u0000b"]', 2, "NUL", id="NUL"),
+        pytest.param("[start\n", 1, "line 1", id="no TOML"),
+        pytest.param("a = 1\na = 2", 2, "", id="a key twice"),
+    ],
+)
+def test_faults_name_their_line(text: str, line: int, fault: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_config(text.encode())
+    message = str(caught.value)
+    assert re.search(rf"ipavolume\.toml:{line}: |line {line}[, ]", message), message
+    assert fault in message
+    assert caught.value.exit_status == 78
+    assert caught.value.hint
+
+
+def test_all_faults_at_once_in_the_order_of_lines() -> None:
+    text = b"""nope = 1
+[[volume]]
+mount = "a"
+[start]
+exec = 1
+log-follow = [
+  "/fine",
+  "relative"
+]
+[accept]
+from = ["bad"]
+"""
+    with pytest.raises(ConfigurationError) as caught:
+        parse_config(text)
+    lines = re.findall(r"ipavolume\.toml:(\d+):", str(caught.value))
+    assert lines == ["1", "3", "5", "6", "11"]
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"x = [" * 3000, b"\0"])
+def test_what_is_not_toml_at_all(data: bytes) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_config(data)
+
+
+def test_the_lines_of_keys() -> None:
+    text = '''# comment
+a = """
+b = 1
+[not.a.table]
+"""
+"quoted key" = 'x # no comment'
+c . d = [ # ]
+  "]", { x = 1 },
+
+]
+[t."u.v"]
+e = { f = 1 }
+[[r]]
+[[r]]
+g = \'\'\'
+h = 1\'\'\'
+i = "\\"#"
+[r.s]
+j = 1
+'''
+    lines = key_lines(text)
+    assert lines == {
+        ("a",): 2,
+        ("quoted key",): 6,
+        ("c",): 7,
+        ("c", "d"): 7,
+        ("t", "u.v"): 11,
+        ("t", "u.v", "e"): 12,
+        ("r", 0): 13,
+        ("r", 1): 14,
+        ("r", 1, "g"): 15,
+        ("r", 1, "i"): 17,
+        ("r", 1, "s"): 18,
+        ("r", 1, "s", "j"): 19,
+    }

@@ -1,0 +1,424 @@
+"""Owners by name: an account that has another number in the new image keeps what is its."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support.images import Packaged, build_rpm, picture
+from support.upgrades import (
+    CAPABILITY,
+    Site,
+    acl,
+    actions,
+    owner,
+    set_acl,
+    set_capability,
+    xattr,
+)
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+LISTS = {"/data": ["/etc/app/", "/var/lib/app/"]}
+# alpha and beta exchange their numbers; gamma takes that of delta, who moves on.
+USERS = {"alpha": (301, 302), "beta": (302, 301), "gamma": (303, 304), "delta": (304, 305)}
+GROUPS = {"alpha": (401, 403), "beta": (402, 401), "gamma": (403, 402), "delta": (404, 404)}
+NUMBERS = {number: now for number, now in USERS.values()}
+GROUP_NUMBERS = {number: now for number, now in GROUPS.values()}
+LONG_AGO = 1_200_000_000
+
+
+def _passwd(users: Mapping[str, int]) -> str:
+    lines = [f"{name}:x:{number}:99::/:/bin/false" for name, number in users.items()]
+    return "\n".join(["root:x:0:0::/root:/bin/sh", *lines, ""])
+
+
+def _group(groups: Mapping[str, int]) -> str:
+    return "".join(f"{name}:x:{number}:\n" for name, number in {"root": 0, **groups}.items())
+
+
+def _now(table: Mapping[str, tuple[int, int]], *, new: bool) -> dict[str, int]:
+    return {name: numbers[new] for name, numbers in table.items()}
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package with files of several accounts, and its next version."""
+    top = tmp_path_factory.mktemp("owners")
+
+    def package(version: str) -> Path:
+        files = [
+            Packaged(path="/etc/app", directory=True, words="%attr(0755,alpha,beta)"),
+            Packaged(path="/var/lib/app", directory=True, words="%attr(0750,beta,gamma)"),
+            Packaged(
+                path="/etc/app/kept.conf",
+                words="%config(noreplace) %attr(0640,alpha,beta)",
+                content=f"version {version}",
+            ),
+            Packaged(
+                path="/etc/app/changed",
+                words="%attr(0640,gamma,delta)",
+                content=f"version {version}",
+            ),
+            Packaged(path="/etc/app/same", words="%attr(4750,beta,alpha)", content="same"),
+            Packaged(
+                path="/etc/app/handed-on",
+                words="%attr(0640,alpha,alpha)" if version == "1" else "%attr(0640,delta,alpha)",
+                content="same",
+            ),
+            Packaged(path="/etc/app/link", words="%attr(-,delta,gamma)", target="same"),
+        ]
+        return build_rpm(top, "app", files, version=version)
+
+    return package("1"), package("2")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A machine."""
+    return Site(top=tmp_path)
+
+
+def _own(path: Path, uid: int, gid: int, mode: int | None = None) -> Path:
+    os.chown(path, uid, gid, follow_symlinks=False)
+    if mode is not None:
+        path.chmod(mode)
+    return path
+
+
+def _make(path: Path, uid: int, gid: int, mode: int = 0o640) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"of {uid}:{gid}\n")
+    return _own(path, uid, gid, mode)
+
+
+def _fill(data: Path, outside: Path) -> None:
+    """Put on a volume, below no template's knowledge, all that can belong to somebody."""
+    for uid in (*NUMBERS, 0, 4242):
+        for gid in (*GROUP_NUMBERS, 0, 4343):
+            _make(data / f"{uid}-{gid}", uid, gid)
+    _own(data / "301-401", 301, 401, 0o6750)
+    capable = _own(data / "302-402", 302, 402, 0o755)
+    set_capability(capable, "cap_net_raw=ep")
+    os.setxattr(capable, "user.note", b"stays")
+    shared = _own(data / "shared", 303, 403) if (data / "shared").mkdir() else data / "shared"
+    _own(shared, 303, 403, 0o3770)
+    set_acl(shared, "u:301:rwx", "u:302:r", "g:401:rx", "g:4343:r")
+    set_acl(shared, "u:302:rwx", "u:4242:r", "g:403:rx", default=True)
+    only_named = _make(data / "of-root", 0, 0)
+    set_acl(only_named, "u:301:r", "u:302:rw", "g:402:r", "m::rw")
+    (data / "link").symlink_to("/etc/shadow")
+    _own(data / "link", 304, 404)
+    os.mkfifo(data / "fifo")
+    _own(data / "fifo", 301, 402, 0o620)
+    listener = socket.socket(socket.AF_UNIX)
+    here = Path.cwd()
+    os.chdir(data)
+    listener.bind("socket")
+    os.chdir(here)
+    listener.close()
+    _own(data / "socket", 302, 401, 0o700)
+    os.mknod(data / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    _own(data / "device", 303, 403)
+    inside = _make(data / "linked-1", 301, 401)
+    (shared / "linked-2").hardlink_to(inside)
+    (data / "etc").mkdir()
+    (data / "etc/linked-3").hardlink_to(inside)
+    _make(outside, 301, 401, 0o4755)
+    (data / "planted").hardlink_to(outside)
+    odd = data / os.fsdecode(b"odd \n\\ \xff") / ("deep/" * 60) / "file"
+    _make(odd, 304, 403)
+    for path in sorted(data.rglob("*"), reverse=True):
+        os.utime(path, (LONG_AGO, LONG_AGO), follow_symlinks=False)
+
+
+def _translated(seen: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
+    """Return a picture as it has to be when every owner got his new number."""
+    result = {}
+    for path, (kind, uid, gid, *rest) in seen.items():
+        assert isinstance(uid, int)
+        assert isinstance(gid, int)
+        result[path] = (kind, NUMBERS.get(uid, uid), GROUP_NUMBERS.get(gid, gid), *rest)
+    return result
+
+
+def _without_acls(seen: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
+    return {
+        path: tuple(
+            tuple(item for item in value if "posix_acl" not in item[0])
+            if isinstance(value, tuple)
+            else value
+            for value in values
+        )
+        for path, values in seen.items()
+    }
+
+
+def test_everything_on_the_volume_follows_its_accounts(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    images = [
+        site.image(
+            name,
+            rpms,
+            lists=LISTS,
+            passwd=_passwd(_now(USERS, new=new)),
+            group=_group(_now(GROUPS, new=new)),
+        )
+        for name, rpms, new in (("one", versions[:1], False), ("two", versions[1:], True))
+    ]
+    site.upgrade(images[0])
+    volume = site.volume()
+    data = volume / "var/lib/app"
+    outside = site.top / "outside"
+    _fill(data, outside)
+    conf = volume / "etc/app/kept.conf"
+    conf.write_text("edited")
+    set_acl(conf, "u:304:rw")
+    _own(volume / "etc/app/changed", 303, 402, 0o600)
+    saved = _make(volume / ".ipavolume/saved/0000-old/var/lib/app/lost", 302, 404)
+    before = picture(data)
+    secret = picture(site.top, leave_out=lambda path: path != "/outside")
+
+    planned = site.run("upgrade", images[1], "--dry-run", status=100).stdout
+    outcome = site.upgrade(images[1])
+
+    wanted = _translated(before)
+    # The name that was linked from elsewhere has an inode of its own now.
+    kind, _, _, size, content, xattrs, links, mtime = wanted["/planted"]
+    assert links == 2
+    wanted["/planted"] = (kind, 302, 403, size, content, xattrs, "", mtime)
+    assert _without_acls(picture(data)) == _without_acls(wanted)
+    now = picture(site.top, leave_out=lambda path: path != "/outside")
+    assert now["/outside"][:6] == secret["/outside"][:6]
+    assert outside.stat().st_nlink == 1
+    linked = [data / "linked-1", data / "shared/linked-2", data / "etc/linked-3"]
+    assert len({path.stat().st_ino for path in linked}) == 1
+    assert acl(data / "shared") == [
+        "user::rwx",
+        "user:301:r--",
+        "user:302:rwx",
+        "group::rwx",
+        "group:403:r-x",
+        "group:4343:r--",
+        "mask::rwx",
+        "other::---",
+    ]
+    assert [
+        line for line in acl(data / "shared", default=True) if ":3" in line or ":4" in line
+    ] == [
+        "user:301:rwx",
+        "user:4242:r--",
+        "group:402:r-x",
+    ]
+    assert [line for line in acl(data / "of-root") if ":3" in line or ":4" in line] == [
+        "user:301:rw-",
+        "user:302:r--",
+        "group:401:r--",
+    ]
+    assert xattr(data / "302-402", CAPABILITY)
+    assert owner(saved) == (301, 404, 0o640)
+
+    # What the package ships, together with what it changed itself.
+    etc = volume / "etc/app"
+    assert owner(etc) == (302, 401, 0o755)
+    assert owner(etc / "same") == (301, 403, 0o4750)
+    assert owner(etc / "link") == (305, 402, 0o777)
+    assert owner(etc / "handed-on") == (305, 403, 0o640)
+    assert owner(etc / "changed") == (304, 401, 0o600)
+    assert (etc / "changed").read_text() == "version 2"
+    assert owner(conf) == (302, 401, 0o660)
+    assert "user:305:rw-" in acl(conf)
+    assert conf.read_text() == "edited"
+    assert owner(etc / "kept.conf.rpmnew") == (302, 401, 0o640)
+
+    translated = actions(outcome, "set-metadata")
+    assert {one["rule"] for one in translated.values()} == {"owner-translation", "metadata-merge"}
+    assert translated["/data/var/lib/app/planted"]["private"]
+    assert not translated["/data/var/lib/app/linked-1"]["private"]
+    assert "/data/var/lib/app/0-0" not in translated
+    assert "/data/var/lib/app/4242-4343" not in translated
+    for path, action in translated.items():
+        was, will = action["before"], action["metadata"]
+        if path.isprintable() and "\\" not in path:
+            line = f"{path} {was['uid']}:{was['gid']} {was['mode']} -> {will['uid']}:{will['gid']}"
+            assert line in planned
+    assert site.upgrade(images[1])["state"] == "current"
+    assert _without_acls(picture(data)) == _without_acls(wanted)
+
+
+def test_a_service_gains_nothing_by_a_link_to_a_file_of_another(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    images = [
+        site.image(
+            name,
+            versions[:1],
+            lists=LISTS,
+            passwd=_passwd({"alpha": alpha, "beta": 302, "gamma": 303, "delta": 304}),
+            group=_group(_now(GROUPS, new=False)),
+        )
+        for name, alpha in (("one", 301), ("two", 310))
+    ]
+    site.upgrade(images[0])
+    data = site.volume() / "var/lib/app"
+    # Another instance's file, which alpha of the old image could not even read.
+    other = _make(site.top / "other-volume/secret", 301, 0, 0o600)
+    (data / "mine").hardlink_to(other)
+    (data / "mine-too").hardlink_to(other)
+    site.upgrade(images[1])
+    assert owner(other) == (301, 0, 0o600)
+    assert other.stat().st_nlink == 1
+    assert owner(data / "mine") == owner(data / "mine-too") == (310, 0, 0o600)
+
+
+def test_a_group_alone_can_get_another_number(site: Site, versions: tuple[Path, Path]) -> None:
+    images = [
+        site.image(
+            name,
+            versions[:1],
+            lists=LISTS,
+            passwd=_passwd(_now(USERS, new=False)),
+            group=_group({**_now(GROUPS, new=False), "beta": beta}),
+        )
+        for name, beta in (("one", 402), ("two", 410))
+    ]
+    site.upgrade(images[0])
+    data = site.volume() / "var/lib/app"
+    _make(data / "state", 302, 402, 0o2660)
+    _make(data / "state-of-402", 402, 302)
+    set_acl(data / "state-of-402", "g:402:r", "u:402:r")
+    outcome = site.upgrade(images[1])
+    assert owner(data / "state") == (302, 410, 0o2660)
+    assert owner(data / "state-of-402") == (402, 302, 0o640)
+    assert {"user:402:r--", "group:410:r--"} <= set(acl(data / "state-of-402"))
+    assert owner(site.volume() / "etc/app") == (301, 410, 0o755)
+    assert sorted(actions(outcome, "set-metadata")) == [
+        "/data/etc/app",
+        "/data/etc/app/kept.conf",
+        "/data/var/lib/app/state",
+        "/data/var/lib/app/state-of-402",
+    ]
+
+
+def test_numbers_are_never_translated_from_root_or_to_root(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    before = {**_now(USERS, new=False), "boss": 0, "clerk": 320}
+    after = {**_now(USERS, new=False), "boss": 330, "clerk": 0}
+    images = [
+        site.image(
+            name,
+            versions[:1],
+            lists=LISTS,
+            passwd=_passwd(users),
+            group=_group({**_now(GROUPS, new=False), **users}),
+        )
+        for name, users in (("one", before), ("two", after))
+    ]
+    site.upgrade(images[0])
+    data = site.volume() / "var/lib/app"
+    _make(data / "of-root", 0, 0, 0o4755)
+    _make(data / "of-clerk", 320, 320, 0o4755)
+    set_acl(data / "of-clerk", "u:320:r", "u:0:r")
+    named = acl(data / "of-clerk")
+    site.upgrade(images[1])
+    assert owner(data / "of-root") == (0, 0, 0o4755)
+    assert owner(data / "of-clerk") == (320, 320, 0o4755)
+    assert acl(data / "of-clerk") == named
+
+
+@pytest.mark.parametrize("how", ["user", "group", "entry of an ACL", "default ACL"])
+def test_a_number_that_another_account_has_now_is_refused(
+    how: str, site: Site, versions: tuple[Path, Path]
+) -> None:
+    groups = _now(GROUPS, new=False)
+    users = _now(USERS, new=False)
+    first = site.image(
+        "one",
+        versions[:1],
+        lists=LISTS,
+        passwd=_passwd({**users, "gone": 350}),
+        group=_group({**groups, "gone": 350}),
+    )
+    second = site.image(
+        "two",
+        versions[1:],
+        lists=LISTS,
+        passwd=_passwd({**users, "heir": 350}),
+        group=_group({**groups, "heir": 350}),
+    )
+    site.upgrade(first)
+    data = site.volume() / "var/lib/app"
+    left = _make(data / "secret\n", 0, 0, 0o600)
+    if how == "user":
+        _own(left, 350, 0)
+    elif how == "group":
+        _own(left, 0, 350)
+    elif how == "entry of an ACL":
+        set_acl(left, "u:350:r")
+    else:
+        left.unlink()
+        left.mkdir()
+        set_acl(left, "g:350:r", default=True)
+    before = picture(site.top)
+    said = site.refused(second, "reused-id")
+    assert "'gone'" in said
+    assert "'heir'" in said
+    assert "350" in said
+    assert "/data/var/lib/app/secret\\\\n" in said
+    site.run("check", second, status=65)
+    site.run("upgrade", second, "--dry-run", status=65)
+    assert picture(site.top) == before
+    attributes = owner(left), acl(left)
+    site.upgrade(second, "--allow", "reused-id")
+    assert (owner(left), acl(left)) == attributes
+    assert site.history()[-1]["overrides"] == ["reused-id"]
+
+
+def test_an_account_that_is_gone_is_no_matter_while_nobody_has_its_number(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    users, groups = _now(USERS, new=False), _now(GROUPS, new=False)
+    first = site.image(
+        "one",
+        versions[:1],
+        lists=LISTS,
+        passwd=_passwd({**users, "gone": 350, "went": 351}),
+        group=_group(groups),
+    )
+    second = site.image(
+        "two",
+        versions[1:],
+        lists=LISTS,
+        passwd=_passwd({**users, "heir": 351}),
+        group=_group(groups),
+    )
+    site.upgrade(first)
+    left = _make(site.volume() / "var/lib/app/left", 350, 0)
+    site.upgrade(second)
+    assert owner(left) == (350, 0, 0o640)
+
+
+def test_two_entries_of_an_acl_that_become_one_give_what_both_gave(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    images = [
+        site.image(
+            name,
+            versions[:1],
+            lists=LISTS,
+            passwd=_passwd({**_now(USERS, new=False), "mover": mover}),
+            group=_group(_now(GROUPS, new=False)),
+        )
+        for name, mover in (("one", 320), ("two", 321))
+    ]
+    site.upgrade(images[0])
+    state = _make(site.volume() / "var/lib/app/state", 0, 0, 0o600)
+    set_acl(state, "u:320:rw", "u:321:rx")
+    site.upgrade(images[1])
+    assert [line for line in acl(state) if ":3" in line] == ["user:321:r--"]
