@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import mmap
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from ipavolume import fsops, journal, manifest, planfile, state
+from ipavolume import fsops, journal, manifest, parallel, planfile, state
 from ipavolume.actions import (
     Action,
     CreateTree,
@@ -47,7 +47,7 @@ from ipavolume.model import (
     ImageHeader,
     Record,
 )
-from ipavolume.scan import INDEX_ENTRY, Tree, index_entry
+from ipavolume.scan import INDEX_ENTRY, Tree, index_entry, mark_suspects
 from ipavolume.state import Identity, Transaction, Volume
 
 _NEW: Final = "new"
@@ -57,6 +57,7 @@ _PRIVATE_MODE: Final = 0o700
 _PUBLIC_MODE: Final = 0o755
 _PARALLEL_FROM_FILES: Final = 2000
 """Fewer files are copied before a second process has started."""
+_PARALLEL_FROM_RECORDS: Final = 20000
 _WITHOUT_SYNCFS: Final = ("fuse", "9p", "virtiofs", "nfs", "cifs", "smb")
 _MAX_SAVED_COPIES: Final = 1000
 
@@ -227,6 +228,31 @@ def sync_area(volume: Volume) -> None:
             fsops.sync_file_system(volume.fd)
 
 
+# -- looking, with two processes ----------------------------------------------------------
+
+
+def find_suspects(image: ImageSource, volumes: Mapping[str, Volume], index: bytes) -> bytes:
+    """Return one byte a record of the image's manifest: 1 where the volume has to be looked at.
+
+    For a manifest that is the baseline as well, see :func:`ipavolume.scan.mark_suspects`.
+    """
+    records = image.header.records
+    suspects = mmap.mmap(-1, max(records, 1))
+    half = records if records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1 else records // 2
+
+    def look(first: int, last: int) -> None:
+        with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
+            lines = itertools.islice(image.lines(), first, last)
+            mark_suspects(lines, first, tree, index, suspects)
+
+    if half < records:
+        with parallel.beside(lambda: look(half, records)):
+            look(0, half)
+    else:
+        look(0, records)
+    return suspects[:records]
+
+
 # -- stage -------------------------------------------------------------------------------
 
 
@@ -368,7 +394,7 @@ class Stage:
     def _copy_files(self, staged: Mapping[str, str], omitted: set[str], files: int) -> None:
         workers = 1
         if files >= _PARALLEL_FROM_FILES:
-            workers = min(2, len(os.sched_getaffinity(0)))
+            workers = min(2, parallel.processors())
         if workers == 1:
             self._copy_share(staged, omitted, 0, 1)
             return
@@ -376,7 +402,7 @@ class Stage:
         # process opens its own.
         self._template.close()
         self._staged.close()
-        with _child(lambda: self._copy_share(staged, omitted, 1, 2)):
+        with parallel.beside(lambda: self._copy_share(staged, omitted, 1, 2)):
             self._copy_share(staged, omitted, 0, 2)
 
     def _copy_share(
@@ -535,44 +561,6 @@ def _place(
     fsops.set_link_times(directory, staged, st.st_mtime_ns)
 
 
-@contextlib.contextmanager
-def _child(work: Callable[[], None]) -> Iterator[None]:
-    """Do *work* in a second process while the body runs; its error is raised here."""
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reader)
-            fsops.die_with_parent()
-            work()
-            status = 0
-        except IpaVolumeError as err:
-            text = "\0".join((type(err).__name__, str(err), err.hint))
-            os.write(writer, os.fsencode(text)[:4096])
-        except BaseException as err:  # noqa: BLE001 - told to the parent, then the process ends
-            os.write(writer, os.fsencode(f"bug\0{err!r}\0")[:4096])
-        finally:
-            os._exit(status)
-    os.close(writer)
-    try:
-        yield
-    finally:
-        with open(reader, "rb") as stream:
-            said = os.fsdecode(stream.read())
-        _, ended = os.waitpid(child, 0)
-    if ended != 0:
-        kind, _, rest = said.partition("\0")
-        message, _, hint = rest.partition("\0")
-        if kind == "ManifestError":
-            raise ManifestError(message, hint=hint)
-        if not message:
-            message = f"the process that copied files ended with wait status {ended}"
-        raise VolumeIOError(message, hint=hint or "Start again.", state=STATE_UNTOUCHED)
-
-
 # -- mark --------------------------------------------------------------------------------
 
 
@@ -624,6 +612,11 @@ class Swap:
         self._plan = plan
         self._areas = areas
         self._installed = installed
+        self._places = {
+            action.path: number
+            for number, action in enumerate(plan.actions)
+            if isinstance(action, Install | CreateTree)
+        }
         self._copies: set[tuple[int, int]] = set()
         self.notes: list[tuple[str, str]] = []
         """Paths that were found changed since the plan, and where that was saved."""
@@ -643,20 +636,42 @@ class Swap:
     def _do(self, number: int, action: Action) -> None:
         with attempt("change", action.path, now=STATE_OPEN):
             match action:
-                case SetMetadata():
-                    self._set_metadata(number, action)
-                case Save():
-                    self._save(action)
-                case Erase():
-                    self._erase(number, action)
-                case RemoveDirectory():
-                    self._remove_directory(action)
+                case SetMetadata() | Save() | Erase() | RemoveDirectory():
+                    if not self._is_replaced(action.path):
+                        # Where the directory is gone, what was in it has left it before.
+                        with contextlib.suppress(FileNotFoundError):
+                            self._clear(number, action)
                 case CreateTree():
                     self._put(number, action.path, None, "")
                 case Install():
                     self._put(number, action.path, action.before, action.save_to)
                 case Keep():
                     pass
+
+    def _is_replaced(self, path: str) -> bool:
+        """Tell whether something new is at *path* already, or at a directory above it.
+
+        Then what had to change or to leave there did so in an earlier run; what is there
+        now came after it and stays.
+        """
+        mount = mount_of(path, self._areas)
+        while path != mount:
+            number = self._places.get(path)
+            if number is not None:
+                return fsops.lstat(self._areas[mount].new, str(number)) is None
+            path = path.rpartition("/")[0]
+        return False
+
+    def _clear(self, number: int, action: SetMetadata | Save | Erase | RemoveDirectory) -> None:
+        match action:
+            case SetMetadata():
+                self._set_metadata(number, action)
+            case Save():
+                self._save(action)
+            case Erase():
+                self._erase(number, action)
+            case RemoveDirectory():
+                self._remove_directory(action)
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[Area, int, str]]:
@@ -678,7 +693,7 @@ class Swap:
             now = fsops.lstat(directory, name)
             if now is not None:
                 if before is None or not self._is_as_planned(before, now):
-                    self._preserve(path, directory, name, now)
+                    self._preserve(path, directory, name, now, found)
                 elif save_to:
                     self._link_to(directory, name, before, save_to)
             if stat.S_ISDIR(found.st_mode):
@@ -702,12 +717,23 @@ class Swap:
                         fsops.link_inode(fd, saved, saved_name)
                         return
 
-    def _preserve(self, path: str, directory: int, name: str, now: os.stat_result) -> None:
-        """Save what appeared or changed at *path* since it was planned on."""
+    def _preserve(
+        self,
+        path: str,
+        directory: int,
+        name: str,
+        now: os.stat_result,
+        staged: os.stat_result,
+    ) -> None:
+        """Save what appeared or changed at *path* since it was planned on.
+
+        It also stays where it is until *staged* replaces it, unless one of the two is a
+        directory: then the place has to be free.
+        """
         mount = mount_of(path, self._areas)
         to = f"{mount}/{STATE_DIRECTORY}/{state.SAVED}/{self._plan.run}{path[len(mount) :]}"
-        if stat.S_ISDIR(now.st_mode):
-            self._move_to_free(directory, name, to)
+        if stat.S_ISDIR(now.st_mode) or stat.S_ISDIR(staged.st_mode):
+            to = self._move_to_free(directory, name, to)
         else:
             with fsops.inode(directory, name) as fd:
                 for free in _numbered(to):
@@ -937,23 +963,33 @@ def commit(
     primary = areas[0]
     with attempt("commit to", primary.volume.directory, now=STATE_OPEN):
         for area, identity in zip(areas[1:], identities[1:], strict=True):
-            journal.write_identity(area.state, identity)
+            _write_identity(area, identity)
             _write_build_id(area, build_id)
             close_transaction(area)
+        # Identity and history say what was applied before, which is known as long as the
+        # baseline is the old one.
+        _write_identity(primary, identities[0])
+        journal.append_history(primary.state, *history)
         _move_pristine(primary)
         for name in (state.BASELINE, state.INDEX):
             if fsops.lstat(primary.work, name) is not None:
                 fsops.rename(primary.work, name, primary.state, name)
-        journal.write_identity(primary.state, identities[0])
-        journal.append_history(primary.state, *history)
         fsops.sync(primary.state)
         _write_build_id(primary, build_id)
         close_transaction(primary)
 
 
+def _write_identity(area: Area, identity: Identity) -> None:
+    """Record who the volume is, once for all."""
+    if fsops.lstat(area.state, state.IDENTITY) is None:
+        journal.write_identity(area.state, identity)
+
+
 def _write_build_id(area: Area, build_id: str) -> None:
     """Write the id to the volume's root by a rename out of the transaction."""
-    fsops.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
+    if fsops.lstat(area.work, BUILD_ID_NAME) is None:
+        # It was renamed already, or the run was staged by a version that wrote it here.
+        fsops.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
     fsops.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
     fsops.sync(area.volume.fd)
 
@@ -1001,8 +1037,10 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
 
 
 def write_transaction(area: Area, transaction: Transaction) -> None:
-    """Write into the staging area what the transaction will be."""
-    journal.write_progress(area.work, transaction)
+    """Write into the staging area what the transaction will be; the caller makes it durable."""
+    journal.stage_progress(area.work, transaction)
+    data = transaction.to_build.encode() + b"\n"
+    journal.write_bytes(area.work, BUILD_ID_NAME, data, mode=0o644)
 
 
 # -- volatile volumes --------------------------------------------------------------------

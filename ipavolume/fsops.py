@@ -401,9 +401,7 @@ def create_file(directory: int, name: str, *, mode: int = 0o600) -> int:
     """Create *name* afresh and return a descriptor for writing; an old one is removed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
-    fd = os.open(
-        name, _CREATE_FLAGS & ~os.O_WRONLY | os.O_RDWR, mode, dir_fd=directory
-    )
+    fd = os.open(name, _CREATE_FLAGS & ~os.O_WRONLY | os.O_RDWR, mode, dir_fd=directory)
     os.fchmod(fd, mode)
     return fd
 
@@ -444,9 +442,7 @@ def link_inode(fd: int, directory: int, name: str) -> None:
 
 def link(source_directory: int, source: str, directory: int, name: str) -> None:
     """Give the inode at *source* the further name *name*, following no link."""
-    os.link(
-        source, name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False
-    )
+    os.link(source, name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
 
 
 def unlink(directory: int, name: str) -> None:
@@ -661,9 +657,7 @@ def snapshot(directory: int) -> Iterator[str]:
         yield path
 
 
-def write_stream(
-    directory: int, name: str, content: Iterator[bytes], *, mode: int = 0o644
-) -> None:
+def write_stream(directory: int, name: str, content: Iterator[bytes], *, mode: int = 0o644) -> None:
     """Replace *name* by a file with *content*, atomically and durably, in bounded memory."""
     temporary = f".{name}.new"
     unlink(directory, temporary)

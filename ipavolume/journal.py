@@ -24,6 +24,11 @@ def write_progress(fd: int, transaction: Transaction) -> None:
     fsops.write_file(fd, PROGRESS, _json(asdict(transaction)), mode=_SMALL_MODE)
 
 
+def stage_progress(fd: int, transaction: Transaction) -> None:
+    """Write the first record of *transaction*; the caller makes it durable."""
+    write_bytes(fd, PROGRESS, _json(asdict(transaction)))
+
+
 def advance(fd: int, transaction: Transaction, phase: str) -> Transaction:
     """Record that *transaction* reached *phase*; return it so."""
     reached = replace(transaction, phase=phase)
@@ -60,9 +65,9 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def write_bytes(fd: int, name: str, data: bytes | bytearray) -> None:
+def write_bytes(fd: int, name: str, data: bytes | bytearray, *, mode: int = _SMALL_MODE) -> None:
     """Write a file of our own into the directory *fd*; the caller makes it durable."""
-    out = fsops.create_file(fd, name, mode=_SMALL_MODE)
+    out = fsops.create_file(fd, name, mode=mode)
     with open(out, "wb") as stream:
         stream.write(data)
 

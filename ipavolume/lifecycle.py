@@ -167,7 +167,11 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
     def cannot_read(path: str, err: OSError) -> None:
         unreadable.append((path, err.strerror or str(err)))
 
-    old_header, old_lines, old_index = _old(session, primary, unknown_old=unknown_old)
+    same = _same_records(session, primary, unknown_old=unknown_old)
+    if same is None:
+        old_header, old_lines, old_index = _old(session, primary, unknown_old=unknown_old)
+    else:
+        old_header, old_lines, old_index = primary.baseline, iter(()), same
     with session.tree() as tree:
         planner = Planner(
             view=tree,
@@ -180,14 +184,25 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
             mounted=session.mounted_below(),
             verified=verified,
         )
-        for candidate in scan.candidates(
-            old_lines,
-            (line for line in session.image.lines()),
-            tree,
-            old_index=b"" if session.options.checksum else old_index,
-            new_index=new_index,
-            unreadable=cannot_read,
-        ):
+        if same is None:
+            found = scan.candidates(
+                old_lines,
+                session.image.lines(),
+                tree,
+                old_index=b"" if session.options.checksum else old_index,
+                new_index=new_index,
+                unreadable=cannot_read,
+            )
+        else:
+            suspects = executor.find_suspects(session.image, session.volumes, same)
+            new_index[:] = same
+            _forget(new_index, suspects)
+            found = (
+                scan.suspected(session.image.lines(), suspects, tree, cannot_read)
+                if any(suspects)
+                else iter(())
+            )
+        for candidate in found:
             if unreadable and unreadable[-1][0] == candidate.path:
                 continue
             try:
@@ -202,18 +217,46 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
         if planner.renumbered and old_header is not None:
             for mount, volume in session.volumes.items():
                 planner.translate(
-                    (path, fsops.disk_state(st)) for path, _, _, st in scan.walk(volume.fd, mount)
+                    (path, fsops.disk_state(st), fsops.xattrs_at(directory, name))
+                    for path, directory, name, st in scan.walk(
+                        volume.fd,
+                        mount,
+                        mounted=session.mounted_below(),
+                        unreadable=cannot_read,
+                    )
                 )
         actions = planner.finish()
     installed = {action.path for action in actions if isinstance(action, Install)}
     return Draft(
-        plan=replace(plan, actions=actions),
+        plan=replace(
+            plan, actions=actions, overrides=(*plan.overrides, *sorted(planner.overridden))
+        ),
         index=bytes(new_index),
         positions={path: number for path, number in positions.items() if path in installed},
         pristine=tuple(pristine),
         old=old_header,
         unreadable=tuple(unreadable),
     )
+
+
+def _same_records(session: Session, primary: Facts, *, unknown_old: bool) -> bytes | None:
+    """Return the index, if the manifest is record by record the one applied before."""
+    baseline, image = primary.baseline, session.image.header
+    if unknown_old or session.options.checksum or baseline is None:
+        return None
+    if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
+        return None
+    index = state.read_index(session.primary, baseline)
+    return index if len(index) == image.records * INDEX_ENTRY.size else None
+
+
+def _forget(index: bytearray, suspects: bytes) -> None:
+    """Drop the index entries of the records that are suspected."""
+    position = suspects.find(1)
+    while position >= 0:
+        start = position * INDEX_ENTRY.size
+        index[start : start + INDEX_ENTRY.size] = scan.INDEX_UNKNOWN
+        position = suspects.find(1, position + 1)
 
 
 def _old(
@@ -491,6 +534,7 @@ def bring_up(
         act(verdict)
         match verdict.state:
             case State.CURRENT:
+                _drop_stale(session, facts)
                 for volume in session.volumes.values():
                     executor.discard_staging(volume)
                 return Outcome(

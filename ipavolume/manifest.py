@@ -366,7 +366,8 @@ def path_of(line: bytes) -> str:
     if line.startswith(b'{"path":"'):
         end = line.find(b'"', 9)
         path = line[9:end]
-        if end > 9 and b"\\" not in path:
+        # A component that begins with a dot is rare, and could be "..".
+        if end > 9 and b"\\" not in path and b"/." not in path and b"//" not in path:
             return path.decode("ascii", "surrogateescape")
     return parse_record(line).path
 
@@ -386,9 +387,13 @@ def verify(stream: BinaryIO, header: ImageHeader) -> None:
     """
     digest = records_hash()
     lines = 0
-    while chunk := stream.read(1 << 20):
+    # A file that goes on and on, as a hole of many terabytes, is not read to its end.
+    while lines <= header.records and (chunk := stream.read(MAX_RECORD_BYTES)):
         digest.update(chunk)
-        lines += chunk.count(b"\n")
+        found = chunk.count(b"\n")
+        lines += found
+        if not found and len(chunk) == MAX_RECORD_BYTES:
+            break
     if lines != header.records or digest.hexdigest() != header.records_digest:
         raise ManifestError(
             f"the manifest of {header.build_id!r} is cut short or was altered: "

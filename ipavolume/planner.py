@@ -208,6 +208,8 @@ class Planner:
         self._installs: list[Action] = []
         self._metadata: list[SetMetadata] = []
         self._keeps: list[Keep] = []
+        self.overridden: set[str] = set()
+        """Codes of the refusals that were overridden."""
         self.positions: dict[str, int] = {}
         """Record number of each path that a single action installs."""
 
@@ -298,7 +300,8 @@ class Planner:
             self._install(path, new, self._shipped(new), None, reason="missing on the volume")
             return
         if tree is None:
-            self._check_mounted(path)
+            if not self._may_touch(path):
+                return
             tree = self._roots[path] = _Tree()
         tree.entries += 1
         tree.bytes += new.size
@@ -551,16 +554,23 @@ class Planner:
     def _keep(self, path: str, rule: str, reason: str) -> None:
         self._keeps.append(Keep(path=path, rule=rule, reason=reason))
 
-    def _may_touch(self, path: str) -> bool:
-        if self._check_mounted(path):
+    def _may_touch(self, path: str, *, whole: bool = True) -> bool:
+        """Tell whether nothing is mounted over *path*; with *whole* also not below it.
+
+        Raises:
+            UnsafeVolumeError: If something is, and nobody said to leave it as it is.
+        """
+        if self._is_mounted_over(path, whole=whole):
             self._keep(path, Rule.MOUNTED_OVER, "something is mounted over it; left as it is")
             return False
         return True
 
-    def _check_mounted(self, path: str) -> bool:
+    def _is_mounted_over(self, path: str, *, whole: bool) -> bool:
         for mounted in self._mounted:
-            if path == mounted or path.startswith(mounted + "/") or mounted.startswith(path + "/"):
+            below = whole and mounted.startswith(path + "/")
+            if path == mounted or path.startswith(mounted + "/") or below:
                 if "mounted-over" in self._allow:
+                    self.overridden.add("mounted-over")
                     return True
                 raise UnsafeVolumeError(
                     f"{path!r} has to change, but something is mounted at {mounted!r}",
@@ -674,7 +684,7 @@ class Planner:
             changed = (result.uid, result.gid) != (disk.uid, disk.gid)
         else:
             changed = result != disk
-        if not changed or not self._may_touch(path):
+        if not changed or not self._may_touch(path, whole=False):
             return False
         if not shipped and gives(disk, result) and not self._view.is_roots_alone(path):
             # Whoever can write the directory could have put somebody else's file there.
@@ -731,7 +741,7 @@ class Planner:
         """
         orphans = self._orphans()
         for path, state, xattrs in everything:
-            if orphans is not None and "reused-id" not in self._allow:
+            if orphans is not None:
                 self._check_orphan(path, state, xattrs, *orphans)
             uid = self._users.get(state.uid, state.uid)
             gid = self._groups.get(state.gid, state.gid)
@@ -740,8 +750,6 @@ class Planner:
             if (uid, gid) == (state.uid, state.gid) and translated == xattrs:
                 continue
             attributes = from_parts(uid, gid, state.mode, translated)
-            if self._check_mounted(path):
-                continue
             privileged = state.mode & SET_ID_BITS or attributes.capability
             self._translations.append(
                 SetMetadata(
@@ -780,6 +788,9 @@ class Planner:
         ):
             for number in sorted(numbers):
                 if number in table:
+                    if "reused-id" in self._allow:
+                        self.overridden.add("reused-id")
+                        return
                     gone, now = table[number]
                     raise UnsafeVolumeError(
                         f"{path!r} belongs to {kind} {number}, which was {gone!r}; this image "
@@ -800,11 +811,19 @@ class Planner:
         """
         for path, (new, disk, metadata) in self._pending.items():
             self._finish_directory(path, new, disk, metadata)
+        for mounted in self._mounted if self.renumbered else ():
+            self._keep(
+                mounted,
+                Rule.MOUNTED_OVER,
+                "accounts have other numbers now; what is mounted here keeps its owners",
+            )
         overtaken = {action.path for action in self._metadata}
         # What is replaced or removed without a copy need not change hands before.
         overtaken |= {action.path for action in self._removals if isinstance(action, Erase)}
         overtaken |= {
-            action.path for action in self._installs if action.before and not action.save_to
+            action.path
+            for action in self._installs
+            if isinstance(action, Install) and action.before and not action.save_to
         }
         translations = [item for item in self._translations if item.path not in overtaken]
         trees = [
@@ -829,6 +848,8 @@ class Planner:
     def _finish_directory(
         self, path: str, new: Record, disk: DiskState, metadata: Metadata
     ) -> None:
+        if not self._may_touch(path):
+            return
         unknown = next(
             (below for below in self._view.content_below(path) if below not in self._going), None
         )
@@ -842,6 +863,7 @@ class Planner:
                 )
             )
         elif "type-change" in self._allow:
+            self.overridden.add("type-change")
             inside = path + "/"
             self._removals = [item for item in self._removals if not item.path.startswith(inside)]
             found = _Found(self._view, path, disk)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume import fsops, identity, manifest, scan
+from ipavolume import fsops, manifest, scan
 from ipavolume.config import (
     CONFIGURATION_PATH,
     MAX_CONFIGURATION_BYTES,
@@ -27,15 +27,16 @@ from ipavolume.config import (
     place_fault,
 )
 from ipavolume.errors import ConfigurationError
-from ipavolume.identity import MANIFEST_PATH, Findings
-from ipavolume.imagefiles import DigestCache, reported
 from ipavolume.imagetree import ImageTree
 from ipavolume.model import ImageHeader
-from ipavolume.packagefacts import PackageFacts, read_facts
 from ipavolume.pathlist import ListEntry, normalise, parse_path_list
-from ipavolume.placement import Listed, Placement, place_entries, record_path
-from ipavolume.relocation import Relocation, and_above
-from ipavolume.shipped import Shipped, read_accounts
+from ipavolume.preparation import identity
+from ipavolume.preparation.identity import MANIFEST_PATH, Findings
+from ipavolume.preparation.imagefiles import DigestCache, reported
+from ipavolume.preparation.packagefacts import PackageFacts, read_facts
+from ipavolume.preparation.placement import Listed, Placement, place_entries, record_path
+from ipavolume.preparation.relocation import Relocation, and_above
+from ipavolume.preparation.shipped import Shipped, read_accounts
 
 _MAX_LIST_BYTES: Final = 16 << 20
 

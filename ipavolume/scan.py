@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ipavolume import fsops, manifest
 from ipavolume.errors import UnsafeVolumeError, VolumeIOError
 from ipavolume.model import STATE_DIRECTORY, DiskState, Record, Xattrs
+from ipavolume.state import SAVED
 
 _TRAVERSE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_CACHED: Final = 128
@@ -322,6 +324,84 @@ def candidates(
         parent_path = ""
 
 
+def mark_suspects(
+    lines: Iterable[bytes], first: int, tree: Tree, index: bytes, suspects: mmap.mmap
+) -> None:
+    """Mark the records that are not evidently on the volume as the index says.
+
+    For a manifest that did not change: the old record of each path is the new one.
+
+    Args:
+        lines: Record lines, the first of which has the number *first*.
+        first: That number.
+        tree: The volumes.
+        index: Entries of the index.
+        suspects: One byte a record; set to 1 for those that have to be decided on.
+    """
+    size = INDEX_ENTRY.size
+    pack = INDEX_ENTRY.pack
+    lstat = os.stat
+    is_directory = stat.S_ISDIR
+    here = b""
+    parent: int | None = None
+    for position, line in enumerate(lines, first):
+        end = line.find(b'"', 9)
+        path = line[9:end]
+        if not line.startswith(b'{"path":"/') or b"\\" in path or b"/." in path:
+            suspects[position] = 1
+            continue
+        directory, _, name = path.rpartition(b"/")
+        try:
+            if directory != here:
+                parent = tree.directory(os.fsdecode(directory))
+                here = directory
+            if parent is None:
+                suspects[position] = 1
+                continue
+            st = lstat(name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
+            suspects[position] = 1
+            continue
+        start = position * size
+        if pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino) != index[
+            start : start + size
+        ] and not (is_directory(st.st_mode) and _IS_DIRECTORY in line):
+            suspects[position] = 1
+
+
+def suspected(
+    lines: Iterable[bytes],
+    suspects: Sequence[int],
+    tree: Tree,
+    unreadable: Callable[[str, OSError], None],
+) -> Iterator[Candidate]:
+    """Yield the marked records of a manifest that did not change.
+
+    Args:
+        lines: All of its record lines.
+        suspects: The marks of :func:`mark_suspects`.
+        tree: The volumes.
+        unreadable: Told of a path that could not be looked at; it is not yielded.
+    """
+    for position, line in enumerate(lines):
+        if not suspects[position]:
+            continue
+        record = manifest.parse_record(line)
+        try:
+            disk = tree.state(record.path)
+        except OSError as err:
+            unreadable(record.path, err)
+            continue
+        yield Candidate(
+            path=record.path,
+            old=record,
+            new=record,
+            disk=disk,
+            trusted=False,
+            position=position,
+        )
+
+
 def walk(
     root: int,
     mount: str,
@@ -331,8 +411,9 @@ def walk(
 ) -> Iterator[tuple[str, int, str, os.stat_result]]:
     """Yield everything on a volume, parents first, following nothing.
 
-    Our own state directory is left out, and so is what is mounted below the volume. However
-    deep a directory is, a bounded number of descriptors is open.
+    Our own state directory is left out but for what was saved in it; what is mounted below
+    the volume is not entered. However deep a directory is, a bounded number of descriptors
+    is open.
 
     Args:
         root: Descriptor of the volume's root.
@@ -369,8 +450,7 @@ def walk(
                         hint="Stop what is using the volume and try again.",
                     )
             name = names.pop()
-            if path == mount and name == STATE_DIRECTORY:
-                continue
+            ours = path == mount and name == STATE_DIRECTORY
             found = fsops.lstat(fd, name)
             if found is None or (mounted and f"{path}/{name}" in mounted):
                 continue
@@ -380,7 +460,8 @@ def walk(
                     code="too-deep",
                     hint="Look at who made them, and remove them.",
                 )
-            yield f"{path}/{name}", fd, name, found
+            if not ours:
+                yield f"{path}/{name}", fd, name, found
             if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
                 try:
                     below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
@@ -399,7 +480,7 @@ def walk(
                 fd = below
                 st = os.fstat(fd)
                 identity = (st.st_dev, st.st_ino)
-                names = sorted(os.listdir(fd), reverse=True)
+                names = [SAVED] if ours else sorted(os.listdir(fd), reverse=True)
     finally:
         os.close(fd)
 

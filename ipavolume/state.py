@@ -41,6 +41,7 @@ _MAX_ID_BYTES: Final = 1024
 _MAX_JSON_BYTES: Final = 1 << 20
 _MAX_HISTORY_BYTES: Final = 256 << 20
 _OVERFLOW_ID: Final = 65534
+INDEX_ENTRY_BYTES: Final = 32
 _INDEX_MAGIC: Final = b"ipavolume-index-1\n"
 _DIGEST_BYTES: Final = 32
 
@@ -171,7 +172,7 @@ def check_trust(volume: Volume) -> None:
     path = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}"
     if not stat.S_ISDIR(state.st_mode):
         raise UnsafeVolumeError(
-            f"{path!r} is a {fsops.type_of(state.st_mode).value}, not a directory",
+            f"{path!r} is {_KIND_WORDS[fsops.type_of(state.st_mode)]}, not a directory",
             hint="Look at who put it there, and remove it or restore the directory.",
         )
     _check_directory(path, state)
@@ -195,7 +196,7 @@ def _check_members(volume: Volume, path: str) -> None:
             found = fsops.type_of(st.st_mode)
             if expected is not None and found is not expected:
                 raise UnsafeVolumeError(
-                    f"{path + '/' + name!r} is a {found.value}, not a {expected.value}",
+                    f"{path + '/' + name!r} is {_KIND_WORDS[found]}, not {_KIND_WORDS[expected]}",
                     hint="Look at who put it there, and restore it from a backup.",
                 )
             if expected is not None:
@@ -255,11 +256,14 @@ def read_facts(volume: Volume) -> Facts:
         if fsops.lstat(fd, TRANSACTION) is not None:
             transaction, target = _read_transaction(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
+        if transaction is not None and target is None and baseline is not None:
+            # Its manifest has become the baseline already.
+            target = baseline if baseline.build_id == transaction.to_build else None
     finally:
         os.close(fd)
     if transaction is None and (identity is None) != (baseline is None) and is_primary(identity):
         missing = IDENTITY if identity is None else BASELINE
-        raise _damaged(volume, missing, "is missing")
+        raise _damaged(volume.fd, f"{STATE_DIRECTORY}/{missing}", "is missing")
     return Facts(
         build_id=build_id,
         identity=identity,
@@ -286,16 +290,16 @@ def read_build_id(volume: Volume) -> str | None:
         return None
     fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
     if fd is None:
+        path = f"{volume.directory.rstrip('/')}/{BUILD_ID_NAME}"
         raise UnsafeVolumeError(
-            f"{volume.directory}/{BUILD_ID_NAME} is a {fsops.type_of(st.st_mode).value}, "
-            "not a file",
+            f"{path!r} is {_KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file",
             hint="Look at who put it there, and restore the file.",
         )
     with open(fd, "rb") as stream:
         data = stream.read(_MAX_ID_BYTES + 1)
     text = data.decode("utf-8", "replace").strip()
     if len(data) > _MAX_ID_BYTES or "\n" in text or not text.isprintable():
-        raise _damaged(volume, f"../{BUILD_ID_NAME}", "does not hold one short line")
+        raise _damaged(volume.fd, BUILD_ID_NAME, "does not hold one short line")
     return text
 
 
@@ -311,9 +315,9 @@ def read_json(fd: int, name: str, volume: Volume) -> dict[str, Any] | None:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as err:
-        raise _damaged(volume, name, "is cut short or was altered") from err
+        raise _damaged(fd, name, "is cut short or was altered") from err
     if not isinstance(value, dict):
-        raise _damaged(volume, name, "is cut short or was altered")
+        raise _damaged(fd, name, "is cut short or was altered")
     return value
 
 
@@ -325,7 +329,7 @@ def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes
     with stream:
         data = stream.read(limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise _damaged(volume, name, f"is larger than {limit_bytes} bytes")
+        raise _damaged(fd, name, f"is larger than {limit_bytes} bytes")
     return data
 
 
@@ -340,20 +344,38 @@ def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
         return None
     opened = fsops.open_regular(fd, name)
     if opened is None:
-        raise _damaged(volume, name, "is not a regular file")
+        raise _damaged(fd, name, f"is {_KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file")
     stream = open(opened, "rb")  # noqa: SIM115 - the caller closes it
-    _check_directory(f"{volume.directory}/{STATE_DIRECTORY}/{name}", os.fstat(opened))
+    try:
+        _check_directory(_path_of(fd, name), os.fstat(opened))
+    except UnsafeVolumeError:
+        stream.close()
+        raise
     return stream
 
 
-def _damaged(volume: Volume, name: str, what: str) -> UnsafeVolumeError:
-    path = os.path.normpath(f"{volume.directory}/{STATE_DIRECTORY}/{name}")
-    return UnsafeVolumeError(
-        f"{path!r} {what}",
-        code="damaged-state",
-        hint="Restore the volume from a backup. Without one, move the state directory away: "
-        "the volume can then be taken over with --allow stateless.",
-    )
+_KIND_WORDS: Final = {
+    FileType.FILE: "a file",
+    FileType.DIRECTORY: "a directory",
+    FileType.SYMLINK: "a symbolic link",
+    FileType.FIFO: "a FIFO",
+    FileType.OTHER: "a socket or device",
+}
+
+
+def _path_of(fd: int, name: str) -> str:
+    """Return where *name* in the directory *fd* is, for messages."""
+    return f"{os.readlink(fsops.proc_path(fd)).rstrip('/')}/{name}"
+
+
+_RESTORE: Final = (
+    "Restore the volume from a backup. Without one, move the state directory away: the volume "
+    "can then be taken over with --allow stateless."
+)
+
+
+def _damaged(fd: int, name: str, what: str, *, hint: str = _RESTORE) -> UnsafeVolumeError:
+    return UnsafeVolumeError(f"{_path_of(fd, name)!r} {what}", code="damaged-state", hint=hint)
 
 
 def _read_identity(fd: int, volume: Volume) -> Identity | None:
@@ -363,7 +385,7 @@ def _read_identity(fd: int, volume: Volume) -> Identity | None:
     try:
         return Identity(**{key: _text(data[key]) for key in Identity.__dataclass_fields__})
     except (KeyError, TypeError) as err:
-        raise _damaged(volume, IDENTITY, "is cut short or was altered") from err
+        raise _damaged(fd, IDENTITY, "is cut short or was altered") from err
 
 
 def _text(value: object) -> str:
@@ -377,15 +399,15 @@ def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader
     try:
         data = read_json(inside, PROGRESS, volume)
         if data is None:
-            raise _damaged(volume, f"{TRANSACTION}/{PROGRESS}", "is missing")
+            raise _damaged(inside, PROGRESS, "is missing")
         try:
             transaction = Transaction(
                 **{key: _text(data[key]) for key in Transaction.__dataclass_fields__}
             )
         except (KeyError, TypeError) as err:
-            raise _damaged(volume, f"{TRANSACTION}/{PROGRESS}", "was altered") from err
+            raise _damaged(inside, PROGRESS, "was altered") from err
         if transaction.phase not in _PHASES:
-            raise _damaged(volume, f"{TRANSACTION}/{PROGRESS}", "was altered")
+            raise _damaged(inside, PROGRESS, "was altered")
         return transaction, _read_header(inside, BASELINE, volume)
     finally:
         os.close(inside)
@@ -399,7 +421,7 @@ def _read_header(fd: int, name: str, volume: Volume) -> ImageHeader | None:
         try:
             return manifest.read_header(stream)
         except ManifestError as err:
-            raise _damaged(volume, name, f"is not readable: {err}") from err
+            raise _damaged(fd, name, f"is not readable: {err}") from err
 
 
 def read_baseline(volume: Volume, *, verify: bool = True) -> tuple[ImageHeader, BinaryIO]:
@@ -408,15 +430,16 @@ def read_baseline(volume: Volume, *, verify: bool = True) -> tuple[ImageHeader, 
     Raises:
         UnsafeVolumeError: If it is missing, cut short or was altered.
     """
+    name = f"{STATE_DIRECTORY}/{BASELINE}"
     fd = open_state(volume)
     if fd is None:
-        raise _damaged(volume, BASELINE, "is missing")
+        raise _damaged(volume.fd, name, "is missing")
     try:
         stream = open_member(fd, BASELINE, volume)
     finally:
         os.close(fd)
     if stream is None:
-        raise _damaged(volume, BASELINE, "is missing")
+        raise _damaged(volume.fd, name, "is missing")
     try:
         header = manifest.read_header(stream)
         start = stream.tell()
@@ -425,7 +448,7 @@ def read_baseline(volume: Volume, *, verify: bool = True) -> tuple[ImageHeader, 
             stream.seek(start)
     except ManifestError as err:
         stream.close()
-        raise _damaged(volume, BASELINE, f"is not readable: {err}") from err
+        raise _damaged(volume.fd, name, f"is not readable: {err}") from err
     return header, stream
 
 
@@ -445,16 +468,25 @@ def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
         if stream is None:
             return b""
         with stream:
-            data = stream.read()
+            magic = stream.read(len(_INDEX_MAGIC))
+            belongs_to = stream.read(_DIGEST_BYTES)
+            if magic == _INDEX_MAGIC and belongs_to.hex() != baseline.records_digest:
+                return b""
+            digest = stream.read(_DIGEST_BYTES)
+            body = stream.read(baseline.records * INDEX_ENTRY_BYTES + 1)
+    except PermissionError:
+        # Not root, who looks at a volume: everything is read then, as far as that can be.
+        return b""
     finally:
         os.close(fd)
-    head = len(_INDEX_MAGIC) + _DIGEST_BYTES
-    body = data[head + _DIGEST_BYTES :]
-    digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
-    if not data.startswith(_INDEX_MAGIC) or data[head : head + _DIGEST_BYTES] != digest:
-        raise _damaged(volume, INDEX, "is cut short or was altered")
-    if data[len(_INDEX_MAGIC) : head].hex() != baseline.records_digest:
-        return b""
+    sound = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    if magic != _INDEX_MAGIC or digest != sound:
+        raise _damaged(
+            volume.fd,
+            f"{STATE_DIRECTORY}/{INDEX}",
+            "is cut short or was altered",
+            hint="Find out who did that. It only saves work: without it every file is read.",
+        )
     return body
 
 
@@ -481,15 +513,45 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
     if data is None:
         return []
     runs: list[Mapping[str, Any]] = []
+    sound = data.endswith(b"\n")
     try:
         for line in data.splitlines():
-            run = json.loads(line)
-            if not isinstance(run, dict):
-                raise _damaged(volume, HISTORY, "was altered")
-            runs.append(run)
-    except (ValueError, RecursionError) as err:
-        raise _damaged(volume, HISTORY, "is cut short or was altered") from err
+            runs.append(json.loads(line))
+            sound = sound and _is_run(runs[-1])
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise _damaged(
+            volume.fd,
+            f"{STATE_DIRECTORY}/{HISTORY}",
+            "is cut short or was altered",
+            hint="Find out who did that, and move it away: no upgrade depends on it.",
+        )
     return runs
+
+
+def _is_run(value: object) -> bool:
+    """Tell whether a line of the history has the types that everything in it must have."""
+    if not isinstance(value, dict):
+        return False
+    texts = ("run", "kind", "from", "from_name", "to", "to_name", "started", "finished", "result")
+    tables = ("packages", "copies")
+    counts = value.get("counts", {})
+    return (
+        all(isinstance(value.get(key, ""), str) for key in texts)
+        and isinstance(counts, dict)
+        and all(isinstance(number, int) for number in counts.values())
+        and all(_are_texts(value.get(key, [])) for key in ("overrides", "kept"))
+        and all(
+            isinstance(value.get(key, []), list)
+            and all(_are_texts(row) and len(row) == 3 for row in value.get(key, []))
+            for key in tables
+        )
+    )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def has_instance_files(volume: Volume) -> list[str]:

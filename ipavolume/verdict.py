@@ -104,7 +104,11 @@ def judge(question: Question) -> Verdict:
         if ids == {image.build_id} and same_baseline:
             return Verdict(state=State.CURRENT, reason=f"of this image, {image.build_id}")
         consistent = ids == {primary.baseline.build_id}
-        if consistent and primary.baseline.fingerprint == image.fingerprint != "":
+        if (
+            consistent
+            and primary.baseline.fingerprint == image.fingerprint != ""
+            and primary.baseline.accounts == image.accounts
+        ):
             return Verdict(
                 state=State.REBUILT,
                 reason=f"of {name_of(primary.baseline)}, which ships the same",

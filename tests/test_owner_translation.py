@@ -27,8 +27,8 @@ LISTS = {"/data": ["/etc/app/", "/var/lib/app/"]}
 # alpha and beta exchange their numbers; gamma takes that of delta, who moves on.
 USERS = {"alpha": (301, 302), "beta": (302, 301), "gamma": (303, 304), "delta": (304, 305)}
 GROUPS = {"alpha": (401, 403), "beta": (402, 401), "gamma": (403, 402), "delta": (404, 404)}
-NUMBERS = {number: now for number, now in USERS.values()}
-GROUP_NUMBERS = {number: now for number, now in GROUPS.values()}
+NUMBERS = dict(USERS.values())
+GROUP_NUMBERS = dict(GROUPS.values())
 LONG_AGO = 1_200_000_000
 
 
@@ -105,7 +105,8 @@ def _fill(data: Path, outside: Path) -> None:
     capable = _own(data / "302-402", 302, 402, 0o755)
     set_capability(capable, "cap_net_raw=ep")
     os.setxattr(capable, "user.note", b"stays")
-    shared = _own(data / "shared", 303, 403) if (data / "shared").mkdir() else data / "shared"
+    shared = data / "shared"
+    shared.mkdir()
     _own(shared, 303, 403, 0o3770)
     set_acl(shared, "u:301:rwx", "u:302:r", "g:401:rx", "g:4343:r")
     set_acl(shared, "u:302:rwx", "u:4242:r", "g:403:rx", default=True)

@@ -192,7 +192,7 @@ def _workplace() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "least"), [(_make, 150), (_prepared, 120)])
+@pytest.mark.parametrize(("make", "least"), [(_make, 150), (_prepared, 80)])
 def test_killed_at_every_change_and_run_again(
     place: Path, package: Path, make: Callable[[Path], Image], least: int
 ) -> None:

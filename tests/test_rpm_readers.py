@@ -21,8 +21,8 @@ from support.requirements import need_tool
 
 from ipavolume.errors import PackageError
 from ipavolume.model import FileFlags, Provide, RpmFile, RpmPackage
-from ipavolume.rpmdb import read_database
-from ipavolume.rpmheader import read_package_file
+from ipavolume.preparation.rpmdb import read_database
+from ipavolume.preparation.rpmheader import read_package_file
 
 FOREIGN: Final = [
     path
@@ -777,8 +777,8 @@ ATTACKS: Final = r"""
 import io, struct, sys
 from itertools import chain, repeat
 from ipavolume.errors import PackageError
-from ipavolume.rpmdb import read_database
-from ipavolume.rpmheader import read_package_file
+from ipavolume.preparation.rpmdb import read_database
+from ipavolume.preparation.rpmheader import read_package_file
 
 class Stream(io.RawIOBase):
     def __init__(self, *parts):

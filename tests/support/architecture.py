@@ -17,18 +17,34 @@ PACKAGE: Final = "ipavolume"
 
 LAYERS: Final = (
     frozenset({"cli"}),
-    frozenset({"report", "lifecycle", "prepare"}),
-    frozenset({"executor", "planner", "adopt"}),
-    frozenset({"steps", "journal", "planfile", "scan", "state", "manifest", "config"}),
+    frozenset({"entry", "report", "inspection", "settle"}),
+    frozenset({"lifecycle", "prepare"}),
     frozenset(
-        {"fsops", "attributes", "versions", "fate", "actions", "rpmdb", "rpmheader", "rpmtags"}
+        {
+            "session", "preflight", "preparation.identity", "preparation.imagefiles",
+            "preparation.originals", "preparation.packagefacts", "preparation.placement",
+            "preparation.relocation", "preparation.shipped", "preparation.template",
+        }
+    ),
+    frozenset({"executor", "staging", "swap", "planner", "accounts", "adopt", "verdict"}),
+    frozenset(
+        {
+            "steps", "journal", "planfile", "scan", "state", "manifest", "config", "image",
+            "imagetree", "parallel", "processes",
+        }
+    ),
+    frozenset(
+        {
+            "fsops", "attributes", "versions", "fate", "actions", "pathlist", "tomllines",
+            "preparation.rpmdb", "preparation.rpmheader", "preparation.rpmtags",
+        }
     ),
     frozenset({"model"}),
     frozenset({"errors"}),
-)
+)  # fmt: skip
 """From the top; a module imports from its own layer and from those below."""
 
-STAND_ALONE: Final = frozenset({"fastpath", "__init__"})
+STAND_ALONE: Final = frozenset({"fastpath", "__init__", "preparation.__init__"})
 """Anybody may import them, they import nothing of the package: a start that has nothing to
 do loads these two and no more."""
 
@@ -40,10 +56,10 @@ BAD_NAMES: Final = frozenset({"utils", "util", "helpers", "helper", "common", "m
 CONFINED: Final[Mapping[str, frozenset[str]]] = {
     "click": frozenset({"cli"}),
     "packaging": frozenset({"versions"}),
-    "rpmfile": frozenset({"rpmheader"}),
-    "subprocess": frozenset({"executor"}),
-    "multiprocessing": frozenset({"executor"}),
-    "concurrent": frozenset({"executor"}),
+    "rpmfile": frozenset({"preparation.rpmheader"}),
+    "subprocess": frozenset({"processes"}),
+    "multiprocessing": frozenset(),
+    "concurrent": frozenset(),
     "asyncio": frozenset(),
     "pty": frozenset(),
     # What can change a file without any of the calls below being seen.
@@ -72,7 +88,8 @@ PROCESS_CALLS: Final = frozenset(
         *("spawnl", "spawnle", "spawnlp", "spawnlpe", "spawnv", "spawnve", "spawnvp", "spawnvpe"),
     )
 )
-MAY_START_PROCESSES: Final = frozenset({"executor"})
+MAY_START_PROCESSES: Final = frozenset({"parallel", "processes"})
+"""rpm, when an image is built; and a second process of our own, for copying."""
 
 FILE_CALLS: Final = frozenset(
     f"{module}.{name}"
@@ -232,9 +249,12 @@ def _ours(use: Use) -> str | None:
     package, _, rest = use.name.partition(".")
     if package != PACKAGE:
         return None
-    module = rest.partition(".")[0]
     known = frozenset().union(*LAYERS) | STAND_ALONE | UNLAYERED
-    return module if module in known else "__init__"
+    parts = rest.split(".")
+    for module in (".".join(parts[:2]), parts[0]):
+        if module in known:
+            return module
+    return "__init__"
 
 
 def _layer(module: str) -> int | None:
@@ -276,7 +296,7 @@ def _check_uses(source: Source) -> Iterator[tuple[int, str]]:
     if module not in MAY_START_PROCESSES:
         for use in (*source.names, *source.imports):
             if use.name in PROCESS_CALLS:
-                yield use.line, f"uses {use.name}, which is for executor"
+                yield use.line, f"uses {use.name}, which is for parallel and processes"
     if module in MAY_CHANGE_FILES:
         return
     for use in (*source.names, *source.imports):

@@ -166,9 +166,9 @@ def upgrade(root: Path, volume: Path, *options: str, status: int | None = 0) -> 
     )
 
 
-def check(root: Path, volume: Path, *options: str, status: int | None = None) -> Result:
-    """Look at *volume* with the eyes of the image below *root*."""
-    return run_ipavolume("check", "--root", root, *options, volume, status=status, timeout_s=60)
+def check(root: Path, *volumes: Path | str, status: int | None = None) -> Result:
+    """Look at volumes with the eyes of the image below *root*; options go with them."""
+    return run_ipavolume("check", "--root", root, *volumes, status=status, timeout_s=60)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume import processes, rpmdb, rpmheader
+from ipavolume import processes
 from ipavolume.errors import ConfigurationError, PackageError
 from ipavolume.imagetree import ImageTree
 from ipavolume.model import FileFlags, Package, RpmFile, RpmPackage
+from ipavolume.preparation import rpmdb, rpmheader
 
 _DATABASES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm", "/usr/share/rpm")
 _DATABASE_FILES: Final = ("rpmdb.sqlite", "Packages.db", "Packages")

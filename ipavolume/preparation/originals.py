@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from ipavolume import fsops
 from ipavolume.errors import IpaVolumeError
-from ipavolume.imagefiles import reported
 from ipavolume.imagetree import ImageTree, remove
 from ipavolume.manifest import is_safe_path
+from ipavolume.preparation.imagefiles import reported
 
 WORK_DIRECTORY: Final = ".ipavolume-prepare"
 _JOURNAL: Final = "replacing.json"

@@ -10,9 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from ipavolume import fsops
 from ipavolume.config import VolumeConfig
 from ipavolume.errors import ConfigurationError
-from ipavolume.imagefiles import Attributes, DigestCache, attributes_of, make_missing, reported
 from ipavolume.imagetree import ImageTree
-from ipavolume.originals import (
+from ipavolume.preparation.imagefiles import (
+    Attributes,
+    DigestCache,
+    attributes_of,
+    make_missing,
+    reported,
+)
+from ipavolume.preparation.originals import (
     WORK_DIRECTORY,
     Replacement,
     forget_journal,
@@ -20,10 +26,10 @@ from ipavolume.originals import (
     replace_originals,
     write_journal,
 )
-from ipavolume.packagefacts import PackageFacts
-from ipavolume.placement import Placement
-from ipavolume.shipped import AccountNames, packaged_attributes
-from ipavolume.template import Template
+from ipavolume.preparation.packagefacts import PackageFacts
+from ipavolume.preparation.placement import Placement
+from ipavolume.preparation.shipped import AccountNames, packaged_attributes
+from ipavolume.preparation.template import Template
 
 
 class Relocation:

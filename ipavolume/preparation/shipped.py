@@ -13,12 +13,18 @@ from typing import Final
 
 from ipavolume import fsops, manifest
 from ipavolume.errors import ConfigurationError
-from ipavolume.imagefiles import Attributes, DigestCache, digests_of, reported, xattrs_of
 from ipavolume.imagetree import ImageTree, Visit, walk
 from ipavolume.model import Accounts, FileFlags, FileType, Record, RpmFile
-from ipavolume.packagefacts import PackagedFile, PackageFacts
 from ipavolume.pathlist import normalise
-from ipavolume.placement import is_reserved
+from ipavolume.preparation.imagefiles import (
+    Attributes,
+    DigestCache,
+    digests_of,
+    reported,
+    xattrs_of,
+)
+from ipavolume.preparation.packagefacts import PackagedFile, PackageFacts
+from ipavolume.preparation.placement import is_reserved
 
 _MAX_ACCOUNTS_BYTES: Final = 64 << 20
 _MAX_OS_RELEASE_BYTES: Final = 64 << 10

@@ -22,7 +22,7 @@ from typing import BinaryIO, Final
 
 from ipavolume.errors import PackageError
 from ipavolume.model import RpmPackage
-from ipavolume.rpmtags import VALUES_MAX, HeaderValues, Tag, TagType, build_package
+from ipavolume.preparation.rpmtags import VALUES_MAX, HeaderValues, Tag, TagType, build_package
 
 _LEAD_BYTES: Final = 96
 _LEAD_MAGIC: Final = b"\xed\xab\xee\xdb"

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Final
 
-from ipavolume import fsops, manifest
-from ipavolume.config import Config
+from ipavolume import fastpath, fsops, manifest
+from ipavolume.config import MAX_CONFIGURATION_BYTES, Config
 from ipavolume.errors import ConfigurationError, ManifestError, UsageError
-from ipavolume.imagefiles import reported
 from ipavolume.imagetree import ImageTree
 from ipavolume.model import BUILD_ID_NAME, ImageHeader, Package, Record, VolumeSpec
-from ipavolume.placement import Listed
-from ipavolume.shipped import AccountNames, Shipped, read_os_release
+from ipavolume.preparation.imagefiles import reported
+from ipavolume.preparation.placement import Listed
+from ipavolume.preparation.shipped import AccountNames, Shipped, read_os_release
 
 MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
+START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
 BUILD_ID_PATH: Final = "/etc/build-id"
 STEPS_PATHS: Final = ("/usr/share/ipavolume/upgrade_steps", "/etc/ipavolume/upgrade_steps")
 _MAX_BUILD_ID_CHARACTERS: Final = 256
@@ -159,6 +160,19 @@ def describe(
     return replace(header, created=_now())
 
 
+def _start_data(findings: Findings, header: ImageHeader) -> bytes:
+    """Return what a start on a current volume has to know, in a form that needs no parser."""
+    config = findings.config
+    # A volatile volume is filled at every start, so there is no start with nothing to do.
+    volatile = any(volume.volatile for volume in config.volumes)
+    return fastpath.dump(
+        b"" if volatile else header.build_id.encode(),
+        [os.fsencode(volume.mount) for volume in header.volumes],
+        [os.fsencode(word) for word in config.start_exec],
+        findings.configuration,
+    )
+
+
 def write(
     tree: ImageTree,
     findings: Findings,
@@ -189,6 +203,9 @@ def write(
     files: list[tuple[str, Iterator[bytes]]] = []
     if header.build_id != _current_build_id(tree, findings):
         files.append((BUILD_ID_PATH, iter([header.build_id.encode() + b"\n"])))
+    start = _start_data(findings, header)
+    if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
+        files.append((START_DATA_PATH, iter([start])))
     if findings.before is None or findings.before != header:
         files.append((MANIFEST_PATH, content()))
     for path, data in files:

@@ -16,7 +16,9 @@ from typing import Final
 
 from ipavolume import fsops
 from ipavolume.errors import VolumeIOError
-from ipavolume.imagefiles import (
+from ipavolume.imagetree import Cursor, ImageTree, remove, walk
+from ipavolume.model import FileType, Xattrs
+from ipavolume.preparation.imagefiles import (
     Attributes,
     DigestCache,
     attributes_of,
@@ -26,9 +28,7 @@ from ipavolume.imagefiles import (
     set_attributes,
     xattrs_of,
 )
-from ipavolume.imagetree import Cursor, ImageTree, remove, walk
-from ipavolume.model import FileType, Xattrs
-from ipavolume.originals import WORK_DIRECTORY
+from ipavolume.preparation.originals import WORK_DIRECTORY
 
 _NEW: Final = "new"
 

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, NoReturn
 
 from ipavolume.errors import PackageError
 from ipavolume.model import RpmPackage
-from ipavolume.rpmtags import VALUES_MAX, HeaderValues, Tag, build_package
+from ipavolume.preparation.rpmtags import VALUES_MAX, HeaderValues, Tag, build_package
 
 _SOURCE: Final = "the rpm database"
 _CHUNK_BYTES: Final = 1 << 18

@@ -1,0 +1,1 @@
+"""What ``ipavolume prepare`` does to an image: reading packages, moving paths, the manifest."""

@@ -1,0 +1,633 @@
+"""Volumes with several mounts: a second one, a volatile one, and mounts nobody declared."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.filesystems import Filesystems
+from support.images import GROUPS, Image, Packaged, build_rpm, picture
+from support.requirements import need_root, need_tool
+from support.upgrades import Site, actions, owner, set_acl
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+DATA = Path(__file__).parent / "data"
+BOTH = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
+LISTS = {"/data": ["/etc/app/", "/var/lib/app/"], "/logs": ["/var/log/app/"]}
+ONE_LIST = {"/data": [*LISTS["/data"], *LISTS["/logs"]]}
+NOREPLACE = "%config(noreplace)"
+
+
+def _files(version: str) -> list[Packaged]:
+    text = f"version {version}"
+    return [
+        Packaged(path="/etc/app", directory=True),
+        Packaged(path="/etc/app/app.conf", words=NOREPLACE, content=text),
+        Packaged(path="/etc/app/plain.conf", words="%config", content=text),
+        Packaged(path="/etc/app/program", content=text),
+        Packaged(path="/var/lib/app", directory=True, words="%attr(0750,svc,svc)"),
+        Packaged(path="/var/lib/app/schema", content=text),
+        Packaged(path="/var/log/app", directory=True, words="%attr(0750,svc,svc)"),
+        Packaged(path="/var/log/app/format.conf", words="%config", content=text),
+        Packaged(path="/var/log/app/README", content=text),
+        Packaged(path="/var/log/app/same", words="%attr(0640,svc,svc)", content="same"),
+        Packaged(path="/var/log/app/made-at-build", words="%ghost", content="x"),
+        *([] if version == "1" else [Packaged(path="/var/log/app/new", content=text)]),
+    ]
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package with files for two volumes, and its next version."""
+    top = tmp_path_factory.mktemp("mounts")
+    one, two = (build_rpm(top, "app", _files(version), version=version) for version in "12")
+    return one, two
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A machine with two volumes."""
+    site = Site(top=tmp_path)
+    site.volume("/data")
+    site.volume("/logs")
+    return site
+
+
+@pytest.fixture
+def bind() -> Iterator[Callable[[Path, Path], None]]:
+    """Bind-mount one path over another until the test ends."""
+    need_root()
+    mounted: list[Path] = []
+
+    def mount(what: Path, where: Path) -> None:
+        command = [need_tool("mount"), "--bind", str(what), str(where)]
+        subprocess.run(command, check=True, timeout=60)
+        mounted.append(where)
+
+    yield mount
+    for where in reversed(mounted):
+        subprocess.run([need_tool("umount"), str(where)], check=True, timeout=60)
+
+
+def _by_hand(image: Image) -> None:
+    """Make what no package has the content of."""
+    image.write("/var/log/app/made-at-build", "by a scriptlet")
+    image.write("/var/log/app/unowned", "by the Dockerfile")
+
+
+def _images(site: Site, versions: tuple[Path, Path], *, config: str = BOTH) -> tuple[Image, Image]:
+    one, two = (
+        site.image(name, [rpm], lists=LISTS, config=config, edit=_by_hand)
+        for name, rpm in zip(("one", "two"), versions, strict=True)
+    )
+    return one, two
+
+
+def _ids(site: Site) -> set[str]:
+    return {(volume / "build-id").read_text().strip() for volume in site.volumes.values()}
+
+
+def _identity(volume: Path) -> dict[str, str]:
+    data = json.loads((volume / ".ipavolume/identity.json").read_text())
+    assert isinstance(data, dict)
+    return data
+
+
+# -- primary and secondary ---------------------------------------------------------------
+
+
+@pytest.mark.filesystem
+def test_two_volumes_on_two_file_systems_are_filled_and_upgraded_together(
+    filesystem: Filesystems, tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    site = Site(top=tmp_path)
+    site.volumes = {"/data": filesystem("ext4"), "/logs": filesystem("tmpfs")}
+    data, logs = site.volumes.values()
+    first, second = _images(site, versions)
+    outcome = site.upgrade(first)
+    assert outcome["state"] == "empty"
+    assert _ids(site) == {"one"}
+    assert sorted(path.name for path in logs.iterdir()) == [".ipavolume", "build-id", "var"]
+    assert owner(logs / "var/log/app") == (250, 251, 0o750)
+    assert (logs / "var/log/app/made-at-build").read_text() == "by a scriptlet"
+    assert not (data / "var/log").exists()
+    assert not (logs / "etc").exists()
+    assert _identity(data)["primary"] == _identity(data)["uuid"]
+    assert _identity(logs)["primary"] == _identity(data)["uuid"]
+    assert _identity(logs)["uuid"] != _identity(data)["uuid"]
+    assert site.upgrade(first)["state"] == "current"
+    assert site.run("check", first).stdout.splitlines()[0].endswith(": current")
+
+    (data / "etc/app/app.conf").write_text("edited")
+    (logs / "var/log/app/format.conf").write_text("edited")
+    (logs / "var/log/app/README").write_text("notes")
+    (logs / "var/log/app/app.log").write_text("what happened")
+    outcome = site.upgrade(second)
+    (run,) = (plan["run"] for plan in outcome["plans"])
+    assert _ids(site) == {"two"}
+    assert (data / "etc/app/app.conf").read_text() == "edited"
+    assert (data / "etc/app/app.conf.rpmnew").read_text() == "version 2"
+    found = {path.name: path.read_text() for path in (logs / "var/log/app").iterdir()}
+    assert found == {
+        "format.conf": "version 2",
+        "format.conf.rpmsave": "edited",
+        "README": "version 2",
+        "app.log": "what happened",
+        "same": "same",
+        "new": "version 2",
+        "made-at-build": "by a scriptlet",
+        "unowned": "by the Dockerfile",
+    }
+    # What is kept of a volume stays on it.
+    assert (logs / f".ipavolume/saved/{run}/var/log/app/README").read_text() == "notes"
+    for volume in (data, logs):
+        left = {path.name for path in (volume / ".ipavolume").iterdir()}
+        assert not left & {"staging", "transaction", "trash"}
+    assert [one["to"] for one in site.history()] == ["one", "two"]
+    said = site.run("conflicts", second).stdout
+    assert f"/logs/.ipavolume/saved/{run}/var/log/app/README" in said
+    assert "/logs/var/log/app/format.conf.rpmsave" in said
+    site.run("conflicts", second, "--keep", "/logs/var/log/app/README")
+    assert (logs / "var/log/app/README").read_text() == "notes"
+    assert site.upgrade(second)["state"] == "current"
+
+
+def test_a_hard_link_from_one_volume_to_the_other_becomes_two_files(
+    site: Site, tmp_path: Path
+) -> None:
+    def link(image: Image) -> None:
+        (image.root / "var/log/app").mkdir(parents=True)
+        (image.root / "var/log/app/twin").hardlink_to(image.write("/etc/app/twin", "twin"))
+
+    image = site.image("one", lists=LISTS, config=BOTH, edit=link)
+    template = image.root / "logs-template/var/log/app/twin"
+    template.unlink()
+    template.hardlink_to(image.root / "data-template/etc/app/twin")
+    image.prepare(build_id="one-again")
+    site.upgrade(image)
+    assert (site.volume("/data") / "etc/app/twin").read_text() == "twin"
+    assert (site.volume("/logs") / "var/log/app/twin").read_text() == "twin"
+    assert (site.volume("/logs") / "var/log/app/twin").stat().st_nlink == 1
+
+
+def test_a_lost_second_volume_is_refused_and_filled_again_when_that_is_wanted(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions)
+    site.upgrade(first)
+    wanted = picture(site.volume("/logs") / "var")
+    shutil.rmtree(site.volume("/logs"))
+    site.volume("/logs").mkdir(mode=0o755)
+    (site.volume("/data") / "etc/app/app.conf").write_text("edited")
+    before = picture(site.top)
+    for image in (first, second):
+        said = site.refused(image, "lost-secondary")
+        assert "/logs" in said
+        site.run("check", image, status=65)
+    assert picture(site.top) == before
+    site.upgrade(first, "--allow", "lost-secondary")
+    assert picture(site.volume("/logs") / "var") == wanted
+    assert (site.volume("/data") / "etc/app/app.conf").read_text() == "edited"
+    assert site.history()[-1]["overrides"] == ["lost-secondary"]
+    assert _ids(site) == {"one"}
+    assert _identity(site.volume("/logs"))["primary"] == _identity(site.volume("/data"))["uuid"]
+    assert site.upgrade(second)["state"] == "outdated"
+
+
+def test_a_lost_second_volume_is_filled_by_a_newer_image_as_well(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions)
+    site.upgrade(first)
+    shutil.rmtree(site.volume("/logs"))
+    site.volume("/logs").mkdir(mode=0o755)
+    site.upgrade(second, "--allow", "lost-secondary")
+    template = second.root / "logs-template/var"
+    assert picture(site.volume("/logs") / "var") == picture(template)
+
+
+@pytest.mark.parametrize("primary", ["another", "empty", "the secondary itself"])
+def test_volumes_that_do_not_belong_together_are_refused(
+    primary: str, site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions)
+    site.upgrade(first)
+    data, logs = site.volumes["/data"], site.volumes["/logs"]
+    if primary == "another":
+        other = Site(top=site.top / "other", volumes={})
+        other.top.mkdir()
+        other.volume("/data")
+        other.volume("/logs")
+        other.upgrade(first)
+        site.volumes["/data"] = other.volumes["/data"]
+    elif primary == "empty":
+        empty = site.top / "empty"
+        empty.mkdir(mode=0o755)
+        site.volumes["/data"] = empty
+    else:
+        site.volumes = {"/data": logs, "/logs": data}
+    before = picture(site.top)
+    for image in (first, second):
+        said = site.refused(image, "foreign-volume")
+        assert "/logs" in said
+        assert "/data" in said
+        site.refused(image, "foreign-volume", "--allow", "lost-secondary")
+    assert picture(site.top) == before
+
+
+def test_an_empty_primary_is_not_filled_beside_a_second_volume_with_files(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, _ = _images(site, versions)
+    log = site.volume("/logs") / "var/log/app/README"
+    log.parent.mkdir(parents=True)
+    log.write_text("of an instance whose state was lost")
+    before = picture(site.top)
+    said = site.refused(first, "stateless")
+    assert "/logs/var/log/app/README" in said
+    assert picture(site.top) == before
+    # Taken over, nothing of it is overwritten.
+    site.upgrade(first, "--allow", "stateless", "--from", "fedora:43")
+    assert log.read_text() == "of an instance whose state was lost"
+    assert (site.volume("/data") / "etc/app/app.conf").read_text() == "version 1"
+
+
+def test_an_image_that_declares_one_more_volume_fills_it(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    logs = site.volumes.pop("/logs")
+    first = site.image("one", versions[:1], lists=ONE_LIST, edit=_by_hand)
+    site.upgrade(first)
+    data = site.volume("/data")
+    old_logs = data / "var/log/app"
+    (old_logs / "app.log").write_text("what happened")
+    before = picture(old_logs)
+    site.volumes["/logs"] = logs
+    # Somebody put a file there already.
+    (logs / "var/log/app").mkdir(parents=True)
+    (logs / "var/log/app/format.conf").write_text("mine")
+    second = site.image("two", versions[1:], lists=LISTS, config=BOTH, edit=_by_hand)
+    outcome = site.upgrade(second)
+    found = {path.name: path.read_text() for path in (logs / "var/log/app").iterdir()}
+    assert found == {
+        "format.conf": "version 2",
+        "format.conf.rpmorig": "mine",
+        "README": "version 2",
+        "same": "same",
+        "new": "version 2",
+        "made-at-build": "by a scriptlet",
+        "unowned": "by the Dockerfile",
+    }
+    assert _identity(logs)["primary"] == _identity(data)["uuid"]
+    # What the other volume has of it is not erased, and somebody is told.
+    assert picture(old_logs) == before
+    assert actions(outcome, "keep")["/data/var/log/app/README"]["rule"] == "list-lost"
+    assert site.upgrade(second)["state"] == "current"
+
+
+def test_an_image_that_no_longer_declares_a_volume_leaves_it_alone(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, _ = _images(site, versions)
+    site.upgrade(first)
+    logs = site.volumes.pop("/logs")
+    before = picture(logs)
+    second = site.image("two", versions[1:], lists={"/data": LISTS["/data"]})
+    site.upgrade(second)
+    assert picture(logs) == before
+    assert (site.volume("/data") / "etc/app/program").read_text() == "version 2"
+
+
+def test_a_second_volume_from_an_older_backup_is_compared_and_nothing_is_lost(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions)
+    site.upgrade(first)
+    logs = site.volume("/logs")
+    (logs / "var/log/app/app.log").write_text("what happened")
+    backup = site.top / "backup"
+    subprocess.run(["cp", "-a", str(logs), str(backup)], check=True, timeout=60)
+    site.upgrade(second)
+    shutil.rmtree(logs)
+    backup.rename(logs)
+    assert site.run("check", second, status=100).stdout
+    site.upgrade(second)
+    assert _ids(site) == {"two"}
+    found = {path.name: path.read_text() for path in (logs / "var/log/app").iterdir()}
+    assert found["app.log"] == "what happened"
+    assert found["README"] == found["new"] == "version 2"
+    assert site.upgrade(second)["state"] == "current"
+
+
+def test_owners_are_translated_on_every_volume(site: Site, versions: tuple[Path, Path]) -> None:
+    images = [
+        site.image(
+            name,
+            versions[:1],
+            lists=LISTS,
+            config=BOTH,
+            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{number}:251::/:/bin/false\n",
+        )
+        for name, number in (("one", 250), ("two", 260))
+    ]
+    site.upgrade(images[0])
+    logs = site.volume("/logs") / "var/log/app"
+    (logs / "app.log").write_text("x")
+    os.chown(logs / "app.log", 250, 0)
+    site.upgrade(images[1])
+    assert owner(logs)[:2] == owner(logs / "same")[:2] == (260, 251)
+    assert owner(logs / "app.log")[:2] == (260, 0)
+    assert owner(site.volume("/data") / "var/lib/app")[:2] == (260, 251)
+
+
+@pytest.mark.parametrize("held", ["/data", "/logs"])
+def test_a_lock_on_either_volume_keeps_others_out(
+    held: str, site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions)
+    site.upgrade(first)
+    fd = os.open(site.volume(held), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        said = site.refused(second, "locked", status=75)
+        assert str(site.volume(held)) in said
+        assert f"process {os.getpid()}" in said
+    finally:
+        os.close(fd)
+    assert _ids(site) == {"one"}
+    site.upgrade(second)
+
+
+def test_an_empty_directory_where_a_volume_should_be_mounted(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, _ = _images(site, versions)
+    before = picture(site.top)
+    expecting = {"IPAVOLUME_EXPECT": "existing"}
+    said = site.refused(first, "expected-existing", status=77, env=expecting)
+    assert "/data" in said
+    site.volumes["/logs"].rmdir()
+    said = site.refused(first, "no-volume", status=74)
+    assert "/logs" in said
+    site.volumes["/logs"].mkdir(mode=0o755)
+    assert {path: seen[:-1] for path, seen in picture(site.top).items()} == {
+        path: seen[:-1] for path, seen in before.items()
+    }
+    site.upgrade(first)
+    site.run("upgrade", first, env=expecting)
+
+
+# -- a volatile one ----------------------------------------------------------------------
+
+VOLATILE = BOTH + '[[volume]]\nmount = "/tmp"\nvolatile = true\n'
+
+
+@pytest.fixture
+def volatile(site: Site, versions: tuple[Path, Path]) -> tuple[Site, Image]:
+    """A site whose image fills ``/tmp`` at each start."""
+
+    def edit(image: Image) -> None:
+        cache = image.write("/var/cache/app/index", "as shipped", mode=0o2640)
+        os.chown(cache, 250, 251)
+        cache.chmod(0o2640)
+        set_acl(cache, "u:4242:r")
+        os.chown(cache.parent, 250, 251)
+        cache.parent.chmod(0o1770)
+        cache.with_name("twin").hardlink_to(cache)
+        cache.with_name("link").symlink_to("index")
+        image.write("/var/cache/app/keep/state", "kept elsewhere")
+
+    lists = {**LISTS, "/tmp": ["/var/cache/app/"]}
+    lists["/data"] = [*lists["/data"], "/var/cache/app/keep/"]
+    image = site.image("one", versions[:1], lists=lists, config=VOLATILE, edit=edit)
+    site.volume("/tmp").chmod(0o1777)
+    return site, image
+
+
+def test_a_volatile_volume_is_filled_afresh_at_each_start(volatile: tuple[Site, Image]) -> None:
+    site, image = volatile
+    tmp = site.volume("/tmp")
+    for round_ in range(3):
+        site.run("start", image, "--", "true")
+        found = picture(tmp, times=False)
+        assert found == picture(image.root / "tmp-template", times=False)
+        assert len(found) == 7
+        assert os.readlink(tmp / "var/cache/app/keep") == "/data/var/cache/app/keep"
+        assert owner(tmp / "var/cache/app") == (250, 251, 0o1770)
+        assert stat.S_IMODE(tmp.stat().st_mode) == 0o1777
+        kept = site.volume("/data") / "var/cache/app/keep/state"
+        assert kept.read_text() == ("kept elsewhere" if round_ == 0 else f"round {round_ - 1}")
+        kept.write_text(f"round {round_}")
+        index = tmp / "var/cache/app/index"
+        index.write_text("changed")
+        (tmp / "var/cache/app/twin").unlink()
+        (tmp / "var/cache/app/twin").mkdir()
+        (tmp / "var/cache/app/twin/inside").write_text("x")
+        (tmp / "left over\n").mkdir()
+        (tmp / "left over\n/by a service").symlink_to("/etc")
+        (tmp / "etc").symlink_to(site.volume("/data") / "etc")
+    assert (site.volume("/data") / "etc/app/app.conf").read_text() == "version 1"
+
+
+def test_only_a_start_fills_a_volatile_volume(volatile: tuple[Site, Image]) -> None:
+    site, image = volatile
+    tmp = site.volume("/tmp")
+    (tmp / "file").write_text("x")
+    site.upgrade(image)
+    site.run("check", image)
+    site.run("upgrade", image, "--dry-run")
+    assert [path.name for path in tmp.iterdir()] == ["file"]
+    site.run("start", image, "--", "true")
+    assert sorted(path.name for path in tmp.iterdir()) == ["var"]
+
+
+def test_what_is_mounted_in_a_volatile_volume_stays(
+    volatile: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    site, image = volatile
+    tmp = site.volume("/tmp")
+    secrets = site.top / "secrets"
+    secrets.mkdir()
+    (secrets / "password").write_text("secret")
+    (tmp / "run/secrets").mkdir(parents=True)
+    bind(secrets, tmp / "run/secrets")
+    (tmp / "file").write_text("x")
+    for _ in range(2):
+        site.run("start", image, "--", "true")
+        assert (secrets / "password").read_text() == "secret"
+        assert not (tmp / "file").exists()
+        assert (tmp / "var/cache/app/index").read_text() == "as shipped"
+
+
+def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(tmp_path: Path) -> None:
+    site = Site(top=tmp_path)
+    lists = {
+        f"/{name}": (DATA / f"freeipa-volume-{name}-list").read_text().splitlines()
+        for name in ("data", "tmp")
+    }
+    config = (
+        'profile = "freeipa"\n[[volume]]\nmount = "/data"\n'
+        '[[volume]]\nmount = "/tmp"\nvolatile = true\n[start]\nexec = ["true"]\n'
+    )
+
+    def edit(image: Image) -> None:
+        image.write("/etc/krb5.conf", "[libdefaults]\n")
+        image.write("/var/lib/certmonger/cas/20260101", "a CA")
+        image.write("/var/lib/certmonger/lock", "")
+        image.write("/var/lib/sss/db/cache", "cache", mode=0o600)
+        image.write("/var/tmp/left", "over")
+
+    image = site.image("one", lists=lists, config=config, edit=edit)
+    site.volume("/data")
+    site.volume("/tmp")
+    site.run("start", image)
+
+    def resolve(path: str) -> Path:
+        """Return where the container is led to by *path*, its last component not followed."""
+        for _ in range(40):
+            here = ""
+            for part in path.split("/")[1:]:
+                here = f"{here}/{part}"
+                mount = next((one for one in site.volumes if here.startswith(one + "/")), "")
+                top = site.volumes[mount] if mount else image.root
+                real = Path(f"{top}{here[len(mount) :]}")
+                if real.is_symlink():
+                    target = os.readlink(real)
+                    assert target.startswith("/")
+                    path = target + path[len(here) :]
+                    break
+            else:
+                return real
+        raise AssertionError(path)
+
+    listed = [path for paths in lists.values() for path in paths]
+    assert len(listed) > 100
+    for path in listed:
+        place = resolve(path.rstrip("/"))
+        mount = "/data" if path in lists["/data"] else "/tmp"
+        assert place.is_relative_to(site.volumes[mount]), path
+        assert place.parent.is_dir(), path
+        if path.endswith("/"):
+            assert place.is_dir(), path
+    assert resolve("/etc/krb5.conf").read_text() == "[libdefaults]\n"
+    assert resolve("/var/lib/certmonger/cas/20260101").read_text() == "a CA"
+    # A service writes to both, the container starts again: one is kept, the other is not.
+    resolve("/var/lib/certmonger/requests/1").write_text("a request")
+    resolve("/var/tmp/work").write_text("in progress")
+    site.run("start", image)
+    assert resolve("/var/lib/certmonger/requests/1").read_text() == "a request"
+    assert not resolve("/var/tmp/work").exists()
+    assert resolve("/var/tmp/left").read_text() == "over"
+
+
+# -- mounts nobody declared --------------------------------------------------------------
+
+
+@pytest.fixture
+def upgrading(site: Site, versions: tuple[Path, Path]) -> tuple[Site, Image]:
+    """A site with one volume of the first image, and the second image."""
+    site.volumes.pop("/logs")
+    first, second = (
+        site.image(name, [rpm], lists=ONE_LIST)
+        for name, rpm in zip(("one", "two"), versions, strict=True)
+    )
+    site.upgrade(first)
+    return site, second
+
+
+def test_a_mount_below_the_volume_is_neither_entered_nor_in_the_way(
+    upgrading: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    site, second = upgrading
+    elsewhere = site.top / "elsewhere"
+    (elsewhere / "app").mkdir(parents=True)
+    (elsewhere / "app/app.conf").write_text("of somebody else")
+    (site.volume() / "var/lib/app/big").mkdir()
+    bind(elsewhere, site.volume() / "var/lib/app/big")
+    before = picture(elsewhere)
+    site.upgrade(second)
+    assert picture(elsewhere) == before
+    assert (site.volume() / "var/lib/app/schema").read_text() == "version 2"
+
+
+@pytest.mark.parametrize("what", ["directory", "empty directory", "file"])
+def test_a_change_below_an_undeclared_mount_is_refused(
+    what: str, upgrading: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    site, second = upgrading
+    elsewhere = site.top / "elsewhere"
+    elsewhere.mkdir()
+    if what == "file":
+        path, inside = "etc/app/plain.conf", "/data/etc/app/plain.conf"
+        (elsewhere / "file").write_text("of somebody else")
+        bind(elsewhere / "file", site.volume() / path)
+    else:
+        path, inside = "var/lib/app", "/data/var/lib/app/schema"
+        if what == "directory":
+            (elsewhere / "schema").write_text("of somebody else")
+        bind(elsewhere, site.volume() / path)
+    before = picture(site.top)
+    said = site.refused(second, "mounted-over")
+    assert f"'{inside}'" in said
+    assert f"'/data/{path}'" in said
+    site.run("check", second, status=65)
+    assert picture(site.top) == before
+    other = picture(elsewhere)
+    outcome = site.upgrade(second, "--allow", "mounted-over")
+    assert picture(elsewhere) == other
+    assert actions(outcome, "keep")[inside]["rule"] == "mounted-over"
+    assert site.history()[-1]["overrides"] == ["mounted-over"]
+    assert (site.volume() / "etc/app/program").read_text() == "version 2"
+    assert site.upgrade(second)["state"] == "current"
+
+
+def test_a_config_file_that_is_mounted_over_counts_as_edited(
+    upgrading: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    site, second = upgrading
+    conf = site.volume() / "etc/app/app.conf"
+    elsewhere = site.top / "app.conf"
+    elsewhere.write_text("from the host")
+    bind(elsewhere, conf)
+    site.upgrade(second)
+    assert conf.read_text() == elsewhere.read_text() == "from the host"
+    assert conf.with_name("app.conf.rpmnew").read_text() == "version 2"
+
+
+def test_owners_below_an_undeclared_mount_stay_and_somebody_is_told(
+    site: Site, versions: tuple[Path, Path], bind: Callable[[Path, Path], None]
+) -> None:
+    site.volumes.pop("/logs")
+    first, second = (
+        site.image(
+            name,
+            versions[:1],
+            lists=ONE_LIST,
+            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{number}:251::/:/bin/false\n",
+            group=GROUPS,
+        )
+        for name, number in (("one", 250), ("two", 260))
+    )
+    site.upgrade(first)
+    elsewhere = site.top / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("x")
+    for path in (elsewhere, elsewhere / "file"):
+        os.chown(path, 250, 251)
+    app = site.volume() / "var/lib/app"
+    (app / "big").mkdir()
+    bind(elsewhere, app / "big")
+    before = picture(elsewhere)
+    outcome = site.upgrade(second)
+    assert picture(elsewhere) == before
+    assert owner(elsewhere)[:2] == (250, 251)
+    assert owner(app)[:2] == (260, 251)
+    assert actions(outcome, "keep")["/data/var/lib/app/big"]["rule"] == "mounted-over"
