@@ -238,7 +238,8 @@ def find_suspects(image: ImageSource, volumes: Mapping[str, Volume], index: byte
     """
     records = image.header.records
     suspects = mmap.mmap(-1, max(records, 1))
-    half = records if records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1 else records // 2
+    alone = records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1
+    half = records if alone else records // 2
 
     def look(first: int, last: int) -> None:
         with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
@@ -1025,15 +1026,21 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
     Raises:
         UnsafeVolumeError: If it is missing, cut short or altered.
     """
+    where = f"{area.volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{state.TRANSACTION}"
     stream = state.open_member(area.work, state.PLAN, area.volume)
     if stream is None:
         raise UnsafeVolumeError(
-            f"the open transaction on {area.volume.directory!r} has no plan",
+            f"the open transaction has lost its plan {where + '/' + state.PLAN!r}",
             code="altered-transaction",
             hint="Restore the volume from a backup.",
         )
     with stream:
-        return planfile.load(stream, mounts=mounts)
+        try:
+            return planfile.load(stream, mounts=mounts)
+        except UnsafeVolumeError as err:
+            raise UnsafeVolumeError(
+                f"{err}: {where + '/' + state.PLAN!r}", code=err.code, hint=err.hint
+            ) from err
 
 
 def write_transaction(area: Area, transaction: Transaction) -> None:
@@ -1070,8 +1077,11 @@ def fill(image: ImageSource, mount: str, root: int) -> None:
                 if record.type is FileType.DIRECTORY:
                     fsops.make_directory(target, name)
                     directories.append(record)
+                    continue
+                fsops.unlink(target, name)
+                if record.hard_link.startswith(prefix):
+                    _link_filled(volume, record.hard_link, target, name)
                 else:
-                    fsops.unlink(target, name)
                     _place_record(record, source, target, name)
         for record in reversed(directories):
             with attempt("fill", record.path):
@@ -1084,3 +1094,16 @@ def fill(image: ImageSource, mount: str, root: int) -> None:
                         mode=record.mode,
                         xattrs=record.xattrs,
                     )
+
+
+def _link_filled(volume: Tree, leader: str, target: int, name: str) -> None:
+    """Make *name* another name of the file at the path *leader*, which was filled before."""
+    own = os.dup(target)
+    try:
+        parent, _, last = leader.rpartition("/")
+        directory = volume.directory(parent)
+        if directory is None:
+            raise _not_in_template(leader)
+        fsops.link(directory, last, own, name)
+    finally:
+        os.close(own)

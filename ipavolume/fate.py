@@ -98,11 +98,11 @@ def _decide_upgraded(old: Record, disk: Found | None, new: Record) -> Fate:
         return Fate.CREATE
     if disk.same(new) and old.type is new.type:
         return Fate.TOUCH
-    if not old.flags & FileFlags.GHOST and disk.same(old):
+    if _has_content(old) and disk.same(old):
         return Fate.CREATE
     if not is_config(new):
         return Fate.SAVE
-    if not old.flags & FileFlags.GHOST and same_content(old, new):
+    if _has_content(old) and same_content(old, new):
         return Fate.SKIP
     return Fate.ALTNAME if new.flags & FileFlags.NOREPLACE else Fate.SAVE
 
@@ -121,10 +121,12 @@ def _decide_dropped(old: Record, disk: Found | None) -> Fate:
         if old.flags & FileFlags.GHOST:
             return Fate.SKIP
         return Fate.ERASE if disk.same(old) else Fate.SAVE
-    if disk.type is FileType.DIRECTORY and old.type is not FileType.DIRECTORY:
-        # rpm unlinks what it recorded as a file; a directory in its place makes that fail.
-        return Fate.SKIP
     return Fate.ERASE
+
+
+def _has_content(record: Record) -> bool:
+    """Tell whether rpm knows the content: of a ghost only the target of a link."""
+    return not record.flags & FileFlags.GHOST or record.type is FileType.SYMLINK
 
 
 def is_config(record: Record) -> bool:

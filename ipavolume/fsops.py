@@ -146,8 +146,9 @@ def read_xattrs(fd: int) -> Xattrs:
     result = []
     for name in sorted(names):
         if not name.startswith(NEVER_COPIED):
-            with contextlib.suppress(OSError):
-                result.append((name, os.getxattr(path, name)))
+            value = _xattr(path, name)
+            if value is not None:
+                result.append((name, value))
     return tuple(result)
 
 
@@ -160,6 +161,23 @@ def xattrs_at(directory: int, name: str) -> Xattrs:
             return read_xattrs(fd)
     except FileNotFoundError:
         return ()
+
+
+def _xattr(path: str, name: str) -> bytes | None:
+    try:
+        return os.getxattr(path, name)
+    except OSError as err:
+        if err.errno == errno.ENODATA:
+            return None
+        raise
+
+
+def _remove_xattr(path: str, name: str) -> None:
+    try:
+        os.removexattr(path, name)
+    except OSError as err:
+        if err.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
 
 
 # -- creating ----------------------------------------------------------------------------
@@ -203,8 +221,7 @@ def set_metadata(
             "security.capability",
         ):
             if name not in wanted:
-                with contextlib.suppress(OSError):
-                    os.removexattr(path, name)
+                _remove_xattr(path, name)
     if chowned or acls or stat.S_IMODE(st.st_mode) != mode:
         os.chmod(path, mode)
     for name, value in xattrs:

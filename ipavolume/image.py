@@ -47,8 +47,6 @@ class Image:
             )
             with self._open_manifest() as stream:
                 self.header: ImageHeader = manifest.read_header(stream)
-            if not self.header.volumes:
-                raise _no_manifest(root)
             self.build_id = self._read_build_id()
             self._check()
         except BaseException:
@@ -71,6 +69,8 @@ class Image:
         self._tree.__exit__()
 
     def _check(self) -> None:
+        if not self.header.volumes:
+            raise _no_manifest(self.root)
         if self.build_id != self.header.build_id:
             raise ManifestError(
                 f"the image says it is {self.build_id!r}, its manifest was made for "
@@ -79,7 +79,8 @@ class Image:
             )
 
     def _read_build_id(self) -> str:
-        for path in (BUILD_ID_PATH, f"{self.header.volumes[0].template}/build-id"):
+        template = self.header.volumes[0].template if self.header.volumes else ""
+        for path in (BUILD_ID_PATH, f"{template}/build-id"):
             data = self._tree.read_file(path, limit_bytes=_MAX_ID_BYTES)
             if data is not None:
                 return data.decode("utf-8", "replace").strip()

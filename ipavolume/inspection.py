@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ipavolume import lifecycle, state
 from ipavolume.actions import Keep
-from ipavolume.errors import IpaVolumeError
+from ipavolume.errors import IpaVolumeError, UnsafeVolumeError
 from ipavolume.lifecycle import Draft
 from ipavolume.model import ImageHeader
 from ipavolume.session import Options, Session
@@ -78,6 +78,7 @@ def inspect(options: Options) -> Inspection:
         findings: list[Finding] = []
         try:
             facts = session.facts()
+            state.check_records(session.primary, facts[session.primary.mount])
             verdict = session.judge(facts)
             findings += _in_use(session, facts)
             return _inspect(session, facts, verdict, findings, image)
@@ -124,17 +125,22 @@ def _inspect(
 ) -> Inspection:
     status = 0
     made: Draft | None = None
+    found, reason = verdict.state, verdict.reason
     if verdict.error is not None:
         findings.append(_finding(verdict.error))
         status = verdict.error.exit_status
     elif verdict.state in NEEDS_WORK:
         status = 100
-        if verdict.state not in (State.UPGRADING, State.TAKEN_OVER):
-            try:
+        try:
+            if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
+                lifecycle.read_open_plan(session, facts)
+            else:
                 made = lifecycle.draft(session, verdict, facts)
-            except IpaVolumeError as err:
-                findings.append(_finding(err))
-                status = err.exit_status
+        except IpaVolumeError as err:
+            findings.append(_finding(err))
+            status = err.exit_status
+            if isinstance(err, UnsafeVolumeError):
+                found, reason = State.UNSAFE, str(err)
     elif session.options.checksum:
         made = lifecycle.draft(session, replace(verdict, state=State.OUTDATED), facts)
         changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
@@ -171,8 +177,8 @@ def _inspect(
     primary = facts[session.primary.mount]
     return Inspection(
         volume=session.primary.directory,
-        state=verdict.state,
-        reason=verdict.reason,
+        state=found,
+        reason=reason,
         recorded=recorded_data(primary),
         image=image,
         draft=made,

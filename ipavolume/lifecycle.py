@@ -104,7 +104,7 @@ def draft(session: Session, verdict: Verdict, facts: Mapping[str, Facts]) -> Dra
             pristine=tuple(_config_records(session)),
         )
     else:
-        made = _draft_compared(session, plan, primary)
+        made = _draft_compared(session, plan, facts)
     overrides = preflight.check(
         made.plan, session.volumes, session.image.header, session.options.allow
     )
@@ -150,8 +150,10 @@ def _config_records(session: Session) -> Iterator[Record]:
                 yield record
 
 
-def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
+def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
     image = session.image.header
+    primary = facts[session.primary.mount]
+    fresh, unknown = _estranged(session, facts)
     unknown_old = plan.kind == "adopt"
     positions: dict[str, int] = {}
     pristine: list[Record] = []
@@ -167,7 +169,9 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
     def cannot_read(path: str, err: OSError) -> None:
         unreadable.append((path, err.strerror or str(err)))
 
-    same = _same_records(session, primary, unknown_old=unknown_old)
+    same = None
+    if not fresh and not unknown:
+        same = _same_records(session, primary, unknown_old=unknown_old)
     if same is None:
         old_header, old_lines, old_index = _old(session, primary, unknown_old=unknown_old)
     else:
@@ -180,6 +184,8 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
             run=plan.run,
             populate=plan.kind == "populate",
             unknown_old=unknown_old,
+            fresh=fresh,
+            unknown=unknown,
             allow=session.options.allow,
             mounted=session.mounted_below(),
             verified=verified,
@@ -237,6 +243,22 @@ def _draft_compared(session: Session, plan: Plan, primary: Facts) -> Draft:
         old=old_header,
         unreadable=tuple(unreadable),
     )
+
+
+def _estranged(session: Session, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+    """Return the secondaries that the baseline of the primary volume does not describe.
+
+    Returns:
+        Mounts of those that are new or were lost, and of those with another recorded id, such
+        as one that was restored from an older backup.
+    """
+    baseline = facts[session.primary.mount].baseline
+    mounts = [mount for mount in session.volumes if mount != session.primary.mount]
+    if baseline is None:
+        return [], []
+    fresh = [mount for mount in mounts if facts[mount].identity is None]
+    others = [mount for mount in mounts if mount not in fresh]
+    return fresh, [mount for mount in others if facts[mount].build_id != baseline.build_id]
 
 
 def _same_records(session: Session, primary: Facts, *, unknown_old: bool) -> bytes | None:
@@ -331,6 +353,28 @@ def _new_transaction(session: Session, plan: Plan, facts: Mapping[str, Facts]) -
     )
 
 
+def read_open_plan(session: Session, facts: Mapping[str, Facts]) -> Plan:
+    """Return what the open transaction does, after a look at all that it needs.
+
+    Raises:
+        UnsafeVolumeError: If its plan, manifest or index is missing, cut short or altered.
+    """
+    primary = facts[session.primary.mount]
+    area = executor.open_area(session.primary)
+    try:
+        plan = executor.read_plan(area, session.volumes)
+    finally:
+        area.close()
+    if primary.transaction is None or plan.run != primary.transaction.run:
+        raise UnsafeVolumeError(
+            f"the plan of the open transaction is that of run {plan.run}",
+            code="altered-transaction",
+            hint="Restore the volume from a backup.",
+        )
+    state.check_transaction(session.primary, primary)
+    return plan
+
+
 def resume(
     session: Session, facts: Mapping[str, Facts], progress: Progress
 ) -> tuple[Plan, tuple[tuple[str, str], ...]]:
@@ -343,6 +387,7 @@ def resume(
     transaction = primary.transaction
     if transaction is None:
         raise AssertionError("nothing to resume")
+    plan = read_open_plan(session, facts)
     progress(f"finishing run {transaction.run} to {transaction.to_build}")
     areas = {}
     for mount, volume in session.volumes.items():
@@ -356,7 +401,6 @@ def resume(
                 hint="Mount the volumes that belong together.",
             )
     try:
-        plan = executor.read_plan(next(iter(areas.values())), session.volumes)
         if transaction.phase == state.MARKED:
             executor.move_build_ids(areas.values())
         notes = _finish(session, areas, transaction, plan, None, facts, progress)

@@ -32,7 +32,7 @@ from ipavolume.model import (
 FORMAT: Final = 1
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 1 << 20
-_MAX_ID: Final = 0xFFFFFFFE
+MAX_ID: Final = 0xFFFFFFFE
 
 _FLAG_WORDS: Final = (
     (FileFlags.CONFIG, "config"),
@@ -143,8 +143,8 @@ def parse_record(line: bytes) -> Record:
             is_safe_path(path)
             and isinstance(content, str)
             and 0 <= record.mode <= 0o7777
-            and 0 <= record.uid <= _MAX_ID
-            and 0 <= record.gid <= _MAX_ID
+            and 0 <= record.uid <= MAX_ID
+            and 0 <= record.gid <= MAX_ID
             and isinstance(record.owner, str)
             and isinstance(record.group, str)
             and isinstance(record.package, str)

@@ -26,11 +26,12 @@ from ipavolume.actions import (
     SetMetadata,
 )
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.manifest import is_safe_path
+from ipavolume.manifest import MAX_ID, is_safe_path
 from ipavolume.model import DiskState, FileType
 
 FORMAT: Final = 1
 _MAX_LINE_BYTES: Final = 4 << 20
+_MAX_RUN_CHARACTERS: Final = 64
 
 
 def action_data(action: Action) -> dict[str, Any]:
@@ -183,9 +184,14 @@ def load(stream: BinaryIO, *, mounts: Iterable[str]) -> Plan:
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
         raise _altered() from err
-    if not plan.run.replace("-", "").isalnum():
+    if not is_run_id(plan.run):
         raise _altered()
     return plan
+
+
+def is_run_id(text: str) -> bool:
+    """Tell whether *text* can be the id of a run; directories are named by it."""
+    return text.isascii() and text.replace("-", "").isalnum() and len(text) <= _MAX_RUN_CHARACTERS
 
 
 def _altered() -> UnsafeVolumeError:
@@ -269,9 +275,10 @@ def _metadata(item: Mapping[str, Any]) -> Metadata:
         )
     except binascii.Error as err:
         raise _altered() from err
-    return Metadata(
-        uid=int(item["uid"]), gid=int(item["gid"]), mode=int(item["mode"], 8), xattrs=xattrs
-    )
+    uid, gid, mode = int(item["uid"]), int(item["gid"]), int(item["mode"], 8)
+    if not (0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID and 0 <= mode <= 0o7777):
+        raise _altered()
+    return Metadata(uid=uid, gid=gid, mode=mode, xattrs=xattrs)
 
 
 def _state(item: Mapping[str, Any]) -> DiskState:

@@ -164,6 +164,8 @@ class Planner:
         run: Id of the run; names the directory of what is saved.
         populate: The volume is empty: also what the image made at a ghost's path is put.
         unknown_old: What is not in the baseline may still have been shipped before.
+        fresh: Mounts of volumes that are new beside the primary one: filled as if all were.
+        unknown: Mounts of volumes that the baseline is not about.
         allow: Codes of refusals that the operator overrides.
         mounted: Mount points below the volumes that no image declares.
         verified: Called with the position of each record that is on the disk as shipped.
@@ -178,6 +180,8 @@ class Planner:
         run: str,
         populate: bool = False,
         unknown_old: bool = False,
+        fresh: Collection[str] = (),
+        unknown: Collection[str] = (),
         allow: Collection[str] = (),
         mounted: Collection[str] = (),
         verified: Callable[[int, DiskState], None] = lambda _position, _state: None,
@@ -188,6 +192,8 @@ class Planner:
         self._run = run
         self._populate = populate
         self._unknown_old = unknown_old
+        self._fresh = tuple(mount + "/" for mount in fresh)
+        self._unknown = tuple(mount + "/" for mount in unknown)
         self._allow = frozenset(allow)
         self._mounted = tuple(sorted(mounted))
         self._verified = verified
@@ -198,6 +204,7 @@ class Planner:
         self._unchanged = _unchanged_packages(old, new)
         self._entries = {volume.mount: volume.entries for volume in new.volumes}
         self._relocated: list[str] = []
+        self._vacated: list[str] = []
         self._created: dict[str, _Tree] = {}
         self._roots: dict[str, _Tree] = {}
         self._pending: dict[str, tuple[Record, DiskState, Metadata]] = {}
@@ -222,8 +229,14 @@ class Planner:
             UnsafeVolumeError: If what is there cannot be dealt with safely.
         """
         path, old, new, disk = candidate.path, candidate.old, candidate.new, candidate.disk
+        populate = self._populate or path.startswith(self._fresh)
+        unknown = path.startswith(self._unknown)
+        if unknown or path.startswith(self._fresh):
+            old = None
         if any(path.startswith(prefix) for prefix in self._relocated):
             return
+        if any(path.startswith(prefix) for prefix in self._vacated):
+            disk = None
         if disk is not None and disk.type is FileType.SYMLINK and self._is_moved(path, old, new):
             return
         if new is None:
@@ -234,14 +247,14 @@ class Planner:
             return
         found = None if disk is None else _Found(self._view, path, disk)
         if new.flags & FileFlags.GHOST and not (
-            found is None and (self._populate or new.type is FileType.DIRECTORY)
+            found is None and (populate or new.type is FileType.DIRECTORY)
         ):
             self._omit(path)
             return
         if found is None:
-            self._missing(path, old, new)
-        elif old is None and self._unknown_old:
-            self._unknown(path, found, new)
+            self._missing(path, old, new, populate=populate)
+        elif old is None and (self._unknown_old or unknown):
+            self._differs(path, found, new)
         elif not new.package and not (old and old.package):
             self._unowned(path, old, found, new)
         elif old is not None and (
@@ -286,8 +299,8 @@ class Planner:
         )
         return True
 
-    def _missing(self, path: str, old: Record | None, new: Record) -> None:
-        if new.type is not FileType.DIRECTORY and not self._populate:
+    def _missing(self, path: str, old: Record | None, new: Record, *, populate: bool) -> None:
+        if new.type is not FileType.DIRECTORY and not populate:
             if not new.package and old is not None:
                 self._omit(path)
                 return
@@ -313,7 +326,7 @@ class Planner:
         if tree is not None:
             tree.omit.append(path)
 
-    def _unknown(self, path: str, found: _Found, new: Record) -> None:
+    def _differs(self, path: str, found: _Found, new: Record) -> None:
         if found.type is FileType.DIRECTORY and new.type is FileType.DIRECTORY:
             return
         if found.same(new):
@@ -350,7 +363,11 @@ class Planner:
         self, position: int, path: str, old: Record | None, found: _Found, new: Record
     ) -> None:
         if new.type is FileType.DIRECTORY and found.type is FileType.DIRECTORY:
-            if old is not None:
+            if old is not None and decide(old, found, new) is Fate.SAVE:
+                # Somebody put it where a config file was; it is not the package's directory.
+                self._save_and_put(path, old, found, new, ".rpmsave", "edited, and replaced")
+                self._vacated.append(path + "/")
+            elif old is not None:
                 self._merge_metadata(path, old, found, new)
             return
         if old is not None and old == new and new.package in self._unchanged:
@@ -373,8 +390,10 @@ class Planner:
                     self._replace_directory(path, old, found, new)
                 else:
                     self._replace(path, old, found, new)
-            case Fate.CONFLICT:
+            case Fate.CONFLICT if found.type is FileType.DIRECTORY:
                 self._replace_directory(path, old, found, new)
+            case Fate.CONFLICT:
+                self._replace(path, old, found, new)
             case Fate.SAVE:
                 self._save_and_put(path, old, found, new, ".rpmsave", "edited, and replaced")
             case Fate.BACKUP:
@@ -445,18 +464,15 @@ class Planner:
         found = _Found(self._view, path, disk)
         match decide(old, found, None):
             case Fate.ERASE if disk.type is FileType.DIRECTORY:
-                if old.type is FileType.DIRECTORY:
-                    self._going.add(path)
-                    self._removals.append(
-                        RemoveDirectory(
-                            path=path,
-                            required=False,
-                            rule=Rule.RPM,
-                            reason="no longer shipped; goes only when empty",
-                        )
+                self._going.add(path)
+                self._removals.append(
+                    RemoveDirectory(
+                        path=path,
+                        required=False,
+                        rule=Rule.RPM,
+                        reason="no longer shipped; goes only when empty",
                     )
-            case Fate.ERASE if old.type is FileType.DIRECTORY:
-                pass
+                )
             case Fate.ERASE if not old.flags & FileFlags.GHOST and found.same(old):
                 self._erase(path, disk, Rule.RPM, "no longer shipped, not edited")
             case Fate.ERASE:

@@ -424,32 +424,22 @@ def _read_header(fd: int, name: str, volume: Volume) -> ImageHeader | None:
             raise _damaged(fd, name, f"is not readable: {err}") from err
 
 
-def read_baseline(volume: Volume, *, verify: bool = True) -> tuple[ImageHeader, BinaryIO]:
+def read_baseline(volume: Volume) -> tuple[ImageHeader, BinaryIO]:
     """Open the baseline; return its header and the stream, just behind the header.
 
     Raises:
         UnsafeVolumeError: If it is missing, cut short or was altered.
     """
-    name = f"{STATE_DIRECTORY}/{BASELINE}"
     fd = open_state(volume)
     if fd is None:
-        raise _damaged(volume.fd, name, "is missing")
+        raise _damaged(volume.fd, f"{STATE_DIRECTORY}/{BASELINE}", "is missing")
     try:
         stream = open_member(fd, BASELINE, volume)
+        if stream is None:
+            raise _damaged(fd, BASELINE, "is missing")
+        return _verified(fd, stream), stream
     finally:
         os.close(fd)
-    if stream is None:
-        raise _damaged(volume.fd, name, "is missing")
-    try:
-        header = manifest.read_header(stream)
-        start = stream.tell()
-        if verify:
-            manifest.verify(stream, header)
-            stream.seek(start)
-    except ManifestError as err:
-        stream.close()
-        raise _damaged(volume.fd, name, f"is not readable: {err}") from err
-    return header, stream
 
 
 def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
@@ -464,6 +454,69 @@ def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
     if fd is None:
         return b""
     try:
+        return _read_index(fd, volume, baseline)
+    finally:
+        os.close(fd)
+
+
+def check_records(volume: Volume, facts: Facts) -> None:
+    """Make sure that what the last run recorded on the primary volume is whole.
+
+    A start reads of it only what it needs.
+
+    Raises:
+        UnsafeVolumeError: If baseline, index or history is cut short or altered.
+    """
+    read_history(volume)
+    if facts.baseline is not None:
+        header, stream = read_baseline(volume)
+        stream.close()
+        read_index(volume, header)
+
+
+def check_transaction(volume: Volume, facts: Facts) -> None:
+    """Make sure that what the open transaction of the primary volume will record is whole.
+
+    Raises:
+        UnsafeVolumeError: If its manifest or its index is missing, cut short or altered.
+    """
+    fd = os.open(
+        f"{STATE_DIRECTORY}/{TRANSACTION}", fsops.DIRECTORY_FLAGS, dir_fd=volume.fd
+    )
+    try:
+        stream = open_member(fd, BASELINE, volume)
+        if stream is not None:
+            header = _verified(fd, stream)
+        elif facts.target is not None:
+            # It has become the baseline already.
+            header, stream = read_baseline(volume)
+        else:
+            raise _damaged(fd, BASELINE, "is missing")
+        stream.close()
+        _read_index(fd, volume, header)
+    finally:
+        os.close(fd)
+
+
+def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
+    """Return the header of the manifest; the stream is just behind it then.
+
+    Raises:
+        UnsafeVolumeError: If it is cut short or was altered; the stream is closed.
+    """
+    try:
+        header = manifest.read_header(stream)
+        start = stream.tell()
+        manifest.verify(stream, header)
+        stream.seek(start)
+    except ManifestError as err:
+        stream.close()
+        raise _damaged(fd, BASELINE, f"is not readable: {err}") from err
+    return header
+
+
+def _read_index(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
+    try:
         stream = open_member(fd, INDEX, volume)
         if stream is None:
             return b""
@@ -477,13 +530,11 @@ def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
     except PermissionError:
         # Not root, who looks at a volume: everything is read then, as far as that can be.
         return b""
-    finally:
-        os.close(fd)
     sound = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
     if magic != _INDEX_MAGIC or digest != sound:
         raise _damaged(
-            volume.fd,
-            f"{STATE_DIRECTORY}/{INDEX}",
+            fd,
+            INDEX,
             "is cut short or was altered",
             hint="Find out who did that. It only saves work: without it every file is read.",
         )

@@ -146,14 +146,7 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
                 code="foreign-volume",
                 hint="Mount the volumes that belong together.",
             )
-        known = primary.baseline and any(v.mount == mount for v in primary.baseline.volumes)
-        if (
-            known
-            and facts.identity is None
-            and facts.transaction is None
-            and primary.transaction is None
-            and "lost-secondary" not in question.allow
-        ):
+        if _is_lost(question, primary, mount) and "lost-secondary" not in question.allow:
             return UnsafeVolumeError(
                 f"the volume at {mount} is not the one that belongs to {question.mounts[0]}: it "
                 "has no state of ours",
@@ -161,6 +154,18 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
                 hint="Mount the right volume, or have this one filled with --allow lost-secondary.",
             )
     return None
+
+
+def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
+    """Tell whether a secondary that the primary volume knows has no state of ours."""
+    facts = question.facts[mount]
+    return (
+        facts.identity is None
+        and facts.transaction is None
+        and primary.transaction is None
+        and primary.baseline is not None
+        and any(volume.mount == mount for volume in primary.baseline.volumes)
+    )
 
 
 def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
@@ -192,6 +197,9 @@ def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool)
     refused, overrides = _refuse_direction(question, baseline)
     if refused is not None:
         return refused
+    primary = question.facts[question.mounts[0]]
+    if any(_is_lost(question, primary, mount) for mount in question.mounts[1:]):
+        overrides = (*overrides, "lost-secondary")
     reason = f"of {name_of(baseline)}; this image is {name_of(question.image)}"
     if not consistent:
         reason += "; recorded id and baseline disagree, so everything is compared"

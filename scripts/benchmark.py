@@ -220,7 +220,8 @@ def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tu
         area.mkdir()
         # The round that is not counted brings the volume to the other image.
         race(area, race_)
-        result += table(f"upgrade, nothing changed {count}", race_, "rsync -a --dry-run", "unchanged")
+        row = f"upgrade, nothing changed {count}"
+        result += table(row, race_, "rsync -a --dry-run", "unchanged")
 
         def rsync_changed(where: Path) -> Sequence[str]:
             run("cp", "-a", f"{template}/.", str(where))
@@ -302,7 +303,8 @@ def main() -> None:
         )
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     for line in (head, *lines):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ def test_what_the_rules_allow(module: str, text: str) -> None:
         pytest.param("sub.helpers", "", "named after what it knows", id="helpers below"),
         pytest.param("lifecycle", "import click", "is for cli", id="click"),
         pytest.param("state", "from packaging.version import V", "for versions", id="packaging"),
-        pytest.param("preparation.rpmdb", "import rpmfile.headers", "for preparation.rpmheader", id="rpmfile"),
+        pytest.param(
+            "preparation.rpmdb", "import rpmfile.headers", "for preparation.rpmheader", id="rpmfile"
+        ),
         pytest.param("prepare", "import subprocess", "for processes", id="subprocess"),
         pytest.param("scan", "import asyncio", "for no module", id="asyncio"),
         pytest.param("state", "import shutil", "for fsops, journal", id="shutil"),

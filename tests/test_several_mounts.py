@@ -161,13 +161,12 @@ def test_two_volumes_on_two_file_systems_are_filled_and_upgraded_together(
 
 
 def test_a_hard_link_from_one_volume_to_the_other_becomes_two_files(
-    site: Site, tmp_path: Path
+    site: Site, versions: tuple[Path, Path]
 ) -> None:
     def link(image: Image) -> None:
-        (image.root / "var/log/app").mkdir(parents=True)
         (image.root / "var/log/app/twin").hardlink_to(image.write("/etc/app/twin", "twin"))
 
-    image = site.image("one", lists=LISTS, config=BOTH, edit=link)
+    image = site.image("one", versions[:1], lists=LISTS, config=BOTH, edit=link)
     template = image.root / "logs-template/var/log/app/twin"
     template.unlink()
     template.hardlink_to(image.root / "data-template/etc/app/twin")
@@ -296,8 +295,7 @@ def test_an_image_that_declares_one_more_volume_fills_it(
 def test_an_image_that_no_longer_declares_a_volume_leaves_it_alone(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
-    first, _ = _images(site, versions)
-    site.upgrade(first)
+    site.upgrade(site.image("one", versions[:1], lists=LISTS, config=BOTH))
     logs = site.volumes.pop("/logs")
     before = picture(logs)
     second = site.image("two", versions[1:], lists={"/data": LISTS["/data"]})
@@ -306,7 +304,7 @@ def test_an_image_that_no_longer_declares_a_volume_leaves_it_alone(
     assert (site.volume("/data") / "etc/app/program").read_text() == "version 2"
 
 
-def test_a_second_volume_from_an_older_backup_is_compared_and_nothing_is_lost(
+def test_a_second_volume_from_an_older_backup_is_compared_as_one_that_is_not_known(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
     first, second = _images(site, versions)
@@ -319,11 +317,22 @@ def test_a_second_volume_from_an_older_backup_is_compared_and_nothing_is_lost(
     shutil.rmtree(logs)
     backup.rename(logs)
     assert site.run("check", second, status=100).stdout
-    site.upgrade(second)
+    outcome = site.upgrade(second)
     assert _ids(site) == {"two"}
     found = {path.name: path.read_text() for path in (logs / "var/log/app").iterdir()}
-    assert found["app.log"] == "what happened"
-    assert found["README"] == found["new"] == "version 2"
+    assert found == {
+        "app.log": "what happened",
+        "format.conf": "version 1",
+        "format.conf.rpmnew": "version 2",
+        "README": "version 1",
+        "same": "same",
+        "new": "version 2",
+        "made-at-build": "by a scriptlet",
+        "unowned": "by the Dockerfile",
+    }
+    assert actions(outcome, "keep")["/logs/var/log/app/README"]["rule"] == "unknown-old"
+    data = site.volume("/data") / "etc/app"
+    assert {path.read_text() for path in data.iterdir()} == {"version 2"}
     assert site.upgrade(second)["state"] == "current"
 
 
@@ -467,7 +476,9 @@ def test_what_is_mounted_in_a_volatile_volume_stays(
         assert (tmp / "var/cache/app/index").read_text() == "as shipped"
 
 
-def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(tmp_path: Path) -> None:
+def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
     site = Site(top=tmp_path)
     lists = {
         f"/{name}": (DATA / f"freeipa-volume-{name}-list").read_text().splitlines()
@@ -485,7 +496,7 @@ def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(tmp_path: Pat
         image.write("/var/lib/sss/db/cache", "cache", mode=0o600)
         image.write("/var/tmp/left", "over")
 
-    image = site.image("one", lists=lists, config=config, edit=edit)
+    image = site.image("one", versions[:1], lists=lists, config=config, edit=edit)
     site.volume("/data")
     site.volume("/tmp")
     site.run("start", image)

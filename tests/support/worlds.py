@@ -479,7 +479,7 @@ def tell(wrong: Sequence[tuple[object, object]]) -> str:
     lines = [f"{len(wrong)} wrong"]
     for call, what in wrong[:8]:
         items = what if isinstance(what, list) else [what]
-        lines += [f"at {call}:", *(f"    {item}" for item in items)]
+        lines += [f"at {call}:", *(f"    {str(item)[:1000]}" for item in items[:10])]
     return "\n".join(lines)
 
 
