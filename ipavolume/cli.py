@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from ipavolume import entry, inspection, lifecycle, report, settle
+from ipavolume import entry, fastpath, inspection, lifecycle, report, settle
 from ipavolume import prepare as preparation
 from ipavolume.errors import EXIT_CANNOT_CREATE, IpaVolumeError, UsageError
 from ipavolume.inspection import Inspection
@@ -303,11 +303,12 @@ def start(
             f"the volume at {mount} is current ({outcome.recorded}); handing over to {words[0]}. "
             "If nothing follows, that could not start; the volume is fine."
         )
-        for volume in session.volumes.values():
-            os.set_inheritable(volume.fd, True)  # noqa: FBT003 - its only argument
         entry.restore_umask()
         try:
-            os.execvp(words[0], words)  # noqa: S606 - no shell is what is wanted
+            fastpath.execute(
+                [os.fsencode(word) for word in words],
+                [volume.fd for volume in session.volumes.values()],
+            )
         except OSError as err:
             click.echo(
                 f"ipavolume: error: cannot execute {report.escape(words[0])}: {err.strerror} "
@@ -559,7 +560,7 @@ def conflicts(
         if chosen:
             session.lock(progress)
             entry.clear_umask()
-            conflict = settle.find(session, chosen)
+            conflict = settle.find(session, chosen, shown=report.escape)
             done = settle.settle(session, conflict, take_new=take_new is not None)
             click.echo(report.dump_json({"done": done}) if as_json else report.escape(done))
             return

@@ -149,6 +149,10 @@ def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolume
 
 STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
 STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
+STATE_CLOSED: Final = (
+    "the upgrade is complete; should its end not be on the disk when the power fails, the next "
+    "start finishes it again"
+)
 
 
 # -- areas -------------------------------------------------------------------------------
@@ -199,8 +203,18 @@ def open_area(volume: Volume) -> Area:
     with attempt("open", where, now=STATE_OPEN):
         fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
         work = os.open(state.TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
-        new = os.open(_NEW, fsops.DIRECTORY_FLAGS, dir_fd=work)
-        old = os.open(_OLD, fsops.DIRECTORY_FLAGS, dir_fd=work)
+        new, old = _open_optional(work, _NEW), _open_optional(work, _OLD)
+    if new is None or old is None:
+        for opened in (fd, work, new, old):
+            if opened is not None:
+                os.close(opened)
+        lost = _NEW if new is None else _OLD
+        raise UnsafeVolumeError(
+            f"the open transaction has lost {where + '/' + lost!r}",
+            code="altered-transaction",
+            hint="Restore the volume from a backup.",
+            state=STATE_OPEN,
+        )
     return Area(volume=volume, state=fd, work=work, new=new, old=old)
 
 
@@ -217,9 +231,9 @@ def discard_staging(volume: Volume) -> None:
         os.close(fd)
 
 
-def sync_area(volume: Volume) -> None:
-    """Make all that was written to *volume* durable."""
-    with attempt("write to", volume.directory):
+def sync_area(volume: Volume, *, now: str = "") -> None:
+    """Make all that was written to *volume* durable; *now* says what it is when that fails."""
+    with attempt("write to", volume.directory, now=now):
         if volume.file_system.startswith(_WITHOUT_SYNCFS):
             # syncfs is not passed on by these; every file is synced by itself.
             fsops.sync_tree(volume.fd, STATE_DIRECTORY)
@@ -472,9 +486,10 @@ class Stage:
 
     def _stage_pristine(self, records: Iterable[Record]) -> None:
         primary = next(iter(self._areas.values()))
-        fsops.make_directory(primary.work, state.PRISTINE)
-        fd = os.open(state.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.work)
-        known = _open_optional(primary.state, state.PRISTINE)
+        with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
+            fsops.make_directory(primary.work, state.PRISTINE)
+            fd = os.open(state.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.work)
+            known = _open_optional(primary.state, state.PRISTINE)
         try:
             for record in records:
                 if record.type is not FileType.FILE or not record.content.isalnum():
@@ -576,6 +591,9 @@ def mark(areas: Sequence[Area]) -> None:
     for area in (*areas[1:], areas[0]):
         with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
             fsops.rename_noreplace(area.state, state.STAGING, area.state, state.TRANSACTION)
+        # The primary's is the mark: now it is there, on the disk or not.
+        now = STATE_OPEN if area is areas[0] else STATE_UNTOUCHED
+        with attempt("open the transaction on", area.volume.directory, now=now):
             fsops.sync(area.state)
     move_build_ids(areas)
 
@@ -690,7 +708,8 @@ class Swap:
         found = fsops.lstat(area.new, staged)
         if found is None:
             return
-        with self._parent(path) as (_, directory, name):
+        # A copy whose name would be too long goes where our other copies are.
+        with self._saved_parent(path) as (directory, name):
             now = fsops.lstat(directory, name)
             if now is not None:
                 if before is None or not self._is_as_planned(before, now):
@@ -740,11 +759,12 @@ class Swap:
                 for free in _numbered(to):
                     with self._saved_parent(free) as (saved, saved_name):
                         st = fsops.lstat(saved, saved_name)
-                        if st is not None and st.st_ino == now.st_ino:
-                            break
                         if st is None:
                             fsops.link_inode(fd, saved, saved_name)
-                            break
+                        elif st.st_ino != now.st_ino:
+                            continue
+                        to = free
+                        break
         self.notes.append((path, to))
 
     def _move_to_free(self, directory: int, name: str, to: str) -> str:
@@ -822,7 +842,7 @@ class Swap:
                     return
                 new = action.metadata
                 is_file = action.before.type is FileType.FILE
-                if action.private or (is_file and _is_privileged(new)):
+                if action.private or (is_file and is_privileged(new)):
                     staged = f"m{number}"
                     if self._copy_with(fd, now, area, staged, action):
                         fsops.rename(area.new, staged, directory, name)
@@ -865,7 +885,7 @@ class Swap:
                 )
                 copy = fsops.copy_inode(fd, area.new, staged)
                 with open(copy, "rb") as stream:
-                    if _is_privileged(new):
+                    if is_privileged(new):
                         digest = hashlib.file_digest(stream, "sha256").hexdigest()
                         if digest != action.content:
                             new = _without_privilege(new)
@@ -892,7 +912,8 @@ class Swap:
         return _is_same(before, now)
 
 
-def _is_privileged(metadata: Metadata) -> bool:
+def is_privileged(metadata: Metadata) -> bool:
+    """Tell whether whoever executes a file with *metadata* gets rights by it."""
     return bool(metadata.mode & SET_ID_BITS) or any(
         key == CAPABILITY_NAME for key, _ in metadata.xattrs
     )
@@ -962,11 +983,12 @@ def commit(
         history: The runs that are recorded already, and this one.
     """
     primary = areas[0]
-    with attempt("commit to", primary.volume.directory, now=STATE_OPEN):
-        for area, identity in zip(areas[1:], identities[1:], strict=True):
+    for area, identity in zip(areas[1:], identities[1:], strict=True):
+        with attempt("commit to", area.volume.directory, now=STATE_OPEN):
             _write_identity(area, identity)
             _write_build_id(area, build_id)
-            close_transaction(area)
+            close_transaction(area, now=STATE_OPEN)
+    with attempt("commit to", primary.volume.directory, now=STATE_OPEN):
         # Identity and history say what was applied before, which is known as long as the
         # baseline is the old one.
         _write_identity(primary, identities[0])
@@ -977,7 +999,7 @@ def commit(
                 fsops.rename(primary.work, name, primary.state, name)
         fsops.sync(primary.state)
         _write_build_id(primary, build_id)
-        close_transaction(primary)
+        close_transaction(primary, now=STATE_CLOSED)
 
 
 def _write_identity(area: Area, identity: Identity) -> None:
@@ -995,11 +1017,17 @@ def _write_build_id(area: Area, build_id: str) -> None:
     fsops.sync(area.volume.fd)
 
 
-def close_transaction(area: Area) -> None:
-    """Turn the transaction into trash, and remove that."""
+def close_transaction(area: Area, *, now: str) -> None:
+    """Turn the transaction into trash, and remove that.
+
+    Args:
+        area: The area of the transaction.
+        now: In which state the volume is once it is closed, if that cannot be made durable.
+    """
     fsops.remove_tree(area.state, state.TRASH)
     fsops.rename_noreplace(area.state, state.TRANSACTION, area.state, state.TRASH)
-    fsops.sync(area.state)
+    with attempt("write to", area.volume.directory, now=now):
+        fsops.sync(area.state)
     # What is left of it, should this fail, is removed by the next run.
     with contextlib.suppress(OSError):
         fsops.remove_tree(area.state, state.TRASH)
@@ -1045,9 +1073,10 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
 
 def write_transaction(area: Area, transaction: Transaction) -> None:
     """Write into the staging area what the transaction will be; the caller makes it durable."""
-    journal.stage_progress(area.work, transaction)
     data = transaction.to_build.encode() + b"\n"
-    journal.write_bytes(area.work, BUILD_ID_NAME, data, mode=0o644)
+    with attempt("write to", area.volume.directory, now=STATE_UNTOUCHED):
+        journal.stage_progress(area.work, transaction)
+        journal.write_bytes(area.work, BUILD_ID_NAME, data, mode=0o644)
 
 
 # -- volatile volumes --------------------------------------------------------------------

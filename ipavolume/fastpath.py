@@ -5,6 +5,8 @@ configuration it was derived from; where the two differ, or anything at all is n
 is when nothing is to be done, :func:`start` returns and the whole program takes over.
 """
 
+# What signal is made of; that one imports enum, which takes a millisecond.
+import _signal  # type: ignore[import-not-found]
 import fcntl
 import os
 import stat
@@ -52,10 +54,8 @@ def start(arguments: list[str]) -> None:
         return
     command, said = found
     os.write(2, said)
-    for fd in locks:
-        os.set_inheritable(fd, True)  # noqa: FBT003 - its only argument
     try:
-        os.execvp(command[0], command)  # noqa: S606 - no shell is what is wanted
+        execute(command, locks)
     except OSError as err:
         os.write(
             2,
@@ -63,6 +63,39 @@ def start(arguments: list[str]) -> None:
             % (command[0], os.fsencode(err.strerror or "")),
         )
         sys.exit(73)
+
+
+def execute(command: list[bytes], locks: list[int]) -> None:
+    """Execute the container's command as if the interpreter had not run before it.
+
+    Args:
+        command: Its words.
+        locks: Descriptors that it inherits: the volumes stay locked while it lives.
+
+    Raises:
+        OSError: If it cannot be executed.
+    """
+    for fd in locks:
+        os.set_inheritable(fd, True)  # noqa: FBT003 - its only argument
+    # Python ignores these, and what is executed would go on ignoring them.
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+    _restore_locale()
+    os.execvp(command[0], command)  # noqa: S606 - no shell is what is wanted
+
+
+def _restore_locale() -> None:
+    """Undo what Python does to ``LC_CTYPE`` in an environment without a locale (PEP 538)."""
+    name = b"LC_CTYPE"
+    try:
+        words = _read(b"/proc/self/environ").split(SEPARATOR)
+    except OSError:
+        return
+    before = [word for word in words if word.startswith(name + b"=")]
+    if before:
+        os.environb[name] = before[0][len(name) + 1 :]
+    else:
+        os.environb.pop(name, None)
 
 
 def _find_command(

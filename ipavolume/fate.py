@@ -95,7 +95,8 @@ def _decide_upgraded(old: Record, disk: Found | None, new: Record) -> Fate:
     if disk is None:
         return Fate.SKIP if new.flags & FileFlags.MISSINGOK else Fate.CREATE
     if old.type is FileType.DIRECTORY:
-        return Fate.CREATE
+        blocked = disk.type is FileType.DIRECTORY and new.type is not FileType.DIRECTORY
+        return Fate.CONFLICT if blocked else Fate.CREATE
     if disk.same(new) and old.type is new.type:
         return Fate.TOUCH
     if _has_content(old) and disk.same(old):

@@ -110,13 +110,13 @@ class Image:
             yield from manifest.read_lines(stream)
 
     def verify(self) -> None:
-        """Check the manifest against count and digest in its header.
+        """Check the manifest against count, digest and volumes in its header.
 
         Raises:
-            ManifestError: If it is cut short or was altered.
+            ManifestError: If it is cut short, was altered or has paths on no volume.
         """
         with self._open_manifest() as stream:
-            manifest.verify(stream, manifest.read_header(stream))
+            manifest.verify(stream, manifest.read_header(stream), places=True)
 
     def templates(self) -> Mapping[str, int]:
         """Return a descriptor of the template by mount; they stay the image's.

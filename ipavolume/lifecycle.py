@@ -11,14 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from ipavolume import adopt, executor, fsops, journal, manifest, planfile, preflight, scan, state
 from ipavolume.actions import Action, Install, Keep, Plan, Save, verb
 from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError
 from ipavolume.executor import Area, Index
 from ipavolume.fate import is_config
-from ipavolume.model import STATE_DIRECTORY, DiskState, ImageHeader, Record
+from ipavolume.model import DiskState, ImageHeader, Record
 from ipavolume.planner import Planner, plan_populate
 from ipavolume.scan import INDEX_ENTRY
 from ipavolume.session import Progress, Session, host_name, refuse
@@ -290,7 +290,12 @@ def _old(
     if primary.baseline is None:
         return None, iter(()), b""
     header, stream = state.read_baseline(session.primary)
-    return header, manifest.read_lines(stream), state.read_index(session.primary, header)
+    return header, _lines(stream), state.read_index(session.primary, header)
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
+        yield from manifest.read_lines(stream)
 
 
 # -- carrying out ------------------------------------------------------------------------
@@ -440,7 +445,7 @@ def _finish(
         if entries:
             _add_to_index(first, entries)
         for area in areas.values():
-            executor.sync_area(area.volume)
+            executor.sync_area(area.volume, now=executor.STATE_OPEN)
         with executor.attempt("write to", first.volume.directory, now=executor.STATE_OPEN):
             transaction = journal.advance(first.work, transaction, state.SWAPPED)
     # Between these two the online phase has its place: upgrade steps, scriptlets.
@@ -551,8 +556,8 @@ def copy_of(action: Action) -> tuple[str, str, str] | None:
         case Install(path=path, record=record) if path != record:
             return record, path, "rpmnew"
         case Install(path=path, save_to=to) | Save(path=path, to=to) if to:
-            kind = next((k[1:] for k in _KINDS_OF_COPY if k in to.rpartition("/")[2]), "saved")
-            return path, to, "saved" if f"/{STATE_DIRECTORY}/" in to else kind
+            kind = next((kind for kind in _KINDS_OF_COPY if to.startswith(path + kind)), ".saved")
+            return path, to, kind[1:]
         case _:
             return None
 
@@ -620,7 +625,7 @@ def _drop_stale(session: Session, facts: Mapping[str, Facts]) -> None:
             area = executor.open_area(volume)
             try:
                 with executor.attempt("drop a stale run on", volume.directory):
-                    executor.close_transaction(area)
+                    executor.close_transaction(area, now=executor.STATE_UNTOUCHED)
             finally:
                 area.close()
 

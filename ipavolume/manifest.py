@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import ManifestError
 from ipavolume.model import (
+    BUILD_ID_NAME,
+    STATE_DIRECTORY,
     Accounts,
     FileFlags,
     FileType,
@@ -87,6 +89,20 @@ def is_safe_path(path: str) -> bool:
         and "/./" not in whole
         and "/../" not in whole
     )
+
+
+def check_place(path: str, mount: str) -> None:
+    """Make sure that an image does not ship *path* where the state of the volume itself is.
+
+    Raises:
+        ManifestError: If it does.
+    """
+    top = path[len(mount) + 1 :].partition("/")[0]
+    if top in (STATE_DIRECTORY, BUILD_ID_NAME):
+        raise ManifestError(
+            f"the manifest has {path!r}, where the state of the volume is",
+            hint="Take it off the path list, and run ipavolume prepare in the image again.",
+        )
 
 
 def parse_record(line: bytes) -> Record:
@@ -294,7 +310,14 @@ def _count(value: object) -> int:
 
 
 def _ids(value: Mapping[str, Any]) -> dict[str, int]:
-    return {_text(name): _count(number) for name, number in value.items()}
+    return {_text(name): _id(number) for name, number in value.items()}
+
+
+def _id(value: object) -> int:
+    number = _count(value)
+    if number > MAX_ID:
+        raise ManifestError(f"the header of the manifest has {number} where an account's id belongs")
+    return number
 
 
 def _package(item: Mapping[str, Any]) -> Package:
@@ -377,19 +400,29 @@ def records_hash() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=32)
 
 
-def verify(stream: BinaryIO, header: ImageHeader) -> None:
+def verify(stream: BinaryIO, header: ImageHeader, *, places: bool = False) -> None:
     """Check the bytes behind the header against count and digest in the header.
 
     The stream must be just behind the header and is read to its end.
+
+    Args:
+        stream: Where they are read from.
+        header: The header.
+        places: Also make sure that every path lies below a volume of the header; nothing is
+            parsed for it.
 
     Raises:
         ManifestError: If they differ: cut short, or altered.
     """
     digest = records_hash()
     lines = 0
+    mounts = [volume.mount for volume in header.volumes] if places else []
+    starts = [_Occurrences(b'\n{"path":' + _quoted(mount + "/")[:-1]) for mount in mounts]
     # A file that goes on and on, as a hole of many terabytes, is not read to its end.
     while lines <= header.records and (chunk := stream.read(MAX_RECORD_BYTES)):
         digest.update(chunk)
+        for start in starts:
+            start.add(chunk)
         found = chunk.count(b"\n")
         lines += found
         if not found and len(chunk) == MAX_RECORD_BYTES:
@@ -399,6 +432,33 @@ def verify(stream: BinaryIO, header: ImageHeader) -> None:
             f"the manifest of {header.build_id!r} is cut short or was altered: "
             f"{lines} records of {header.records}"
         )
+    if places and sum(start.count for start in starts) != lines:
+        raise ManifestError(
+            f"the manifest of {header.build_id!r} has paths on none of its volumes, which are "
+            + ", ".join(mounts),
+            hint="Run ipavolume prepare in the image again.",
+        )
+
+
+def _quoted(text: str) -> bytes:
+    return json.dumps(text).encode("ascii")
+
+
+class _Occurrences:
+    """Counts certain bytes in a stream that comes in chunks."""
+
+    def __init__(self, wanted: bytes) -> None:
+        self._wanted = wanted
+        self._overlap = len(wanted) - 1
+        self._last = b"\n"
+        self.count = 0
+
+    def add(self, chunk: bytes) -> None:
+        # What begins in one chunk and ends in the next is looked for at the seam.
+        seam = self._last + chunk[: self._overlap]
+        self.count += seam.count(self._wanted) + chunk.count(self._wanted)
+        last = chunk[-self._overlap :]
+        self._last = last if len(last) == self._overlap else (self._last + last)[-self._overlap :]
 
 
 def pair(

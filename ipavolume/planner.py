@@ -35,6 +35,7 @@ from ipavolume.attributes import (
 )
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.fate import Fate, decide, is_config, same_content
+from ipavolume.manifest import check_place
 from ipavolume.model import (
     STATE_DIRECTORY,
     Accounts,
@@ -48,6 +49,8 @@ from ipavolume.model import (
 
 _MAX_NAME_BYTES: Final = 255
 _MAX_SAVED_COPIES: Final = 1000
+_MAX_COMPARED_BYTES: Final = 64 << 20
+"""What is larger is not compared with an earlier copy, but saved again."""
 
 
 class Rule(enum.StrEnum):
@@ -245,6 +248,7 @@ class Planner:
             return
         if not new.present:
             return
+        check_place(path, self._mount_of(path))
         found = None if disk is None else _Found(self._view, path, disk)
         if new.flags & FileFlags.GHOST and not (
             found is None and (populate or new.type is FileType.DIRECTORY)
@@ -535,7 +539,7 @@ class Planner:
         for name in self._names(path, ".rpmnew"):
             state = self._view.state(name)
             if state is None and name not in self._taken:
-                self._taken.add(name)
+                self._take(name)
                 self._install(
                     path,
                     new,
@@ -609,11 +613,12 @@ class Planner:
                 continue
             state = self._view.state(name)
             if state is None:
-                self._taken.add(name)
+                self._take(name)
                 return name, False
             if (
                 reuse
                 and found.type is FileType.FILE is state.type
+                and state.size <= _MAX_COMPARED_BYTES
                 and (state.size, state.uid, state.gid, state.mode)
                 == (found.disk.size, found.disk.uid, found.disk.gid, found.disk.mode)
                 and self._view.digest(name) == self._view.digest(path)
@@ -621,18 +626,39 @@ class Planner:
                 return name, True
         raise self._no_name(path)
 
+    def _take(self, name: str) -> None:
+        """Take a free name for a copy; what leads there in our directory must be real.
+
+        Raises:
+            UnsafeVolumeError: If it is not.
+        """
+        self._taken.add(name)
+        ours = f"{self._mount_of(name)}/{STATE_DIRECTORY}/"
+        above = name
+        while (above := above.rpartition("/")[0]).startswith(ours):
+            state = self._view.state(above)
+            if state is not None and state.type is not FileType.DIRECTORY:
+                raise UnsafeVolumeError(
+                    f"{above!r} is in the way: it is not a directory",
+                    hint="Look at who put it there, and remove it.",
+                )
+
     def _names(self, path: str, suffix: str) -> Iterator[str]:
         mount = self._mount_of(path)
         saved = f"{mount}/{STATE_DIRECTORY}/saved/{self._run}{path[len(mount) :]}"
         last = path.rpartition("/")[2]
-        for number in range(_MAX_SAVED_COPIES):
+        for number in range(_MAX_SAVED_COPIES if suffix else 0):
             tail = f"{suffix}.{number}" if number else suffix
-            if suffix and len(fsencode(last + tail)) <= _MAX_NAME_BYTES:
-                yield path + tail
-            elif number and len(fsencode(last)) + len(tail) > _MAX_NAME_BYTES:
+            if len(fsencode(last + tail)) > _MAX_NAME_BYTES:
                 break
-            else:
-                yield f"{saved}.{number}" if number else saved
+            yield path + tail
+        else:
+            if suffix:
+                return
+        for number in range(_MAX_SAVED_COPIES):
+            tail = f".{number}" if number else ""
+            if len(fsencode(last + tail)) <= _MAX_NAME_BYTES:
+                yield saved + tail
 
     def _no_name(self, path: str) -> UnsafeVolumeError:
         return UnsafeVolumeError(

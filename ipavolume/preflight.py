@@ -11,7 +11,7 @@ from ipavolume import fsops
 from ipavolume.actions import CreateTree, Install, Metadata, Plan, SetMetadata
 from ipavolume.attributes import ACL_NAMES, CAPABILITY_NAME
 from ipavolume.errors import VolumeIOError
-from ipavolume.executor import STATE_UNTOUCHED, io_error, mount_of
+from ipavolume.executor import STATE_UNTOUCHED, io_error, is_privileged, mount_of
 from ipavolume.model import ImageHeader
 from ipavolume.state import Volume
 
@@ -59,10 +59,23 @@ def _needs(plan: Plan, mount: str, volumes: Mapping[str, Volume]) -> tuple[int, 
         elif isinstance(action, Install):
             size += action.bytes + _ENTRY_BYTES
             inodes += 1
-        elif isinstance(action, SetMetadata) and action.private:
-            size += action.before.size + _ENTRY_BYTES
+        elif isinstance(action, SetMetadata) and (action.private or is_privileged(action.metadata)):
+            size += _allocated(volumes[mount], action) + _ENTRY_BYTES
             inodes += 1
     return size, inodes
+
+
+def _allocated(volume: Volume, action: SetMetadata) -> int:
+    """Return what a copy takes: holes, of which a file can have terabytes, stay holes."""
+    try:
+        parent, name = fsops.open_parent(volume.fd, action.path[len(volume.mount) + 1 :])
+    except OSError:
+        return action.before.size
+    try:
+        st = fsops.lstat(parent, name)
+    finally:
+        os.close(parent)
+    return action.before.size if st is None else min(action.before.size, st.st_blocks * 512)
 
 
 def _check_room(volume: Volume, size: int, inodes: int) -> None:

@@ -19,7 +19,7 @@ from ipavolume.errors import (
     UsageError,
 )
 from ipavolume.image import Image
-from ipavolume.manifest import is_safe_path, parse_record, path_of
+from ipavolume.manifest import check_place, is_safe_path, parse_record, path_of
 from ipavolume.model import FileType, ImageHeader, VolumeSpec
 from ipavolume.scan import Tree
 from ipavolume.state import Facts, Volume
@@ -89,6 +89,7 @@ class Session:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self.image = stack.enter_context(Image(options.root))
+            self.image.verify()
             specs = self.image.header.volumes
             unknown = set(options.volumes) - {spec.mount for spec in specs}
             if unknown:
@@ -289,7 +290,10 @@ class Session:
             if not prefix:
                 continue
             end = path.find("/", len(prefix))
-            group = groups.setdefault(path if end < 0 else path[:end], [0, 0])
+            top = path if end < 0 else path[:end]
+            if top not in groups:
+                check_place(top, prefix[:-1])
+            group = groups.setdefault(top, [0, 0])
             if b'"present":false' in line:
                 continue
             group[0] += 1 if end >= 0 or b'"type":"directory"' in line else -1

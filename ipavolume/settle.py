@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ipavolume import executor, fsops, state
-from ipavolume.errors import UnsafeVolumeError, UsageError
+from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.executor import mount_of
 from ipavolume.manifest import is_safe_path
 from ipavolume.model import STATE_DIRECTORY, FileType
@@ -54,8 +54,11 @@ def conflicts(session: Session) -> list[Conflict]:
         for run in state.read_history(session.primary):
             for item in run.get("copies", ()):
                 conflict = _parse(item, str(run.get("run", "")), session)
-                if conflict is not None and tree.state(conflict.copy) is not None:
-                    found[conflict.copy] = conflict
+                if conflict is None:
+                    continue
+                with executor.attempt("look at", conflict.copy):
+                    if tree.state(conflict.copy) is not None:
+                        found[conflict.copy] = conflict
     return list(found.values())
 
 
@@ -63,6 +66,8 @@ def _parse(item: object, run: str, session: Session) -> Conflict | None:
     if not (isinstance(item, list) and len(item) == 3 and all(isinstance(p, str) for p in item)):
         return None
     path, copy, kind = item
+    if not run.replace("-", "").isalnum():
+        return None
     below = tuple(mount + "/" for mount in session.volumes)
     if kind not in _KINDS or not all(is_safe_path(p) and p.startswith(below) for p in (path, copy)):
         return None
@@ -108,16 +113,22 @@ def _text(tree: Tree, path: str) -> Sequence[str] | str:
     return data.decode("utf-8", "surrogateescape").splitlines()
 
 
-def find(session: Session, path: str) -> Conflict:
+def find(session: Session, path: str, *, shown: Callable[[str], str]) -> Conflict:
     """Return the conflict that *path* names: the file or the copy; the newest copy counts.
+
+    Args:
+        session: The volumes.
+        path: The path, as it is or as it is listed.
+        shown: Returns how a path is listed.
 
     Raises:
         UsageError: If there is none.
     """
     known = conflicts(session)
-    for conflict in reversed(known):
-        if path in (conflict.path, conflict.copy):
-            return conflict
+    for spelled in (lambda name: name, shown):
+        for conflict in reversed(known):
+            if path in (spelled(conflict.path), spelled(conflict.copy)):
+                return conflict
     raise UsageError(
         f"{path!r} has no recorded copy",
         hint="List them with ipavolume conflicts; write the path as it is listed.",
@@ -136,15 +147,25 @@ def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
         What was done, for a person.
 
     Raises:
+        RefusedError: If a run is not finished.
         UnsafeVolumeError: If a path is not what it was.
     """
+    open_ = state.read_facts(session.primary).transaction
+    if open_ is not None:
+        raise RefusedError(
+            f"run {open_.run} on the volume at {session.primary.mount} is not finished",
+            code="open-transaction",
+            hint="Finish it first: start the container, or ipavolume upgrade.",
+        )
     new_is_copy = conflict.kind == "rpmnew"
     volume = session.volumes[mount_of(conflict.path, session.volumes)]
     with executor.attempt("settle", conflict.path):
         if new_is_copy and not take_new:
             return _remove_shipped(session, conflict)
         if not new_is_copy and take_new:
-            return _put_away(session, conflict.copy, conflict)
+            away = _put_away(session, conflict.copy, conflict)
+            return f"{conflict.path} stays as it is; {away}"
+        _make_parents(session, conflict.path)
         kept = _put_away(session, conflict.path, conflict)
         source, source_name = _open(session, conflict.copy)
         target, target_name = _open(session, conflict.path)
@@ -159,6 +180,9 @@ def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
 
 
 def _remove_shipped(session: Session, conflict: Conflict) -> str:
+    if not _is_as_shipped(session, conflict.copy):
+        away = _put_away(session, conflict.copy, conflict)
+        return f"{conflict.path} stays as it is; {away}"
     directory, name = _open(session, conflict.copy)
     try:
         fsops.unlink(directory, name)
@@ -166,6 +190,31 @@ def _remove_shipped(session: Session, conflict: Conflict) -> str:
     finally:
         os.close(directory)
     return f"{conflict.path} stays as it is; {conflict.copy} is removed"
+
+
+def _is_as_shipped(session: Session, path: str) -> bool:
+    """Tell whether the content of *path* is kept among the pristine files anyway."""
+    with session.tree() as tree:
+        digest = tree.digest(path)
+    fd = state.open_state(session.primary)
+    if not digest or fd is None:
+        return False
+    try:
+        return fsops.lstat(fd, f"{state.PRISTINE}/{digest}") is not None
+    finally:
+        os.close(fd)
+
+
+def _make_parents(session: Session, path: str) -> None:
+    """Make the directories above *path* that went with what the image no longer ships."""
+    mount = mount_of(path, session.volumes)
+    parent = path[len(mount) + 1 :].rpartition("/")[0]
+    root = session.volumes[mount].fd
+    try:
+        fd = fsops.open_directory(root, parent)
+    except FileNotFoundError:
+        fd = fsops.make_directories(root, parent, mode=0o755)
+    os.close(fd)
 
 
 def _open(session: Session, path: str) -> tuple[int, str]:
@@ -188,6 +237,7 @@ def _put_away(session: Session, path: str, conflict: Conflict) -> str:
                 hint="Settle it by hand.",
             )
         inside = path[len(mount) + 1 :]
+        inside = inside.removeprefix(f"{STATE_DIRECTORY}/{state.SAVED}/{conflict.run}/")
         parent = f"{where}/{inside}".rpartition("/")[0]
         target = fsops.make_directories(session.volumes[mount].fd, parent, mode=0o700)
         try:

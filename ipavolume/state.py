@@ -589,7 +589,8 @@ def _is_run(value: object) -> bool:
     tables = ("packages", "copies")
     counts = value.get("counts", {})
     return (
-        all(isinstance(value.get(key, ""), str) for key in texts)
+        isinstance(value.get("run"), str)
+        and all(isinstance(value.get(key, ""), str) for key in texts)
         and isinstance(counts, dict)
         and all(isinstance(number, int) for number in counts.values())
         and all(_are_texts(value.get(key, [])) for key in ("overrides", "kept"))

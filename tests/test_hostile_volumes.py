@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
-from support.command import Result
+from support.command import Result, clean_environment, run_ipavolume
+from support.filesystems import Filesystems
 from support.hostile import SVC, SVC_GROUP, Witness, Workshop, check, picture, upgrade
 from support.requirements import need_tool, unavailable
 from support.upgrades import set_acl
@@ -523,3 +526,735 @@ def test_check_says_of_each_of_them_that_it_is_unsafe_and_changes_nothing(
     assert [picture(scene.volume) for scene in scenes] == before
     for scene, (_, plant) in zip(scenes, UNTRUSTED, strict=True):
         scene.outside.verify(linked=_linked(plant))
+
+
+# -- state files that were cut short or altered ------------------------------------------
+
+
+def _cut(path: str, tenth: int) -> Plant:
+    def plant(scene: Scene) -> None:
+        place = scene.at(path)
+        os.truncate(place, place.stat().st_size * tenth // 10)
+
+    plant.__name__ = f"{path} is cut short at {tenth}/10"
+    return plant
+
+
+def _replaced(path: str, old: bytes, new: bytes) -> Plant:
+    def plant(scene: Scene) -> None:
+        place = scene.at(path)
+        data = place.read_bytes()
+        assert old in data
+        place.write_bytes(data.replace(old, new, 1))
+
+    plant.__name__ = f"{path} has {new!r} for {old!r}"
+    return plant
+
+
+def _overwritten(path: str, data: bytes) -> Plant:
+    def plant(scene: Scene) -> None:
+        scene.at(path).write_bytes(data)
+
+    plant.__name__ = f"{path} is {data[:30]!r}"
+    return plant
+
+
+def _endless(path: str) -> Plant:
+    def plant(scene: Scene) -> None:
+        # As much as ext4 allows; where a file can be larger, larger.
+        for size in (1 << 44, 1 << 43):
+            try:
+                os.truncate(scene.at(path), size)
+                return
+            except OSError:
+                continue
+        unavailable("needs a file system with files of 8 TiB")
+
+    plant.__name__ = f"{path} goes on for terabytes"
+    return plant
+
+
+def _without(path: str) -> Plant:
+    def plant(scene: Scene) -> None:
+        scene.remove(path)
+
+    plant.__name__ = f"{path} is gone"
+    return plant
+
+
+def _flipped(path: str) -> Plant:
+    def plant(scene: Scene) -> None:
+        place = scene.at(path)
+        data = bytearray(place.read_bytes())
+        data[-20] ^= 1
+        place.write_bytes(data)
+
+    plant.__name__ = f"{path} has another bit near its end"
+    return plant
+
+
+DEEP: Final = b"[" * 100_000
+RECORDS: Final = [
+    *(
+        (f".ipavolume/{name}", _cut(f".ipavolume/{name}", tenth))
+        for name in STATE_FILES
+        for tenth in range(10)
+    ),
+    *((f".ipavolume/{name}", _endless(f".ipavolume/{name}")) for name in STATE_FILES),
+    *(
+        (f".ipavolume/{name}", _overwritten(f".ipavolume/{name}", data))
+        for name in STATE_FILES
+        for data in (b"\0" * 4096, b"null\n", b"[1]\n", DEEP, b'{"format":1}\n', b"\xff\xfe\n")
+    ),
+    *(
+        (f".ipavolume/{name}", _without(f".ipavolume/{name}"))
+        for name in ("baseline.jsonl", "identity.json")
+    ),
+    (".ipavolume/index", _flipped(".ipavolume/index")),
+    (".ipavolume/baseline.jsonl", _flipped(".ipavolume/baseline.jsonl")),
+    *(
+        (".ipavolume/baseline.jsonl", _replaced(".ipavolume/baseline.jsonl", old, new))
+        for old, new in (
+            (b'"format":1', b'"format":99'),
+            (b'"mode":"0755"', b'"mode":"4755"'),
+            (b'"path":"/data/etc/svc/data"', b'"path":"/data/../svc/data"'),
+            (b'"records":', b'"records":9'),
+            (b'"uid":250', b'"uid":0'),
+        )
+    ),
+    *(
+        (".ipavolume/identity.json", _replaced(".ipavolume/identity.json", old, new))
+        for old, new in ((b'"uuid":"', b'"other":"'), (b'"image":"one"', b'"image":1'))
+    ),
+    *(
+        (".ipavolume/history.jsonl", _replaced(".ipavolume/history.jsonl", old, new))
+        for old, new in (
+            (b'"run":"', b'"run":1,"x":"'),
+            (b'"counts":{', b'"counts":[],"x":{'),
+            (b'"copies":[', b'"copies":[["/data/a",1,"rpmsave"]],"x":['),
+            (b'"overrides":[', b'"overrides":"x","y":['),
+            (b'"packages":[', b'"packages":[[]],"x":['),
+        )
+    ),
+    ("build-id", _overwritten("build-id", b"one\ntwo\n")),
+    ("build-id", _overwritten("build-id", b"\x1b[2J\n")),
+    ("build-id", _endless("build-id")),
+]
+
+
+def _judge_all(
+    workshop: Workshop, template: Path, top: Path, cases: list[tuple[str, Plant]], image: Path
+) -> None:
+    """Let check look at a volume for each case: each is unsafe, by name, and untouched."""
+    scenes = []
+    for number, (_, plant) in enumerate(cases):
+        scene = _scene(workshop, template, top / str(number))
+        plant(scene)
+        scenes.append(scene)
+    before = [picture(scene.volume) for scene in scenes]
+
+    said = check(image, *(scene.volume for scene in scenes), "--json").stdout
+
+    assert [picture(scene.volume) for scene in scenes] == before
+    found = [json.loads(line) for line in said.splitlines()]
+    wrong = [
+        (plant.__name__, item["state"], item["reason"])
+        for (name, plant), scene, item in zip(cases, scenes, found, strict=True)
+        if item["state"] != "unsafe"
+        or f"{scene.volume / name}'" not in item["reason"]
+        or not item["findings"][-1]["hint"]
+    ]
+    assert wrong == []
+
+
+def test_check_tells_every_state_file_that_was_cut_short_or_altered(
+    workshop: Workshop, populated: Path, tmp_path: Path
+) -> None:
+    _judge_all(workshop, populated, tmp_path, RECORDS, workshop.two())
+
+
+def test_check_tells_them_on_a_volume_that_is_current_as_well(
+    workshop: Workshop, populated: Path, tmp_path: Path
+) -> None:
+    _judge_all(workshop, populated, tmp_path, RECORDS, workshop.one())
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"), RECORDS[::5], ids=[plant.__name__ for _, plant in RECORDS[::5]]
+)
+def test_an_upgrade_refuses_a_state_file_that_was_cut_short_or_altered(
+    scene: Scene, name: str, plant: Plant
+) -> None:
+    plant(scene)
+    before = picture(scene.volume)
+    said = upgrade(scene.workshop.two(), scene.volume, status=65).stderr
+    assert picture(scene.volume) == before
+    assert f"{scene.volume / name}'" in said
+    assert "hint:" in said
+
+
+@pytest.fixture(scope="session")
+def interrupted(
+    workshop: Workshop, populated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A volume on which an upgrade to image two was killed before it had recorded its swap."""
+    volume = tmp_path_factory.mktemp("interrupted") / "volume"
+    subprocess.run(["cp", "-a", str(populated), str(volume)], check=True, timeout=60)
+    (volume / "etc/svc/plain.conf").write_text("edited\n")
+    command = ["upgrade", "--root", str(workshop.two()), "--volume", str(volume)]
+    log = volume.parent / "log"
+    subprocess.run(
+        [
+            *(need_tool("strace"), "-f", "-qq", "-o", str(log), "-e", "trace=syncfs"),
+            *("-e", "inject=syncfs:signal=KILL:when=2", sys.executable, "-m", "ipavolume", *command),
+        ],
+        check=False,
+        capture_output=True,
+        env=clean_environment(),
+        timeout=120,
+    )
+    assert (volume / ".ipavolume/transaction").is_dir()
+    return volume
+
+
+OPEN: Final = [
+    *(
+        (path, _cut(path, tenth))
+        for name in ("progress.json", "plan.jsonl", "baseline.jsonl", "index")
+        for tenth in range(10)
+        if (path := f".ipavolume/transaction/{name}")
+    ),
+    *(
+        (path, _overwritten(path, data))
+        for name in ("progress.json", "plan.jsonl", "baseline.jsonl", "index")
+        for data in (b"null\n", DEEP, b'{"format":1}\n')
+        if (path := f".ipavolume/transaction/{name}")
+    ),
+    *(
+        (path, _endless(path))
+        for name in ("progress.json", "plan.jsonl", "baseline.jsonl", "index")
+        if (path := f".ipavolume/transaction/{name}")
+    ),
+    *(
+        (path, case(path))
+        for name in ("progress.json", "plan.jsonl", "baseline.jsonl")
+        for case in (_without, lambda path: _in_place_of("a link to a file", path))
+        if (path := f".ipavolume/transaction/{name}")
+    ),
+    (
+        ".ipavolume/transaction/plan.jsonl",
+        _replaced(".ipavolume/transaction/plan.jsonl", b"/data/etc/svc", b"/data/../svc"),
+    ),
+    (
+        ".ipavolume/transaction/progress.json",
+        _replaced(".ipavolume/transaction/progress.json", b'"marked"', b'"done"'),
+    ),
+    *((path, _without(path)) for path in (".ipavolume/transaction/new", ".ipavolume/transaction/old")),
+]
+
+
+def test_check_tells_every_file_of_an_open_run_that_was_cut_short_or_altered(
+    workshop: Workshop, interrupted: Path, tmp_path: Path
+) -> None:
+    _judge_all(workshop, interrupted, tmp_path, OPEN, workshop.two())
+
+
+@pytest.mark.parametrize(("name", "plant"), OPEN[::4], ids=[plant.__name__ for _, plant in OPEN[::4]])
+def test_an_open_run_whose_files_were_cut_short_or_altered_is_not_gone_on_with(
+    workshop: Workshop, interrupted: Path, tmp_path: Path, name: str, plant: Plant
+) -> None:
+    scene = _scene(workshop, interrupted, tmp_path)
+    plant(scene)
+    before = picture(scene.volume)
+    said = upgrade(workshop.two(), scene.volume, status=65).stderr
+    assert picture(scene.volume) == before
+    assert f"{scene.volume / name}'" in said
+    assert "hint:" in said
+
+
+def test_an_open_run_that_nobody_touched_is_gone_on_with(
+    workshop: Workshop, interrupted: Path, tmp_path: Path
+) -> None:
+    """Without this one the tests above could pass for another reason."""
+    scene = _scene(workshop, interrupted, tmp_path)
+    check(workshop.two(), scene.volume, status=100)
+    upgrade(workshop.two(), scene.volume)
+    assert scene.at("etc/svc/plain.conf.rpmsave").read_text() == "edited\n"
+    check(workshop.two(), scene.volume, status=0)
+
+
+# -- files that pretend to be others -----------------------------------------------------
+
+
+def _times(place: Path, like: os.stat_result) -> None:
+    os.utime(place, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
+def _rights(place: Path) -> tuple[int, tuple[str, ...]]:
+    st = place.lstat()
+    return st.st_mode & (stat.S_ISUID | stat.S_ISGID), tuple(
+        name for name in os.listxattr(place, follow_symlinks=False) if name.startswith("security.")
+    )
+
+
+def _assert_no_other_content_has_rights(scene: Scene) -> None:
+    """No file has set-id bits or capabilities but those that the package gives them to."""
+    privileged = {
+        path: seen
+        for path, seen in picture(scene.volume).items()
+        if any(name == "security.capability" for name, _ in seen.xattrs)
+        or (seen.mode.startswith("-") and {"s", "S"} & set(seen.mode))
+    }
+    assert privileged.keys() <= {"/var/lib/svc/tool", "/var/lib/svc/capable"}
+    for path in privileged:
+        assert scene.at(path.lstrip("/")).read_text() in ("tool\n", "capable\n")
+
+
+@pytest.fixture
+def fresh(workshop: Workshop, tmp_path: Path) -> Scene:
+    """A volume that image one has just populated, so that its index is true."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    upgrade(workshop.one(), volume)
+    return Scene(volume=volume, outside=Witness(tmp_path / "outside"), workshop=workshop)
+
+
+def test_a_services_own_file_gets_no_rights_though_its_size_and_time_are_the_packages(
+    fresh: Scene,
+) -> None:
+    tool, capable = fresh.at("var/lib/svc/tool"), fresh.at("var/lib/svc/capable")
+    before = tool.stat()
+    tool.write_text("evil\n")
+    _times(tool, before)
+    before = capable.stat()
+    capable.unlink()
+    capable.write_text("malware\n")
+    capable.chmod(0o755)
+    os.chown(capable, SVC, SVC_GROUP)
+    _times(capable, before)
+
+    fresh.handled()
+
+    assert tool.read_text() == "tool\n"
+    assert _rights(tool) == (stat.S_ISUID, ())
+    assert capable.read_text() == "capable\n"
+    assert _rights(capable) == (0, ("security.capability",))
+    assert _saved(fresh, "var/lib/svc/tool").read_text() == "evil\n"
+    assert _rights(_saved(fresh, "var/lib/svc/tool")) == (0, ())
+    _assert_no_other_content_has_rights(fresh)
+
+
+def test_an_inode_that_becomes_privileged_is_one_that_nobody_has_open(fresh: Scene) -> None:
+    """Whoever has the old file open for writing, or mapped, writes to another file then."""
+    tool = fresh.at("var/lib/svc/tool")
+    with tool.open("r+b", buffering=0) as stream:
+        before = os.fstat(stream.fileno())
+        fresh.handled()
+        assert os.fstat(stream.fileno()).st_mode == before.st_mode
+        assert os.fstat(stream.fileno()).st_uid == SVC
+        stream.write(b"evil\n")
+    assert tool.read_text() == "tool\n"
+    assert _rights(tool) == (stat.S_ISUID, ())
+    assert tool.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("path", ["tool", "capable"])
+def test_a_file_with_further_names_is_not_given_rights_under_all_of_them(
+    fresh: Scene, path: str
+) -> None:
+    shipped = fresh.at(f"var/lib/svc/{path}")
+    other = fresh.outside.top / "another-name"
+    os.link(shipped, other)
+    os.link(shipped, fresh.at("var/lib/svc/inside"))
+    fresh.handled(linked=("/another-name",))
+    assert _rights(shipped) != (0, ())
+    assert shipped.stat().st_uid == 0
+    for place in (other, fresh.at("var/lib/svc/inside")):
+        assert _rights(place) == (0, ())
+        assert place.stat().st_uid == SVC
+    _assert_no_other_content_has_rights(fresh)
+
+
+def test_somebody_elses_file_is_not_given_away_because_it_has_the_name_of_one_that_is(
+    scene: Scene,
+) -> None:
+    """The package gives ``secret`` to the service, in a directory where that can rename."""
+    key = scene.at("var/lib/svc/ca.key")
+    key.write_text("of root alone\n")
+    key.chmod(0o600)
+    scene.remove("var/lib/svc/secret")
+    key.rename(scene.at("var/lib/svc/secret"))
+
+    said = scene.handled().stdout
+
+    st = scene.at("var/lib/svc/secret").stat()
+    assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (0, 0, 0o600)
+    assert "/data/var/lib/svc/secret (the package changed owner or mode, but" in said
+
+
+def test_an_edited_file_follows_its_package_where_only_root_could_have_put_it(
+    scene: Scene,
+) -> None:
+    scene.at("var/lib/svc/secret").write_text("edited\n")
+    for path in ("var/lib/svc", "var/lib/svc/state"):
+        os.chown(scene.at(path), 0, 0)
+    scene.handled()
+    st = scene.at("var/lib/svc/secret").stat()
+    assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (SVC, SVC_GROUP, 0o640)
+    assert scene.at("var/lib/svc/secret").read_text() == "edited\n"
+
+
+# -- names that are taken, long, or not for a terminal -----------------------------------
+
+
+def test_copies_go_to_the_next_free_name_whatever_has_taken_the_first_ones(scene: Scene) -> None:
+    main, plain = scene.at("etc/svc/main.conf"), scene.at("etc/svc/plain.conf")
+    for file in (main, plain):
+        file.write_text("edited\n")
+    taken = []
+    for file, suffix in ((main, ".rpmnew"), (plain, ".rpmsave")):
+        for number, kind in enumerate(KINDS):
+            if kind == "a hard link":
+                continue
+            place = file.with_name(file.name + suffix + (f".{number}" if number else ""))
+            KINDS[kind](scene, place)
+            taken.append((place, place.lstat().st_ino))
+
+    scene.handled()
+
+    assert main.read_text() == "edited\n"
+    assert main.with_name("main.conf.rpmnew.8").read_text() == "main 2\n"
+    assert plain.read_text() == "plain 2\n"
+    assert plain.with_name("plain.conf.rpmsave.8").read_text() == "edited\n"
+    assert all(_is_planted(place, inode) for place, inode in taken)
+
+
+def test_a_copy_whose_name_would_be_too_long_goes_to_our_directory(scene: Scene) -> None:
+    """``.rpmnew.9`` is the last that fits."""
+    scene.at(LONG).write_text("edited\n")
+    for number in range(10):
+        scene.at(LONG + ".rpmnew" + (f".{number}" if number else "")).write_text("planted\n")
+    scene.handled()
+    assert scene.at(LONG).read_text() == "edited\n"
+    assert _saved(scene, LONG).read_text() == "long 2\n"
+    listed = run_ipavolume(
+        "conflicts", "--root", scene.workshop.two(), "--volume", scene.volume
+    ).stdout
+    assert f"/data/.ipavolume/saved/0002-two/{LONG}" in listed
+
+
+def test_so_many_copies_that_no_name_is_free_are_refused(scene: Scene) -> None:
+    plain = scene.at("var/lib/svc/plain")
+    plain.write_text("edited\n")
+    for number in range(1000):
+        plain.with_name("plain.rpmsave" + (f".{number}" if number else "")).touch()
+    scene.refused(65, "'/data/var/lib/svc/plain'", "[no-free-name]")
+
+
+NAMES: Final = (
+    b"\x1b[2J\x1b]0;title\x07",
+    b"new\nline\rback",
+    b"back\\slash\\n",
+    b"-rf",
+    b"--help",
+    b"trailing  ",
+    b" leading",
+    b"\xff\xfe\x80 not utf-8",
+    "\u202eright to left \u200b".encode(),
+    b"quote'\"$(id)`id`;&|",
+    b"*?[a]{b,c}",
+    b"\x7f\x01\x02\x03",
+    b"a" * 255,
+    b"..." + b"\xe2\x80\xa8" * 84,
+)
+
+
+def test_names_of_every_kind_follow_their_owner_and_reach_no_terminal(scene: Scene) -> None:
+    top = os.fsencode(scene.at("var/lib/svc"))
+    for name in NAMES:
+        for path in (top + b"/" + name, top + b"/state/" + name + b"/" + name):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as stream:
+                stream.write("of the service\n")
+            os.chown(path, SVC, SVC_GROUP)
+            os.chown(os.path.dirname(path), SVC, SVC_GROUP)
+    image = scene.workshop.renumbered()
+
+    planned = run_ipavolume(
+        "upgrade", "--dry-run", "--root", image, "--volume", scene.volume, status=100
+    )
+    said = scene.handled(image=image)
+
+    for name in NAMES:
+        for path in (top + b"/" + name, top + b"/state/" + name + b"/" + name):
+            st = os.lstat(path)
+            assert (st.st_uid, st.st_gid) == (350, 351)
+    for text in (planned.stdout, planned.stderr, said.stdout, said.stderr):
+        assert all(character.isprintable() or character == "\n" for character in text)
+    assert "/data/var/lib/svc/new\\nline\\rback" in planned.stdout
+    assert "/data/var/lib/svc/back\\\\slash\\\\n" in planned.stdout
+    assert "/data/var/lib/svc/\\xff\\xfe\\x80 not utf-8" in planned.stdout
+
+
+@pytest.mark.parametrize("name", NAMES[:4] + NAMES[7:9], ids=[repr(n) for n in NAMES[:4] + NAMES[7:9]])
+def test_a_refusal_names_a_path_that_is_not_for_a_terminal(scene: Scene, name: bytes) -> None:
+    turn = os.fsencode(scene.at("etc/svc/turn"))
+    with open(turn + b"/" + name, "w") as stream:
+        stream.write("unknown\n")
+    result = scene.refused(65, "'/data/etc/svc/turn'", "[type-change]")
+    assert result.stderr.isascii()
+    assert all(character.isprintable() or character == "\n" for character in result.stderr)
+
+
+# -- owners that have other numbers in the new image -------------------------------------
+
+
+def test_further_names_outside_of_the_volume_are_not_given_away_with_the_owner(
+    scene: Scene,
+) -> None:
+    outside = scene.outside
+    link = outside.top / "link"
+    link.symlink_to("theirs")
+    os.chown(link, SVC, SVC_GROUP, follow_symlinks=False)
+    listening = outside.top / "socket"
+    _socket(scene, listening)
+    os.chown(listening, SVC, SVC_GROUP)
+    set_acl(outside.theirs, f"u:{SVC}:rw")
+    privileged = outside.top / "privileged"
+    privileged.write_text("set-id\n")
+    os.chown(privileged, 0, SVC_GROUP)
+    privileged.chmod(0o2755)
+    inside = {
+        name: scene.at(f"var/lib/svc/{name}") for name in ("theirs", "fifo", "link", "socket")
+    }
+    for name, place in inside.items():
+        os.link(outside.top / name, place, follow_symlinks=False)
+    os.link(outside.theirs, scene.at("var/lib/svc/state/again"))
+    os.link(privileged, scene.at("var/lib/svc/privileged"))
+    inodes = {name: place.lstat().st_ino for name, place in inside.items()}
+
+    said = scene.handled(
+        image=scene.workshop.renumbered(),
+        linked=("/theirs", "/fifo", "/link", "/socket", "/privileged"),
+    ).stdout
+
+    for name in ("theirs", "fifo", "link"):
+        st = inside[name].lstat()
+        assert (st.st_uid, st.st_gid) == (350, 351), name
+        assert st.st_ino != inodes[name]
+    assert inside["theirs"].read_text() == "of the service's number\n"
+    assert os.readlink(inside["link"]) == "theirs"
+    assert stat.S_ISFIFO(inside["fifo"].lstat().st_mode)
+    # There is no copy of a socket: it stays what it is, and that is said.
+    assert inside["socket"].lstat().st_ino == inodes["socket"]
+    assert "/data/var/lib/svc/socket (a socket or device with further names" in said
+    st = scene.at("var/lib/svc/privileged").stat()
+    assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (0, 351, 0o2755)
+
+
+def test_what_is_mounted_below_the_volume_is_not_entered_for_the_owners_sake(
+    scene: Scene,
+) -> None:
+    """A bind mount has the device number of the volume, so only the mount table tells it."""
+    place = scene.at("var/lib/svc/mounted")
+    place.mkdir()
+    file = scene.at("var/lib/svc/mounted-file")
+    file.touch()
+    mount = need_tool("mount")
+    subprocess.run([mount, "--bind", str(scene.outside.directory), str(place)], check=True)
+    try:
+        subprocess.run([mount, "--bind", str(scene.outside.theirs), str(file)], check=True)
+        try:
+            scene.outside.begin()
+            upgrade(scene.workshop.renumbered(), scene.volume)
+            scene.outside.verify()
+        finally:
+            subprocess.run([need_tool("umount"), str(file)], check=True)
+    finally:
+        subprocess.run([need_tool("umount"), str(place)], check=True)
+    assert scene.at("var/lib/svc").stat().st_uid == 350
+
+
+def _dig(place: Path, levels: int, name: str) -> None:
+    """Make directories in one another, each with a file, all of the service's."""
+    fd = os.open(place, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=fd)
+        os.chown(name, SVC, SVC_GROUP, dir_fd=fd)
+        below = os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+        file = os.open("f", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=fd)
+        os.fchown(file, SVC, SVC_GROUP)
+        os.close(file)
+    os.close(fd)
+
+
+def _bury(place: Path, name: str) -> set[tuple[int, int]]:
+    """Remove what was dug, from the top, and return the owners that were found."""
+    owners = set()
+    top = os.open(place, os.O_RDONLY)
+    try:
+        while True:
+            fd = os.open(name, os.O_RDONLY, dir_fd=top)
+            for entry in ("f", "."):
+                st = os.stat(entry, dir_fd=fd)
+                owners.add((st.st_uid, st.st_gid))
+            os.unlink("f", dir_fd=fd)
+            last = not os.listdir(fd)
+            if not last:
+                os.rename(name, "next", src_dir_fd=fd, dst_dir_fd=top)
+            os.close(fd)
+            os.rmdir(name, dir_fd=top)
+            if last:
+                return owners
+            os.rename("next", name, src_dir_fd=top, dst_dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def test_a_tree_of_1500_levels_follows_its_owner(scene: Scene) -> None:
+    _dig(scene.at("var/lib/svc/state"), 1500, "d")
+    upgrade(scene.workshop.renumbered(), scene.volume)
+    assert _bury(scene.at("var/lib/svc/state"), "d") == {(350, 351)}
+
+
+def test_a_tree_that_is_too_deep_to_be_walked_is_refused(scene: Scene) -> None:
+    _dig(scene.at("var/lib/svc/state"), 100, "d" * 200)
+    try:
+        image = scene.workshop.renumbered()
+        said = check(image, scene.volume, status=65).stdout
+        assert "[too-deep]" in said
+        result = upgrade(image, scene.volume, status=65)
+        assert "'/data/var/lib/svc/state/ddd" in result.stderr
+        assert "hint:" in result.stderr
+        assert not scene.at(".ipavolume/transaction").exists()
+    finally:
+        assert _bury(scene.at("var/lib/svc/state"), "d" * 200) == {(SVC, SVC_GROUP)}
+
+
+# -- files of sixteen terabytes ----------------------------------------------------------
+
+
+def _huge(place: Path) -> None:
+    with place.open("wb") as stream:
+        stream.truncate(1 << 44)
+    os.chown(place, SVC, SVC_GROUP)
+
+
+def test_files_of_sixteen_terabytes_are_put_aside_unread(
+    workshop: Workshop, populated: Path, filesystem: Filesystems
+) -> None:
+    top = filesystem("tmpfs", 64)
+    scene = _scene(workshop, populated, top / "scene")
+    inodes = {}
+    for path in (*KEPT, *RENAMED, *SET_ASIDE, *LEFT, "etc/svc/gone.conf", "etc/svc/gone"):
+        _huge(scene.remove(path))
+        inodes[path] = scene.at(path).stat().st_ino
+    for path in RENAMED:
+        _huge(scene.at(f"{path}.rpmsave"))
+    for path in KEPT:
+        _huge(scene.at(f"{path}.rpmnew"))
+
+    scene.handled()
+
+    for path in KEPT:
+        assert scene.at(path).stat().st_ino == inodes[path]
+        assert scene.at(f"{path}.rpmnew.1").read_text().endswith(" 2\n")
+    for path in RENAMED:
+        assert scene.at(f"{path}.rpmsave.1").stat().st_ino == inodes[path]
+    for path in SET_ASIDE:
+        assert _saved(scene, path).stat().st_ino == inodes[path]
+
+
+def test_a_file_of_sixteen_terabytes_with_further_names_follows_its_owner(
+    workshop: Workshop, populated: Path, filesystem: Filesystems
+) -> None:
+    top = filesystem("xfs", 320)
+    scene = _scene(workshop, populated, top / "scene")
+    huge = scene.at("var/lib/svc/huge")
+    with huge.open("wb") as stream:
+        stream.truncate((1 << 44) - 8192)
+        stream.write(b"begin\n")
+        stream.seek((1 << 44) - 4096)
+        stream.write(b"end\n")
+        size = (1 << 44) - 4092
+    os.truncate(huge, size)
+    os.chown(huge, SVC, SVC_GROUP)
+    os.link(huge, scene.outside.top / "huge")
+
+    scene.handled(image=workshop.renumbered(), linked=("/huge",))
+
+    st = huge.stat()
+    assert (st.st_uid, st.st_gid, st.st_size, st.st_nlink) == (350, 351, size, 1)
+    with huge.open("rb") as stream:
+        assert stream.read(6) == b"begin\n"
+        stream.seek((1 << 44) - 4096)
+        assert stream.read() == b"end\n"
+    assert st.st_blocks < 1000
+
+
+# -- what lies where we work -------------------------------------------------------------
+
+
+def test_what_an_earlier_run_left_where_we_work_is_cleared_away(scene: Scene) -> None:
+    for name in ("staging", "trash"):
+        place = scene.at(f".ipavolume/{name}")
+        place.mkdir()
+        for number in ("0", "1", "new", "old", "plan.jsonl", "build-id"):
+            (place / number).mkdir()
+            (place / number / "link").symlink_to(scene.outside.directory)
+        os.link(scene.outside.secret, place / "linked")
+        _dig(place, 300, "d")
+    for name in ("identity.json", "history.jsonl", "progress.json"):
+        scene.at(f".ipavolume/.{name}.new").write_text("left over\n")
+    scene.handled(linked=("/secret",))
+    left = {path.name for path in scene.at(".ipavolume").iterdir()}
+    assert left & {"staging", "trash", "transaction"} == set()
+
+
+def test_names_below_saved_that_are_taken_are_left_alone(scene: Scene) -> None:
+    for path in ("etc/svc/data", "etc/svc/gone"):
+        scene.at(path).write_text("edited\n")
+        taken = scene.at(f".ipavolume/saved/0002-two/{path}")
+        taken.parent.mkdir(parents=True, exist_ok=True)
+        taken.symlink_to(scene.outside.secret)
+    scene.handled()
+    for path in ("etc/svc/data", "etc/svc/gone"):
+        assert scene.at(f".ipavolume/saved/0002-two/{path}").is_symlink()
+        assert scene.at(f".ipavolume/saved/0002-two/{path}.1").read_text() == "edited\n"
+
+
+def test_a_directory_of_saved_files_that_leads_elsewhere_is_refused(scene: Scene) -> None:
+    scene.at("etc/svc/data").write_text("edited\n")
+    scene.at(".ipavolume/saved").mkdir()
+    scene.at(".ipavolume/saved/0002-two").symlink_to(scene.outside.directory)
+    scene.refused(65, "/.ipavolume/saved/0002-two'")
+
+
+# -- settling ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settling_follows_and_reads_nothing_that_was_put_in_the_place_of_a_copy(
+    scene: Scene, kind: str
+) -> None:
+    conf = scene.at("var/lib/svc/conf")
+    conf.write_text("edited\n")
+    upgrade(scene.workshop.two(), scene.volume)
+    KINDS[kind](scene, scene.remove("var/lib/svc/conf.rpmnew"))
+    inode = scene.at("var/lib/svc/conf.rpmnew").lstat().st_ino
+    scene.outside.begin()
+    options = ("--root", scene.workshop.two(), "--volume", scene.volume)
+    linked = ("/secret",) if kind == "a hard link" else ()
+
+    run_ipavolume("conflicts", *options, "--diff", timeout_s=60)
+    scene.outside.verify(linked=linked)
+    run_ipavolume(
+        "conflicts", *options, "--take-new", "/data/var/lib/svc/conf", status=None, timeout_s=60
+    )
+
+    scene.outside.verify(linked=linked)
+    assert _is_planted(conf, inode) or conf.read_text() == "edited\n"
+    everything = {seen.content for seen in picture(scene.volume).values()}
+    assert hashlib.sha256(b"edited\n").hexdigest() in everything

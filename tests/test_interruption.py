@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 from support import tracing
 from support.filesystems import Filesystems
-from support.images import picture
+from support.images import age, make_image, picture
 from support.tracing import Call
 from support.worlds import (
     MOUNTS,
-    WRITTEN,
+    RUNS,
     World,
     broken_promises,
-    content,
     content_of,
     differences,
     exposed,
@@ -26,54 +28,17 @@ from support.worlds import (
     look,
     lost,
     make_world,
+    phases,
     recorded,
+    said,
     tell,
+    undisturbed,
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
 
 CHUNKS: Final = 6
 """A sweep over all points is cut into as many tests, so that workers share it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A run that is interrupted: from these volumes to this image."""
-
-    volumes: str
-    image: str
-    old: str | None
-    new: str
-    written: Mapping[str, tuple[str, ...]]
-
-
-RUNS: Final = {
-    "populate": Run(
-        volumes="empty",
-        image="one",
-        old=None,
-        new="build-one",
-        written={"data/ipa-server-install-options": ()},
-    ),
-    "upgrade": Run(
-        volumes="edited", image="two", old="build-one", new="build-two", written=WRITTEN
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undisturbed:
-    """What a run does and comes to when nothing happens to it."""
-
-    calls: tuple[Call, ...]
-    before: Mapping[str, tuple[object, ...]]
-    after: Mapping[str, tuple[object, ...]]
-    result: Mapping[str, tuple[object, ...]]
-
-    @property
-    def changes(self) -> list[Call]:
-        """The calls that change the file system."""
-        return [call for call in self.calls if tracing.is_change(call)]
 
 
 @pytest.fixture(scope="session")
@@ -86,26 +51,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def place(filesystem: Filesystems) -> Path:
     """A fast file system for the volumes."""
     return filesystem("tmpfs", 64)
-
-
-_known: dict[str, Undisturbed] = {}
-
-
-def undisturbed(world: World, kind: str, place: Path) -> Undisturbed:
-    """Do a run once without disturbance."""
-    if kind not in _known:
-        run = RUNS[kind]
-        world.copy(run.volumes, place)
-        before = content(place)
-        done, calls = tracing.trace(
-            world.command(run.image, place), env=world.environment, log=place / "log"
-        )
-        assert done.returncode == 0, done.stderr
-        assert lost(place, before=run.written) == []
-        _known[kind] = Undisturbed(
-            calls=tuple(calls), before=before, after=content(place), result=look(place)
-        )
-    return _known[kind]
 
 
 @pytest.mark.slow
@@ -146,42 +91,6 @@ def test_killed_at_any_change_a_run_has_lost_nothing_and_the_next_start_finishes
 
 
 # -- phases ------------------------------------------------------------------------------
-
-
-def phases(expected: Undisturbed) -> dict[str, int]:
-    """Return what a run comes to, in order, with the position of the change that does it."""
-    changes = expected.changes
-
-    def nth(number: int, source: str, target: str) -> int:
-        names = re.compile(rf'"{re.escape(source)}", .*"{re.escape(target)}"[,)]')
-        found = [
-            position
-            for position, call in enumerate(changes)
-            if call.name.startswith("rename") and names.search(call.text)
-        ]
-        return found[number]
-
-    result = {
-        "first write": 0,
-        "everything staged": nth(0, "staging", "transaction") - 1,
-        "second volume marked": nth(0, "staging", "transaction"),
-        "marked": nth(1, "staging", "transaction"),
-        "recorded id moved": nth(0, "build-id", "build-id.old"),
-        "second recorded id moved": nth(1, "build-id", "build-id.old"),
-        "swapped": nth(-2, ".progress.json.new", "progress.json"),
-        "committing": nth(-1, ".progress.json.new", "progress.json"),
-        "second volume has the new id": nth(0, "build-id", "build-id"),
-        "second volume closed": nth(0, "transaction", "trash"),
-        "history written": nth(0, ".history.jsonl.new", "history.jsonl"),
-        "baseline in place": nth(0, "baseline.jsonl", "baseline.jsonl"),
-        "index in place": nth(0, "index", "index"),
-        "new id in place": nth(1, "build-id", "build-id"),
-        "closed": nth(1, "transaction", "trash"),
-    }
-    swapping = range(result["second recorded id moved"] + 1, result["swapped"])
-    for percent in (10, 30, 50, 70, 90):
-        result[f"swap at {percent} %"] = swapping[len(swapping) * percent // 100]
-    return dict(sorted(result.items(), key=lambda item: item[1]))
 
 
 def interrupted(world: World, place: Path) -> Iterator[str]:
@@ -373,3 +282,168 @@ def test_what_was_written_between_plan_and_swap_is_saved_however_often_the_swap_
 def _without_history(place: Path) -> dict[str, tuple[object, ...]]:
     # What a run saved before it was killed is there, but the history does not list it.
     return {path: value for path, value in look(place).items() if "/history" not in path}
+
+
+# -- two at once -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_a_start_on_a_volume_that_is_in_use_says_who_has_it_and_touches_nothing(
+    world: World, place: Path, mount: str
+) -> None:
+    world.copy("edited", place)
+    before = everything(place)
+    fd = os.open(place / mount, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = world.run("two", place, status=75)
+    finally:
+        os.close(fd)
+    assert f"the volume '{place / mount}' is in use (process {os.getpid()}: " in done.stderr
+    assert "[locked]" in done.stderr
+    assert said(done.stderr, "state") == "the volume was not touched"
+    assert "--lock-timeout" in said(done.stderr, "hint")
+    assert everything(place) == before
+
+
+def test_of_two_starts_one_works_and_the_other_says_who_or_waits_for_it(
+    world: World, place: Path
+) -> None:
+    expected = undisturbed(world, "upgrade", place)
+    mark = expected.changes[phases(expected)["marked"]]
+    world.copy("edited", place)
+    command = world.command("two", place)
+    with tracing.stopped(command, mark.name, mark.number, env=world.environment) as first:
+        before = everything(place)
+        refused = world.run("two", place, status=75)
+        assert f"(process {first.processes[0]}: " in refused.stderr
+        assert "run 0002-buildtwo of container " in refused.stderr
+        assert everything(place) == before
+        with subprocess.Popen(
+            [*command, "--lock-timeout", "100"],
+            env=dict(world.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as second:
+            assert second.stderr is not None
+            waiting = second.stderr.readline()
+            assert waiting.startswith(f"ipavolume: waiting for the volume '{place / 'data'}'")
+            assert f"(process {first.processes[0]}: " in waiting
+            first.go_on(first.processes[0])
+            assert first.wait().returncode == 0
+            rest = second.stderr.read()
+            assert second.wait(120) == 0, rest
+    assert "putting" not in rest
+    assert differences(look(place), expected.result) == []
+
+
+# -- two processes -----------------------------------------------------------------------
+
+FILES: Final = 2400
+"""More than a single process copies."""
+
+
+@pytest.fixture(scope="session")
+def large(world: World) -> Path:
+    """An image with many small files, which no package owns."""
+    root = world.directory / "large"
+    image = make_image(root)
+    image.list("/srv/app/")
+    for number in range(FILES):
+        image.write(f"/srv/app/{number % 40}/{number}", f"file {number}\n")
+    age(root)
+    image.prepare(build_id="build-large", rpms=[world.package(1)])
+    return root
+
+
+def _populate(large: Path, place: Path) -> list[str]:
+    words = [sys.executable, "-m", "ipavolume", "upgrade", "--root", str(large)]
+    return [*words, "--volume", str(place / "data")]
+
+
+def _start_again(large: Path, place: Path, world: World) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _populate(large, place),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=dict(world.environment),
+        timeout=120,
+    )
+
+
+def _check_complete(large: Path, place: Path) -> None:
+    found = picture(place / "data/srv")
+    shipped = picture(large / "data-template/srv")
+    assert len(found) > FILES
+    assert differences(found, shipped) == []
+    assert (place / "data/build-id").read_text() == "build-large\n"
+    assert not (place / "data/.ipavolume/staging").exists()
+
+
+def _parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("number", [1, 500, 1000])
+def test_killed_while_two_processes_copy_the_next_start_is_complete(
+    world: World, place: Path, large: Path, number: int
+) -> None:
+    (place / "data").mkdir()
+    call = Call(name="utimensat", number=number, text="")
+    tracing.killed(_populate(large, place), call, env=world.environment)
+    assert os.listdir(place / "data") == [".ipavolume"]
+    assert _start_again(large, place, world).returncode == 0
+    _check_complete(large, place)
+
+
+@pytest.mark.parametrize("victim", ["parent", "child"])
+def test_of_two_copying_processes_none_outlives_the_other_and_the_next_start_is_complete(
+    world: World, place: Path, large: Path, victim: str
+) -> None:
+    (place / "data").mkdir()
+    command = _populate(large, place)
+    with tracing.stopped(command, "utimensat", 300, env=world.environment, count=2) as program:
+        parent, child = program.processes
+        if _parent_of(parent) == child:
+            parent, child = child, parent
+        assert _parent_of(child) == parent
+        if victim == "parent":
+            # The child stands still: only the kernel can have ended it.
+            program.kill(parent)
+        else:
+            program.kill(child)
+            program.go_on(parent)
+        done = program.wait()
+    if victim == "child":
+        assert done.returncode == 74, done.stderr
+        assert "second process" in said(done.stderr, "error")
+        assert "nothing visible was changed" in said(done.stderr, "state")
+        assert said(done.stderr, "hint")
+    assert os.listdir(place / "data") == [".ipavolume"]
+    assert _start_again(large, place, world).returncode == 0
+    _check_complete(large, place)
+
+
+def test_a_child_whose_parent_ended_too_early_holds_the_lock_and_writes_no_more(
+    world: World, place: Path, large: Path
+) -> None:
+    (place / "data").mkdir()
+    staging = place / "data/.ipavolume/staging"
+    command = _populate(large, place)
+    # A parent that ends before the kernel is asked to end the child with it is as good as
+    # one for which it is not asked at all.
+    with tracing.stopped(command, "prctl", 1, env=world.environment, also="retval=0") as program:
+        (child,) = program.processes
+        os.kill(_parent_of(child), signal.SIGKILL)
+        refused = _start_again(large, place, world)
+        assert refused.returncode == 75
+        assert f"the volume '{place / 'data'}' is in use" in refused.stderr
+        before = picture(staging)
+        program.go_on(child)
+        program.wait()
+    assert picture(staging) == before
+    assert _start_again(large, place, world).returncode == 0
+    _check_complete(large, place)

@@ -504,7 +504,7 @@ def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(
     def resolve(path: str) -> Path:
         """Return where the container is led to by *path*, its last component not followed."""
         for _ in range(40):
-            here = ""
+            here, real = "", image.root
             for part in path.split("/")[1:]:
                 here = f"{here}/{part}"
                 mount = next((one for one in site.volumes if here.startswith(one + "/")), "")

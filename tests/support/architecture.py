@@ -77,7 +77,9 @@ NOT_FOR_DECIDING: Final = frozenset(
 )
 HARMLESS: Final = frozenset({"os.fsencode", "os.fsdecode", "os.PathLike"})
 
-FAST: Final = frozenset({"__future__", "errno", "fcntl", "marshal", "os", "posix", "stat", "sys"})
+FAST: Final = frozenset(
+    {"__future__", "_signal", "errno", "fcntl", "marshal", "os", "posix", "stat", "sys"}
+)
 """All that fastpath may import: loaded by the interpreter anyway, or built into it."""
 
 PROCESS_CALLS: Final = frozenset(

@@ -271,14 +271,14 @@ class Witness:
 
     def begin(self) -> None:
         """Remember how everything is; what was to be planted has been planted."""
-        self._before = picture(self.top)
-        for name in self._before:
+        before = picture(self.top)
+        for name in before:
             path = self.top / name.lstrip("/")
             if not path.is_symlink():
                 os.utime(path, ns=(0, path.lstat().st_mtime_ns))
         self._before = {
             name: replace(seen, ctime_ns=(self.top / name.lstrip("/")).lstat().st_ctime_ns)
-            for name, seen in self._before.items()
+            for name, seen in before.items()
         }
 
     def verify(self, *, linked: Iterable[str] = ()) -> None:
@@ -303,3 +303,4 @@ class Witness:
             if name in some:
                 seen = replace(seen, nlink=before.nlink, ctime_ns=before.ctime_ns)
             assert seen == before, name
+        self.begin()

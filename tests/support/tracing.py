@@ -80,9 +80,7 @@ def trace(
         key = (process, name)
         counts[key] = counts.get(key, 0) + 1
         if _matters(name, text):
-            calls.append(
-                Call(name=name, number=counts[key], text=text, process=int(process or 0))
-            )
+            calls.append(Call(name=name, number=counts[key], text=text, process=int(process or 0)))
     return done, calls
 
 

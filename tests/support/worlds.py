@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from support import tracing
 from support.command import clean_environment
 from support.images import Image, Packaged, age, build_rpm, make_image, picture
+from support.tracing import Call
 
 EDITED: Final = 1_100_000_000
 """When the administrator was at work; everything before 2020 is compared to the nanosecond."""
@@ -60,6 +62,7 @@ _ALWAYS: Final = (
     _directory("/var/log/app", "%attr(0750,svc,svc)"),
     _file("/etc/app/same.conf", "same", NOREPLACE),
     _file("/var/lib/app/helper", "helper", "%attr(4750,root,svc)"),
+    _file("/var/lib/app/capable", "capable", "%caps(cap_net_raw=ep) %attr(0750,svc,svc)"),
 )
 
 
@@ -76,52 +79,44 @@ def _changing(version: int) -> tuple[Packaged, ...]:
     )
 
 
+_OLD: Final = (
+    _file("/etc/app/mode.conf", "mode", f"{NOREPLACE} %attr(0644,root,root)"),
+    _file("/etc/app/acl.conf", "acl", f"{NOREPLACE} %attr(0644,root,root)"),
+    _file("/etc/app/dropped.conf", "dropped", CONFIG),
+    _file("/etc/app/clean.conf", "clean", CONFIG),
+    _file("/etc/app/to-dir", "a file"),
+    _file("/etc/app/to-dir-edited", "a file", CONFIG),
+    _directory("/etc/app/to-file"),
+    _file("/etc/app/to-file/inside", "inside"),
+    _link("/etc/app/link-to-dir", "untouched.conf"),
+    _directory("/etc/app/dir-to-link"),
+    _directory("/etc/app/gone"),
+    _directory("/etc/app/kept"),
+    _file("/etc/app/kept/dropped", "dropped"),
+    _file("/var/lib/app/dropped-data", "dropped"),
+    _file("/var/lib/app/state.db", "made at build time", "%ghost"),
+    _file("/var/log/app/dropped.txt", "dropped", CONFIG),
+)
+_NEW: Final = (
+    _file("/etc/app/mode.conf", "mode", f"{NOREPLACE} %attr(0600,root,root)"),
+    _file("/etc/app/acl.conf", "acl", f"{NOREPLACE} %attr(0640,root,root)"),
+    _file("/etc/app/new.conf", "new", CONFIG),
+    _directory("/etc/app/to-dir"),
+    _file("/etc/app/to-dir/inside", "inside"),
+    _directory("/etc/app/to-dir-edited"),
+    _file("/etc/app/to-file", "a file now"),
+    _directory("/etc/app/link-to-dir"),
+    _link("/etc/app/dir-to-link", "untouched.conf"),
+    _directory("/etc/app/fresh"),
+    _directory("/etc/app/fresh/deeper"),
+    _file("/etc/app/fresh/deeper/file", "fresh", SERVICE),
+    _link("/etc/app/fresh/link", "deeper/file"),
+    _file("/var/log/app/new.txt", "new"),
+)
 PACKAGES: Final[Mapping[int, tuple[Packaged, ...]]] = {
-    1: (
-        *_ALWAYS,
-        *_changing(1),
-        _file("/etc/app/mode.conf", "mode", f"{NOREPLACE} %attr(0644,root,root)"),
-        _file("/etc/app/dropped.conf", "dropped", CONFIG),
-        _file("/etc/app/clean.conf", "clean", CONFIG),
-        _file("/etc/app/to-dir", "a file"),
-        _file("/etc/app/to-dir-edited", "a file", CONFIG),
-        _directory("/etc/app/to-file"),
-        _file("/etc/app/to-file/inside", "inside"),
-        _link("/etc/app/link-to-dir", "untouched.conf"),
-        _directory("/etc/app/dir-to-link"),
-        _directory("/etc/app/gone"),
-        _directory("/etc/app/kept"),
-        _file("/etc/app/kept/dropped", "dropped"),
-        _file("/var/lib/app/dropped-data", "dropped"),
-        _file("/var/lib/app/state.db", "made at build time", "%ghost"),
-        _file("/var/log/app/dropped.txt", "dropped", CONFIG),
-    ),
-    2: (
-        *_ALWAYS,
-        *_changing(2),
-        _file("/etc/app/mode.conf", "mode", f"{NOREPLACE} %attr(0600,root,root)"),
-        _file("/etc/app/new.conf", "new", CONFIG),
-        _directory("/etc/app/to-dir"),
-        _file("/etc/app/to-dir/inside", "inside"),
-        _directory("/etc/app/to-dir-edited"),
-        _file("/etc/app/to-file", "a file now"),
-        _directory("/etc/app/link-to-dir"),
-        _link("/etc/app/dir-to-link", "untouched.conf"),
-        _directory("/etc/app/fresh"),
-        _directory("/etc/app/fresh/deeper"),
-        _file("/etc/app/fresh/deeper/file", "fresh", SERVICE),
-        _link("/etc/app/fresh/link", "deeper/file"),
-        _file("/var/log/app/new.txt", "new"),
-    ),
-}
-PACKAGES = {
-    **PACKAGES,
-    3: (
-        *_ALWAYS,
-        *_changing(3),
-        *(item for item in PACKAGES[2] if item not in (*_ALWAYS, *_changing(2))),
-        _file("/etc/app/third.conf", "third", CONFIG),
-    ),
+    1: (*_ALWAYS, *_changing(1), *_OLD),
+    2: (*_ALWAYS, *_changing(2), *_NEW),
+    3: (*_ALWAYS, *_changing(3), *_NEW, _file("/etc/app/third.conf", "third", CONFIG)),
 }
 
 WRITTEN: Final[Mapping[str, tuple[str, ...]]] = {
@@ -130,6 +125,7 @@ WRITTEN: Final[Mapping[str, tuple[str, ...]]] = {
     "data/etc/app/secret.conf.rpmsave": (),
     "data/etc/app/same.conf": (),
     "data/etc/app/mode.conf": (),
+    "data/etc/app/acl.conf": (),
     "data/etc/app/dropped.conf": (".rpmsave",),
     "data/etc/app/new.conf": (".rpmorig",),
     "data/etc/app/to-dir-edited": (".rpmsave",),
@@ -173,6 +169,11 @@ class World:
     def image(self, name: str) -> Path:
         """Return the root of an image: ``one``, ``two``, ``rebuilt`` or ``three``."""
         return self.directory / name
+
+    def package(self, version: int) -> Path:
+        """Return the file of the package of a version."""
+        (file,) = (self.directory / "rpms").rglob(f"app-{version}-1.*.rpm")
+        return file
 
     def volumes(self, name: str) -> Path:
         """Return the directory of volumes to start from: ``empty`` or ``edited``."""
@@ -247,7 +248,9 @@ def make_versioned_image(
 ) -> Image:
     """Make and prepare an image with two volumes."""
     image = make_image(root)
-    users = "".join(f"{name}:x:{uid}:{gid}::/:/bin/false\n" for name, (uid, gid) in accounts.items())
+    users = "".join(
+        f"{name}:x:{uid}:{gid}::/:/bin/false\n" for name, (uid, gid) in accounts.items()
+    )
     groups = "".join(f"{name}:x:{gid}:\n" for name, (_, gid) in accounts.items())
     image.write("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\n{users}")
     image.write("/etc/group", f"root:x:0:\n{groups}")
@@ -284,6 +287,7 @@ def edit(place: Path) -> None:
     os.link(etc / "mode.conf", own / "mode.conf")
     _write(place, "data/own/listed")
     set_acl(own / "listed", users={service: 4, other: 6}, groups={group: 4})
+    set_acl(etc / "acl.conf", users={other: 6}, groups={})
     spool = place / "data/var/lib/app/spool"
     os.chown(spool, service, group)
     set_acl(spool, users={other: 7}, groups={}, default=True)
@@ -488,3 +492,105 @@ def said(stderr: str, prefix: str) -> str:
     match = re.search(rf"^ipavolume: {prefix}: (.*)$", stderr, re.MULTILINE)
     return match.group(1) if match else ""
 
+
+# -- runs --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that is interrupted: from these volumes to this image."""
+
+    volumes: str
+    image: str
+    old: str | None
+    new: str
+    written: Mapping[str, tuple[str, ...]]
+
+
+RUNS: Final = {
+    "populate": Run(
+        volumes="empty",
+        image="one",
+        old=None,
+        new="build-one",
+        written={"data/ipa-server-install-options": ()},
+    ),
+    "upgrade": Run(
+        volumes="edited", image="two", old="build-one", new="build-two", written=WRITTEN
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undisturbed:
+    """What a run does and comes to when nothing happens to it."""
+
+    calls: tuple[Call, ...]
+    before: Mapping[str, tuple[object, ...]]
+    after: Mapping[str, tuple[object, ...]]
+    result: Mapping[str, tuple[object, ...]]
+
+    @property
+    def changes(self) -> list[Call]:
+        """The calls that change the file system."""
+        return [call for call in self.calls if tracing.is_change(call)]
+
+
+_known: dict[str, Undisturbed] = {}
+
+
+def undisturbed(world: World, kind: str, place: Path) -> Undisturbed:
+    """Do a run once without disturbance."""
+    if kind not in _known:
+        run = RUNS[kind]
+        world.copy(run.volumes, place)
+        before = content(place)
+        done, calls = tracing.trace(
+            world.command(run.image, place), env=world.environment, log=place / "log"
+        )
+        assert done.returncode == 0, done.stderr
+        assert lost(place, before=run.written) == []
+        _known[kind] = Undisturbed(
+            calls=tuple(calls), before=before, after=content(place), result=look(place)
+        )
+    return _known[kind]
+
+
+def phases(expected: Undisturbed) -> dict[str, int]:
+    """Return what a run comes to, in order, with the position of the change that does it."""
+    changes = expected.changes
+
+    def nth(number: int, source: str, target: str) -> int:
+        names = re.compile(rf'"{re.escape(source)}", .*"{re.escape(target)}"[,)]')
+        found = [
+            position
+            for position, call in enumerate(changes)
+            if call.name.startswith("rename") and names.search(call.text)
+        ]
+        return found[number] if -len(found) <= number < len(found) else -1
+
+    result = {
+        "first write": 0,
+        "everything staged": nth(0, "staging", "transaction") - 1,
+        "second volume marked": nth(0, "staging", "transaction"),
+        "marked": nth(1, "staging", "transaction"),
+        "recorded id moved": nth(0, "build-id", "build-id.old"),
+        "second recorded id moved": nth(1, "build-id", "build-id.old"),
+        "swapped": nth(-2, ".progress.json.new", "progress.json"),
+        "committing": nth(-1, ".progress.json.new", "progress.json"),
+        "second volume has the new id": nth(0, "build-id", "build-id"),
+        "second volume closed": nth(0, "transaction", "trash"),
+        "history written": nth(0, ".history.jsonl.new", "history.jsonl"),
+        "baseline in place": nth(0, "baseline.jsonl", "baseline.jsonl"),
+        "index in place": nth(0, "index", "index"),
+        "new id in place": nth(1, "build-id", "build-id"),
+        "closed": nth(1, "transaction", "trash"),
+    }
+    swapping = range(
+        max(result["marked"], result["second recorded id moved"]) + 1, result["swapped"]
+    )
+    for percent in (10, 30, 50, 70, 90):
+        result[f"swap at {percent} %"] = swapping[len(swapping) * percent // 100]
+    # A volume that was empty has no recorded id to move.
+    there = {name: position for name, position in result.items() if position >= 0}
+    return dict(sorted(there.items(), key=lambda item: item[1]))

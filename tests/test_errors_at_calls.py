@@ -1,0 +1,156 @@
+"""A call that changes files fails: the run says so, loses nothing, and can be finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support import tracing
+from support.filesystems import Filesystems
+from support.tracing import Call
+from support.worlds import (
+    RUNS,
+    Run,
+    Undisturbed,
+    World,
+    broken_promises,
+    content,
+    differences,
+    exposed,
+    is_open,
+    look,
+    lost,
+    make_world,
+    phases,
+    recorded,
+    said,
+    tell,
+    undisturbed,
+)
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
+
+CHUNKS: Final = 6
+ERRORS: Final = {
+    "ENOSPC": "No space left on device",
+    "EIO": "Input/output error",
+    "EROFS": "Read-only file system",
+    "EPERM": "Operation not permitted",
+}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Images and volumes, made once a worker."""
+    return make_world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def place(filesystem: Filesystems) -> Path:
+    """A fast file system for the volumes."""
+    return filesystem("tmpfs", 64)
+
+
+def failures(expected: Undisturbed) -> list[tuple[Call, str]]:
+    """Return every call with an error to fail with.
+
+    The errors take turns; among the calls of one name in one phase, each comes at least
+    once, if need be several at the same call.
+    """
+    calls = expected.calls
+    borders = [
+        calls.index(expected.changes[phases(expected)[name]])
+        for name in ("everything staged", "marked", "swapped")
+    ]
+
+    def group(position: int) -> tuple[int, str]:
+        return sum(position > border for border in borders), calls[position].name
+
+    result = []
+    for _, positions in groupby(sorted(range(len(calls)), key=group), key=group):
+        members = [calls[position] for position in positions]
+        for turn in range(max(len(members), len(ERRORS))):
+            error = list(ERRORS)[turn % len(ERRORS)]
+            result.append((members[turn % len(members)], error))
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("kind", RUNS)
+def test_an_error_at_any_call_is_reported_loses_nothing_and_the_next_start_finishes(
+    world: World, place: Path, kind: str, chunk: int, record_property: Callable[[str, object], None]
+) -> None:
+    run = RUNS[kind]
+    expected = undisturbed(world, kind, place)
+    points = failures(expected)
+    assert len(points) > {"populate": 200, "upgrade": 300}[kind]
+    record_property("points", len(points))
+    wrong: list[tuple[object, object]] = []
+    for call, error in points[chunk::CHUNKS]:
+        world.copy(run.volumes, place)
+        failed = tracing.failing(
+            world.command(run.image, place), call, error, env=world.environment
+        )
+        if failed.returncode == 0:
+            # What the run does not need may fail: then everything is as it should be.
+            problems = [str(item) for item in differences(look(place), expected.result)]
+        else:
+            problems = wrong_answers(failed.returncode, failed.stderr, call, error, place)
+            problems += wrong_states(failed.stderr, place, run, expected)
+        again = world.run(run.image, place, status=None)
+        if again.returncode != 0:
+            problems.append(again.stderr)
+        else:
+            problems += [str(item) for item in differences(look(place), expected.result)]
+        if problems:
+            wrong.append((f"{error} at {call}", problems))
+    assert not wrong, tell(wrong)
+
+
+def wrong_answers(status: int, stderr: str, call: Call, error: str, place: Path) -> list[str]:
+    """Return what is wrong with status and message of a run that failed."""
+    problems = []
+    makes_state = call.name.startswith("mkdir") and '".ipavolume"' in call.text
+    if status != (73 if makes_state and error == "EPERM" else 74):
+        problems.append(f"ended with status {status}")
+    message = said(stderr, "error")
+    if ERRORS[error] not in message:
+        problems.append("the message does not say which error it was")
+    mounts = set(re.findall(r"/tmpfs-0/(data|logs)[/>]", call.text))
+    mount = mounts.pop() if len(mounts) == 1 else "(data|logs)"
+    if not re.search(rf"'({re.escape(str(place))})?/{mount}[/']", message):
+        problems.append("the message names no path on the volume")
+    if not said(stderr, "hint"):
+        problems.append("there is no hint")
+    if "Traceback" in stderr:
+        problems.append("there is a traceback")
+    return [*problems, stderr] if problems else []
+
+
+def wrong_states(stderr: str, place: Path, run: Run, expected: Undisturbed) -> list[str]:
+    """Return what is wrong with the volumes after a run that failed, or with what it says."""
+    problems = broken_promises(
+        place, before=expected.before, after=expected.after, old=run.old, new=run.new
+    )
+    problems += lost(place, before=run.written)
+    problems += exposed(place)
+    state = said(stderr, "state")
+    if "nothing visible was changed" in state:
+        if is_open(place, "data") or recorded(place, "data") != run.old:
+            problems.append(f"it says that {state}, but an upgrade is open")
+        problems += [str(item) for item in differences(content(place), expected.before)]
+    elif "the upgrade is complete" in state:
+        problems += [str(item) for item in differences(content(place), expected.after)]
+        if is_open(place, "data") or recorded(place, "data") != run.new:
+            problems.append(f"it says that {state}, but it is not")
+    elif "in the middle of an upgrade" in state:
+        if not is_open(place, "data"):
+            problems.append(f"it says that {state}, but no upgrade is open")
+    else:
+        problems.append(f"it does not say in which state the volume is: {stderr}")
+    return problems

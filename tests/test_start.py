@@ -1,0 +1,263 @@
+"""``start``: the volume is brought up, then the container's command is executed in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from support.command import clean_environment, run_ipavolume
+from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_root
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+LISTS = {"/data": ["/etc/app/"]}
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package with a config file, and its next version."""
+    top = tmp_path_factory.mktemp("start")
+    one, two = (
+        build_rpm(
+            top,
+            "app",
+            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
+            version=version,
+        )
+        for version in "12"
+    )
+    return one, two
+
+
+class Container:
+    """A container: an image tree with its volume mounted, as a start finds it.
+
+    The volume is where the image has its mount, so that a start with nothing to do takes the
+    short way; *elsewhere*, it has to be named and the whole program is loaded.
+    """
+
+    def __init__(self, site: Site, image: Image, *, elsewhere: bool) -> None:
+        """Take the image, and decide where its volume is."""
+        self.site = site
+        self.image = image
+        self.data = site.volume() if elsewhere else image.root / "data"
+        self.options = site.arguments(image) if elsewhere else ["--root", str(image.root)]
+
+    def command(self, *words: str, options: Sequence[str] = ()) -> list[str]:
+        """Return the words of a start that executes *words*."""
+        program = [sys.executable, "-m", "ipavolume", "start", *self.options, *options]
+        return [*program, *(["--"] if words else []), *words]
+
+    def start(
+        self,
+        *words: str,
+        options: Sequence[str] = (),
+        status: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Start it, and wait for its end."""
+        return run_ipavolume(*self.command(*words, options=options)[3:], status=status, env=env)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Start it with a command that says that it runs, and lives until it is told to end."""
+        with subprocess.Popen(
+            self.command("sh", "-c", "echo it runs; read line"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=clean_environment(),
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                while process.stdout.readline() != b"it runs\n":
+                    assert process.poll() is None
+                yield process
+            finally:
+                process.stdin.close()
+                process.wait(timeout=60)
+
+
+@pytest.fixture(params=[False, True], ids=["at its mount", "elsewhere"])
+def container(
+    request: pytest.FixtureRequest, tmp_path: Path, versions: tuple[Path, Path]
+) -> Container:
+    """A container of the first image."""
+    need_root()
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS)
+    return Container(site, image, elsewhere=request.param)
+
+
+def test_the_first_start_fills_the_volume_and_the_second_only_executes(
+    container: Container,
+) -> None:
+    for state in ("empty", "current"):
+        done = container.start("sh", "-c", 'echo "$0 has $1"; exit 7', "it", "a b\n", status=7)
+        assert done.stdout.endswith("it has a b\n\n")
+        assert ("empty" in done.stderr) == (state == "empty")
+        assert (container.data / "etc/app/app.conf").read_text() == "1"
+        last = done.stderr.splitlines()[-1]
+        assert last == (
+            "ipavolume: the volume at /data is current (one); handing over to sh. If nothing "
+            "follows, that could not start; the volume is fine."
+        )
+    history = run_ipavolume("history", "--json", container.data).stdout.splitlines()
+    assert [json.loads(line)["kind"] for line in history] == ["populate"]
+
+
+def test_a_start_with_a_newer_image_upgrades_and_executes(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    site = Site(top=tmp_path)
+    first, second = (
+        site.image(name, [rpm], lists=LISTS)
+        for name, rpm in zip(("one", "two"), versions, strict=True)
+    )
+    Container(site, first, elsewhere=True).start("true")
+    done = Container(site, second, elsewhere=True).start("cat", str(site.volume() / "build-id"))
+    assert done.stdout.endswith("two\n")
+    assert "1 replaced" in done.stdout
+    assert (site.volume() / "etc/app/app.conf").read_text() == "2"
+
+
+def test_the_command_has_the_environment_that_the_container_gave(container: Container) -> None:
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": clean_environment()["PYTHONPATH"], "A": "b"}
+    script = "umask; cat /proc/self/environ | tr '\\0' '\\n' | sort; grep Sig[IB] /proc/self/status"
+    for extra in ({}, {"LC_CTYPE": "C"}, {"LC_ALL": "C.UTF-8"}):
+        said = []
+        for prefix in (container.command(), []):
+            words = [*prefix, *(["--"] if prefix else []), "sh", "-c", script]
+            done = subprocess.run(
+                words,
+                check=True,
+                capture_output=True,
+                text=True,
+                env=given | extra,
+                timeout=60,
+                umask=0o027,
+            )
+            said.append(done.stdout)
+        # The first start also says what it did.
+        assert said[0].endswith(said[1])
+        assert said[1].startswith("0027\nA=b\n")
+
+
+def test_nothing_but_the_lock_is_left_open(container: Container) -> None:
+    script = "ls -l /proc/self/fd | grep -v /proc | sed -n 's/.* -> //p' | grep ^/ | sort -u"
+    for _ in range(2):
+        said = container.start("sh", "-c", script).stdout.splitlines()
+        assert [line for line in said if str(container.site.top) in line] == [str(container.data)]
+
+
+def test_the_volume_is_locked_while_the_command_lives(container: Container) -> None:
+    container.start("true")
+    before = picture(container.data)
+    with container.running() as process:
+        for command in ("upgrade", "start"):
+            refused = run_ipavolume(command, *container.options, status=75)
+            assert "[locked]" in refused.stderr
+            assert f"process {process.pid}: sh -c" in refused.stderr
+            assert "--lock-timeout" in refused.stderr
+        looked = json.loads(run_ipavolume("check", "--json", *container.options).stdout)
+        assert looked["state"] == "current"
+        assert [item["code"] for item in looked["findings"]] == ["in-use"]
+        assert picture(container.data) == before
+    container.start("true")
+
+
+def test_a_start_waits_for_the_lock_as_long_as_it_is_told(container: Container) -> None:
+    container.start("true")
+    with container.running() as first:
+        words = container.command("echo", "mine now", options=["--lock-timeout", "60"])
+        second = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()
+        )
+        with second:
+            assert second.stderr is not None
+            assert second.stdout is not None
+            waiting = second.stderr.readline()
+            assert b"waiting for the volume" in waiting
+            assert f"process {first.pid}".encode() in waiting
+            assert first.stdin is not None
+            first.stdin.close()
+            assert second.stdout.read().endswith(b"mine now\n")
+            assert second.wait(timeout=60) == 0
+
+
+def test_the_lock_ends_with_the_last_process_of_the_container(container: Container) -> None:
+    container.start("true")
+    with container.running() as process:
+        run_ipavolume("upgrade", *container.options, status=75)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    run_ipavolume("upgrade", *container.options)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first start", "current volume"])
+def test_a_command_that_does_not_exist_is_named(container: Container, *, before: bool) -> None:
+    if before:
+        container.start("true")
+    done = container.start("/no/such/init", "--option", status=73)
+    lines = done.stderr.splitlines()
+    assert "handing over to /no/such/init" in lines[-2]
+    assert lines[-1] == (
+        "ipavolume: error: cannot execute /no/such/init: No such file or directory [cannot-execute]"
+    )
+    assert (container.data / "build-id").read_text() == "one\n"
+
+
+def test_without_a_command_the_status_is_that_of_the_volume(container: Container) -> None:
+    for _ in range(2):
+        done = container.start()
+        assert "handing over" not in done.stderr
+    assert (container.data / "build-id").read_text() == "one\n"
+    (container.data / "build-id").unlink()
+    (container.data / "build-id").mkdir()
+    assert "build-id' is a directory, not a file" in container.start(status=65).stderr
+
+
+def test_a_refused_start_executes_nothing(tmp_path: Path, versions: tuple[Path, Path]) -> None:
+    site = Site(top=tmp_path)
+    first, second = (
+        site.image(name, [rpm], lists=LISTS)
+        for name, rpm in zip(("one", "two"), versions, strict=True)
+    )
+    Container(site, second, elsewhere=True).start("true")
+    before = picture(site.volume())
+    done = Container(site, first, elsewhere=True).start("echo", "it runs", status=77)
+    assert "it runs" not in done.stdout
+    assert "handing over" not in done.stderr
+    assert "[newer]" in done.stderr
+    assert picture(site.volume()) == before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_image_can_name_the_command(
+    tmp_path: Path, versions: tuple[Path, Path], *, elsewhere: bool
+) -> None:
+    site = Site(top=tmp_path)
+    config = '[start]\nexec = ["sh", "-c", "echo \\"init of $0\\" \\"$@\\"", "the image"]\n'
+    image = site.image("one", versions[:1], lists=LISTS, config=config)
+    container = Container(site, image, elsewhere=elsewhere)
+    for words in ((), ("--realm", "EXAMPLE.TEST"), ()):
+        # What follows the dashes is for the first run, not for init.
+        assert container.start(*words).stdout.endswith("init of the image\n")
+
+
+def test_a_start_can_be_read_by_a_script(container: Container) -> None:
+    first = container.start("echo", "done", options=["--json", "-q"])
+    outcome, said = first.stdout.splitlines()
+    assert said == "done"
+    assert json.loads(outcome)["state"] == "empty"
+    assert [line for line in first.stderr.splitlines() if "handing over" not in line] == []
