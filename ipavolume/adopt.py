@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from dataclasses import replace
 from typing import Final
 
 from ipavolume import fsops, manifest
@@ -35,7 +36,8 @@ _ENTERPRISE: Final = re.compile(r"\.el([0-9]+)")
 def old_lines(volume: Volume, path_of_mount: str) -> list[bytes]:
     """Return records of the config files as the last image shipped them.
 
-    Their owners and modes are not known; a plan with an unknown old leaves attributes.
+    The scripts copied them with owner and mode, so that it is known what of these an
+    administrator changed since.
     """
     shipped = _records(volume, CONFIG_FILES, path_of_mount)
     noreplace = {path for path, _ in _names(volume, CONFIG_NOREPLACE, path_of_mount)}
@@ -44,23 +46,7 @@ def old_lines(volume: Volume, path_of_mount: str) -> list[bytes]:
         flags = FileFlags.CONFIG
         if record.path in noreplace:
             flags |= FileFlags.NOREPLACE
-        lines.append(
-            manifest.dump_record(
-                Record(
-                    path=record.path,
-                    type=record.type,
-                    mode=record.mode,
-                    owner="root",
-                    group="root",
-                    uid=0,
-                    gid=0,
-                    size=record.size,
-                    content=record.content,
-                    flags=flags,
-                    package="unknown",
-                )
-            )
-        )
+        lines.append(manifest.dump_record(replace(record, flags=flags)))
     return lines
 
 
@@ -87,12 +73,13 @@ def _records(volume: Volume, name: str, mount: str) -> list[Record]:
                     path=path,
                     type=FileType.FILE,
                     mode=stat.S_IMODE(st.st_mode),
-                    owner="",
-                    group="",
-                    uid=0,
-                    gid=0,
+                    owner=str(st.st_uid),
+                    group=str(st.st_gid),
+                    uid=st.st_uid,
+                    gid=st.st_gid,
                     size=st.st_size,
                     content=tree.digest(path),
+                    package="unknown",
                 )
                 for path, st in found
             ]

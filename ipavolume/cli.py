@@ -9,8 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from ipavolume import entry, fastpath, inspection, lifecycle, report, settle
-from ipavolume import prepare as preparation
+from ipavolume import entry, fastpath, inspection, lifecycle, report
 from ipavolume.errors import EXIT_CANNOT_CREATE, IpaVolumeError, UsageError
 from ipavolume.inspection import Inspection
 from ipavolume.session import OVERRIDES, Options, Session, parse_volume_option
@@ -218,6 +217,9 @@ def prepare(
     Example, in a Dockerfile:
         RUN ipavolume prepare --image-name registry.example/ipa:4.12
     """
+    # Not in the way of a start: reading packages takes as many modules as all the rest.
+    from ipavolume import prepare as preparation
+
     del verbose
     if volumes:
         raise UsageError("prepare works on an image; it has no --volume")
@@ -551,6 +553,8 @@ def conflicts(
         ipavolume conflicts --diff
         ipavolume conflicts --take-new /data/etc/krb5.conf
     """
+    from ipavolume import settle
+
     del verbose, silent
     if keep and take_new:
         raise UsageError("--keep and --take-new exclude each other")

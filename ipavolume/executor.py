@@ -46,6 +46,7 @@ from ipavolume.model import (
     FileType,
     ImageHeader,
     Record,
+    Xattrs,
 )
 from ipavolume.scan import INDEX_ENTRY, Tree, index_entry, mark_suspects
 from ipavolume.state import Identity, Transaction, Volume
@@ -638,7 +639,7 @@ class Swap:
         }
         self._copies: set[tuple[int, int]] = set()
         self.notes: list[tuple[str, str]] = []
-        """Paths that were found changed since the plan, and where that was saved."""
+        """Paths that were found changed since the plan, and where that was saved; "": left."""
 
     def run(self, progress: Progress) -> None:
         """Carry out every action in its order.
@@ -715,7 +716,7 @@ class Swap:
                 if before is None or not self._is_as_planned(before, now):
                     self._preserve(path, directory, name, now, found)
                 elif save_to:
-                    self._link_to(directory, name, before, save_to)
+                    self._link_to(directory, name, save_to)
             if stat.S_ISDIR(found.st_mode):
                 fsops.rename_noreplace(area.new, staged, directory, name)
             else:
@@ -724,14 +725,15 @@ class Swap:
                 if st is not None:
                     self._installed(path, st)
 
-    def _link_to(self, directory: int, name: str, before: DiskState, save_to: str) -> None:
+    def _link_to(self, directory: int, name: str, save_to: str) -> None:
         """Give what is about to be replaced its other name; nothing is overwritten."""
         with fsops.inode(directory, name) as fd:
-            inode = os.fstat(fd).st_ino
+            # Not what the plan says of it: a device number changes from mount to mount.
+            held = os.fstat(fd)
             for to in _numbered(save_to):
                 with self._saved_parent(to) as (saved, saved_name):
                     st = fsops.lstat(saved, saved_name)
-                    if st is not None and st.st_ino == inode and st.st_dev == before.dev:
+                    if st is not None and os.path.samestat(st, held):
                         return
                     if st is None:
                         fsops.link_inode(fd, saved, saved_name)
@@ -842,7 +844,8 @@ class Swap:
                     return
                 new = action.metadata
                 is_file = action.before.type is FileType.FILE
-                if action.private or (is_file and is_privileged(new)):
+                taken = action.content and now.st_uid not in (0, new.uid)
+                if action.private or (is_file and (taken or is_privileged(new))):
                     staged = f"m{number}"
                     if self._copy_with(fd, now, area, staged, action):
                         fsops.rename(area.new, staged, directory, name)
@@ -861,12 +864,12 @@ class Swap:
         """Make a copy of the inode behind *fd* that has the new metadata.
 
         An inode that has names elsewhere must not change; and one that gets set-id bits or
-        capabilities could be open for writing, by its owner, while it is looked at. So
-        these are given to a copy that nobody else has ever seen, and only if its content
-        is the one they were planned for.
+        capabilities, or is taken from its owner, could be open for writing while it is
+        looked at. So it is a copy that gets them, which nobody else has ever seen, and only
+        if its content is the one they were planned for.
 
         Returns:
-            False for a socket or a device, of which there is no copy.
+            False if it is left as it is: its content changed, or there is no copy of it.
         """
         new = action.metadata
         fsops.unlink(area.new, staged)
@@ -878,17 +881,15 @@ class Swap:
             case FileType.FIFO:
                 fsops.make_fifo(area.new, staged, uid=new.uid, gid=new.gid, mode=new.mode)
             case FileType.FILE:
-                other = tuple(
-                    item
-                    for item in fsops.read_xattrs(fd)
-                    if item[0] not in (*ACL_NAMES, CAPABILITY_NAME)
-                )
+                found = fsops.read_xattrs(fd)
+                other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
                 copy = fsops.copy_inode(fd, area.new, staged)
                 with open(copy, "rb") as stream:
-                    if is_privileged(new):
-                        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                        if digest != action.content:
-                            new = _without_privilege(new)
+                    if not action.content:
+                        new = _not_more_privileged(new, now.st_mode, found)
+                    elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:
+                        self.notes.append((action.path, ""))
+                        return False
                     fsops.set_metadata(
                         copy,
                         uid=new.uid,
@@ -919,12 +920,15 @@ def is_privileged(metadata: Metadata) -> bool:
     )
 
 
-def _without_privilege(metadata: Metadata) -> Metadata:
+def _not_more_privileged(metadata: Metadata, mode: int, xattrs: Xattrs) -> Metadata:
+    """Return *metadata* without what the kernel took away since: somebody wrote to the file."""
     return Metadata(
         uid=metadata.uid,
         gid=metadata.gid,
-        mode=metadata.mode & ~SET_ID_BITS,
-        xattrs=tuple(item for item in metadata.xattrs if item[0] != CAPABILITY_NAME),
+        mode=metadata.mode & (mode | ~SET_ID_BITS),
+        xattrs=tuple(
+            item for item in metadata.xattrs if item[0] != CAPABILITY_NAME or item in xattrs
+        ),
     )
 
 

@@ -502,6 +502,10 @@ def remove_tree(directory: int, name: str) -> None:
     """Remove *name* and everything below it, following nothing; nothing there is fine.
 
     However deep the tree is, a bounded number of descriptors is open.
+
+    Raises:
+        OSError: ``ESTALE`` when a directory was moved meanwhile, ``ENOTEMPTY`` or ``EBUSY``
+            when something was put into one, or mounted there.
     """
     st = lstat(directory, name)
     if st is None:
@@ -509,38 +513,38 @@ def remove_tree(directory: int, name: str) -> None:
     if not stat.S_ISDIR(st.st_mode):
         unlink(directory, name)
         return
-    while not _remove_content(directory, name, depth=0):
-        pass
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=directory)
-
-
-_MAX_DEPTH: Final = 100
-
-
-def _remove_content(directory: int, name: str, *, depth: int) -> bool:
-    """Empty a directory; False when something too deep was moved up and is still there."""
-    complete = True
     fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
     try:
-        for entry in os.listdir(fd):
-            st = lstat(fd, entry)
-            if st is None:
-                continue
-            if not stat.S_ISDIR(st.st_mode):
-                unlink(fd, entry)
-            elif depth >= _MAX_DEPTH:
-                # Deeper than descriptors should go: bring it up beside its parent, to be
-                # removed in the next round.
-                os.rename(entry, f".deep.{st.st_ino}", src_dir_fd=fd, dst_dir_fd=directory)
-                complete = False
+        above: list[tuple[os.stat_result, str, list[str]]] = []
+        pending = os.listdir(fd)
+        while True:
+            if pending:
+                entry = pending.pop()
+                found = lstat(fd, entry)
+                if found is None:
+                    continue
+                if not stat.S_ISDIR(found.st_mode):
+                    unlink(fd, entry)
+                    continue
+                below = os.open(entry, DIRECTORY_FLAGS, dir_fd=fd)
+                above.append((os.fstat(fd), entry, pending))
+                os.close(fd)
+                fd = below
+                pending = os.listdir(fd)
+            elif above:
+                expected, entry, pending = above.pop()
+                parent = os.open("..", DIRECTORY_FLAGS, dir_fd=fd)
+                os.close(fd)
+                fd = parent
+                if not os.path.samestat(os.fstat(fd), expected):
+                    raise OSError(errno.ESTALE, "was moved while it was being removed", entry)
+                os.rmdir(entry, dir_fd=fd)
             else:
-                complete = _remove_content(fd, entry, depth=depth + 1) and complete
-                if not remove_directory(fd, entry):
-                    complete = False
+                break
     finally:
         os.close(fd)
-    return complete
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=directory)
 
 
 # -- durability --------------------------------------------------------------------------

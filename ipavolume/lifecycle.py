@@ -59,7 +59,7 @@ class Outcome:
         reason: Why that state.
         recorded: Id recorded on the volume at the end.
         plans: Plans that were carried out, oldest first.
-        notes: Paths found changed between plan and swap, and where that was saved.
+        notes: Paths found changed between plan and swap, and where that was saved, or "".
     """
 
     state: State
@@ -381,9 +381,19 @@ def read_open_plan(session: Session, facts: Mapping[str, Facts]) -> Plan:
 
 
 def resume(
-    session: Session, facts: Mapping[str, Facts], progress: Progress
+    session: Session,
+    facts: Mapping[str, Facts],
+    progress: Progress,
+    *,
+    overrides: Sequence[str] = (),
 ) -> tuple[Plan, tuple[tuple[str, str], ...]]:
     """Finish the open transaction from what is on the volumes alone.
+
+    Args:
+        session: The volumes.
+        facts: What was found on them.
+        progress: Told of each phase.
+        overrides: Refusals that were overridden to get here, by code.
 
     Raises:
         IpaVolumeError: If it cannot be finished.
@@ -393,6 +403,7 @@ def resume(
     if transaction is None:
         raise AssertionError("nothing to resume")
     plan = read_open_plan(session, facts)
+    plan = replace(plan, overrides=(*plan.overrides, *overrides))
     progress(f"finishing run {transaction.run} to {transaction.to_build}")
     areas = {}
     for mount, volume in session.volumes.items():
@@ -544,7 +555,7 @@ def history_entry(
         "overrides": list(plan.overrides),
         "copies": [
             *(list(copy) for action in plan.actions if (copy := copy_of(action)) is not None),
-            *([path, to, "saved"] for path, to in notes),
+            *([path, to, "saved"] for path, to in notes if to),
         ],
         "kept": [action.path for action in plan.actions if isinstance(action, Keep)],
     }
@@ -595,7 +606,7 @@ def bring_up(
                 )
             case State.UPGRADING | State.TAKEN_OVER:
                 progress(f"the volume is {verdict.state}: {verdict.reason}")
-                plan, more = resume(session, facts, progress)
+                plan, more = resume(session, facts, progress, overrides=verdict.overrides)
             case _:
                 progress(f"the volume is {verdict.state}: {verdict.reason}")
                 _drop_stale(session, facts)

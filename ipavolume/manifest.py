@@ -316,7 +316,7 @@ def _ids(value: Mapping[str, Any]) -> dict[str, int]:
 def _id(value: object) -> int:
     number = _count(value)
     if number > MAX_ID:
-        raise ManifestError(f"the header of the manifest has {number} where an account's id belongs")
+        raise ManifestError(f"the header of the manifest has {number} where an id belongs")
     return number
 
 

@@ -25,7 +25,6 @@ from ipavolume.actions import (
 )
 from ipavolume.attributes import (
     ACL_NAMES,
-    SET_ID_BITS,
     Attributes,
     acl_ids,
     from_parts,
@@ -77,8 +76,8 @@ class View(Protocol):
     def state(self, path: str) -> DiskState | None:
         """Return what is at *path*."""
 
-    def digest(self, path: str) -> str:
-        """Return the SHA-256 of the regular file *path*."""
+    def digest(self, path: str, state: DiskState) -> str:
+        """Return the SHA-256 of the regular file *path*, or "" if it is not *state* any more."""
 
     def target(self, path: str) -> str:
         """Return the target of the link *path*."""
@@ -144,8 +143,8 @@ class _Found:
         if self.disk.size != record.size:
             return False
         if self._digest is None:
-            self._digest = self._view.digest(self._path)
-        return self._digest == record.content
+            self._digest = self._view.digest(self._path, self.disk)
+        return self._digest == record.content != ""
 
 
 class _Tree:
@@ -434,6 +433,8 @@ class Planner:
         to, taken = self._saved_name(path, found, suffix)
         metadata = self._merged(path, old, found, new)
         in_place = FileType.DIRECTORY not in (found.type, new.type)
+        if suffix and to != path + suffix:
+            rule = Rule.COPIES
         if taken:
             # The very same copy is there already, from an earlier run.
             to = ""
@@ -486,7 +487,8 @@ class Planner:
                 inside = any(path.startswith(above + "/") for above in self._pending)
                 suffix = "" if inside else ".rpmsave"
                 to, _ = self._saved_name(path, found, suffix, reuse=False)
-                self._save(path, to, disk, Rule.RPM, "no longer shipped, edited")
+                rule = Rule.COPIES if suffix and to != path + suffix else Rule.RPM
+                self._save(path, to, disk, rule, "no longer shipped, edited")
             case _:
                 pass
 
@@ -545,7 +547,7 @@ class Planner:
                     new,
                     metadata,
                     None,
-                    rule=rule,
+                    rule=rule if name == f"{path}.rpmnew" else Rule.COPIES,
                     reason=reason,
                     at=name,
                 )
@@ -621,7 +623,7 @@ class Planner:
                 and state.size <= _MAX_COMPARED_BYTES
                 and (state.size, state.uid, state.gid, state.mode)
                 == (found.disk.size, found.disk.uid, found.disk.gid, found.disk.mode)
-                and self._view.digest(name) == self._view.digest(path)
+                and self._view.digest(name, state) == self._view.digest(path, found.disk) != ""
             ):
                 return name, True
         raise self._no_name(path)
@@ -792,18 +794,12 @@ class Planner:
             if (uid, gid) == (state.uid, state.gid) and translated == xattrs:
                 continue
             attributes = from_parts(uid, gid, state.mode, translated)
-            privileged = state.mode & SET_ID_BITS or attributes.capability
             self._translations.append(
                 SetMetadata(
                     path=path,
                     before=state,
                     metadata=Metadata(
                         uid=uid, gid=gid, mode=state.mode, xattrs=attributes.xattrs()
-                    ),
-                    content=(
-                        self._view.digest(path)
-                        if privileged and state.type is FileType.FILE
-                        else ""
                     ),
                     rule=Rule.OWNER_TRANSLATION,
                     reason="its account has another number in this image",

@@ -130,6 +130,11 @@ def _probe(volume: Volume, wanted: Collection[Metadata]) -> None:
         fsops.probe(volume.fd, *owner, samples)
     except OSError as err:
         error = io_error("change owners on", volume.directory, err, now=STATE_UNTOUCHED)
+        if err.errno == errno.EINVAL:
+            error.hint = (
+                f"This user namespace has no number {owner[0]} or {owner[1]}: check the id "
+                "mapping of the container (subuid, subgid)."
+            )
         if err.errno in (errno.EOPNOTSUPP, errno.ENOTSUP):
             error = VolumeIOError(
                 f"the file system of {volume.directory!r} ({volume.file_system}) cannot store "

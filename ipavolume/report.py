@@ -94,7 +94,10 @@ def summary_lines(outcome: Outcome) -> list[str]:
             lines.append("  left alone:")
             lines += [f"    {escape(describe(action))}" for action in special]
     for path, to in outcome.notes:
-        lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
+        if to:
+            lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
+        else:
+            lines.append(f"  changed meanwhile, left as it is: {escape(path)}")
     return lines
 
 

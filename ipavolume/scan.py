@@ -108,14 +108,21 @@ class Tree:
         st = self.stat(path)
         return None if st is None else fsops.disk_state(st)
 
-    def digest(self, path: str) -> str:
-        """Return the SHA-256 of the regular file *path*, or "" when it is none (any more)."""
+    def digest(self, path: str, state: DiskState | None = None) -> str:
+        """Return the SHA-256 of the regular file *path*, or "" when it is none (any more).
+
+        With *state*, of exactly that inode: what is decided on is what was looked at, even
+        if somebody puts another file in its place in between.
+        """
         parent, _, name = path.rpartition("/")
         directory = self.directory(parent)
         fd = None if directory is None else fsops.open_regular(directory, name)
         if fd is None:
             return ""
         with open(fd, "rb", buffering=0) as reader:
+            st = os.fstat(fd)
+            if state is not None and (st.st_dev, st.st_ino) != (state.dev, state.ino):
+                return ""
             return hashlib.file_digest(reader, "sha256").hexdigest()
 
     def target(self, path: str) -> str:

@@ -177,13 +177,14 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
         )
     target = primary.target
     newer = None if target is None else _went_back(question, target)
-    if newer is not None and "blocked" not in question.allow:
+    if newer is not None and not {"blocked", "newer"} <= set(question.allow):
         error = RefusedError(
             f"the volume is in the middle of an upgrade to {open_.to_build}, which has "
             f"{newer[0]}; this image has {newer[1]}",
             code="blocked",
             hint=f"Start the image {name_of(target) if target else open_.to_build} again, which "
-            "can finish it, or restore a backup.",
+            "can finish it, or restore a backup. To have this image finish it and go back from "
+            "there: --allow blocked --allow newer.",
         )
         return Verdict(state=State.BLOCKED, reason=str(error), error=error)
     return Verdict(
@@ -295,7 +296,10 @@ def _refuse_direction(
 def _went_back(question: Question, recorded: ImageHeader) -> tuple[str, str] | None:
     """Return a guarded package that is newer on the volume than in the image, both as text."""
     for pattern in question.guard:
-        ours = [p for p in question.image.packages if versions.matches_package(pattern, p)]
+        ours: dict[str, list[Package]] = {}
+        for package in question.image.packages:
+            if versions.matches_package(pattern, package):
+                ours.setdefault(package.name, []).append(package)
         for package in recorded.packages:
             if not versions.matches_package(pattern, package):
                 continue
@@ -308,13 +312,15 @@ def _went_back(question: Question, recorded: ImageHeader) -> tuple[str, str] | N
     return None
 
 
-def _counterparts(package: Package, ours: Sequence[Package], pattern: str) -> Iterator[Package]:
-    same = [other for other in ours if other.name == package.name]
-    if same:
-        yield from same
+def _counterparts(
+    package: Package, ours: Mapping[str, Sequence[Package]], pattern: str
+) -> Iterator[Package]:
+    if package.name in ours:
+        yield from ours[package.name]
     elif not any(mark in pattern for mark in "*?["):
         # The same software under another name: both provide what the pattern names.
-        yield from ours
+        for same in ours.values():
+            yield from same
 
 
 def name_of(header: ImageHeader) -> str:

@@ -47,3 +47,12 @@ def filesystem(tmp_path: Path) -> Iterator[Filesystems]:
     filesystems = Filesystems(tmp_path)
     yield filesystems
     filesystems.unmount_all()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests recorded: ``record_property("figures", TEXT)``."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "figures":
+                terminalreporter.section(report.nodeid.rpartition("::")[2], sep="-")
+                terminalreporter.write_line(str(value))

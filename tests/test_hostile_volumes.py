@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -798,16 +801,18 @@ def _rights(place: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def _assert_no_other_content_has_rights(scene: Scene) -> None:
-    """No file has set-id bits or capabilities but those that the package gives them to."""
-    privileged = {
-        path: seen
+    """Only what the package gives set-id bits and capabilities to has them."""
+    shipped = {hashlib.sha256(data).hexdigest() for data in (b"tool\n", b"capable\n")}
+    wrong = {
+        path
         for path, seen in picture(scene.volume).items()
-        if any(name == "security.capability" for name, _ in seen.xattrs)
-        or (seen.mode.startswith("-") and {"s", "S"} & set(seen.mode))
+        if seen.content not in shipped
+        and (
+            any(name == "security.capability" for name, _ in seen.xattrs)
+            or (seen.mode.startswith("-") and {"s", "S"} & set(seen.mode))
+        )
     }
-    assert privileged.keys() <= {"/var/lib/svc/tool", "/var/lib/svc/capable"}
-    for path in privileged:
-        assert scene.at(path.lstrip("/")).read_text() in ("tool\n", "capable\n")
+    assert wrong == set()
 
 
 @pytest.fixture
@@ -1258,3 +1263,229 @@ def test_settling_follows_and_reads_nothing_that_was_put_in_the_place_of_a_copy(
     assert _is_planted(conf, inode) or conf.read_text() == "edited\n"
     everything = {seen.content for seen in picture(scene.volume).values()}
     assert hashlib.sha256(b"edited\n").hexdigest() in everything
+
+
+# -- a volatile volume -------------------------------------------------------------------
+
+
+def test_a_volatile_volume_is_emptied_whatever_was_planted_in_it(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    image = workshop.image(
+        "volatile",
+        1,
+        lists={"data": ["/etc/svc/"], "tmp": ["/var/lib/svc/"]},
+        configuration='[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/tmp"\nvolatile = true\n',
+    )
+    scene = Scene(volume=tmp_path / "tmp", outside=Witness(tmp_path / "o"), workshop=workshop)
+    scene.volume.mkdir(mode=0o1777)
+    (tmp_path / "data").mkdir()
+    for kind, plant in KINDS.items():
+        plant(scene, scene.at(kind))
+    scene.at("var").symlink_to(scene.outside.directory)
+    _dig(scene.volume, 1500, "d")
+    # A name for each directory of the tree, should somebody move them up out of the depth.
+    deep = scene.at("d/" * 110)
+    scene.at(".deep").mkdir()
+    for above in (deep, deep.parent, deep.parent.parent):
+        for number in range(deep.stat().st_ino - 50, deep.stat().st_ino + 50):
+            (above / f".deep.{number}").write_text("taken\n")
+    scene.outside.begin()
+
+    run_ipavolume(
+        *("start", "--root", image, "--volume", f"/data={tmp_path / 'data'}"),
+        *("--volume", f"/tmp={scene.volume}"),
+        timeout_s=60,
+    )
+
+    scene.outside.verify(linked=("/secret",))
+    assert [path.name for path in scene.volume.iterdir()] == ["var"]
+    assert not scene.at("var").is_symlink()
+    assert scene.at("var/lib/svc/conf").read_text() == "conf 1\n"
+    assert scene.at("var/lib/svc").stat().st_uid == SVC
+
+
+# -- what is swapped while we work -------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """What somebody does while the program stands still."""
+
+    name: str
+    """The last component of the path; the program is stopped at calls that name it."""
+    path: str
+    to: str
+
+    def __str__(self) -> str:
+        return f"{self.path} becomes {self.to}"
+
+
+SWAPS: Final = (
+    Swap(name="state", path="var/lib/svc/state", to="a link to a directory"),
+    Swap(name="fresh.d", path="var/lib/svc/fresh.d", to="a link to a directory"),
+    Swap(name="seed", path="var/lib/svc/state/seed", to="a link to a file"),
+    Swap(name="conf", path="var/lib/svc/conf", to="a FIFO"),
+    Swap(name="tool", path="var/lib/svc/tool", to="a hard link"),
+    Swap(name="secret", path="var/lib/svc/secret", to="a hard link"),
+    Swap(name="secret", path="var/lib/svc/secret", to="a link to a file"),
+    Swap(name="capable", path="var/lib/svc/capable", to="a device"),
+    Swap(name="plain", path="var/lib/svc/plain", to="a link to a file"),
+)
+_CALLS: Final = "openat,newfstatat,readlinkat,renameat,renameat2,linkat,unlinkat,mkdirat,rename"
+
+
+def _traced(name: str, log: str, *injected: str) -> list[str]:
+    """Return how strace watches the calls that name a file by its last component."""
+    return [
+        *(need_tool("strace"), "-f", "-q", "-o", log, "-P", name, "-e", f"trace={_CALLS}"),
+        *injected,
+        *(sys.executable, "-m", "ipavolume", "upgrade"),
+    ]
+
+
+def _calls(scene: Scene, swap: Swap) -> list[tuple[str, int]]:
+    """Return the calls of an undisturbed upgrade that name the file: name and number."""
+    log = scene.volume.parent / "calls"
+    subprocess.run(
+        [*_traced(swap.name, str(log)), "--root", scene.workshop.two(), "--volume", scene.volume],
+        check=True,
+        capture_output=True,
+        env=clean_environment(),
+        timeout=60,
+    )
+    counts: dict[str, int] = {}
+    calls = []
+    for line in log.read_text().splitlines():
+        match = re.match(rf'\d+ +(\w+)\(.*"{re.escape(swap.name)}"', line)
+        if match is not None:
+            counts[match[1]] = counts.get(match[1], 0) + 1
+            calls.append((match[1], counts[match[1]]))
+    return calls
+
+
+def _disturbed(scene: Scene, name: str, stops: Mapping[tuple[str, int], Callable[[], None]]) -> Result:
+    """Upgrade, stopped behind calls that name a file; something is done at each of them."""
+    reader, writer = os.pipe()
+    injected = [
+        word
+        for call, number in stops
+        for word in ("-e", f"inject={call}:signal=STOP:when={number}")
+    ]
+    with subprocess.Popen(
+        [
+            *_traced(name, f"/dev/fd/{writer}", *injected),
+            *("--root", scene.workshop.two(), "--volume", scene.volume),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=clean_environment(),
+        pass_fds=[writer],
+    ) as process:
+        os.close(writer)
+        with open(reader, encoding="utf-8", errors="replace") as log:
+            for call, act in stops.items():
+                line = next((line for line in log if "stopped by SIGSTOP" in line), "")
+                assert line, f"never came to {call}"
+                stopped = int(line.split()[0])
+                try:
+                    act()
+                except BaseException:
+                    os.kill(stopped, signal.SIGKILL)
+                    raise
+                os.kill(stopped, signal.SIGCONT)
+            log.read()
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _carry_out(scene: Scene, swap: Swap) -> None:
+    place = scene.at(swap.path)
+    if place.exists():
+        place.rename(place.with_name(f"{swap.name}.moved"))
+    KINDS[swap.to](scene, place)
+
+
+def _edit(scene: Scene) -> None:
+    for path in ("var/lib/svc/conf", "var/lib/svc/plain"):
+        scene.at(path).write_text("edited\n")
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("swap", SWAPS, ids=str)
+def test_nothing_is_gained_by_swapping_a_file_while_we_work(
+    scene: Scene, swap: Swap, tmp_path: Path, populated: Path
+) -> None:
+    _edit(scene)
+    calls = _calls(scene, swap)
+    assert len(calls) > 3
+    # Behind the first call, in the middle, and before the last: while planning and after.
+    for number in sorted({0, len(calls) // 2, len(calls) - 2, len(calls) - 1}):
+        again = _scene(scene.workshop, populated, tmp_path / str(number))
+        _edit(again)
+        linked = ("/secret",) if swap.to == "a hard link" else ()
+        again.outside.begin()
+
+        result = _disturbed(again, swap.name, {calls[number]: partial(_carry_out, again, swap)})
+
+        assert result.returncode in (0, 65, 74), result.stderr
+        again.outside.verify(linked=linked)
+        _assert_no_other_content_has_rights(again)
+        _assert_no_secret_was_copied(again)
+        if result.returncode != 0:
+            assert f"/data/{swap.path}" in result.stderr
+            moved = again.at(f"{swap.path}.moved")
+            if moved.exists():
+                again.remove(swap.path)
+                moved.rename(again.at(swap.path))
+            upgrade(again.workshop.two(), again.volume)
+        check(again.workshop.two(), again.volume, status=0)
+        everything = {seen.content for seen in picture(again.volume).values()}
+        assert hashlib.sha256(b"edited\n").hexdigest() in everything
+
+
+def _assert_no_secret_was_copied(scene: Scene) -> None:
+    """What another's file holds is nowhere on the volume but under that file's own names."""
+    inode = scene.outside.secret.stat().st_ino
+    secret = hashlib.sha256(scene.outside.secret.read_bytes()).hexdigest()
+    scene.outside.begin()
+    copies = {
+        path
+        for path, seen in picture(scene.volume).items()
+        if seen.content == secret and seen.ino != inode
+    }
+    assert copies == set()
+
+
+@pytest.mark.crash
+def test_what_is_decided_on_is_what_was_looked_at(scene: Scene) -> None:
+    """Somebody else's file is there when we look and act, the package's while we read."""
+    secret, key = scene.at("var/lib/svc/secret"), scene.at("var/lib/svc/ca.key")
+    decoy = scene.at("var/lib/svc/decoy")
+    secret.rename(decoy)
+    secret.write_text("key of root alone\n")
+    secret.chmod(0o600)
+
+    def show_the_packages() -> None:
+        secret.rename(key)
+        decoy.rename(secret)
+
+    def show_the_key() -> None:
+        secret.rename(decoy)
+        key.rename(secret)
+
+    result = _disturbed(
+        scene,
+        "secret",
+        {("newfstatat", 1): show_the_packages, ("openat", 1): show_the_key},
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert secret.read_text() == "key of root alone\n"
+    st = secret.stat()
+    assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (0, 0, 0o600)

@@ -156,6 +156,7 @@ def test_everything_that_a_file_can_have_survives_populate_and_upgrade(
     for image in (first, second):
         for name in (SELINUX, "trusted.overlay.note"):
             os.setxattr(image.root / "data-template/srv/app/attributes", name, b"layer")
+        image.prepare(build_id=image.header().build_id)
     with _layered(first, second, world.top, overlay=kind == "overlay"):
         volume = world.volume()
         # A volume whose own directory hands down an ACL and its group, as on a shared host.

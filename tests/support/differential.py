@@ -14,11 +14,13 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from support.command import run_ipavolume
+from support.images import make_image
 from support.requirements import need_root, need_tool
 
 Tree = dict[str, str]
@@ -448,7 +450,12 @@ def rpm_tree(case: Case) -> Tree:
     row = row_of(case)
     if row in REFUSED or row in FAILED:
         return disk_tree(case)
-    return outcome(case, copy=_COPYING.get(row, ""), put=row not in _UNCHANGED)
+    return outcome(case, copy=copy_of(case), put=row not in _UNCHANGED)
+
+
+def copy_of(case: Case) -> str:
+    """Return the suffix of the copy that rpm makes, or ""."""
+    return _COPYING.get(row_of(case), "")
 
 
 def outcome(case: Case, *, copy: str, put: bool) -> Tree:
@@ -552,7 +559,7 @@ def our_tree(case: Case, rpm: Tree) -> tuple[Tree, Tree]:
         case Difference.DATA_KEPT:
             return rpm, entry
         case Difference.COPIES:
-            copy = f"x{_COPYING[row_of(case)]}"
+            copy = f"x{copy_of(case)}"
             return rpm | {copy: STALE, f"{copy}.1": rpm[copy]}, {}
         case Difference.RELOCATED | Difference.UNSAFE_LINK:
             return disk, {}
@@ -563,11 +570,16 @@ def our_tree(case: Case, rpm: Tree) -> tuple[Tree, Tree]:
             return disk | shipped_tree(case.new), saved
 
 
-# -- real packages -----------------------------------------------------------------------
+# -- packages, and both ways of an upgrade -----------------------------------------------
 
 
 def build_packages(
-    directory: Path, version: int, content: Path, packages: Mapping[str, Sequence[str]]
+    directory: Path,
+    version: int,
+    content: Path,
+    packages: Mapping[str, Sequence[str]],
+    *,
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
     """Build packages with the real rpmbuild, all of one version from one spec.
 
@@ -576,6 +588,7 @@ def build_packages(
         version: Their version.
         content: A tree that holds everything that they have.
         packages: The lines of ``%files`` by package name.
+        headers: Further lines of the preamble by package name.
 
     Returns:
         The package files by name.
@@ -589,7 +602,9 @@ def build_packages(
         f"%install\nmkdir -p %{{buildroot}}\ncp -a '{content}/.' %{{buildroot}}/\n"
     ]
     for name, lines in packages.items():
-        spec.append(f"%package -n {name}\nSummary: test\n%description -n {name}\ntest\n")
+        spec.append(f"%package -n {name}\nSummary: test\n")
+        spec.append((headers or {}).get(name, ""))
+        spec.append(f"%description -n {name}\ntest\n")
         listed = top / f"{name}.files"
         listed.write_text("".join(f"{line}\n" for line in lines))
         spec.append(f"%files -n {name}" + (f" -f {listed}\n" if lines else "\n"))
@@ -601,6 +616,7 @@ def build_packages(
         "_binary_payload": "w0.gzdio",
         "_build_id_links": "none",
         "_unpackaged_files_terminate_build": "1",
+        "_binaries_in_noarch_packages_terminate_build": "0",
     }
     command = [rpmbuild, "-bb", "--quiet"]
     for key, value in defines.items():
@@ -632,3 +648,84 @@ def run_rpm(root: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
         errors="surrogateescape",
         timeout=300,
     )
+
+
+def prepared(
+    root: Path,
+    rpms: Sequence[Path],
+    build_id: str,
+    listed: Sequence[str],
+    *,
+    words: Sequence[str] = (),
+) -> Path:
+    """Make an image of packages and prepare it.
+
+    Args:
+        root: Where.
+        rpms: The packages.
+        build_id: Id of the image.
+        listed: Its path list.
+        words: Further options of rpm.
+    """
+    image = make_image(root)
+    installed = run_rpm(root, "-i", *words, *rpms)
+    assert installed.returncode == 0, installed.stderr
+    image.list(*listed)
+    image.prepare(build_id=build_id)
+    return root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The same upgrade, by rpm on a host and by ipavolume on a volume.
+
+    Attributes:
+        host: The host's tree.
+        volume: The volume.
+        saved: What ipavolume saved.
+    """
+
+    host: Path
+    volume: Path
+    saved: Path
+
+
+def upgrade_both_ways(
+    place: Path,
+    one: Sequence[Path],
+    two: Sequence[Path],
+    listed: Sequence[str],
+    edit: Callable[[Path], None],
+    *,
+    unchanged: Sequence[Path] = (),
+    words: Sequence[str] = (),
+    rpm_fails: bool = False,
+) -> Pair:
+    """Install packages, edit, and upgrade: with rpm, and with ipavolume.
+
+    Args:
+        place: Where to work.
+        one: The old packages.
+        two: The new packages.
+        listed: The path list of the images.
+        edit: Does on a tree what an administrator does; called with the host's root and with
+            the volume.
+        unchanged: Packages that are installed before and after.
+        words: Options of rpm for the first installation.
+        rpm_fails: rpm cannot carry out the upgrade.
+    """
+    host = place / "host"
+    make_image(host)
+    installed = run_rpm(host, "-i", *words, *one, *unchanged)
+    assert installed.returncode == 0, installed.stderr
+    edit(host)
+    upgraded = run_rpm(host, "-U", *two)
+    assert (upgraded.returncode != 0) is rpm_fails, upgraded.stderr
+    old = prepared(place / "one", [*one, *unchanged], "build-one", listed, words=words)
+    new = prepared(place / "two", [*two, *unchanged], "build-two", listed)
+    volume = place / "volume"
+    volume.mkdir()
+    run_ipavolume("upgrade", "-q", "--root", old, "--volume", volume)
+    edit(volume)
+    run_ipavolume("upgrade", "-q", "--root", new, "--volume", volume)
+    return Pair(host=host, volume=volume, saved=volume / ".ipavolume/saved/0002-buildtwo")

@@ -112,13 +112,24 @@ class Workshop:
         *,
         release: str = "fedora:43",
         ids: tuple[int, int] = (SVC, SVC_GROUP),
+        account: str = "svc",
         lists: Mapping[str, Iterable[str]] | None = None,
     ) -> Image:
-        """Make an image tree with the package and path lists in it."""
+        """Make an image tree with the package and path lists in it.
+
+        Args:
+            root: Where.
+            version: Version of the package.
+            release: Id and version of its os-release.
+            ids: Numbers of the service's account and its group.
+            account: Name of the account; another than ``svc`` is not that of the package.
+            lists: Paths by the name of their list.
+        """
         image = make_image(root)
         uid, gid = ids
-        image.write("/etc/passwd", USERS.replace("250:251", f"{uid}:{gid}"))
-        image.write("/etc/group", GROUPS.replace("251", str(gid)))
+        users = USERS.replace("250:251", f"{uid}:{gid}").replace("svc:", f"{account}:")
+        image.write("/etc/passwd", users)
+        image.write("/etc/group", GROUPS.replace("251", str(gid)).replace("svc:", f"{account}:"))
         os_id, _, os_version = release.partition(":")
         image.write("/usr/lib/os-release", f'ID={os_id}\nVERSION_ID="{os_version}"\n')
         image.install(self.rpm(version))
@@ -133,13 +144,16 @@ class Workshop:
         *,
         release: str = "fedora:43",
         ids: tuple[int, int] = (SVC, SVC_GROUP),
+        account: str = "svc",
         lists: Mapping[str, Iterable[str]] | None = None,
         configuration: str = "",
     ) -> Path:
         """Return the root of a prepared image; *name* is its build id and stands for the rest."""
         if name not in self._images:
             root = self._directory / f"image-{name}"
-            image = self.unprepared(root, version, release=release, ids=ids, lists=lists)
+            image = self.unprepared(
+                root, version, release=release, ids=ids, account=account, lists=lists
+            )
             if configuration:
                 image.write("/etc/ipavolume.toml", configuration)
             image.prepare(build_id=name, image_name=f"registry.test/svc:{name}")
