@@ -29,16 +29,20 @@ class IpaVolumeError(Exception):
         exit_status: Status of the process that reports it (design, section 5).
         hint: The next safe command or edit, or an empty string.
         state: In which state the volume now is, or an empty string when it was not touched.
+        path: What it is about, or an empty string when that is the whole volume or image.
     """
 
     code = "error"
     exit_status = EXIT_BUG
 
-    def __init__(self, message: str, *, hint: str = "", code: str = "", state: str = "") -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", code: str = "", state: str = "", path: str = ""
+    ) -> None:
         """Keep *message* as the text; see the class for the rest."""
         super().__init__(message)
         self.hint = hint
         self.state = state
+        self.path = path
         if code:
             self.code = code
 

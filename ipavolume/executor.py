@@ -340,7 +340,7 @@ class Stage:
         parent, _, name = action.record.rpartition("/")
         source = self._template.directory(parent)
         st = None if source is None else fsops.lstat(source, name)
-        if source is None or st is None:
+        if source is None or st is None or (action.bytes and not stat.S_ISREG(st.st_mode)):
             raise _not_in_template(action.record)
         area = self._areas[mount_of(action.path, self._areas)]
         key = (st.st_dev, st.st_ino, action.metadata)
@@ -450,9 +450,9 @@ class Stage:
                     st = _place_record(record, source, target, name)
                     if st is not None:
                         self._index.set(position, index_entry(st))
-            except FileNotFoundError as err:
-                raise _not_in_template(path) from err
             except OSError as err:
+                if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL):
+                    raise _not_in_template(path) from err
                 raise io_error("stage", path, err, now=STATE_UNTOUCHED) from err
 
     def _stage_follower(self, record: Record, staged: Mapping[str, str], omitted: set[str]) -> None:
@@ -880,6 +880,9 @@ class Swap:
                 fsops.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FIFO:
                 fsops.make_fifo(area.new, staged, uid=new.uid, gid=new.gid, mode=new.mode)
+                with fsops.inode(area.new, staged) as made:
+                    fsops.set_xattrs(made, new.xattrs)
+                fsops.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FILE:
                 found = fsops.read_xattrs(fd)
                 other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))

@@ -697,8 +697,17 @@ def write_stream(directory: int, name: str, content: Iterator[bytes], *, mode: i
 # -- probing -----------------------------------------------------------------------------
 
 
-def probe(directory: int, uid: int, gid: int, xattrs: Sequence[tuple[str, bytes]]) -> None:
+def probe(
+    directory: int, uid: int, gid: int, xattrs: Sequence[tuple[str, bytes]], *, named: bool
+) -> None:
     """Create, change and drop a file on the file system of *directory*, leaving no trace.
+
+    Args:
+        directory: Descriptor of the directory.
+        uid: Owner to give the file.
+        gid: Group to give it.
+        xattrs: Attributes to give it.
+        named: Where files without a name do not exist, take one with a name.
 
     Raises:
         OSError: What the first call that is not permitted or not possible gave.
@@ -708,7 +717,8 @@ def probe(directory: int, uid: int, gid: int, xattrs: Sequence[tuple[str, bytes]
     except OSError as err:
         if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
             raise
-        _probe_with_name(directory, uid, gid)
+        if named:
+            _probe_with_name(directory, uid, gid)
         return
     try:
         os.fchown(fd, uid, gid)

@@ -5,6 +5,7 @@ Every link is resolved below the image's root, and nothing of the image is execu
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final, Self
@@ -45,7 +46,7 @@ class Image:
             self.config: Config = parse_config(
                 self._tree.read_file(CONFIG_PATH, limit_bytes=_MAX_CONFIG_BYTES)
             )
-            with self._open_manifest() as stream:
+            with self._open_manifest() as stream, self._named():
                 self.header: ImageHeader = manifest.read_header(stream)
             self.build_id = self._read_build_id()
             self._check()
@@ -115,8 +116,18 @@ class Image:
         Raises:
             ManifestError: If it is cut short, was altered or has paths on no volume.
         """
-        with self._open_manifest() as stream:
+        with self._open_manifest() as stream, self._named():
             manifest.verify(stream, manifest.read_header(stream), places=True)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ManifestError as err:
+            raise ManifestError(
+                f"{MANIFEST_PATH!r} below {self.root!r}: {err}",
+                hint=err.hint or "Run ipavolume prepare in the image again.",
+            ) from err
 
     def templates(self) -> Mapping[str, int]:
         """Return a descriptor of the template by mount; they stay the image's.

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ipavolume import lifecycle, state
 from ipavolume.actions import Keep
-from ipavolume.errors import IpaVolumeError, UnsafeVolumeError
+from ipavolume.errors import ConfigurationError, IpaVolumeError, UnsafeVolumeError
 from ipavolume.lifecycle import Draft
 from ipavolume.model import ImageHeader
 from ipavolume.session import Options, Session
@@ -82,6 +82,9 @@ def inspect(options: Options) -> Inspection:
             verdict = session.judge(facts)
             findings += _in_use(session, facts)
             return _inspect(session, facts, verdict, findings, image)
+        except ConfigurationError:
+            # It is the image that is wrong, whatever the volume is.
+            raise
         except IpaVolumeError as err:
             findings.append(_finding(err))
             return Inspection(
@@ -135,14 +138,17 @@ def _inspect(
             if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
                 lifecycle.read_open_plan(session, facts)
             else:
-                made = lifecycle.draft(session, verdict, facts)
+                made = lifecycle.draft(session, verdict, facts, looking=True)
+        except ConfigurationError:
+            raise
         except IpaVolumeError as err:
             findings.append(_finding(err))
             status = err.exit_status
             if isinstance(err, UnsafeVolumeError):
                 found, reason = State.UNSAFE, str(err)
     elif session.options.checksum:
-        made = lifecycle.draft(session, replace(verdict, state=State.OUTDATED), facts)
+        outdated = replace(verdict, state=State.OUTDATED)
+        made = lifecycle.draft(session, outdated, facts, looking=True)
         changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
         findings += [
             Finding(
@@ -203,7 +209,7 @@ def _in_use(session: Session, facts: Mapping[str, Facts]) -> list[Finding]:
 
 
 def _finding(err: IpaVolumeError) -> Finding:
-    return Finding(code=err.code, severity="error", path="", message=str(err), hint=err.hint)
+    return Finding(code=err.code, severity="error", path=err.path, message=str(err), hint=err.hint)
 
 
 def _image_data(header: ImageHeader) -> dict[str, Any]:

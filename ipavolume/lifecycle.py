@@ -72,8 +72,16 @@ class Outcome:
 # -- planning ----------------------------------------------------------------------------
 
 
-def draft(session: Session, verdict: Verdict, facts: Mapping[str, Facts]) -> Draft:
+def draft(
+    session: Session, verdict: Verdict, facts: Mapping[str, Facts], *, looking: bool = False
+) -> Draft:
     """Plan what brings the volumes from *verdict*'s state to the image. Changes nothing.
+
+    Args:
+        session: The volumes.
+        verdict: Their state.
+        facts: What was found on them.
+        looking: It is only shown; not even a trial may be seen on the volumes.
 
     Raises:
         IpaVolumeError: If the plan cannot be made safely, or would not fit.
@@ -106,7 +114,11 @@ def draft(session: Session, verdict: Verdict, facts: Mapping[str, Facts]) -> Dra
     else:
         made = _draft_compared(session, plan, facts)
     overrides = preflight.check(
-        made.plan, session.volumes, session.image.header, session.options.allow
+        made.plan,
+        session.volumes,
+        session.image.header,
+        session.options.allow,
+        looking=looking,
     )
     return replace(made, plan=replace(made.plan, overrides=(*made.plan.overrides, *overrides)))
 
@@ -641,6 +653,22 @@ def _drop_stale(session: Session, facts: Mapping[str, Facts]) -> None:
                 area.close()
 
 
+def _empty(directory: int, path: str, points: Sequence[str]) -> None:
+    """Remove all that is in a directory of a volume, but for mount points and the way there."""
+    for name in os.listdir(directory):
+        below = path + name
+        if below in points:
+            continue
+        if not any(point.startswith(below + "/") for point in points):
+            fsops.remove_tree(directory, name)
+            continue
+        inside = fsops.open_directory(directory, name)
+        try:
+            _empty(inside, below + "/", points)
+        finally:
+            os.close(inside)
+
+
 def fill_volatile(session: Session, progress: Progress) -> None:
     """Empty every volatile volume and fill it from its template.
 
@@ -649,9 +677,7 @@ def fill_volatile(session: Session, progress: Progress) -> None:
     """
     for mount, volume in session.volatile.items():
         progress(f"filling {mount}")
-        keep = {below.split("/", 1)[0] for below in scan.mount_points_below(volume.directory)}
+        points = scan.mount_points_below(volume.directory)
         with executor.attempt("empty", mount):
-            for name in os.listdir(volume.fd):
-                if name not in keep:
-                    fsops.remove_tree(volume.fd, name)
+            _empty(volume.fd, "", points)
         executor.fill(session.image, mount, volume.fd)

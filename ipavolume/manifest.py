@@ -34,6 +34,7 @@ from ipavolume.model import (
 FORMAT: Final = 1
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 1 << 20
+_MAX_SIZE: Final = (1 << 63) - 1
 MAX_ID: Final = 0xFFFFFFFE
 
 _FLAG_WORDS: Final = (
@@ -123,7 +124,7 @@ def parse_record(line: bytes) -> Record:
         if kind is FileType.FILE:
             size = data["size"]
             content = data["sha256"]
-            if not isinstance(size, int) or size < 0 or not isinstance(content, str):
+            if type(size) is not int or not 0 <= size <= _MAX_SIZE:
                 raise ManifestError(f"malformed record of {path!r} in the manifest")
         elif kind is FileType.SYMLINK:
             content = data["target"]
@@ -159,6 +160,8 @@ def parse_record(line: bytes) -> Record:
             is_safe_path(path)
             and isinstance(content, str)
             and 0 <= record.mode <= 0o7777
+            and type(record.uid) is int
+            and type(record.gid) is int
             and 0 <= record.uid <= MAX_ID
             and 0 <= record.gid <= MAX_ID
             and isinstance(record.owner, str)

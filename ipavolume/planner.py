@@ -289,6 +289,7 @@ class Planner:
                 f"{path!r} is a symbolic link to {self._view.target(path)!r} where a "
                 "directory belongs, and not root alone could have put it there",
                 code="unsafe-link",
+                path=path,
                 hint="Replace it by a real directory, or make the link, its target and every "
                 "directory on the way owned by root and writable by root alone.",
             )
@@ -597,6 +598,7 @@ class Planner:
                 raise UnsafeVolumeError(
                     f"{path!r} has to change, but something is mounted at {mounted!r}",
                     code="mounted-over",
+                    path=path,
                     hint="Start the container without that mount, declare it as a volume of "
                     "the image, or leave the path as it is with --allow mounted-over.",
                 )
@@ -666,6 +668,7 @@ class Planner:
         return UnsafeVolumeError(
             f"no free name is left for a copy of {path!r}",
             code="no-free-name",
+            path=path,
             hint="Settle the copies beside it: ipavolume conflicts.",
         )
 
@@ -834,6 +837,7 @@ class Planner:
                         f"{path!r} belongs to {kind} {number}, which was {gone!r}; this image "
                         f"has no {gone!r} and gives {number} to {now!r}",
                         code="reused-id",
+                        path=path,
                         hint=f"Build the image with an account {gone!r}, or leave such files to "
                         f"{now!r} with --allow reused-id.",
                     )
@@ -912,6 +916,7 @@ class Planner:
                 f"the directory {path!r} has to become a {new.type.value}, but holds "
                 f"{unknown!r}, which no image shipped",
                 code="type-change",
+                path=path,
                 hint="Move that elsewhere, or have the whole directory moved to "
                 f"{STATE_DIRECTORY}/saved with --allow type-change.",
             )

@@ -24,9 +24,21 @@ _FIXED_INODES: Final = 32
 
 
 def check(
-    plan: Plan, volumes: Mapping[str, Volume], image: ImageHeader, allow: Collection[str]
+    plan: Plan,
+    volumes: Mapping[str, Volume],
+    image: ImageHeader,
+    allow: Collection[str],
+    *,
+    looking: bool = False,
 ) -> tuple[str, ...]:
     """Make sure that every volume can take what *plan* puts on it.
+
+    Args:
+        plan: The plan.
+        volumes: The volumes, by mount.
+        image: Header of the image's manifest.
+        allow: Codes of refusals that are overridden.
+        looking: Nothing may be seen of it on the volumes, not even for a moment.
 
     Returns:
         Codes of the refusals that were overridden.
@@ -44,7 +56,9 @@ def check(
             if "space" not in allow:
                 raise
             overridden.append("space")
-        _probe(volume, _metadata(plan, mount, volumes))
+        if os.geteuid() == 0:
+            # Anybody else is only looking; an upgrade ends at the state directory.
+            _probe(volume, _metadata(plan, mount, volumes), looking=looking)
     return tuple(overridden)
 
 
@@ -116,7 +130,7 @@ def _metadata(plan: Plan, mount: str, volumes: Mapping[str, Volume]) -> list[Met
     ]
 
 
-def _probe(volume: Volume, wanted: Collection[Metadata]) -> None:
+def _probe(volume: Volume, wanted: Collection[Metadata], *, looking: bool) -> None:
     """Try on a file without a name what the plan will do to files.
 
     An ACL and a capability are only tried where the plan has one.
@@ -127,7 +141,7 @@ def _probe(volume: Volume, wanted: Collection[Metadata]) -> None:
         values = [value for item in wanted for key, value in item.xattrs if key == name]
         samples += [(name, value) for value in values[:1]]
     try:
-        fsops.probe(volume.fd, *owner, samples)
+        fsops.probe(volume.fd, *owner, samples, named=not looking)
     except OSError as err:
         error = io_error("change owners on", volume.directory, err, now=STATE_UNTOUCHED)
         if err.errno == errno.EINVAL:

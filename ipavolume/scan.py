@@ -79,18 +79,23 @@ class Tree:
             return self._mounts[path]
         if path in self._directories:
             return self._directories[path]
-        parent, _, name = path.rpartition("/")
-        if not parent:
-            return None
-        above = self._open(parent)
-        fd = None
-        if above is not None:
-            try:
-                fd = os.open(name, _TRAVERSE, dir_fd=above)
-            except OSError as err:
-                if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
-        self._directories[path] = fd
+        above, names = path, []
+        while above not in self._mounts and above not in self._directories:
+            above, _, name = above.rpartition("/")
+            if not above:
+                return None
+            names.append(name)
+        fd = self._mounts[above] if above in self._mounts else self._directories[above]
+        for name in reversed(names):
+            above = f"{above}/{name}"
+            below = None
+            if fd is not None:
+                try:
+                    below = os.open(name, _TRAVERSE, dir_fd=fd)
+                except OSError as err:
+                    if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                        raise
+            self._directories[above] = fd = below
         return fd
 
     def stat(self, path: str) -> os.stat_result | None:

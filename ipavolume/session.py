@@ -15,6 +15,7 @@ from ipavolume import adopt, scan, state
 from ipavolume.errors import (
     IpaVolumeError,
     LockedError,
+    ManifestError,
     UnsafeVolumeError,
     UsageError,
 )
@@ -26,6 +27,7 @@ from ipavolume.state import Facts, Volume
 from ipavolume.verdict import Question, Verdict, judge
 
 _LOCK_POLL_S: Final = 0.1
+_MAX_SIZE_DIGITS: Final = 19
 
 Progress = Callable[[str], None]
 
@@ -284,8 +286,12 @@ class Session:
     def _count_top_level(self) -> None:
         prefixes = tuple(volume + "/" for volume in (*self.volumes, *self.volatile))
         groups = self._top_level
+        previous = b""
         for line in self.image.lines():
             path = path_of(line)
+            if (key := os.fsencode(path)) <= previous:
+                raise ManifestError(f"the manifest is not sorted at {path!r}")
+            previous = key
             prefix = next((one for one in prefixes if path.startswith(one)), "")
             if not prefix:
                 continue
@@ -299,7 +305,9 @@ class Session:
             group[0] += 1 if end >= 0 or b'"type":"directory"' in line else -1
             start = line.find(b'"size":')
             if start >= 0:
-                group[1] += int(line[start + 7 : line.index(b",", start)])
+                digits = line[start + 7 : line.find(b",", start)]
+                sound = digits.isdigit() and len(digits) < _MAX_SIZE_DIGITS
+                group[1] += int(digits) if sound else parse_record(line).size
 
     def mounted_below(self) -> tuple[str, ...]:
         """Return the mount points below the volumes that are no volumes of the image."""

@@ -140,6 +140,8 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as err:
+        raise _unreadable(directory, err) from err
     except OSError as err:
         raise VolumeIOError(
             f"cannot open the volume {mount!r} at {directory!r}: {err.strerror}",
@@ -147,6 +149,12 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
             hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
         ) from err
     return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)
+
+
+def _unreadable(path: str, err: PermissionError) -> VolumeIOError:
+    return VolumeIOError(
+        f"cannot read {path!r}: {err.strerror}", code="unreadable", hint="Run it as root.", path=path
+    )
 
 
 def check_trust(volume: Volume) -> None:
@@ -180,7 +188,10 @@ def check_trust(volume: Volume) -> None:
 
 
 def _check_members(volume: Volume, path: str) -> None:
-    fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    try:
+        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    except PermissionError as err:
+        raise _unreadable(path, err) from err
     try:
         for name in sorted(os.listdir(fd)):
             st = fsops.lstat(fd, name)
@@ -210,11 +221,13 @@ def _check_directory(path: str, st: os.stat_result) -> None:
     if st.st_uid != 0:
         raise UnsafeVolumeError(
             f"{path!r} belongs to user {st.st_uid}, not to root",
+            path=path,
             hint=f"After making sure that nothing on it was planted: chown root {path}",
         )
     if st.st_mode & 0o022:
         raise UnsafeVolumeError(
             f"{path!r} can be written by others than root (mode {stat.S_IMODE(st.st_mode):04o})",
+            path=path,
             hint=f"After making sure that nothing on it was planted: chmod go-w {path}",
         )
 
@@ -288,11 +301,15 @@ def read_build_id(volume: Volume) -> str | None:
     st = fsops.lstat(volume.fd, BUILD_ID_NAME)
     if st is None:
         return None
-    fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
+    path = f"{volume.directory.rstrip('/')}/{BUILD_ID_NAME}"
+    try:
+        fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
+    except PermissionError as err:
+        raise _unreadable(path, err) from err
     if fd is None:
-        path = f"{volume.directory.rstrip('/')}/{BUILD_ID_NAME}"
         raise UnsafeVolumeError(
             f"{path!r} is {_KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file",
+            path=path,
             hint="Look at who put it there, and restore the file.",
         )
     with open(fd, "rb") as stream:
@@ -342,7 +359,10 @@ def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
     st = fsops.lstat(fd, name)
     if st is None:
         return None
-    opened = fsops.open_regular(fd, name)
+    try:
+        opened = fsops.open_regular(fd, name)
+    except PermissionError as err:
+        raise _unreadable(_path_of(fd, name), err) from err
     if opened is None:
         raise _damaged(fd, name, f"is {_KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file")
     stream = open(opened, "rb")  # noqa: SIM115 - the caller closes it
@@ -375,7 +395,8 @@ _RESTORE: Final = (
 
 
 def _damaged(fd: int, name: str, what: str, *, hint: str = _RESTORE) -> UnsafeVolumeError:
-    return UnsafeVolumeError(f"{_path_of(fd, name)!r} {what}", code="damaged-state", hint=hint)
+    path = _path_of(fd, name)
+    return UnsafeVolumeError(f"{path!r} {what}", code="damaged-state", hint=hint, path=path)
 
 
 def _read_identity(fd: int, volume: Volume) -> Identity | None:
@@ -395,7 +416,10 @@ def _text(value: object) -> str:
 
 
 def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None]:
-    inside = os.open(TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+    try:
+        inside = os.open(TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+    except PermissionError as err:
+        raise _unreadable(_path_of(fd, TRANSACTION), err) from err
     try:
         data = read_json(inside, PROGRESS, volume)
         if data is None:
@@ -527,7 +551,9 @@ def _read_index(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
                 return b""
             digest = stream.read(_DIGEST_BYTES)
             body = stream.read(baseline.records * INDEX_ENTRY_BYTES + 1)
-    except PermissionError:
+    except VolumeIOError as err:
+        if err.code != "unreadable":
+            raise
         # Not root, who looks at a volume: everything is read then, as far as that can be.
         return b""
     sound = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()

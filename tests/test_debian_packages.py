@@ -10,6 +10,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,12 @@ from support.differential import (
 )
 from support.images import picture
 
-pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.rpm,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("debian-packages"),
+]
 
 PACKAGES: Final = ("krb5-kdc", "bind9", "sssd-common", "389-ds-base")
 RELEASES: Final = ("bookworm", "trixie")
@@ -91,10 +97,11 @@ def entries(old: Repackaged, new: Repackaged) -> Iterator[tuple[str, Shipped, Sh
         yield path, shipped[0], shipped[1]
 
 
-def choose(old: Repackaged, new: Repackaged) -> Edits:
+def choose(old: Repackaged, new: Repackaged, round_: int) -> Edits:
     """Choose what the administrator does: in turn, over the sorted paths.
 
-    Plain files stay files or links: over a directory rpm cannot unpack them at all.
+    In another round everything is another's turn. Plain files stay files or links: over a
+    directory rpm cannot unpack them at all.
     """
     mine = Disk(kind=Kind.FILE, content="c")
     config = (
@@ -109,13 +116,16 @@ def choose(old: Repackaged, new: Repackaged) -> Edits:
     )
     plain = (*config[:3], config[4], *(None,) * 8)
     result: Edits = {}
-    turns: Counter[bool] = Counter()
+    turns = Counter({"config": round_, "plain": round_, "new": round_})
     for path, before, after in entries(old, new):
         if before.kind is Kind.ABSENT:
+            turns["new"] += 1
+            if turns["new"] % 3 == 0 and (old.content / path[1:]).parent.is_dir():
+                result[path] = ("made where a new one comes", mine)
             continue
-        turn = config if before.config else plain
-        edit = turn[turns[before.config] % len(turn)]
-        turns[before.config] += 1
+        name, turn = ("config", config) if before.config else ("plain", plain)
+        edit = turn[turns[name] % len(turn)]
+        turns[name] += 1
         if edit is None or (before.kind is Kind.LINK and edit[1].kind is Kind.FILE):
             continue
         if edit[1].content == "b" and (after.kind is not Kind.FILE or after.content != "b"):
@@ -159,22 +169,51 @@ def below(root: Path, listed: list[str]) -> dict[str, Facts]:
     return result
 
 
-def test_the_daemons_of_two_debian_releases_end_file_for_file_as_with_rpm(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Releases:
+    """The packages of both releases.
+
+    Attributes:
+        place: Where images and rpms are.
+        old: Those of the old one.
+        new: Those of the new one.
+        listed: The path list that covers them.
+    """
+
+    place: Path
+    old: Repackaged
+    new: Repackaged
+    listed: list[str]
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    place = tmp_path_factory.mktemp("releases")
     old, new = (
-        repackage(tmp_path, number, fetch(release, PACKAGES))
+        repackage(place, number, fetch(release, PACKAGES))
         for number, release in enumerate(RELEASES, 1)
     )
-    listed = sorted({entry_of(path) for path in old.config | old.plain | new.config | new.plain})
-    edits = choose(old, new)
+    paths = old.config | old.plain | new.config | new.plain
+    listed = sorted({entry_of(path) for path in paths})
+    return Releases(place=place, old=old, new=new, listed=listed)
+
+
+@pytest.mark.parametrize("round_", range(8))
+def test_the_daemons_of_two_debian_releases_end_file_for_file_as_with_rpm(
+    tmp_path: Path,
+    releases: Releases,
+    round_: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    old, new, listed = releases.old, releases.new, releases.listed
+    edits = choose(old, new, round_)
     disks: list[dict[str, Facts]] = []
 
     def edit(root: Path) -> None:
         do(root, edits, old, new)
         disks.append(below(root, listed))
 
-    pair = upgrade_both_ways(tmp_path, list(old.rpms), list(new.rpms), listed, edit)
+    pair = upgrade_both_ways(tmp_path, old.rpms, new.rpms, listed, edit, images=releases.place)
     assert disks[0] == disks[1]
     host, volume, saved = (below(tree, listed) for tree in (pair.host, pair.volume, pair.saved))
     cases = {
@@ -201,9 +240,8 @@ def test_the_daemons_of_two_debian_releases_end_file_for_file_as_with_rpm(
     assert {path: facts for path, facts in saved.items() if not is_directory(facts)} == {
         path: disks[1][path] for path in kept
     }
+    assert kept
     record_property("figures", figures(cases, rules, edits, len(host)))
-    assert Counter(rules.values())[Difference.DATA_KEPT] >= 20
-    assert Counter(rules.values())[Difference.COPIES] >= 2
 
 
 def is_directory(facts: Facts) -> bool:
@@ -217,15 +255,15 @@ def figures(
     compared: int,
 ) -> str:
     """Return what was compared, as lines."""
-    lines = [
-        f"{len(cases)} files and links of {', '.join(PACKAGES)}, {RELEASES[0]} to {RELEASES[1]}; "
-        f"{compared} paths compared",
-    ]
-    for title, counts in (
-        ("done to them", Counter(word for word, _ in edits.values())),
-        ("rows of rpm's table", Counter(str(row_of(case)) for case in cases.values())),
-        ("differences", Counter(str(rule or "none") for rule in rules.values())),
-    ):
-        lines.append(title)
-        lines += [f"{number:>7}  {name}" for name, number in sorted(counts.items())]
-    return "\n".join(lines)
+    done = Counter(word for word, _ in edits.values())
+    rows = Counter(row_of(case).split()[0] for case in cases.values())
+    why = Counter(str(rule or "as with rpm") for rule in rules.values())
+    return "\n".join(
+        [
+            f"{len(cases)} files and links, {compared} paths compared",
+            *(
+                f"{title}: " + ", ".join(f"{number} {name}" for name, number in counts.items())
+                for title, counts in (("done", done), ("rows", rows), ("results", why))
+            ),
+        ]
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from support.filesystems import Filesystems
 from support.images import Packaged, build_rpm, picture
+from support.requirements import need_tool
 from support.upgrades import (
     CAPABILITY,
     Site,
@@ -131,6 +134,11 @@ def _fill(data: Path, outside: Path) -> None:
     (data / "etc/linked-3").hardlink_to(inside)
     _make(outside, 301, 401, 0o4755)
     (data / "planted").hardlink_to(outside)
+    planted = outside.with_name("outside-fifo")
+    os.mkfifo(planted)
+    _own(planted, 302, 402, 0o640)
+    set_acl(planted, "u:4242:r")
+    (data / "planted-fifo").hardlink_to(planted)
     odd = data / os.fsdecode(b"odd \n\\ \xff") / ("deep/" * 60) / "file"
     _make(odd, 304, 403)
     for path in sorted(data.rglob("*"), reverse=True):
@@ -183,20 +191,24 @@ def test_everything_on_the_volume_follows_its_accounts(
     _own(volume / "etc/app/changed", 303, 402, 0o600)
     saved = _make(volume / ".ipavolume/saved/0000-old/var/lib/app/lost", 302, 404)
     before = picture(data)
-    secret = picture(site.top, leave_out=lambda path: path != "/outside")
+    secret = picture(site.top, leave_out=lambda path: not path.startswith("/outside"))
 
     planned = site.run("upgrade", images[1], "--dry-run", status=100).stdout
     outcome = site.upgrade(images[1])
 
     wanted = _translated(before)
-    # The name that was linked from elsewhere has an inode of its own now.
-    kind, _, _, size, content, xattrs, links, mtime = wanted["/planted"]
-    assert links == 2
-    wanted["/planted"] = (kind, 302, 403, size, content, xattrs, "", mtime)
+    # The names that were linked from elsewhere have inodes of their own now.
+    for name, uid, gid in (("/planted", 302, 403), ("/planted-fifo", 301, 401)):
+        kind, _, _, size, content, xattrs, links, mtime = wanted[name]
+        assert links == 2
+        wanted[name] = (kind, uid, gid, size, content, xattrs, "", mtime)
+    assert "user:4242:r--" in acl(data / "planted-fifo")
     assert _without_acls(picture(data)) == _without_acls(wanted)
-    now = picture(site.top, leave_out=lambda path: path != "/outside")
-    assert now["/outside"][:6] == secret["/outside"][:6]
-    assert outside.stat().st_nlink == 1
+    now = picture(site.top, leave_out=lambda path: not path.startswith("/outside"))
+    assert sorted(now) == sorted(secret) == ["/outside", "/outside-fifo"]
+    for path, seen in secret.items():
+        assert now[path][:6] == seen[:6]
+        assert (site.top / path[1:]).stat().st_nlink == 1
     linked = [data / "linked-1", data / "shared/linked-2", data / "etc/linked-3"]
     assert len({path.stat().st_ino for path in linked}) == 1
     assert acl(data / "shared") == [
@@ -423,3 +435,64 @@ def test_two_entries_of_an_acl_that_become_one_give_what_both_gave(
     set_acl(state, "u:320:rw", "u:321:rx")
     site.upgrade(images[1])
     assert [line for line in acl(state) if ":3" in line] == ["user:321:r--"]
+
+
+@pytest.mark.filesystem
+@pytest.mark.parametrize("edited", [True, False])
+def test_what_was_translated_on_a_copy_and_saved_is_not_saved_again_after_a_failure(
+    edited: bool,  # noqa: FBT001 - both ways go through another action
+    filesystem: Filesystems,
+    tmp_path: Path,
+) -> None:
+    """Resuming must not take the new directory for the old file that had its name."""
+
+    def package(version: str) -> Path:
+        below = "/inside" if version == "2" else ""
+        words = "%config %attr(0640,alpha,alpha)"
+        files = [
+            Packaged(path=f"/etc/app/changes{below}", words=words, content=version),
+            Packaged(path="/etc/app/last", content=version),
+        ]
+        if below:
+            files.append(Packaged(path="/etc/app/changes", directory=True))
+        return build_rpm(tmp_path, "app", files, version=version)
+
+    site = Site(top=tmp_path, volumes={"/data": filesystem("ext4") / "volume"})
+    site.volume().mkdir()
+    images = [
+        site.image(
+            name,
+            [package(version)],
+            lists={"/data": ["/etc/app/"]},
+            passwd=_passwd({"alpha": alpha}),
+            group=_group({"alpha": 401}),
+        )
+        for name, version, alpha in (("one", "1", 301), ("two", "2", 302))
+    ]
+    site.upgrade(images[0])
+    app = site.volume() / "etc/app"
+    if edited:
+        (app / "changes").write_text("edited")
+    (site.volume().parent / "outside").hardlink_to(app / "changes")
+    # What cannot be changed stops the run when all before it is done.
+    chattr = need_tool("chattr")
+    subprocess.run([chattr, "+i", str(app / "last")], check=True, timeout=60)
+    try:
+        site.run("upgrade", images[1], status=74)
+        assert (app / "changes/inside").read_text() == "2"
+    finally:
+        subprocess.run([chattr, "-i", str(app / "last")], check=True, timeout=60)
+    site.upgrade(images[1])
+    assert (app / "changes/inside").read_text() == "2"
+    assert (app / "last").read_text() == "2"
+    assert owner(site.volume().parent / "outside") == (301, 401, 0o640)
+    saved = [path for path in (site.volume() / ".ipavolume").glob("saved/**/*") if path.is_file()]
+    if edited:
+        assert (app / "changes.rpmsave").read_text() == "edited"
+        assert owner(app / "changes.rpmsave") == (302, 401, 0o640)
+    assert saved == []
+    assert sorted(path.name for path in app.iterdir()) == [
+        "changes",
+        *(["changes.rpmsave"] if edited else []),
+        "last",
+    ]

@@ -100,6 +100,7 @@ class Meeting:
         assert [item["code"] for item in found["findings"] if item["severity"] == "error"] == [code]
         (finding,) = [item for item in found["findings"] if item["code"] == code]
         assert finding["hint"]
+        assert not finding["path"] or repr(finding["path"]) in finding["message"]
         for result in (started, done):
             assert f"[{code}]" in result.stderr
             assert "hint:" in result.stderr

@@ -469,10 +469,12 @@ def test_what_is_mounted_in_a_volatile_volume_stays(
     (tmp / "run/secrets").mkdir(parents=True)
     bind(secrets, tmp / "run/secrets")
     (tmp / "file").write_text("x")
+    (tmp / "run/file").write_text("x")
     for _ in range(2):
         site.run("start", image, "--", "true")
         assert (secrets / "password").read_text() == "secret"
-        assert not (tmp / "file").exists()
+        assert sorted(path.name for path in tmp.iterdir()) == ["run", "var"]
+        assert [path.name for path in (tmp / "run").iterdir()] == ["secrets"]
         assert (tmp / "var/cache/app/index").read_text() == "as shipped"
 
 

@@ -61,10 +61,10 @@ def mirror() -> str:
     """Return the mirror that this machine's apt takes Debian from."""
     command = [need_tool("apt-get"), "indextargets", "--format", "$(REPO_URI)"]
     result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
-    for line in result.stdout.splitlines():
-        if line and "security" not in line:
-            return line.rstrip("/")
-    unavailable("needs a Debian mirror, and apt knows none (run apt-get update)")
+    lines = [line for line in result.stdout.splitlines() if line and "security" not in line]
+    if not lines:
+        unavailable("needs a Debian mirror, and apt knows none (run apt-get update)")
+    return lines[0].rstrip("/")
 
 
 def _download(place: Path, release: str, packages: Sequence[str]) -> None:

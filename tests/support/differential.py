@@ -700,6 +700,7 @@ def upgrade_both_ways(
     unchanged: Sequence[Path] = (),
     words: Sequence[str] = (),
     rpm_fails: bool = False,
+    images: Path | None = None,
 ) -> Pair:
     """Install packages, edit, and upgrade: with rpm, and with ipavolume.
 
@@ -713,6 +714,7 @@ def upgrade_both_ways(
         unchanged: Packages that are installed before and after.
         words: Options of rpm for the first installation.
         rpm_fails: rpm cannot carry out the upgrade.
+        images: Where the images are, or are made when they are not there yet.
     """
     host = place / "host"
     make_image(host)
@@ -721,8 +723,10 @@ def upgrade_both_ways(
     edit(host)
     upgraded = run_rpm(host, "-U", *two)
     assert (upgraded.returncode != 0) is rpm_fails, upgraded.stderr
-    old = prepared(place / "one", [*one, *unchanged], "build-one", listed, words=words)
-    new = prepared(place / "two", [*two, *unchanged], "build-two", listed)
+    old, new = ((images or place) / name for name in ("one", "two"))
+    if not old.exists():
+        prepared(old, [*one, *unchanged], "build-one", listed, words=words)
+        prepared(new, [*two, *unchanged], "build-two", listed)
     volume = place / "volume"
     volume.mkdir()
     run_ipavolume("upgrade", "-q", "--root", old, "--volume", volume)
