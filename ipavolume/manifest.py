@@ -35,6 +35,8 @@ FORMAT: Final = 1
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
+MAX_PATH_CHARACTERS: Final = 4095
+"""``PATH_MAX``: what else reads an image could not name anything longer."""
 MAX_ID: Final = 0xFFFFFFFE
 
 _FLAG_WORDS: Final = (
@@ -125,7 +127,7 @@ def parse_record(line: bytes) -> Record:
             size = data["size"]
             content = data["sha256"]
             if type(size) is not int or not 0 <= size <= _MAX_SIZE:
-                raise ManifestError(f"malformed record of {path!r} in the manifest")
+                raise ManifestError(f"malformed record of {path!r:.200} in the manifest")
         elif kind is FileType.SYMLINK:
             content = data["target"]
         flags = FileFlags.NONE
@@ -158,6 +160,7 @@ def parse_record(line: bytes) -> Record:
         )
         if not (
             is_safe_path(path)
+            and len(path) <= MAX_PATH_CHARACTERS
             and isinstance(content, str)
             and 0 <= record.mode <= 0o7777
             and type(record.uid) is int
@@ -170,7 +173,7 @@ def parse_record(line: bytes) -> Record:
             and isinstance(record.rpm_digest, str)
             and (record.hard_link == "" or is_safe_path(record.hard_link))
         ):
-            raise ManifestError(f"malformed record of {path!r} in the manifest")
+            raise ManifestError(f"malformed record of {path!r:.200} in the manifest")
     except (
         ValueError,
         KeyError,
@@ -197,7 +200,7 @@ _PLAIN_FILE: Final = re.compile(
 def _plain_file(match: re.Match[bytes]) -> Record | None:
     path, size, digest, mode, owner, group, uid, gid, flags, package = match.groups()
     name = path.decode("ascii", "replace")
-    if not is_safe_path(name) or not path.isascii():
+    if not is_safe_path(name) or not path.isascii() or len(name) > MAX_PATH_CHARACTERS:
         return None
     return Record(
         path=name,

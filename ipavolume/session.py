@@ -20,7 +20,13 @@ from ipavolume.errors import (
     UsageError,
 )
 from ipavolume.image import Image
-from ipavolume.manifest import check_place, is_safe_path, parse_record, path_of
+from ipavolume.manifest import (
+    MAX_PATH_CHARACTERS,
+    check_place,
+    is_safe_path,
+    parse_record,
+    path_of,
+)
 from ipavolume.model import FileType, ImageHeader, VolumeSpec
 from ipavolume.scan import Tree
 from ipavolume.state import Facts, Volume
@@ -289,8 +295,10 @@ class Session:
         previous = b""
         for line in self.image.lines():
             path = path_of(line)
-            if (key := os.fsencode(path)) <= previous:
-                raise ManifestError(f"the manifest is not sorted at {path!r}")
+            if (key := os.fsencode(path)) <= previous or len(path) > MAX_PATH_CHARACTERS:
+                raise ManifestError(
+                    f"the manifest is not sorted, or has too long a path, at {path[:200]!r}"
+                )
             previous = key
             prefix = next((one for one in prefixes if path.startswith(one)), "")
             if not prefix:

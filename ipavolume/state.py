@@ -152,9 +152,8 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
 
 
 def _unreadable(path: str, err: PermissionError) -> VolumeIOError:
-    return VolumeIOError(
-        f"cannot read {path!r}: {err.strerror}", code="unreadable", hint="Run it as root.", path=path
-    )
+    message = f"cannot read {path!r}: {err.strerror}"
+    return VolumeIOError(message, code="unreadable", hint="Run it as root.", path=path)
 
 
 def check_trust(volume: Volume) -> None:

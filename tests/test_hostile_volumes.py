@@ -12,7 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -709,7 +709,14 @@ def interrupted(
     subprocess.run(
         [
             *(need_tool("strace"), "-f", "-qq", "-o", str(log), "-e", "trace=syncfs"),
-            *("-e", "inject=syncfs:signal=KILL:when=2", sys.executable, "-m", "ipavolume", *command),
+            *(
+                "-e",
+                "inject=syncfs:signal=KILL:when=2",
+                sys.executable,
+                "-m",
+                "ipavolume",
+                *command,
+            ),
         ],
         check=False,
         capture_output=True,
@@ -752,7 +759,10 @@ OPEN: Final = [
         ".ipavolume/transaction/progress.json",
         _replaced(".ipavolume/transaction/progress.json", b'"marked"', b'"done"'),
     ),
-    *((path, _without(path)) for path in (".ipavolume/transaction/new", ".ipavolume/transaction/old")),
+    *(
+        (path, _without(path))
+        for path in (".ipavolume/transaction/new", ".ipavolume/transaction/old")
+    ),
 ]
 
 
@@ -762,7 +772,9 @@ def test_check_tells_every_file_of_an_open_run_that_was_cut_short_or_altered(
     _judge_all(workshop, interrupted, tmp_path, OPEN, workshop.two())
 
 
-@pytest.mark.parametrize(("name", "plant"), OPEN[::4], ids=[plant.__name__ for _, plant in OPEN[::4]])
+@pytest.mark.parametrize(
+    ("name", "plant"), OPEN[::4], ids=[plant.__name__ for _, plant in OPEN[::4]]
+)
 def test_an_open_run_whose_files_were_cut_short_or_altered_is_not_gone_on_with(
     workshop: Workshop, interrupted: Path, tmp_path: Path, name: str, plant: Plant
 ) -> None:
@@ -1001,7 +1013,9 @@ def test_names_of_every_kind_follow_their_owner_and_reach_no_terminal(scene: Sce
     assert "/data/var/lib/svc/\\xff\\xfe\\x80 not utf-8" in planned.stdout
 
 
-@pytest.mark.parametrize("name", NAMES[:4] + NAMES[7:9], ids=[repr(n) for n in NAMES[:4] + NAMES[7:9]])
+@pytest.mark.parametrize(
+    "name", NAMES[:4] + NAMES[7:9], ids=[repr(n) for n in NAMES[:4] + NAMES[7:9]]
+)
 def test_a_refusal_names_a_path_that_is_not_for_a_terminal(scene: Scene, name: bytes) -> None:
     turn = os.fsencode(scene.at("etc/svc/turn"))
     with open(turn + b"/" + name, "w") as stream:
@@ -1364,7 +1378,9 @@ def _calls(scene: Scene, swap: Swap) -> list[tuple[str, int]]:
     return calls
 
 
-def _disturbed(scene: Scene, name: str, stops: Mapping[tuple[str, int], Callable[[], None]]) -> Result:
+def _disturbed(
+    scene: Scene, name: str, stops: Mapping[tuple[str, int], Callable[[], None]]
+) -> Result:
     """Upgrade, stopped behind calls that name a file; something is done at each of them."""
     reader, writer = os.pipe()
     injected = [

@@ -62,7 +62,11 @@ class Meeting:
 
     def run(self, command: str, *options: str, env: Mapping[str, str] | None = None) -> Result:
         """Run a command of ipavolume."""
-        places = [word for place in self.volumes.items() for word in ("--volume", "=".join(map(str, place)))]
+        places = [
+            word
+            for place in self.volumes.items()
+            for word in ("--volume", "=".join(map(str, place)))
+        ]
         return subprocess.run(
             [
                 *(*self.prefix, sys.executable, "-m", "ipavolume", command),
@@ -162,7 +166,9 @@ def test_a_volume_of_newer_packages_is_not_taken_back(
 ) -> None:
     upgrade(workshop.two(), meeting.volume)
     meeting.image = workshop.one()
-    meeting.refused("newer", 77, "newer", "svc 2-1", "svc 1-1", "registry.test/svc:two", "--allow newer")
+    meeting.refused(
+        "newer", 77, "newer", "svc 2-1", "svc 1-1", "registry.test/svc:two", "--allow newer"
+    )
     meeting.overridden("newer", by_option=by_option)
     assert (meeting.volume / "etc/svc/data").read_text() == "data 1\n"
 
@@ -188,9 +194,7 @@ def _interrupted(meeting: Meeting) -> None:
     assert (meeting.volume / ".ipavolume/transaction").is_dir()
 
 
-def test_what_a_newer_image_began_is_not_gone_on_with(
-    workshop: Workshop, meeting: Meeting
-) -> None:
+def test_what_a_newer_image_began_is_not_gone_on_with(workshop: Workshop, meeting: Meeting) -> None:
     _interrupted(meeting)
     meeting.image = workshop.one()
     meeting.refused(
@@ -220,7 +224,13 @@ def test_a_mounted_volume_that_should_have_data_and_is_empty_is_not_populated(
 def test_an_upgrade_without_consent_waits(meeting: Meeting) -> None:
     meeting.env = {"IPAVOLUME_UPGRADE": "refuse"}
     meeting.refused(
-        *("no-consent", 77, "outdated", "registry.test/svc:one (one)", "registry.test/svc:two (two)"),
+        *(
+            "no-consent",
+            77,
+            "outdated",
+            "registry.test/svc:one (one)",
+            "registry.test/svc:two (two)",
+        ),
         "IPAVOLUME_UPGRADE=auto",
     )
     meeting.env = {"IPAVOLUME_UPGRADE": "auto"}
@@ -418,7 +428,14 @@ def test_a_read_only_volume_is_refused(meeting: Meeting, filesystem: Filesystems
 
 
 def test_without_the_right_to_change_owners_it_is_refused(meeting: Meeting) -> None:
-    meeting.prefix = [need_tool("setpriv"), "--bounding-set", "-chown", "--inh-caps", "-chown", "--"]
+    meeting.prefix = [
+        need_tool("setpriv"),
+        "--bounding-set",
+        "-chown",
+        "--inh-caps",
+        "-chown",
+        "--",
+    ]
     meeting.refused("io-error", 74, "outdated", "change owners", "CAP_CHOWN", "id mapping")
 
 
@@ -550,7 +567,15 @@ def test_check_prints_one_object_a_volume_with_everything_that_scripts_need(
     ).stdout
     first, second = (json.loads(line) for line in said.splitlines())
     for found, place in ((first, meeting.volume), (second, empty)):
-        assert found.keys() == {"volume", "state", "reason", "recorded", "image", "plan", "findings"}
+        assert found.keys() == {
+            "volume",
+            "state",
+            "reason",
+            "recorded",
+            "image",
+            "plan",
+            "findings",
+        }
         assert found["volume"] == str(place)
         assert found["image"].keys() >= IMAGE
         assert found["image"]["id"] == "two"
