@@ -61,6 +61,7 @@ _PARALLEL_FROM_FILES: Final = 2000
 _PARALLEL_FROM_RECORDS: Final = 20000
 _WITHOUT_SYNCFS: Final = ("fuse", "9p", "virtiofs", "nfs", "cifs", "smb")
 _MAX_SAVED_COPIES: Final = 1000
+_MAX_STEPS: Final = 64
 
 Progress = Callable[[str], None]
 
@@ -638,6 +639,7 @@ class Swap:
             if isinstance(action, Install | CreateTree)
         }
         self._copies: set[tuple[int, int]] = set()
+        self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
         self.notes: list[tuple[str, str]] = []
         """Paths that were found changed since the plan, and where that was saved; "": left."""
 
@@ -830,11 +832,15 @@ class Swap:
                 self.notes.append((action.path, saved))
 
     def _set_metadata(self, number: int, action: SetMetadata) -> None:
-        with self._parent(action.path) as (area, directory, name):
-            try:
-                fd = os.open(name, fsops.INODE_FLAGS, dir_fd=directory)
-            except FileNotFoundError:
-                return
+        mount = mount_of(action.path, self._areas)
+        area = self._areas[mount]
+        parent, _, name = action.path[len(mount) + 1 :].rpartition("/")
+        directory = self._ladders[mount].reach(parent)
+        try:
+            fd = os.open(name, fsops.INODE_FLAGS, dir_fd=directory)
+        except FileNotFoundError:
+            return
+        else:
             try:
                 now = os.fstat(fd)
                 if (now.st_ino, fsops.type_of(now.st_mode)) != (
@@ -914,6 +920,41 @@ class Swap:
         if (now.st_dev, now.st_ino) in self._copies:
             before = replace(before, ino=now.st_ino)
         return _is_same(before, now)
+
+
+class _Ladder:
+    """Directories kept open on the way to a path, since the next path is mostly near it.
+
+    A tree can be so deep that opening all directories from the root for each path in it
+    would take minutes.
+    """
+
+    def __init__(self, root: int) -> None:
+        """Begin at the directory *root*, which stays the caller's."""
+        self._root = root
+        self._steps: list[tuple[str, int]] = []
+
+    def reach(self, path: str) -> int:
+        """Return a descriptor of the directory *path*, good until the next call.
+
+        Raises:
+            OSError: ``ENOTDIR`` or ``ELOOP`` when a component is no directory.
+        """
+        while self._steps and not f"{path}/".startswith(self._steps[-1][0] + "/"):
+            os.close(self._steps.pop()[1])
+        here, fd = self._steps[-1] if self._steps else ("", self._root)
+        for name in filter(None, path[len(here) :].split("/")):
+            fd = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+            here = f"{here}/{name}" if here else name
+            self._steps.append((here, fd))
+            if len(self._steps) > _MAX_STEPS:
+                os.close(self._steps.pop(0)[1])
+        return fd
+
+    def close(self) -> None:
+        """Close everything."""
+        while self._steps:
+            os.close(self._steps.pop()[1])
 
 
 def is_privileged(metadata: Metadata) -> bool:

@@ -503,9 +503,7 @@ def check_transaction(volume: Volume, facts: Facts) -> None:
     Raises:
         UnsafeVolumeError: If its manifest or its index is missing, cut short or altered.
     """
-    fd = os.open(
-        f"{STATE_DIRECTORY}/{TRANSACTION}", fsops.DIRECTORY_FLAGS, dir_fd=volume.fd
-    )
+    fd = os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
     try:
         stream = open_member(fd, BASELINE, volume)
         if stream is not None:
