@@ -13,17 +13,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
-from ipavolume import adopt, executor, fsops, journal, manifest, planfile, preflight, scan, state
+from ipavolume import (
+    adopt,
+    executor,
+    fsops,
+    journal,
+    manifest,
+    planfile,
+    preflight,
+    scan,
+    staging,
+    state,
+    swapping,
+    workspace,
+)
 from ipavolume.actions import Action, Install, Keep, Plan, Save, verb
 from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError
-from ipavolume.executor import Area, Index
 from ipavolume.fate import is_config
 from ipavolume.model import DiskState, ImageHeader, Record
 from ipavolume.planner import Planner, plan_populate
 from ipavolume.scan import INDEX_ENTRY
 from ipavolume.session import Progress, Session, host_name, refuse
+from ipavolume.staging import Index
 from ipavolume.state import Facts, Identity, Transaction
 from ipavolume.verdict import State, Verdict
+from ipavolume.workspace import Area
 
 _MAX_ROUNDS: Final = 4
 """Taken over, then upgraded, then rebuilt: more rounds mean that something goes in circles."""
@@ -212,7 +226,7 @@ def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) ->
                 unreadable=cannot_read,
             )
         else:
-            suspects = executor.find_suspects(session.image, session.volumes, same)
+            suspects = staging.find_suspects(session.image, session.volumes, same)
             new_index[:] = same
             _forget(new_index, suspects)
             found = (
@@ -327,7 +341,7 @@ def carry_out(
     image = session.image
     header = image.header
     transaction = _new_transaction(session, made.plan, facts)
-    areas = {mount: executor.make_area(volume) for mount, volume in session.volumes.items()}
+    areas = {mount: workspace.make_area(volume) for mount, volume in session.volumes.items()}
     try:
         index = Index(header.records)
         for start in range(0, len(made.index), INDEX_ENTRY.size):
@@ -335,8 +349,8 @@ def carry_out(
             index.set(start // INDEX_ENTRY.size, entry)
         first = next(iter(areas.values()))
         try:
-            executor.Stage(made.plan, image, areas, index, progress).run(pristine=made.pristine)
-            with executor.attempt("write to", first.volume.directory):
+            staging.Stage(made.plan, image, areas, index, progress).run(pristine=made.pristine)
+            with workspace.attempt("write to", first.volume.directory):
                 image.copy_manifest(first.work, state.BASELINE)
                 journal.write_plan(first.work, planfile.dump_lines(made.plan))
                 journal.write_bytes(first.work, state.INDEX, state.dump_index(index.body(), header))
@@ -344,9 +358,9 @@ def carry_out(
                     executor.write_transaction(area, transaction)
             progress("making it durable")
             for area in areas.values():
-                executor.sync_area(area.volume)
+                workspace.sync_area(area.volume)
         except IpaVolumeError as err:
-            err.state = executor.STATE_UNTOUCHED
+            err.state = workspace.STATE_UNTOUCHED
             raise
         executor.mark(list(areas.values()))
         return _finish(session, areas, transaction, made.plan, made.positions, facts, progress)
@@ -377,7 +391,7 @@ def read_open_plan(session: Session, facts: Mapping[str, Facts]) -> Plan:
         UnsafeVolumeError: If its plan, manifest or index is missing, cut short or altered.
     """
     primary = facts[session.primary.mount]
-    area = executor.open_area(session.primary)
+    area = workspace.open_area(session.primary)
     try:
         plan = executor.read_plan(area, session.volumes)
     finally:
@@ -421,7 +435,7 @@ def resume(
     for mount, volume in session.volumes.items():
         theirs = facts[mount].transaction
         if theirs is not None and theirs.run == transaction.run:
-            areas[mount] = executor.open_area(volume)
+            areas[mount] = workspace.open_area(volume)
         elif facts[mount].build_id != transaction.to_build and _takes_part(primary, mount):
             raise UnsafeVolumeError(
                 f"the volume at {mount} does not know of the open run {transaction.run}",
@@ -462,17 +476,17 @@ def _finish(
             if positions is not None and path in positions:
                 entries[positions[path]] = scan.index_entry(st)
 
-        swap = executor.Swap(plan, areas, installed=installed)
+        swap = swapping.Swap(plan, areas, installed=installed)
         swap.run(progress)
         notes = swap.notes
         if entries:
             _add_to_index(first, entries)
         for area in areas.values():
-            executor.sync_area(area.volume, now=executor.STATE_OPEN)
-        with executor.attempt("write to", first.volume.directory, now=executor.STATE_OPEN):
+            workspace.sync_area(area.volume, now=workspace.STATE_OPEN)
+        with workspace.attempt("write to", first.volume.directory, now=workspace.STATE_OPEN):
             transaction = journal.advance(first.work, transaction, state.SWAPPED)
     # Between these two the online phase has its place: upgrade steps, scriptlets.
-    with executor.attempt("write to", first.volume.directory, now=executor.STATE_OPEN):
+    with workspace.attempt("write to", first.volume.directory, now=workspace.STATE_OPEN):
         transaction = journal.advance(first.work, transaction, state.COMMITTING)
     target = facts[session.primary.mount].target
     if positions is not None or target is None:
@@ -494,7 +508,7 @@ def _finish(
 
 def _add_to_index(first: Area, entries: Mapping[int, bytes]) -> None:
     """Add to the staged index what was put in place, so that it need not be read again."""
-    with executor.attempt("write to", first.volume.directory, now=executor.STATE_OPEN):
+    with workspace.attempt("write to", first.volume.directory, now=workspace.STATE_OPEN):
         stream = state.open_member(first.work, state.INDEX, first.volume)
         baseline = state.open_member(first.work, state.BASELINE, first.volume)
         if stream is None or baseline is None:
@@ -608,7 +622,7 @@ def bring_up(
             case State.CURRENT:
                 _drop_stale(session, facts)
                 for volume in session.volumes.values():
-                    executor.discard_staging(volume)
+                    workspace.discard_staging(volume)
                 return Outcome(
                     state=found.state,
                     reason=found.reason,
@@ -637,7 +651,7 @@ def _refuse_unreadable(made: Draft) -> None:
         raise VolumeIOError(
             f"cannot read {path!r}: {why}",
             hint="Run it as root, check the disk and the kernel's log, then start again.",
-            state=executor.STATE_UNTOUCHED,
+            state=workspace.STATE_UNTOUCHED,
         )
 
 
@@ -645,10 +659,10 @@ def _drop_stale(session: Session, facts: Mapping[str, Facts]) -> None:
     """Drop transactions of secondaries that the primary volume never came to know of."""
     for mount, volume in session.volumes.items():
         if mount != session.primary.mount and facts[mount].transaction is not None:
-            area = executor.open_area(volume)
+            area = workspace.open_area(volume)
             try:
-                with executor.attempt("drop a stale run on", volume.directory):
-                    executor.close_transaction(area, now=executor.STATE_UNTOUCHED)
+                with workspace.attempt("drop a stale run on", volume.directory):
+                    executor.close_transaction(area, now=workspace.STATE_UNTOUCHED)
             finally:
                 area.close()
 
@@ -678,6 +692,6 @@ def fill_volatile(session: Session, progress: Progress) -> None:
     for mount, volume in session.volatile.items():
         progress(f"filling {mount}")
         points = scan.mount_points_below(volume.directory)
-        with executor.attempt("empty", mount):
+        with workspace.attempt("empty", mount):
             _empty(volume.fd, "", points)
-        executor.fill(session.image, mount, volume.fd)
+        staging.fill(session.image, mount, volume.fd)

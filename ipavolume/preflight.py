@@ -11,9 +11,10 @@ from ipavolume import fsops
 from ipavolume.actions import CreateTree, Install, Metadata, Plan, SetMetadata
 from ipavolume.attributes import ACL_NAMES, CAPABILITY_NAME
 from ipavolume.errors import VolumeIOError
-from ipavolume.executor import STATE_UNTOUCHED, io_error, is_privileged, mount_of
 from ipavolume.model import ImageHeader
 from ipavolume.state import Volume
+from ipavolume.swapping import is_privileged
+from ipavolume.workspace import STATE_UNTOUCHED, io_error, mount_of
 
 _ENTRY_BYTES: Final = 4096
 """What a file takes beyond its content at most: a partly filled block and its inode."""

@@ -21,8 +21,8 @@ from ipavolume.state import SAVED
 _TRAVERSE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_CACHED: Final = 128
 _MAX_LINK_HOPS: Final = 40
-_MAX_PATH_CHARACTERS: Final = 16 << 10
-"""Four times what a path can have in one call; memory grows with its square."""
+_MAX_PATH_CHARACTERS: Final = 8 << 10
+"""Twice what a path can have in one call; time and memory grow with its square."""
 
 INDEX_ENTRY: Final = struct.Struct("<QqqQ")
 """Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume import executor, fsops, state
+from ipavolume import fsops, state, workspace
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
-from ipavolume.executor import mount_of
 from ipavolume.manifest import is_safe_path
 from ipavolume.model import STATE_DIRECTORY, FileType
 from ipavolume.scan import Tree
 from ipavolume.session import Session
+from ipavolume.workspace import mount_of
 
 _MAX_SHOWN_BYTES: Final = 1 << 20
 _KINDS: Final = frozenset({"rpmnew", "rpmsave", "rpmorig", "saved"})
@@ -56,7 +56,7 @@ def conflicts(session: Session) -> list[Conflict]:
                 conflict = _parse(item, str(run.get("run", "")), session)
                 if conflict is None:
                     continue
-                with executor.attempt("look at", conflict.copy):
+                with workspace.attempt("look at", conflict.copy):
                     if tree.state(conflict.copy) is not None:
                         found[conflict.copy] = conflict
     return list(found.values())
@@ -159,7 +159,7 @@ def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
         )
     new_is_copy = conflict.kind == "rpmnew"
     volume = session.volumes[mount_of(conflict.path, session.volumes)]
-    with executor.attempt("settle", conflict.path):
+    with workspace.attempt("settle", conflict.path):
         if new_is_copy and not take_new:
             return _remove_shipped(session, conflict)
         if not new_is_copy and take_new:
@@ -175,7 +175,7 @@ def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
         finally:
             os.close(source)
             os.close(target)
-        executor.sync_area(volume)
+        workspace.sync_area(volume)
         return f"{conflict.copy} is {conflict.path} now; {kept}"
 
 

@@ -26,7 +26,8 @@ LAYERS: Final = (
             "preparation.relocation", "preparation.shipped", "preparation.template",
         }
     ),
-    frozenset({"executor", "staging", "swap", "planner", "accounts", "adopt", "verdict"}),
+    frozenset({"workspace",
+            "executor", "staging", "swapping", "planner", "accounts", "adopt", "verdict"}),
     frozenset(
         {
             "steps", "journal", "planfile", "scan", "state", "manifest", "config", "image",
