@@ -601,8 +601,8 @@ def test_everything_about_a_file_survives(bare: Image) -> None:
         assert records[path].size == len(name)
 
 
-def test_a_tree_that_is_too_deep_for_paths(bare: Image) -> None:
-    depth = 600
+@pytest.mark.parametrize(("depth", "fits"), [(190, True), (600, False)])
+def test_a_tree_as_deep_as_paths_can_be_and_deeper(bare: Image, depth: int, *, fits: bool) -> None:
     top = bare.root / "srv/deep"
     top.mkdir(parents=True)
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
@@ -614,10 +614,26 @@ def test_a_tree_that_is_too_deep_for_paths(bare: Image) -> None:
     os.close(os.open("bottom", os.O_WRONLY | os.O_CREAT, 0o640, dir_fd=fd))
     os.close(fd)
     bare.list("/srv/deep/")
+    if not fits:
+        with pytest.raises(ConfigurationError, match="4095"):
+            bare.prepare()
+        return
     bare.prepare()
     assert os.readlink(top) == "/data/srv/deep"
     assert "/data/srv/deep" + ("/" + "d" * 20) * depth + "/bottom" in bare.records()
     assert not bare.prepare().changed
+
+
+def test_directories_whose_names_begin_alike_keep_their_files(bare: Image) -> None:
+    for path in ("a/file", "a/deep/file", "a-b/file", "a.d/file", "a0/file", "b/file"):
+        bare.write(f"/srv/app/{path}", path)
+    bare.list("/srv/app/")
+    bare.prepare()
+    template = bare.root / "data-template/srv/app"
+    found = {str(one.relative_to(template)): one.read_text() for one in template.rglob("file")}
+    assert found == {path: path for path in found}
+    assert sorted(found) == ["a-b/file", "a.d/file", "a/deep/file", "a/file", "a0/file", "b/file"]
+    assert {f"/data/srv/app/{path}" for path in found} <= bare.records().keys()
 
 
 def test_sockets_and_devices_are_left_out(bare: Image) -> None:

@@ -182,6 +182,12 @@ class Shipped:
     ) -> Record:
         st = visit.st
         kind = fsops.type_of(st.st_mode)
+        if len(path) > manifest.MAX_PATH_CHARACTERS:
+            raise ConfigurationError(
+                f"{path[:80]!r}... has {len(path)} characters; a path has at most "
+                f"{manifest.MAX_PATH_CHARACTERS}",
+                hint="No process can open it by its path: remove it from the image.",
+            )
         packaged = self._facts.files.get(path)
         content = rpm_digest = hard_link = ""
         if kind is FileType.FILE:
