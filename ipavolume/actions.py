@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipavolume.model import DiskState, Xattrs
+from ipavolume.tasks import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +177,8 @@ class Plan:
         from_build: Recorded id of the volume, or "".
         to_build: Id of the image.
         fingerprint: Fingerprint of the image.
-        actions: What is done, in this order.
+        actions: What is done to files, in this order.
+        tasks: What is executed once the files are in place, in this order.
         overrides: Refusals that were overridden, by code.
     """
 
@@ -186,6 +188,7 @@ class Plan:
     to_build: str
     fingerprint: str
     actions: tuple[Action, ...] = ()
+    tasks: tuple[Task, ...] = ()
     overrides: tuple[str, ...] = ()
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from ipavolume import entry, fastpath, inspection, lifecycle, report
-from ipavolume.errors import EXIT_CANNOT_CREATE, IpaVolumeError, UsageError
+from ipavolume import (
+    entry,
+    fastpath,
+    inspection,
+    interruption,
+    lifecycle,
+    report,
+)
+from ipavolume.errors import EXIT_CANNOT_CREATE, EXIT_UPGRADE_NEEDED, IpaVolumeError, UsageError
 from ipavolume.inspection import Inspection
+from ipavolume.lifecycle import PHASES, Outcome, Speaker
+from ipavolume.redaction import Redactor
 from ipavolume.session import OVERRIDES, Options, Session, parse_volume_option
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -41,16 +51,23 @@ class ErrorReportingGroup(click.Group):
 
 def fail(err: IpaVolumeError) -> NoReturn:
     """Print *err* and end with its status."""
-    for prefix, text in (
-        ("error", f"{err} [{err.code}]"),
-        ("state", err.state),
-        ("hint", err.hint),
-    ):
-        if text:
-            colour = {"error": "red", "state": "blue", "hint": "green"}[prefix]
-            label = click.style(f"{prefix}:", fg=colour)
-            click.echo(f"ipavolume: {label} {report.escape(text)}", err=True)
+    show_error(err)
     sys.exit(err.exit_status)
+
+
+def show_error(err: IpaVolumeError) -> None:
+    """Print what failed, the last lines of the command that did, the state, and what to do."""
+    _labelled("error", f"{err} [{err.code}]", "red")
+    for line in err.details:
+        click.echo(f"ipavolume:   | {report.escape(line)}", err=True)
+    _labelled("state", err.state, "blue")
+    _labelled("hint", err.hint, "green")
+
+
+def _labelled(label: str, text: str, colour: str) -> None:
+    if text:
+        label = click.style(f"{label}:", fg=colour)
+        click.echo(f"ipavolume: {label} {report.escape(text)}", err=True)
 
 
 def progress(text: str) -> None:
@@ -126,6 +143,17 @@ def _deciding(function: _F) -> _F:
     return function
 
 
+def _on_failure(function: _F) -> _F:
+    return click.option(
+        "--on-failure",
+        type=click.Choice(("exit", "hold")),
+        envvar="IPAVOLUME_ON_FAILURE",
+        default="exit",
+        show_default=True,
+        help="When it fails: end the container, or keep it for a look around.",
+    )(function)
+
+
 def _options(
     *,
     root: str,
@@ -136,7 +164,7 @@ def _options(
     checksum: bool = False,
 ) -> Options:
     codes = frozenset(code for item in allow for code in item.replace(",", " ").split())
-    unknown = codes - set(OVERRIDES)
+    unknown = {code for code in codes - set(OVERRIDES) if not _is_code_of_step(code)}
     if unknown:
         raise UsageError(
             f"--allow {sorted(unknown)[0]!r}: there is no such refusal",
@@ -154,6 +182,12 @@ def _options(
         expect_existing=_choice("IPAVOLUME_EXPECT", ("", "existing", "any")) == "existing",
         consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
     )
+
+
+def _is_code_of_step(code: str) -> bool:
+    """Tell whether *code* is written as the refusals of steps are: ``s0700:no-bdb``."""
+    step, colon, word = code.partition(":")
+    return bool(colon and word) and step[:1] == "s" and step[1:].isdigit()
 
 
 def _choice(name: str, known: tuple[str, ...]) -> str:
@@ -264,6 +298,7 @@ def prepare(
 @main.command(context_settings={"ignore_unknown_options": False})
 @_common
 @_deciding
+@_on_failure
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def start(
     *,
@@ -276,6 +311,7 @@ def start(
     came_from: str,
     lock_timeout: float,
     checksum: bool,
+    on_failure: str,
     arguments: tuple[str, ...],
 ) -> None:
     r"""Bring the volume to this image, then execute the container's command.
@@ -285,6 +321,8 @@ def start(
         ENTRYPOINT ["ipavolume", "start", "--"]
         CMD ["/usr/sbin/named", "-f"]
     """
+    from ipavolume import starting
+
     del verbose
     options = _options(
         root=root,
@@ -294,49 +332,82 @@ def start(
         lock_timeout=lock_timeout,
         checksum=checksum,
     )
+    interruption.install()
     with Session(options) as session:
-        outcome = _bring_up(session, silent=silent, as_json=as_json)
-        lifecycle.fill_volatile(session, quiet if silent else progress)
-        words = list(session.image.config.start_exec) or list(arguments)
-        if not words:
-            return
-        mount = session.primary.mount
-        progress(
-            f"the volume at {mount} is current ({outcome.recorded}); handing over to {words[0]}. "
-            "If nothing follows, that could not start; the volume is fine."
+        speaker = _speaker(starting.redactor(session, arguments), silent=silent)
+        beginning = starting.prepare(session, arguments)
+        session.lock(speaker.say)
+        entry.clear_umask()
+        hold = on_failure == "hold" or beginning.request.hold
+        outcome = _held(
+            session, speaker, lambda: starting.start(session, beginning, speaker), hold=hold
         )
+        _print_outcome(outcome, as_json=as_json, silent=silent)
+        if not beginning.words or starting.waits(outcome):
+            return
+        progress(starting.last_words(session, outcome, beginning))
+        starting.hand_over(session, outcome, beginning)
         entry.restore_umask()
+        interruption.restore()
         try:
             fastpath.execute(
-                [os.fsencode(word) for word in words],
+                [os.fsencode(word) for word in starting.command_line(session, outcome, beginning)],
                 [volume.fd for volume in session.volumes.values()],
             )
         except OSError as err:
             click.echo(
-                f"ipavolume: error: cannot execute {report.escape(words[0])}: {err.strerror} "
-                "[cannot-execute]",
+                f"ipavolume: error: cannot execute {report.escape(beginning.words[0])}: "
+                f"{err.strerror} [cannot-execute]",
                 err=True,
             )
             sys.exit(EXIT_CANNOT_CREATE)
 
 
-def _bring_up(session: Session, *, silent: bool, as_json: bool) -> lifecycle.Outcome:
+def _held(
+    session: Session, speaker: Speaker, attempt: Callable[[], Outcome], *, hold: bool
+) -> Outcome:
+    """Return what *attempt* returns; with *hold* a failure keeps the container up instead.
+
+    Raises:
+        IpaVolumeError: If it fails and is not held on.
+    """
+    from ipavolume import holding
+
+    while True:
+        try:
+            return attempt()
+        except IpaVolumeError as err:
+            if not hold or not holding.is_held_on(err):
+                raise
+            show_error(err)
+            holding.hold(session, speaker.say)
+
+
+def _speaker(redactor: Redactor, *, silent: bool) -> Speaker:
     say = quiet if silent else progress
-    session.lock(say)
-    entry.clear_umask()
-    outcome = lifecycle.bring_up(session, say)
+    return Speaker(say=say, show=say, redactor=redactor)
+
+
+def _print_outcome(outcome: Outcome, *, as_json: bool, silent: bool) -> None:
     if as_json:
         click.echo(report.dump_json(report.outcome_data(outcome)))
     elif not silent:
         for line in report.summary_lines(outcome):
             click.echo(line)
-    return outcome
 
 
 @main.command()
 @_common
 @_deciding
 @click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
+@click.option(
+    "--phase",
+    type=click.Choice(PHASES),
+    default=None,
+    help="Only this phase: files and what runs before init, or what runs under it.",
+)
+@click.option("--retry", is_flag=True, help="Try again what failed in the same way three times.")
+@click.option("--again", is_flag=True, help="Run every step for the same image again.")
 def upgrade(
     *,
     root: str,
@@ -349,6 +420,9 @@ def upgrade(
     lock_timeout: float,
     checksum: bool,
     dry_run: bool,
+    phase: str | None,
+    retry: bool,
+    again: bool,
 ) -> None:
     r"""Bring the volume to this image, an empty one included, or print the plan.
 
@@ -356,21 +430,85 @@ def upgrade(
     Example:
         ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
     """
-    options = _options(
-        root=root,
-        volumes=volumes,
-        allow=allow,
-        came_from=came_from,
-        lock_timeout=lock_timeout,
-        checksum=checksum,
+    options = replace(
+        _options(
+            root=root,
+            volumes=volumes,
+            allow=allow,
+            came_from=came_from,
+            lock_timeout=lock_timeout,
+            checksum=checksum,
+        ),
+        retry=retry,
+        again=again,
     )
     if dry_run:
         _print_inspection(inspection.inspect(options), as_json=as_json, verbose=verbose, full=True)
         return
+    interruption.install()
     with Session(options) as session:
-        outcome = _bring_up(session, silent=silent, as_json=as_json)
-        if not as_json and not silent:
-            click.echo(f"the volume at {session.primary.mount} is current ({outcome.recorded})")
+        speaker = _speaker(Redactor(()), silent=silent)
+        session.lock(speaker.say)
+        entry.clear_umask()
+        phases = PHASES if phase is None else (phase,)
+        outcome = lifecycle.bring_up(session, speaker, phases=phases)
+        _print_outcome(outcome, as_json=as_json, silent=silent)
+        if as_json or silent:
+            return
+        mount = session.primary.mount
+        if outcome.waiting:
+            click.echo(
+                f"the files of {session.image.build_id} are in place at {mount}; "
+                f"{len(outcome.waiting)} steps and scriptlets are left to the online phase"
+            )
+        else:
+            click.echo(f"the volume at {mount} is current ({outcome.recorded})")
+
+
+@main.command(hidden=True)
+@_common
+@_deciding
+@_on_failure
+def online(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    allow: tuple[str, ...],
+    came_from: str,
+    lock_timeout: float,
+    checksum: bool,
+    on_failure: str,
+) -> None:
+    """Do what is left to the online phase; ipavolume-online.service runs this."""
+    from ipavolume import starting
+
+    del verbose
+    # Before the options are read: the container's environment does not reach a service.
+    beginning = starting.taken_over()
+    options = _options(
+        root=root,
+        volumes=volumes,
+        allow=allow or tuple(os.environ.get("IPAVOLUME_ALLOW", "").split()),
+        came_from=came_from,
+        lock_timeout=lock_timeout,
+        checksum=checksum,
+    )
+    on_failure = os.environ.get("IPAVOLUME_ON_FAILURE") or on_failure
+    interruption.install()
+    with Session(options) as session:
+        redactor = starting.redactor(session, beginning.arguments)
+        speaker = _speaker(redactor, silent=silent)
+        session.lock(speaker.say)
+        entry.clear_umask()
+        hold = on_failure == "hold" or beginning.request.hold
+        outcome = _held(
+            session, speaker, lambda: starting.go_online(session, beginning, speaker), hold=hold
+        )
+        _print_outcome(outcome, as_json=as_json, silent=silent)
+        starting.go_on(outcome, speaker.say)
 
 
 @main.command()
@@ -415,7 +553,7 @@ def check(
         )
         found = inspection.inspect(options)
         _print_inspection(found, as_json=as_json, verbose=verbose, full=False, leave=False)
-        if found.exit_status not in (0, 100) or status == 0:
+        if found.exit_status not in (0, EXIT_UPGRADE_NEEDED) or status == 0:
             status = found.exit_status
     sys.exit(status)
 
@@ -433,6 +571,7 @@ def _print_inspection(
                     "recorded": found.recorded,
                     "image": found.image,
                     "plan": report.plan_data(found.draft.plan)["actions"] if found.draft else [],
+                    "tasks": report.tasks_data(found.draft),
                     "findings": [
                         {
                             "code": item.code,
@@ -465,12 +604,24 @@ def _print_inspection(
                     word, _, rest = line.partition(" ")
                     colour = _VERB_COLOURS.get(word)
                     click.echo(f"    {click.style(f'{word:<9}', fg=colour)} {rest.strip()}")
+            if plan.tasks:
+                click.echo(f"  then: {len(plan.tasks)} steps and scriptlets")
+            for task in plan.tasks if full or verbose else ():
+                preview = found.draft.previews.get(task.key)
+                for line in report.preview_lines(task, preview, verbose=verbose):
+                    click.echo(f"    {line}")
     if leave:
         sys.exit(found.exit_status)
 
 
 @main.command()
 @_common
+@click.option(
+    "--probe",
+    type=click.Choice(("startup", "ready")),
+    default=None,
+    help="Only answer by the exit status: 0 yes, 75 not yet, 13 it failed.",
+)
 @click.argument("directory", required=False, metavar="[VOLUME]")
 def status(
     *,
@@ -480,6 +631,7 @@ def status(
     verbose: bool,
     silent: bool,
     directory: str | None,
+    probe: str | None,
 ) -> None:
     r"""Print the identity card of a volume and its last run, as recorded.
 
@@ -487,17 +639,47 @@ def status(
     Example:
         ipavolume status /srv/ipa-data
     """
-    del verbose, silent
+    del verbose
+    if probe is not None:
+        _probe(_options(root=root, volumes=[directory] if directory else volumes), probe, silent)
     card = inspection.read_card(entry.place_of(root, volumes, directory))
     if as_json:
         click.echo(
             report.dump_json(
-                {"volume": card.volume, "recorded": card.recorded, "last_run": card.last_run}
+                {
+                    "volume": card.volume,
+                    "recorded": card.recorded,
+                    "first_run": card.first_run,
+                    "last_run": card.last_run,
+                }
             )
         )
         return
     for line in report.card_lines(card):
         click.echo(line)
+
+
+def _probe(options: Options, name: str, silent: bool) -> NoReturn:  # noqa: FBT001 - passed on
+    from ipavolume import probe
+
+    with Session(options) as session:
+        answer = probe.ask(session, probe.Probe(name))
+    if not silent:
+        click.echo(report.escape(answer.text))
+    sys.exit(answer.exit_status)
+
+
+@main.command(hidden=True)
+@_common
+def lock(
+    *, root: str, volumes: tuple[str, ...], as_json: bool, verbose: bool, silent: bool
+) -> None:
+    """Hold the volumes for this container; ipavolume-lock.service runs this."""
+    from ipavolume import lockservice
+
+    del as_json, verbose
+    with Session(_options(root=root, volumes=volumes)) as session:
+        lockservice.keep_lock(session, quiet if silent else progress)
 
 
 @main.command()
@@ -581,6 +763,62 @@ def conflicts(
             for line in lines:
                 colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
                 click.echo(click.style(f"  {report.escape(line)}", fg=colour))
+
+
+@main.command()
+@_common
+@click.option("--again", is_flag=True, help="As if everything were run again.")
+def steps(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    again: bool,
+) -> None:
+    r"""List the upgrade steps of the image, whether they would run on the volume, and why.
+
+    \b
+    Example:
+        ipavolume steps --root /srv/image --volume /srv/ipa-data
+    """
+    from ipavolume import listing
+
+    del verbose, silent
+    options = replace(_options(root=root, volumes=volumes), again=again)
+    for step in listing.list_steps(options):
+        if as_json:
+            click.echo(report.dump_json(report.step_data(step)))
+            continue
+        word = {True: "runs", False: "not", None: "may"}[step.runs]
+        colour = {"runs": "green", "not": None, "may": "yellow"}[word]
+        for number, line in enumerate(report.step_lines(step)):
+            head = f"{word:<5}" if number == 0 else " " * 5
+            click.echo(f"{click.style(head, fg=colour)}{line}")
+
+
+@main.command("scriptlets")
+@_common
+def list_scriptlets(
+    *, root: str, volumes: tuple[str, ...], as_json: bool, verbose: bool, silent: bool
+) -> None:
+    r"""List every scriptlet of the image's packages: run at an upgrade or not, and why.
+
+    \b
+    Example:
+        ipavolume scriptlets --root /srv/image --volume /srv/ipa-data
+    """
+    from ipavolume import listing
+
+    del verbose, silent
+    for found in listing.list_scriptlets(_options(root=root, volumes=volumes)):
+        if as_json:
+            click.echo(report.dump_json(report.scriptlet_data(found)))
+            continue
+        word = "runs" if found.runs else "not"
+        head = click.style(f"{word:<5}", fg="green" if found.runs else None)
+        click.echo(head + report.scriptlet_line(found))
 
 
 def run() -> int:

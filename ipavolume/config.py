@@ -19,7 +19,14 @@ CONFIGURATION_PATH: Final = "/etc/ipavolume.toml"
 MAX_CONFIGURATION_BYTES: Final = 1 << 20
 PROFILES: Final = ("freeipa",)
 PHASES: Final = ("offline", "online")
-SCRIPTLET_KINDS: Final = ("pretrans", "pre", "post", "trigger", "filetrigger", "posttrans")
+SCRIPTLET_KINDS: Final = ("post", "trigger", "posttrans")
+_OTHER_KINDS: Final = {
+    "pretrans": "comes before a package's files, which an image has already",
+    "pre": "comes before a package's files, which an image has already",
+    "preun": "is of the old package, of which nothing is left",
+    "postun": "is of the old package, of which nothing is left",
+    "filetrigger": "acts on the image's files, and did when it was built",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +67,14 @@ class ScriptletsConfig:
     """Which scriptlets of packages run at an upgrade.
 
     Attributes:
-        packages: Names; a leading ``?`` means that it need not be installed.
+        packages: Names, globs of names, or what packages provide; a leading ``?`` means that
+            none need be installed.
         kinds: Kinds of scriptlets, of :data:`SCRIPTLET_KINDS`.
         phase: When they run.
         timeout_s: Seconds that each may take.
         substitute: What is replaced in them.
+        repeatable: Packages, of those, whose triggers may run although they ask for a version
+            that is unknown, because running them for nothing does no harm.
     """
 
     packages: tuple[str, ...] = ()
@@ -72,6 +82,7 @@ class ScriptletsConfig:
     phase: str = "online"
     timeout_s: int = 600
     substitute: tuple[Substitution, ...] = ()
+    repeatable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,7 @@ class FirstRunConfig:
         done_when: Path that exists when it has done its work, or "".
         waiting_when: Path that exists while it waits for an answer, or "".
         ruins_when: Path that exists when it cannot simply be run again, or "".
+        timeout_s: Seconds that it may take.
     """
 
     command: tuple[str, ...]
@@ -91,6 +103,7 @@ class FirstRunConfig:
     done_when: str = ""
     waiting_when: str = ""
     ruins_when: str = ""
+    timeout_s: int = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +116,7 @@ class Config:
         volumes_given: The file itself declares the volumes.
         start_exec: What ``start`` executes at the end; empty: the command line's words.
         log_follow: Logs whose lines are shown while a command runs.
+        online_unit: Name of the systemd unit that runs the online phase.
         accept_from: Releases whose volumes are accepted; empty: same id, same major.
         accept_guard: Packages that must not go back.
         files_refresh: Globs of template files that no package owns and that a new image
@@ -116,6 +130,7 @@ class Config:
     volumes_given: bool = False
     start_exec: tuple[str, ...] = ()
     log_follow: tuple[str, ...] = ()
+    online_unit: str = "ipavolume-online.service"
     accept_from: tuple[str, ...] = ()
     accept_guard: tuple[str, ...] = ()
     files_refresh: tuple[str, ...] = ()
@@ -318,6 +333,14 @@ def _path_fault(value: str) -> str:
     return ""
 
 
+def _service_fault(value: str) -> str:
+    name = value.removesuffix(".service")
+    allowed = name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    if name == value or not allowed:
+        return f"{value!r} is not a name such as 'application-upgrade.service'"
+    return ""
+
+
 def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
     def check(value: str) -> str:
         return "" if value in words else f"{value!r} is none of {', '.join(words)}"
@@ -350,6 +373,7 @@ def _read_config(top: _Table) -> Config:
         volumes_given=volumes_given,
         start_exec=start.texts("exec", default.start_exec, check=_filled),
         log_follow=start.texts("log-follow", default.log_follow, check=_path_fault),
+        online_unit=start.text("online-unit", default.online_unit, check=_service_fault),
         accept_from=accept.texts("from", default.accept_from, check=_accept_fault),
         accept_guard=accept.texts("guard", default.accept_guard, check=_filled),
         files_refresh=files.texts("refresh", default.files_refresh, check=_path_fault),
@@ -424,14 +448,25 @@ def _read_scriptlets(top: _Table, default: ScriptletsConfig | None) -> Scriptlet
     if "substitute" in table:
         substitute = tuple(_read_substitution(item) for item in table.tables("substitute"))
     config = ScriptletsConfig(
-        packages=table.texts("packages", usual.packages, check=_filled),
-        kinds=table.texts("kinds", usual.kinds, check=_one_of(SCRIPTLET_KINDS)),
+        packages=table.texts("packages", usual.packages, check=_package_fault),
+        kinds=table.texts("kinds", usual.kinds, check=_kind_fault),
         phase=table.text("phase", usual.phase, check=_one_of(PHASES)),
         timeout_s=table.count("timeout_s", usual.timeout_s),
         substitute=substitute,
+        repeatable=table.texts("repeatable", usual.repeatable, check=_filled),
     )
     table.done()
     return config if config.packages else None
+
+
+def _package_fault(name: str) -> str:
+    return _filled(name.removeprefix("?"))
+
+
+def _kind_fault(kind: str) -> str:
+    if kind in _OTHER_KINDS:
+        return f"names {kind!r}, which cannot run: it {_OTHER_KINDS[kind]}"
+    return _one_of(SCRIPTLET_KINDS)(kind)
 
 
 def _read_substitution(table: _Table) -> Substitution:
@@ -460,6 +495,7 @@ def _read_first_run(top: _Table, default: FirstRunConfig | None) -> FirstRunConf
         done_when=table.path_text("done-when", usual.done_when),
         waiting_when=table.path_text("waiting-when", usual.waiting_when),
         ruins_when=table.path_text("ruins-when", usual.ruins_when),
+        timeout_s=table.count("timeout_s", usual.timeout_s),
     )
     table.done()
     return config if config.command else None

@@ -43,4 +43,6 @@ def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:
     if volumes:
         return parse_volume_option(volumes[0], ("",))[1]
     with Image(root) as image:
-        return image.mount_directory(image.header.volumes[0].mount)
+        return image.mount_directory(
+            next(volume.mount for volume in image.header.volumes if not volume.volatile)
+        )

@@ -6,9 +6,9 @@ next safe command. Any other exception is a bug and ends with a traceback and st
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-EXIT_DONE: Final = 0
 EXIT_BUG: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_COMMAND_FAILED: Final = 13
@@ -30,19 +30,28 @@ class IpaVolumeError(Exception):
         hint: The next safe command or edit, or an empty string.
         state: In which state the volume now is, or an empty string when it was not touched.
         path: What it is about, or an empty string when that is the whole volume or image.
+        details: Lines to show below the message: the last ones that a command printed.
     """
 
     code = "error"
     exit_status = EXIT_BUG
 
     def __init__(
-        self, message: str, *, hint: str = "", code: str = "", state: str = "", path: str = ""
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        code: str = "",
+        state: str = "",
+        path: str = "",
+        details: Iterable[str] = (),
     ) -> None:
         """Keep *message* as the text; see the class for the rest."""
         super().__init__(message)
         self.hint = hint
         self.state = state
         self.path = path
+        self.details = tuple(details)
         if code:
             self.code = code
 
@@ -59,6 +68,17 @@ class CommandFailedError(IpaVolumeError):
 
     code = "command-failed"
     exit_status = EXIT_COMMAND_FAILED
+
+
+class StoppedError(IpaVolumeError):
+    """Somebody asked for an end, by a signal; what was begun is finished by the next start."""
+
+    code = "stopped"
+
+    def __init__(self, message: str, *, signal: int, hint: str = "", state: str = "") -> None:
+        """Keep *message* as the text; the exit status is that of a process *signal* ended."""
+        super().__init__(message, hint=hint, state=state)
+        self.exit_status = 128 + signal
 
 
 class UnsafeVolumeError(IpaVolumeError):

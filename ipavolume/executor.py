@@ -12,16 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ipavolume import fsops, journal, planfile, state
-from ipavolume.actions import (
-    Plan,
-)
-from ipavolume.errors import (
-    UnsafeVolumeError,
-)
-from ipavolume.model import (
-    BUILD_ID_NAME,
-    STATE_DIRECTORY,
-)
+from ipavolume.actions import Plan
+from ipavolume.errors import UnsafeVolumeError
+from ipavolume.model import BUILD_ID_NAME, STATE_DIRECTORY, ImageHeader
 from ipavolume.state import Identity, Transaction
 from ipavolume.workspace import (
     PUBLIC_MODE,
@@ -69,6 +62,9 @@ def commit(
     identities: Sequence[Identity],
     build_id: str,
     history: tuple[Iterable[Any], dict[str, Any]],
+    *,
+    stepped: ImageHeader | None = None,
+    unexecuted: bool = False,
 ) -> None:
     """Record the result: the secondaries first, the primary's build id last of all.
 
@@ -77,6 +73,9 @@ def commit(
         identities: Who their volumes are.
         build_id: Id of the image.
         history: The runs that are recorded already, and this one.
+        stepped: With *unexecuted*: the last image whose steps all ran; ``None``: none did.
+        unexecuted: Steps of the image did not run: its id is not recorded, for it stands
+            for files and steps.
     """
     primary = areas[0]
     for area, identity in zip(areas[1:], identities[1:], strict=True):
@@ -89,12 +88,17 @@ def commit(
         # baseline is the old one.
         _write_identity(primary, identities[0])
         journal.append_history(primary.state, *history)
+        if unexecuted:
+            journal.write_pending(primary.state, stepped or ImageHeader(build_id=""))
+        else:
+            fsops.unlink(primary.state, state.PENDING)
         _move_pristine(primary)
         for name in (state.BASELINE, state.INDEX):
             if fsops.lstat(primary.work, name) is not None:
                 fsops.rename(primary.work, name, primary.state, name)
         fsops.sync(primary.state)
-        _write_build_id(primary, build_id)
+        if not unexecuted:
+            _write_build_id(primary, build_id)
         close_transaction(primary, now=STATE_CLOSED)
 
 

@@ -16,17 +16,22 @@ START_DATA = b"/usr/share/ipavolume/start"
 CONFIG = b"/etc/ipavolume.toml"
 BUILD_ID = b"/etc/build-id"
 STATE_DIRECTORY = ".ipavolume"
-MAGIC = b"ipavolume-start-1"
+SYSTEMD = b"/systemd/systemd"
+MAGIC = b"ipavolume-start-2"
 SEPARATOR = b"\0"
+FIRST_RUN = b".ipavolume/first-run.json"
+NONE, ONCE, NAMED = b"none", b"once", b"named"
+"""What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def dump(build_id: bytes, mounts: list[bytes], words: list[bytes], config: bytes) -> bytes:
-    """Return what ``prepare`` leaves: id, mounts, words to execute, configuration."""
-    return SEPARATOR.join(
-        (MAGIC, build_id, b"%d" % len(mounts), *mounts, b"%d" % len(words), *words, config)
-    )
+def dump(
+    build_id: bytes, first_run: bytes, mounts: list[bytes], words: list[bytes], config: bytes
+) -> bytes:
+    """Return what ``prepare`` leaves: id, first run, mounts, words to execute, configuration."""
+    counted = (b"%d" % len(mounts), *mounts, b"%d" % len(words), *words)
+    return SEPARATOR.join((MAGIC, build_id, first_run, *counted, config))
 
 
 def start(arguments: list[str]) -> None:
@@ -75,13 +80,43 @@ def execute(command: list[bytes], locks: list[int]) -> None:
     Raises:
         OSError: If it cannot be executed.
     """
+    keeper = 0
+    if os.getpid() == 1 and os.path.realpath(command[0]).endswith(SYSTEMD):
+        keeper = _keep(locks)
     for fd in locks:
         os.set_inheritable(fd, True)  # noqa: FBT003 - its only argument
     # Python ignores these, and what is executed would go on ignoring them.
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
     _restore_locale()
-    os.execvp(command[0], command)  # noqa: S606 - no shell is what is wanted
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - no shell is what is wanted
+    finally:
+        if keeper:
+            os.kill(keeper, _signal.SIGKILL)
+
+
+def _keep(locks: list[int]) -> int:
+    """Leave a process that keeps the locks, because systemd closes what it inherits.
+
+    It ends with the container, and before if it is told to, as systemd does at the end.
+
+    Returns:
+        Its number.
+    """
+    keeper: int = os.fork()
+    if keeper:
+        return keeper
+    try:
+        os.chdir("/")
+        os.setsid()
+        # Whoever reads what the container prints must not wait for this one.
+        os.closerange(0, min(locks))
+        os.closerange(max(locks) + 1, 4096)
+        while True:
+            _signal.pause()
+    finally:
+        os._exit(1)
 
 
 def _restore_locale() -> None:
@@ -103,9 +138,9 @@ def _find_command(
 ) -> tuple[list[bytes], bytes] | None:
     """Return what to execute and what to say before, if every volume is current and locked."""
     data = _read(root + START_DATA).split(SEPARATOR)
-    build_id = data[1]
-    end = 3 + int(data[2])
-    mounts = data[3:end]
+    build_id, first_run = data[1:3]
+    end = 4 + int(data[3])
+    mounts = data[4:end]
     words = data[end + 1 : end + 1 + int(data[end])]
     config = SEPARATOR.join(data[end + 1 + int(data[end]) :])
     if data[0] != MAGIC or not build_id or _read(root + BUILD_ID).strip() != build_id:
@@ -120,6 +155,8 @@ def _find_command(
         fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_current(locks[-1], build_id):
             return None
+    if first_run != NONE and not _is_configured(locks[0], first_run):
+        return None
     return command, (
         b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
         b"that could not start; the volume is fine.\n" % (mounts[0], build_id, command[0])
@@ -142,6 +179,16 @@ def _is_current(fd: int, build_id: bytes) -> bool:
     if not stat.S_ISREG(recorded.st_mode) or recorded.st_size > _LIMIT:
         return False
     return _read(b"build-id", directory=fd).strip() == build_id
+
+
+def _is_configured(fd: int, first_run: bytes) -> bool:
+    """Tell whether the first run is recorded as done, where it matters by a server of our name."""
+    recorded = os.stat(FIRST_RUN, dir_fd=fd, follow_symlinks=False)
+    if not stat.S_ISREG(recorded.st_mode) or recorded.st_uid != 0 or recorded.st_mode & 0o022:
+        return False
+    name = os.fsencode(os.uname().nodename)
+    host = b'"host":"%s",' % name if first_run == NAMED else b""
+    return _read(FIRST_RUN, directory=fd).startswith(b'{"state":"done",' + host)
 
 
 def _read(path: bytes, *, directory: int | None = None, missing: bytes | None = None) -> bytes:

@@ -180,6 +180,18 @@ def _remove_xattr(path: str, name: str) -> None:
             raise
 
 
+def open_console() -> int | None:
+    """Open the console of the container for reading and writing, if it is a terminal."""
+    try:
+        fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if not os.isatty(fd):
+        os.close(fd)
+        return None
+    return fd
+
+
 # -- creating ----------------------------------------------------------------------------
 
 
@@ -412,6 +424,36 @@ def write_file(directory: int, name: str, data: bytes, *, mode: int = 0o644) -> 
         os.close(fd)
     os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     os.fsync(directory)
+
+
+def overwrite_file(path: str, data: bytes) -> None:
+    """Give the file *path* another content in place, neither atomically nor durably.
+
+    For what an engine mounts into the container, such as ``/etc/hosts``: nothing can be
+    renamed over a mount point.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _write_all(fd, data)
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
+
+
+def write_complete(
+    directory: int, name: str, data: bytes, *, uid: int, gid: int, mode: int, xattrs: Xattrs
+) -> None:
+    """Create the file *name* afresh with owner, mode and attributes, durably, for a rename.
+
+    The directory has to be one in which nobody else can write; an old file is removed.
+    """
+    fd = create_file(directory, name)
+    try:
+        _write_all(fd, data)
+        set_metadata(fd, uid=uid, gid=gid, mode=mode, xattrs=xattrs, acls=True)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def create_file(directory: int, name: str, *, mode: int = 0o600) -> int:
@@ -656,6 +698,29 @@ def anonymous_file() -> BinaryIO:
     import tempfile
 
     return tempfile.TemporaryFile()
+
+
+@contextlib.contextmanager
+def private_directory() -> Iterator[str]:
+    """Make a temporary directory of root alone, outside of any volume; yield its path.
+
+    It is removed at the end.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="ipavolume-") as path:
+        yield path
+
+
+def private_file(directory: str, name: str, data: bytes) -> str:
+    """Write an executable file of root alone into a private directory; return its path."""
+    path = f"{directory}/{name}"
+    fd = os.open(path, _CREATE_FLAGS, 0o700)
+    try:
+        _write_all(fd, data)
+    finally:
+        os.close(fd)
+    return path
 
 
 @contextlib.contextmanager

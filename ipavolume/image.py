@@ -54,6 +54,11 @@ class Image:
             self.close()
             raise
 
+    @property
+    def tree(self) -> ImageTree:
+        """The tree, with every link resolved below its root."""
+        return self._tree
+
     def __enter__(self) -> Self:
         """Return the image."""
         return self

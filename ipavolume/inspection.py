@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from ipavolume import lifecycle, state
+from ipavolume import drafting, firstrun, lifecycle, state
 from ipavolume.actions import Keep
-from ipavolume.errors import ConfigurationError, IpaVolumeError, UnsafeVolumeError
-from ipavolume.lifecycle import Draft
+from ipavolume.drafting import Draft
+from ipavolume.errors import (
+    EXIT_IO,
+    EXIT_REFUSED,
+    EXIT_UNSAFE,
+    EXIT_UPGRADE_NEEDED,
+    ConfigurationError,
+    IpaVolumeError,
+    UnsafeVolumeError,
+)
+from ipavolume.firstrun import Standing
 from ipavolume.model import ImageHeader
 from ipavolume.session import Options, Session
 from ipavolume.state import Facts
 from ipavolume.verdict import NEEDS_WORK, State, Verdict
-
-_MAX_PACKAGES_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +122,7 @@ def inspect(options: Options) -> Inspection:
                 image=image,
                 draft=None,
                 findings=tuple(findings),
-                exit_status=74,
+                exit_status=EXIT_IO,
             )
 
 
@@ -133,12 +140,12 @@ def _inspect(
         findings.append(_finding(verdict.error))
         status = verdict.error.exit_status
     elif verdict.state in NEEDS_WORK:
-        status = 100
+        status = EXIT_UPGRADE_NEEDED
         try:
             if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
                 lifecycle.read_open_plan(session, facts)
             else:
-                made = lifecycle.draft(session, verdict, facts, looking=True)
+                made = drafting.draft(session, verdict, facts, looking=True)
         except ConfigurationError:
             raise
         except IpaVolumeError as err:
@@ -148,7 +155,7 @@ def _inspect(
                 found, reason = State.UNSAFE, str(err)
     elif session.options.checksum:
         outdated = replace(verdict, state=State.OUTDATED)
-        made = lifecycle.draft(session, outdated, facts, looking=True)
+        made = drafting.draft(session, outdated, facts, looking=True)
         changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
         findings += [
             Finding(
@@ -161,6 +168,16 @@ def _inspect(
         ]
         made = None
     if made is not None:
+        findings += [
+            Finding(
+                code=warning.code,
+                severity="warning",
+                path="",
+                message=warning.text,
+                hint=warning.hint,
+            )
+            for warning in made.warnings
+        ]
         findings += [
             Finding(
                 code="unreadable",
@@ -180,6 +197,9 @@ def _inspect(
                     message="the plan leaves out what could not be read",
                 )
             )
+    if found is State.CURRENT and (first_run := _first_run(session)) is not None:
+        found, reason, finding, status = first_run
+        findings += [] if finding is None else [finding]
     primary = facts[session.primary.mount]
     return Inspection(
         volume=session.primary.directory,
@@ -191,6 +211,30 @@ def _inspect(
         findings=tuple(findings),
         exit_status=status,
     )
+
+
+def _first_run(session: Session) -> tuple[State, str, Finding | None, int] | None:
+    """Return state, reason, finding and exit status where the first run is not done.
+
+    Raises:
+        UnsafeVolumeError: If what has to be looked at is not what it can be.
+    """
+    looked = firstrun.look(session)
+    if looked is None:
+        return None
+    judgement = looked.judgement
+    finding = _finding(judgement.error) if judgement.error is not None else None
+    match judgement.standing:
+        case Standing.DONE if judgement.error is None:
+            return None
+        case Standing.UNCONFIGURED:
+            return State.UNCONFIGURED, judgement.reason, finding, EXIT_UPGRADE_NEEDED
+        case Standing.WAITING:
+            return State.WAITING, judgement.reason, finding, EXIT_REFUSED
+        case Standing.PARTIAL:
+            return State.PARTIAL, judgement.reason, finding, EXIT_UNSAFE
+        case Standing.DONE:
+            return State.UNSAFE, judgement.reason, finding, EXIT_UNSAFE
 
 
 def _in_use(session: Session, facts: Mapping[str, Facts]) -> list[Finding]:
@@ -250,6 +294,13 @@ def recorded_data(facts: Facts) -> dict[str, Any] | None:
             "to": facts.transaction.to_build,
             "phase": facts.transaction.phase,
             "since": facts.transaction.started,
+            "tasks": [
+                {"key": record.key, "result": str(record.state), "started": record.started}
+                for record in facts.tasks.records.values()
+            ],
+            "failures": [
+                {"at": failure.at, "message": failure.message} for failure in facts.tasks.failures
+            ],
         }
     return data
 
@@ -263,12 +314,14 @@ class Card:
         recorded: What it says of itself, or ``None`` when it says nothing.
         last_run: The last run of its history, or ``None``.
         open: A transaction is open.
+        first_run: What is recorded of the first run, or ``None``.
     """
 
     volume: str
     recorded: Mapping[str, Any] | None
     last_run: Mapping[str, Any] | None
     open: bool
+    first_run: Mapping[str, Any] | None = None
 
 
 def read_card(directory: str) -> Card:
@@ -281,6 +334,7 @@ def read_card(directory: str) -> Card:
     try:
         facts = state.read_facts(volume)
         runs = state.read_history(volume)
+        record = firstrun.read_record(volume)
     finally:
         os.close(volume.fd)
     return Card(
@@ -288,6 +342,7 @@ def read_card(directory: str) -> Card:
         recorded=recorded_data(facts),
         last_run=runs[-1] if runs else None,
         open=facts.transaction is not None,
+        first_run=None if record is None else asdict(record),
     )
 
 

@@ -6,14 +6,27 @@ installed), so the journal holds only how far the whole got.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from ipavolume import fsops
-from ipavolume.state import HISTORY, IDENTITY, PLAN, PROGRESS, Identity, Transaction
+from ipavolume import fsops, manifest
+from ipavolume.model import ImageHeader
+from ipavolume.state import (
+    HISTORY,
+    IDENTITY,
+    PENDING,
+    PLAN,
+    PROGRESS,
+    TASKS,
+    Identity,
+    Transaction,
+)
+from ipavolume.tasks import TaskLog, log_data
 
 _SMALL_MODE: Final = 0o600
 _PUBLIC_MODE: Final = 0o644
@@ -36,12 +49,22 @@ def advance(fd: int, transaction: Transaction, phase: str) -> Transaction:
     return reached
 
 
+def write_tasks(fd: int, log: TaskLog) -> None:
+    """Record in the directory *fd* how far the tasks got, atomically and durably."""
+    fsops.write_file(fd, TASKS, _json(log_data(log)), mode=_SMALL_MODE)
+
+
 def write_plan(fd: int, lines: Iterable[bytes]) -> None:
     """Write the plan into the directory *fd*; the caller makes it durable."""
     out = fsops.create_file(fd, PLAN, mode=_SMALL_MODE)
     with open(out, "wb") as stream:
         for line in lines:
             stream.write(line)
+
+
+def write_pending(fd: int, header: ImageHeader) -> None:
+    """Record the last image whose steps all ran, where files of a later one are in place."""
+    fsops.write_file(fd, PENDING, manifest.dump_header(header), mode=_PUBLIC_MODE)
 
 
 def write_identity(fd: int, identity: Identity) -> None:
@@ -70,6 +93,26 @@ def write_bytes(fd: int, name: str, data: bytes | bytearray, *, mode: int = _SMA
     out = fsops.create_file(fd, name, mode=mode)
     with open(out, "wb") as stream:
         stream.write(data)
+
+
+def open_log(fd: int, name: str) -> BinaryIO:
+    """Open a log in the directory *fd* for appending; it is made where it is missing.
+
+    Raises:
+        OSError: If it is no regular file of this directory alone.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    try:
+        with fsops.inode(fd, name) as found:
+            st = os.fstat(found)
+            # A file with other names could be any file of the volume that somebody wants
+            # written to.
+            if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:
+                raise OSError(errno.EPERM, "it is no file of its own", name)
+            opened = os.open(fsops.proc_path(found), flags)
+    except FileNotFoundError:
+        opened = os.open(name, flags | os.O_CREAT | os.O_EXCL, _SMALL_MODE, dir_fd=fd)
+    return open(opened, "wb", buffering=0)
 
 
 def list_directory(fd: int) -> list[str]:

@@ -6,62 +6,60 @@ what is carried out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from ipavolume import (
-    adopt,
+    choosing,
     executor,
     fsops,
+    interruption,
     journal,
     manifest,
     planfile,
-    preflight,
+    records,
     scan,
     staging,
     state,
     swapping,
     workspace,
 )
-from ipavolume.actions import Action, Install, Keep, Plan, Save, verb
-from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError
-from ipavolume.fate import is_config
-from ipavolume.model import DiskState, ImageHeader, Record
-from ipavolume.planner import Planner, plan_populate
+from ipavolume.actions import Plan
+from ipavolume.drafting import Draft, draft, recorded_of
+from ipavolume.errors import (
+    IpaVolumeError,
+    RefusedError,
+    StoppedError,
+    UnsafeVolumeError,
+    VolumeIOError,
+)
+from ipavolume.model import ImageHeader
+from ipavolume.redaction import Redactor
+from ipavolume.runlog import RunLog
 from ipavolume.scan import INDEX_ENTRY
 from ipavolume.session import Progress, Session, host_name, refuse
 from ipavolume.staging import Index
 from ipavolume.state import Facts, Identity, Transaction
+from ipavolume.tasks import (
+    REPEATED_FAILURES,
+    Failure,
+    Task,
+    TaskLog,
+    TaskRecord,
+    TaskState,
+    pending,
+)
 from ipavolume.verdict import State, Verdict
+from ipavolume.views import place
 from ipavolume.workspace import Area
 
+PHASES: Final = ("offline", "online")
 _MAX_ROUNDS: Final = 4
 """Taken over, then upgraded, then rebuilt: more rounds mean that something goes in circles."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """A plan, and what carrying it out needs besides.
-
-    Attributes:
-        plan: The plan.
-        index: Index entries that stay valid.
-        positions: Record number by path of what single actions install.
-        pristine: Records of config files whose shipped content is to be kept.
-        old: Header of what was applied before, or ``None``.
-        unreadable: Paths that could not be looked at, with the reason.
-    """
-
-    plan: Plan
-    index: bytes = b""
-    positions: Mapping[str, int]
-    pristine: Sequence[Record] = ()
-    old: ImageHeader | None = None
-    unreadable: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +69,13 @@ class Outcome:
     Attributes:
         state: State in which the volume was found.
         reason: Why that state.
-        recorded: Id recorded on the volume at the end.
+        recorded: Id recorded on the volume at the end; "" while a run is open.
         plans: Plans that were carried out, oldest first.
         notes: Paths found changed between plan and swap, and where that was saved, or "".
+        tasks: What was executed, as far as it got.
+        warnings: What steps and scriptlets have to tell.
+        waiting: Tasks that are left to the online phase.
+        first_run: Standing of the first run, where that is left to the online phase, or "".
     """
 
     state: State
@@ -81,259 +83,63 @@ class Outcome:
     recorded: str
     plans: tuple[Plan, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
+    tasks: tuple[TaskRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+    waiting: tuple[Task, ...] = ()
+    first_run: str = ""
 
 
-# -- planning ----------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """How a run ended, or where it stopped.
 
-
-def draft(
-    session: Session, verdict: Verdict, facts: Mapping[str, Facts], *, looking: bool = False
-) -> Draft:
-    """Plan what brings the volumes from *verdict*'s state to the image. Changes nothing.
-
-    Args:
-        session: The volumes.
-        verdict: Their state.
-        facts: What was found on them.
-        looking: It is only shown; not even a trial may be seen on the volumes.
-
-    Raises:
-        IpaVolumeError: If the plan cannot be made safely, or would not fit.
+    Attributes:
+        plan: Its plan.
+        notes: Paths found changed between plan and swap, and where that was saved, or "".
+        tasks: What was executed.
+        waiting: Tasks that are left to the online phase; the run is open then.
     """
-    image = session.image.header
-    run = _run_id(session, image.build_id)
-    primary = facts[session.primary.mount]
-    kind = {
-        State.EMPTY: "populate",
-        State.LEGACY: "adopt",
-        State.STATELESS: "adopt",
-        State.REBUILT: "rebuilt",
-    }.get(verdict.state, "upgrade")
-    plan = Plan(
-        run=run,
-        kind=kind,
-        from_build=primary.build_id or (primary.baseline.build_id if primary.baseline else ""),
-        to_build=image.build_id,
-        fingerprint=image.fingerprint,
-        overrides=verdict.overrides,
-    )
-    if kind == "rebuilt":
-        return _draft_rebuilt(session, plan, primary)
-    if kind == "populate" and (trees := _free_trees(session)) is not None:
-        made = Draft(
-            plan=replace(plan, actions=plan_populate(trees)),
-            positions={},
-            pristine=tuple(_config_records(session)),
-        )
-    else:
-        made = _draft_compared(session, plan, facts)
-    overrides = preflight.check(
-        made.plan,
-        session.volumes,
-        session.image.header,
-        session.options.allow,
-        looking=looking,
-    )
-    return replace(made, plan=replace(made.plan, overrides=(*made.plan.overrides, *overrides)))
+
+    plan: Plan
+    notes: tuple[tuple[str, str], ...] = ()
+    tasks: tuple[TaskRecord, ...] = ()
+    waiting: tuple[Task, ...] = ()
 
 
-def _run_id(session: Session, build_id: str) -> str:
-    """Return the id of the next run: its number, and the beginning of the image's id.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """Where a run says what it does.
 
-    It follows from what is recorded, so that a dry run names what the run will name.
+    Attributes:
+        say: Told of each phase and task.
+        show: Told of each line of its log, commands' output included.
+        redactor: Knows the secrets that must not be shown or kept.
     """
-    number = len(state.read_history(session.primary)) + 1
-    word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
-    return f"{number:04}-{word[:8] or 'image'}"
 
-
-def _draft_rebuilt(session: Session, plan: Plan, primary: Facts) -> Draft:
-    index = b""
-    baseline = primary.baseline
-    if baseline is not None and baseline.records_digest == session.image.header.records_digest:
-        index = state.read_index(session.primary, baseline)
-    return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
-
-
-def _free_trees(session: Session) -> list[tuple[str, int, int]] | None:
-    """Return the directories right below the mounts, if none of them is on the volumes."""
-    trees = []
-    mounted = session.mounted_below()
-    with session.tree() as tree:
-        for mount in session.volumes:
-            for path, entries, size in session.top_level(mount):
-                if entries < 0 or tree.state(path) is not None or path in mounted:
-                    return None
-                trees.append((path, entries, size))
-    return trees
-
-
-def _config_records(session: Session) -> Iterator[Record]:
-    for line in session.image.lines():
-        if b'"flags":["config"' in line:
-            record = manifest.parse_record(line)
-            if record.present and is_config(record):
-                yield record
-
-
-def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
-    image = session.image.header
-    primary = facts[session.primary.mount]
-    fresh, unknown = _estranged(session, facts)
-    unknown_old = plan.kind == "adopt"
-    positions: dict[str, int] = {}
-    pristine: list[Record] = []
-    unreadable: list[tuple[str, str]] = []
-    new_index = bytearray(image.records * INDEX_ENTRY.size)
-
-    def verified(position: int, disk: DiskState) -> None:
-        start = position * INDEX_ENTRY.size
-        new_index[start : start + INDEX_ENTRY.size] = INDEX_ENTRY.pack(
-            disk.size, disk.mtime_ns, disk.ctime_ns, disk.ino
-        )
-
-    def cannot_read(path: str, err: OSError) -> None:
-        unreadable.append((path, err.strerror or str(err)))
-
-    same = None
-    if not fresh and not unknown:
-        same = _same_records(session, primary, unknown_old=unknown_old)
-    if same is None:
-        old_header, old_lines, old_index = _old(session, primary, unknown_old=unknown_old)
-    else:
-        old_header, old_lines, old_index = primary.baseline, iter(()), same
-    with session.tree() as tree:
-        planner = Planner(
-            view=tree,
-            old=old_header,
-            new=image,
-            run=plan.run,
-            populate=plan.kind == "populate",
-            unknown_old=unknown_old,
-            fresh=fresh,
-            unknown=unknown,
-            allow=session.options.allow,
-            mounted=session.mounted_below(),
-            verified=verified,
-        )
-        if same is None:
-            found = scan.candidates(
-                old_lines,
-                session.image.lines(),
-                tree,
-                old_index=b"" if session.options.checksum else old_index,
-                new_index=new_index,
-                unreadable=cannot_read,
-            )
-        else:
-            suspects = staging.find_suspects(session.image, session.volumes, same)
-            new_index[:] = same
-            _forget(new_index, suspects)
-            found = (
-                scan.suspected(session.image.lines(), suspects, tree, cannot_read)
-                if any(suspects)
-                else iter(())
-            )
-        for candidate in found:
-            if unreadable and unreadable[-1][0] == candidate.path:
-                continue
-            try:
-                planner.consider(candidate)
-            except OSError as err:
-                cannot_read(candidate.path, err)
-                continue
-            if candidate.new is not None:
-                positions[candidate.path] = candidate.position
-                if is_config(candidate.new) and candidate.new.present:
-                    pristine.append(candidate.new)
-        if planner.renumbered and old_header is not None:
-            for mount, volume in session.volumes.items():
-                planner.translate(
-                    (path, fsops.disk_state(st), fsops.xattrs_at(directory, name))
-                    for path, directory, name, st in scan.walk(
-                        volume.fd,
-                        mount,
-                        mounted=session.mounted_below(),
-                        unreadable=cannot_read,
-                    )
-                )
-        actions = planner.finish()
-    installed = {action.path for action in actions if isinstance(action, Install)}
-    return Draft(
-        plan=replace(
-            plan, actions=actions, overrides=(*plan.overrides, *sorted(planner.overridden))
-        ),
-        index=bytes(new_index),
-        positions={path: number for path, number in positions.items() if path in installed},
-        pristine=tuple(pristine),
-        old=old_header,
-        unreadable=tuple(unreadable),
-    )
-
-
-def _estranged(session: Session, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
-    """Return the secondaries that the baseline of the primary volume does not describe.
-
-    Returns:
-        Mounts of those that are new or were lost, and of those with another recorded id, such
-        as one that was restored from an older backup.
-    """
-    baseline = facts[session.primary.mount].baseline
-    mounts = [mount for mount in session.volumes if mount != session.primary.mount]
-    if baseline is None:
-        return [], []
-    fresh = [mount for mount in mounts if facts[mount].identity is None]
-    others = [mount for mount in mounts if mount not in fresh]
-    return fresh, [mount for mount in others if facts[mount].build_id != baseline.build_id]
-
-
-def _same_records(session: Session, primary: Facts, *, unknown_old: bool) -> bytes | None:
-    """Return the index, if the manifest is record by record the one applied before."""
-    baseline, image = primary.baseline, session.image.header
-    if unknown_old or session.options.checksum or baseline is None:
-        return None
-    if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
-        return None
-    index = state.read_index(session.primary, baseline)
-    return index if len(index) == image.records * INDEX_ENTRY.size else None
-
-
-def _forget(index: bytearray, suspects: bytes) -> None:
-    """Drop the index entries of the records that are suspected."""
-    position = suspects.find(1)
-    while position >= 0:
-        start = position * INDEX_ENTRY.size
-        index[start : start + INDEX_ENTRY.size] = scan.INDEX_UNKNOWN
-        position = suspects.find(1, position + 1)
-
-
-def _old(
-    session: Session, primary: Facts, *, unknown_old: bool
-) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
-    if unknown_old:
-        volume = session.primary
-        return session.learn(), iter(adopt.old_lines(volume, volume.mount)), b""
-    if primary.baseline is None:
-        return None, iter(()), b""
-    header, stream = state.read_baseline(session.primary)
-    return header, _lines(stream), state.read_index(session.primary, header)
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    with stream:
-        yield from manifest.read_lines(stream)
+    say: Progress
+    show: Progress
+    redactor: Redactor
 
 
 # -- carrying out ------------------------------------------------------------------------
 
 
 def carry_out(
-    session: Session, made: Draft, facts: Mapping[str, Facts], progress: Progress
-) -> tuple[tuple[str, str], ...]:
-    """Stage, mark, swap and commit a plan.
+    session: Session,
+    made: Draft,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+    *,
+    phases: Collection[str],
+) -> Finish:
+    """Stage, mark and swap a plan, execute its tasks and commit.
 
-    Returns:
-        Paths that were found changed since the plan, and where that was saved.
+    Args:
+        session: The volumes.
+        made: The plan.
+        facts: What was found on the volumes.
+        speaker: Where it says what it does.
+        phases: Phases whose tasks are executed now; with others the run stays open.
 
     Raises:
         IpaVolumeError: If something fails; the message says in which state the volume is.
@@ -343,27 +149,26 @@ def carry_out(
     transaction = _new_transaction(session, made.plan, facts)
     areas = {mount: workspace.make_area(volume) for mount, volume in session.volumes.items()}
     try:
-        index = Index(header.records)
-        for start in range(0, len(made.index), INDEX_ENTRY.size):
-            entry = made.index[start : start + INDEX_ENTRY.size]
-            index.set(start // INDEX_ENTRY.size, entry)
+        index = Index(header.records, made.index)
         first = next(iter(areas.values()))
         try:
-            staging.Stage(made.plan, image, areas, index, progress).run(pristine=made.pristine)
+            staging.Stage(made.plan, image, areas, index, speaker.say).run(pristine=made.pristine)
             with workspace.attempt("write to", first.volume.directory):
                 image.copy_manifest(first.work, state.BASELINE)
                 journal.write_plan(first.work, planfile.dump_lines(made.plan))
                 journal.write_bytes(first.work, state.INDEX, state.dump_index(index.body(), header))
                 for area in areas.values():
                     executor.write_transaction(area, transaction)
-            progress("making it durable")
+            interruption.check()
+            speaker.say("making it durable")
             for area in areas.values():
                 workspace.sync_area(area.volume)
         except IpaVolumeError as err:
             err.state = workspace.STATE_UNTOUCHED
             raise
         executor.mark(list(areas.values()))
-        return _finish(session, areas, transaction, made.plan, made.positions, facts, progress)
+        run = _Run(session, areas, transaction, made.plan, facts, speaker, phases)
+        return run.finish(made.positions)
     finally:
         for area in areas.values():
             area.close()
@@ -409,16 +214,22 @@ def read_open_plan(session: Session, facts: Mapping[str, Facts]) -> Plan:
 def resume(
     session: Session,
     facts: Mapping[str, Facts],
-    progress: Progress,
+    speaker: Speaker,
     *,
+    phases: Collection[str],
     overrides: Sequence[str] = (),
-) -> tuple[Plan, tuple[tuple[str, str], ...]]:
-    """Finish the open transaction from what is on the volumes alone.
+) -> Finish:
+    """Go on with the open run from what is on the volumes.
+
+    The files need nothing but the volumes. The tasks are those of the image that began it;
+    when another one takes the run over they are left out, and its own are chosen later by
+    what is recorded then.
 
     Args:
         session: The volumes.
         facts: What was found on them.
-        progress: Told of each phase.
+        speaker: Where it says what it does.
+        phases: Phases whose tasks are executed now; with others the run stays open.
         overrides: Refusals that were overridden to get here, by code.
 
     Raises:
@@ -430,7 +241,8 @@ def resume(
         raise AssertionError("nothing to resume")
     plan = read_open_plan(session, facts)
     plan = replace(plan, overrides=(*plan.overrides, *overrides))
-    progress(f"finishing run {transaction.run} to {transaction.to_build}")
+    _refuse_repetition(session, primary, transaction)
+    speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
     areas = {}
     for mount, volume in session.volumes.items():
         theirs = facts[mount].transaction
@@ -445,11 +257,29 @@ def resume(
     try:
         if transaction.phase == state.MARKED:
             executor.move_build_ids(areas.values())
-        notes = _finish(session, areas, transaction, plan, None, facts, progress)
+        return _Run(session, areas, transaction, plan, facts, speaker, phases).finish(None)
     finally:
         for area in areas.values():
             area.close()
-    return plan, notes
+
+
+def _refuse_repetition(session: Session, primary: Facts, transaction: Transaction) -> None:
+    """Refuse to try once more what failed in the same way several times.
+
+    Raises:
+        RefusedError: Unless the operator says that it is to be tried again.
+    """
+    failure = primary.tasks.repeated()
+    if failure is None or session.options.retry:
+        return
+    raise RefusedError(
+        f"run {transaction.run} failed {REPEATED_FAILURES} times in the same way, last at "
+        f"{failure.at}: {failure.message}",
+        code="repeated-failure",
+        hint=f"Read {session.primary.mount}/.ipavolume/logs/{transaction.run}.log, remove the "
+        "cause, then: ipavolume upgrade --retry.",
+        state=workspace.STATE_OPEN,
+    )
 
 
 def _takes_part(primary: Facts, mount: str) -> bool:
@@ -457,53 +287,188 @@ def _takes_part(primary: Facts, mount: str) -> bool:
     return target is not None and any(volume.mount == mount for volume in target.volumes)
 
 
-def _finish(
-    session: Session,
-    areas: Mapping[str, Area],
-    transaction: Transaction,
-    plan: Plan,
-    positions: Mapping[str, int] | None,
-    facts: Mapping[str, Facts],
-    progress: Progress,
-) -> tuple[tuple[str, str], ...]:
-    """Swap what is not swapped, and commit."""
-    first = next(iter(areas.values()))
-    notes: list[tuple[str, str]] = []
-    if transaction.phase == state.MARKED:
+class _Run:
+    """An open run: swaps what is not swapped, executes what is not executed, and commits."""
+
+    def __init__(
+        self,
+        session: Session,
+        areas: Mapping[str, Area],
+        transaction: Transaction,
+        plan: Plan,
+        facts: Mapping[str, Facts],
+        speaker: Speaker,
+        phases: Collection[str],
+    ) -> None:
+        self._session = session
+        self._areas = areas
+        self._transaction = transaction
+        self._plan = plan
+        self._facts = facts
+        self._primary = facts[session.primary.mount]
+        self._first = next(iter(areas.values()))
+        self._speaker = speaker
+        self._phases = phases
+        # A rebuild of the image that began it has the same steps and scriptlets.
+        self._ours = transaction.fingerprint == session.image.header.fingerprint
+        self._log = TaskLog(records=self._primary.tasks.records)
+        if not session.options.retry:
+            self._log = self._primary.tasks
+
+    def finish(self, positions: Mapping[str, int] | None) -> Finish:
+        """Bring the run to its end, or to where the next phase begins.
+
+        Args:
+            positions: Record number by path of what single actions install, or ``None``
+                when the run is gone on with.
+        """
+        try:
+            notes = self._swap(positions)
+            if self._ours:
+                self._execute()
+        except StoppedError as err:
+            err.state = err.state or workspace.STATE_OPEN
+            raise
+        except IpaVolumeError as err:
+            self._remember(err)
+            raise
+        records = tuple(self._log.records.values())
+        waiting = tuple(pending(self._plan.tasks, self._log)) if self._ours else ()
+        if waiting:
+            return Finish(plan=self._plan, notes=notes, tasks=records, waiting=waiting)
+        self._commit(notes)
+        return Finish(plan=self._plan, notes=notes, tasks=records)
+
+    def _attempt(self) -> contextlib.AbstractContextManager[None]:
+        directory = self._first.volume.directory
+        return workspace.attempt("write to", directory, now=workspace.STATE_OPEN)
+
+    def _swap(self, positions: Mapping[str, int] | None) -> tuple[tuple[str, str], ...]:
+        if self._transaction.phase != state.MARKED:
+            return ()
         entries: dict[int, bytes] = {}
 
         def installed(path: str, st: os.stat_result) -> None:
             if positions is not None and path in positions:
                 entries[positions[path]] = scan.index_entry(st)
 
-        swap = swapping.Swap(plan, areas, installed=installed)
-        swap.run(progress)
-        notes = swap.notes
+        swap = swapping.Swap(self._plan, self._areas, installed=installed)
+        swap.run(self._speaker.say)
         if entries:
-            _add_to_index(first, entries)
-        for area in areas.values():
+            _add_to_index(self._first, entries)
+        for area in self._areas.values():
             workspace.sync_area(area.volume, now=workspace.STATE_OPEN)
-        with workspace.attempt("write to", first.volume.directory, now=workspace.STATE_OPEN):
-            transaction = journal.advance(first.work, transaction, state.SWAPPED)
-    # Between these two the online phase has its place: upgrade steps, scriptlets.
-    with workspace.attempt("write to", first.volume.directory, now=workspace.STATE_OPEN):
-        transaction = journal.advance(first.work, transaction, state.COMMITTING)
-    target = facts[session.primary.mount].target
-    if positions is not None or target is None:
-        target = session.image.header
-    identities = [
-        _identity(facts[mount], transaction, target, primary=mount == session.primary.mount)
-        for mount in areas
-    ]
-    old = facts[session.primary.mount].baseline
-    entry = history_entry(plan, transaction, old, target, notes)
-    executor.commit(
-        list(areas.values()),
-        identities,
-        transaction.to_build,
-        (state.read_history(session.primary), entry),
-    )
-    return tuple(notes)
+        with self._attempt():
+            self._transaction = journal.advance(self._first.work, self._transaction, state.SWAPPED)
+        return tuple(swap.notes)
+
+    def _execute(self) -> None:
+        """Execute the tasks whose turn it is."""
+        if self._transaction.phase != state.SWAPPED:
+            return
+        todo = [task for task in pending(self._plan.tasks, self._log) if task.phase in self._phases]
+        if not todo:
+            return
+        # Later, so that a run without tasks does not load what only they need.
+        from ipavolume.execution import Execution
+
+        output = open_log(self._session, self._plan.run, self._speaker)
+        execution = Execution(
+            self._session,
+            self._plan,
+            self._log,
+            recorded_of(self._session, self._facts),
+            work=self._first.work,
+            output=output,
+        )
+        try:
+            for phase in ("offline", "online"):
+                if phase in self._phases:
+                    execution.run(phase)
+        finally:
+            self._log = execution.log
+            output.close()
+
+    def _remember(self, err: IpaVolumeError) -> None:
+        """Record a failed attempt, for the next start to know how often it happened."""
+        failure = Failure(
+            signature=f"{err.code} {err.path} {self._session.image.build_id}",
+            at=_now(),
+            message=self._speaker.redactor.text(str(err)),
+        )
+        # What is in the way of the run may be in the way of this, too.
+        with contextlib.suppress(OSError):
+            journal.write_tasks(self._first.work, self._log.with_failure(failure))
+
+    def _commit(self, notes: Sequence[tuple[str, str]]) -> None:
+        with self._attempt():
+            self._transaction = journal.advance(
+                self._first.work, self._transaction, state.COMMITTING
+            )
+        target = self._session.image.header
+        if target.build_id != self._transaction.to_build and self._primary.target is not None:
+            target = self._primary.target
+        identities = [
+            _identity(
+                self._facts[mount],
+                self._transaction,
+                target,
+                primary=mount == self._session.primary.mount,
+            )
+            for mount in self._areas
+        ]
+        unexecuted = bool(pending(self._plan.tasks, self._log))
+        entry = records.history_entry(
+            self._plan,
+            self._transaction,
+            self._primary.baseline,
+            target,
+            log=self._log,
+            copies=[*notes, *records.saved_copies(self._areas.values(), self._plan.run)],
+            unexecuted=unexecuted,
+        )
+        executor.commit(
+            list(self._areas.values()),
+            identities,
+            self._transaction.to_build,
+            (state.read_history(self._session.primary), entry),
+            stepped=self._primary.stepped if unexecuted else None,
+            unexecuted=unexecuted,
+        )
+
+
+def open_log(session: Session, run: str, speaker: Speaker) -> RunLog:
+    """Open the log of a run, and those of the configuration that people follow.
+
+    Raises:
+        VolumeIOError: If the log of the run cannot be opened.
+    """
+    with workspace.attempt("open a log on", session.primary.directory):
+        return RunLog(
+            session.primary,
+            run,
+            redactor=speaker.redactor,
+            show=speaker.show,
+            followed=_followed(session),
+        )
+
+
+def _followed(session: Session) -> list[BinaryIO]:
+    """Open the logs that people follow, where they are on a volume and can be written to."""
+    streams = []
+    with session.tree() as tree:
+        for path in session.image.config.log_follow:
+            parent, _, name = place(path, session.image.header.volumes).rpartition("/")
+            traversed = tree.directory(parent)
+            if traversed is None:
+                continue
+            with contextlib.suppress(OSError):
+                directory = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=traversed)
+                try:
+                    streams.append(journal.open_log(directory, name))
+                finally:
+                    os.close(directory)
+    return streams
 
 
 def _add_to_index(first: Area, entries: Mapping[int, bytes]) -> None:
@@ -548,101 +513,122 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-_KINDS_OF_COPY: Final = (".rpmnew", ".rpmsave", ".rpmorig")
-
-
-def history_entry(
-    plan: Plan,
-    transaction: Transaction,
-    old: ImageHeader | None,
-    new: ImageHeader,
-    notes: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
-    """Return what the history records of a run."""
-    counts = Counter(verb(action) for action in plan.actions)
-    before = {package.name: package.evr for package in old.packages} if old else {}
-    packages = [
-        [package.name, before[package.name], package.evr]
-        for package in new.packages
-        if package.name in before and before[package.name] != package.evr
-    ]
-    return {
-        "run": plan.run,
-        "kind": plan.kind,
-        "from": plan.from_build,
-        "from_name": old.image_name if old else "",
-        "to": plan.to_build,
-        "to_name": new.image_name,
-        "started": transaction.started,
-        "finished": _now(),
-        "result": "done",
-        "counts": dict(sorted(counts.items())),
-        "packages": packages,
-        "overrides": list(plan.overrides),
-        "copies": [
-            *(list(copy) for action in plan.actions if (copy := copy_of(action)) is not None),
-            *([path, to, "saved"] for path, to in notes if to),
-        ],
-        "kept": [action.path for action in plan.actions if isinstance(action, Keep)],
-    }
-
-
-def copy_of(action: Action) -> tuple[str, str, str] | None:
-    """Return path, copy and kind of copy that an action leaves, or ``None``."""
-    match action:
-        case Install(path=path, record=record) if path != record:
-            return record, path, "rpmnew"
-        case Install(path=path, save_to=to) | Save(path=path, to=to) if to:
-            kind = next((kind for kind in _KINDS_OF_COPY if to.startswith(path + kind)), ".saved")
-            return path, to, kind[1:]
-        case _:
-            return None
-
-
 # -- the commands ------------------------------------------------------------------------
 
 
 def bring_up(
-    session: Session, progress: Progress, *, act: Callable[[Verdict], None] = refuse
+    session: Session,
+    speaker: Speaker,
+    *,
+    phases: Collection[str] = PHASES,
 ) -> Outcome:
     """Bring the volumes to the image, whatever state they are in. The lock is held.
+
+    Args:
+        session: The volumes.
+        speaker: Where it says what it does.
+        phases: What is done now. Without the online phase its tasks are left to the next
+            call; without the offline phase no file is touched.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
-    plans: list[Plan] = []
-    notes: list[tuple[str, str]] = []
+    ends: list[Finish] = []
+    warnings: list[str] = []
     found: Verdict | None = None
     for _ in range(_MAX_ROUNDS):
         facts = session.facts()
         verdict = session.judge(facts)
+        if verdict.state is State.CURRENT and session.options.again and not ends:
+            verdict = replace(verdict, state=State.OUTDATED, reason="everything is run again")
         found = found or verdict
-        act(verdict)
-        match verdict.state:
-            case State.CURRENT:
-                _drop_stale(session, facts)
-                for volume in session.volumes.values():
-                    workspace.discard_staging(volume)
-                return Outcome(
-                    state=found.state,
-                    reason=found.reason,
-                    recorded=session.image.build_id,
-                    plans=tuple(plans),
-                    notes=tuple(notes),
-                )
-            case State.UPGRADING | State.TAKEN_OVER:
-                progress(f"the volume is {verdict.state}: {verdict.reason}")
-                plan, more = resume(session, facts, progress, overrides=verdict.overrides)
-            case _:
-                progress(f"the volume is {verdict.state}: {verdict.reason}")
-                _drop_stale(session, facts)
-                made = draft(session, verdict, facts)
-                _refuse_unreadable(made)
-                plan = made.plan
-                more = carry_out(session, made, facts, progress)
-        plans.append(plan)
-        notes += more
+        refuse(verdict)
+        if verdict.state is State.CURRENT:
+            _drop_stale(session, facts)
+            for volume in session.volumes.values():
+                workspace.discard_staging(volume)
+            return _outcome(found, ends, warnings, recorded=session.image.build_id)
+        _refuse_phase(session, verdict, facts, phases)
+        speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
+        if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
+            end = resume(session, facts, speaker, phases=phases, overrides=verdict.overrides)
+        else:
+            _refuse_while_waiting(session, verdict)
+            _drop_stale(session, facts)
+            made = draft(session, verdict, facts)
+            _refuse_unreadable(made)
+            if "online" in phases:
+                choosing.refuse_outside(session, made.plan.tasks)
+            warnings += [warning.text for warning in made.warnings]
+            end = carry_out(session, made, facts, speaker, phases=phases)
+        ends.append(end)
+        if end.waiting:
+            return _outcome(found, ends, warnings, recorded="")
     raise AssertionError("the volume does not become current")
+
+
+def _refuse_while_waiting(session: Session, verdict: Verdict) -> None:
+    """Refuse new files under an installation that waits for an answer from outside.
+
+    Raises:
+        RefusedError: If there is one.
+    """
+    if verdict.state in (State.EMPTY, State.REBUILT) or session.image.config.first_run is None:
+        return
+    from ipavolume import firstrun
+
+    if firstrun.standing(session) is firstrun.Standing.WAITING:
+        raise RefusedError(
+            f"the first run waits for an answer, and the volume is {verdict.reason}",
+            code="waiting",
+            hint="Finish the first run with the image that began it, then upgrade.",
+        )
+
+
+def _refuse_phase(
+    session: Session, verdict: Verdict, facts: Mapping[str, Facts], phases: Collection[str]
+) -> None:
+    """Refuse what the phases that are wanted cannot do.
+
+    Raises:
+        RefusedError: If files would have to be touched in the online phase, or programs of
+            the image executed outside of its container.
+    """
+    primary = facts[session.primary.mount]
+    swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
+    if "offline" not in phases and not (verdict.state is State.UPGRADING and swapped):
+        raise RefusedError(
+            f"the volume is {verdict.state}, its files are not those of this image: "
+            f"{verdict.reason}",
+            code="offline-first",
+            hint="The offline phase comes first: start the container by ipavolume start, or stop "
+            "the application and run ipavolume upgrade.",
+        )
+    if verdict.state is State.UPGRADING and "online" in phases:
+        plan = read_open_plan(session, facts)
+        choosing.refuse_outside(session, pending(plan.tasks, primary.tasks))
+
+
+def _outcome(
+    found: Verdict, ends: Sequence[Finish], warnings: Sequence[str], *, recorded: str
+) -> Outcome:
+    tasks = [record for end in ends for record in end.tasks]
+    messages = [
+        message
+        for record in tasks
+        if record.state is TaskState.WARNED
+        for message in record.messages
+    ]
+    return Outcome(
+        state=found.state,
+        reason=found.reason,
+        recorded=recorded,
+        plans=tuple(end.plan for end in ends),
+        notes=tuple(note for end in ends for note in end.notes),
+        tasks=tuple(tasks),
+        warnings=(*warnings, *(text for text in messages if text not in warnings)),
+        waiting=ends[-1].waiting if ends else (),
+    )
 
 
 def _refuse_unreadable(made: Draft) -> None:

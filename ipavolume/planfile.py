@@ -28,8 +28,10 @@ from ipavolume.actions import (
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.manifest import MAX_ID, is_safe_path
 from ipavolume.model import DiskState, FileType
+from ipavolume.tasks import parse_task, task_data
 
 FORMAT: Final = 1
+_TASK: Final = "task"
 _MAX_LINE_BYTES: Final = 4 << 20
 _MAX_RUN_CHARACTERS: Final = 64
 
@@ -130,7 +132,7 @@ def _state_data(state: DiskState) -> dict[str, Any]:
 
 
 def dump_lines(plan: Plan) -> Iterable[bytes]:
-    """Yield the lines of *plan*: header, actions, end."""
+    """Yield the lines of *plan*: header, actions, tasks, end."""
     digest = hashlib.blake2b(digest_size=32)
     header = {
         "format": FORMAT,
@@ -141,7 +143,8 @@ def dump_lines(plan: Plan) -> Iterable[bytes]:
         "fingerprint": plan.fingerprint,
         "overrides": list(plan.overrides),
     }
-    for data in (header, *(action_data(action) for action in plan.actions)):
+    tasks = ({"op": _TASK, **task_data(task)} for task in plan.tasks)
+    for data in (header, *(action_data(action) for action in plan.actions), *tasks):
         line = json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
         digest.update(line)
         yield line
@@ -179,7 +182,8 @@ def load(stream: BinaryIO, *, mounts: Iterable[str]) -> Plan:
             from_build=str(header["from"]),
             to_build=str(header["to"]),
             fingerprint=str(header["fingerprint"]),
-            actions=tuple(_action(item, below) for item in items[1:]),
+            actions=tuple(_action(item, below) for item in items[1:] if item["op"] != _TASK),
+            tasks=tuple(parse_task(item) for item in items[1:] if item["op"] == _TASK),
             overrides=tuple(str(code) for code in header["overrides"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:

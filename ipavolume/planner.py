@@ -190,7 +190,6 @@ class Planner:
     ) -> None:
         """Take what is known; see the class."""
         self._view = view
-        self._new = new
         self._run = run
         self._populate = populate
         self._unknown_old = unknown_old
@@ -219,7 +218,6 @@ class Planner:
         self._keeps: list[Keep] = []
         self.overridden: set[str] = set()
         """Codes of the refusals that were overridden."""
-        self.positions: dict[str, int] = {}
         """Record number of each path that a single action installs."""
 
     # -- one path ------------------------------------------------------------------------
@@ -391,11 +389,11 @@ class Planner:
                     if old is None or not self._merge_metadata(path, old, found, new):
                         self._verified(position, found.disk)
                 elif found.type is FileType.DIRECTORY:
-                    self._replace_directory(path, old, found, new)
+                    self._replace_directory(path, found, new)
                 else:
                     self._replace(path, old, found, new)
             case Fate.CONFLICT if found.type is FileType.DIRECTORY:
-                self._replace_directory(path, old, found, new)
+                self._replace_directory(path, found, new)
             case Fate.CONFLICT:
                 self._replace(path, old, found, new)
             case Fate.SAVE:
@@ -454,7 +452,7 @@ class Planner:
         else:
             self._install(path, new, self._shipped(new), None, reason="takes its place")
 
-    def _replace_directory(self, path: str, old: Record | None, found: _Found, new: Record) -> None:
+    def _replace_directory(self, path: str, found: _Found, new: Record) -> None:
         """Plan to put something else in a directory's place, if nothing unknown is in it."""
         self._pending[path] = (new, found.disk, self._shipped(new))
 

@@ -30,13 +30,14 @@ from ipavolume.errors import ConfigurationError
 from ipavolume.imagetree import ImageTree
 from ipavolume.model import ImageHeader
 from ipavolume.pathlist import ListEntry, normalise, parse_path_list
-from ipavolume.preparation import identity
+from ipavolume.preparation import identity, initfiles, scriptletshipping
 from ipavolume.preparation.identity import MANIFEST_PATH, Findings
 from ipavolume.preparation.imagefiles import DigestCache, reported
 from ipavolume.preparation.packagefacts import PackageFacts, read_facts
 from ipavolume.preparation.placement import Listed, Placement, place_entries, record_path
 from ipavolume.preparation.relocation import Relocation, and_above
 from ipavolume.preparation.shipped import Shipped, read_accounts
+from ipavolume.preparation.stepshipping import ship_steps
 
 _MAX_LIST_BYTES: Final = 16 << 20
 
@@ -196,14 +197,23 @@ class _Run:
         self._progress(f"{entries} listed paths")
         names = read_accounts(tree)
         facts = self._read_packages(placements, rpms)
+        described = scriptletshipping.describe(
+            tree, facts.installed, self._config.scriptlets, warn=self._warn
+        )
         relocation.move(placements, facts, names)
         relocation.make_covered(placements, facts, names)
         for location in tree.places:
             relocation.make(location)
         tree.forget()
         self._warn_of_leftovers(placements)
+        self._warn_of_first_run(listed)
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
+        steps_changed = ship_steps(tree, make=relocation.make, warn=self._warn)
+        scriptlets_changed = scriptletshipping.ship(tree, described, make=relocation.make)
+        init_changed = initfiles.install(
+            tree, online_unit=self._config.online_unit, make=relocation.make, warn=self._warn
+        )
         self._progress("writing the manifest")
         shipped = Shipped(
             tree,
@@ -221,6 +231,7 @@ class _Run:
             names=names,
             links=links,
             locations=relocation.locations,
+            scriptlets=described.catalogue.digest,
             before=before,
         )
         with fsops.anonymous_file() as spool:
@@ -228,10 +239,13 @@ class _Run:
                 tree, findings, shipped, spool, build_id=build_id, image_name=image_name
             )
             written = identity.write(tree, findings, header, spool, make=relocation.make)
-        self._warn_of_what_is_not_done()
         return PrepareResult(
             build_id=header.build_id,
-            changed=written or relocation.changed,
+            changed=written
+            or relocation.changed
+            or steps_changed
+            or scriptlets_changed
+            or init_changed,
             fingerprint=header.fingerprint,
             links=relocation.made,
             entries=entries,
@@ -364,11 +378,20 @@ class _Run:
                         f"{placement.volume.template + placement.place!r} should get it"
                     )
 
-    def _warn_of_what_is_not_done(self) -> None:
-        if self._config.scriptlets is not None:
-            self._warn("[scriptlets]: recorded; this version does not run them")
-        if self._config.first_run is not None:
-            self._warn("[first-run]: recorded; this version does not run them")
+    def _warn_of_first_run(self, listed: Sequence[Listed]) -> None:
+        """Warn of what the first run is judged by, where a volume would not keep it."""
+        config = self._config.first_run
+        if config is None:
+            return
+        kept = [item.entry.path for item in listed if not item.volume.volatile]
+        kept += [volume.mount for volume in self._config.volumes if not volume.volatile]
+        for key, path in (
+            ("done-when", config.done_when),
+            ("waiting-when", config.waiting_when),
+            ("ruins-when", config.ruins_when),
+        ):
+            if path and not any(is_within(path, above) for above in kept):
+                self._warn(f"[first-run] {key}: {path!r} is on no volume, so it will not be seen")
 
 
 def _read_given(name: str) -> bytes:

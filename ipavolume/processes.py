@@ -1,20 +1,502 @@
-"""The programs that are run while an image is built: rpm."""
+"""The programs that are run: commands of the image at an upgrade, rpm while it is built."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
+import select
+import signal
 import subprocess
+import termios
 import threading
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO, Final, cast
 
-from ipavolume import fsops
-from ipavolume.errors import PackageError, VolumeIOError
+from ipavolume import fsops, interruption
+from ipavolume.errors import CommandFailedError, PackageError, VolumeIOError
 
-_TIMEOUT_S: Final = 900.0
+GRACE_S: Final = 10.0
+"""Seconds between the polite and the other signal; what docker and podman give a container."""
+
+_KEPT_LINES: Final = 20
+_LINE_BYTES: Final = 8 << 10
+_READ_BYTES: Final = 64 << 10
+_LONGEST_POLL_S: Final = 3600.0
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
+_RPM_TIMEOUT_S: Final = 900.0
 _SHOWN_LINES: Final = 5
 _SHOWN_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        status: Its exit status; negative: the signal that killed it.
+        timed_out: It was ended because its time was up.
+        lines: The last lines of its output.
+        left: How many processes it left running; they were ended as well.
+    """
+
+    status: int
+    timed_out: bool
+    lines: tuple[str, ...]
+    left: int
+
+
+def run_command(
+    words: Sequence[str],
+    *,
+    timeout_s: float,
+    output: Callable[[str], None],
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    umask: int = 0o022,
+    terminal: bool = False,
+    grace_s: float = GRACE_S,
+) -> Ended:
+    """Run a command of the image to its end, and to the end of all that it started.
+
+    It has a session of its own, and an empty pipe as standard input, as rpm's scriptlets
+    have (``runExtScript`` in rpm's ``lib/rpmscript.c``). A signal that asks for an end is
+    passed on; what does not follow it within *grace_s* is killed.
+
+    Processes that it leaves running come back to this one (``PR_SET_CHILD_SUBREAPER``) and
+    are ended: TERM, *grace_s*, KILL. As PID 1 this reaps, and regards as left by the command,
+    whatever else became an orphan of the container meanwhile. No other child of this process
+    may be waited for by anybody else during the call.
+
+    Args:
+        words: The command, found by the ``PATH`` of *env*, and its arguments.
+        timeout_s: Seconds that it may take.
+        output: Told of each line of standard output and standard error, without its end;
+            bytes that are not UTF-8 are surrogates, and what is longer than some KiB comes
+            in pieces.
+        env: Its environment; by default this process's.
+        cwd: Its working directory.
+        umask: Its umask.
+        terminal: Give it the terminal, where there is one: that of this process, or the
+            console of the container. Nothing is captured then, and keys such as Ctrl-C are
+            for the command.
+        grace_s: Seconds to follow a polite signal in.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        CommandFailedError: If it cannot be started.
+        StoppedError: If a signal asked for an end.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interruption.installed())
+        interruption.check()
+        interruption.take_for_command()
+        stack.enter_context(_orphans_come_here())
+        wake = stack.enter_context(_wakened())
+        screen = stack.enter_context(_screen()) if terminal else None
+        command = _Command(words, env=env, cwd=cwd, umask=umask, screen=screen, wake=wake)
+        with command:
+            return command.follow(output, timeout_s=timeout_s, grace_s=grace_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Process:
+    pid: int
+    parent: int
+    group: int
+    started: int
+    is_dead: bool
+
+
+class _Command:
+    """A command that runs, its output, and what descends from it."""
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str,
+        umask: int,
+        screen: _Screen | None,
+        wake: int,
+    ) -> None:
+        self._wake = wake
+        self._reader = -1
+        self._partial = b""
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._output: Callable[[str], None] = self._lines.append
+        self._status: int | None = None
+        # What was there before the command cannot come from it.
+        self._earlier = {(one.pid, one.started) for one in _all_processes()}
+        with contextlib.ExitStack() as stack:
+            if screen is None:
+                stdin, empty = _pipe(stack)
+                os.close(empty)
+                self._reader, out = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(self._reader, False)
+                stack.callback(os.close, out)
+            else:
+                stdin = out = screen.fd
+            try:
+                self._process = subprocess.Popen(
+                    list(words),
+                    stdin=stdin,
+                    stdout=out,
+                    stderr=out,
+                    env=None if env is None else dict(env),
+                    cwd=cwd,
+                    umask=umask,
+                    start_new_session=screen is None or not screen.is_ours,
+                    process_group=0 if screen is not None and screen.is_ours else None,
+                    preexec_fn=screen.take if screen is not None else None,
+                )
+            except (OSError, ValueError) as err:
+                self._close()
+                raise _cannot_execute(words, cwd, err) from err
+
+    def __enter__(self) -> _Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind, whatever ended the run."""
+        if self._status is None:
+            # What raised may have been the callback.
+            self._output = _ignore
+            self._signal(signal.SIGKILL)
+            self._wait(time.monotonic() + GRACE_S, self._has_ended)
+            self._wait(time.monotonic() + GRACE_S, lambda: not self._signal_rest(signal.SIGKILL))
+        # Popen is told, or it would wait for a process that has been waited for.
+        self._process.returncode = self._end_status()
+        self._close()
+
+    def follow(self, output: Callable[[str], None], *, timeout_s: float, grace_s: float) -> Ended:
+        """Wait for the end, or bring it about."""
+        self._output = output
+        in_time = self._wait(
+            time.monotonic() + timeout_s,
+            lambda: self._has_ended() or interruption.stop_signal() is not None,
+        )
+        killed = self._status is None
+        if killed:
+            stop = interruption.stop_signal()
+            self._signal(signal.SIGINT if stop == signal.SIGINT else signal.SIGTERM)
+            if not self._wait(time.monotonic() + grace_s, self._has_ended):
+                self._signal(signal.SIGKILL)
+                self._wait(time.monotonic() + grace_s, self._has_ended)
+        self._read_pipe()
+        rest = self._rest()
+        if killed:
+            rest = [one for one in rest if one.group != self._process.pid]
+        if self._signal_rest(signal.SIGTERM) and not self._wait(
+            time.monotonic() + grace_s, lambda: not self._rest()
+        ):
+            self._wait(time.monotonic() + grace_s, lambda: not self._signal_rest(signal.SIGKILL))
+        self._read_pipe()
+        if self._partial:
+            self._say(self._partial)
+            self._partial = b""
+        number = interruption.stop_signal()
+        if number is not None:
+            raise interruption.stopped(number)
+        return Ended(
+            status=self._end_status(),
+            timed_out=not in_time,
+            lines=tuple(self._lines),
+            left=len(rest),
+        )
+
+    # -- waiting -------------------------------------------------------------------------
+
+    def _wait(self, deadline: float, done: Callable[[], bool]) -> bool:
+        """Serve output, children and signals until *done* or the deadline; tell which."""
+        while True:
+            self._reap()
+            if done():
+                return True
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            if self._reader >= 0:
+                poll.register(self._reader, select.POLLIN)
+            for fd, _ in poll.poll(min(remaining, _LONGEST_POLL_S) * 1000):
+                if fd == self._reader:
+                    self._read(_READ_BYTES)
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, _READ_BYTES)
+            for number in interruption.take_for_command():
+                self._signal(number)
+
+    def _has_ended(self) -> bool:
+        return self._status is not None
+
+    def _end_status(self) -> int:
+        # One that KILL does not end sleeps in the kernel; it is not waited for any longer.
+        return -signal.SIGKILL if self._status is None else self._status
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self._process.pid:
+                    self._status = os.waitstatus_to_exitcode(status)
+
+    # -- signals -------------------------------------------------------------------------
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to the command's process group; one that is stopped wakes for it."""
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    os.killpg(self._process.pid, signal.SIGCONT)
+
+    def _signal_rest(self, number: int) -> bool:
+        """Send a signal to all that descends from the command; tell whether there was any.
+
+        Whole process groups are signalled, which the kernel does in one piece: a process
+        that forks meanwhile cannot get away from it.
+        """
+        rest = self._rest()
+        ours = os.getpgrp()
+        for group in {one.group for one in rest} - {ours}:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+                os.killpg(group, signal.SIGCONT)
+        for one in rest:
+            if one.group == ours:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one.pid, number)
+        return bool(rest)
+
+    def _rest(self) -> list[_Process]:
+        """Return what descends from the command, without the command itself."""
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return []
+        below: dict[int, list[_Process]] = {}
+        for one in _all_processes():
+            if (one.pid, one.started) not in self._earlier:
+                below.setdefault(one.parent, []).append(one)
+        result = []
+        pending = below.get(os.getpid(), [])
+        while pending:
+            one = pending.pop()
+            pending += below.get(one.pid, ())
+            if not one.is_dead and one.pid != self._process.pid:
+                result.append(one)
+        return result
+
+    # -- output --------------------------------------------------------------------------
+
+    def _read(self, limit: int) -> None:
+        """Read what is in the pipe, at most *limit* bytes, and tell the complete lines."""
+        while limit > 0 and self._reader >= 0:
+            try:
+                data = os.read(self._reader, min(limit, _READ_BYTES))
+            except BlockingIOError:
+                return
+            if not data:
+                self._close()
+                return
+            limit -= len(data)
+            *complete, partial = (self._partial + data).split(b"\n")
+            # Before the callback, which may raise: no line is told twice.
+            self._partial = partial
+            for line in complete:
+                self._say(line)
+            while len(self._partial) > _LINE_BYTES:
+                end = _character_end(self._partial)
+                line, self._partial = self._partial[:end], self._partial[end:]
+                self._say(line)
+
+    def _read_pipe(self) -> None:
+        """Read what the command that has ended can have left in the pipe, and no more.
+
+        What it left running may hold the pipe open, and fill it, for ever.
+        """
+        if self._reader >= 0:
+            self._read(fcntl.fcntl(self._reader, fcntl.F_GETPIPE_SZ))
+
+    def _say(self, line: bytes) -> None:
+        while True:
+            end = _character_end(line)
+            piece, line = line[:end], line[end:]
+            text = piece.removesuffix(b"\r").decode("utf-8", "surrogateescape")
+            self._lines.append(text)
+            self._output(text)
+            if not line:
+                return
+
+    def _close(self) -> None:
+        if self._reader >= 0:
+            os.close(self._reader)
+            self._reader = -1
+
+
+def _ignore(_line: str) -> None:
+    """Take a line of output that nobody wants any more."""
+
+
+def _character_end(line: bytes) -> int:
+    """Return where a piece of *line* ends that is not too long and cuts no character."""
+    if len(line) <= _LINE_BYTES:
+        return len(line)
+    end = _LINE_BYTES
+    while end > _LINE_BYTES - 4 and line[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    stack.callback(os.close, reader)
+    return reader, writer
+
+
+def _cannot_execute(
+    words: Sequence[str], cwd: str, err: OSError | ValueError
+) -> CommandFailedError:
+    if isinstance(err, ValueError):
+        cause = str(err)
+    elif err.filename == cwd:
+        cause = f"the working directory {cwd!r}: {err.strerror}"
+    else:
+        cause = err.strerror or str(err)
+    return CommandFailedError(
+        f"cannot execute {words[0]!r}: {cause}",
+        code="cannot-execute",
+        hint="The command has to be in the image, and executable.",
+    )
+
+
+def _look(pid: int) -> _Process | None:
+    """Return what ``/proc`` says of a process, see ``proc_pid_stat(5)``; ``None``: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            # Its name, in parentheses, may be anything.
+            fields = stream.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return _Process(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        started=int(fields[19]),
+        is_dead=fields[0] in (b"Z", b"X"),
+    )
+
+
+def _all_processes() -> list[_Process]:
+    found = (_look(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [one for one in found if one is not None]
+
+
+@contextlib.contextmanager
+def _orphans_come_here() -> Iterator[None]:
+    """Be the parent of what descends from this process and loses its own, see ``prctl(2)``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = ctypes.c_int(0)
+    libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        # It would survive the execution of the container's command.
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def _wakened() -> Iterator[int]:
+    """Yield a descriptor that becomes readable when a signal comes or a child ends."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)
+    wakened = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakened)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        os.close(reader)
+        os.close(writer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Screen:
+    """A terminal for a command.
+
+    Attributes:
+        fd: Descriptor of it.
+        is_ours: It is this process's controlling terminal, which the command can have only as
+            a process group of the same session.
+    """
+
+    fd: int
+    is_ours: bool
+
+    def take(self) -> None:
+        """Make it the command's, between fork and exec."""
+        if self.is_ours:
+            _bring_to_front(self.fd, os.getpgrp())
+        else:
+            # Another session may have it; then there is no Ctrl-C, and all else works.
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self.fd, termios.TIOCSCTTY, 0)
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[_Screen | None]:
+    """Yield this process's terminal, or the console, or ``None``; it is left as it was."""
+    with contextlib.ExitStack() as stack:
+        fd = 0
+        if not os.isatty(fd):
+            console = fsops.open_console()
+            if console is None:
+                yield None
+                return
+            stack.callback(os.close, console)
+            fd = console
+        try:
+            front = os.tcgetpgrp(fd)
+        except OSError:
+            screen = _Screen(fd=fd, is_ours=False)
+        else:
+            if front != os.getpgrp():
+                # In the background of a shell: nobody there answers.
+                yield None
+                return
+            screen = _Screen(fd=fd, is_ours=True)
+        attributes = termios.tcgetattr(fd)
+        try:
+            yield screen
+        finally:
+            # A command that was killed while it asked for a password left the echo off.
+            with contextlib.suppress(OSError, termios.error):
+                if screen.is_ours:
+                    _bring_to_front(fd, os.getpgrp())
+                termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
+
+
+def _bring_to_front(fd: int, group: int) -> None:
+    """Give the terminal to a process group, from the background (``tcsetpgrp(3)``)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
+    try:
+        os.tcsetpgrp(fd, group)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -59,7 +541,7 @@ def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
                 f"cannot run rpm to read the database {name!r}: {err.strerror}",
                 hint="Install rpm, or name the packages' files with --rpm.",
             ) from err
-        watchdog = threading.Timer(_TIMEOUT_S, process.kill)
+        watchdog = threading.Timer(_RPM_TIMEOUT_S, process.kill)
         watchdog.daemon = True
         watchdog.start()
         stack.callback(watchdog.cancel)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ipavolume.actions import Action, Install, Keep, Plan, describe, verb
-from ipavolume.inspection import Card
-from ipavolume.lifecycle import Outcome
 from ipavolume.planfile import action_data
+from ipavolume.steps import describe as describe_step
+from ipavolume.tasks import Task, task_data
+
+if TYPE_CHECKING:
+    from ipavolume.choosing import Preview
+    from ipavolume.drafting import Draft
+    from ipavolume.inspection import Card
+    from ipavolume.lifecycle import Outcome
+    from ipavolume.listing import ListedStep
+    from ipavolume.scriptlets import Explanation
 
 _ORDER: Final = ("create", "replace", "rpmnew", "save", "erase", "rmdir", "metadata", "keep")
 _WORDS: Final = {
@@ -56,6 +65,81 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "to": plan.to_build,
         "overrides": list(plan.overrides),
         "actions": [dict(action_data(action), verb=verb(action)) for action in plan.actions],
+        "tasks": [task_data(task) for task in plan.tasks],
+    }
+
+
+def tasks_data(draft: Draft | None) -> list[dict[str, Any]]:
+    """Return the tasks of a draft, and what they would do, as plain data."""
+    if draft is None:
+        return []
+    return [
+        {**task_data(task), **_preview_data(draft.previews.get(task.key))}
+        for task in draft.plan.tasks
+    ]
+
+
+def _preview_data(preview: Preview | None) -> dict[str, Any]:
+    if preview is None:
+        return {}
+    return {
+        "actions": [describe_step(action) for action in preview.actions],
+        "text": list(preview.text),
+        "changed": list(preview.changed),
+    }
+
+
+def step_lines(step: ListedStep) -> list[str]:
+    """Return the lines by which ``steps`` shows one."""
+    found = step.declaration
+    versions = f"{found.component} {found.applies_from or '(every version)'}"
+    lines = [
+        f"{found.name}: {found.summary}",
+        f"  {found.phase}, at {' and '.join(found.when)}, {versions}; {found.source}",
+    ]
+    if found.replaces:
+        lines.append(f"  in the place of {found.replaces}")
+    return [escape(line) for line in (*lines, f"  {step.why}")]
+
+
+def step_data(step: ListedStep) -> dict[str, Any]:
+    """Return a listed step as plain data."""
+    found = step.declaration
+    return {
+        "name": found.name,
+        "source": found.source,
+        "summary": found.summary,
+        "component": found.component,
+        "applies_from": found.applies_from,
+        "when": [str(when) for when in found.when],
+        "phase": str(found.phase),
+        "masked": found.masked,
+        "replaces": found.replaces,
+        "runs": step.runs,
+        "why": step.why,
+    }
+
+
+def scriptlet_line(found: Explanation) -> str:
+    """Return the line by which ``scriptlets`` shows one."""
+    words = f" {' '.join(found.arguments)}" if found.arguments else ""
+    program = " ".join(found.scriptlet.interpreter)
+    return escape(f"{found.scriptlet.name}{words} ({program}): {found.why}")
+
+
+def scriptlet_data(found: Explanation) -> dict[str, Any]:
+    """Return a listed scriptlet as plain data."""
+    one = found.scriptlet
+    return {
+        "name": one.name,
+        "package": one.package,
+        "evr": one.evr,
+        "kind": one.kind,
+        "interpreter": list(one.interpreter),
+        "digest": one.digest,
+        "runs": found.runs,
+        "arguments": list(found.arguments),
+        "why": found.why,
     }
 
 
@@ -66,7 +150,7 @@ def counts(actions: Sequence[Action]) -> dict[str, int]:
 
 
 def summary_lines(outcome: Outcome) -> list[str]:
-    """Return what a person wants to know at the end of a run."""
+    """Return what a person wants to know at the end of a run, and can act on."""
     lines = []
     for plan in outcome.plans:
         lines.append(
@@ -74,7 +158,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
         )
         totals = counts(plan.actions)
         if not totals:
-            lines.append("  nothing on the volume had to change")
+            lines.append("  no file on the volume had to change")
         lines += [f"  {number:>6} {_WORDS[word]}" for word, number in totals.items()]
         review = [action for action in plan.actions if verb(action) in ("rpmnew", "save")]
         review += [
@@ -98,6 +182,18 @@ def summary_lines(outcome: Outcome) -> list[str]:
             lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
         else:
             lines.append(f"  changed meanwhile, left as it is: {escape(path)}")
+    if outcome.tasks:
+        lines.append("  executed:")
+        lines += [
+            f"    {escape(record.key)}: {record.state}, {record.seconds} s"
+            for record in outcome.tasks
+        ]
+    if outcome.warnings:
+        lines.append(f"  {len(outcome.warnings)} warnings:")
+        lines += [f"    {escape(text)}" for text in outcome.warnings]
+    if outcome.waiting:
+        lines.append("  left to the online phase:")
+        lines += [f"    {escape(task.name)}: {escape(task.summary)}" for task in outcome.waiting]
     return lines
 
 
@@ -109,6 +205,18 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "recorded": outcome.recorded,
         "plans": [plan_data(plan) for plan in outcome.plans],
         "notes": [list(note) for note in outcome.notes],
+        "tasks": [
+            {
+                "key": record.key,
+                "result": str(record.state),
+                "started": record.started,
+                "seconds": record.seconds,
+                "messages": list(record.messages),
+            }
+            for record in outcome.tasks
+        ],
+        "warnings": list(outcome.warnings),
+        "waiting": [task_data(task) for task in outcome.waiting],
     }
 
 
@@ -121,7 +229,7 @@ def history_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             escape(
                 f"{run.get('finished', '')}  {run.get('kind', '')}  {source} -> {target}  "
-                f"{run.get('result', '')}  ({run.get('run', '')})"
+                f"{run.get('result', '')}  ({run.get('run', '')}, {_duration(run)})"
             )
         )
         totals = run.get("counts", {})
@@ -132,8 +240,44 @@ def history_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             escape(f"    {name} {before} -> {after}")
             for name, before, after in run.get("packages", [])
         ]
+        lines += [
+            escape(f"    {phase:<8} {key}: {result}, {seconds} s")
+            for key, phase, result, _, seconds in run.get("tasks", [])
+        ]
+        lines += [escape(f"    failed at {at}: {text}") for at, text in run.get("failures", [])]
+        lines += [escape(f"    warning: {text}") for text in run.get("warnings", [])]
         if run.get("overrides"):
             lines.append(escape(f"    overridden: {', '.join(run['overrides'])}"))
+    return lines
+
+
+def _duration(run: Mapping[str, Any]) -> str:
+    """Return how long a run took from its beginning to its end, pauses included."""
+    try:
+        begin, end = (datetime.datetime.fromisoformat(run[key]) for key in ("started", "finished"))
+    except (KeyError, ValueError):
+        return "?"
+    return f"{round((end - begin).total_seconds())} s"
+
+
+def preview_lines(task: Task, preview: Preview | None, *, verbose: bool) -> list[str]:
+    """Return the lines of a dry run for a task.
+
+    Args:
+        task: The task.
+        preview: What it would do, or ``None`` when that is not known.
+        verbose: Show the text of a scriptlet, too.
+    """
+    words = f" {' '.join(task.arguments)}" if task.arguments else ""
+    again = "; provisional" if task.provisional else ""
+    lines = [escape(f"{task.phase:<8} {task.name}{words}: {task.summary} ({task.reason}{again})")]
+    if preview is None:
+        return lines
+    lines += [f"           {escape(describe_step(action))}" for action in preview.actions]
+    if preview.changed:
+        lines += [f"           {escape(line)}" for line in preview.changed]
+    if verbose:
+        lines += [f"           | {escape(line)}" for line in preview.text]
     return lines
 
 
@@ -157,6 +301,11 @@ def card_lines(card: Card) -> list[str]:
     if volume:
         lines.append(escape(f"uuid      {volume['uuid']}"))
         lines.append(escape(f"created   {volume['created']} by image {volume['image']}"))
+    if card.first_run is not None:
+        first = card.first_run
+        host = f" as {first['host']}" if first["host"] else ""
+        when = first["finished"] or first["started"]
+        lines.append(escape(f"first run {first['state']}{host}{f', {when}' if when else ''}"))
     open_ = recorded.get("transaction")
     if open_:
         lines.append(
@@ -165,6 +314,11 @@ def card_lines(card: Card) -> list[str]:
                 f"{open_['since']}; the next start finishes it"
             )
         )
+        lines += [
+            escape(f"  {task['result']:<8}{task['key']}, since {task['started']}")
+            for task in open_["tasks"]
+        ]
+        lines += [escape(f"  failed  {one['at']}: {one['message']}") for one in open_["failures"]]
     if card.last_run is not None:
         lines.append("last run")
         lines += [f"  {line}" for line in history_lines([card.last_run])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ipavolume import adopt, scan, state
+from ipavolume import adopt, holding, interruption, scan, state
 from ipavolume.errors import (
     IpaVolumeError,
     LockedError,
@@ -51,6 +50,8 @@ class Options:
         checksum: Hash everything instead of trusting the index.
         expect_existing: Refuse to populate.
         consent: Let upgrades happen.
+        again: Run everything for the image that the volume already has.
+        retry: Try once more what failed in the same way several times.
     """
 
     root: str = "/"
@@ -61,14 +62,18 @@ class Options:
     checksum: bool = False
     expect_existing: bool = False
     consent: bool = True
+    again: bool = False
+    retry: bool = False
 
 
 OVERRIDES: Final = {
     "blocked": "finish what a newer image began, then go on with this one",
+    "hostname": "start a volume under another host name than its own",
     "incompatible": "take a volume from a release that the image does not accept",
     "lost-secondary": "fill a further volume again that was lost",
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",
+    "partial": "go on over what an interrupted first run left",
     "reused-id": "leave files of an account that is gone to the one with its number now",
     "space": "begin although there may be too little room",
     "stateless": "take over a volume that has files but no state of ours",
@@ -85,6 +90,7 @@ class Session:
         options: What the operator asks for.
         volumes: The volumes that are upgraded, by mount, the primary one first.
         volatile: The volumes that are emptied and filled at each start.
+        joined: It is another process of this container that holds the volumes.
     """
 
     def __init__(self, options: Options) -> None:
@@ -94,6 +100,8 @@ class Session:
             IpaVolumeError: If the image is not prepared, or a volume is not there.
         """
         self.options = options
+        self.joined = False
+        self._work: int | None = None
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self.image = stack.enter_context(Image(options.root))
@@ -130,6 +138,13 @@ class Session:
     def __exit__(self, *_: object) -> None:
         """Close everything; with the volumes the lock goes."""
         self._stack.close()
+        # After the volumes: see holding.
+        self.pause()
+
+    @property
+    def is_inside(self) -> bool:
+        """The image is the system that runs here, so that its programs may be executed."""
+        return self.options.root == "/"
 
     @property
     def primary(self) -> Volume:
@@ -139,7 +154,9 @@ class Session:
     # -- the lock ------------------------------------------------------------------------
 
     def lock(self, progress: Progress) -> None:
-        """Take the lock of every volume: flock on its root directory, which creates nothing.
+        """Take the lock of every volume, or work under the one that this container holds.
+
+        Nothing is created; see :mod:`ipavolume.holding`.
 
         Raises:
             LockedError: If another one holds it longer than the operator waits.
@@ -155,63 +172,73 @@ class Session:
                     code="local-lock",
                     hint="Mount it without nolock and local_lock.",
                 )
-            self._lock(volume, progress)
+        self._lock(progress)
 
-    def _lock(self, volume: Volume, progress: Progress) -> None:
+    def _lock(self, progress: Progress) -> None:
         deadline = time.monotonic() + self.options.lock_timeout_s
         waiting = False
-        while not self._try_lock(volume):
-            holder = self._holder(volume)
+        while busy := self._try_lock():
             if time.monotonic() >= deadline:
                 raise LockedError(
-                    f"the volume {volume.directory!r} is in use{holder}",
+                    busy,
                     hint="Stop that container or command first, or wait for it with "
                     "--lock-timeout SECONDS.",
                     state="the volume was not touched",
                 )
             if not waiting:
-                progress(f"waiting for the volume {volume.directory!r}, in use{holder}")
+                progress(f"waiting: {busy}")
                 waiting = True
             time.sleep(_LOCK_POLL_S)
+            interruption.check()
 
-    def _try_lock(self, volume: Volume) -> bool:
-        try:
-            fcntl.flock(volume.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as err:
-            if err.errno in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                raise UnsafeVolumeError(
-                    f"the file system of {volume.directory!r} ({volume.file_system}) cannot "
-                    f"lock a directory: {err.strerror}",
-                    code="no-lock",
-                    hint="Keep the volume on a local file system.",
-                ) from err
-            raise
+    def _try_lock(self) -> str:
+        """Take the locks; return what is in use, or "" when all are taken."""
+        if not self.go_on():
+            return f"another command of this container works on {self.primary.directory!r}"
+        self.joined = False
+        for volume in self.volumes.values():
+            if holding.try_lock(volume):
+                continue
+            if not (self.is_inside and holding.is_held_here(volume)):
+                busy = f"the volume {volume.directory!r} is in use{self._holder(volume)}"
+                self.pause()
+                return busy
+            self.joined = True
+        return ""
+
+    def pause(self) -> None:
+        """Let others in this container work on the volumes; it still holds them."""
+        if self._work is not None:
+            os.close(self._work)
+            self._work = None
+
+    def go_on(self) -> bool:
+        """Be the one in this container that works on the volumes; tell whether nobody else is."""
+        if self.is_inside and self._work is None:
+            above = max(volume.fd for volume in self.volumes.values())
+            self._work = holding.try_work_lock(above)
+            return self._work is not None
         return True
 
     def is_locked(self) -> bool:
-        """Tell whether another one holds a lock; nothing is kept."""
+        """Tell whether another container or command works on the volumes; nothing is kept."""
         for volume in self.volumes.values():
             try:
                 fcntl.flock(volume.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return True
+                if not (self.is_inside and holding.is_held_here(volume)):
+                    return True
             except OSError:
                 continue
-            fcntl.flock(volume.fd, fcntl.LOCK_UN)
-        return False
+            else:
+                fcntl.flock(volume.fd, fcntl.LOCK_UN)
+        free = self.go_on()
+        self.pause()
+        return not free
 
     def _holder(self, volume: Volume) -> str:
         """Say what is known of who holds the lock."""
-        texts = []
-        st = os.fstat(volume.fd)
-        wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
-        with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as stream:
-            for line in stream:
-                fields = line.split()
-                if wanted in fields and "FLOCK" in fields:
-                    texts.append(_process(fields[fields.index(wanted) - 1]))
+        texts = [_process(pid) for pid in holding.holders(volume.fd)]
         with contextlib.suppress(IpaVolumeError):
             open_ = state.read_facts(volume).transaction
             if open_ is not None:
@@ -330,8 +357,8 @@ class Session:
         return tuple(result)
 
 
-def _process(pid: str) -> str:
-    if not pid.isdigit() or pid == "0":
+def _process(pid: int) -> str:
+    if pid <= 0:
         return ""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
         words = stream.read(200).split(b"\0")

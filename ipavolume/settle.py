@@ -114,7 +114,10 @@ def _text(tree: Tree, path: str) -> Sequence[str] | str:
 
 
 def find(session: Session, path: str, *, shown: Callable[[str], str]) -> Conflict:
-    """Return the conflict that *path* names: the file or the copy; the newest copy counts.
+    """Return the conflict that *path* names: the copy, or the file that has one.
+
+    Of a file with several the newest run counts, and of that run what rpm would have left
+    comes before what a step put aside.
 
     Args:
         session: The volumes.
@@ -127,7 +130,11 @@ def find(session: Session, path: str, *, shown: Callable[[str], str]) -> Conflic
     known = conflicts(session)
     for spelled in (lambda name: name, shown):
         for conflict in reversed(known):
-            if path in (spelled(conflict.path), spelled(conflict.copy)):
+            if path == spelled(conflict.copy):
+                return conflict
+        of_path = [conflict for conflict in known if path == spelled(conflict.path)]
+        for conflict in of_path:
+            if conflict.run == of_path[-1].run:
                 return conflict
     raise UsageError(
         f"{path!r} has no recorded copy",

@@ -88,10 +88,11 @@ class Index:
     The memory is shared with the processes that copy files.
     """
 
-    def __init__(self, records: int) -> None:
-        """Make an index of *records* entries that know nothing."""
+    def __init__(self, records: int, entries: bytes = b"") -> None:
+        """Make an index of *records* entries that know nothing, or what *entries* know."""
         self._size = records * INDEX_ENTRY.size
         self.data = mmap.mmap(-1, max(self._size, 1))
+        self.data[: len(entries)] = entries
 
     def set(self, position: int, entry: bytes) -> None:
         """Set the entry of the record at *position*."""

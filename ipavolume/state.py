@@ -7,7 +7,6 @@ cut short or altered makes the volume unsafe instead of being guessed at.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,11 +18,13 @@ from typing import Any, BinaryIO, Final
 from ipavolume import fsops, manifest
 from ipavolume.errors import ManifestError, UnsafeVolumeError, VolumeIOError
 from ipavolume.model import BUILD_ID_NAME, STATE_DIRECTORY, FileType, ImageHeader
+from ipavolume.tasks import NOTHING, TaskLog, parse_log
 
 BASELINE: Final = "baseline.jsonl"
 INDEX: Final = "index"
 IDENTITY: Final = "identity.json"
 HISTORY: Final = "history.jsonl"
+FIRST_RUN: Final = "first-run.json"
 PRISTINE: Final = "pristine"
 SAVED: Final = "saved"
 STAGING: Final = "staging"
@@ -31,6 +32,9 @@ TRANSACTION: Final = "transaction"
 TRASH: Final = "trash"
 PROGRESS: Final = "progress.json"
 PLAN: Final = "plan.jsonl"
+TASKS: Final = "tasks.json"
+PENDING: Final = "pending.jsonl"
+LOGS: Final = "logs"
 
 MARKED: Final = "marked"
 SWAPPED: Final = "swapped"
@@ -38,7 +42,7 @@ COMMITTING: Final = "committing"
 _PHASES: Final = (MARKED, SWAPPED, COMMITTING)
 
 _MAX_ID_BYTES: Final = 1024
-_MAX_JSON_BYTES: Final = 1 << 20
+_MAX_JSON_BYTES: Final = 16 << 20
 _MAX_HISTORY_BYTES: Final = 256 << 20
 _OVERFLOW_ID: Final = 65534
 INDEX_ENTRY_BYTES: Final = 32
@@ -122,6 +126,9 @@ class Facts:
         transaction: The open transaction, or ``None``.
         target: Header of the manifest the open transaction leads to, or ``None``.
         legacy: It was populated by the freeipa-container project's scripts.
+        pending: Header of the last image whose steps all ran, where files of a later one
+            were applied without its steps; ``None`` when steps and files agree.
+        tasks: How far the tasks of the open transaction got.
     """
 
     build_id: str | None
@@ -130,6 +137,13 @@ class Facts:
     transaction: Transaction | None
     target: ImageHeader | None
     legacy: bool
+    pending: ImageHeader | None = None
+    tasks: TaskLog = NOTHING
+
+    @property
+    def stepped(self) -> ImageHeader | None:
+        """Header of the last image whose steps all ran on the volume."""
+        return self.pending or self.baseline
 
 
 def open_volume(mount: str, directory: str, *, file_system: str = "", options: str = "") -> Volume:
@@ -198,9 +212,9 @@ def _check_members(volume: Volume, path: str) -> None:
                 continue
             expected = (
                 FileType.FILE
-                if name in (BASELINE, INDEX, IDENTITY, HISTORY)
+                if name in (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING)
                 else FileType.DIRECTORY
-                if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, "logs")
+                if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, LOGS)
                 else None
             )
             found = fsops.type_of(st.st_mode)
@@ -265,9 +279,11 @@ def read_facts(volume: Volume) -> Facts:
     try:
         identity = _read_identity(fd, volume)
         transaction = target = None
+        tasks = NOTHING
         if fsops.lstat(fd, TRANSACTION) is not None:
-            transaction, target = _read_transaction(fd, volume)
+            transaction, target, tasks = _read_transaction(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
+        pending = _read_header(fd, PENDING, volume)
         if transaction is not None and target is None and baseline is not None:
             # Its manifest has become the baseline already.
             target = baseline if baseline.build_id == transaction.to_build else None
@@ -283,6 +299,8 @@ def read_facts(volume: Volume) -> Facts:
         transaction=transaction,
         target=target,
         legacy=legacy,
+        pending=pending,
+        tasks=tasks,
     )
 
 
@@ -414,7 +432,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None]:
+def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None, TaskLog]:
     try:
         inside = os.open(TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
     except PermissionError as err:
@@ -431,9 +449,23 @@ def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader
             raise _damaged(inside, PROGRESS, "was altered") from err
         if transaction.phase not in _PHASES:
             raise _damaged(inside, PROGRESS, "was altered")
-        return transaction, _read_header(inside, BASELINE, volume)
+        return (
+            transaction,
+            _read_header(inside, BASELINE, volume),
+            _read_tasks(inside, volume),
+        )
     finally:
         os.close(inside)
+
+
+def _read_tasks(fd: int, volume: Volume) -> TaskLog:
+    data = read_json(fd, TASKS, volume)
+    if data is None:
+        return NOTHING
+    try:
+        return parse_log(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise _damaged(fd, TASKS, "was altered") from err
 
 
 def _read_header(fd: int, name: str, volume: Volume) -> ImageHeader | None:
@@ -608,34 +640,25 @@ def _is_run(value: object) -> bool:
     """Tell whether a line of the history has the types that everything in it must have."""
     if not isinstance(value, dict):
         return False
-    texts = ("run", "kind", "from", "from_name", "to", "to_name", "started", "finished", "result")
-    tables = ("packages", "copies")
+    texts = (
+        *("run", "kind", "from", "from_name", "to", "to_name", "started", "finished", "result"),
+        "holder",
+    )
+    tables = {"packages": 3, "copies": 3, "tasks": 5, "failures": 2}
     counts = value.get("counts", {})
     return (
         isinstance(value.get("run"), str)
         and all(isinstance(value.get(key, ""), str) for key in texts)
         and isinstance(counts, dict)
         and all(isinstance(number, int) for number in counts.values())
-        and all(_are_texts(value.get(key, [])) for key in ("overrides", "kept"))
+        and all(_are_texts(value.get(key, [])) for key in ("overrides", "kept", "warnings"))
         and all(
             isinstance(value.get(key, []), list)
-            and all(_are_texts(row) and len(row) == 3 for row in value.get(key, []))
-            for key in tables
+            and all(_are_texts(row) and len(row) == width for row in value.get(key, []))
+            for key, width in tables.items()
         )
     )
 
 
 def _are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def has_instance_files(volume: Volume) -> list[str]:
-    """Return the names on the volume's root that are not known to be harmless."""
-    try:
-        names = os.listdir(volume.fd)
-    except OSError as err:
-        if err.errno == errno.EACCES:
-            return []
-        raise
-    harmless = {STATE_DIRECTORY, "lost+found"}
-    return sorted((name for name in names if name not in harmless), key=os.fsencode)

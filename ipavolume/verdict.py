@@ -27,6 +27,9 @@ class State(enum.StrEnum):
     INCOMPATIBLE = "incompatible"
     OUTDATED = "outdated"
     LEGACY = "legacy"
+    UNCONFIGURED = "unconfigured"
+    WAITING = "waiting"
+    PARTIAL = "partial"
     STATELESS = "stateless"
     EMPTY = "empty"
 

@@ -8,7 +8,7 @@ because the start on a current volume has no use for it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -189,11 +189,14 @@ def package_satisfies(package: Package, name: str, sense: int, condition: str) -
 
 def matches_package(pattern: str, package: Package) -> bool:
     """Tell whether *pattern* is a glob of the package's name, or a name that it provides."""
+    return matches_name(pattern, package.name, (provide.name for provide in package.provides))
+
+
+def matches_name(pattern: str, name: str, provides: Iterable[str]) -> bool:
+    """Tell whether *pattern* is a glob of a package's *name*, or one of the names it provides."""
     from fnmatch import fnmatchcase
 
-    return fnmatchcase(package.name, pattern) or any(
-        provide.name == pattern for provide in package.provides
-    )
+    return fnmatchcase(name, pattern) or pattern in provides
 
 
 def accepts(rules: Sequence[str], *, volume_os: tuple[str, str], image_os: tuple[str, str]) -> bool:

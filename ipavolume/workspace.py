@@ -16,9 +16,7 @@ from ipavolume.errors import (
     UnsafeVolumeError,
     VolumeIOError,
 )
-from ipavolume.model import (
-    STATE_DIRECTORY,
-)
+from ipavolume.model import STATE_DIRECTORY
 from ipavolume.state import Volume
 
 _NEW: Final = "new"

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.rpm]
 PEER = os.environ.get("IPAVOLUME_PEER", "")
 PATHS = ["/etc/app/", "/etc/single.conf", "/etc/pki/", "/etc/dirsrv/", "/var/lib/ipa/"]
 LISTS = {"/data": PATHS}
-CONFIG = 'profile = "freeipa"\n[start]\nexec = ["true"]\n'
+CONFIG = 'profile = "freeipa"\n[start]\nexec = ["true"]\n[scriptlets]\npackages = []\n'
 NOREPLACE = "%config(noreplace)"
 SYSUPGRADE = "var/lib/ipa/sysupgrade/sysupgrade.state"
 DSE = "etc/dirsrv/slapd-EXAMPLE-TEST/dse.ldif"

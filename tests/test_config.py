@@ -87,6 +87,7 @@ def test_keys_override_the_profile_one_by_one() -> None:
 accept.guard = ["only"]
 [first-run]
 command = ["/usr/sbin/ipa-replica-install", "--unattended"]
+timeout_s = 7200
 [scriptlets]
 timeout_s = 30
 """
@@ -96,6 +97,7 @@ timeout_s = 30
     assert config.first_run is not None
     assert config.first_run.command == ("/usr/sbin/ipa-replica-install", "--unattended")
     assert config.first_run.done_when == "/etc/ipa/ca.crt"
+    assert config.first_run.timeout_s == 7200
     assert config.scriptlets is not None
     assert config.scriptlets.timeout_s == 30
     assert "bind" in config.scriptlets.packages
@@ -108,6 +110,7 @@ command = ["/bin/setup"]
 [scriptlets]
 packages = ["a"]
 substitute = [{package = "a", find = "x", replace = ""}]
+repeatable = ["a"]
 [files]
 refresh = ["/etc/*.conf"]
 [accept]
@@ -116,7 +119,9 @@ from = ["fedora>=42", "debian>=12,<14"]
     )
     assert config.first_run == FirstRunConfig(command=("/bin/setup",))
     assert config.scriptlets == ScriptletsConfig(
-        packages=("a",), substitute=(Substitution(package="a", find="x", replace=""),)
+        packages=("a",),
+        substitute=(Substitution(package="a", find="x", replace=""),),
+        repeatable=("a",),
     )
     assert config.files_refresh == ("/etc/*.conf",)
     assert config.accept_from == ("fedora>=42", "debian>=12,<14")
@@ -179,6 +184,10 @@ def test_defaults_of_a_volume() -> None:
         pytest.param("[scriptlets]\ntimeout_s = 0", 2, "at least 1", id="no time"),
         pytest.param("[scriptlets]\ntimeout_s = true", 2, "whole number", id="true is no number"),
         pytest.param("[scriptlets]\nkinds = ['pots']", 2, "none of", id="unknown kind"),
+        pytest.param("[scriptlets]\nkinds = ['pre']", 2, "comes before", id="kind before files"),
+        pytest.param("[scriptlets]\nkinds = ['postun']", 2, "of the old", id="kind of the old"),
+        pytest.param("[scriptlets]\npackages = ['?']", 2, "an empty", id="no name"),
+        pytest.param("[scriptlets]\nrepeatable = 1", 2, "array", id="number for names"),
         pytest.param("[scriptlets]\nphase = 'later'", 2, "none of", id="unknown phase"),
         pytest.param("[scriptlets]\nsubstitute = [{}]", 2, "has no find", id="substitution"),
         pytest.param("[first-run]\nphase = 'online'", 1, "has no command", id="no command"),

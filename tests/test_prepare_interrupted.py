@@ -46,7 +46,7 @@ CONFIGURATION: Final = (
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package that owns a config file and a ghost."""
+    """A package with a config file, a ghost and scriptlets."""
     return build_rpm(
         tmp_path_factory.mktemp("package"),
         "app",
@@ -54,6 +54,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Packaged(path="/etc/app.conf", words="%config(noreplace)", content="conf\n"),
             Packaged(path="/var/lib/app/inner", words="%ghost", directory=True),
         ],
+        scriptlets="%post\necho post\n%triggerin -- other\necho trigger",
     )
 
 

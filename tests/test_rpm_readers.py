@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 from support.command import clean_environment
 from support.requirements import need_tool
+from support.scriptletworlds import assert_rpm_prints
 
 from ipavolume.errors import PackageError
 from ipavolume.model import FileFlags, Provide, RpmFile, RpmPackage
@@ -74,6 +75,7 @@ class Spec:
         preamble: More lines of the preamble.
         install: The body of %install.
         files: Lines of %files.
+        scripts: Scriptlets, as they stand behind %files.
         version: Its version.
         release: Its release.
         defines: Macros for rpmbuild.
@@ -83,6 +85,7 @@ class Spec:
     preamble: str = ""
     install: str = ""
     files: str = ""
+    scripts: str = ""
     version: str = "1.0"
     release: str = "1"
     defines: tuple[str, ...] = ()
@@ -95,7 +98,7 @@ def build_package(spec: Spec, directory: Path) -> Path:
         os.fsencode(
             _PREAMBLE.format(name=spec.name, version=spec.version, release=spec.release).lstrip()
             + f"{spec.preamble}\n%description\n{spec.name}\n%install\nmkdir -p %{{buildroot}}\n"
-            f"cd %{{buildroot}}\n{spec.install}\n%files\n{spec.files}\n"
+            f"cd %{{buildroot}}\n{spec.install}\n%files\n{spec.files}\n{spec.scripts}\n"
         )
     )
     defines = (
@@ -160,6 +163,54 @@ ODD: Final = Spec(
     "os.symlink(b'to \\xff & <x>', b'odd/link')\nEND".replace("%", "%%"),
     files="/odd",
 )
+SCRIPTS: Final = """
+%pretrans -p <lua>
+print("<&>" .. [[x]])
+%pre
+# a comment scriptlet (using /bin/sh):
+
+\tcat <<END
+postinstall scriptlet (using /bin/sh):
+  \udce9 \u00e9 \x01 &amp; </string>
+END
+%post -e -p "/bin/sh -x -e"
+echo %%{_sysconfdir} 100%%%% \r
+echo cr
+%preun -q -p /bin/bash
+echo %%{INSTFILENAMES}
+%postun -p /usr/sbin/no-such-program
+%posttrans -e -q
+echo both
+%verifyscript
+exit 0
+"""
+TRIGGERS: Final = """
+%triggerprein -- other < 2, third
+echo prein
+%triggerin -- zz, other < 2:1-3, other >= 5, triggers < 1
+echo in
+%triggerin -p <lua> -- q
+print("lua")
+%triggerun -e -- triggers < 0.5~rc1^git
+echo %%{_sysconfdir}
+%triggerpostun -p /bin/true -- other, foo = 3-1
+%triggerpostun -- third
+%%nil
+"""
+FILE_TRIGGERS: Final = """
+%filetriggerin -P 5 -- /usr/lib /etc
+cat
+%filetriggerun -- /usr
+echo un
+%filetriggerpostun -p <lua> -- /usr
+print(rpm.next_file())
+%transfiletriggerin -e -p <lua> -- /usr
+print(1)
+%transfiletriggerun -P 99999 -- /usr
+echo trans
+%transfiletriggerpostun -- /opt
+echo postun
+"""
 SPECS: Final = [
     Spec(name="empty"),
     Spec(name="epoch", preamble="Epoch: 7", version="2~rc1^git3", release="4.fc43"),
@@ -225,6 +276,17 @@ SPECS: Final = [
         for number in ALGORITHMS
     ),
     ODD,
+    Spec(name="scripts", scripts=SCRIPTS),
+    Spec(name="one-script", scripts='%post -e -p "/bin/sh -x -e"\necho 100%%\n'),
+    Spec(name="programs", scripts="%post -p /sbin/ldconfig\n%postun -p /sbin/ldconfig\n"),
+    Spec(name="triggers", scripts=TRIGGERS),
+    Spec(name="one-trigger", scripts="%triggerin -- other > 1:2-3\necho one\n"),
+    Spec(
+        name="overlapping",
+        scripts="%triggerin -- other >= 2\necho first\n%triggerin -- other\necho never\n",
+    ),
+    Spec(name="file-triggers", scripts=FILE_TRIGGERS),
+    Spec(name="one-file-trigger", scripts="%filetriggerin -- /usr/lib\ncat\n"),
 ]
 
 
@@ -303,9 +365,55 @@ def assert_rpm_agrees(path: str, package: RpmPackage) -> None:
             file.capabilities,
             file.digest,
         ]
+    assert_rpm_prints(package, "-p", path)
+    assert_flags_agree(path, package)
     ((algorithm,),) = ask_rpm(path, "%{FILEDIGESTALGO}\x1e")
     algorithms = {file.digest_algorithm for file in package.files if file.digest}
     assert algorithms <= {ALGORITHMS[int(algorithm or 1)]}
+
+
+FLAGS: Final = {
+    "pretrans": "PRETRANSFLAGS",
+    "pre": "PREINFLAGS",
+    "post": "POSTINFLAGS",
+    "preun": "PREUNFLAGS",
+    "postun": "POSTUNFLAGS",
+    "posttrans": "POSTTRANSFLAGS",
+    "verifyscript": "VERIFYSCRIPTFLAGS",
+}
+
+
+def assert_flags_agree(path: str, package: RpmPackage) -> None:
+    """Hold what no option of rpm shows of scriptlets against the tags."""
+    for kind, tag in FLAGS.items():
+        ((said,),) = ask_rpm(path, f"%{{{tag}}}\x1e")
+        found = [one for one in package.scriptlets if one.kind == kind]
+        expected = [(one.expand, one.queryformat) for one in found] or [(False, False)]
+        assert expected == [(bool(int(said or 0) & 1), bool(int(said or 0) & 2))]
+    for sort in ("TRIGGER", "FILETRIGGER", "TRANSFILETRIGGER"):
+        ours = [one for one in package.scriptlets if one.kind.startswith(sort.lower())]
+        flags = ask_rpm(path, f"[%{{{sort}SCRIPTFLAGS}}\x1e]") or [["0"]] * len(ours)
+        if flags != [[""]]:
+            assert [int(one.expand) | 2 * one.queryformat for one in ours] == [
+                int(said) & 3 for (said,) in flags
+            ]
+        lines = ask_rpm(
+            path,
+            f"[%{{{sort}NAME}}\x1f%{{{sort}VERSION}}\x1f%{{{sort}FLAGS}}\x1f%{{{sort}INDEX}}\x1e]",
+        )
+        conditions = sorted(
+            (one.place, [one.name, one.evr, str(one.sense), str(trigger.number - 1)])
+            for trigger in ours
+            for one in trigger.conditions
+        )
+        assert [place for place, _ in conditions] == [*range(len(conditions))]
+        assert [words for _, words in conditions] == [
+            [name, evr, str(int(sense) & 14), index]
+            for name, evr, sense, index in (line for line in lines if line != [""] * 4)
+        ]
+        if sort != "TRIGGER":
+            priorities = ask_rpm(path, f"[%{{{sort}PRIORITIES}}\x1e]")
+            assert [str(one.priority) for one in ours] == [one for (one,) in priorities if one]
 
 
 @pytest.mark.rpm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.command import clean_environment, run_ipavolume
 from support.images import Image, Packaged, build_rpm, picture
-from support.requirements import need_root
+from support.requirements import need_root, need_tool
 from support.upgrades import Site
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -261,3 +262,93 @@ def test_a_start_can_be_read_by_a_script(container: Container) -> None:
     assert said == "done"
     assert json.loads(outcome)["state"] == "empty"
     assert [line for line in first.stderr.splitlines() if "handing over" not in line] == []
+
+
+FIRST_RUN = """[start]
+exec = ["echo", "it runs"]
+[first-run]
+command = ["/usr/sbin/{program}"]
+done-when = "/etc/app/app.conf"
+"""
+OURS = os.uname().nodename
+
+
+@pytest.mark.parametrize(
+    ("program", "recorded", "short"),
+    [
+        pytest.param("setup", '{"state":"done","host":"elsewhere",', True, id="done"),
+        pytest.param("setup", '{"state":"started","host":"",', False, id="started"),
+        pytest.param("setup", '{"state":"waiting","host":"",', False, id="waiting"),
+        pytest.param("setup", "", False, id="nothing recorded"),
+        pytest.param(
+            "ipa-server-install", f'{{"state":"done","host":"{OURS}",', True, id="under its name"
+        ),
+        pytest.param(
+            "ipa-server-install",
+            f'{{"state":"done","host":"{OURS}.test",',
+            False,
+            id="under another name",
+        ),
+        pytest.param(
+            "ipa-server-install",
+            '{"state":"started","host":"{\\"state\\":\\"done\\",',
+            False,
+            id="a name that looks done",
+        ),
+    ],
+)
+def test_only_a_first_run_that_is_done_lets_a_start_take_the_short_way(
+    tmp_path: Path,
+    versions: tuple[Path, Path],
+    program: str,
+    recorded: str,
+    short: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    image, record = _with_first_run(tmp_path, versions, program)
+    if recorded:
+        record.write_text(recorded + '"image":"one"}\n')
+        record.chmod(0o644)
+    assert _takes_the_short_way(image, tmp_path) is short
+
+
+@pytest.mark.parametrize("spoil", ["link", "owner", "mode"])
+def test_a_record_that_another_one_can_have_written_does_not_count(
+    tmp_path: Path, versions: tuple[Path, Path], spoil: str
+) -> None:
+    image, record = _with_first_run(tmp_path, versions, "setup")
+    record.write_text('{"state":"done","host":""}\n')
+    record.chmod(0o644)
+    assert _takes_the_short_way(image, tmp_path)
+    if spoil == "link":
+        record.rename(record.parent / "elsewhere")
+        record.symlink_to("elsewhere")
+    elif spoil == "owner":
+        os.chown(record, 250, 251)
+    else:
+        record.chmod(0o664)
+    assert not _takes_the_short_way(image, tmp_path)
+
+
+def _with_first_run(top: Path, versions: tuple[Path, Path], program: str) -> tuple[Image, Path]:
+    """Return an image with a first run, its volume current, and where that is recorded."""
+    config = FIRST_RUN.format(program=program)
+    image = Site(top=top).image("one", versions[:1], lists=LISTS, config=config)
+    run_ipavolume("upgrade", "--root", str(image.root))
+    return image, image.root / "data/.ipavolume/first-run.json"
+
+
+def _takes_the_short_way(image: Image, top: Path) -> bool:
+    """Start it, and tell whether its command was executed before the program was loaded."""
+    log = top / "log"
+    words = [sys.executable, "-m", "ipavolume", "start", "--root", str(image.root), "--", "-U"]
+    done = subprocess.run(
+        [need_tool("strace"), "-f", "-o", str(log), "-e", "trace=openat", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+        timeout=60,
+    )
+    short = not re.search(r"ipavolume/(__pycache__/)?cli\.", log.read_text())
+    assert not short or done.stdout == "it runs\n"
+    return short

@@ -18,6 +18,10 @@ from ipavolume.model import BUILD_ID_NAME, ImageHeader, Package, Record, VolumeS
 from ipavolume.preparation.imagefiles import reported
 from ipavolume.preparation.placement import Listed
 from ipavolume.preparation.shipped import AccountNames, Shipped, read_os_release
+from ipavolume.request import is_freeipa
+from ipavolume.stepfiles import find_steps
+from ipavolume.steps import When
+from ipavolume.views import find_package
 
 MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
 START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
@@ -39,6 +43,7 @@ class Findings:
         names: Its accounts.
         links: Its links into mounts.
         locations: Locations of the templates by mount.
+        scriptlets: Digest of the list of scriptlets.
         before: Header of the manifest that it had, if any.
     """
 
@@ -49,6 +54,7 @@ class Findings:
     names: AccountNames
     links: tuple[tuple[str, str], ...]
     locations: Mapping[str, str]
+    scriptlets: str
     before: ImageHeader | None
 
 
@@ -160,13 +166,25 @@ def describe(
     return replace(header, created=_now())
 
 
-def _start_data(findings: Findings, header: ImageHeader) -> bytes:
-    """Return what a start on a current volume has to know, in a form that needs no parser."""
+def _start_data(tree: ImageTree, findings: Findings, header: ImageHeader) -> bytes:
+    """Return what a start on a current volume has to know, in a form that needs no parser.
+
+    Without an id every start takes the long way: where a volatile volume has to be filled, or
+    a step is asked, there is no start with nothing to do.
+    """
     config = findings.config
-    # A volatile volume is filled at every start, so there is no start with nothing to do.
-    volatile = any(volume.volatile for volume in config.volumes)
+    first_run = fastpath.NONE
+    if config.first_run is not None:
+        first_run = fastpath.NAMED if is_freeipa(config.first_run) else fastpath.ONCE
+    busy = any(volume.volatile for volume in config.volumes) or any(
+        When.START in step.when
+        and not step.masked
+        and find_package(header.packages, step.component) is not None
+        for step in find_steps(tree)
+    )
     return fastpath.dump(
-        b"" if volatile else header.build_id.encode(),
+        b"" if busy else header.build_id.encode(),
+        first_run,
         [os.fsencode(volume.mount) for volume in header.volumes],
         [os.fsencode(word) for word in config.start_exec],
         findings.configuration,
@@ -203,7 +221,7 @@ def write(
     files: list[tuple[str, Iterator[bytes]]] = []
     if header.build_id != _current_build_id(tree, findings):
         files.append((BUILD_ID_PATH, iter([header.build_id.encode() + b"\n"])))
-    start = _start_data(findings, header)
+    start = _start_data(tree, findings, header)
     if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
         files.append((START_DATA_PATH, iter([start])))
     if findings.before is None or findings.before != header:
@@ -225,6 +243,7 @@ def _parts(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield what counts for the fingerprint besides records and packages."""
     yield "configuration", findings.configuration
+    yield "scriptlets", findings.scriptlets.encode()
     for volume in findings.config.volumes:
         words = (volume.template, str(volume.volatile), *entries[volume.mount])
         yield f"volume {volume.mount}", os.fsencode("\0".join(words))

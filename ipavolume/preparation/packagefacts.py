@@ -45,11 +45,13 @@ class PackageFacts:
         packages: All of them, sorted by name.
         files: Their files by path on the volume, ``/data/etc/krb5.conf``.
         directories: Their directories by location in the image, where one may be missing.
+        installed: The packages with their scriptlets in the order of their installation.
     """
 
     packages: tuple[Package, ...]
     files: Mapping[str, PackagedFile]
     directories: Mapping[str, RpmFile]
+    installed: tuple[RpmPackage, ...]
 
 
 class _Places:
@@ -100,8 +102,10 @@ def read_facts(
         location = places.location(path)
         return location is not None and (place(location) is not None or location in missing)
 
-    packages = _read_packages(tree, rpms, wanted)
-    packages.sort(key=_order)
+    installed = _read_packages(tree, rpms, wanted)
+    # Within a second the database's own order tells; package files have no times at all.
+    installed.sort(key=lambda package: package.installed)
+    packages = sorted(installed, key=_order)
     files: dict[str, PackagedFile] = {}
     directories: dict[str, RpmFile] = {}
     for package in packages:
@@ -122,6 +126,7 @@ def read_facts(
         packages=tuple(package.package for package in packages),
         files=files,
         directories=directories,
+        installed=tuple(installed),
     )
 
 

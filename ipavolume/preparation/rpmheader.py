@@ -33,8 +33,9 @@ _ENTRIES_MAX: Final = 0xFFFF
 _STORE_BYTES_MAX: Final = 64 << 20
 _ALIGNMENT: Final = 8
 
-# States belong to the database; rpm does not read them from a package file.
-_TAGS: Final = {tag.number: tag for tag in Tag if tag is not Tag.FILESTATES}
+# These belong to the database; rpm does not read them from a package file.
+_OF_THE_DATABASE: Final = frozenset({Tag.FILESTATES, Tag.INSTALLTIME, Tag.INSTALLTID})
+_TAGS: Final = {tag.number: tag for tag in Tag if tag not in _OF_THE_DATABASE}
 _RPMFILE_NAMES: Final = {
     Tag.EPOCH: "serial",
     Tag.FILEDIGESTS: "filemd5s",
@@ -146,14 +147,15 @@ def _parse_index(index: bytes, store_bytes: int) -> tuple[_Entry, ...]:
             continue
         if tag in entries:
             raise _MalformedError(f"its header has {tag.xml_name} twice")
-        if value_type != tag.value_type:
+        single = value_type == TagType.STRING and tag.may_be_single
+        if value_type != tag.value_type and not single:
             raise _MalformedError(
                 f"its {tag.xml_name} has the type {value_type}, not {tag.value_type}"
             )
         # A text takes one byte at least.
         size = max(tag.value_type.bits // 8, 1) * count
         if (
-            not 0 < count <= (1 if tag.value_type is TagType.STRING else VALUES_MAX)
+            not 0 < count <= (1 if value_type == TagType.STRING else VALUES_MAX)
             or not 0 <= offset <= store_bytes - size
         ):
             raise _MalformedError(

@@ -11,10 +11,18 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from ipavolume.errors import PackageError
-from ipavolume.model import FileFlags, Package, Provide, RpmFile, RpmPackage
+from ipavolume.model import (
+    Condition,
+    FileFlags,
+    Package,
+    Provide,
+    RpmFile,
+    RpmPackage,
+    RpmScriptlet,
+)
 
 VALUES_MAX: Final = 1 << 19
 """Values of one tag that are believed: half of what rpm allows, several times what exists."""
@@ -24,6 +32,7 @@ _FLAGS_MASK: Final = int(
 )
 _WORD_BYTES_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 4096
+_WORDS_MAX: Final = 256
 
 # Numbers of OpenPGP. rpm leaves the tag out when the digests are MD5.
 _MD5: Final = 1
@@ -70,6 +79,7 @@ class Tag(enum.Enum):
     VERSION = (1001, TagType.STRING, "Version")
     RELEASE = (1002, TagType.STRING, "Release")
     EPOCH = (1003, TagType.INT32, "Epoch")
+    INSTALLTIME = (1008, TagType.INT32, "Installtime")
     ARCH = (1022, TagType.STRING, "Arch")
     OLDFILENAMES = (1027, TagType.STRINGS, "Oldfilenames")
     FILESIZES = (1028, TagType.INT32, "Filesizes")
@@ -89,12 +99,149 @@ class Tag(enum.Enum):
     LONGFILESIZES = (5008, TagType.INT64, "Longfilesizes")
     FILECAPS = (5010, TagType.STRINGS, "Filecaps")
     FILEDIGESTALGO = (5011, TagType.INT32, "Filedigestalgo")
+    PREIN = (1023, TagType.STRING, "Prein")
+    POSTIN = (1024, TagType.STRING, "Postin")
+    PREUN = (1025, TagType.STRING, "Preun")
+    POSTUN = (1026, TagType.STRING, "Postun")
+    TRIGGERSCRIPTS = (1065, TagType.STRINGS, "Triggerscripts")
+    TRIGGERNAME = (1066, TagType.STRINGS, "Triggername")
+    TRIGGERVERSION = (1067, TagType.STRINGS, "Triggerversion")
+    TRIGGERFLAGS = (1068, TagType.INT32, "Triggerflags")
+    TRIGGERINDEX = (1069, TagType.INT32, "Triggerindex")
+    VERIFYSCRIPT = (1079, TagType.STRING, "Verifyscript")
+    PREINPROG = (1085, TagType.STRINGS, "Preinprog")
+    POSTINPROG = (1086, TagType.STRINGS, "Postinprog")
+    PREUNPROG = (1087, TagType.STRINGS, "Preunprog")
+    POSTUNPROG = (1088, TagType.STRINGS, "Postunprog")
+    VERIFYSCRIPTPROG = (1091, TagType.STRINGS, "Verifyscriptprog")
+    TRIGGERSCRIPTPROG = (1092, TagType.STRINGS, "Triggerscriptprog")
+    INSTALLTID = (1128, TagType.INT32, "Installtid")
+    PRETRANS = (1151, TagType.STRING, "Pretrans")
+    POSTTRANS = (1152, TagType.STRING, "Posttrans")
+    PRETRANSPROG = (1153, TagType.STRINGS, "Pretransprog")
+    POSTTRANSPROG = (1154, TagType.STRINGS, "Posttransprog")
+    PREINFLAGS = (5020, TagType.INT32, "Preinflags")
+    POSTINFLAGS = (5021, TagType.INT32, "Postinflags")
+    PREUNFLAGS = (5022, TagType.INT32, "Preunflags")
+    POSTUNFLAGS = (5023, TagType.INT32, "Postunflags")
+    PRETRANSFLAGS = (5024, TagType.INT32, "Pretransflags")
+    POSTTRANSFLAGS = (5025, TagType.INT32, "Posttransflags")
+    VERIFYSCRIPTFLAGS = (5026, TagType.INT32, "Verifyscriptflags")
+    TRIGGERSCRIPTFLAGS = (5027, TagType.INT32, "Triggerscriptflags")
+    FILETRIGGERSCRIPTS = (5066, TagType.STRINGS, "Filetriggerscripts")
+    FILETRIGGERSCRIPTPROG = (5067, TagType.STRINGS, "Filetriggerscriptprog")
+    FILETRIGGERSCRIPTFLAGS = (5068, TagType.INT32, "Filetriggerscriptflags")
+    FILETRIGGERNAME = (5069, TagType.STRINGS, "Filetriggername")
+    FILETRIGGERINDEX = (5070, TagType.INT32, "Filetriggerindex")
+    FILETRIGGERVERSION = (5071, TagType.STRINGS, "Filetriggerversion")
+    FILETRIGGERFLAGS = (5072, TagType.INT32, "Filetriggerflags")
+    TRANSFILETRIGGERSCRIPTS = (5076, TagType.STRINGS, "Transfiletriggerscripts")
+    TRANSFILETRIGGERSCRIPTPROG = (5077, TagType.STRINGS, "Transfiletriggerscriptprog")
+    TRANSFILETRIGGERSCRIPTFLAGS = (5078, TagType.INT32, "Transfiletriggerscriptflags")
+    TRANSFILETRIGGERNAME = (5079, TagType.STRINGS, "Transfiletriggername")
+    TRANSFILETRIGGERINDEX = (5080, TagType.INT32, "Transfiletriggerindex")
+    TRANSFILETRIGGERVERSION = (5081, TagType.STRINGS, "Transfiletriggerversion")
+    TRANSFILETRIGGERFLAGS = (5082, TagType.INT32, "Transfiletriggerflags")
+    FILETRIGGERPRIORITIES = (5084, TagType.INT32, "Filetriggerpriorities")
+    TRANSFILETRIGGERPRIORITIES = (5085, TagType.INT32, "Transfiletriggerpriorities")
+    PREUNTRANS = (5103, TagType.STRING, "Preuntrans")
+    POSTUNTRANS = (5104, TagType.STRING, "Postuntrans")
+    PREUNTRANSPROG = (5105, TagType.STRINGS, "Preuntransprog")
+    POSTUNTRANSPROG = (5106, TagType.STRINGS, "Postuntransprog")
+    PREUNTRANSFLAGS = (5107, TagType.INT32, "Preuntransflags")
+    POSTUNTRANSFLAGS = (5108, TagType.INT32, "Postuntransflags")
 
     def __init__(self, number: int, value_type: TagType, xml_name: str) -> None:
         """Name the parts of the value."""
         self.number = number
         self.value_type = value_type
         self.xml_name = xml_name
+
+    @property
+    def may_be_single(self) -> bool:
+        """Tell whether rpm writes it as one text, not as an array, when it has one word."""
+        return self in _PROGRAMS
+
+
+class _Script(NamedTuple):
+    """The tags of a scriptlet that a package has at most once."""
+
+    kind: str
+    body: Tag
+    program: Tag
+    flags: Tag
+
+
+class _Triggers(NamedTuple):
+    """The tags of the triggers of one sort."""
+
+    sort: str
+    scripts: Tag
+    programs: Tag
+    flags: Tag
+    names: Tag
+    versions: Tag
+    senses: Tag
+    indexes: Tag
+    priorities: Tag | None
+
+
+_SCRIPTS: Final = (
+    _Script("pretrans", Tag.PRETRANS, Tag.PRETRANSPROG, Tag.PRETRANSFLAGS),
+    _Script("pre", Tag.PREIN, Tag.PREINPROG, Tag.PREINFLAGS),
+    _Script("post", Tag.POSTIN, Tag.POSTINPROG, Tag.POSTINFLAGS),
+    _Script("preun", Tag.PREUN, Tag.PREUNPROG, Tag.PREUNFLAGS),
+    _Script("postun", Tag.POSTUN, Tag.POSTUNPROG, Tag.POSTUNFLAGS),
+    _Script("posttrans", Tag.POSTTRANS, Tag.POSTTRANSPROG, Tag.POSTTRANSFLAGS),
+    _Script("preuntrans", Tag.PREUNTRANS, Tag.PREUNTRANSPROG, Tag.PREUNTRANSFLAGS),
+    _Script("postuntrans", Tag.POSTUNTRANS, Tag.POSTUNTRANSPROG, Tag.POSTUNTRANSFLAGS),
+    _Script("verifyscript", Tag.VERIFYSCRIPT, Tag.VERIFYSCRIPTPROG, Tag.VERIFYSCRIPTFLAGS),
+)
+_PROGRAMS: Final = frozenset(script.program for script in _SCRIPTS)
+_TRIGGERS: Final = (
+    _Triggers(
+        "trigger",
+        Tag.TRIGGERSCRIPTS,
+        Tag.TRIGGERSCRIPTPROG,
+        Tag.TRIGGERSCRIPTFLAGS,
+        Tag.TRIGGERNAME,
+        Tag.TRIGGERVERSION,
+        Tag.TRIGGERFLAGS,
+        Tag.TRIGGERINDEX,
+        None,
+    ),
+    _Triggers(
+        "filetrigger",
+        Tag.FILETRIGGERSCRIPTS,
+        Tag.FILETRIGGERSCRIPTPROG,
+        Tag.FILETRIGGERSCRIPTFLAGS,
+        Tag.FILETRIGGERNAME,
+        Tag.FILETRIGGERVERSION,
+        Tag.FILETRIGGERFLAGS,
+        Tag.FILETRIGGERINDEX,
+        Tag.FILETRIGGERPRIORITIES,
+    ),
+    _Triggers(
+        "transfiletrigger",
+        Tag.TRANSFILETRIGGERSCRIPTS,
+        Tag.TRANSFILETRIGGERSCRIPTPROG,
+        Tag.TRANSFILETRIGGERSCRIPTFLAGS,
+        Tag.TRANSFILETRIGGERNAME,
+        Tag.TRANSFILETRIGGERVERSION,
+        Tag.TRANSFILETRIGGERFLAGS,
+        Tag.TRANSFILETRIGGERINDEX,
+        Tag.TRANSFILETRIGGERPRIORITIES,
+    ),
+)
+
+# RPMSENSE_TRIGGERPREIN and its like.
+_TRIGGER_SENSES: Final = ((1 << 25, "prein"), (1 << 16, "in"), (1 << 17, "un"), (1 << 18, "postun"))
+_COMPARISON: Final = 2 | 4 | 8
+# RPMSCRIPT_FLAG_EXPAND and RPMSCRIPT_FLAG_QFORMAT; further bits say what a failure means.
+_EXPAND: Final = 1
+_QUERYFORMAT: Final = 2
+_PRIORITY: Final = 1_000_000
+_SHELL: Final = b"/bin/sh"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +268,18 @@ def build_package(
         wanted: Tells by its path whether a file is wanted.
 
     Returns:
-        The package; the files in the header's order, what it provides sorted.
+        The package; files and triggers in the header's order, what it provides sorted.
 
     Raises:
         PackageError: If the values contradict each other.
     """
     header = _Header(values, source)
-    return RpmPackage(package=header.package(), files=tuple(header.files(wanted)))
+    return RpmPackage(
+        package=header.package(),
+        files=tuple(header.files(wanted)),
+        scriptlets=(*header.scripts(), *header.triggers()),
+        installed=header.installed(),
+    )
 
 
 class _Header:
@@ -194,6 +346,97 @@ class _Header:
                 capabilities=os.fsdecode(capabilities[number]) if capabilities else "",
                 installed=not states or states[number] in _INSTALLED_STATES,
             )
+
+    def installed(self) -> tuple[int, int]:
+        time = self._number(Tag.INSTALLTIME, 0)
+        return self._number(Tag.INSTALLTID, time), time
+
+    def scripts(self) -> Iterator[RpmScriptlet]:
+        """Yield the scriptlets that are no triggers.
+
+        Source:
+            rpm ``lib/rpmscript.c``, ``rpmScriptFromTag()``.
+        """
+        for script in _SCRIPTS:
+            body = self._texts.get(script.body)
+            words = self._texts.get(script.program)
+            if body is None and words is None:
+                continue
+            if body is not None and len(body) != 1:
+                self._refuse(f"has {len(body)} values of {script.body.xml_name}, not one")
+            flags = self._number(script.flags, 0)
+            yield RpmScriptlet(
+                kind=script.kind,
+                interpreter=self._interpreter(script.program, words or (_SHELL,)),
+                body=body[0] if body else None,
+                expand=bool(flags & _EXPAND),
+                queryformat=bool(flags & _QUERYFORMAT),
+            )
+
+    def triggers(self) -> Iterator[RpmScriptlet]:
+        """Yield the triggers: of packages, of files, of files at the end of a transaction.
+
+        Source:
+            rpm ``lib/rpmscript.c``, ``rpmScriptFromTriggerTag()``.
+        """
+        for tags in _TRIGGERS:
+            bodies = self._texts.get(tags.scripts, ())
+            count = len(bodies)
+            conditions = self._conditions(tags, count)
+            programs = self._texts.get(tags.programs) and self._parallel_texts(tags.programs, count)
+            flags = self._numbers.get(tags.flags) and self._parallel_numbers(tags.flags, count)
+            priorities = (
+                tags.priorities
+                and self._numbers.get(tags.priorities)
+                and self._parallel_numbers(tags.priorities, count)
+            )
+            for number, body in enumerate(bodies):
+                kinds = {kind for kind, _ in conditions[number]}
+                if len(kinds) > 1:
+                    self._refuse(f"has a trigger that is {' and '.join(sorted(kinds))}")
+                flag = flags[number] if flags else 0
+                priority = _PRIORITY if tags.priorities else 0
+                yield RpmScriptlet(
+                    kind=tags.sort + (kinds.pop() if kinds else ""),
+                    interpreter=self._interpreter(
+                        tags.programs, (programs[number] if programs else _SHELL,)
+                    ),
+                    body=body,
+                    expand=bool(flag & _EXPAND),
+                    queryformat=bool(flag & _QUERYFORMAT),
+                    conditions=tuple(condition for _, condition in conditions[number]),
+                    priority=priorities[number] if priorities else priority,
+                    number=number + 1,
+                )
+
+    def _conditions(self, tags: _Triggers, scripts: int) -> list[list[tuple[str, Condition]]]:
+        """Return the conditions of each trigger, with the last word of the trigger's kind."""
+        result: list[list[tuple[str, Condition]]] = [[] for _ in range(scripts)]
+        names = self._texts.get(tags.names, ())
+        versions = self._parallel_texts(tags.versions, len(names))
+        senses = self._parallel_numbers(tags.senses, len(names))
+        indexes = self._parallel_numbers(tags.indexes, len(names))
+        for place, (name, version, sense, index) in enumerate(
+            zip(names, versions, senses, indexes, strict=True)
+        ):
+            if index >= scripts:
+                self._refuse(f"has {scripts} triggers and a condition of number {index}")
+            if max(len(name), len(version)) > _PATH_BYTES_MAX:
+                self._refuse(f"has in {tags.names.xml_name} more than {_PATH_BYTES_MAX} bytes")
+            kind = "".join(word for bit, word in _TRIGGER_SENSES if sense & bit)
+            condition = Condition(
+                name=os.fsdecode(name),
+                sense=sense & _COMPARISON,
+                evr=os.fsdecode(version),
+                place=place,
+            )
+            result[index].append((kind, condition))
+        return result
+
+    def _interpreter(self, tag: Tag, words: Sequence[bytes]) -> tuple[str, ...]:
+        if not words[0] or max(map(len, words)) > _PATH_BYTES_MAX or len(words) > _WORDS_MAX:
+            self._refuse(f"has a {tag.xml_name} that is no command")
+        return tuple(os.fsdecode(word) for word in words)
 
     def _provides(self) -> tuple[Provide, ...]:
         names = self._texts.get(Tag.PROVIDENAME, ())

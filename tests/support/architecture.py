@@ -17,27 +17,36 @@ PACKAGE: Final = "ipavolume"
 
 LAYERS: Final = (
     frozenset({"cli"}),
-    frozenset({"entry", "report", "inspection", "settle"}),
+    frozenset({"report"}),
+    frozenset(
+        {"entry", "inspection", "settle", "listing", "starting", "lockservice", "probe"}
+    ),
     frozenset({"lifecycle", "prepare"}),
+    frozenset({"drafting", "execution", "choosing", "records"}),
     frozenset(
         {
-            "session", "preflight", "preparation.identity", "preparation.imagefiles",
+            "session", "preflight", "firstrun", "preparation.identity", "preparation.imagefiles",
             "preparation.originals", "preparation.packagefacts", "preparation.placement",
-            "preparation.relocation", "preparation.shipped", "preparation.template",
+            "preparation.relocation", "preparation.shipped", "preparation.shipment",
+            "preparation.scriptletshipping",
+            "preparation.initfiles", "preparation.stepshipping",
+            "preparation.template",
         }
     ),
     frozenset({"workspace",
-            "executor", "staging", "swapping", "planner", "accounts", "adopt", "verdict"}),
+            "executor", "stepactions", "staging", "swapping", "planner", "accounts", "adopt",
+            "verdict"}),
     frozenset(
         {
-            "steps", "journal", "planfile", "scan", "state", "manifest", "config", "image",
-            "imagetree", "parallel", "processes",
+            "request", "holding", "handover", "steps", "journal", "planfile", "scan", "state", "manifest", "config", "image",
+            "imagetree", "parallel", "processes", "runlog", "scriptlets", "scriptletfiles", "stepfiles", "views",
         }
     ),
     frozenset(
         {
-            "fsops", "attributes", "versions", "fate", "actions", "pathlist", "tomllines",
+            "fsops", "attributes", "versions", "fate", "actions", "tasks", "pathlist", "tomllines",
             "preparation.rpmdb", "preparation.rpmheader", "preparation.rpmtags",
+            "interruption", "redaction", "diagnosis",
         }
     ),
     frozenset({"model"}),
@@ -66,11 +75,11 @@ CONFINED: Final[Mapping[str, frozenset[str]]] = {
     # What can change a file without any of the calls below being seen.
     "shutil": frozenset({"fsops", "journal"}),
     "tempfile": frozenset({"fsops", "journal"}),
-    "ctypes": frozenset({"fsops", "journal"}),
+    "ctypes": frozenset({"fsops", "journal", "processes"}),
 }
 """Which modules may import a top-level package."""
 
-DECIDING: Final = frozenset({"fate", "planner", "actions", "steps", "model"})
+DECIDING: Final = frozenset({"fate", "planner", "actions", "tasks", "steps", "scriptlets", "model"})
 """They decide and touch neither the file system nor processes."""
 
 NOT_FOR_DECIDING: Final = frozenset(
@@ -91,8 +100,8 @@ PROCESS_CALLS: Final = frozenset(
         *("spawnl", "spawnle", "spawnlp", "spawnlpe", "spawnv", "spawnve", "spawnvp", "spawnvpe"),
     )
 )
-MAY_START_PROCESSES: Final = frozenset({"parallel", "processes"})
-"""rpm, when an image is built; and a second process of our own, for copying."""
+MAY_START_PROCESSES: Final = frozenset({"parallel", "processes", "fastpath"})
+"""Commands; a second process of our own, for copying; and one that keeps the lock."""
 
 FILE_CALLS: Final = frozenset(
     f"{module}.{name}"

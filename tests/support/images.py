@@ -111,8 +111,19 @@ def build_rpm(
     version: str = "1",
     release: str = "1",
     epoch: int = 0,
+    scriptlets: str = "",
 ) -> Path:
-    """Build a package with the real rpmbuild and return its file."""
+    """Build a package with the real rpmbuild and return its file.
+
+    Args:
+        directory: Where it is built.
+        name: Its name.
+        files: Its files.
+        version: Its version.
+        release: Its release.
+        epoch: Its epoch, 0 for none.
+        scriptlets: Its scriptlets, as they stand in a spec file.
+    """
     rpmbuild = need_tool("rpmbuild")
     top = directory / f"build-{name}-{version}-{release}"
     top.mkdir(parents=True)
@@ -137,7 +148,7 @@ def build_rpm(
         + "\n".join(install_lines)
         + "\n%files\n"
         + "\n".join(file_lines)
-        + "\n"
+        + f"\n{scriptlets}\n"
     )
     subprocess.run(
         [rpmbuild, "-bb", "--quiet", "--define", f"_topdir {top}", str(spec)],

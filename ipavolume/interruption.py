@@ -1,0 +1,95 @@
+"""The signals that ask for an end, and those that are for the command that runs.
+
+A handler only notes what came. What is being done to the volume is finished, however long it
+takes; :func:`check` stands between one action and the next and is where the run ends. As PID 1
+of a container a process without these handlers would not notice the signals at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Final
+
+from ipavolume.errors import StoppedError
+
+HALT: Final = signal.SIGRTMIN + 3
+"""What container engines send to systemd to end it, see ``systemd(1)``, "SIGNALS"."""
+
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT, HALT)
+PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+
+_before: Final[dict[int, Any]] = {}
+_stop: Final[list[int]] = []
+_for_command: Final[list[int]] = []
+
+
+def install() -> None:
+    """Note signals from now on instead of ending by them; once is enough."""
+    if _before:
+        return
+    for number in STOPPING:
+        _before[number] = signal.signal(number, _note_stop)
+    for number in PASSED_ON:
+        _before[number] = signal.signal(number, _note_for_command)
+
+
+def restore() -> None:
+    """Handle signals as before :func:`install`: what is executed finds them as we did."""
+    while _before:
+        number, handler = _before.popitem()
+        # None: it was not Python that installed it.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Note signals while the body runs, whether or not they are noted around it."""
+    outermost = not _before
+    install()
+    try:
+        yield
+    finally:
+        if outermost:
+            restore()
+
+
+def stop_signal() -> int | None:
+    """Return the first signal that asked for an end, or ``None``."""
+    return _stop[0] if _stop else None
+
+
+def take_for_command() -> list[int]:
+    """Return the signals that came for the running command since this was last asked."""
+    taken = _for_command[:]
+    del _for_command[: len(taken)]
+    return taken
+
+
+def check() -> None:
+    """End the run here if a signal asked for it.
+
+    Raises:
+        StoppedError: If so.
+    """
+    number = stop_signal()
+    if number is not None:
+        raise stopped(number)
+
+
+def stopped(number: int) -> StoppedError:
+    """Return the error that ends a run because of the signal *number*."""
+    name = "SIGRTMIN+3" if number == HALT else signal.Signals(number).name
+    return StoppedError(
+        f"stopped by {name}", signal=number, hint="The next start goes on from here."
+    )
+
+
+def _note_stop(number: int, _frame: FrameType | None) -> None:
+    _stop.append(number)
+
+
+def _note_for_command(number: int, _frame: FrameType | None) -> None:
+    _for_command.append(number)

@@ -1,0 +1,120 @@
+"""``ipavolume status --probe``: what an orchestrator asks a container again and again.
+
+Nothing is locked and nothing is changed; the answer is what is recorded, so a start that takes
+twenty minutes says for twenty minutes that it is not done, and how far it got.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume import firstrun, holding, lifecycle, processes, tasks
+from ipavolume.errors import (
+    EXIT_COMMAND_FAILED,
+    EXIT_LOCKED,
+    CommandFailedError,
+)
+from ipavolume.firstrun import Standing
+from ipavolume.session import Session
+from ipavolume.state import Facts
+from ipavolume.tasks import TaskState
+
+_BOOTED: Final = "/run/systemd/system"
+_TARGET: Final = "default.target"
+_TIMEOUT_S: Final = 10
+
+
+class Probe(enum.StrEnum):
+    """What is asked."""
+
+    STARTUP = "startup"
+    """Is the volume current, is the first run done?"""
+    READY = "ready"
+    """Has the application been started as well?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a probe found.
+
+    Attributes:
+        exit_status: 0 for yes, 75 for not yet, 13 when it will not come without somebody's help.
+        text: Why, in one line.
+    """
+
+    exit_status: int
+    text: str
+
+
+def ask(session: Session, probe: Probe) -> Answer:
+    """Answer *probe* for the volumes of *session*.
+
+    Raises:
+        IpaVolumeError: If a volume cannot be read or trusted.
+    """
+    facts = session.facts()
+    answer = _started(session, facts[session.primary.mount])
+    if answer.exit_status != 0:
+        return answer
+    wanted = session.image.header.build_id
+    for mount, found in facts.items():
+        if found.transaction is not None or found.build_id != wanted:
+            what = found.build_id or "nothing"
+            return _not_yet(session, f"{mount} is at {what}, the image is {wanted}")
+    if probe is Probe.READY:
+        return _is_ready(session, answer)
+    return answer
+
+
+def _started(session: Session, facts: Facts) -> Answer:
+    open_ = facts.transaction
+    if open_ is None:
+        if facts.build_id != session.image.header.build_id:
+            what = facts.build_id or "nothing"
+            return _not_yet(
+                session,
+                f"{session.primary.mount} is at {what}, the image is "
+                f"{session.image.header.build_id}",
+            )
+        standing = firstrun.standing(session) if session.image.config.first_run else Standing.DONE
+        if standing is not Standing.DONE:
+            return _not_yet(session, f"first run: {standing}")
+        return Answer(exit_status=0, text=f"current ({facts.build_id})")
+    text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
+    plan = lifecycle.read_open_plan(session, {session.primary.mount: facts})
+    left = tasks.pending(plan.tasks, facts.tasks)
+    if left:
+        number = len(plan.tasks) - len(left) + 1
+        text += f", task {number}/{len(plan.tasks)} {left[0].name}"
+    text += f", since {open_.started}"
+    states = [record.state for record in facts.tasks.records.values()]
+    if TaskState.FAILED in states and TaskState.STARTED not in states:
+        return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"failed: {text}")
+    return _not_yet(session, text)
+
+
+def _not_yet(session: Session, text: str) -> Answer:
+    if session.is_inside and holding.is_on_hold():
+        return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {text}")
+    return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {text}")
+
+
+def _is_ready(session: Session, started: Answer) -> Answer:
+    if not (session.is_inside and os.path.isdir(_BOOTED)):
+        return started
+    words = ("systemctl", "is-active", _TARGET)
+    try:
+        ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=_nowhere)
+    except CommandFailedError as err:
+        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
+    if ended.status != 0:
+        state = ended.lines[-1] if ended.lines else f"systemctl ended with status {ended.status}"
+        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
+    return Answer(exit_status=0, text=f"{started.text}, {_TARGET} is active")
+
+
+def _nowhere(_line: str) -> None:
+    """Show nothing: what is said is in the answer."""

@@ -1,0 +1,199 @@
+"""The start of a container: the volumes, the first run, and what is executed then.
+
+Under systemd a start is two processes: ``ipavolume start`` before init does what is offline,
+and ``ipavolume online``, a service, the rest. Without systemd the first does all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ipavolume import firstrun, handover, lifecycle, processes
+from ipavolume.firstrun import Request, Standing
+from ipavolume.lifecycle import PHASES, Outcome, Speaker
+from ipavolume.redaction import Redactor
+from ipavolume.session import Progress, Session
+
+_START_RUN: Final = "start"
+_FIRST_RUN: Final = "first-run"
+_SYSTEMCTL_TIMEOUT_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What a container was started with.
+
+    Attributes:
+        words: What is executed at the end; none: nothing is.
+        arguments: Arguments of the first run.
+        request: What the first run cares for.
+        systemd: What is executed is systemd, with our online unit in the image.
+    """
+
+    words: tuple[str, ...]
+    arguments: tuple[str, ...]
+    request: Request
+    systemd: bool
+
+
+def prepare(session: Session, arguments: Sequence[str]) -> Beginning:
+    """Tell from configuration and command line what is to be done.
+
+    Raises:
+        UsageError: If the arguments make no sense.
+    """
+    configured = session.image.config.start_exec
+    words = configured or tuple(arguments)
+    given = tuple(arguments) if configured else ()
+    return Beginning(
+        words=words,
+        arguments=given,
+        request=firstrun.make_request(given, os.environ),
+        systemd=session.is_inside
+        and handover.is_systemd(words, session.options.root, unit=session.image.config.online_unit),
+    )
+
+
+def redactor(session: Session, arguments: Sequence[str]) -> Redactor:
+    """Return what takes the secrets out of all that is shown or logged."""
+    given = arguments if session.image.config.start_exec else ()
+    return Redactor(firstrun.make_request(tuple(given), os.environ).secrets())
+
+
+def start(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
+    """Do what comes before the container's command.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    lifecycle.fill_volatile(session, speaker.say)
+    phases = ("offline",) if beginning.systemd else PHASES
+    outcome = lifecycle.bring_up(session, speaker, phases=phases)
+    if outcome.waiting:
+        return outcome
+    return _after(session, beginning, outcome, speaker, phases)
+
+
+def go_online(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
+    """Do what is left to the online phase: tasks, and the first run.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    outcome = lifecycle.bring_up(session, speaker, phases=("online",))
+    return _after(session, beginning, outcome, speaker, ("online",))
+
+
+def _after(
+    session: Session,
+    beginning: Beginning,
+    outcome: Outcome,
+    speaker: Speaker,
+    phases: Sequence[str],
+) -> Outcome:
+    """Do what follows once the volumes are current: steps of every start, first run."""
+    if session.is_inside and "offline" in phases:
+        _run_start_steps(session, speaker)
+    config = session.image.config.first_run
+    if config is None or not firstrun.is_due(session, beginning.request, say=speaker.say):
+        return outcome
+    if not session.is_inside:
+        raise firstrun.refuse_outside(session)
+    if config.phase not in phases:
+        return replace(outcome, first_run=Standing.UNCONFIGURED)
+    log = lifecycle.open_log(session, _FIRST_RUN, speaker)
+    try:
+        standing = firstrun.run(session, beginning.request, say=log.say, output=log.line)
+    finally:
+        log.close()
+    return replace(outcome, first_run="" if standing is Standing.DONE else standing)
+
+
+def _run_start_steps(session: Session, speaker: Speaker) -> None:
+    from ipavolume import execution
+
+    execution.run_start_steps(
+        session,
+        session.image.header,
+        lambda: lifecycle.open_log(session, _START_RUN, speaker),
+    )
+
+
+# -- handing over ------------------------------------------------------------------------
+
+
+def last_words(session: Session, outcome: Outcome, beginning: Beginning) -> str:
+    """Return the line that a start ends with: what the volume is, and what follows."""
+    mount = session.primary.mount
+    if outcome.waiting:
+        what = (
+            f"the files of {session.image.build_id} are in place at {mount}, "
+            f"{len(outcome.waiting)} steps and scriptlets follow under {beginning.words[0]}"
+        )
+    elif outcome.first_run:
+        what = f"the volume at {mount} is {outcome.first_run} ({outcome.recorded}), the first run "
+        what += f"follows under {beginning.words[0]}"
+    else:
+        what = f"the volume at {mount} is current ({outcome.recorded})"
+    return (
+        f"{what}; handing over to {beginning.words[0]}. If nothing follows, that could not start; "
+        "the volume is fine."
+    )
+
+
+def command_line(session: Session, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
+    """Return what is executed: with something left to the online phase, its unit first."""
+    if beginning.systemd and (_is_left(outcome)):
+        return (*beginning.words, f"--unit={session.image.config.online_unit}")
+    return beginning.words
+
+
+def _is_left(outcome: Outcome) -> bool:
+    """Tell whether something is left to the online phase."""
+    return bool(outcome.waiting or outcome.first_run)
+
+
+def waits(outcome: Outcome) -> bool:
+    """Tell whether the application cannot start: the first run waits for an answer."""
+    return outcome.first_run == Standing.WAITING
+
+
+def hand_over(session: Session, outcome: Outcome, beginning: Beginning) -> None:
+    """Leave for the online phase what it cannot know.
+
+    Raises:
+        CannotCreateError: If there is no place for it that is not on a disk.
+    """
+    if not session.is_inside:
+        return
+    if beginning.systemd:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("IPAVOLUME_") or name in ("container", "container_uuid")
+        }
+        handover.write(
+            {"request": beginning.request.dump().decode("ascii"), "environment": environment}
+        )
+
+
+def taken_over() -> Beginning:
+    """Take what ``ipavolume start`` left in this container; its environment becomes ours.
+
+    Raises:
+        UnsafeVolumeError: If somebody else wrote it.
+    """
+    data = handover.take()
+    for name, value in data.get("environment", {}).items():
+        os.environ.setdefault(name, value)
+    request = Request.load(data["request"].encode("ascii")) if "request" in data else Request()
+    return Beginning(words=(), arguments=request.arguments, request=request, systemd=True)
+
+
+def go_on(outcome: Outcome, say: Progress) -> None:
+    """Have systemd start what the container is for, or end where it cannot start yet."""
+    words = ("exit", "0") if waits(outcome) else ("--no-block", "start", "default.target")
+    processes.run_command(("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=say)

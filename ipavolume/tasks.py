@@ -1,0 +1,256 @@
+"""What a run executes besides files, and how far it got with it, as data.
+
+A task is an upgrade step or a scriptlet. A plan names it by id and digest; what it does
+comes from the image, never from the volume.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+REPEATED_FAILURES: Final = 3
+"""So many identical failures in a row, and a start no longer tries by itself."""
+
+_MAX_FAILURES_KEPT: Final = 20
+_MAX_TASKS: Final = 10_000
+
+
+class TaskKind(enum.StrEnum):
+    """What a task is."""
+
+    STEP = "step"
+    SCRIPTLET = "scriptlet"
+
+
+class TaskState(enum.StrEnum):
+    """How far a task got."""
+
+    STARTED = "started"
+    DONE = "done"
+    WARNED = "warned"
+    """Done, or failed where rpm goes on too; there is something to read."""
+    FAILED = "failed"
+
+
+FINISHED: Final = frozenset({TaskState.DONE, TaskState.WARNED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A step or scriptlet that a run executes.
+
+    Attributes:
+        kind: Which of the two.
+        name: Its name in the image: ``s9000_ipa_server_upgrade``, ``certmonger-post``.
+        digest: SHA-256 of its text.
+        phase: ``offline`` or ``online``.
+        summary: What it is, in one line.
+        reason: Why it was chosen.
+        arguments: Of a scriptlet.
+        provisional: What it does depends on a command that runs before it.
+    """
+
+    kind: TaskKind
+    name: str
+    digest: str
+    phase: str
+    summary: str
+    reason: str
+    arguments: tuple[str, ...] = ()
+    provisional: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other task of a run."""
+        return " ".join((self.kind, self.name, *self.arguments))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """How far one task got.
+
+    Attributes:
+        key: Key of the task.
+        state: How far.
+        started: Time of the last beginning, ISO 8601 in UTC.
+        finished: Time of its end, or "".
+        seconds: How long it took, whole seconds.
+        commands: Digests of its commands that ended well.
+        messages: What an administrator should read.
+    """
+
+    key: str
+    state: TaskState
+    started: str = ""
+    finished: str = ""
+    seconds: int = 0
+    commands: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An attempt to finish a run that failed.
+
+    Attributes:
+        signature: What is the same when it fails again in the same way.
+        at: Time, ISO 8601 in UTC.
+        message: What was said.
+    """
+
+    signature: str
+    at: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLog:
+    """What is recorded of the tasks of an open run.
+
+    Attributes:
+        records: By key of the task, in the order of their beginnings.
+        failures: Failed attempts in a row, oldest first; a retry by hand forgets them.
+    """
+
+    records: Mapping[str, TaskRecord]
+    failures: tuple[Failure, ...] = ()
+
+    def state_of(self, task: Task) -> TaskState | None:
+        """Return how far *task* got, or ``None`` when it has not begun."""
+        record = self.records.get(task.key)
+        return None if record is None else record.state
+
+    def is_finished(self, task: Task) -> bool:
+        """Tell whether *task* need not run again."""
+        return self.state_of(task) in FINISHED
+
+    def with_record(self, record: TaskRecord) -> TaskLog:
+        """Return the log with *record* in the place of an earlier one of its task."""
+        return replace(self, records={**self.records, record.key: record})
+
+    def with_failure(self, failure: Failure) -> TaskLog:
+        """Return the log with one more failure."""
+        return replace(self, failures=(*self.failures, failure)[-_MAX_FAILURES_KEPT:])
+
+    def repeated(self) -> Failure | None:
+        """Return the failure that came so often in a row that trying again is pointless."""
+        last = self.failures[-REPEATED_FAILURES:]
+        if len(last) < REPEATED_FAILURES or len({one.signature for one in last}) > 1:
+            return None
+        return last[-1]
+
+
+NOTHING: Final = TaskLog(records={})
+
+
+def pending(tasks: Sequence[Task], log: TaskLog, phase: str | None = None) -> list[Task]:
+    """Return the tasks that have to run still, of one phase or of both."""
+    return [task for task in tasks if phase in (None, task.phase) and not log.is_finished(task)]
+
+
+# -- as plain data -----------------------------------------------------------------------
+
+
+def task_data(task: Task) -> dict[str, Any]:
+    """Return *task* as plain data."""
+    return {
+        "kind": str(task.kind),
+        "name": task.name,
+        "digest": task.digest,
+        "phase": task.phase,
+        "summary": task.summary,
+        "reason": task.reason,
+        "arguments": list(task.arguments),
+        "provisional": task.provisional,
+    }
+
+
+def parse_task(data: Mapping[str, Any]) -> Task:
+    """Return the task in *data*.
+
+    Raises:
+        ValueError, KeyError, TypeError: If it is none.
+    """
+    task = Task(
+        kind=TaskKind(data["kind"]),
+        name=_text(data["name"]),
+        digest=_text(data["digest"]),
+        phase=_text(data["phase"]),
+        summary=_text(data["summary"]),
+        reason=_text(data["reason"]),
+        arguments=_texts(data["arguments"]),
+        provisional=data["provisional"] is True,
+    )
+    if task.phase not in ("offline", "online"):
+        raise ValueError(task.phase)
+    return task
+
+
+def log_data(log: TaskLog) -> dict[str, Any]:
+    """Return *log* as plain data."""
+    return {
+        "tasks": [
+            {
+                "key": record.key,
+                "state": str(record.state),
+                "started": record.started,
+                "finished": record.finished,
+                "seconds": record.seconds,
+                "commands": list(record.commands),
+                "messages": list(record.messages),
+            }
+            for record in log.records.values()
+        ],
+        "failures": [
+            {"signature": one.signature, "at": one.at, "message": one.message}
+            for one in log.failures
+        ],
+    }
+
+
+def parse_log(data: Mapping[str, Any]) -> TaskLog:
+    """Return the log in *data*.
+
+    Raises:
+        ValueError, KeyError, TypeError: If it is none.
+    """
+    if len(data["tasks"]) > _MAX_TASKS:
+        raise ValueError("too many tasks")
+    records = [
+        TaskRecord(
+            key=_text(item["key"]),
+            state=TaskState(item["state"]),
+            started=_text(item["started"]),
+            finished=_text(item["finished"]),
+            seconds=int(item["seconds"]),
+            commands=_texts(item["commands"]),
+            messages=_texts(item["messages"]),
+        )
+        for item in data["tasks"]
+    ]
+    return TaskLog(
+        records={record.key: record for record in records},
+        failures=tuple(
+            Failure(
+                signature=_text(item["signature"]),
+                at=_text(item["at"]),
+                message=_text(item["message"]),
+            )
+            for item in data["failures"]
+        ),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return tuple(_text(item) for item in value)

@@ -1,0 +1,58 @@
+"""What a test of the first run executes inside of a container: the volumes are current.
+
+Run as ``firstruninside.py [--only-ask] [--allow CODE]... [-- ARGUMENT...]``; prints how far the
+first run is, and ends with the status that the error of a start has.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ipavolume import firstrun
+from ipavolume.errors import IpaVolumeError
+from ipavolume.session import Options, Session
+
+
+def show(text: str) -> None:
+    """Print a line at once, so that it stands where it belongs."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    show(f"say: {text}")
+
+
+def output(text: str) -> None:
+    """Print a line that the command printed."""
+    show(f"output: {text}")
+
+
+def main() -> int:
+    """Run it."""
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    options, arguments = words[:split], words[split + 1 :]
+    only_ask = "--only-ask" in options
+    allow = frozenset(word for word in options if not word.startswith("--"))
+    try:
+        with Session(Options(allow=allow)) as session:
+            session.lock(say)
+            asked = firstrun.make_request(arguments, os.environ)
+            if only_ask:
+                show(f"due: {firstrun.is_due(session, asked, say=say)}")
+            else:
+                show(f"standing: {firstrun.run(session, asked, say=say, output=output)}")
+            show(f"now: {firstrun.standing(session)}")
+    except IpaVolumeError as err:
+        show(f"error: {err} [{err.code}]\nstate: {err.state}\nhint: {err.hint}")
+        for line in err.details:
+            show(f"detail: {line}")
+        return err.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""A real systemd as the container's init: the online phase, the lock, failures, and the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support import inside
+from support.images import Image, Packaged, build_rpm
+from support.requirements import need_root
+from support.systemd import SYSTEMD, add_systemd, machine
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
+
+UNITS = "usr/lib/systemd/system"
+WANTS = f"{UNITS}/default.target.wants"
+CONFIG = f'[start]\nexec = ["{SYSTEMD}"]\n'
+STEP = """
+\"\"\"Run a command.
+
+Symptom: none.
+
+Source: this test.
+\"\"\"
+
+from ipavolume.steps import Command
+
+COMPONENT = "app"
+APPLIES_FROM = ""
+WHEN = "upgrade"
+PHASE = "online"
+
+
+def plan(volume, template):
+    if volume.kind("/data/done") is None:
+        yield Command(words=("sh", "-c", {script!r}), reason="to be tested", timeout_s=60)
+"""
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package with a config file, and its next version."""
+    need_root()
+    top = tmp_path_factory.mktemp("init")
+    file = [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content="x")]
+    one, two = (build_rpm(top, "app", file, version=version) for version in "12")
+    return one, two
+
+
+class Story:
+    """Images with systemd and the volume that they meet."""
+
+    def __init__(self, top: Path, versions: tuple[Path, Path]) -> None:
+        """Make nothing yet."""
+        self.site = Site(top=top)
+        self.versions = versions
+        self.volume = self.site.volume()
+
+    def image(self, version: int, script: str = "", *, config: str = CONFIG) -> Image:
+        """Return an image whose upgrade runs *script* in the online phase."""
+
+        def edit(image: Image) -> None:
+            add_systemd(image)
+            if script:
+                path = "/etc/ipavolume/upgrade_steps/s5000_run_a_command.py"
+                image.write(path, STEP.lstrip().format(script=script))
+
+        name = ("one", "two")[version - 1]
+        rpm = self.versions[version - 1]
+        return self.site.image(
+            name, [rpm], lists={"/data": ["/etc/app/"]}, config=config, edit=edit
+        )
+
+    def populate(self) -> None:
+        """Fill the volume by the first image."""
+        self.populate_with(self.image(1))
+
+    def populate_with(self, image: Image) -> None:
+        """Fill the volume."""
+        inside.run(image.root, self.volume, [*inside.IPAVOLUME, "upgrade"]).check_returncode()
+
+    def fifo(self, name: str) -> Path:
+        """Make a FIFO on the volume."""
+        path = self.volume / name
+        os.mkfifo(path)
+        return path
+
+    def recorded(self) -> str:
+        """Return the recorded id."""
+        path = self.volume / "build-id"
+        return path.read_text().strip() if path.exists() else ""
+
+
+@pytest.fixture
+def story(tmp_path: Path, versions: tuple[Path, Path]) -> Story:
+    """What most tests begin with."""
+    return Story(tmp_path, versions)
+
+
+WAITING = 'echo begun > /data/begun; read line < /data/go; touch /data/done; [ "$line" = go ]'
+
+
+def test_the_application_follows_the_online_phase_at_the_first_boot_and_at_later_ones(
+    story: Story,
+) -> None:
+    image = story.image(1)
+    for boot in ("first", "second"):
+        with machine(image, story.volume) as container:
+            shown = container.wait_for("one\nthe application runs")
+            assert ("the volume is empty" in shown) == (boot == "first")
+            ended = container.time("ipavolume-online", "ExecMainExit")
+            assert 0 < ended <= container.time("application", "ExecMainStart")
+            units = [f"/{UNITS}/ipavolume-{name}.service" for name in ("online", "lock")]
+            assert container.run("systemd-analyze", "verify", "--man=no", *units).stderr == ""
+            assert container.run("systemctl", "is-active", "ipavolume-lock").stdout == "active\n"
+            said = container.run("ipavolume", "status", "--probe", "ready").stdout
+            assert said == "current (one), default.target is active\n"
+            assert container.stop() == -signal.SIGINT
+
+
+def test_an_upgrade_has_its_online_phase_before_the_application(story: Story) -> None:
+    story.populate()
+    begun, go = story.fifo("begun"), story.fifo("go")
+    with machine(story.image(2, WAITING), story.volume) as container:
+        assert begun.read_text() == "begun\n"
+        for probe in ("startup", "ready"):
+            said = container.run("ipavolume", "status", "--probe", probe, status=75).stdout
+            assert said.startswith("not yet: upgrade to two: swapped, task 1/1 s5000_run_a_command")
+        assert container.run("systemctl", "is-active", "application", status=3)
+        assert story.recorded() == ""
+        go.write_text("go\n")
+        container.wait_for("two\nthe application runs")
+        assert container.run("ipavolume", "status", "--probe", "ready")
+        assert container.stop() == -signal.SIGINT
+    assert story.recorded() == "two"
+
+
+def test_a_failure_of_the_online_phase_ends_the_container_with_its_status(story: Story) -> None:
+    story.populate()
+    with machine(story.image(2, "echo it went wrong; exit 3"), story.volume) as container:
+        assert container.wait() == 13
+        assert "it went wrong" in container.seen
+        assert "application runs" not in container.seen
+    assert story.recorded() == ""
+
+
+def test_on_hold_the_application_waits_until_somebody_has_brought_the_volume_up(
+    story: Story,
+) -> None:
+    story.populate()
+    image = story.image(2, "touch /data/done; test -e /data/repaired")
+    with machine(image, story.volume, env={"IPAVOLUME_ON_FAILURE": "hold"}) as container:
+        container.wait_for("on hold: the application is not started")
+        said = container.run("ipavolume", "status", "--probe", "startup", status=13).stdout
+        assert said.startswith("failed: upgrade to two")
+        assert container.run("systemctl", "is-active", "application", status=3)
+        (story.volume / "done").unlink()
+        (story.volume / "repaired").touch()
+        container.run("ipavolume", "upgrade", "--retry")
+        container.wait_for("two\nthe application runs")
+        assert container.stop() == -signal.SIGINT
+
+
+def test_the_end_of_the_container_ends_the_command_and_the_next_start_finishes(
+    story: Story,
+) -> None:
+    story.populate()
+    begun = story.fifo("begun")
+    script = (
+        "[ ! -e /data/again ] || { touch /data/done; exit 0; }; trap 'touch /data/again; exit 1' "
+        "TERM; echo begun > /data/begun; sleep infinity & wait"
+    )
+    image = story.image(2, script)
+    with machine(image, story.volume) as container:
+        assert begun.read_text() == "begun\n"
+        assert container.stop() == -signal.SIGINT
+        assert "application runs" not in container.seen
+    assert (story.volume / "again").exists()
+    with machine(image, story.volume) as container:
+        container.wait_for("two\nthe application runs")
+
+
+@pytest.mark.parametrize("moment", ["offline", "online", "application"])
+def test_a_second_container_is_refused_at_every_stage_and_a_killed_one_locks_nothing(
+    story: Story, moment: str
+) -> None:
+    story.populate()
+    begun, go = story.fifo("begun"), story.fifo("go")
+    image = story.image(2, WAITING)
+    if moment == "offline":
+        step = image.root / "etc/ipavolume/upgrade_steps/s5000_run_a_command.py"
+        step.write_text(step.read_text().replace('"online"', '"offline"'))
+        image.prepare(build_id="two")
+    with machine(image, story.volume) as container:
+        assert begun.read_text() == "begun\n"
+        if moment == "application":
+            go.write_text("go\n")
+            container.wait_for("two\nthe application runs")
+            # To systemd as PID 1 this means to execute itself again.
+            container.container.send(signal.SIGTERM)
+            container.run("systemctl", "is-active", "application.target")
+        for words in (["start", "--", "true"], ["upgrade"], ["lock"]):
+            done = inside.run(image.root, story.volume, [*inside.IPAVOLUME, *words])
+            assert done.returncode == 75, done.stderr
+        container.container.send(signal.SIGKILL)
+        container.wait()
+    (story.volume / "done").touch()
+    done = inside.run(image.root, story.volume, [*inside.IPAVOLUME, "start", "--", "true"])
+    assert done.returncode == 0, done.stderr
+    assert story.recorded() == "two"
+
+
+def test_init_without_us_gets_the_lock_from_its_service_or_ends(story: Story) -> None:
+    image = story.image(1)
+    story.populate_with(image)
+    with machine(image, story.volume, init=(str(SYSTEMD),)) as first:
+        first.wait_for("one\nthe application runs")
+        with machine(image, story.volume, init=(str(SYSTEMD),)) as second:
+            assert second.wait() == 75
+            assert "application runs" not in second.seen
+        assert first.stop() == -signal.SIGINT
+
+
+def test_the_wrapper_lets_commands_of_ours_through(story: Story) -> None:
+    image = story.image(1)
+    words = ["/usr/local/sbin/init", "ipavolume", "check"]
+    done = inside.run(image.root, story.volume, words)
+    assert done.returncode == 100
+    assert done.stdout.startswith("/data: empty\n")
+
+
+# -- what prepare installs -----------------------------------------------------------------
+
+
+def test_prepare_installs_units_and_wrapper_once(story: Story) -> None:
+    image = story.image(1)
+    for name in ("online", "lock"):
+        text = (image.root / UNITS / f"ipavolume-{name}.service").read_text()
+        assert f"\nExecStart=/usr/local/bin/ipavolume {name}\n" in text
+        assert image.readlink(f"{WANTS}/ipavolume-{name}.service") == f"../ipavolume-{name}.service"
+    assert os.access(image.root / "usr/local/sbin/init", os.X_OK)
+    assert not image.prepare().changed
+    # A run that was killed before it made this.
+    (image.root / WANTS / "ipavolume-lock.service").unlink()
+    assert image.prepare().changed
+    assert not image.prepare().changed
+
+
+def test_prepare_installs_nothing_without_systemd(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]})
+    assert not (image.root / "usr/lib/systemd").exists()
+    assert not (image.root / "usr/local").exists()
+
+
+def test_prepare_leaves_what_is_somebody_elses(tmp_path: Path, versions: tuple[Path, Path]) -> None:
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        image.write("/usr/local/sbin/init", "#!/bin/sh\nexec /usr/sbin/init\n", mode=0o755)
+        image.write(f"/{WANTS}/ipavolume-lock.service", "mine")
+        (image.root / "usr/local/bin/ipavolume").unlink()
+
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
+    assert (image.root / "usr/local/sbin/init").read_text() == "#!/bin/sh\nexec /usr/sbin/init\n"
+    assert (image.root / WANTS / "ipavolume-lock.service").read_text() == "mine"
+    warnings = "\n".join(image.warnings)
+    assert "/usr/local/sbin/init is there already" in warnings
+    assert "ipavolume-lock.service is there already" in warnings
+    assert "ipavolume is not in the image" in warnings
+
+
+def test_the_online_unit_can_be_called_otherwise(story: Story) -> None:
+    config = CONFIG + 'online-unit = "application-upgrade.service"\n'
+    image = story.image(1, config=config)
+    assert (image.root / UNITS / "application-upgrade.service").exists()
+    assert (image.root / WANTS / "application-upgrade.service").is_symlink()
+    assert not (image.root / UNITS / "ipavolume-online.service").exists()
+    lock = (image.root / UNITS / "ipavolume-lock.service").read_text()
+    assert "Before=shutdown.target application-upgrade.service\n" in lock

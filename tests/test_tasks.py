@@ -1,0 +1,570 @@
+"""What a run executes, in a container: in which order, how often, and what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import inside
+from support.command import Result, run_ipavolume
+from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_tool
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+LISTS = {"/data": ["/etc/svc/", "/var/lib/svc/"]}
+OWN = "/etc/ipavolume/upgrade_steps"
+LOG = "var/lib/svc/log"
+
+STEP = '''"""{summary}.
+
+Symptom: a test sees nothing.
+
+Source: this test.
+"""
+
+from ipavolume.steps import Command, MakeLink, Refuse, Remove, Warn, Write
+
+COMPONENT = "svc"
+APPLIES_FROM = "{applies}"
+WHEN = "{when}"
+PHASE = "{phase}"
+
+
+def plan(volume, template):
+{body}
+'''
+
+
+def step(
+    body: str,
+    *,
+    summary: str = "Does what a test wants",
+    applies: str = "",
+    when: str = "upgrade",
+    phase: str = "online",
+) -> str:
+    """Return the text of a step."""
+    lines = "\n".join(f"    {line}" if line else "" for line in body.strip().splitlines())
+    return STEP.format(summary=summary, applies=applies, when=when, phase=phase, body=lines)
+
+
+def logs(word: str) -> str:
+    """Return the body of a step that writes *word* to a log on the volume, once."""
+    return f'''
+if b"{word}\\n" in (volume.read("/{LOG}") or b""):
+    return
+yield Command(words=("sh", "-c", "echo {word} >>/data/{LOG}"), reason="to be seen")
+'''
+
+
+class World:
+    """Two or three images, a volume, and containers of them."""
+
+    def __init__(self, top: Path, rpms: Mapping[str, Path]) -> None:
+        """Take an empty directory, and the packages by their version."""
+        self.site = Site(top=top)
+        self._rpms = rpms
+
+    def image(self, version: str, steps: Mapping[str, str], *, config: str = "") -> Image:
+        """Make the image of a version, with steps of its own by name."""
+
+        def edit(image: Image) -> None:
+            for name, text in steps.items():
+                image.write(f"{OWN}/{name}.py", text)
+
+        return self.site.image(
+            f"v{version}", [self._rpms[version]], lists=LISTS, config=config, edit=edit
+        )
+
+    @property
+    def volume(self) -> Path:
+        """The volume's directory."""
+        return self.site.volume()
+
+    def run(
+        self,
+        image: Image,
+        *words: str,
+        status: int = 0,
+        env: Mapping[str, str] | None = None,
+        before: str = "",
+    ) -> Result:
+        """Run ipavolume as process 1 of a container; *before* is shell run in it before."""
+        argv = [*inside.IPAVOLUME, *words]
+        if before:
+            argv = ["sh", "-ec", f'{before}; exec "$@"', "-", *argv]
+        done = inside.run(image.root, self.volume, argv, env=env)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    def populate(self) -> None:
+        """Populate the volume by the first image, which has no steps of its own."""
+        self.run(self.image("1", {}), "upgrade", "-q")
+
+    def log(self) -> list[str]:
+        """Return what steps wrote to their log."""
+        path = self.volume / LOG
+        return path.read_text().splitlines() if path.exists() else []
+
+    def last_run(self) -> dict[str, Any]:
+        """Return the last run of the history."""
+        run = self.site.history()[-1]
+        assert isinstance(run, dict)
+        return run
+
+    def build_id(self) -> str | None:
+        """Return the recorded id."""
+        path = self.volume / "build-id"
+        return path.read_text().strip() if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    top = tmp_path_factory.mktemp("rpms")
+    return {
+        version: build_rpm(
+            top,
+            "svc",
+            [
+                Packaged(path="/etc/svc/svc.conf", content=f"version {version}", words="%config"),
+                Packaged(path="/var/lib/svc", directory=True),
+            ],
+            version=version,
+        )
+        for version in ("1", "2", "3")
+    }
+
+
+@pytest.fixture
+def world(tmp_path: Path, rpms: Mapping[str, Path]) -> World:
+    return World(tmp_path, rpms)
+
+
+def test_steps_run_once_in_their_order_after_the_files(world: World) -> None:
+    world.populate()
+    image = world.image(
+        "2",
+        {
+            "s5010_second": step(logs("second")),
+            "s5020_offline": step(logs("offline"), phase="offline"),
+            "s5005_first": step(
+                f"""
+content = volume.read("/{LOG}") or b""
+if b"version" in content:
+    return
+text = volume.read("/etc/svc/svc.conf").decode()
+yield Command(words=("sh", "-c", f"echo {{text}} >>/data/{LOG}"), reason="what is in place")
+"""
+            ),
+            "s5030_not_this_version": step(logs("never"), applies=">=2"),
+            "s5040_at_populate": step(logs("never"), when="populate"),
+            "s5001_nothing_to_do": step("return ()", phase="offline"),
+        },
+    )
+    said = world.run(image, "upgrade")
+    assert world.log() == ["offline", "version 2", "second"]
+    assert world.build_id() == "v2"
+    assert "step s5010_second: done" in said.stdout
+    assert [(row[0], row[1], row[2]) for row in world.last_run()["tasks"]] == [
+        ("step s5020_offline", "offline", "done"),
+        ("step s5005_first", "online", "done"),
+        ("step s5010_second", "online", "done"),
+    ]
+    before = picture(world.volume)
+    world.run(image, "upgrade")
+    assert picture(world.volume) == before
+    history = run_ipavolume("history", world.volume).stdout
+    assert "online   step s5010_second: done" in history
+    assert "svc 1-1 -> 2-1" in history
+
+
+def test_what_a_step_wants_done_to_files_is_done(world: World) -> None:
+    world.populate()
+    (world.volume / "var/lib/svc/old").write_text("precious\n")
+    (world.volume / "var/lib/svc/edited").write_text("before\n")
+    image = world.image(
+        "2",
+        {
+            "s5000_files": step(
+                """
+if volume.kind("/var/lib/svc/old"):
+    yield Remove(path="/var/lib/svc/old", reason="it is old")
+if volume.read("/var/lib/svc/edited") != b"after\\n":
+    yield Write(path="/var/lib/svc/edited", content=b"after\\n", reason="it is wrong")
+if volume.readlink("/var/lib/svc/link") != "edited":
+    yield MakeLink(path="/var/lib/svc/link", target="edited", reason="it is missing")
+yield Warn(code="look", text="look at it", hint="with your eyes")
+""",
+                phase="offline",
+            )
+        },
+    )
+    dry = world.run(image, "upgrade", "--dry-run", status=100).stdout
+    assert "remove /var/lib/svc/old (it is old)" in dry
+    assert "write /var/lib/svc/edited, 6 bytes (it is wrong)" in dry
+    assert (world.volume / "var/lib/svc/old").exists()
+    said = world.run(image, "upgrade").stdout
+    assert not (world.volume / "var/lib/svc/old").exists()
+    assert (world.volume / "var/lib/svc/edited").read_text() == "after\n"
+    assert (world.volume / "var/lib/svc/link").readlink() == Path("edited")
+    assert "look at it" in said
+    run = world.last_run()
+    saved = {path: copy for path, copy, kind in run["copies"] if kind == "saved"}
+    assert set(saved) == {"/data/var/lib/svc/old", "/data/var/lib/svc/edited"}
+    copy = world.volume / saved["/data/var/lib/svc/old"].removeprefix("/data/")
+    assert copy.read_text() == "precious\n"
+
+
+def test_a_dry_run_says_what_would_run_and_what_is_only_guessed_at(world: World) -> None:
+    world.populate()
+    image = world.image(
+        "2",
+        {
+            "s5000_first": step(logs("first"), summary="Converts the data"),
+            "s5010_after_it": step(logs("second")),
+        },
+    )
+    before = picture(world.volume)
+    done = world.run(image, "upgrade", "--dry-run", "--json", status=100)
+    tasks = json.loads(done.stdout)["tasks"]
+    assert [(task["name"], task["provisional"]) for task in tasks] == [
+        ("s5000_first", False),
+        ("s5010_after_it", True),
+    ]
+    assert tasks[0]["summary"].startswith("Converts the data")
+    assert "run sh -c" in tasks[0]["actions"][0]
+    text = world.run(image, "upgrade", "--dry-run", status=100).stdout
+    assert re.search(r"s5010_after_it: .*provisional", text)
+    assert picture(world.volume) == before
+
+
+def test_a_step_refuses_before_the_first_write_and_can_be_overridden(world: World) -> None:
+    world.populate()
+    image = world.image(
+        "2",
+        {
+            "s5000_fine": step(logs("fine")),
+            "s5010_refuses": step(
+                'yield Refuse(code="old-data", text="the data is too old", hint="Convert it.")'
+            ),
+        },
+    )
+    before = picture(world.volume)
+    said = world.run(image, "upgrade", status=77).stderr
+    assert "the data is too old [s5010:old-data]" in said
+    assert "Convert it. To go on all the same: --allow s5010:old-data" in said
+    assert picture(world.volume) == before
+    assert "s5010:old-data" in world.run(image, "check", status=77).stdout
+    world.run(image, "upgrade", "--allow", "s5010:old-data")
+    assert world.log() == ["fine"]
+    assert world.last_run()["overrides"] == ["s5010:old-data"]
+
+
+def test_a_failed_command_says_everything_and_the_next_start_goes_on_there(world: World) -> None:
+    world.populate()
+    fails = f"""
+if b"mended\\n" in (volume.read("/{LOG}") or b""):
+    return
+yield Command(words=("sh", "-c", "echo one thing; echo the cause >&2; exit 3"), reason="to fail")
+"""
+    image = world.image("2", {"s5000_fine": step(logs("fine")), "s5010_fails": step(fails)})
+    said = world.run(image, "upgrade", status=13).stderr
+    assert "s5010_fails: sh -c " in said
+    assert "ended with status 3 [command-failed]" in said
+    assert "  | the cause" in said
+    assert "state: the files of the new image are in place, s5010_fails (2 of 2)" in said
+    log = "/data/.ipavolume/logs/0002-v2.log"
+    assert f"hint: Read {log} to its end" in said
+    kept = (world.volume / log.removeprefix("/data/")).read_text()
+    assert "  | one thing\n  | the cause\n" in kept
+    assert world.build_id() is None
+    status = run_ipavolume("status", world.volume).stdout
+    assert "failed  step s5010_fails" in status
+    with (world.volume / LOG).open("a") as stream:
+        stream.write("mended\n")
+    world.run(image, "upgrade")
+    assert world.log() == ["fine", "mended"]
+    assert world.build_id() == "v2"
+    assert len(world.last_run()["failures"]) == 1
+
+
+def test_after_three_identical_failures_a_start_stops_repeating(world: World) -> None:
+    world.populate()
+    fails = f"""
+if b"mended\\n" in (volume.read("/{LOG}") or b""):
+    return
+yield Command(words=("sh", "-c", "echo tried >>/data/{LOG}; exit 1"), reason="to fail")
+"""
+    image = world.image("2", {"s5010_fails": step(fails)})
+    for _ in range(3):
+        world.run(image, "start", "--", "true", status=13)
+    said = world.run(image, "start", "--", "true", status=77).stderr
+    assert "failed 3 times in the same way" in said
+    assert "ipavolume upgrade --retry" in said
+    assert world.log() == ["tried"] * 3
+    world.run(image, "upgrade", "--retry", status=13)
+    assert world.log() == ["tried"] * 4
+    # One more attempt by hand is one failure, not the fourth.
+    world.run(image, "start", "--", "true", status=13)
+    with (world.volume / LOG).open("a") as stream:
+        stream.write("mended\n")
+    world.run(image, "start", "--", "true")
+    assert world.build_id() == "v2"
+
+
+def test_other_failures_in_between_are_not_repetition(world: World) -> None:
+    world.populate()
+    body = f"""
+lines = (volume.read("/{LOG}") or b"").count(b"\\n")
+name = ("sh", "dash", "sh", "dash", "sh")[lines]
+yield Command(words=(name, "-c", "echo tried >>/data/{LOG}; exit 1"), reason="to fail")
+"""
+    image = world.image("2", {"s5010_fails": step(body)})
+    for _ in range(5):
+        world.run(image, "upgrade", status=13)
+    assert world.log() == ["tried"] * 5
+
+
+def test_everything_runs_again_when_it_is_asked_for(world: World) -> None:
+    world.populate()
+    body = f"""
+yield Command(words=("sh", "-c", "echo ran >>/data/{LOG}"), reason="to be seen")
+"""
+    image = world.image("2", {"s5000_runs": step(body, applies="<2")})
+    world.run(image, "upgrade")
+    world.run(image, "upgrade")
+    assert world.log() == ["ran"]
+    world.run(image, "upgrade", "--again")
+    assert world.log() == ["ran", "ran"]
+
+
+def test_killed_inside_a_command_it_is_run_again_but_not_what_had_ended(world: World) -> None:
+    world.populate()
+    body = f"""
+text = volume.read("/{LOG}") or b""
+if b"third\\n" in text:
+    return
+yield Command(words=("sh", "-c", "echo first >>/data/{LOG}"), reason="ends")
+kills = "echo second >>/data/{LOG}; test -e /data/var/lib/svc/go || kill -9 $PPID; true"
+yield Command(words=("sh", "-c", kills), reason="is interrupted")
+yield Command(words=("sh", "-c", "echo third >>/data/{LOG}"), reason="ends")
+"""
+    image = world.image("2", {"s5000_three": step(body), "s5010_last": step(logs("last"))})
+    # Process 1 of a container cannot be killed from inside, so it runs below a shell.
+    below = '"$@"; exit $?'
+    argv = ["sh", "-c", below, "-", *inside.IPAVOLUME, "upgrade"]
+    done = inside.run(image.root, world.volume, argv)
+    assert done.returncode == 128 + signal.SIGKILL, done.stderr
+    assert world.log() == ["first", "second"]
+    (world.volume / "var/lib/svc/go").write_text("")
+    said = world.run(image, "upgrade").stderr
+    assert "s5000_three was interrupted, it is run again" in said
+    assert "already done: sh -c 'echo first" in said
+    assert world.log() == ["first", "second", "second", "third", "last"]
+    assert world.build_id() == "v2"
+
+
+@pytest.mark.crash
+@pytest.mark.slow
+def test_killed_at_any_boundary_of_tasks_the_next_start_finishes(world: World) -> None:
+    strace = need_tool("strace")
+    names = ("one", "two", "three")
+    image = world.image(
+        "2",
+        {f"s50{number}0_{name}": step(logs(name)) for number, name in enumerate(names)},
+    )
+    first = world.image("1", {})
+    trace = [strace, "-o", "/data/trace", "-y", "-e", "trace=renameat,rename,renameat2"]
+    # Nothing is known of how many there are before one run has been watched.
+    world.run(first, "upgrade", "-q")
+    inside.run(image.root, world.volume, [*trace, *inside.IPAVOLUME, "upgrade", "-q"])
+    calls = [
+        line
+        for line in (world.volume / "trace").read_text().splitlines()
+        if line.startswith("renameat(")
+    ]
+    marks = [number for number, line in enumerate(calls, 1) if "tasks.json" in line]
+    # Begun, its command ended, and ended: for each of three.
+    assert len(marks) == 3 * len(names), calls
+    for number in range(marks[0], len(calls) + 1):
+        volume = world.site.top / f"killed-{number}"
+        volume.mkdir(mode=0o755)
+        world.site.volumes["/data"] = volume
+        world.run(first, "upgrade", "-q")
+        inject = f"inject=renameat:signal=KILL:when={number}"
+        argv = [strace, "-o", "/dev/null", "-e", "trace=renameat", "-e", inject]
+        done = inside.run(
+            image.root,
+            volume,
+            ["sh", "-c", '"$@"; exit $?', "-", *argv, *inside.IPAVOLUME, "upgrade", "-q"],
+        )
+        assert done.returncode == 128 + signal.SIGKILL, (number, done.stderr)
+        seen = world.log()
+        assert seen == list(names[: len(seen)])
+        assert world.build_id() is None
+        world.run(image, "upgrade", "-q")
+        assert world.build_id() == "v2"
+        # At least once, and in order; only what was not recorded as ended ran twice.
+        assert list(dict.fromkeys(world.log())) == list(names)
+        assert len(world.log()) <= len(names) + 1
+        assert not (volume / ".ipavolume/transaction").exists()
+
+
+def test_steps_that_had_not_run_are_selected_again_by_the_next_image(world: World) -> None:
+    world.populate()
+    second = world.image("2", {"s5000_from_1": step(logs("of image 2"), applies="<2")})
+    third = world.image("3", {"s5000_from_1": step(logs("of image 3"), applies="<2")})
+    world.run(second, "upgrade", "--phase", "offline")
+    assert world.log() == []
+    assert world.build_id() is None
+    said = world.run(third, "upgrade")
+    assert "taken over" in said.stderr
+    assert world.log() == ["of image 3"]
+    assert world.build_id() == "v3"
+    assert (world.volume / "etc/svc/svc.conf").read_text() == "version 3"
+    results = [(run["to"], run["result"]) for run in world.site.history()]
+    assert results == [("v1", "done"), ("v2", "taken over"), ("v3", "done")]
+    assert not (world.volume / ".ipavolume/pending.jsonl").exists()
+
+
+def test_a_run_taken_over_and_interrupted_is_not_current_for_its_image(world: World) -> None:
+    world.populate()
+    second = world.image("2", {"s5000_from_1": step(logs("of image 2"), applies="<2")})
+    refuses = step('yield Refuse(code="no", text="not yet", hint="Wait.")')
+    third = world.image("3", {"s5000_refuses": refuses})
+    world.run(second, "upgrade", "--phase", "offline")
+    # It takes the files of the second image over, and then refuses by a step of its own.
+    world.run(third, "upgrade", status=77)
+    assert world.build_id() is None
+    world.run(second, "start", "--", "true")
+    assert world.log() == ["of image 2"]
+    assert world.build_id() == "v2"
+
+
+def test_nothing_of_an_image_is_executed_on_a_host(world: World) -> None:
+    world.populate()
+    image = world.image("2", {"s5000_runs": step(logs("ran"))})
+    before = picture(world.volume)
+    said = world.site.run("upgrade", image, status=77).stderr
+    assert "[needs-container]" in said
+    assert "--phase offline" in said
+    assert picture(world.volume) == before
+    dry = world.site.run("upgrade", image, "--dry-run", status=100).stdout
+    assert "s5000_runs" in dry
+    world.site.run("upgrade", image, "--phase", "offline")
+    assert (world.volume / "etc/svc/svc.conf").read_text() == "version 2"
+    assert world.log() == []
+    world.site.run("upgrade", image, status=77)
+    world.run(image, "start", "--", "true")
+    assert world.log() == ["ran"]
+    assert world.build_id() == "v2"
+
+
+def test_steps_of_every_start_run_at_every_start(world: World) -> None:
+    body = """
+if volume.kind("/var/lib/svc/stale"):
+    yield Remove(path="/var/lib/svc/stale", reason="it is of another address", keep_copy=False)
+"""
+    image = world.image("1", {"s5000_stale": step(body, when="start", phase="offline")})
+    world.run(image, "start", "--", "true")
+    for _ in range(2):
+        (world.volume / "var/lib/svc/stale").write_text("10.0.0.1\n")
+        world.run(image, "start", "--", "true")
+        assert not (world.volume / "var/lib/svc/stale").exists()
+    assert len(world.site.history()) == 1
+
+
+def test_steps_of_an_empty_volume_run_when_it_is_populated(world: World) -> None:
+    image = world.image(
+        "1",
+        {
+            "s5000_populate": step(logs("populated"), when="populate"),
+            "s5010_upgrade": step(logs("never")),
+        },
+    )
+    world.run(image, "start", "--", "true")
+    world.run(image, "start", "--", "true")
+    assert world.log() == ["populated"]
+
+
+def test_a_path_on_a_read_only_root_is_named_as_missing_on_the_list(world: World) -> None:
+    """P18: the installer or an upgrade writes where the image has no link to the volume."""
+    world.populate()
+    body = 'yield Command(words=("cp", "/etc/passwd", "/etc/svc.backup"), reason="a backup")'
+    image = world.image("2", {"s5000_copies": step(body)})
+    said = world.run(image, "upgrade", status=13, before="mount -o remount,ro /").stderr
+    assert "[read-only-path]" in said
+    assert "'/etc/svc.backup' is not on this image's volume list" in said
+    assert "/etc/volume-data-list" in said
+
+
+def test_a_command_that_does_not_end_is_ended(world: World) -> None:
+    world.populate()
+    body = 'yield Command(words=("sleep", "1000"), reason="hangs", timeout_s=1)'
+    image = world.image("2", {"s5000_hangs": step(body)})
+    said = world.run(image, "upgrade", status=13).stderr
+    assert "did not end within 1 s and was ended" in said
+
+
+def test_a_command_that_may_fail_is_a_warning(world: World) -> None:
+    world.populate()
+    body = f"""
+if b"tried\\n" in (volume.read("/{LOG}") or b""):
+    return
+words = ("sh", "-c", "echo tried >>/data/{LOG}; exit 4")
+yield Command(words=words, reason="to fail", may_fail=True)
+"""
+    image = world.image("2", {"s5000_may_fail": step(body)})
+    said = world.run(image, "upgrade").stdout
+    assert "1 warnings:" in said
+    assert "ended with status 4" in said
+    assert world.build_id() == "v2"
+    assert world.last_run()["tasks"][0][2] == "warned"
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGRTMIN + 3, 128 + signal.SIGRTMIN + 3)],
+    ids=["SIGTERM", "SIGRTMIN+3"],
+)
+def test_a_container_that_is_told_to_stop_ends_and_the_next_start_finishes(
+    world: World, number: int, status: int
+) -> None:
+    world.populate()
+    body = f"""
+text = volume.read("/{LOG}") or b""
+if b"ended\\n" in text:
+    return
+waits = "echo begun >>/data/{LOG}; test -e /data/var/lib/svc/go && exit; echo waiting; sleep 1000"
+yield Command(words=("sh", "-c", waits), reason="waits")
+yield Command(words=("sh", "-c", "echo ended >>/data/{LOG}"), reason="ends")
+"""
+    image = world.image("2", {"s5000_waits": step(body)})
+    argv = [*inside.IPAVOLUME, "start", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("| waiting" in line for line in lines)
+        container.send(number)
+        said = "".join(lines)
+        assert container.process.wait(timeout=60) == status, said
+    assert "stopped by" in said
+    assert world.build_id() is None
+    (world.volume / "var/lib/svc/go").write_text("")
+    world.run(image, "start", "--", "true")
+    assert world.log() == ["begun", "begun", "ended"]
+    assert world.build_id() == "v2"
+
+
+def test_the_last_line_of_a_start_says_what_the_volume_is(world: World) -> None:
+    image = world.image("1", {})
+    said = world.run(image, "start", "--", "true").stderr.splitlines()[-1]
+    assert "the volume at /data is current (v1); handing over to true" in said
+    assert "the volume is fine" in said

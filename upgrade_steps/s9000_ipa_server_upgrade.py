@@ -1,0 +1,167 @@
+"""Upgrade the data and the services of a FreeIPA server, with ipa-server-upgrade.
+
+Symptom: the services of the image meet a directory and configuration files of an older
+version; ipactl says "IPA version error: data needs to be upgraded".
+
+It upgrades with the directory server's listeners closed, and opens them at its end. Where it
+was interrupted before, they stayed closed: dse.ldif says "nsslapd-port: 0", and everything
+that follows waits for port 389 for ever (P2: freeipa-container issue 88). They are opened
+first, by this same step, so that it is also done where this very command was interrupted and
+is run again.
+
+Source: IPAUpgrade in ipaserver/install/upgradeinstance.py. Before it closes the listeners it
+copies dse.ldif to dse.ldif.ipa.*, and notes port, security, global lock and the state of the
+schema compatibility plugin in /var/lib/ipa/sysrestore/sysrestore.state, section [dirsrv]; a
+second attempt notes the closed ones over them. So the copies are believed first, those in
+which the port is open and as far as they agree, then the notes, then what every FreeIPA has:
+389, and security on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ipavolume.steps import Command, StepAction, View, Warn, Write
+
+COMPONENT = "freeipa-server"
+APPLIES_FROM = ""
+WHEN = "upgrade"
+PHASE = "online"
+
+TIMEOUT_S = 3 * 3600
+CONFIG = "cn=config"
+COMPAT = "cn=schema compatibility,cn=plugins,cn=config"
+STATE = "/var/lib/ipa/sysrestore/sysrestore.state"
+
+
+def plan(volume: View, template: View) -> Iterator[StepAction]:
+    """Open closed listeners, then upgrade."""
+    # Only an installed server has it; on any other volume there is nothing to upgrade.
+    if volume.kind("/etc/ipa/ca.crt") != "file":
+        return
+    for path in volume.glob("/etc/dirsrv/slapd-*/dse.ldif"):
+        content = volume.read(path)
+        if content is not None:
+            yield from _opened(volume, path, content)
+    yield Command(
+        words=("ipa-server-upgrade",),
+        reason="its data are those of "
+        + (volume.package(COMPONENT) or "another version")
+        + f", the image has {template.package(COMPONENT) or 'another one'}",
+        timeout_s=TIMEOUT_S,
+    )
+
+
+def _opened(volume: View, path: str, content: bytes) -> Iterator[StepAction]:
+    ldif = Ldif(content)
+    if ldif.value(CONFIG, "nsslapd-port") != "0" or ldif.value(CONFIG, "nsslapd-security") == "on":
+        return
+    copies = [Ldif(volume.read(copy) or b"") for copy in volume.glob(f"{path}.ipa.*")]
+    copies = [copy for copy in copies if _is_port(copy.value(CONFIG, "nsslapd-port"))]
+    notes = _notes(volume.read(STATE) or b"")
+    if not _is_port(notes.get("nsslapd-port", "")):
+        # They are those of a second attempt.
+        notes = {}
+    port = _agreed(copies, CONFIG, "nsslapd-port") or notes.get("nsslapd-port", "")
+    security = _agreed(copies, CONFIG, "nsslapd-security") or notes.get("nsslapd-security", "")
+    compat = _agreed(copies, COMPAT, "nsslapd-pluginenabled") or notes.get(
+        "schema_compat_enabled", ""
+    )
+    lock = _agreed(copies, CONFIG, "nsslapd-global-backend-lock")
+    ldif.replace(CONFIG, "nsslapd-port", port or "389")
+    ldif.replace(CONFIG, "nsslapd-security", security or "on")
+    ldif.replace(CONFIG, "nsslapd-global-backend-lock", lock)
+    if compat and ldif.value(COMPAT, "nsslapd-pluginenabled"):
+        ldif.replace(COMPAT, "nsslapd-pluginenabled", compat)
+    yield Write(
+        path=path, content=ldif.content(), reason="an interrupted upgrade left its ports closed"
+    )
+    if port and security:
+        return
+    yield Warn(
+        code="listeners-guessed",
+        text=f"{path} had its ports closed by an interrupted upgrade, and nothing on the volume "
+        f"says for certain how they were: now {port or '389'}, security {security or 'on'}",
+        hint="If they were others, correct nsslapd-port and nsslapd-security in it.",
+    )
+
+
+def _agreed(copies: list[Ldif], name: str, attribute: str) -> str:
+    """Return the value that all copies have; "" when they differ or there are none."""
+    values = {copy.value(name, attribute) for copy in copies}
+    return values.pop() if len(values) == 1 else ""
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536
+
+
+def _notes(content: bytes) -> dict[str, str]:
+    """Return what FreeIPA noted of the directory server."""
+    section = ""
+    found = {}
+    for line in content.decode("utf-8", "replace").splitlines():
+        if line.strip().startswith("["):
+            section = line.strip()
+        key, _, value = line.partition("=")
+        if section == "[dirsrv]" and value.strip() and "\n" not in value:
+            found[key.strip().lower()] = value.strip()
+    return found
+
+
+class Ldif:
+    """An LDIF file whose lines stay as they are where nothing is replaced."""
+
+    def __init__(self, content: bytes) -> None:
+        """Split the file into lines, each with those that continue it."""
+        self._lines: list[str] = []
+        for line in content.decode("utf-8", "surrogateescape").split("\n"):
+            if line.startswith(" ") and self._lines:
+                self._lines[-1] += "\n" + line
+            else:
+                self._lines.append(line)
+
+    def content(self) -> bytes:
+        """Return the bytes of the file."""
+        return "\n".join(self._lines).encode("utf-8", "surrogateescape")
+
+    def value(self, name: str, attribute: str) -> str:
+        """Return the first value of an attribute of an entry, "" when there is none."""
+        for number in self._entry(name):
+            key, value = self._attribute(number)
+            if key == attribute:
+                return value
+        return ""
+
+    def replace(self, name: str, attribute: str, value: str) -> None:
+        """Give an attribute of an entry one value in the place of all others; "" is none."""
+        numbers = [n for n in self._entry(name) if self._attribute(n)[0] == attribute]
+        if not numbers and value:
+            numbers = [max(self._entry(name), default=-1) + 1]
+            if not numbers[0]:
+                return
+            self._lines.insert(numbers[0], "")
+        for number in reversed(numbers):
+            if number == numbers[0] and value:
+                key = self._lines[number].partition(":")[0] or attribute
+                self._lines[number] = f"{key}: {value}"
+            else:
+                del self._lines[number]
+
+    def _entry(self, name: str) -> list[int]:
+        """Return the numbers of the lines of an entry, without its first one's name."""
+        found: list[int] = []
+        inside = False
+        for number, line in enumerate(self._lines):
+            if not line.strip():
+                inside = False
+            key, value = self._attribute(number)
+            if key == "dn":
+                inside = value.lower().replace(", ", ",") == name
+            if inside:
+                found.append(number)
+        return found
+
+    def _attribute(self, number: int) -> tuple[str, str]:
+        key, _, value = self._lines[number].replace("\n ", "").partition(":")
+        return key.strip().lower(), value.strip()
