@@ -342,8 +342,8 @@ def start(
         outcome = _held(
             session, speaker, lambda: starting.start(session, beginning, speaker), hold=hold
         )
-        _print_outcome(outcome, as_json=as_json, silent=silent)
-        if not beginning.words or starting.waits(outcome):
+        _print_outcome(session, outcome, as_json=as_json, silent=silent)
+        if not beginning.words or outcome.waits:
             return
         progress(starting.last_words(session, outcome, beginning))
         starting.hand_over(session, outcome, beginning)
@@ -388,11 +388,13 @@ def _speaker(redactor: Redactor, *, silent: bool) -> Speaker:
     return Speaker(say=say, show=say, redactor=redactor)
 
 
-def _print_outcome(outcome: Outcome, *, as_json: bool, silent: bool) -> None:
+def _print_outcome(session: Session, outcome: Outcome, *, as_json: bool, silent: bool) -> None:
+    lines = report.summary_lines(outcome)
+    lifecycle.keep_summary(session, outcome, lines)
     if as_json:
         click.echo(report.dump_json(report.outcome_data(outcome)))
     elif not silent:
-        for line in report.summary_lines(outcome):
+        for line in lines:
             click.echo(line)
 
 
@@ -430,6 +432,8 @@ def upgrade(
     Example:
         ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
     """
+    from ipavolume import starting
+
     options = replace(
         _options(
             root=root,
@@ -447,12 +451,12 @@ def upgrade(
         return
     interruption.install()
     with Session(options) as session:
-        speaker = _speaker(Redactor(()), silent=silent)
+        speaker = _speaker(starting.redactor(session, ()), silent=silent)
         session.lock(speaker.say)
         entry.clear_umask()
         phases = PHASES if phase is None else (phase,)
         outcome = lifecycle.bring_up(session, speaker, phases=phases)
-        _print_outcome(outcome, as_json=as_json, silent=silent)
+        _print_outcome(session, outcome, as_json=as_json, silent=silent)
         if as_json or silent:
             return
         mount = session.primary.mount
@@ -507,7 +511,7 @@ def online(
         outcome = _held(
             session, speaker, lambda: starting.go_online(session, beginning, speaker), hold=hold
         )
-        _print_outcome(outcome, as_json=as_json, silent=silent)
+        _print_outcome(session, outcome, as_json=as_json, silent=silent)
         starting.go_on(outcome, speaker.say)
 
 

@@ -38,7 +38,19 @@ from ipavolume.scan import Tree
 from ipavolume.session import Session, host_name
 from ipavolume.state import Volume
 
-__all__ = ["Request", "Standing", "is_due", "look", "make_request", "run", "standing"]
+__all__ = [
+    "OVERRIDES",
+    "Request",
+    "Standing",
+    "is_due",
+    "look",
+    "make_request",
+    "run",
+    "standing",
+]
+
+OVERRIDES: Final = frozenset({"hostname", "partial"})
+"""Refusals of this module that can be overridden."""
 
 STARTED: Final = "started"
 WAITING: Final = "waiting"

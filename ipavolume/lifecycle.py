@@ -17,6 +17,7 @@ from ipavolume import (
     choosing,
     executor,
     fsops,
+    holding,
     interruption,
     journal,
     manifest,
@@ -32,6 +33,7 @@ from ipavolume.actions import Plan
 from ipavolume.drafting import Draft, draft, recorded_of
 from ipavolume.errors import (
     IpaVolumeError,
+    LockedError,
     RefusedError,
     StoppedError,
     UnsafeVolumeError,
@@ -75,7 +77,8 @@ class Outcome:
         tasks: What was executed, as far as it got.
         warnings: What steps and scriptlets have to tell.
         waiting: Tasks that are left to the online phase.
-        first_run: Standing of the first run, where that is left to the online phase, or "".
+        first_run_left: The first run is left to the online phase.
+        waits: The first run waits for an answer: the application cannot start.
     """
 
     state: State
@@ -86,7 +89,8 @@ class Outcome:
     tasks: tuple[TaskRecord, ...] = ()
     warnings: tuple[str, ...] = ()
     waiting: tuple[Task, ...] = ()
-    first_run: str = ""
+    first_run_left: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,9 +386,13 @@ class _Run:
             output=output,
         )
         try:
-            for phase in ("offline", "online"):
+            for phase in PHASES:
                 if phase in self._phases:
                     execution.run(phase)
+        except IpaVolumeError as err:
+            for text in (f"{err} [{err.code}]", err.state, err.hint):
+                output.note(text)
+            raise
         finally:
             self._log = execution.log
             output.close()
@@ -451,6 +459,25 @@ def open_log(session: Session, run: str, speaker: Speaker) -> RunLog:
             show=speaker.show,
             followed=_followed(session),
         )
+
+
+def keep_summary(session: Session, outcome: Outcome, lines: Sequence[str]) -> None:
+    """Write the summary of a run that changed the volumes into its log there.
+
+    It says what the history records; what cannot be written is no failure of the run.
+    """
+    if not outcome.plans:
+        return
+    quiet = Speaker(say=_nowhere, show=_nowhere, redactor=Redactor(()))
+    with contextlib.suppress(IpaVolumeError):
+        output = open_log(session, outcome.plans[-1].run, quiet)
+        for line in lines:
+            output.note(line)
+        output.close()
+
+
+def _nowhere(_line: str) -> None:
+    """Show nothing."""
 
 
 def _followed(session: Session) -> list[BinaryIO]:
@@ -603,6 +630,14 @@ def _refuse_phase(
             code="offline-first",
             hint="The offline phase comes first: start the container by ipavolume start, or stop "
             "the application and run ipavolume upgrade.",
+        )
+    if session.joined and not swapped and not holding.is_on_hold():
+        raise LockedError(
+            f"the application of this container works on the volume, which is {verdict.state}: "
+            f"{verdict.reason}",
+            hint="Stop the container; the next start, or ipavolume upgrade as the command of "
+            "another one, does it.",
+            state=workspace.STATE_UNTOUCHED,
         )
     if verdict.state is State.UPGRADING and "online" in phases:
         plan = read_open_plan(session, facts)

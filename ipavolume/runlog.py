@@ -66,6 +66,11 @@ class RunLog:
         self._write(f"{now} {clean}")
         self._show(clean)
 
+    def note(self, text: str) -> None:
+        """Write a line of ours that is shown elsewhere."""
+        if text:
+            self._write(self._redactor.text(text))
+
     def clean(self, text: str) -> str:
         """Return *text* without the secrets that are known."""
         return self._redactor.text(text)

@@ -520,7 +520,8 @@ class _Transaction:
 
     def _repeatable(self, owner: _Instance) -> bool:
         return any(
-            versions.matches_package(word, owner.package) for word in self._config.repeatable
+            versions.matches_package(word.removeprefix("?"), owner.package)
+            for word in self._config.repeatable
         )
 
     def why_not(self, scriptlet: Scriptlet) -> str:

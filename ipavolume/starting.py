@@ -11,9 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume import firstrun, handover, lifecycle, processes
+from ipavolume import (
+    firstrun,
+    fsops,
+    handover,
+    journal,
+    lifecycle,
+    processes,
+    state,
+    workspace,
+)
 from ipavolume.firstrun import Request, Standing
 from ipavolume.lifecycle import PHASES, Outcome, Speaker
+from ipavolume.model import STATE_DIRECTORY
 from ipavolume.redaction import Redactor
 from ipavolume.session import Progress, Session
 
@@ -103,13 +113,41 @@ def _after(
     if not session.is_inside:
         raise firstrun.refuse_outside(session)
     if config.phase not in phases:
-        return replace(outcome, first_run=Standing.UNCONFIGURED)
+        return replace(outcome, first_run_left=True)
     log = lifecycle.open_log(session, _FIRST_RUN, speaker)
     try:
         standing = firstrun.run(session, beginning.request, say=log.say, output=log.line)
     finally:
         log.close()
-    return replace(outcome, first_run="" if standing is Standing.DONE else standing)
+    _record_first_run(session, standing)
+    return replace(outcome, waits=standing is Standing.WAITING)
+
+
+def _record_first_run(session: Session, standing: Standing) -> None:
+    """Add the first run to the history of the volume."""
+    record = firstrun.read_record(session.primary)
+    runs = state.read_history(session.primary)
+    if record is None:
+        raise AssertionError
+    entry = {
+        "run": f"{len(runs) + 1:04}-{_FIRST_RUN}",
+        "kind": _FIRST_RUN,
+        "from": session.image.build_id,
+        "from_name": session.image.header.image_name,
+        "to": session.image.build_id,
+        "to_name": session.image.header.image_name,
+        "started": record.started,
+        "finished": record.finished,
+        "holder": record.host,
+        "result": str(standing),
+        "overrides": sorted(session.options.allow & firstrun.OVERRIDES),
+    }
+    with workspace.attempt("write to", session.primary.directory):
+        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=session.primary.fd)
+        try:
+            journal.append_history(fd, runs, entry)
+        finally:
+            os.close(fd)
 
 
 def _run_start_steps(session: Session, speaker: Speaker) -> None:
@@ -133,9 +171,11 @@ def last_words(session: Session, outcome: Outcome, beginning: Beginning) -> str:
             f"the files of {session.image.build_id} are in place at {mount}, "
             f"{len(outcome.waiting)} steps and scriptlets follow under {beginning.words[0]}"
         )
-    elif outcome.first_run:
-        what = f"the volume at {mount} is {outcome.first_run} ({outcome.recorded}), the first run "
-        what += f"follows under {beginning.words[0]}"
+    elif outcome.first_run_left:
+        what = (
+            f"the volume at {mount} is populated ({outcome.recorded}), the first run follows under "
+            f"{beginning.words[0]}"
+        )
     else:
         what = f"the volume at {mount} is current ({outcome.recorded})"
     return (
@@ -146,19 +186,9 @@ def last_words(session: Session, outcome: Outcome, beginning: Beginning) -> str:
 
 def command_line(session: Session, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
     """Return what is executed: with something left to the online phase, its unit first."""
-    if beginning.systemd and (_is_left(outcome)):
+    if beginning.systemd and (outcome.waiting or outcome.first_run_left):
         return (*beginning.words, f"--unit={session.image.config.online_unit}")
     return beginning.words
-
-
-def _is_left(outcome: Outcome) -> bool:
-    """Tell whether something is left to the online phase."""
-    return bool(outcome.waiting or outcome.first_run)
-
-
-def waits(outcome: Outcome) -> bool:
-    """Tell whether the application cannot start: the first run waits for an answer."""
-    return outcome.first_run == Standing.WAITING
 
 
 def hand_over(session: Session, outcome: Outcome, beginning: Beginning) -> None:
@@ -167,17 +197,14 @@ def hand_over(session: Session, outcome: Outcome, beginning: Beginning) -> None:
     Raises:
         CannotCreateError: If there is no place for it that is not on a disk.
     """
-    if not session.is_inside:
+    if not beginning.systemd:
         return
-    if beginning.systemd:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith("IPAVOLUME_") or name in ("container", "container_uuid")
-        }
-        handover.write(
-            {"request": beginning.request.dump().decode("ascii"), "environment": environment}
-        )
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith("IPAVOLUME_")
+    }
+    handover.write(
+        {"request": beginning.request.dump().decode("ascii"), "environment": environment}
+    )
 
 
 def taken_over() -> Beginning:
@@ -195,5 +222,5 @@ def taken_over() -> Beginning:
 
 def go_on(outcome: Outcome, say: Progress) -> None:
     """Have systemd start what the container is for, or end where it cannot start yet."""
-    words = ("exit", "0") if waits(outcome) else ("--no-block", "start", "default.target")
+    words = ("exit", "0") if outcome.waits else ("--no-block", "start", "default.target")
     processes.run_command(("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=say)

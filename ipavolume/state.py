@@ -35,6 +35,7 @@ PLAN: Final = "plan.jsonl"
 TASKS: Final = "tasks.json"
 PENDING: Final = "pending.jsonl"
 LOGS: Final = "logs"
+VERIFIED: Final = "verified.json"
 
 MARKED: Final = "marked"
 SWAPPED: Final = "swapped"
@@ -212,7 +213,7 @@ def _check_members(volume: Volume, path: str) -> None:
                 continue
             expected = (
                 FileType.FILE
-                if name in (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING)
+                if name in (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING, VERIFIED)
                 else FileType.DIRECTORY
                 if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, LOGS)
                 else None

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from ipavolume import fsops, versions
+from ipavolume.config import is_within
 from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
 from ipavolume.imagetree import ImageTree
 from ipavolume.model import STATE_DIRECTORY
@@ -88,7 +89,7 @@ class _Found:
     number: int
 
 
-def find_steps(tree: ImageTree) -> tuple[Declaration, ...]:
+def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration, ...]:
     """Return the steps of an image, sorted by name; masked ones are marked, not left out.
 
     A file in :data:`OWN` replaces the shipped one of the same name, and a symbolic link to
@@ -96,16 +97,18 @@ def find_steps(tree: ImageTree) -> tuple[Declaration, ...]:
     directories and all above them have to belong to root and to be writable by root alone.
 
     Args:
-        tree: The image. Its directories of steps are never looked for behind a link, so
-            that none can be on a volume.
+        tree: The image; links to its directories of steps are resolved below its root.
+        mounts: Mounts of the image's volumes, where they are not the tree's own: steps that
+            would come from a volume, or its template, are refused.
 
     Raises:
         ConfigurationError: If a step is faulty; names all faults of all files.
         VolumeIOError: If one cannot be read.
     """
     faults: list[str] = []
-    shipped = _read_directory(tree, SHIPPED, faults)
-    own = _read_directory(tree, OWN, faults)
+    closed = (*mounts, *tree.places, *tree.places.values())
+    shipped = _read_directory(tree, SHIPPED, closed, faults)
+    own = _read_directory(tree, OWN, closed, faults)
     for path, found in _paths(shipped, own):
         if path.startswith(SHIPPED):
             if found.declaration is None:
@@ -156,11 +159,13 @@ def _same_numbers(steps: dict[str, Declaration]) -> list[str]:
     return faults
 
 
-def _read_directory(tree: ImageTree, directory: str, faults: list[str]) -> dict[str, _Found]:
+def _read_directory(
+    tree: ImageTree, directory: str, closed: Iterable[str], faults: list[str]
+) -> dict[str, _Found]:
     try:
         location = tree.resolve(directory)
-        if location != directory:
-            faults.append(f"{directory}: a component of it is a symbolic link, to {location!r}")
+        if any(is_within(location, place) for place in closed):
+            faults.append(f"{directory}: leads to {location!r}, and no step comes from a volume")
             return {}
         st = tree.lstat(location)
         if st is None:
@@ -168,7 +173,7 @@ def _read_directory(tree: ImageTree, directory: str, faults: list[str]) -> dict[
         if not stat.S_ISDIR(st.st_mode):
             faults.append(f"{directory}: is not a directory")
             return {}
-        _check_owners(tree, directory, faults)
+        _check_owners(tree, location, faults)
         fd = tree.open_directory(location)
         try:
             return _read_files(tree, fd, directory, faults)
@@ -182,12 +187,12 @@ def _read_directory(tree: ImageTree, directory: str, faults: list[str]) -> dict[
         ) from err
 
 
-def _check_owners(tree: ImageTree, directory: str, faults: list[str]) -> None:
+def _check_owners(tree: ImageTree, location: str, faults: list[str]) -> None:
     """Complain of a directory, or one above it, in which others than root can put files."""
     if tree.root != "/":
         # An image that somebody unpacked; nothing of it is executed here.
         return
-    for above in itertools.accumulate(directory.split("/")[1:], "{}/{}".format, initial=""):
+    for above in itertools.accumulate(location.split("/")[1:], "{}/{}".format, initial=""):
         st = tree.lstat(above)
         if st is not None and (fault := _owner_fault(st)):
             faults.append(f"{above or '/'}: {fault}")
@@ -527,7 +532,7 @@ def load_step(tree: ImageTree, declaration: Declaration) -> Step:
 def _read_again(tree: ImageTree, path: str) -> bytes:
     directory, _, name = path.rpartition("/")
     try:
-        fd = tree.open_directory(directory)
+        fd = tree.open_directory(tree.resolve(directory))
         try:
             return _read_step(tree, fd, name)
         finally:

@@ -20,6 +20,7 @@ import pytest
 from support.command import PROJECT, Result, clean_environment, run_ipavolume
 from support.hostile import Witness, Workshop, as_nobody, check, picture, upgrade
 from support.requirements import need_tool
+from support.steps import put_step, step_text
 
 from ipavolume import manifest
 from ipavolume.model import ImageHeader
@@ -413,6 +414,11 @@ def test_a_header_of_a_real_image_is_what_the_forgeries_start_from(host: Host) -
 # -- nothing of an image is executed or followed -----------------------------------------
 
 EVIL: Final = "import pathlib\npathlib.Path({marker!r}).write_text('was executed')\n"
+EVIL_STEP: Final = (
+    "X = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
+    ".__init__.__globals__['system']('touch {marker}')\n"
+)
+"""A step that passes for a sound one as long as it is only read."""
 
 
 def _is_known(path: str, host: Host) -> bool:
@@ -425,9 +431,10 @@ def _is_known(path: str, host: Host) -> bool:
 def test_check_executes_nothing_and_opens_nothing_but_image_and_volume(host: Host) -> None:
     marker = str(host.top / "marker")
     evil = EVIL.format(marker=marker)
+    step = step_text(component="svc", imports=EVIL_STEP.format(marker=marker))
+    put_step(host.root, "s0101_evil.py", step)
+    put_step(host.root, "s5000_evil.py", step, own=True)
     for path in (
-        "usr/share/ipavolume/upgrade_steps/s0100_evil.py",
-        "etc/ipavolume/upgrade_steps/s0100_evil.py",
         "usr/share/ipavolume/scriptlets/svc.post",
         "ipavolume/__init__.py",
         "sitecustomize.py",

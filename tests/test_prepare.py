@@ -23,6 +23,7 @@ from support.images import (
     picture,
 )
 from support.requirements import need_tool
+from support.steps import put_step, step_text
 
 from ipavolume.errors import (
     ConfigurationError,
@@ -801,11 +802,11 @@ def test_names_of_unpackaged_files_that_are_refreshed(bare: Image) -> None:
 def test_steps_and_configuration_count_for_the_fingerprint(bare: Image) -> None:
     bare.list("/etc/aaa.conf")
     seen = {bare.prepare().fingerprint}
-    bare.write("/etc/ipavolume/upgrade_steps/s5000_x.py", "x = 1\n")
+    put_step(bare.root, "s5000_x.py", own=True)
     seen.add(bare.prepare().fingerprint)
-    bare.write("/usr/share/ipavolume/upgrade_steps/s0100_x.py", "x = 1\n")
+    put_step(bare.root, "s5000_x.py", step_text(summary="Another."), own=True)
     seen.add(bare.prepare().fingerprint)
-    (bare.root / "etc/ipavolume/upgrade_steps/s0100_x.py").symlink_to("/dev/null")
+    (bare.root / "etc/ipavolume/upgrade_steps/s0300_sssd_caches.py").symlink_to("/dev/null")
     seen.add(bare.prepare().fingerprint)
     bare.write("/etc/ipavolume.toml", "# only a comment\n")
     seen.add(bare.prepare().fingerprint)

@@ -642,6 +642,46 @@ def test_what_rpm_does_not_print_is_refused(
     assert caught.value.hint
 
 
+SCRIPTLET_FAULTS: Final = [
+    pytest.param(b'"Triggerindex">\n\t<integer>', b'"Triggerindex">\n\t<integer>9', "of number 9"),
+    pytest.param(b'"Triggerversion"', b'"X"', "0 values of Triggerversion, not 9"),
+    pytest.param(b'"Triggerflags"', b'"X"', "0 values of Triggerflags, not 9"),
+    pytest.param(b'"Triggerindex"', b'"X"', "0 values of Triggerindex, not 9"),
+    pytest.param(b'"Triggerscripts"', b'"X"', "has 0 triggers and a condition of number"),
+    pytest.param(
+        b'"Triggerscriptprog">', b'"Triggerscriptprog"><string>x</string>', "7 values of Trigger"
+    ),
+    pytest.param(
+        b'"Triggerscriptflags">', b'"Triggerscriptflags"><integer>0</integer>', "7 values of Trig"
+    ),
+    pytest.param(
+        b'"Triggerscriptprog">\n\t<string>/bin/sh', b'"Triggerscriptprog"><string>', "no command"
+    ),
+    pytest.param(b"<integer>65538</integer>", b"<integer>131074</integer>", "is in and un"),
+    pytest.param(b'"Triggerscripts"', b'"Postin"', "has 6 values of Postin, not one"),
+    pytest.param(b'"Triggerindex"', b'"Postinflags"', "has 9 values of Postinflags, not one"),
+    pytest.param(b"<string>foo<", b"<string>" + b"f" * 5000 + b"<", "more than 4096 bytes"),
+]
+
+
+@pytest.mark.rpm
+@pytest.mark.parametrize(("text", "replacement", "message"), SCRIPTLET_FAULTS)
+def test_scriptlets_that_contradict_themselves_are_refused(
+    built: Built, text: bytes, replacement: bytes, message: str
+) -> None:
+    xml = one_package(built.xml, "triggers")
+    assert text in xml
+    body = (
+        b'<rpmTag name="Postin">\n\t<string>x</string>\n  </rpmTag>\n  <rpmTag name="Triggerindex"'
+    )
+    if b"Postinflags" in replacement:
+        xml = xml.replace(b'<rpmTag name="Triggerindex"', body, 1)
+    with pytest.raises(PackageError) as caught:
+        read_xml_bytes(xml.replace(text, replacement, 1))
+    assert message in str(caught.value)
+    assert "package 'triggers'" in str(caught.value)
+
+
 @pytest.mark.rpm
 def test_a_directory_index_out_of_range_names_the_package(built: Built) -> None:
     xml = one_package(built.xml, "one")

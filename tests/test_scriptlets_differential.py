@@ -71,7 +71,8 @@ def _outcomes(place: Path, *, ordered: bool) -> list[Outcome]:
     for world, before, after, log in zip(worlds, befores, afters, logs, strict=True):
         old = [one.package for one in scriptletworlds.read(before)]
         shipped = scriptletworlds.read(after)
-        new = [one.package for one in shipped]
+        # As a manifest has them; the order of installation is the catalogue's.
+        new = sorted((one.package for one in shipped), key=lambda package: package.name)
         with ImageTree(str(image.root), {}) as tree:
             catalogue = scriptletshipping.describe(tree, shipped, None, warn=print).catalogue
         outcomes.append(

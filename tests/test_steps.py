@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command import clean_environment
+from support.command import PROJECT, clean_environment, run_ipavolume
+from support.images import Image, Packaged, age, build_rpm, make_image, picture
 from support.steps import NOTHING, Scene, loaded, put_step, step_text, steps_in
 
 from ipavolume.errors import ConfigurationError
@@ -250,15 +252,110 @@ def test_a_link_to_anything_but_dev_null_is_a_fault(tmp_path: Path) -> None:
     assert "s0300_null.py: is a symbolic link" in message
 
 
-@pytest.mark.parametrize("link", ["usr/share/ipavolume", "usr/share/ipavolume/upgrade_steps"])
-def test_steps_behind_a_link_are_refused_so_that_none_comes_from_a_volume(
-    tmp_path: Path, link: str
+def test_links_of_the_image_lead_to_its_steps_where_its_containers_see_them(
+    tmp_path: Path,
 ) -> None:
     put_step(tmp_path, "s0100_good.py")
-    volume = tmp_path / "data"
-    (tmp_path / link).rename(volume)
-    (tmp_path / link).symlink_to("/data")
-    assert "a component of it is a symbolic link" in refused(tmp_path)
+    (tmp_path / "usr/share/ipavolume").rename(tmp_path / "opt")
+    (tmp_path / "usr/share/ipavolume").symlink_to("/middle")
+    (tmp_path / "middle").symlink_to("../../opt")
+    assert list(steps_in(tmp_path)) == ["s0100_good"]
+    assert loaded(tmp_path, "s0100_good").declaration.name == "s0100_good"
+
+
+@pytest.mark.parametrize("link", ["usr/share/ipavolume", "usr/share/ipavolume/upgrade_steps"])
+def test_steps_on_a_volume_or_in_its_template_are_refused(tmp_path: Path, link: str) -> None:
+    put_step(tmp_path, "s0100_good.py")
+    (tmp_path / "data").mkdir()
+    (tmp_path / link).rename(tmp_path / "data/steps")
+    (tmp_path / link).symlink_to("/data/steps")
+    with (
+        ImageTree(str(tmp_path), {}) as tree,
+        pytest.raises(ConfigurationError, match="no step comes from a volume"),
+    ):
+        find_steps(tree, mounts=["/data"])
+    (tmp_path / "data").rename(tmp_path / "data-template")
+    with (
+        ImageTree(str(tmp_path), {"/data": "/data-template"}) as tree,
+        pytest.raises(ConfigurationError, match="leads to '/data-template/steps"),
+    ):
+        find_steps(tree)
+
+
+# -- in an image -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def owned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package, for images to have one."""
+    files = [Packaged(path="/etc/app.conf", content="x")]
+    return build_rpm(tmp_path_factory.mktemp("rpm"), "app", files)
+
+
+@pytest.fixture
+def image(tmp_path: Path, owned: Path) -> Image:
+    """A prepared image."""
+    image = make_image(tmp_path / "image", [owned])
+    image.list("/etc/app.conf")
+    image.prepare()
+    return image
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_prepare_puts_the_shipped_steps_into_an_image(image: Image) -> None:
+    directory = image.root / SHIPPED[1:]
+    shipped = {path.name: path.read_bytes() for path in PROJECT.glob("upgrade_steps/s*.py")}
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == shipped
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o644}
+    assert list(steps_in(image.root)) == sorted(name.removesuffix(".py") for name in shipped)
+    age(image.root)
+    before = picture(image.root)
+    assert not image.prepare().changed
+    assert picture(image.root) == before
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_prepare_brings_shipped_steps_up_to_date_and_leaves_those_of_a_derived_image(
+    image: Image,
+) -> None:
+    root = image.root
+    fingerprint = image.header().fingerprint
+    put_step(root, "s0350_of_an_older_version.py")
+    changed = put_step(root, "s0300_sssd_caches.py", step_text(summary="Older."))
+    ours = put_step(root, "s0300_sssd_caches.py", step_text(summary="Ours."), own=True)
+    put_step(root, "s5000_own.py", own=True)
+    mask = root / OWN[1:] / "s0310_kdcinfo.py"
+    mask.symlink_to("/dev/null")
+    (changed.parent / ".s0300_sssd_caches.py.new").write_text("half of i")
+    result = image.prepare()
+    assert result.changed
+    assert result.fingerprint != fingerprint
+    assert [text for text in result.warnings if "s0350_of_an_older_version.py" in text]
+    found = steps_in(root)
+    assert changed.read_bytes() == (PROJECT / "upgrade_steps" / changed.name).read_bytes()
+    assert not (changed.parent / ".s0300_sssd_caches.py.new").exists()
+    assert "s0350_of_an_older_version" not in found
+    assert found["s0300_sssd_caches"].source == "/" + str(ours.relative_to(root))
+    assert found["s0310_kdcinfo"].masked
+    assert "s5000_own" in found
+    assert not image.prepare().changed
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shipped"])
+def test_a_faulty_step_fails_the_build_of_an_image(image: Image, own: bool) -> None:  # noqa: FBT001
+    if own:
+        put_step(image.root, "s5000_own.py", step_text(when="never"), own=True)
+    else:
+        path = image.root / SHIPPED[1:] / "s0310_kdcinfo.py"
+        path.unlink()
+        path.symlink_to("/dev/null")
+    done = run_ipavolume("prepare", "--root", image.root, status=78)
+    said = "s5000_own.py:8: WHEN: 'never'" if own else "s0310_kdcinfo.py: is a symbolic link"
+    assert said in done.stderr
 
 
 # -- only root's -------------------------------------------------------------------------

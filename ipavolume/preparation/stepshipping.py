@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ipavolume import fsops
+from ipavolume.config import is_within
 from ipavolume.errors import ConfigurationError
 from ipavolume.imagetree import ImageTree
 from ipavolume.preparation import shipment
@@ -40,11 +41,12 @@ def ship_steps(
     wanted = _read_shipped()
     changed = False
     with reported(f"write the upgrade steps in {SHIPPED!r}"):
-        # Behind a link they are refused below, and nothing is written there.
-        if tree.resolve(SHIPPED) == SHIPPED:
-            if tree.lstat(SHIPPED) is None:
-                make(SHIPPED)
-            fd = tree.open_directory(SHIPPED)
+        location = tree.resolve(SHIPPED)
+        # In a template they are refused below, and nothing is written there.
+        if not any(is_within(location, place) for place in tree.places.values()):
+            if tree.lstat(location) is None:
+                make(location)
+            fd = tree.open_directory(location)
             try:
                 changed = _update(fd, wanted, warn)
             finally:

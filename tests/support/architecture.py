@@ -22,7 +22,7 @@ LAYERS: Final = (
         {"entry", "inspection", "settle", "listing", "starting", "lockservice", "probe"}
     ),
     frozenset({"lifecycle", "prepare"}),
-    frozenset({"drafting", "execution", "choosing", "records"}),
+    frozenset({"drafting", "execution", "verification", "choosing", "records"}),
     frozenset(
         {
             "session", "preflight", "firstrun", "preparation.identity", "preparation.imagefiles",

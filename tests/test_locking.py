@@ -1,0 +1,184 @@
+"""One container works on a volume, and in it one command at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import inside
+from support.command import PROJECT
+from support.images import Image, Packaged, build_rpm
+from support.requirements import need_root, need_tool
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+SLEEPING = ["sh", "-c", "echo it runs; read line"]
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with a config file."""
+    need_root()
+    file = Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content="x")
+    return build_rpm(tmp_path_factory.mktemp("locking"), "app", [file], version="1")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A volume."""
+    site = Site(top=tmp_path)
+    site.volume()
+    return site
+
+
+@pytest.fixture
+def image(site: Site, package: Path) -> Image:
+    """An image for it."""
+    return site.image("one", [package], lists={"/data": ["/etc/app/"]})
+
+
+@pytest.fixture
+def running(site: Site, image: Image) -> Iterator[inside.Container]:
+    """A container that has started its command."""
+    words = [*inside.IPAVOLUME, "start", "--", *SLEEPING]
+    with inside.started(image.root, site.volume(), words) as container:
+        out = container.process.stdout
+        assert out is not None
+        while out.readline() != "it runs\n":
+            assert container.process.poll() is None
+        yield container
+
+
+def beside(container: inside.Container, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a running container, as ``docker exec`` does."""
+    enter = [need_tool("nsenter"), "--target", str(container.pid())]
+    return subprocess.run(
+        [*enter, "--mount", "--pid", "--root", "--wd", "--", *words],
+        env={"PATH": inside.PATH, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_another_container_and_the_host_are_refused(
+    site: Site, image: Image, running: inside.Container
+) -> None:
+    for words in (["start", "--", "true"], ["upgrade"]):
+        done = inside.run(image.root, site.volume(), [*inside.IPAVOLUME, *words])
+        assert done.returncode == 75
+        assert "is in use" in done.stderr
+        assert "the volume was not touched" in done.stderr
+    done = site.run("upgrade", image, status=75)
+    # On the host the processes of containers are seen, and named.
+    assert f"process {running.pid()}: sh -c" in done.stderr
+    assert "[in-use]" in site.run("check", image).stdout
+
+
+def test_a_command_beside_the_application_works_under_the_containers_lock(
+    site: Site, image: Image, running: inside.Container
+) -> None:
+    for words in (["upgrade"], ["check"]):
+        done = beside(running, *inside.IPAVOLUME, *words)
+        assert done.returncode == 0, done.stderr
+    assert inside.run(image.root, site.volume(), [*inside.IPAVOLUME, "upgrade"]).returncode == 75
+
+
+def test_an_application_that_gave_up_root_still_holds_the_volume_for_its_container(
+    site: Site, image: Image
+) -> None:
+    words = ["setpriv", "--reuid=250", "--regid=251", "--clear-groups", *SLEEPING]
+    command = [*inside.IPAVOLUME, "start", "--", *words]
+    with inside.started(image.root, site.volume(), command) as container:
+        out = container.process.stdout
+        assert out is not None
+        while out.readline() != "it runs\n":
+            assert container.process.poll() is None
+        done = beside(container, *inside.IPAVOLUME, "upgrade")
+        assert done.returncode == 0, done.stderr
+
+
+def test_two_commands_beside_the_application_take_turns(running: inside.Container) -> None:
+    # The first one is stopped while it works: it has the container's working lock.
+    held = f"/proc/{running.pid()}/root/usr/share/ipavolume"
+    fd = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = beside(running, *inside.IPAVOLUME, "upgrade")
+        assert done.returncode == 75
+        assert "another command of this container works on '/data'" in done.stderr
+    finally:
+        os.close(fd)
+    assert beside(running, *inside.IPAVOLUME, "upgrade").returncode == 0
+
+
+def test_a_lock_of_a_service_account_does_not_count_as_the_containers(
+    site: Site, image: Image
+) -> None:
+    done = inside.run(image.root, site.volume(), [*inside.IPAVOLUME, "upgrade"])
+    assert done.returncode == 0, done.stderr
+    # A planted lock stops work, as another container's would; it does not let two work.
+    account = "setpriv --reuid=250 --regid=251 --clear-groups"
+    held = "flock /data sh -c 'echo held; read line < /tmp/never'"
+    words = ["sh", "-c", f"mkfifo -m 666 /tmp/never; {account} {held}; true"]
+    with inside.started(image.root, site.volume(), words) as container:
+        assert container.process.stdout is not None
+        assert container.process.stdout.readline() == "held\n"
+        done = beside(container, *inside.IPAVOLUME, "upgrade")
+        assert done.returncode == 75
+        assert "the volume '/data' is in use" in done.stderr
+
+
+def test_a_process_of_another_container_in_sight_is_not_ones_own(
+    site: Site, image: Image, running: inside.Container
+) -> None:
+    # As with --pid=host: the processes are seen, but not process 1, and their mounts differ.
+    code = (
+        "import os, sys; from ipavolume import holding; from ipavolume.state import Volume;"
+        "fd = os.open(sys.argv[1], os.O_RDONLY);"
+        "volume = Volume(mount='/data', directory='/data', fd=fd);"
+        "print(holding.holders(fd) == (int(sys.argv[2]),), holding.is_held_here(volume))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(site.volume()), str(running.pid())],
+        env={"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "True False\n"
+
+
+def test_who_waits_is_told_for_whom_and_gets_the_volume(
+    site: Site, image: Image, running: inside.Container
+) -> None:
+    words = [*inside.IPAVOLUME, "upgrade", "--lock-timeout", "60"]
+    with inside.started(image.root, site.volume(), words) as waiting:
+        err = waiting.process.stderr
+        assert err is not None
+        assert err.readline().startswith("ipavolume: waiting: the volume '/data' is in use")
+        running.send(signal.SIGKILL)
+        assert waiting.process.wait(timeout=60) == 0
+
+
+def test_who_waits_ends_when_it_is_asked_to(
+    site: Site, image: Image, running: inside.Container
+) -> None:
+    assert running.process.poll() is None
+    words = [*inside.IPAVOLUME, "start", "--lock-timeout", "60", "--", "true"]
+    with inside.started(image.root, site.volume(), words) as waiting:
+        err = waiting.process.stderr
+        assert err is not None
+        assert err.readline().startswith("ipavolume: waiting")
+        waiting.send(signal.SIGTERM)
+        assert waiting.process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM [stopped]" in err.read()
