@@ -186,26 +186,41 @@ def hold(work: Work, say: Callable[[str], None]) -> None:
 
 def is_on_hold() -> bool:
     """Tell whether something in this container is on hold."""
-    return os.path.lexists(f"/{NOTE_DIRECTORY}/{NOTE}")
+    try:
+        directory = os.open(f"/{NOTE_DIRECTORY}", fsops.DIRECTORY_FLAGS)
+    except OSError:
+        return False
+    try:
+        fd = fsops.open_regular(directory, NOTE)
+        if fd is None:
+            return False
+        with open(fd, "rb"):
+            # Locked by who is on hold; one that was killed left the note, but no lock.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+    return False
 
 
 @contextlib.contextmanager
 def _noted() -> Iterator[None]:
     """Leave a note for probes; without a place for it they see a start that takes long."""
-    root = fd = -1
-    with contextlib.suppress(OSError):
-        root = os.open("/", fsops.DIRECTORY_FLAGS)
-        fd = fsops.make_directories(root, NOTE_DIRECTORY)
-        fsops.write_file(fd, NOTE, b"")
-    try:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            root = os.open("/", fsops.DIRECTORY_FLAGS)
+            stack.callback(os.close, root)
+            directory = fsops.make_directories(root, NOTE_DIRECTORY)
+            stack.callback(os.close, directory)
+            fsops.write_file(directory, NOTE, b"", mode=0o600)
+            fd = fsops.open_regular(directory, NOTE)
+            if fd is not None:
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    finally:
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                fsops.unlink(fd, NOTE)
-        for opened in (root, fd):
-            if opened >= 0:
-                os.close(opened)
 
 
 def _standing(volume: Volume) -> tuple[bool, bytes | None, tuple[int, int] | None]:

@@ -177,34 +177,34 @@ class Session:
     def _lock(self, progress: Progress) -> None:
         deadline = time.monotonic() + self.options.lock_timeout_s
         waiting = False
-        while busy := self._try_lock():
+        while (busy := self._try_lock()) is not None:
+            what, holder = busy
             if time.monotonic() >= deadline:
                 raise LockedError(
-                    busy,
+                    f"{what} is in use{holder}",
                     hint="Stop that container or command first, or wait for it with "
                     "--lock-timeout SECONDS.",
                     state="the volume was not touched",
                 )
             if not waiting:
-                progress(f"waiting: {busy}")
+                progress(f"waiting for {what}, in use{holder}")
                 waiting = True
             time.sleep(_LOCK_POLL_S)
             interruption.check()
 
-    def _try_lock(self) -> str:
-        """Take the locks; return what is in use, or "" when all are taken."""
+    def _try_lock(self) -> tuple[str, str] | None:
+        """Take the locks; return what is in use, and by whom, or ``None`` when all are taken."""
         if not self.go_on():
-            return f"another command of this container works on {self.primary.directory!r}"
+            return f"the volume {self.primary.directory!r}", " by another command of this container"
         self.joined = False
         for volume in self.volumes.values():
             if holding.try_lock(volume):
                 continue
             if not (self.is_inside and holding.is_held_here(volume)):
-                busy = f"the volume {volume.directory!r} is in use{self._holder(volume)}"
                 self.pause()
-                return busy
+                return f"the volume {volume.directory!r}", self._holder(volume)
             self.joined = True
-        return ""
+        return None
 
     def pause(self) -> None:
         """Let others in this container work on the volumes; it still holds them."""

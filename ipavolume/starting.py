@@ -41,12 +41,14 @@ class Beginning:
         arguments: Arguments of the first run.
         request: What the first run cares for.
         systemd: What is executed is systemd, with our online unit in the image.
+        online_unit: Name of that unit.
     """
 
     words: tuple[str, ...]
     arguments: tuple[str, ...]
     request: Request
     systemd: bool
+    online_unit: str = handover.ONLINE_UNIT
 
 
 def prepare(session: Session, arguments: Sequence[str]) -> Beginning:

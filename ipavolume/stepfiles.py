@@ -75,7 +75,7 @@ _TOP_LEVEL: Final = (
 )
 _PLANNED: Final = (Write, Remove, MakeLink, Command, Warn, Refuse)
 _Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
-_HINT: Final = "Correct the steps in the image; ipavolume steps lists those that it has."
+_HINT: Final = "Correct these files in the image, then run ipavolume prepare there again."
 
 
 # -- finding -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root
 from support.systemd import SYSTEMD, add_systemd, machine
 from support.upgrades import Site
+
+from ipavolume.config import parse_config
+from ipavolume.errors import ConfigurationError
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
 
@@ -59,11 +63,13 @@ class Story:
         self.versions = versions
         self.volume = self.site.volume()
 
-    def image(self, version: int, script: str = "", *, config: str = CONFIG) -> Image:
+    def image(
+        self, version: int, script: str = "", *, config: str = CONFIG, online: str = ""
+    ) -> Image:
         """Return an image whose upgrade runs *script* in the online phase."""
 
         def edit(image: Image) -> None:
-            add_systemd(image)
+            add_systemd(image, online=online or "ipavolume-online.service")
             if script:
                 path = "/etc/ipavolume/upgrade_steps/s5000_run_a_command.py"
                 image.write(path, STEP.lstrip().format(script=script))
@@ -134,6 +140,8 @@ def test_an_upgrade_has_its_online_phase_before_the_application(story: Story) ->
         go.write_text("go\n")
         container.wait_for("two\nthe application runs")
         assert container.run("ipavolume", "status", "--probe", "ready")
+        # What the container was started with is nowhere any more.
+        assert container.run("find", "/run", "/dev/shm", "-name", "ipavolume-*").stdout == ""
         assert container.stop() == -signal.SIGINT
     assert story.recorded() == "two"
 
@@ -223,12 +231,122 @@ def test_init_without_us_gets_the_lock_from_its_service_or_ends(story: Story) ->
         assert first.stop() == -signal.SIGINT
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGRTMIN + 3])
+def test_a_start_without_systemd_ends_when_it_is_asked_to_and_the_next_one_finishes(
+    story: Story, number: int
+) -> None:
+    story.populate()
+    begun = story.fifo("begun")
+    name = "INT" if number == signal.SIGINT else "TERM"
+    script = (
+        f"[ ! -e /data/again ] || {{ touch /data/done; exit 0; }}; trap 'touch /data/again; exit 1'"
+        f" {name}; echo begun > /data/begun; sleep infinity & wait"
+    )
+    image = story.image(2, script, config="")
+    words = [*inside.IPAVOLUME, "start", "--", "cat", "/data/build-id"]
+    with inside.started(image.root, story.volume, words) as container:
+        assert begun.read_text() == "begun\n"
+        container.send(number)
+        _, err = container.process.communicate(timeout=60)
+        assert container.process.returncode == 128 + number
+        assert "[stopped]" in err
+        assert "state: " in err
+    assert (story.volume / "again").exists()
+    done = inside.run(image.root, story.volume, words)
+    assert done.stdout.endswith("two\n")
+
+
+def test_a_unit_with_another_name_does_the_online_phase(story: Story) -> None:
+    story.populate()
+    config = CONFIG + 'online-unit = "application-upgrade.service"\n'
+    image = story.image(2, "touch /data/done", config=config, online="application-upgrade.service")
+    with machine(image, story.volume) as container:
+        container.wait_for("two\nthe application runs")
+        said = container.run("journalctl", "--quiet", "-u", "application-upgrade").stdout
+        assert "s5000_run_a_command" in said
+
+
 def test_the_wrapper_lets_commands_of_ours_through(story: Story) -> None:
     image = story.image(1)
     words = ["/usr/local/sbin/init", "ipavolume", "check"]
     done = inside.run(image.root, story.volume, words)
     assert done.returncode == 100
     assert done.stdout.startswith("/data: empty\n")
+
+
+# -- what is handed over -------------------------------------------------------------------
+
+HANDOVER = """
+from ipavolume import handover
+from ipavolume.errors import IpaVolumeError
+try:
+    {code}
+except IpaVolumeError as err:
+    print(err.code, err.exit_status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "code", "said"),
+    [
+        pytest.param("true", "print(handover.take())", "{}", id="nothing"),
+        pytest.param(
+            "true",
+            "handover.write({'a': 'b'}); print(handover.take(), handover.take())",
+            "{'a': 'b'} {}",
+            id="once",
+        ),
+        pytest.param(
+            "umount /run",
+            "handover.write({'a': 'b'}); import os; print(os.listdir('/dev/shm'), handover.take())",
+            "['ipavolume-start'] {'a': 'b'}",
+            id="no /run",
+        ),
+        pytest.param(
+            "umount /run; while umount -q /dev/shm 2> /dev/null; do :; done",
+            "handover.write({'a': 'b'})",
+            "no-memory-file-system 73",
+            id="no memory",
+        ),
+        pytest.param(
+            "umount /run; echo '{}' > /dev/shm/ipavolume-start; chmod 666 /dev/shm/*",
+            "handover.take()",
+            "altered-handover 65",
+            id="writable",
+        ),
+        pytest.param(
+            "umount /run; cd /dev/shm; echo '{}' > x; chown 250 x; chmod 600 x; "
+            "mv x ipavolume-start",
+            "handover.take()",
+            "altered-handover 65",
+            id="not of root",
+        ),
+        pytest.param(
+            "umount /run; cd /dev/shm; echo 1 > x; chmod 600 x; mv x ipavolume-start",
+            "handover.take()",
+            "altered-handover 65",
+            id="no object",
+        ),
+        pytest.param(
+            "umount /run; ln -s /etc/passwd /dev/shm/ipavolume-start",
+            "handover.write({'a': 'b'}); print(open('/etc/passwd').read()[:4], handover.take())",
+            "root {'a': 'b'}",
+            id="link",
+        ),
+    ],
+)
+def test_what_is_handed_over_stays_in_memory_and_is_roots(
+    tmp_path: Path, before: str, code: str, said: str
+) -> None:
+    need_root()
+    root = tmp_path / "image"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    shared = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm"
+    script = f'{shared}; {before}; exec "$@"'
+    words = ["sh", "-ec", script, "sh", sys.executable, "-c", HANDOVER.format(code=code)]
+    done = inside.run(root, {}, words)
+    assert done.stdout.strip() == said, done.stderr
 
 
 # -- what prepare installs -----------------------------------------------------------------
@@ -270,6 +388,12 @@ def test_prepare_leaves_what_is_somebody_elses(tmp_path: Path, versions: tuple[P
     assert "/usr/local/sbin/init is there already" in warnings
     assert "ipavolume-lock.service is there already" in warnings
     assert "ipavolume is not in the image" in warnings
+
+
+@pytest.mark.parametrize("name", ["", "a", ".service", "a/b.service", "a b.service", "é.service"])
+def test_a_name_that_is_no_services_is_a_fault(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="start.online-unit"):
+        parse_config(f'[start]\nonline-unit = "{name}"\n'.encode())
 
 
 def test_the_online_unit_can_be_called_otherwise(story: Story) -> None:

@@ -114,7 +114,7 @@ def test_two_commands_beside_the_application_take_turns(running: inside.Containe
         fcntl.flock(fd, fcntl.LOCK_EX)
         done = beside(running, *inside.IPAVOLUME, "upgrade")
         assert done.returncode == 75
-        assert "another command of this container works on '/data'" in done.stderr
+        assert "the volume '/data' is in use by another command of this container" in done.stderr
     finally:
         os.close(fd)
     assert beside(running, *inside.IPAVOLUME, "upgrade").returncode == 0
@@ -165,7 +165,7 @@ def test_who_waits_is_told_for_whom_and_gets_the_volume(
     with inside.started(image.root, site.volume(), words) as waiting:
         err = waiting.process.stderr
         assert err is not None
-        assert err.readline().startswith("ipavolume: waiting: the volume '/data' is in use")
+        assert err.readline().startswith("ipavolume: waiting for the volume '/data', in use")
         running.send(signal.SIGKILL)
         assert waiting.process.wait(timeout=60) == 0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import scriptletworlds
+from support import inside, scriptletworlds
 from support.scriptletworlds import Line, Member
 
 from ipavolume import scriptlets
@@ -22,6 +23,7 @@ from ipavolume.scriptlets import Call, Catalogue
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 WORLDS = 60
+EXECUTED = 12
 RUN = ("post", "posttrans", "triggerin", "triggerun", "triggerpostun")
 ERASING = ("triggerun", "triggerpostun")
 CONFIG = ScriptletsConfig(packages=("w*",))
@@ -30,9 +32,11 @@ Key = tuple[str, str, int, tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A world, what rpm called in it, and what would be called here."""
+    """A world, its databases, what rpm called in it, and what would be called here."""
 
     world: Sequence[Member]
+    before: Path
+    after: Path
     catalogue: Catalogue
     old: Sequence[Package]
     new: Sequence[Package]
@@ -78,6 +82,8 @@ def _outcomes(place: Path, *, ordered: bool) -> list[Outcome]:
         outcomes.append(
             Outcome(
                 world=world,
+                before=before,
+                after=after,
                 catalogue=catalogue,
                 old=old,
                 new=new,
@@ -206,6 +212,46 @@ def test_command_lines_and_surroundings_are_those_of_rpm(ordered: list[Outcome])
                 assert set(flags) >= {word[1] for word in words[1:place]}
             seen.add(words[:place] if line.file and line.interpreter != "program" else "program")
     assert {"lua", "program", ("/bin/sh",), ("/bin/bash",), ("/bin/sh", "-e", "-u")} == seen
+
+
+@pytest.mark.slow
+def test_ipavolume_calls_them_as_rpm_does(
+    ordered: list[Outcome], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Log against log: what the scriptlets of the same upgrade wrote down of their calls."""
+    busiest = sorted(ordered, key=lambda outcome: -len(_ran(outcome)))[:EXECUTED]
+    count = 0
+    for number, outcome in enumerate(busiest):
+        log = _upgraded_by_ipavolume(tmp_path / str(number), outcome)
+        assert log == _ran(outcome)
+        count += len(log)
+    record_property("figures", f"{EXECUTED} upgrades executed, {count} calls compared")
+
+
+def _upgraded_by_ipavolume(place: Path, outcome: Outcome) -> list[Line]:
+    """Populate a volume by an image with the old packages, and upgrade it by one with the new.
+
+    Both images are prepared and run in containers.
+    """
+    volume = place / "volume"
+    volume.mkdir(parents=True)
+    for name, database in (("old", outcome.before), ("new", outcome.after)):
+        image = scriptletworlds.make_tree(place / name, [outcome.world])
+        image.list("/etc/app.conf")
+        image.write("/etc/app.conf", name)
+        image.write("/etc/ipavolume.toml", '[scriptlets]\npackages = ["w*"]\nphase = "offline"\n')
+        shutil.copytree(database, image.root / "var/lib/rpm")
+        layer = place / f"layer-{name}"
+        layer.mkdir()
+        for volumes, words in (
+            ({}, ("prepare", "--build-id", name)),
+            ({"/data": volume}, ("upgrade", "--allow", "newer")),
+        ):
+            command = [*inside.IPAVOLUME, *words]
+            done = inside.run(image.root, volumes, command, layer=layer)
+            assert done.returncode == 0, done.stderr
+    log = volume / "log"
+    return scriptletworlds.parse_log(log.read_text()) if log.exists() else []
 
 
 @pytest.mark.slow

@@ -432,6 +432,7 @@ def saved_contents(scene: Scene) -> list[object]:
 
 @pytest.mark.crash
 @pytest.mark.filesystem
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEPT)
 def test_killed_at_any_change_an_action_is_done_or_not_and_done_again_it_is_done(
     filesystem: Filesystems, tmp_path: Path, name: str
@@ -506,6 +507,7 @@ def test_an_action_is_durable_when_it_ends_and_its_copy_before_its_effect(
 
 @pytest.mark.filesystem
 @pytest.mark.crash
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EROFS"])
 def test_an_error_at_any_call_is_told_with_the_path_and_leaves_the_file_as_it_was(
     filesystem: Filesystems, tmp_path: Path, error: str

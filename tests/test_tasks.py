@@ -7,139 +7,20 @@ import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import inside
-from support.command import Result, run_ipavolume
-from support.images import Image, Packaged, build_rpm, picture
+from support.command import run_ipavolume
+from support.images import picture
 from support.requirements import need_tool
-from support.upgrades import Site
+from support.taskworlds import LOG, World, build_packages, logs, step
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
-
-LISTS = {"/data": ["/etc/svc/", "/var/lib/svc/"]}
-OWN = "/etc/ipavolume/upgrade_steps"
-LOG = "var/lib/svc/log"
-
-STEP = '''"""{summary}.
-
-Symptom: a test sees nothing.
-
-Source: this test.
-"""
-
-from ipavolume.steps import Command, MakeLink, Refuse, Remove, Warn, Write
-
-COMPONENT = "svc"
-APPLIES_FROM = "{applies}"
-WHEN = "{when}"
-PHASE = "{phase}"
-
-
-def plan(volume, template):
-{body}
-'''
-
-
-def step(
-    body: str,
-    *,
-    summary: str = "Does what a test wants",
-    applies: str = "",
-    when: str = "upgrade",
-    phase: str = "online",
-) -> str:
-    """Return the text of a step."""
-    lines = "\n".join(f"    {line}" if line else "" for line in body.strip().splitlines())
-    return STEP.format(summary=summary, applies=applies, when=when, phase=phase, body=lines)
-
-
-def logs(word: str) -> str:
-    """Return the body of a step that writes *word* to a log on the volume, once."""
-    return f'''
-if b"{word}\\n" in (volume.read("/{LOG}") or b""):
-    return
-yield Command(words=("sh", "-c", "echo {word} >>/data/{LOG}"), reason="to be seen")
-'''
-
-
-class World:
-    """Two or three images, a volume, and containers of them."""
-
-    def __init__(self, top: Path, rpms: Mapping[str, Path]) -> None:
-        """Take an empty directory, and the packages by their version."""
-        self.site = Site(top=top)
-        self._rpms = rpms
-
-    def image(self, version: str, steps: Mapping[str, str], *, config: str = "") -> Image:
-        """Make the image of a version, with steps of its own by name."""
-
-        def edit(image: Image) -> None:
-            for name, text in steps.items():
-                image.write(f"{OWN}/{name}.py", text)
-
-        return self.site.image(
-            f"v{version}", [self._rpms[version]], lists=LISTS, config=config, edit=edit
-        )
-
-    @property
-    def volume(self) -> Path:
-        """The volume's directory."""
-        return self.site.volume()
-
-    def run(
-        self,
-        image: Image,
-        *words: str,
-        status: int = 0,
-        env: Mapping[str, str] | None = None,
-        before: str = "",
-    ) -> Result:
-        """Run ipavolume as process 1 of a container; *before* is shell run in it before."""
-        argv = [*inside.IPAVOLUME, *words]
-        if before:
-            argv = ["sh", "-ec", f'{before}; exec "$@"', "-", *argv]
-        done = inside.run(image.root, self.volume, argv, env=env)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
-
-    def populate(self) -> None:
-        """Populate the volume by the first image, which has no steps of its own."""
-        self.run(self.image("1", {}), "upgrade", "-q")
-
-    def log(self) -> list[str]:
-        """Return what steps wrote to their log."""
-        path = self.volume / LOG
-        return path.read_text().splitlines() if path.exists() else []
-
-    def last_run(self) -> dict[str, Any]:
-        """Return the last run of the history."""
-        run = self.site.history()[-1]
-        assert isinstance(run, dict)
-        return run
-
-    def build_id(self) -> str | None:
-        """Return the recorded id."""
-        path = self.volume / "build-id"
-        return path.read_text().strip() if path.exists() else None
 
 
 @pytest.fixture(scope="module")
 def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    top = tmp_path_factory.mktemp("rpms")
-    return {
-        version: build_rpm(
-            top,
-            "svc",
-            [
-                Packaged(path="/etc/svc/svc.conf", content=f"version {version}", words="%config"),
-                Packaged(path="/var/lib/svc", directory=True),
-            ],
-            version=version,
-        )
-        for version in ("1", "2", "3")
-    }
+    return build_packages(tmp_path_factory.mktemp("rpms"))
 
 
 @pytest.fixture

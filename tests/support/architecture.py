@@ -38,8 +38,9 @@ LAYERS: Final = (
             "verdict"}),
     frozenset(
         {
-            "request", "holding", "handover", "steps", "journal", "planfile", "scan", "state", "manifest", "config", "image",
-            "imagetree", "parallel", "processes", "runlog", "scriptlets", "scriptletfiles", "stepfiles", "views",
+            "request", "holding", "handover", "steps", "journal", "planfile", "scan", "state",
+            "manifest", "config", "image", "imagetree", "parallel", "processes", "runlog",
+            "scriptlets", "scriptletfiles", "stepfiles", "views",
         }
     ),
     frozenset(

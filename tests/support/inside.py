@@ -114,6 +114,8 @@ def started(
     volumes = {"/data": volume} if isinstance(volume, Path) else volume
     environment = clean_environment(env)
     environment["PATH"] = PATH if env is None else env.get("PATH", PATH)
+    # It differs between tests, and runs in two of them may be compared.
+    environment.pop("PYTEST_CURRENT_TEST", None)
     with tempfile.TemporaryDirectory(prefix="container-") as scratch:
         script = _script(Path(scratch), image_root, volumes, layer, argv)
         process = subprocess.Popen(

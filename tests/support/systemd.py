@@ -44,14 +44,14 @@ UNITS: Final = {
 }
 
 
-def add_systemd(image: Image, *, units: Mapping[str, str] = UNITS) -> None:
+def add_systemd(image: Image, *, online: str = "ipavolume-online.service") -> None:
     """Put systemd, an application and the program into an image that is not prepared yet."""
     if not SYSTEMD.exists():
         unavailable("needs systemd, which is not installed")
     place = image.write(str(SYSTEMD), b"", mode=0o755)
     shutil.copyfile(SYSTEMD, place)
-    for name, text in units.items():
-        image.write(f"{_SYSTEM}/{name}", text)
+    for name, text in UNITS.items():
+        image.write(f"{_SYSTEM}/{name}", text.replace("ipavolume-online.service", online))
     system = image.root / _SYSTEM[1:]
     for wanted in SYSTEMD.parent.glob("system/*.wants/*"):
         if not wanted.name.startswith("systemd-journald") and wanted.suffix != ".target":

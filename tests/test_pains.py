@@ -1,0 +1,151 @@
+"""What users of such containers suffered (group 1a of the survey), and what they get here.
+
+Each test is named for the row that it answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support import inside
+from support.command import run_ipavolume
+from support.images import picture
+from support.taskworlds import LOG, World, build_packages, logs, step
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+FAILS = step(
+    f"""
+if b"mended\\n" in (volume.read("/{LOG}") or b""):
+    return
+yield Command(words=("sh", "-c", "echo the cause >&2; exit 3"), reason="to fail")
+"""
+)
+
+FIRST_RUN = """
+[first-run]
+command = ["/usr/bin/svc-setup"]
+done-when = "/etc/svc/configured"
+ruins-when = "/var/lib/svc/half"
+"""
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    return build_packages(tmp_path_factory.mktemp("rpms"))
+
+
+@pytest.fixture
+def world(tmp_path: Path, rpms: Mapping[str, Path]) -> World:
+    return World(tmp_path, rpms)
+
+
+def test_p1_the_last_lines_are_the_failure_and_what_to_do_never_a_banner(world: World) -> None:
+    world.populate()
+    image = world.image("2", {"s5010_fails": FAILS})
+    said = world.run(image, "start", "--", "true", status=13).stderr.splitlines()
+    error = next(number for number, line in enumerate(said) if line.startswith("ipavolume: error:"))
+    assert "s5010_fails" in said[error]
+    assert "  | the cause" in said[error + 1]
+    assert said[error + 2].startswith("ipavolume: state: the files of the new image are in place")
+    assert said[error + 3].startswith("ipavolume: hint: ")
+    assert len(said) == error + 4
+
+
+def test_p1_what_follows_the_volume_is_told_apart_from_the_volume(world: World) -> None:
+    image = world.image("1", {})
+    said = world.run(image, "start", "--", "/no/such/init", status=73).stderr
+    assert "If nothing follows, that could not start; the volume is fine." in said
+    assert "cannot execute /no/such/init: No such file or directory" in said
+
+
+def test_p3_a_failed_upgrade_goes_on_at_the_failed_step_and_stops_repeating(world: World) -> None:
+    world.populate()
+    image = world.image("2", {"s5000_fine": step(logs("fine")), "s5010_fails": FAILS})
+    for _ in range(3):
+        world.run(image, "start", "--", "true", status=13)
+    assert world.log() == ["fine"]
+    said = world.run(image, "start", "--", "true", status=77).stderr
+    assert "failed 3 times in the same way" in said
+    assert "the cause" in (world.volume / ".ipavolume/logs/0002-v2.log").read_text()
+
+
+def test_p4_an_installation_that_died_half_way_is_not_run_over(world: World) -> None:
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write(
+        "/usr/bin/svc-setup",
+        "#!/bin/sh\necho once >>/data/var/lib/svc/log\ntouch /data/var/lib/svc/half\nexit 1\n",
+        mode=0o755,
+    )
+    world.run(image, "start", "--", "true", status=13)
+    said = world.run(image, "start", "--", "true", status=65).stderr
+    assert "[partial-install]" in said
+    assert "wipe it or mount an empty one" in said
+    assert world.log() == ["once"]
+
+
+def test_p5_check_tells_empty_foreign_partial_and_configured_volumes_apart(world: World) -> None:
+    image = world.image("1", {}, config=FIRST_RUN)
+    setup = image.write("/usr/bin/svc-setup", "#!/bin/sh\nexit 1\n", mode=0o755)
+
+    def state(status: int) -> str:
+        said = world.site.run("check", image, "--json", status=status).stdout
+        return str(json.loads(said)["state"])
+
+    assert state(100) == "empty"
+    foreign = world.site.top / "foreign"
+    (foreign / "etc/svc").mkdir(parents=True)
+    (foreign / "etc/svc/svc.conf").write_text("somebody's\n")
+    said = run_ipavolume("check", "--root", image.root, foreign, status=65).stdout
+    assert "stateless" in said
+    world.run(image, "upgrade", "-q")
+    assert state(100) == "unconfigured"
+    world.run(image, "start", "--", "true", status=13)
+    assert state(100) == "unconfigured"
+    setup.write_text("#!/bin/sh\ntouch /data/var/lib/svc/half\nexit 1\n")
+    world.run(image, "start", "--", "true", status=13)
+    assert state(65) == "partial"
+    (world.volume / "var/lib/svc/half").unlink()
+    setup.write_text("#!/bin/sh\ntouch /data/etc/svc/configured\n")
+    world.run(image, "start", "--", "true")
+    assert state(0) == "current"
+
+
+def test_p6_an_empty_volume_in_the_place_of_the_expected_one_is_refused(world: World) -> None:
+    image = world.image("1", {})
+    before = picture(world.volume)
+    said = world.run(
+        image, "start", "--", "true", status=77, env={"IPAVOLUME_EXPECT": "existing"}
+    ).stderr
+    assert "wrong or unmounted volume" in said
+    assert picture(world.volume) == before
+
+
+def test_p7_the_report_of_a_failure_is_on_the_volume_too(world: World) -> None:
+    world.populate()
+    image = world.image("2", {"s5010_fails": FAILS})
+    said = world.run(image, "start", "--", "true", status=13).stderr
+    kept = (world.volume / ".ipavolume/logs/0002-v2.log").read_text()
+    for label in ("error", "state", "hint"):
+        line = next(one for one in said.splitlines() if one.startswith(f"ipavolume: {label}: "))
+        assert line.removeprefix(f"ipavolume: {label}: ") in kept
+    assert "  | the cause" in kept
+
+
+def test_p8_whoever_asks_during_an_upgrade_is_told_how_far_it_is(world: World) -> None:
+    world.populate()
+    waits = step(
+        'yield Command(words=("sh", "-c", "echo waiting; sleep 1000"), reason="it takes long")'
+    )
+    image = world.image("2", {"s5000_fine": step(logs("fine")), "s5010_takes_long": waits})
+    probe = ("status", image, "--probe", "startup")
+    argv = [*inside.IPAVOLUME, "start", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("| waiting" in line for line in lines)
+        said = world.site.run(*probe, status=75).stdout
+    assert "task 2/2 s5010_takes_long, since 20" in said
