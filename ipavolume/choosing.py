@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ipavolume import stepfiles, views
 from ipavolume.actions import Action, Plan
 from ipavolume.errors import RefusedError
+from ipavolume.image import Image
 from ipavolume.model import ImageHeader
 from ipavolume.session import Session
 from ipavolume.steps import Command, Declaration, Phase, Refuse, StepAction, Warn, When
@@ -129,12 +130,21 @@ def _chosen_steps(
 ) -> Iterator[tuple[Declaration, str]]:
     # Of an empty volume nothing is recorded, and at a start it is the image's own versions.
     known = recorded if when is When.UPGRADE and recorded is not None else session.image.header
-    for declaration in stepfiles.find_steps(session.image.tree):
+    for declaration in steps_of(session.image):
         asked, why = is_asked(
             declaration, when=when, recorded=known, complete=complete, again=session.options.again
         )
         if asked:
             yield declaration, why
+
+
+def steps_of(image: Image) -> tuple[Declaration, ...]:
+    """Return the steps of an image, in their order.
+
+    Raises:
+        ConfigurationError: If one is malformed, or somebody else than root could write it.
+    """
+    return stepfiles.find_steps(image.tree, [volume.mount for volume in image.header.volumes])
 
 
 def is_asked(

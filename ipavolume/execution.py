@@ -271,7 +271,7 @@ def _asked(
 
 
 def _declaration(session: Session, task: Task) -> Declaration:
-    for declaration in stepfiles.find_steps(session.image.tree):
+    for declaration in choosing.steps_of(session.image):
         if declaration.name == task.name and declaration.digest == task.digest:
             return declaration
     raise _gone(task)

@@ -64,7 +64,7 @@ def list_steps(options: Options) -> list[ListedStep]:
     known = _known(options)
     with Image(options.root) as image:
         found = []
-        for declaration in stepfiles.find_steps(image.tree):
+        for declaration in choosing.steps_of(image):
             if known is None:
                 runs, why = None, stepfiles.describe_selection(declaration)
                 if declaration.masked:

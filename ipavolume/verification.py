@@ -99,7 +99,7 @@ def pending(session: Session) -> tuple[str, list[Declaration]]:
     passed = known.passed if known is not None and known.run == last["run"] else ()
     return last["run"], [
         declaration
-        for declaration in stepfiles.find_steps(session.image.tree)
+        for declaration in choosing.steps_of(session.image)
         if declaration.verifies
         and not declaration.masked
         and declaration.name in executed

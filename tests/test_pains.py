@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from support import inside
 from support.command import run_ipavolume
-from support.images import picture
+from support.images import Packaged, build_rpm, picture
 from support.taskworlds import LOG, World, build_packages, logs, step
+from support.upgrades import Site
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -60,6 +61,54 @@ def test_p1_what_follows_the_volume_is_told_apart_from_the_volume(world: World) 
     said = world.run(image, "start", "--", "/no/such/init", status=73).stderr
     assert "If nothing follows, that could not start; the volume is fine." in said
     assert "cannot execute /no/such/init: No such file or directory" in said
+
+
+def test_p2_an_upgrade_that_broke_off_with_closed_ports_does_not_wait_for_ever(
+    tmp_path: Path,
+) -> None:
+    site = Site(top=tmp_path)
+    lists = {"/data": ["/etc/dirsrv/", "/etc/ipa/", "/var/lib/ipa/"]}
+    dse = "etc/dirsrv/slapd-EXAMPLE-TEST/dse.ldif"
+    # It shows what it meets, and breaks off like the real one: with the ports closed.
+    upgrade = f"""#!/bin/sh
+grep nsslapd-port: /data/{dse} >>/data/var/lib/ipa/met
+test -e /data/var/lib/ipa/mended && exit
+sed -i -e 's/^nsslapd-port: .*/nsslapd-port: 0/' /data/{dse}
+sed -i -e 's/^nsslapd-security: .*/nsslapd-security: off/' /data/{dse}
+exit 1
+"""
+    images = []
+    for version in ("1", "2"):
+        files = [
+            Packaged(path=path, directory=True)
+            for path in ("/etc/dirsrv", "/etc/ipa", "/var/lib/ipa")
+        ]
+        rpm = build_rpm(tmp_path, "freeipa-server", files, version=version)
+        images.append(
+            site.image(
+                f"v{version}",
+                [rpm],
+                lists=lists,
+                edit=lambda image: image.write("/usr/sbin/ipa-server-upgrade", upgrade, mode=0o755),
+            )
+        )
+    volume = site.volume()
+    inside.run(images[0].root, volume, [*inside.IPAVOLUME, "upgrade", "-q"])
+    (volume / "etc/ipa/ca.crt").write_text("a certificate\n")
+    (volume / dse).parent.mkdir(parents=True)
+    text = "dn: cn=config\ncn: config\nnsslapd-port: 389\nnsslapd-security: on\n"
+    (volume / dse).write_text(text)
+    (volume / f"{dse}.ipa.0123456789abcdef").write_text(text)
+    command = [*inside.IPAVOLUME, "upgrade"]
+    failed = inside.run(images[1].root, volume, command)
+    assert failed.returncode == 13, failed.stderr
+    assert "nsslapd-port: 0" in (volume / dse).read_text()
+    (volume / "var/lib/ipa/mended").write_text("")
+    done = inside.run(images[1].root, volume, command)
+    assert done.returncode == 0, done.stderr
+    assert "an interrupted upgrade left its ports closed" in done.stderr
+    assert (volume / "var/lib/ipa/met").read_text().splitlines() == ["nsslapd-port: 389"] * 2
+    assert (volume / dse).read_text() == text
 
 
 def test_p3_a_failed_upgrade_goes_on_at_the_failed_step_and_stops_repeating(world: World) -> None:

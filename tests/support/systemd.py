@@ -38,7 +38,7 @@ UNITS: Final = {
     "application.service": (
         "[Unit]\nRequires=ipavolume-online.service\nAfter=ipavolume-online.service\n"
         "[Service]\nType=oneshot\nRemainAfterExit=yes\n"
-        "ExecStart=/bin/sh -c 'cat /data/build-id; echo the application runs'\n"
+        "ExecStart=/bin/sh -c 'read id < /data/build-id; echo $${id}: the application runs'\n"
         "StandardOutput=tty\n"
     ),
 }
