@@ -247,8 +247,10 @@ class _Chooser:
         for call in calls:
             body = read_body(self._session.image.tree, call.scriptlet)
             text = scriptlets.substituted(body, call.scriptlet, config)
+            task = scriptlet_task(call, phase)
+            turn = 1 + sum(replace(one, turn=1) == task for one in self.tasks)
             self._add(
-                scriptlet_task(call, phase),
+                replace(task, turn=turn),
                 Preview(
                     text=tuple(text.decode("utf-8", "surrogateescape").splitlines()),
                     changed=tuple(scriptlets.difference(body, call.scriptlet, config)),

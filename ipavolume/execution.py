@@ -54,6 +54,7 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where commands of steps are found."""
 
 _MAX_MESSAGE_CHARACTERS: Final = 500
+_MAX_TEXT_BYTES: Final = 16 << 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -241,7 +242,11 @@ class Execution:
         for command in scriptlets.expansions(call, text):
             lines: list[str] = []
             ended = processes.run_command(
-                command, timeout_s=timeout_s, output=lines.append, env=environment
+                command,
+                timeout_s=timeout_s,
+                output=lines.append,
+                env=environment,
+                line_bytes=_MAX_TEXT_BYTES,
             )
             if ended.status or ended.timed_out:
                 raise CommandFailedError(

@@ -315,6 +315,7 @@ class Card:
         last_run: The last run of its history, or ``None``.
         open: A transaction is open.
         first_run: What is recorded of the first run, or ``None``.
+        verified: What is recorded of the last run's verification, or ``None``.
     """
 
     volume: str
@@ -322,6 +323,7 @@ class Card:
     last_run: Mapping[str, Any] | None
     open: bool
     first_run: Mapping[str, Any] | None = None
+    verified: Mapping[str, Any] | None = None
 
 
 def read_card(directory: str) -> Card:
@@ -335,6 +337,7 @@ def read_card(directory: str) -> Card:
         facts = state.read_facts(volume)
         runs = state.read_history(volume)
         record = firstrun.read_record(volume)
+        verified = state.read_verified(volume)
     finally:
         os.close(volume.fd)
     return Card(
@@ -343,6 +346,7 @@ def read_card(directory: str) -> Card:
         last_run=runs[-1] if runs else None,
         open=facts.transaction is not None,
         first_run=None if record is None else asdict(record),
+        verified=None if verified is None else asdict(verified),
     )
 
 

@@ -1,7 +1,8 @@
 """``ipavolume status --probe``: what an orchestrator asks a container again and again.
 
-Nothing is locked and nothing is changed; the answer is what is recorded, so a start that takes
-twenty minutes says for twenty minutes that it is not done, and how far it got.
+The answer is what is recorded, so a start that takes twenty minutes says for twenty minutes
+that it is not done, and how far it got. Once the application has been started, what upgrade
+steps want verified is part of being ready: it runs until it has ended well once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume import firstrun, holding, lifecycle, processes, tasks
+from ipavolume import firstrun, holding, lifecycle, processes, starting, tasks, verification
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
     EXIT_LOCKED,
@@ -103,17 +104,41 @@ def _not_yet(session: Session, text: str) -> Answer:
 
 
 def _is_ready(session: Session, started: Answer) -> Answer:
-    if not (session.is_inside and os.path.isdir(_BOOTED)):
+    if not session.is_inside:
         return started
-    words = ("systemctl", "is-active", _TARGET)
+    text = started.text
+    if os.path.isdir(_BOOTED):
+        words = ("systemctl", "is-active", _TARGET)
+        try:
+            ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=_nowhere)
+        except CommandFailedError as err:
+            return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
+        if ended.status != 0:
+            state = ended.lines[-1] if ended.lines else f"systemctl ended with {ended.status}"
+            return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
+        text += f", {_TARGET} is active"
+    wrong = _verify(session)
+    if wrong:
+        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
+    return Answer(exit_status=0, text=text)
+
+
+def _verify(session: Session) -> str:
+    """Have verified what is not verified yet; return what is not right, or ""."""
+    run, steps = verification.pending(session)
+    if not steps:
+        return ""
+    if not session.go_on():
+        return "another command of this container works on the volume"
+    speaker = lifecycle.Speaker(
+        say=_nowhere, show=_nowhere, redactor=starting.redactor(session, ())
+    )
+    output = lifecycle.open_log(session, run, speaker)
     try:
-        ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=_nowhere)
-    except CommandFailedError as err:
-        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
-    if ended.status != 0:
-        state = ended.lines[-1] if ended.lines else f"systemctl ended with status {ended.status}"
-        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
-    return Answer(exit_status=0, text=f"{started.text}, {_TARGET} is active")
+        return verification.verify(session, run, steps, output)
+    finally:
+        output.close()
+        session.pause()
 
 
 def _nowhere(_line: str) -> None:

@@ -61,6 +61,7 @@ def run_command(
     umask: int = 0o022,
     terminal: bool = False,
     grace_s: float = GRACE_S,
+    line_bytes: int = _LINE_BYTES,
 ) -> Ended:
     """Run a command of the image to its end, and to the end of all that it started.
 
@@ -77,8 +78,7 @@ def run_command(
         words: The command, found by the ``PATH`` of *env*, and its arguments.
         timeout_s: Seconds that it may take.
         output: Told of each line of standard output and standard error, without its end;
-            bytes that are not UTF-8 are surrogates, and what is longer than some KiB comes
-            in pieces.
+            bytes that are not UTF-8 are surrogates.
         env: Its environment; by default this process's.
         cwd: Its working directory.
         umask: Its umask.
@@ -86,6 +86,7 @@ def run_command(
             console of the container. Nothing is captured then, and keys such as Ctrl-C are
             for the command.
         grace_s: Seconds to follow a polite signal in.
+        line_bytes: A longer line comes in pieces.
 
     Returns:
         How it ended.
@@ -101,7 +102,15 @@ def run_command(
         stack.enter_context(_orphans_come_here())
         wake = stack.enter_context(_wakened())
         screen = stack.enter_context(_screen()) if terminal else None
-        command = _Command(words, env=env, cwd=cwd, umask=umask, screen=screen, wake=wake)
+        command = _Command(
+            words,
+            env=env,
+            cwd=cwd,
+            umask=umask,
+            screen=screen,
+            wake=wake,
+            line_bytes=line_bytes,
+        )
         with command:
             return command.follow(output, timeout_s=timeout_s, grace_s=grace_s)
 
@@ -127,8 +136,10 @@ class _Command:
         umask: int,
         screen: _Screen | None,
         wake: int,
+        line_bytes: int,
     ) -> None:
         self._wake = wake
+        self._line_bytes = line_bytes
         self._reader = -1
         self._partial = b""
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -318,8 +329,8 @@ class _Command:
             self._partial = partial
             for line in complete:
                 self._say(line)
-            while len(self._partial) > _LINE_BYTES:
-                end = _character_end(self._partial)
+            while len(self._partial) > self._line_bytes:
+                end = _character_end(self._partial, self._line_bytes)
                 line, self._partial = self._partial[:end], self._partial[end:]
                 self._say(line)
 
@@ -333,7 +344,7 @@ class _Command:
 
     def _say(self, line: bytes) -> None:
         while True:
-            end = _character_end(line)
+            end = _character_end(line, self._line_bytes)
             piece, line = line[:end], line[end:]
             text = piece.removesuffix(b"\r").decode("utf-8", "surrogateescape")
             self._lines.append(text)
@@ -351,12 +362,12 @@ def _ignore(_line: str) -> None:
     """Take a line of output that nobody wants any more."""
 
 
-def _character_end(line: bytes) -> int:
+def _character_end(line: bytes, limit: int) -> int:
     """Return where a piece of *line* ends that is not too long and cuts no character."""
-    if len(line) <= _LINE_BYTES:
+    if len(line) <= limit:
         return len(line)
-    end = _LINE_BYTES
-    while end > _LINE_BYTES - 4 and line[end] & 0xC0 == 0x80:
+    end = limit
+    while end > limit - 4 and line[end] & 0xC0 == 0x80:
         end -= 1
     return end
 

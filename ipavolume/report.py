@@ -306,6 +306,10 @@ def card_lines(card: Card) -> list[str]:
         host = f" as {first['host']}" if first["host"] else ""
         when = first["finished"] or first["started"]
         lines.append(escape(f"first run {first['state']}{host}{f', {when}' if when else ''}"))
+    for word in ("passed", "failed") if card.verified is not None else ():
+        head = "verified " if word == "passed" else "not right"
+        names = card.verified[word] if card.verified is not None else ()
+        lines += [escape(f"{head} {name}") for name in names]
     open_ = recorded.get("transaction")
     if open_:
         lines.append(

@@ -604,6 +604,50 @@ def dump_index(body: bytes | bytearray | memoryview, header: ImageHeader) -> byt
     return b"".join((_INDEX_MAGIC, belongs_to, digest, body))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What is recorded of a run's verification.
+
+    Attributes:
+        run: Id of the run.
+        passed: Names of the steps that found everything right.
+        failed: Names of those that did not, the last time they were asked.
+        at: When, ISO 8601 in UTC.
+    """
+
+    run: str
+    passed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    at: str = ""
+
+
+def read_verified(volume: Volume) -> Verified | None:
+    """Return what is recorded of the last verification, or ``None``.
+
+    Raises:
+        UnsafeVolumeError: If it was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        return None
+    try:
+        data = read_json(fd, VERIFIED, volume)
+        if data is None:
+            return None
+        try:
+            return Verified(
+                run=_text(data["run"]),
+                passed=tuple(map(_text, data["passed"])),
+                failed=tuple(map(_text, data["failed"])),
+                at=_text(data["at"]),
+            )
+        except (KeyError, TypeError) as err:
+            hint = "Find out who did that, and remove it: what it records is asked again."
+            raise _damaged(fd, VERIFIED, "was altered", hint=hint) from err
+    finally:
+        os.close(fd)
+
+
 def read_history(volume: Volume) -> list[Mapping[str, Any]]:
     """Return the recorded runs, oldest first.
 

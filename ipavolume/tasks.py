@@ -51,6 +51,7 @@ class Task:
         reason: Why it was chosen.
         arguments: Of a scriptlet.
         provisional: What it does depends on a command that runs before it.
+        turn: Which of the identical ones of a run it is: rpm calls some triggers twice.
     """
 
     kind: TaskKind
@@ -61,11 +62,13 @@ class Task:
     reason: str
     arguments: tuple[str, ...] = ()
     provisional: bool = False
+    turn: int = 1
 
     @property
     def key(self) -> str:
         """What tells it from every other task of a run."""
-        return " ".join((self.kind, self.name, *self.arguments))
+        again = (f"#{self.turn}",) if self.turn > 1 else ()
+        return " ".join((self.kind, self.name, *self.arguments, *again))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,7 @@ def task_data(task: Task) -> dict[str, Any]:
         "reason": task.reason,
         "arguments": list(task.arguments),
         "provisional": task.provisional,
+        "turn": task.turn,
     }
 
 
@@ -183,6 +187,7 @@ def parse_task(data: Mapping[str, Any]) -> Task:
         reason=_text(data["reason"]),
         arguments=_texts(data["arguments"]),
         provisional=data["provisional"] is True,
+        turn=int(data["turn"]),
     )
     if task.phase not in ("offline", "online"):
         raise ValueError(task.phase)

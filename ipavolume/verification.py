@@ -10,75 +10,20 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 from ipavolume import choosing, fsops, stepfiles
-from ipavolume.errors import CommandFailedError, UnsafeVolumeError
+from ipavolume.errors import CommandFailedError
 from ipavolume.execution import run_command
 from ipavolume.model import STATE_DIRECTORY
 from ipavolume.runlog import RunLog
 from ipavolume.session import Session
-from ipavolume.state import VERIFIED, open_state, read_history, read_json
+from ipavolume.state import VERIFIED, Verified, read_history, read_verified
 from ipavolume.steps import Declaration
 from ipavolume.workspace import attempt
 
 _STEP: Final = "step "
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What is recorded of a run's verification.
-
-    Attributes:
-        run: Id of the run.
-        passed: Names of the steps that found everything right.
-        failed: Names of those that did not, the last time they were asked.
-        at: When, ISO 8601 in UTC.
-    """
-
-    run: str
-    passed: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    at: str = ""
-
-
-def read(session: Session) -> Verified | None:
-    """Return what is recorded, or ``None``.
-
-    Raises:
-        UnsafeVolumeError: If it was altered.
-    """
-    fd = open_state(session.primary)
-    if fd is None:
-        return None
-    try:
-        data = read_json(fd, VERIFIED, session.primary)
-    finally:
-        os.close(fd)
-    if data is None:
-        return None
-    try:
-        return Verified(
-            run=_text(data["run"]),
-            passed=tuple(map(_text, data["passed"])),
-            failed=tuple(map(_text, data["failed"])),
-            at=_text(data["at"]),
-        )
-    except (KeyError, TypeError) as err:
-        path = f"{session.primary.directory.rstrip('/')}/{STATE_DIRECTORY}/{VERIFIED}"
-        raise UnsafeVolumeError(
-            f"{path!r} was altered",
-            code="damaged-state",
-            path=path,
-            hint="Find out who did that, and remove it: what it records is asked again.",
-        ) from err
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
 
 
 def pending(session: Session) -> tuple[str, list[Declaration]]:
@@ -95,7 +40,7 @@ def pending(session: Session) -> tuple[str, list[Declaration]]:
     executed = {row[0].removeprefix(_STEP) for row in last.get("tasks", [])}
     if not executed:
         return last["run"], []
-    known = read(session)
+    known = read_verified(session.primary)
     passed = known.passed if known is not None and known.run == last["run"] else ()
     return last["run"], [
         declaration
@@ -113,7 +58,7 @@ def verify(session: Session, run: str, steps: Sequence[Declaration], output: Run
     Returns:
         What is not right yet, or "".
     """
-    known = read(session)
+    known = read_verified(session.primary)
     passed = list(known.passed) if known is not None and known.run == run else []
     failed: list[str] = []
     said = ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import inside
 from support.command import run_ipavolume
-from support.images import Packaged, build_rpm, picture
+from support.images import Image, Packaged, build_rpm, picture
 from support.taskworlds import LOG, World, build_packages, logs, step
 from support.upgrades import Site
 
@@ -78,6 +78,10 @@ sed -i -e 's/^nsslapd-security: .*/nsslapd-security: off/' /data/{dse}
 exit 1
 """
     images = []
+
+    def edit(image: Image) -> None:
+        image.write("/usr/sbin/ipa-server-upgrade", upgrade, mode=0o755)
+
     for version in ("1", "2"):
         files = [
             Packaged(path=path, directory=True)
@@ -89,7 +93,7 @@ exit 1
                 f"v{version}",
                 [rpm],
                 lists=lists,
-                edit=lambda image: image.write("/usr/sbin/ipa-server-upgrade", upgrade, mode=0o755),
+                edit=edit,
             )
         )
     volume = site.volume()

@@ -375,6 +375,29 @@ def test_steps_of_an_empty_volume_run_when_it_is_populated(world: World) -> None
     assert world.log() == ["populated"]
 
 
+def test_what_a_step_wants_verified_is_asked_until_it_is_right(world: World) -> None:
+    world.populate()
+    verifies = (
+        step(logs("done"))
+        + f"""
+
+def verify(volume):
+    yield Command(words=("sh", "-c", "echo asked >>/data/{LOG}; test -e /data/var/lib/svc/up"),
+                  reason="the service answers")
+"""
+    )
+    image = world.image("2", {"s5000_verifies": verifies})
+    world.run(image, "upgrade", "-q")
+    assert world.log() == ["done"]
+    said = world.run(image, "status", "--probe", "ready", status=75).stdout
+    assert "not yet: s5000_verifies: sh -c " in said
+    (world.volume / "var/lib/svc/up").write_text("")
+    world.run(image, "status", "--probe", "ready")
+    world.run(image, "status", "--probe", "ready")
+    assert world.log() == ["done", "asked", "asked"]
+    assert "verified  s5000_verifies" in run_ipavolume("status", world.volume).stdout
+
+
 def test_a_path_on_a_read_only_root_is_named_as_missing_on_the_list(world: World) -> None:
     """P18: the installer or an upgrade writes where the image has no link to the volume."""
     world.populate()

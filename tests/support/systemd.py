@@ -166,6 +166,16 @@ def machine(
     finally:
         os.close(keyboard)
         os.close(screen)
-        for directory, _, _ in os.walk(group, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a control group once the last process in it has ended (``cgroups(7)``)."""
+    with (group / "cgroup.events").open() as events:
+        changes = select.poll()
+        changes.register(events, select.POLLPRI)
+        while "populated 1" in events.read():
+            changes.poll(LIMIT_S * 1000)
+            events.seek(0)
+    for directory, _, _ in os.walk(group, topdown=False):
+        os.rmdir(directory)
