@@ -132,7 +132,12 @@ def _chosen_steps(
     known = recorded if when is When.UPGRADE and recorded is not None else session.image.header
     for declaration in steps_of(session.image):
         asked, why = is_asked(
-            declaration, when=when, recorded=known, complete=complete, again=session.options.again
+            declaration,
+            when=when,
+            recorded=known,
+            image=session.image.header,
+            complete=complete,
+            again=session.options.again,
         )
         if asked:
             yield declaration, why
@@ -148,14 +153,32 @@ def steps_of(image: Image) -> tuple[Declaration, ...]:
 
 
 def is_asked(
-    declaration: Declaration, *, when: When, recorded: ImageHeader, complete: bool, again: bool
+    declaration: Declaration,
+    *,
+    when: When,
+    recorded: ImageHeader,
+    image: ImageHeader,
+    complete: bool,
+    again: bool,
 ) -> tuple[bool, str]:
-    """Tell whether a run asks a step, and why (not); see :func:`ipavolume.stepfiles.applies`."""
+    """Tell whether a run asks a step, and why (not).
+
+    Args:
+        declaration: The step.
+        when: The kind of run.
+        recorded: What is recorded of the last image whose steps ran on the volume.
+        image: The image.
+        complete: *recorded* names every package. Otherwise a step for one that is not there
+            is asked, if the image has it.
+        again: Everything is asked for again.
+    """
+    component = declaration.component
+    unknown = not complete and _evr(recorded, component) is None
     return stepfiles.applies(
         declaration,
         when=when,
         recorded=lambda name: _evr(recorded, name),
-        known=complete,
+        known=not unknown or _evr(image, component) is None,
         again=again,
     )
 

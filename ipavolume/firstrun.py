@@ -42,6 +42,7 @@ __all__ = [
     "OVERRIDES",
     "Request",
     "Standing",
+    "check_request",
     "is_due",
     "look",
     "make_request",
@@ -577,6 +578,23 @@ def _read_secret(path: str) -> bytes:
 
 
 # -- running -----------------------------------------------------------------------------
+
+
+def check_request(session: Session, asked: Request) -> None:
+    """Refuse, before an empty volume is populated, what the first run would refuse after it.
+
+    Raises:
+        UsageError: If the request makes no sense, or there is no container to run it in.
+        RefusedError: If the container's name is none for a server.
+    """
+    config = session.image.config.first_run
+    if config is None:
+        return
+    if not session.is_inside:
+        raise refuse_outside(session)
+    command = _command(session, config, asked)
+    if request.is_freeipa(config):
+        new_host(command, own=host_name())
 
 
 def is_due(session: Session, asked: Request, *, say: Say) -> bool:

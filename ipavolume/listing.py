@@ -75,6 +75,7 @@ def list_steps(options: Options) -> list[ListedStep]:
                     declaration,
                     when=known.when,
                     recorded=header or image.header,
+                    image=image.header,
                     complete=known.complete,
                     again=options.again,
                 )

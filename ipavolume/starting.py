@@ -26,6 +26,7 @@ from ipavolume.lifecycle import PHASES, Outcome, Speaker
 from ipavolume.model import STATE_DIRECTORY
 from ipavolume.redaction import Redactor
 from ipavolume.session import Progress, Session
+from ipavolume.verdict import State
 
 _START_RUN: Final = "start"
 _FIRST_RUN: Final = "first-run"
@@ -81,6 +82,8 @@ def start(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
+    if session.judge(session.facts()).state is State.EMPTY:
+        firstrun.check_request(session, beginning.request)
     lifecycle.fill_volatile(session, speaker.say)
     phases = ("offline",) if beginning.systemd else PHASES
     outcome = lifecycle.bring_up(session, speaker, phases=phases)

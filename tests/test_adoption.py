@@ -133,6 +133,8 @@ def _image(
 ) -> Image:
     def dockerfile(image: Image) -> None:
         _set_os(image, *release)
+        # It is about files, on a host: nothing is executed there.
+        image.mask_steps()
         edit(image)
 
     return site.image(

@@ -489,7 +489,7 @@ def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(
     config = (
         'profile = "freeipa"\n[[volume]]\nmount = "/data"\n'
         '[[volume]]\nmount = "/tmp"\nvolatile = true\n[start]\nexec = ["true"]\n'
-        "[scriptlets]\npackages = []\n"
+        "[scriptlets]\npackages = []\n[first-run]\ncommand = []\n"
     )
 
     def edit(image: Image) -> None:

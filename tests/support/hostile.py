@@ -326,7 +326,7 @@ class Witness:
 
 _AS_NOBODY: Final = (
     "import ctypes, importlib, os, pkgutil, sys\n"
-    "import ipavolume\n"
+    "import ipavolume, packaging.specifiers, packaging.version\n"
     # All is loaded first: the interpreter may lie where nobody may look.
     "for module in pkgutil.walk_packages(ipavolume.__path__, 'ipavolume.'):\n"
     "    if not module.name.endswith('__main__'):\n"

@@ -14,6 +14,7 @@ from typing import Final
 from ipavolume import manifest
 from ipavolume.model import ImageHeader, Record
 from ipavolume.prepare import PrepareResult, prepare
+from support.command import PROJECT
 from support.requirements import need_root, need_tool
 
 LONG_AGO: Final = 1_000_000_000
@@ -51,6 +52,13 @@ class Image:
     def list(self, *paths: str, name: str = "data") -> None:
         """Write the path list of a volume."""
         self.write(f"/etc/volume-{name}-list", "".join(f"{path}\n" for path in paths))
+
+    def mask_steps(self) -> None:
+        """Mask every shipped step, as an image does that wants none of them."""
+        directory = self.root / "etc/ipavolume/upgrade_steps"
+        directory.mkdir(parents=True)
+        for step in (PROJECT / "upgrade_steps").glob("s*.py"):
+            (directory / step.name).symlink_to("/dev/null")
 
     def prepare(
         self,
