@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from ipavolume.config import Config
+
 _READ_ONLY: Final = (
     # Python: [Errno 30] Read-only file system: '/etc/named.conf.ipa-backup'
     re.compile(r"[Rr]ead-only file system: b?['\"](/[^'\"]+)['\"]"),
@@ -34,13 +36,14 @@ def read_only_path(lines: Iterable[str]) -> str:
     return found
 
 
-def read_only_hint(path: str, lists: Iterable[str]) -> str:
-    """Return what to do about *path*.
+def read_only_hint(path: str, config: Config) -> str:
+    """Return what to do about *path*, which a command could not write to.
 
     Args:
-        path: The path that could not be written to.
-        lists: The path lists of the image.
+        path: The path.
+        config: The image's configuration.
     """
+    lists = [name for volume in config.volumes for name in volume.lists]
     where = " or ".join(lists) or "the path list"
     return (
         f"{path!r} is not on this image's volume list, so it is read-only. Use an image with the "

@@ -231,7 +231,7 @@ class Execution:
         if last:
             message += f"; its last line: {last.strip()}"
         if output.read_only:
-            message += f". {self._read_only_hint(output.read_only)}"
+            message += f". {diagnosis.read_only_hint(output.read_only, self._session.image.config)}"
         self._output.say(f"warning: {message}; going on, as rpm does")
         return [message]
 
@@ -255,15 +255,6 @@ class Execution:
                 )
             text = os.fsencode("\n".join(lines) + "\n")
         return text
-
-    def _read_only_hint(self, path: str) -> str:
-        return read_only_hint(self._session, path)
-
-
-def read_only_hint(session: Session, path: str) -> str:
-    """Return what to do about a path that a command could not write to."""
-    lists = [name for volume in session.image.config.volumes for name in volume.lists]
-    return diagnosis.read_only_hint(path, lists)
 
 
 @contextlib.contextmanager
@@ -344,7 +335,7 @@ def run_command(session: Session, step: str, command: Command, output: RunLog) -
         output.say(f"warning: {message}; going on, as the step allows it")
         return [message]
     hint = (
-        read_only_hint(session, lines.read_only)
+        diagnosis.read_only_hint(lines.read_only, session.image.config)
         if lines.read_only
         else f"Read {output.path} to its end and remove the cause; the next start goes on from "
         "there. To look around in the container meanwhile, start it with "

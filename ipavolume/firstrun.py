@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from ipavolume import fsops, processes, request, state, views, workspace
+from ipavolume import diagnosis, fsops, processes, request, state, views, workspace
 from ipavolume.config import FirstRunConfig
 from ipavolume.errors import (
     CommandFailedError,
@@ -767,11 +767,17 @@ def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
             fsops.write_file(volume.fd, _HOSTNAME, os.fsencode(record.host) + b"\n")
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
+    read_only: list[str] = []
+
+    def told(line: str) -> None:
+        output(redactor.text(line))
+        read_only.extend(path for path in (diagnosis.read_only_path([line]),) if path)
+
     try:
         ended = processes.run_command(
             command.words,
             timeout_s=config.timeout_s,
-            output=lambda line: output(redactor.text(line)),
+            output=told,
             env=_environment(config, asked),
             terminal=True,
         )
@@ -781,7 +787,13 @@ def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
     except CommandFailedError as err:
         err.state = "the volume is unconfigured: the first run could not begin"
         raise
-    return _conclude(session, config, command, record, ended, redactor, say)
+    try:
+        return _conclude(session, config, command, record, ended, redactor, say)
+    except CommandFailedError as err:
+        if read_only:
+            err.path = read_only[-1]
+            err.hint = f"{diagnosis.read_only_hint(err.path, session.image.config)} {err.hint}"
+        raise
 
 
 def refuse_outside(session: Session) -> UsageError:

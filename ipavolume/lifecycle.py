@@ -328,7 +328,7 @@ class _Run:
         """
         try:
             notes = self._swap(positions)
-            if self._ours:
+            if self._is_executable():
                 self._execute()
         except StoppedError as err:
             err.state = err.state or workspace.STATE_OPEN
@@ -337,7 +337,7 @@ class _Run:
             self._remember(err)
             raise
         records = tuple(self._log.records.values())
-        waiting = tuple(pending(self._plan.tasks, self._log)) if self._ours else ()
+        waiting = tuple(pending(self._plan.tasks, self._log)) if self._is_executable() else ()
         if waiting:
             return Finish(plan=self._plan, notes=notes, tasks=records, waiting=waiting)
         self._commit(notes)
@@ -366,10 +366,16 @@ class _Run:
             self._transaction = journal.advance(self._first.work, self._transaction, state.SWAPPED)
         return tuple(swap.notes)
 
+    def _is_executable(self) -> bool:
+        """Tell whether tasks that are left can still be executed in this run.
+
+        Another image cannot, and once it began to commit without them nobody can: they are
+        chosen again by the next run.
+        """
+        return self._ours and self._transaction.phase == state.SWAPPED
+
     def _execute(self) -> None:
         """Execute the tasks whose turn it is."""
-        if self._transaction.phase != state.SWAPPED:
-            return
         todo = [task for task in pending(self._plan.tasks, self._log) if task.phase in self._phases]
         if not todo:
             return

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
-from ipavolume import fsops, manifest, parallel, state
+from ipavolume import fsops, interruption, manifest, parallel, state
 from ipavolume.actions import (
     CreateTree,
     Install,
@@ -133,6 +133,7 @@ class Stage:
         """
         trees: dict[str, int] = {}
         for number, action in enumerate(self._plan.actions):
+            interruption.check()
             match action:
                 case CreateTree(path=path):
                     trees[path] = number

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from ipavolume import fsops, state
+from ipavolume import fsops, interruption, state
 from ipavolume.actions import (
     Action,
     CreateTree,
@@ -92,6 +92,7 @@ class Swap:
         progress(f"putting {count} changes in place")
         try:
             for number, action in enumerate(self._plan.actions):
+                interruption.check()
                 if not isinstance(action, SetMetadata):
                     # Directories may be others from here on.
                     self._close_ladders()

@@ -202,3 +202,11 @@ def test_p8_whoever_asks_during_an_upgrade_is_told_how_far_it_is(world: World) -
         assert any("| waiting" in line for line in lines)
         said = world.site.run(*probe, status=75).stdout
     assert "task 2/2 s5010_takes_long, since 20" in said
+
+
+def test_p18_an_installer_that_meets_a_read_only_path_is_told_about_the_list(world: World) -> None:
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write("/usr/bin/svc-setup", "#!/bin/sh\ncp /etc/passwd /etc/svc.conf.orig\n", mode=0o755)
+    said = world.run(image, "start", "--", "true", status=13, before="mount -o remount,ro /").stderr
+    assert "first run failed: svc-setup ended with status 1" in said
+    assert "'/etc/svc.conf.orig' is not on this image's volume list" in said

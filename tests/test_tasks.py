@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -472,3 +473,30 @@ def test_the_last_line_of_a_start_says_what_the_volume_is(world: World) -> None:
     said = world.run(image, "start", "--", "true").stderr.splitlines()[-1]
     assert "the volume at /data is current (v1); handing over to true" in said
     assert "the volume is fine" in said
+
+
+def test_a_run_whose_taking_over_broke_off_is_not_finished_without_its_steps(
+    world: World,
+) -> None:
+    """Another image had begun to commit the files without the steps when it was killed."""
+    world.populate()
+    strace = need_tool("strace")
+    second = world.image("2", {"s5000_from_1": step(logs("of image 2"), applies="<2")})
+    third = world.image("3", {"s5000_from_1": step(logs("of image 3"), applies="<2")})
+    world.run(second, "upgrade", "--phase", "offline")
+    words = ["upgrade", "-q"]
+    trace = [strace, "-o", "/data/trace", "-y", "-e", "trace=renameat"]
+    copy = world.site.top / "copy"
+    subprocess.run(["cp", "-a", str(world.volume), str(copy)], check=True, timeout=60)
+    inside.run(third.root, copy, [*trace, *inside.IPAVOLUME, *words])
+    calls = [
+        line for line in (copy / "trace").read_text().splitlines() if line.startswith("renameat(")
+    ]
+    committing = next(number for number, line in enumerate(calls, 1) if "pending" in line)
+    inject = f"inject=renameat:signal=KILL:when={committing + 1}"
+    argv = [strace, "-o", "/dev/null", "-e", "trace=renameat", "-e", inject, *inside.IPAVOLUME]
+    done = inside.run(third.root, world.volume, ["sh", "-c", '"$@"; exit $?', "-", *argv, *words])
+    assert done.returncode == 128 + signal.SIGKILL, done.stderr
+    world.run(second, "start", "--", "true")
+    assert world.log() == ["of image 2"]
+    assert world.build_id() == "v2"

@@ -47,7 +47,7 @@ LAYERS: Final = (
         {
             "fsops", "attributes", "versions", "fate", "actions", "tasks", "pathlist", "tomllines",
             "preparation.rpmdb", "preparation.rpmheader", "preparation.rpmtags",
-            "interruption", "redaction", "diagnosis",
+            "interruption", "redaction",
         }
     ),
     frozenset({"model"}),

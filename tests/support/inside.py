@@ -169,6 +169,8 @@ def _script(
     lines.append(["mount", "-t", "proc", "proc", f"{root}/proc"])
     lines.append(["mount", "--rbind", "/sys", f"{root}/sys"])
     lines.append(["mount", "--rbind", "/dev", f"{root}/dev"])
+    # This machine's console is none of a container that has no terminal.
+    lines.append(["mount", "--bind", "/dev/null", f"{root}/dev/console"])
     for name in ("run", "tmp"):
         mode = "1777" if name == "tmp" else "0755"
         lines.append(["mount", "-t", "tmpfs", "-o", f"mode={mode}", "tmpfs", f"{root}/{name}"])
