@@ -211,20 +211,26 @@ def test_processes_that_fork_while_they_are_killed_do_not_get_away(tmp_path: Pat
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if os.fork() == 0:
             os.setsid()
-            while True:
+            while os.path.exists(sys.argv[1]):
                 if os.fork():
                     os._exit(0)
     """
     mark = f"MARK={tmp_path}"
-    ended = run_command(
-        python(code),
-        timeout_s=LONG_S,
-        grace_s=0.5,
-        output=print,
-        env=os.environ | {"MARK": str(tmp_path)},
-    )
-    assert ended.status == 0
-    assert marked(mark) == []
+    # Should the chain get away, it must not run on when the test is over.
+    leash = tmp_path / "leash"
+    leash.touch()
+    try:
+        ended = run_command(
+            python(code, leash),
+            timeout_s=LONG_S,
+            grace_s=0.5,
+            output=print,
+            env=os.environ | {"MARK": str(tmp_path)},
+        )
+        assert ended.status == 0
+        assert marked(mark) == []
+    finally:
+        leash.unlink()
 
 
 def test_a_process_that_was_there_before_stays() -> None:
