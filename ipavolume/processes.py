@@ -207,7 +207,7 @@ class _Command:
         if killed:
             rest = [one for one in rest if one.group != self._process.pid]
         if self._signal_rest(signal.SIGTERM) and not self._wait(
-            time.monotonic() + grace_s, lambda: not self._rest()
+            time.monotonic() + grace_s, lambda: not self._left()
         ):
             self._wait(time.monotonic() + grace_s, lambda: not self._signal_rest(signal.SIGKILL))
         self._read_pipe()
@@ -278,22 +278,31 @@ class _Command:
         """Send a signal to all that descends from the command; tell whether there was any.
 
         Whole process groups are signalled, which the kernel does in one piece: a process
-        that forks meanwhile cannot get away from it.
+        that forks meanwhile cannot get away from it. One that has ended names the group of
+        those that followed it, should they have come too late to be seen.
         """
-        rest = self._rest()
+        left = self._left()
         ours = os.getpgrp()
-        for group in {one.group for one in rest} - {ours}:
+        for group in {one.group for one in left} - {ours}:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, number)
                 os.killpg(group, signal.SIGCONT)
-        for one in rest:
-            if one.group == ours:
+        for one in left:
+            if one.group == ours and not one.is_dead:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one.pid, number)
-        return bool(rest)
+        return bool(left)
 
     def _rest(self) -> list[_Process]:
-        """Return what descends from the command, without the command itself."""
+        """Return what descends from the command and runs, without the command itself."""
+        return [one for one in self._left() if not one.is_dead]
+
+    def _left(self) -> list[_Process]:
+        """Return what descends from the command, those included that nobody has waited for.
+
+        Only when there is none of either nothing runs any more: a process that ended while
+        this looked may have left another one that came too late to be seen.
+        """
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -307,7 +316,7 @@ class _Command:
         while pending:
             one = pending.pop()
             pending += below.get(one.pid, ())
-            if not one.is_dead and one.pid != self._process.pid:
+            if one.pid != self._process.pid:
                 result.append(one)
         return result
 

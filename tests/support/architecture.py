@@ -39,8 +39,8 @@ LAYERS: Final = (
     frozenset(
         {
             "request", "holding", "handover", "steps", "journal", "planfile", "scan", "state",
-            "manifest", "config", "image", "imagetree", "parallel", "processes", "runlog",
-            "scriptlets", "scriptletfiles", "stepfiles", "views",
+            "manifest", "config", "diagnosis", "image", "imagetree", "parallel", "processes",
+            "runlog", "scriptlets", "scriptletfiles", "stepfiles", "views",
         }
     ),
     frozenset(

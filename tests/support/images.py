@@ -226,7 +226,7 @@ def picture(
     top = os.fsencode(root)
     while pending:
         below = pending.pop()
-        for entry in os.scandir(top + below):
+        for entry in list(os.scandir(top + below)):
             path = below + b"/" + entry.name
             name = os.fsdecode(path)
             st = entry.stat(follow_symlinks=False)

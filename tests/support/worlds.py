@@ -329,7 +329,7 @@ def look(place: Path) -> dict[str, tuple[object, ...]]:
     """Return all that is on the volumes and has to be the same after every history of a run.
 
     Left out are inode numbers, times of now, ids that are made up, and the index, which is
-    made of such.
+    made of such; what is said of attempts that failed; and logs, which say how it went.
     """
     result: dict[str, tuple[object, ...]] = {}
     for mount in MOUNTS:
@@ -339,7 +339,9 @@ def look(place: Path) -> dict[str, tuple[object, ...]]:
             assert isinstance(changed_ns, int)
             result[name] = (*value[:-1], changed_ns if changed_ns < _RECENT_NS else "recent")
             inside = path.removeprefix(f"/{STATE}/")
-            if inside == "index":
+            if inside.split("/")[0] == "logs":
+                del result[name]
+            elif inside == "index":
                 result[name] = value[:3]
             elif inside == "identity.json":
                 result[name] = (*value[:3], _identity(place / name))
@@ -356,7 +358,7 @@ def _identity(path: Path) -> str:
 def _history(path: Path) -> list[str]:
     runs = [json.loads(line) for line in path.read_bytes().splitlines()]
     for run in runs:
-        del run["started"], run["finished"]
+        del run["started"], run["finished"], run["failures"]
     return [json.dumps(run, sort_keys=True) for run in runs]
 
 
