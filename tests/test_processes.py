@@ -323,7 +323,7 @@ def engine(script: str, *, grace_s: float = LONG_S) -> subprocess.Popen[str]:
 def test_a_request_to_end_reaches_the_command_and_ends_the_run(
     number: int, passed: str, name: str
 ) -> None:
-    script = f"trap 'echo got {passed}; exit 0' {passed}; echo ready; sleep infinity & wait"
+    script = f"sleep infinity & trap 'echo got {passed}; exit 0' {passed}; echo ready; wait"
     process = engine(script)
     process.send_signal(number)
     said, _ = process.communicate(timeout=LONG_S)
@@ -340,7 +340,7 @@ def test_a_command_that_does_not_follow_is_killed() -> None:
 
 @pytest.mark.parametrize("name", ["HUP", "USR1", "USR2", "WINCH"])
 def test_other_signals_are_passed_on_and_the_run_goes_on(name: str) -> None:
-    process = engine(f"trap 'echo got {name}; exit 4' {name}; echo ready; sleep infinity & wait")
+    process = engine(f"sleep infinity & trap 'echo got {name}; exit 4' {name}; echo ready; wait")
     process.send_signal(signal.Signals[f"SIG{name}"])
     assert process.communicate(timeout=LONG_S)[0] == f"got {name}\nended 4\n"
     assert process.returncode == 0

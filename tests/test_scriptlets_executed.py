@@ -1,0 +1,131 @@
+"""Scriptlets as an administrator meets them: in the dry run, when they fail, in the lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support import inside
+from support.images import Image, Packaged, build_rpm
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+LISTS = {"/data": ["/etc/svc/", "/var/lib/svc/"]}
+CONFIG = """
+[scriptlets]
+packages = ["svc"]
+timeout_s = 1
+substitute = [{ package = "svc", find = "/etc/svc.old", replace = "/data/etc/svc/svc.conf" }]
+"""
+POST = """%post
+echo "called with $1"
+grep -c version /etc/svc.old >/data/var/lib/svc/seen
+echo the cause >&2
+exit 7
+"""
+HANGS = "%posttrans\nexec sleep 1000\n"
+OTHERS = "%preun\nexit 0\n%transfiletriggerin -- /usr/lib\nexit 0\n"
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    top = tmp_path_factory.mktemp("rpms")
+    return {
+        version: build_rpm(
+            top,
+            "svc",
+            [
+                Packaged(path="/etc/svc/svc.conf", content=f"version {version}", words="%config"),
+                Packaged(path="/var/lib/svc", directory=True),
+            ],
+            version=version,
+            scriptlets=POST + HANGS + OTHERS,
+        )
+        for version in ("1", "2")
+    }
+
+
+@pytest.fixture
+def images(tmp_path: Path, rpms: Mapping[str, Path]) -> tuple[Site, Image, Image]:
+    site = Site(top=tmp_path)
+
+    def edit(image: Image) -> None:
+        image.write("/usr/bin/sh", Path("/bin/sh").read_bytes(), mode=0o755)
+        (image.root / "bin").symlink_to("usr/bin")
+
+    first, second = (
+        site.image(f"v{version}", [rpms[version]], lists=LISTS, config=CONFIG, edit=edit)
+        for version in ("1", "2")
+    )
+    inside.run(first.root, site.volume(), [*inside.IPAVOLUME, "upgrade", "-q"])
+    return site, first, second
+
+
+def test_a_dry_run_shows_the_text_and_what_the_substitution_changed(
+    images: tuple[Site, Image, Image],
+) -> None:
+    site, _, second = images
+    said = site.run("upgrade", second, "--dry-run", "-v", status=100).stdout
+    assert "svc-post 2: %post of svc-2-1 (svc: 1-1 -> 2-1)" in said
+    assert "-grep -c version /etc/svc.old >/data/var/lib/svc/seen" in said
+    assert "+grep -c version /data/etc/svc/svc.conf >/data/var/lib/svc/seen" in said
+    assert '| echo "called with $1"' in said
+
+
+def test_one_that_fails_or_hangs_is_a_warning_and_the_summary_says_so(
+    images: tuple[Site, Image, Image],
+) -> None:
+    site, _, second = images
+    done = inside.run(second.root, site.volume(), [*inside.IPAVOLUME, "upgrade"])
+    assert done.returncode == 0, done.stderr
+    assert "| called with 2" in done.stderr
+    assert "2 warnings:" in done.stdout
+    assert "%post of svc-2-1 ended with status 7; its last line: the cause" in done.stdout
+    assert "%posttrans of svc-2-1 did not end within 1 s and was ended" in done.stdout
+    assert (site.volume() / "var/lib/svc/seen").read_text() == "1\n"
+    assert (site.volume() / "build-id").read_text() == "v2\n"
+    run = site.history()[-1]
+    assert [row[:3] for row in run["tasks"]] == [
+        ["scriptlet svc-post 2", "online", "warned"],
+        ["scriptlet svc-posttrans 2", "online", "warned"],
+    ]
+    log = (site.volume() / ".ipavolume/logs/0002-v2.log").read_text()
+    assert "  | the cause" in log
+    assert "2 warnings:" in log
+
+
+def test_scriptlets_lists_all_of_them_run_or_not_and_why(
+    images: tuple[Site, Image, Image],
+) -> None:
+    site, first, second = images
+    listed = {
+        found["name"]: found
+        for line in site.run("scriptlets", second, "--json").stdout.splitlines()
+        for found in [json.loads(line)]
+    }
+    assert listed["svc-post"]["runs"] is True
+    assert listed["svc-post"]["arguments"] == ["2"]
+    assert listed["svc-preun"]["runs"] is False
+    assert len(listed) == 4
+    assert all(found["why"] for found in listed.values())
+    said = site.run("scriptlets", first).stdout
+    assert "runs when an upgrade changes the versions" in said
+
+
+def test_steps_lists_all_of_them_and_whether_the_volume_needs_them(
+    images: tuple[Site, Image, Image],
+) -> None:
+    site, _, second = images
+    listed = {
+        found["name"]: found
+        for line in site.run("steps", second, "--json").stdout.splitlines()
+        for found in [json.loads(line)]
+    }
+    assert listed["s9000_ipa_server_upgrade"]["runs"] is False
+    assert listed["s9000_ipa_server_upgrade"]["why"] == "freeipa-server is not on the volume"
+    said = site.run("steps", second).stdout
+    assert "online, at upgrade, freeipa-server (every version)" in said
+    assert "/usr/share/ipavolume/upgrade_steps/s9000_ipa_server_upgrade.py" in said
