@@ -302,10 +302,14 @@ def perform(
             code = choosing.check_refusal(step, action, session.options.allow)
             return [f"overridden: {code}"]
         case Write() | Remove() | MakeLink():
+            mounts = session.image.header.volumes
+            link = stepactions.moved_elsewhere(action, session.volumes, mounts)
+            if link:
+                text = f"{step} left {action.path} as it is: it lies behind the link {link}"
+                output.say(f"warning: {text}")
+                return [text]
             output.say(steps.describe(action))
-            saved = stepactions.perform(
-                action, session.volumes, session.image.header.volumes, run=run
-            )
+            saved = stepactions.perform(action, session.volumes, mounts, run=run)
             if saved:
                 output.say(f"kept what was there as {saved}")
             return []

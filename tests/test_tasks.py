@@ -104,6 +104,22 @@ yield Warn(code="look", text="look at it", hint="with your eyes")
     assert copy.read_text() == "precious\n"
 
 
+def test_what_lies_behind_a_link_of_root_is_reported_and_left(world: World) -> None:
+    world.populate()
+    elsewhere = world.volume / "bigger-disk"
+    elsewhere.mkdir()
+    (elsewhere / "old").write_text("precious\n")
+    (world.volume / "var/lib/svc/moved").symlink_to("/data/bigger-disk")
+    body = """
+yield Remove(path="/var/lib/svc/moved/old", reason="it is old")
+"""
+    image = world.image("2", {"s5000_removes": step(body, phase="offline")})
+    said = world.run(image, "upgrade").stdout
+    assert "left /var/lib/svc/moved/old as it is: it lies behind the link" in said
+    assert (elsewhere / "old").read_text() == "precious\n"
+    assert world.last_run()["tasks"][0][2] == "warned"
+
+
 def test_a_dry_run_says_what_would_run_and_what_is_only_guessed_at(world: World) -> None:
     world.populate()
     image = world.image(
