@@ -6,6 +6,7 @@ moved a directory elsewhere, because what lies there is not managed (design, sec
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import re
@@ -141,16 +142,16 @@ class _Planned:
     if_empty: bool = False
 
 
-class _View:
+class _View(abc.ABC):
     """What the two views share: looking at what :meth:`_find` found."""
 
+    @abc.abstractmethod
     def _find(self, path: str) -> _At | _Made | None:
         """Return what is at an application's path."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _names(self, path: str) -> Iterable[str]:
         """Return the names that may be in an application's directory."""
-        raise NotImplementedError
 
     def read(self, path: str) -> bytes | None:
         """See :meth:`ipavolume.steps.View.read`."""
