@@ -29,7 +29,7 @@ from ipavolume import (
     steps,
 )
 from ipavolume.actions import Plan
-from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError
+from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
 from ipavolume.model import ImageHeader
 from ipavolume.processes import Ended
 from ipavolume.runlog import RunLog
@@ -135,6 +135,9 @@ class Execution:
                 messages = self._run_step(task)
             else:
                 messages = self._run_scriptlet(task)
+        except StoppedError:
+            # It did not fail: it stays recorded as begun, which is what it is.
+            raise
         except IpaVolumeError as err:
             failed = replace(
                 self.log.records[task.key],

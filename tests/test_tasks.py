@@ -479,7 +479,8 @@ yield Command(words=("sh", "-c", "echo ended >>/data/{LOG}"), reason="ends")
     assert "stopped by" in said
     assert world.build_id() is None
     (world.volume / "var/lib/svc/go").write_text("")
-    world.run(image, "start", "--", "true")
+    said = world.run(image, "start", "--", "true").stderr
+    assert "s5000_waits was interrupted, it is run again" in said
     assert world.log() == ["begun", "begun", "ended"]
     assert world.build_id() == "v2"
 
