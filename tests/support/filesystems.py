@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,9 @@ _MKFS: Final = {
 
 _LEAST_MB: Final = {"ext4": 8, "xfs": 300, "btrfs": 128, "tmpfs": 1}
 """What each kind refuses to be smaller than."""
+
+PATIENCE_S: Final = 60.0
+"""How long a file system may be busy after its test; then the test left something open."""
 
 
 class Filesystems:
@@ -65,7 +69,7 @@ class Filesystems:
         busy = []
         while self._mounted:
             mount_point, image = self._mounted.pop()
-            result = _run(["umount", str(mount_point)])
+            result = _unmount(mount_point)
             if result.returncode != 0 and mount_point.is_mount():
                 busy.append(result.stderr.strip())
                 _run(["umount", "--lazy", str(mount_point)])
@@ -73,6 +77,21 @@ class Filesystems:
                 image.unlink()
         if busy:
             raise AssertionError("; ".join(busy))
+
+
+def _unmount(mount_point: Path) -> subprocess.CompletedProcess[str]:
+    """Unmount, and wait while somebody else is on the way out.
+
+    A mount namespace that another test makes at this moment begins with a copy of every mount.
+    Until it has thrown the copies away, a loop device that this test has unmounted is still
+    attached, and the file system that its file lies on is busy.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        result = _run(["umount", str(mount_point)])
+        if result.returncode == 0 or not mount_point.is_mount() or time.monotonic() > deadline:
+            return result
+        time.sleep(0.1)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
