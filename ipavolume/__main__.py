@@ -8,6 +8,10 @@ def main() -> int:
     if __package__ in (None, ""):
         # Run as a file with -I -S by the launcher, which knows where the package is.
         sys.path.insert(0, __file__.rpartition("/ipavolume/")[0])
+    if sys.argv[1:4] == ["start", "--", "ipavolume"]:
+        # "docker run IMAGE ipavolume check": our commands are not what a container is started
+        # for, so that the volume is left alone. The wrapper for init does the same.
+        del sys.argv[1:4]
     if len(sys.argv) > 1 and sys.argv[1] == "start":
         from ipavolume import fastpath
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ipavolume import (
     lifecycle,
     report,
 )
-from ipavolume.errors import EXIT_CANNOT_CREATE, EXIT_UPGRADE_NEEDED, IpaVolumeError, UsageError
+from ipavolume.errors import EXIT_CANNOT_CREATE, EXIT_CONFIGURATION, IpaVolumeError, UsageError
 from ipavolume.inspection import Inspection
 from ipavolume.lifecycle import PHASES, Outcome, Speaker
 from ipavolume.redaction import Redactor
@@ -38,8 +39,19 @@ _VERB_COLOURS: Final = {
 }
 
 
-class ErrorReportingGroup(click.Group):
+class HelpedCommand(click.Command):
+    r"""Shows examples as they are written: what follows a ``\b`` in a raw docstring."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help text; click wants the character itself as the mark."""
+        self.help = (self.help or "").replace("\\b\n", "\b\n")
+        super().format_help_text(ctx, formatter)
+
+
+class ErrorReportingGroup(HelpedCommand, click.Group):
     """Reports a deliberate error as lines on standard error and by its exit status."""
+
+    command_class = HelpedCommand
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; no command needs a ``try`` of its own."""
@@ -154,10 +166,21 @@ def _on_failure(function: _F) -> _F:
     )(function)
 
 
+def _engine(function: _F) -> _F:
+    return click.option(
+        "--engine",
+        type=click.Choice(("docker", "podman")),
+        envvar="IPAVOLUME_ENGINE",
+        default=None,
+        help="The container engine.  [default: the first that has what is asked for]",
+    )(function)
+
+
 def _options(
     *,
     root: str,
     volumes: Sequence[str],
+    called: str = "",
     allow: Sequence[str] = (),
     came_from: str = "",
     lock_timeout: float = 0.0,
@@ -174,7 +197,8 @@ def _options(
         raise UsageError(f"--from {came_from!r}: write it as ID:VERSION, for example fedora:43")
     return Options(
         root=root,
-        volumes=_places(root, volumes),
+        called=called,
+        volumes=_places(root, volumes, called),
         allow=codes,
         lock_timeout_s=lock_timeout,
         came_from=came_from,
@@ -199,10 +223,10 @@ def _choice(name: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _places(root: str, volumes: Sequence[str]) -> dict[str, str]:
+def _places(root: str, volumes: Sequence[str], called: str = "") -> dict[str, str]:
     if not volumes:
         return {}
-    mounts = entry.mounts_of(root)
+    mounts = entry.mounts_of(root, called=called)
     return dict(parse_volume_option(value, mounts) for value in volumes)
 
 
@@ -215,9 +239,10 @@ def main() -> None:
     r"""Keep the state of a containerised application in one volume, across image upgrades.
 
     \b
-    ipavolume prepare              when the image is built
-    ipavolume start -- CMD...      when the container starts
-    ipavolume check VOLUME         on the host, before you pull
+    ipavolume prepare                    when the image is built
+    ipavolume audit CONTAINER            when it has run: what its path list lacks
+    ipavolume check --image REF VOLUME   on the host, before a container starts
+    ipavolume start -- CMD...            when it starts
     """
 
 
@@ -346,14 +371,14 @@ def start(
         if not beginning.words or outcome.waits:
             return
         progress(starting.last_words(session, outcome, beginning))
-        starting.hand_over(session, outcome, beginning)
-        entry.restore_umask()
+        command = [os.fsencode(word) for word in starting.command_line(session, outcome, beginning)]
+        locks = [volume.fd for volume in session.volumes.values()]
         interruption.restore()
+        keeper = fastpath.keep(command, locks)
+        starting.hand_over(session, beginning, keeper=keeper)
+        entry.restore_umask()
         try:
-            fastpath.execute(
-                [os.fsencode(word) for word in starting.command_line(session, outcome, beginning)],
-                [volume.fd for volume in session.volumes.values()],
-            )
+            fastpath.execute(command, locks, keeper)
         except OSError as err:
             click.echo(
                 f"ipavolume: error: cannot execute {report.escape(beginning.words[0])}: "
@@ -463,7 +488,7 @@ def upgrade(
         if outcome.waiting:
             click.echo(
                 f"the files of {session.image.build_id} are in place at {mount}; "
-                f"{len(outcome.waiting)} steps and scriptlets are left to the online phase"
+                f"{report.tasks_count(outcome.waiting)} left to the online phase"
             )
         else:
             click.echo(f"the volume at {mount} is current ({outcome.recorded})")
@@ -487,11 +512,12 @@ def online(
     on_failure: str,
 ) -> None:
     """Do what is left to the online phase; ipavolume-online.service runs this."""
-    from ipavolume import starting
+    from ipavolume import console, starting
 
     del verbose
     # Before the options are read: the container's environment does not reach a service.
     beginning = starting.taken_over()
+    console.show_by_engine(beginning.keeper)
     options = _options(
         root=root,
         volumes=volumes,
@@ -518,6 +544,21 @@ def online(
 @main.command()
 @_common
 @_deciding
+@click.option(
+    "--image",
+    "reference",
+    default="",
+    metavar="REF",
+    help="Check with an image that docker or podman has; nothing of it is run.",
+)
+@_engine
+@click.option(
+    "--volume-name",
+    "names",
+    multiple=True,
+    metavar="[MOUNT=]NAME",
+    help="A named volume of docker or podman, in the place of its directory.",
+)
 @click.argument("directories", nargs=-1, metavar="[VOLUME]...")
 def check(
     *,
@@ -530,6 +571,9 @@ def check(
     came_from: str,
     lock_timeout: float,
     checksum: bool,
+    reference: str,
+    engine: str | None,
+    names: tuple[str, ...],
     directories: tuple[str, ...],
 ) -> None:
     r"""Say what VOLUME is, whether it is healthy, and what the image would do to it.
@@ -537,29 +581,87 @@ def check(
     Changes nothing and runs nothing. Exits with 0 when it is current, with 100 when an
     upgrade is needed, otherwise with the status that a start would end with.
 
+    Several volumes are checked one by one, with one JSON object a line, and one that cannot
+    be checked does not stop the others. The worst status counts; from the best: 0, 100, 75,
+    77, 73, 74, 65, any other.
+
+    State, plan of the files and findings are those that the image's own check has, from
+    inside; only there upgrade steps are asked what they would do, and may refuse.
+
+    \b
+    Examples:
+        ipavolume check --image example/ipa:4.12 /srv/ipa-data
+        ipavolume check --image example/ipa:4.12 --volume-name ipa-data --json
+        ipavolume check --root /srv/image /srv/ipa-data
+
+    \b
+    From the image itself:
+        docker run --rm -v ipa-data:/data:ro IMAGE ipavolume check
+    """
+    from ipavolume import containers
+
+    del silent
+    if reference and root != "/":
+        raise UsageError("--image and --root exclude each other")
+    checks = containers.wanted(directories, volumes, names)
+    if reference and not any(one.mounts for one in checks):
+        raise UsageError("say which volume the image is to be checked with: VOLUME")
+    statuses = []
+    with contextlib.ExitStack() as stack:
+        chosen = engine or ""
+        looker = containers.Looker(root=root, engine=chosen)
+        if reference:
+            looker = stack.enter_context(containers.looking_with(chosen, reference, checks))
+        for one in checks:
+            found = looker.look(
+                one,
+                lambda places: _options(
+                    root=looker.root,
+                    called=reference,
+                    volumes=places,
+                    allow=allow,
+                    came_from=came_from,
+                    lock_timeout=lock_timeout,
+                    checksum=checksum,
+                ),
+            )
+            _print_inspection(found, as_json=as_json, verbose=verbose, full=False, leave=False)
+            statuses.append(found.exit_status)
+            interruption.check()
+    sys.exit(inspection.worst(statuses))
+
+
+@main.command()
+@_engine
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.argument("container")
+def audit(*, engine: str | None, as_json: bool, container: str) -> None:
+    r"""Say what CONTAINER wrote outside its volumes, and which list lines would keep it.
+
+    Also says which paths of the list are not the links onto the volume any more. The
+    container may be running or stopped; nothing is run in it, and nothing is changed.
+
+    Exits with 0 when all that it wrote is on a volume, on a tmpfs, or below /run and /tmp;
+    with 78 when the image's path list, or what is mounted, has to be corrected.
+
     \b
     Example:
-        ipavolume check --root /srv/image /srv/ipa-data
+        ipavolume audit ipa
     """
-    del silent
-    if directories and volumes:
-        raise UsageError("give the volume either as an argument or with --volume")
-    status = 0
-    alone: list[tuple[str, ...]] = [(directory,) for directory in directories]
-    for places in alone or [volumes]:
-        options = _options(
-            root=root,
-            volumes=places,
-            allow=allow,
-            came_from=came_from,
-            lock_timeout=lock_timeout,
-            checksum=checksum,
-        )
-        found = inspection.inspect(options)
-        _print_inspection(found, as_json=as_json, verbose=verbose, full=False, leave=False)
-        if found.exit_status not in (0, EXIT_UPGRADE_NEEDED) or status == 0:
-            status = found.exit_status
-    sys.exit(status)
+    from ipavolume import containers
+
+    found = containers.audit_container(engine or "", container)
+    if as_json:
+        click.echo(report.dump_json(report.audit_data(found)))
+    else:
+        click.echo(f"{report.escape(found.name)}: {report.audit_heading(found)}")
+        for finding in found.findings:
+            label = click.style(f"{finding.fault}:", fg="red" if finding.is_wrong else "blue")
+            for number, line in enumerate(report.audit_lines(finding)):
+                click.echo(f"  {label} {line}" if number == 0 else f"    {line}")
+        for line in report.audit_advice(found):
+            click.echo(line)
+    sys.exit(0 if found.is_clean else EXIT_CONFIGURATION)
 
 
 def _print_inspection(
@@ -609,7 +711,7 @@ def _print_inspection(
                     colour = _VERB_COLOURS.get(word)
                     click.echo(f"    {click.style(f'{word:<9}', fg=colour)} {rest.strip()}")
             if plan.tasks:
-                click.echo(f"  then: {len(plan.tasks)} steps and scriptlets")
+                click.echo(f"  then: {report.tasks_count(plan.tasks)}")
             for task in plan.tasks if full or verbose else ():
                 preview = found.draft.previews.get(task.key)
                 for line in report.preview_lines(task, preview, verbose=verbose):

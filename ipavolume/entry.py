@@ -24,9 +24,14 @@ def restore_umask() -> None:
         os.umask(_before.pop())
 
 
-def mounts_of(root: str) -> tuple[str, ...]:
-    """Return the mounts of the image below *root*, the primary one first."""
-    with Image(root) as image:
+def mounts_of(root: str, *, called: str = "") -> tuple[str, ...]:
+    """Return the mounts of the image below *root*, the primary one first.
+
+    Args:
+        root: Root of the image tree.
+        called: What messages call the image, where that is not by its root.
+    """
+    with Image(root, called=called) as image:
         return tuple(volume.mount for volume in image.header.volumes if not volume.volatile)
 
 

@@ -194,6 +194,8 @@ class Execution:
             self._output.say(f"already done: {shlex.join(command.words)}")
             return []
         messages = run_command(self._session, task.name, command, self._output)
+        if command.repeat:
+            return messages
         record = self.log.records[task.key]
         self._record(replace(record, commands=(*done, digest.hexdigest())))
         return messages
@@ -299,7 +301,7 @@ def perform(
     """
     match action:
         case Warn(text=text, hint=hint):
-            output.say(f"warning: {text}" + (f" {hint}" if hint else ""))
+            output.say(f"warning: {text}" + (f". {hint}" if hint else ""))
             return [text]
         case Refuse():
             code = choosing.check_refusal(step, action, session.options.allow)

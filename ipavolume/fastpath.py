@@ -70,19 +70,18 @@ def start(arguments: list[str]) -> None:
         sys.exit(73)
 
 
-def execute(command: list[bytes], locks: list[int]) -> None:
+def execute(command: list[bytes], locks: list[int], keeper: int = 0) -> None:
     """Execute the container's command as if the interpreter had not run before it.
 
     Args:
         command: Its words.
         locks: Descriptors that it inherits: the volumes stay locked while it lives.
+        keeper: The process that :func:`keep` has left for this command, if it was called.
 
     Raises:
         OSError: If it cannot be executed.
     """
-    keeper = 0
-    if os.getpid() == 1 and os.path.realpath(command[0]).endswith(SYSTEMD):
-        keeper = _keep(locks)
+    keeper = keeper or keep(command, locks)
     for fd in locks:
         os.set_inheritable(fd, True)  # noqa: FBT003 - its only argument
     # Python ignores these, and what is executed would go on ignoring them.
@@ -96,22 +95,31 @@ def execute(command: list[bytes], locks: list[int]) -> None:
             os.kill(keeper, _signal.SIGKILL)
 
 
-def _keep(locks: list[int]) -> int:
+def keep(command: list[bytes], locks: list[int]) -> int:
     """Leave a process that keeps the locks, because systemd closes what it inherits.
 
-    It ends with the container, and before if it is told to, as systemd does at the end.
+    It also keeps what this process's standard output and error lead to, which is what the
+    engine shows of the container. It ends with the container, and before if it is told to, as
+    systemd does at the end.
+
+    Args:
+        command: What is going to be executed.
+        locks: Descriptors of the volumes.
 
     Returns:
-        Its number.
+        Its number, or 0: *command* is not a container's first process, or not systemd.
     """
+    if os.getpid() != 1 or not os.path.realpath(command[0]).endswith(SYSTEMD):
+        return 0
     keeper: int = os.fork()
     if keeper:
         return keeper
     try:
         os.chdir("/")
         os.setsid()
-        # Whoever reads what the container prints must not wait for this one.
-        os.closerange(0, min(locks))
+        if 0 not in locks:
+            os.close(0)
+        os.closerange(3, min(locks))
         os.closerange(max(locks) + 1, 4096)
         while True:
             _signal.pause()

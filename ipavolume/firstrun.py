@@ -15,40 +15,22 @@ import enum
 import json
 import os
 import stat
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Final
 
-from ipavolume import diagnosis, fsops, processes, request, state, views, workspace
+from ipavolume import fsops, request, state, views, workspace
 from ipavolume.config import FirstRunConfig
 from ipavolume.errors import (
-    CommandFailedError,
     IpaVolumeError,
     RefusedError,
-    StoppedError,
     UnsafeVolumeError,
-    UsageError,
 )
 from ipavolume.model import STATE_DIRECTORY
-from ipavolume.processes import Ended
-from ipavolume.redaction import Redactor
-from ipavolume.request import FirstRunCommand, Request, make_request
+from ipavolume.request import FirstRunCommand, Request
 from ipavolume.scan import Tree
-from ipavolume.session import Session, host_name
+from ipavolume.session import Session
 from ipavolume.state import Volume
-
-__all__ = [
-    "OVERRIDES",
-    "Request",
-    "Standing",
-    "check_request",
-    "is_due",
-    "look",
-    "make_request",
-    "run",
-    "standing",
-]
 
 OVERRIDES: Final = frozenset({"hostname", "partial"})
 """Refusals of this module that can be overridden."""
@@ -58,13 +40,13 @@ WAITING: Final = "waiting"
 DONE: Final = "done"
 _STATES: Final = (STARTED, WAITING, DONE)
 
-_HOSTNAME: Final = "hostname"
-_HOSTS: Final = "/etc/hosts"
-_REQUEST_TO_SIGN: Final = "/root/ipa.csr"
+HOSTNAME: Final = "hostname"
+HOSTS: Final = "/etc/hosts"
+REQUEST_TO_SIGN: Final = "/root/ipa.csr"
 _INSTALLATION: Final = "/var/lib/ipa/sysrestore/sysrestore.state"
 
 _MAX_RECORD_BYTES: Final = 64 << 10
-_MAX_FILE_BYTES: Final = 1 << 20
+MAX_FILE_BYTES: Final = 1 << 20
 _MAX_TEXT_CHARACTERS: Final = 1024
 _MAX_NAME_CHARACTERS: Final = 255
 
@@ -173,7 +155,7 @@ def judge(
         return _partial(config, record, config.done_when, says=says)
     recorded_as_waiting = record is not None and record.state == WAITING
     waiting = bool(config.waiting_when) and exists(config.waiting_when)
-    waiting = waiting or (request.is_freeipa(config) and exists(_REQUEST_TO_SIGN))
+    waiting = waiting or (request.is_freeipa(config) and exists(REQUEST_TO_SIGN))
     if recorded_as_waiting or waiting:
         what = config.waiting_when or "an answer from outside"
         return Judgement(standing=Standing.WAITING, reason=f"the first run waits for {what!r}")
@@ -211,7 +193,7 @@ def _partial(
     if record is not None:
         known = f"the first run, started {_times(record)},"
         if record.exit_status is not None:
-            known += f" {_how(record.exit_status)} and"
+            known += f" {how_it_ended(record.exit_status)} and"
     text = f"{known} left {what!r}"
     text += ", and says of itself that it is not complete" if says is False else ""
     then = "it runs the command over what is there"
@@ -233,7 +215,8 @@ def _times(record: FirstRunRecord) -> str:
     return when if record.attempts <= 1 else f"{when} (attempt {record.attempts})"
 
 
-def _how(exit_status: int) -> str:
+def how_it_ended(exit_status: int) -> str:
+    """Return in words how a command ended; a negative status is a signal's number."""
     if exit_status < 0:
         return f"was killed by signal {-exit_status}"
     return f"ended with status {exit_status}"
@@ -254,7 +237,7 @@ def check_host(
         RefusedError: If the names differ.
     """
     given = asked.environment.get("IPA_SERVER_HOSTNAME", "")
-    if not stored or "hostname" in allow or _plain(stored) in (_plain(own), _plain(given)):
+    if not stored or "hostname" in allow or plain(stored) in (plain(own), plain(given)):
         return
     also = f" (IPA_SERVER_HOSTNAME={given})" if given else ""
     raise RefusedError(
@@ -266,7 +249,8 @@ def check_host(
     )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return a host name in the form in which names are compared."""
     return name.rstrip(".").lower()
 
 
@@ -371,7 +355,7 @@ def _record_path(volume: Volume) -> str:
     return f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{state.FIRST_RUN}"
 
 
-def _write(volume: Volume, record: FirstRunRecord) -> None:
+def write_record(volume: Volume, record: FirstRunRecord) -> None:
     """Record it durably."""
     with workspace.attempt("write", _record_path(volume)):
         fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
@@ -398,7 +382,7 @@ def look(session: Session) -> Found | None:
     record = read_record(volume)
     freeipa = request.is_freeipa(config)
     with session.tree() as tree:
-        there = _There(session, tree, configured=record is not None and record.state == DONE)
+        there = There(session, tree, configured=record is not None and record.state == DONE)
         says = _what_freeipa_says(there.read(_INSTALLATION)) if freeipa else None
         judgement = judge(
             config, record, there, says=says, adopted=record is None and _is_adopted(volume)
@@ -420,7 +404,7 @@ def standing(session: Session) -> Standing:
     return Standing.DONE if found is None else found.judgement.standing
 
 
-class _There:
+class There:
     """Tells whether a path of the application is on the volumes; nothing is followed.
 
     An empty file is there as well: many programs mark their end by one. Anything else than
@@ -428,12 +412,14 @@ class _There:
     """
 
     def __init__(self, session: Session, tree: Tree, *, configured: bool) -> None:
+        """Look at the volumes of *session* in *tree*."""
         self._mounts = session.image.header.volumes
         self._tree = tree
         self._is_inside = session.is_inside
         self._configured = configured
 
     def __call__(self, path: str) -> bool:
+        """Tell whether something is at *path*, as the command would see it."""
         place = views.place(path, self._mounts)
         with workspace.attempt("look at", place):
             st = self._stat(place)
@@ -478,7 +464,7 @@ class _There:
         if fd is None:
             return None
         with open(fd, "rb") as stream:
-            return stream.read(_MAX_FILE_BYTES)
+            return stream.read(MAX_FILE_BYTES)
 
 
 def _misplaced(place: str, what: str) -> UnsafeVolumeError:
@@ -513,9 +499,9 @@ def _is_adopted(volume: Volume) -> bool:
 
 def _stored_host(volume: Volume) -> str:
     """Return the name that the FreeIPA images keep on the volume, or ""."""
-    text = (_read_top(volume, _HOSTNAME) or b"").decode("utf-8", "replace").strip()
+    text = (read_top(volume, HOSTNAME) or b"").decode("utf-8", "replace").strip()
     if len(text) > _MAX_NAME_CHARACTERS or not text.isprintable() or " " in text:
-        path = f"{volume.mount}/{_HOSTNAME}"
+        path = f"{volume.mount}/{HOSTNAME}"
         raise UnsafeVolumeError(
             f"{path!r} does not hold one host name",
             path=path,
@@ -524,7 +510,7 @@ def _stored_host(volume: Volume) -> str:
     return text
 
 
-def _read_top(volume: Volume, name: str) -> bytes | None:
+def read_top(volume: Volume, name: str) -> bytes | None:
     """Return the content of a file right below the primary volume's mount, or ``None``.
 
     Raises:
@@ -544,7 +530,7 @@ def _read_top(volume: Volume, name: str) -> bytes | None:
         )
     with open(fd, "rb") as stream:
         st = os.fstat(fd)
-        data = stream.read(_MAX_FILE_BYTES + 1)
+        data = stream.read(MAX_FILE_BYTES + 1)
     if st.st_uid != 0 or st.st_mode & 0o022:
         raise UnsafeVolumeError(
             f"{path!r} can be written by others than root, and it decides on what root does",
@@ -552,365 +538,10 @@ def _read_top(volume: Volume, name: str) -> bytes | None:
             hint="After a look at what is in it: "
             f"chown root {path} && chmod u=rw,go= {path} (as root of the container).",
         )
-    if len(data) > _MAX_FILE_BYTES:
+    if len(data) > MAX_FILE_BYTES:
         raise UnsafeVolumeError(
-            f"{path!r} is larger than {_MAX_FILE_BYTES} bytes",
+            f"{path!r} is larger than {MAX_FILE_BYTES} bytes",
             path=path,
             hint="Look at what it is.",
         )
     return data
-
-
-def _read_secret(path: str) -> bytes:
-    """Return the content of a file that the operator named in a variable."""
-    hint = "Correct the variable, or mount the secret there."
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with open(fd, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UsageError(f"{path!r} is no file with a secret", hint=hint)
-            data = stream.read(_MAX_FILE_BYTES + 1)
-    except OSError as err:
-        raise UsageError(f"cannot read the secret {path!r}: {err.strerror}", hint=hint) from err
-    if len(data) > _MAX_FILE_BYTES:
-        raise UsageError(f"{path!r} is larger than any secret", hint=hint)
-    return data
-
-
-# -- running -----------------------------------------------------------------------------
-
-
-def check_request(session: Session, asked: Request) -> None:
-    """Refuse, before an empty volume is populated, what the first run would refuse after it.
-
-    Raises:
-        UsageError: If the request makes no sense, or there is no container to run it in.
-        RefusedError: If the container's name is none for a server.
-    """
-    config = session.image.config.first_run
-    if config is None:
-        return
-    if not session.is_inside:
-        raise refuse_outside(session)
-    command = _command(session, config, asked)
-    if request.is_freeipa(config):
-        new_host(command, own=host_name())
-
-
-def is_due(session: Session, asked: Request, *, say: Say) -> bool:
-    """Tell whether the first run has to run now; what is found is recorded.
-
-    For a start whose volumes are current and locked.
-
-    Args:
-        session: The volumes.
-        asked: What the container was started with.
-        say: Told of what is found.
-
-    Raises:
-        IpaVolumeError: If the start is refused: the volume is partly configured, waits for an
-            answer that the request does not bring, or is another server's; or if the request
-            makes no sense.
-    """
-    return _prepare(session, asked, say=say) is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """What is to be run."""
-
-    command: FirstRunCommand
-    record: FirstRunRecord
-
-
-def _prepare(session: Session, asked: Request, *, say: Say) -> _Ready | None:
-    config = session.image.config.first_run
-    found = look(session)
-    if config is None or found is None:
-        return None
-    standing, allow = found.judgement.standing, session.options.allow
-    own = host_name()
-    record = found.record or FirstRunRecord(state=STARTED, host=found.host)
-    if standing is Standing.PARTIAL and "partial" in allow and found.complete:
-        say(f"taken for configured (--allow partial): {found.judgement.reason}")
-        standing = Standing.DONE
-    elif found.judgement.error is not None and not (
-        standing is Standing.PARTIAL and "partial" in allow
-    ):
-        raise found.judgement.error
-    if request.is_freeipa(config) and standing in (Standing.DONE, Standing.WAITING):
-        check_host(found.host, asked, own=own, allow=allow)
-        if "hostname" not in allow:
-            _go_by(session, found.host, own=own)
-    if standing is Standing.DONE:
-        if record.state != DONE:
-            say(f"the first run is done: {found.judgement.reason}")
-            _write(session.primary, replace(record, state=DONE, host=record.host or own))
-        return None
-    if standing is Standing.WAITING:
-        _keep_request(session, config)
-        if record.state != WAITING:
-            record = replace(record, state=WAITING)
-            _write(session.primary, record)
-    command = _command(session, config, asked)
-    if standing is Standing.WAITING:
-        if not command.answers:
-            raise _waits(config, command)
-        host = record.host or own
-    else:
-        host = own
-        if request.is_freeipa(config):
-            host = new_host(command, own=own)
-            if "hostname" not in allow:
-                _go_by(session, host, own=own)
-    return _Ready(command=command, record=replace(record, host=host))
-
-
-def _go_by(session: Session, server: str, *, own: str) -> None:
-    """Let the container's name lead to the server's, where the two differ.
-
-    Source: ``init-data`` of the freeipa-container project does it for a container whose name
-    cannot be set.
-
-    Raises:
-        RefusedError: If it cannot be done.
-    """
-    if not session.is_inside or not server or _plain(server) == _plain(own):
-        return
-    try:
-        with open(_HOSTS, encoding="utf-8", errors="surrogateescape") as stream:
-            before = stream.read(_MAX_FILE_BYTES)
-        after = hosts_with(before, own=own, server=server)
-        if after != before:
-            fsops.overwrite_file(_HOSTS, os.fsencode(after))
-    except OSError as err:
-        raise RefusedError(
-            f"this container is {own!r} and cannot go by the name of the server, {server!r}: "
-            f"cannot change {_HOSTS}: {err.strerror}",
-            code="hostname",
-            hint=f"Start the container with -h {server}. Where that is cared for otherwise: "
-            "--allow hostname.",
-        ) from err
-
-
-def _command(session: Session, config: FirstRunConfig, asked: Request) -> FirstRunCommand:
-    volume = session.primary
-    return request.command(
-        config,
-        asked,
-        mount=volume.mount,
-        names=os.listdir(volume.fd),
-        read=lambda name: _read_top(volume, name),
-        secret=_read_secret,
-    )
-
-
-def _waits(config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
-    if request.is_freeipa(config):
-        return RefusedError(
-            f"the first run waits for a certificate: an external CA has to sign "
-            f"{config.waiting_when or _REQUEST_TO_SIGN!r}",
-            code="waiting",
-            path=config.waiting_when,
-            hint="Put the signed certificate and those of its CAs on the volume, then start the "
-            f"container with the arguments of the first time and --external-cert-file=FILE for "
-            f"each, for example: {command.name} --external-cert-file=/data/ipa.crt "
-            "--external-cert-file=/data/ca.crt",
-        )
-    return RefusedError(
-        f"the first run waits for an answer to {config.waiting_when!r}",
-        code="waiting",
-        path=config.waiting_when,
-        hint=f"Start the container with the arguments that give {command.name} the answer.",
-    )
-
-
-def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
-    """Run the first run if it has to run; say how far it is then.
-
-    It is recorded as started, durably, before the command starts. The volumes are locked.
-
-    Args:
-        session: The volumes; of a container, nothing of an image is executed on a host.
-        asked: What the container was started with.
-        say: Told of what happens.
-        output: Told of each line that the command prints, secrets taken out, where it has no
-            terminal to print to.
-
-    Returns:
-        Done, or waiting for an answer from outside; then the application cannot start.
-
-    Raises:
-        CommandFailedError: If the command fails; says what it left.
-        StoppedError: If a signal asked for an end.
-        IpaVolumeError: If the start is refused, see :func:`is_due`.
-    """
-    config = session.image.config.first_run
-    ready = _prepare(session, asked, say=say)
-    if config is None or ready is None:
-        return Standing.DONE
-    if not session.is_inside:
-        raise refuse_outside(session)
-    volume, command = session.primary, ready.command
-    record = replace(
-        ready.record,
-        state=STARTED,
-        image=session.image.build_id,
-        started=_now(),
-        finished="",
-        exit_status=None,
-        attempts=ready.record.attempts + 1,
-    )
-    _write(volume, record)
-    if request.is_freeipa(config):
-        with workspace.attempt("write", f"{volume.mount}/{_HOSTNAME}"):
-            fsops.write_file(volume.fd, _HOSTNAME, os.fsencode(record.host) + b"\n")
-    say(f"first run: {command.name} begins, attempt {record.attempts}")
-    redactor = Redactor(command.secrets)
-    read_only: list[str] = []
-
-    def told(line: str) -> None:
-        output(redactor.text(line))
-        read_only.extend(path for path in (diagnosis.read_only_path([line]),) if path)
-
-    try:
-        ended = processes.run_command(
-            command.words,
-            timeout_s=config.timeout_s,
-            output=told,
-            env=_environment(config, asked),
-            terminal=True,
-        )
-    except StoppedError as err:
-        err.state = "the first run was interrupted; the next start judges by what it left"
-        raise
-    except CommandFailedError as err:
-        err.state = "the volume is unconfigured: the first run could not begin"
-        raise
-    try:
-        return _conclude(session, config, command, record, ended, redactor, say)
-    except CommandFailedError as err:
-        if read_only:
-            err.path = read_only[-1]
-            err.hint = f"{diagnosis.read_only_hint(err.path, session.image.config)} {err.hint}"
-        raise
-
-
-def refuse_outside(session: Session) -> UsageError:
-    """Return what to raise where the first run would have to run outside of a container."""
-    config = session.image.config.first_run
-    command = repr(config.command[0]) if config is not None else "a command"
-    return UsageError(
-        f"the first run executes {command} of the image, which is done in its container only",
-        hint="Start a container of the image with this volume.",
-    )
-
-
-def _environment(config: FirstRunConfig, asked: Request) -> dict[str, str]:
-    """Return the environment of the command.
-
-    What a FreeIPA installer gets as arguments is not in it: an environment is inherited by
-    all that a process starts.
-    """
-    if not request.is_freeipa(config):
-        return {**os.environ, **asked.environment}
-    left_out = (*request.SECRETS, *(f"{name}_FILE" for name in request.SECRETS))
-    return {name: text for name, text in os.environ.items() if name not in left_out}
-
-
-def _conclude(
-    session: Session,
-    config: FirstRunConfig,
-    command: FirstRunCommand,
-    record: FirstRunRecord,
-    ended: Ended,
-    redactor: Redactor,
-    say: Say,
-) -> Standing:
-    """Judge by what the command left, and record it."""
-    volume = session.primary
-    # What it wrote is to be on the disk before it is called done.
-    for one in session.volumes.values():
-        workspace.sync_area(one)
-    record = replace(record, finished=_now(), exit_status=ended.status)
-    _write(volume, record)
-    found = look(session)
-    if found is None:
-        raise AssertionError
-    standing = found.judgement.standing
-    succeeded = ended.status == 0 and not ended.timed_out
-    if standing is Standing.WAITING:
-        _keep_request(session, config)
-        _write(volume, replace(record, state=WAITING))
-        if succeeded:
-            waits = _waits(config, command)
-            say(f"{waits}. {waits.hint}")
-            return standing
-    if standing is Standing.DONE and succeeded:
-        _write(volume, replace(record, state=DONE))
-        say(f"first run: {command.name} is done")
-        return standing
-    raise _failure(config, command, ended, found, redactor)
-
-
-def _failure(
-    config: FirstRunConfig,
-    command: FirstRunCommand,
-    ended: Ended,
-    found: Found,
-    redactor: Redactor,
-) -> CommandFailedError:
-    how = _how(ended.status)
-    if ended.timed_out:
-        how = f"did not end within {config.timeout_s} s and was ended"
-    elif ended.status == 0:
-        how = f"ended with status 0, but did not leave {config.done_when!r}"
-    standing = found.judgement.standing
-    if standing is Standing.PARTIAL:
-        now = (
-            f"the volume is only partly configured: {found.judgement.error.path!r} is there"
-            if found.judgement.error
-            else ""
-        )
-        hint = (
-            "Its logs are on the volume. The next start refuses to run over what is there: keep "
-            "the volume to find out what failed; to start again, wipe it or mount an empty one."
-        )
-    elif standing is Standing.WAITING:
-        now = "the first run still waits for an answer"
-        hint = (
-            "Correct what it complains of, then start again with the answer. If it stopped half "
-            "way, go back to the copy of the volume that you made while it waited."
-        )
-    elif standing is Standing.DONE:
-        now = "the volume is taken for configured: " + found.judgement.reason
-        hint = "Look at its logs on the volume before you start again."
-    else:
-        now = "the volume is unconfigured: the command left nothing that is in the way"
-        hint = "Correct what it complains of, then start again."
-    return CommandFailedError(
-        f"the first run failed: {command.name} {how}",
-        code="first-run-failed",
-        state=now,
-        hint=hint,
-        details=[redactor.text(line) for line in ended.lines],
-    )
-
-
-def _keep_request(session: Session, config: FirstRunConfig) -> None:
-    """Put the request that the CA has to sign where the FreeIPA images have it."""
-    directory, _, name = config.waiting_when.rpartition("/")
-    volume = session.primary
-    if not request.is_freeipa(config) or directory != volume.mount:
-        return
-    with session.tree() as tree:
-        there = _There(session, tree, configured=False)
-        data = there.read(_REQUEST_TO_SIGN)
-        if data is None or there(config.waiting_when):
-            return
-    with workspace.attempt("write", config.waiting_when):
-        fsops.write_file(volume.fd, name, data)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

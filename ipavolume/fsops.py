@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from ipavolume.model import DiskState, FileType, Xattrs
@@ -109,6 +111,29 @@ def inode(directory: int, name: str) -> Iterator[int]:
 def proc_path(fd: int) -> str:
     """Return a path that leads to exactly the inode behind *fd*."""
     return f"/proc/self/fd/{fd}"
+
+
+def open_output(path: str) -> int | None:
+    """Open what a process prints to, for printing: a pipe or a terminal, no file.
+
+    Args:
+        path: Path of it, as ``/dev/console`` or ``/proc/8/fd/1``.
+
+    Returns:
+        A descriptor, or ``None`` when there is nothing of that kind.
+    """
+    try:
+        # Non-blocking, or a pipe that nobody reads any more would never be open.
+        fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        # A socket cannot be opened, and a container without a terminal has no console.
+        return None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        os.set_blocking(fd, True)
+        return fd
+    os.close(fd)
+    return None
 
 
 def open_regular(directory: int, name: str) -> int | None:
@@ -702,7 +727,7 @@ def anonymous_file() -> BinaryIO:
 
 @contextlib.contextmanager
 def private_directory() -> Iterator[str]:
-    """Make a temporary directory of root alone, outside of any volume; yield its path.
+    """Make a temporary directory of this user alone, outside of any volume; yield its path.
 
     It is removed at the end.
     """
@@ -721,6 +746,16 @@ def private_file(directory: str, name: str, data: bytes) -> str:
     finally:
         os.close(fd)
     return path
+
+
+def spool(directory: int, name: str, content: Iterator[bytes]) -> None:
+    """Write *content* to the new file *name* in a private directory, not durably."""
+    fd = os.open(name, _CREATE_FLAGS, 0o600, dir_fd=directory)
+    try:
+        for data in content:
+            _write_all(fd, data)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -762,48 +797,123 @@ def write_stream(directory: int, name: str, content: Iterator[bytes], *, mode: i
 # -- probing -----------------------------------------------------------------------------
 
 
-def probe(
-    directory: int, uid: int, gid: int, xattrs: Sequence[tuple[str, bytes]], *, named: bool
-) -> None:
-    """Create, change and drop a file on the file system of *directory*, leaving no trace.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a file on a volume may have to be given.
+
+    Attributes:
+        uid: Owner.
+        gid: Group.
+        mode: Permission bits, which let nobody but the owner write.
+        xattrs: Attributes.
+    """
+
+    uid: int
+    gid: int
+    mode: int = 0o640
+    xattrs: Xattrs = ()
+
+
+def probe(directory: int, trial: Trial, *, thorough: bool) -> tuple[str, OSError] | None:
+    """Do to a file of our own on the file system of *directory* what an upgrade does to files.
+
+    Nothing is left of it, and it has no name where the file system can do without.
 
     Args:
         directory: Descriptor of the directory.
-        uid: Owner to give the file.
-        gid: Group to give it.
-        xattrs: Attributes to give it.
-        named: Where files without a name do not exist, take one with a name.
+        trial: What the file is given.
+        thorough: Also what may be seen from outside, or takes long: a name for a moment where
+            files need one (NFS, vfat, some of FUSE), and waiting for the disk.
 
-    Raises:
-        OSError: What the first call that is not permitted or not possible gave.
+    Returns:
+        The first call that did not work, with its error, or ``None``. The error has no number
+        where the call said that it had worked and did nothing.
     """
+    call = "open with O_TMPFILE"
     try:
         fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as err:
         if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            raise
-        if named:
-            _probe_with_name(directory, uid, gid)
-        return
+            return call, err
+        return _probe_with_names(directory, trial) if thorough else None
     try:
-        os.fchown(fd, uid, gid)
-        os.fchmod(fd, 0o640)
-        for name, value in xattrs:
-            os.setxattr(fd, name, value)
+        return _first_failure(_calls_on(fd, trial, thorough=thorough))
     finally:
         os.close(fd)
 
 
-def _probe_with_name(directory: int, uid: int, gid: int) -> None:
-    """Probe where files without a name do not exist (NFS, FUSE); the directory's times stay."""
+_Call = tuple[str, Callable[[], object]]
+
+
+def _first_failure(calls: Iterable[_Call]) -> tuple[str, OSError] | None:
+    for name, call in calls:
+        try:
+            call()
+        except OSError as err:
+            return name, err
+    return None
+
+
+def _calls_on(fd: int, trial: Trial, *, thorough: bool) -> Iterator[_Call]:
+    owner = f"fchown to {trial.uid}:{trial.gid}"
+    mode = f"fchmod to {trial.mode:04o}"
+    yield "write", lambda: os.write(fd, b"ipavolume\n")
+    yield owner, lambda: os.fchown(fd, trial.uid, trial.gid)
+    yield owner, lambda: _expect(_owner_of(fd), (trial.uid, trial.gid))
+    yield mode, lambda: os.fchmod(fd, trial.mode)
+    yield mode, lambda: _expect(stat.S_IMODE(os.fstat(fd).st_mode), trial.mode)
+    yield "open of a file of another owner", lambda: os.close(os.open(proc_path(fd), os.O_RDWR))
+    for name, value in trial.xattrs:
+        yield f"setxattr of {name}", functools.partial(os.setxattr, fd, name, value)
+    if thorough:
+        yield "fsync", lambda: os.fsync(fd)
+
+
+def _owner_of(fd: int) -> tuple[int, int]:
+    st = os.fstat(fd)
+    return st.st_uid, st.st_gid
+
+
+def _expect(found: object, wanted: object) -> None:
+    if found != wanted:
+        raise OSError(0, "it is accepted, and nothing is changed")
+
+
+_PROBE: Final = ".ipavolume-probe"
+
+
+def _probe_with_names(directory: int, trial: Trial) -> tuple[str, OSError] | None:
+    """Probe where files need names; the directory's times stay."""
     st = os.fstat(directory)
-    name = ".ipavolume-probe"
-    unlink(directory, name)
-    fd = os.open(name, _CREATE_FLAGS, 0o600, dir_fd=directory)
     try:
-        os.fchown(fd, uid, gid)
-        os.fchmod(fd, 0o640)
+        remove_tree(directory, _PROBE)
+        os.mkdir(_PROBE, 0o700, dir_fd=directory)
+    except OSError as err:
+        return "mkdir", err
+    try:
+        inside = os.open(_PROBE, DIRECTORY_FLAGS, dir_fd=directory)
+        try:
+            return _probe_names(inside, trial)
+        finally:
+            os.close(inside)
+    except OSError as err:
+        return "open", err
+    finally:
+        remove_tree(directory, _PROBE)
+        os.utime(proc_path(directory), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def _probe_names(inside: int, trial: Trial) -> tuple[str, OSError] | None:
+    fd = os.open("file", _CREATE_FLAGS, 0o600, dir_fd=inside)
+    try:
+        return _first_failure(
+            [
+                *_calls_on(fd, trial, thorough=True),
+                ("link", lambda: link(inside, "file", inside, "link")),
+                ("rename", lambda: rename(inside, "link", inside, "renamed")),
+                ("symlink", lambda: os.symlink("file", "symlink", dir_fd=inside)),
+                ("fsync of a directory", lambda: os.fsync(inside)),
+            ]
+        )
     finally:
         os.close(fd)
-        unlink(directory, name)
-        os.utime(proc_path(directory), ns=(st.st_atime_ns, st.st_mtime_ns))

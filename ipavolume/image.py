@@ -33,13 +33,21 @@ class Image:
         build_id: Its id.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, called: str = "") -> None:
         """Open the image below *root*.
+
+        Args:
+            root: The directory.
+            called: What messages call the image, where that is not by its directory.
 
         Raises:
             ConfigurationError: If configuration or manifest is missing or wrong.
         """
         self.root = root
+        self._where = f"below {root!r}"
+        self._whose = f"below {root!r}"
+        if called:
+            self._where, self._whose = repr(called), f"of the image {called!r}"
         self._tree = ImageTree(root, {})
         self._templates: dict[str, int] = {}
         try:
@@ -76,7 +84,7 @@ class Image:
 
     def _check(self) -> None:
         if not self.header.volumes:
-            raise _no_manifest(self.root)
+            raise _no_manifest(self._where)
         if self.build_id != self.header.build_id:
             raise ManifestError(
                 f"the image says it is {self.build_id!r}, its manifest was made for "
@@ -100,13 +108,13 @@ class Image:
         try:
             parent = self._tree.open_directory(location.rpartition("/")[0])
         except FileNotFoundError as err:
-            raise _no_manifest(self.root) from err
+            raise _no_manifest(self._where) from err
         try:
             fd = fsops.open_regular(parent, location.rpartition("/")[2])
         finally:
             os.close(parent)
         if fd is None:
-            raise _no_manifest(self.root)
+            raise _no_manifest(self._where)
         return open(fd, "rb", buffering=1 << 18)
 
     def lines(self) -> Iterator[bytes]:
@@ -130,7 +138,7 @@ class Image:
             yield
         except ManifestError as err:
             raise ManifestError(
-                f"{MANIFEST_PATH!r} below {self.root!r}: {err}",
+                f"{MANIFEST_PATH!r} {self._whose}: {err}",
                 hint=err.hint or "Run ipavolume prepare in the image again.",
             ) from err
 
@@ -169,8 +177,8 @@ class Image:
         return self.root.rstrip("/") + self._tree.resolve(mount)
 
 
-def _no_manifest(root: str) -> ManifestError:
+def _no_manifest(where: str) -> ManifestError:
     return ManifestError(
-        f"the image below {root!r} has no manifest at {MANIFEST_PATH}",
+        f"the image {where} has no manifest at {MANIFEST_PATH}",
         hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root.",
     )

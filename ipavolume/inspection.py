@@ -5,28 +5,40 @@ Nothing is changed, nothing of the image is executed, no link of the volume is f
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from ipavolume import drafting, firstrun, lifecycle, state
+from ipavolume import drafting, firstrun, lifecycle, ownership, scan, state
 from ipavolume.actions import Keep
 from ipavolume.drafting import Draft
 from ipavolume.errors import (
+    EXIT_CANNOT_CREATE,
     EXIT_IO,
+    EXIT_LOCKED,
     EXIT_REFUSED,
     EXIT_UNSAFE,
     EXIT_UPGRADE_NEEDED,
     ConfigurationError,
     IpaVolumeError,
     UnsafeVolumeError,
+    UsageError,
 )
 from ipavolume.firstrun import Standing
+from ipavolume.image import Image
 from ipavolume.model import ImageHeader
 from ipavolume.session import Options, Session
 from ipavolume.state import Facts
 from ipavolume.verdict import NEEDS_WORK, State, Verdict
+
+FROM_THE_BEST: Final = (
+    *(0, EXIT_UPGRADE_NEEDED, EXIT_LOCKED, EXIT_REFUSED, EXIT_CANNOT_CREATE, EXIT_IO),
+    EXIT_UNSAFE,
+)
+"""Exit statuses of a check, what is worse later; any other one is worse than these."""
+_SHOWN_PATHS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,33 +89,33 @@ def inspect(options: Options) -> Inspection:
     """Look at the volumes of *options* with the eyes of its image.
 
     Raises:
-        IpaVolumeError: If image or volume cannot be opened at all.
+        IpaVolumeError: If the image cannot be opened, or has no such volume.
     """
-    with Session(options) as session:
+    try:
+        session = Session(options)
+    except (ConfigurationError, UsageError):
+        raise
+    except IpaVolumeError as err:
+        with Image(options.root, called=options.called) as seen:
+            spec = next(spec for spec in seen.header.volumes if not spec.volatile)
+            place = options.volumes.get(spec.mount) or seen.mount_directory(spec.mount)
+            return failed(place, image_data(seen.header), err)
+    with session:
         directory = session.primary.directory
-        image = _image_data(session.image.header)
+        image = image_data(session.image.header)
         findings: list[Finding] = []
         try:
             facts = session.facts()
             state.check_records(session.primary, facts[session.primary.mount])
             verdict = session.judge(facts)
             findings += _in_use(session, facts)
+            findings += _of_nobody(session)
             return _inspect(session, facts, verdict, findings, image)
         except ConfigurationError:
             # It is the image that is wrong, whatever the volume is.
             raise
         except IpaVolumeError as err:
-            findings.append(_finding(err))
-            return Inspection(
-                volume=directory,
-                state=State.UNSAFE,
-                reason=str(err),
-                recorded=None,
-                image=image,
-                draft=None,
-                findings=tuple(findings),
-                exit_status=err.exit_status,
-            )
+            return failed(directory, image, err, *findings)
         except OSError as err:
             findings.append(
                 Finding(
@@ -124,6 +136,38 @@ def inspect(options: Options) -> Inspection:
                 findings=tuple(findings),
                 exit_status=EXIT_IO,
             )
+
+
+def worst(statuses: Iterable[int]) -> int:
+    """Return the exit status for several volumes: the worst of theirs."""
+
+    def badness(status: int) -> int:
+        return FROM_THE_BEST.index(status) if status in FROM_THE_BEST else len(FROM_THE_BEST)
+
+    return max(statuses, key=badness, default=0)
+
+
+def failed(
+    volume: str, image: Mapping[str, Any], err: IpaVolumeError, *findings: Finding
+) -> Inspection:
+    """Return what is known of a volume that could not be looked at, or not be trusted.
+
+    Args:
+        volume: Its directory, or its name.
+        image: The image, as plain data.
+        err: Why.
+        findings: What was found before that.
+    """
+    return Inspection(
+        volume=volume,
+        state=State.UNSAFE,
+        reason=str(err),
+        recorded=None,
+        image=image,
+        draft=None,
+        findings=(*findings, _finding(err)),
+        exit_status=err.exit_status,
+    )
 
 
 def _inspect(
@@ -252,11 +296,43 @@ def _in_use(session: Session, facts: Mapping[str, Facts]) -> list[Finding]:
     ]
 
 
+def _of_nobody(session: Session) -> list[Finding]:
+    """Find files whose owner the user namespace of this container does not have."""
+    if not ownership.is_remapped():
+        return []
+    found: list[str] = []
+    mounted = session.mounted_below()
+    with contextlib.suppress(IpaVolumeError), session.tree() as tree:
+        found += [path for path in mounted if _is_nobodys(tree.stat(path))]
+        for mount, volume in session.volumes.items():
+            looked = scan.walk(volume.fd, mount, mounted=mounted, unreadable=lambda *_: None)
+            found += [path for path, _, _, st in looked if _is_nobodys(st)]
+    if not found:
+        return []
+    shown = ", ".join(map(repr, found[:_SHOWN_PATHS])) + (", ..." * (len(found) > _SHOWN_PATHS))
+    return [
+        Finding(
+            code="unknown-owner",
+            severity="warning",
+            path=found[0],
+            message=f"nobody ({ownership.OVERFLOW_ID}) is the owner of {shown}: the real one is "
+            "outside of this container's user namespace, and its root cannot change that",
+            hint="Change the owner on the host; root of this container is "
+            f"{ownership.outside_of(0)} there.",
+        )
+    ]
+
+
+def _is_nobodys(st: os.stat_result | None) -> bool:
+    return st is not None and ownership.OVERFLOW_ID in (st.st_uid, st.st_gid)
+
+
 def _finding(err: IpaVolumeError) -> Finding:
     return Finding(code=err.code, severity="error", path=err.path, message=str(err), hint=err.hint)
 
 
-def _image_data(header: ImageHeader) -> dict[str, Any]:
+def image_data(header: ImageHeader) -> dict[str, Any]:
+    """Return what a manifest says of its image as plain data."""
     return {
         "id": header.build_id,
         "name": header.image_name,
@@ -272,7 +348,7 @@ def recorded_data(facts: Facts) -> dict[str, Any] | None:
         return None
     data: dict[str, Any] = {"id": facts.build_id}
     if facts.baseline is not None:
-        image = _image_data(facts.baseline)
+        image = image_data(facts.baseline)
         data.update(
             {
                 "baseline": image["id"],

@@ -28,6 +28,20 @@ class FileType(enum.StrEnum):
     """A socket or device node: never shipped, only found on a volume."""
 
 
+class LinkStanding(enum.Enum):
+    """What is to be thought of a symbolic link in a directory's place.
+
+    Attributes:
+        TRUSTED: Root alone put it there, and it leads to a directory.
+        NOWHERE: It leads to something that is not here.
+        UNTRUSTED: Somebody else can have put it there, or it leads to no directory.
+    """
+
+    TRUSTED = "trusted"
+    NOWHERE = "nowhere"
+    UNTRUSTED = "untrusted"
+
+
 class FileFlags(enum.IntFlag):
     """What a package says of a file; the values are those of rpm's ``RPMFILE_*``."""
 

@@ -42,6 +42,7 @@ from ipavolume.model import (
     FileFlags,
     FileType,
     ImageHeader,
+    LinkStanding,
     Record,
     Xattrs,
 )
@@ -88,8 +89,8 @@ class View(Protocol):
     def content_below(self, path: str) -> Iterator[str]:
         """Yield every path below the directory *path*."""
 
-    def is_trusted_link(self, path: str) -> bool:
-        """Tell whether root alone put the link *path* in a directory's place."""
+    def link_standing(self, path: str) -> LinkStanding:
+        """Tell what is to be thought of the link *path* in a directory's place."""
 
     def is_roots_alone(self, path: str) -> bool:
         """Tell whether nobody but root can have put *path* where it is."""
@@ -281,8 +282,16 @@ class Planner:
             and self._view.target(path) == old.content
         ):
             return False
-        trusted = self._view.is_trusted_link(path)
-        if not trusted and new is not None:
+        standing = self._view.link_standing(path)
+        if standing is LinkStanding.NOWHERE and new is not None:
+            raise UnsafeVolumeError(
+                f"{path!r} was moved elsewhere by a symbolic link to {self._view.target(path)!r}, "
+                "and that is not here",
+                code="unsafe-link",
+                path=path,
+                hint="If it is on a volume of its own, start the container with that volume.",
+            )
+        if standing is not LinkStanding.TRUSTED and new is not None:
             raise UnsafeVolumeError(
                 f"{path!r} is a symbolic link to {self._view.target(path)!r} where a "
                 "directory belongs, and not root alone could have put it there",

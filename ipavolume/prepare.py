@@ -316,7 +316,10 @@ class _Run:
             faults = [
                 f"something is mounted on {volume.mount!r}, as if the container were running"
                 for volume in self._config.volumes
-                if not volume.volatile and self._tree.resolve_outside(volume.mount) in points
+                if not volume.volatile
+                and self._tree.resolve_outside(volume.mount) in points
+                # Builders mount something empty on what the image derived from calls a VOLUME.
+                and self._count(volume)
             ]
         for placement in placements:
             if placement.covered or placement.linked:
@@ -336,17 +339,21 @@ class _Run:
         return points
 
     def _warn_of_hidden(self, volume: VolumeConfig) -> None:
+        count = 0 if volume.volatile else self._count(volume)
+        if count:
+            self._warn(f"{volume.mount!r} in the image holds {count} entries that a volume hides")
+
+    def _count(self, volume: VolumeConfig) -> int:
+        """Return how many entries there are where a volume is mounted."""
         location = self._tree.resolve_outside(volume.mount)
-        if volume.volatile or self._tree.lstat(location) is None:
-            return
+        if self._tree.lstat(location) is None:
+            return 0
         with reported(f"look into {volume.mount!r}"):
             fd = self._tree.open_directory(location)
             try:
-                count = len(os.listdir(fd))
+                return len(os.listdir(fd))
             finally:
                 os.close(fd)
-        if count:
-            self._warn(f"{volume.mount!r} in the image holds {count} entries that a volume hides")
 
     def _read_packages(self, placements: Sequence[Placement], rpms: Sequence[str]) -> PackageFacts:
         self._progress("reading the packages")

@@ -14,7 +14,9 @@ from ipavolume.steps import describe as describe_step
 from ipavolume.tasks import Task, task_data
 
 if TYPE_CHECKING:
+    from ipavolume.audit import Finding as AuditFinding
     from ipavolume.choosing import Preview
+    from ipavolume.containers import Audited
     from ipavolume.drafting import Draft
     from ipavolume.inspection import Card
     from ipavolume.lifecycle import Outcome
@@ -49,6 +51,57 @@ def escape(text: str) -> str:
         else:
             result.append(character.encode("unicode_escape").decode("ascii"))
     return "".join(result)
+
+
+def audit_heading(found: Audited) -> str:
+    """Return in one line what an audit came to."""
+    wrong = sum(finding.paths for finding in found.findings if finding.is_wrong)
+    if not wrong:
+        return "nothing that has to last was written outside of its volumes"
+    return f"{wrong} {'path was' if wrong == 1 else 'paths were'} written outside of its volumes"
+
+
+def audit_lines(finding: AuditFinding) -> list[str]:
+    """Return the lines by which an audit shows a finding."""
+    more = f" (and {finding.paths - 1} below it)" if finding.paths > 1 else ""
+    text = [f"{finding.path}{more}"]
+    if finding.advice:
+        text.append(finding.advice)
+    if finding.line:
+        text.append(f"kept by: {finding.line}")
+    return [escape(line) for line in text]
+
+
+def audit_advice(found: Audited) -> list[str]:
+    """Return the lines that an audit ends with: what to add to the path list."""
+    if not found.lines:
+        return []
+    where = escape(found.path_list or "the path list")
+    return [
+        f"to keep them, add to {where} when the image is built, before ipavolume prepare:",
+        *(f"    {escape(line)}" for line in found.lines),
+    ]
+
+
+def audit_data(found: Audited) -> dict[str, Any]:
+    """Return an audit as plain data."""
+    return {
+        "container": found.name,
+        "image": {"name": found.image, "id": found.build_id},
+        "clean": found.is_clean,
+        "list": found.path_list,
+        "lines": list(found.lines),
+        "findings": [
+            {
+                "fault": str(finding.fault),
+                "path": finding.path,
+                "paths": finding.paths,
+                "line": finding.line,
+                "advice": finding.advice,
+            }
+            for finding in found.findings
+        ],
+    }
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -189,7 +242,8 @@ def summary_lines(outcome: Outcome) -> list[str]:
             for record in outcome.tasks
         ]
     if outcome.warnings:
-        lines.append(f"  {len(outcome.warnings)} warnings:")
+        count = len(outcome.warnings)
+        lines.append("  1 warning:" if count == 1 else f"  {count} warnings:")
         lines += [f"    {escape(text)}" for text in outcome.warnings]
     if outcome.waiting:
         lines.append("  left to the online phase:")
@@ -258,6 +312,11 @@ def _duration(run: Mapping[str, Any]) -> str:
     except (KeyError, ValueError):
         return "?"
     return f"{round((end - begin).total_seconds())} s"
+
+
+def tasks_count(tasks: Sequence[object]) -> str:
+    """Return how many steps and scriptlets there are, in words."""
+    return "1 step or scriptlet" if len(tasks) == 1 else f"{len(tasks)} steps and scriptlets"
 
 
 def preview_lines(task: Task, preview: Preview | None, *, verbose: bool) -> list[str]:

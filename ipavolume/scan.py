@@ -15,7 +15,7 @@ from typing import Final
 
 from ipavolume import fsops, manifest
 from ipavolume.errors import UnsafeVolumeError, VolumeIOError
-from ipavolume.model import STATE_DIRECTORY, DiskState, Record, Xattrs
+from ipavolume.model import STATE_DIRECTORY, DiskState, LinkStanding, Record, Xattrs
 from ipavolume.state import SAVED
 
 _TRAVERSE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -190,12 +190,16 @@ class Tree:
         by root alone, and so has every component of its target, links in it resolved the
         same way; and it has to lead to a directory.
         """
-        try:
-            return self._resolve_trusted(path) is not None
-        except OSError:
-            return False
+        return self.link_standing(path) is LinkStanding.TRUSTED
 
-    def _resolve_trusted(self, path: str) -> int | None:
+    def link_standing(self, path: str) -> LinkStanding:
+        """Tell what is to be thought of the symbolic link *path* in a directory's place."""
+        try:
+            return self._resolve_trusted(path)
+        except OSError:
+            return LinkStanding.UNTRUSTED
+
+    def _resolve_trusted(self, path: str) -> LinkStanding:
         hops = 0
         pending = [part for part in reversed(path.split("/")) if part]
         done: list[str] = []
@@ -209,21 +213,23 @@ class Tree:
                 continue
             where = "/" + "/".join([*done, name])
             st = self._stat_anywhere(where)
-            if st is None or st.st_uid != 0:
-                return None
+            if st is None:
+                return LinkStanding.NOWHERE
+            if st.st_uid != 0:
+                return LinkStanding.UNTRUSTED
             if stat.S_ISLNK(st.st_mode):
                 hops += 1
                 if hops > _MAX_LINK_HOPS:
-                    return None
+                    return LinkStanding.UNTRUSTED
                 target = self._readlink_anywhere(where)
                 if target.startswith("/"):
                     done = []
                 pending += [part for part in reversed(target.split("/")) if part]
                 continue
             if not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
-                return None
+                return LinkStanding.UNTRUSTED
             done.append(name)
-        return 0
+        return LinkStanding.TRUSTED
 
     def _stat_anywhere(self, path: str) -> os.stat_result | None:
         for mount in self._mounts:

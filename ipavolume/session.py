@@ -43,6 +43,7 @@ class Options:
 
     Attributes:
         root: Root of the image tree.
+        called: What messages call the image, where that is not by its root.
         volumes: Where each volume is, by mount; the others are below the root.
         allow: Codes of refusals that are overridden.
         lock_timeout_s: Seconds to wait for another holder of the lock.
@@ -55,6 +56,7 @@ class Options:
     """
 
     root: str = "/"
+    called: str = ""
     volumes: Mapping[str, str] = field(default_factory=dict)
     allow: frozenset[str] = frozenset()
     lock_timeout_s: float = 0.0
@@ -104,7 +106,7 @@ class Session:
         self._work: int | None = None
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self.image = stack.enter_context(Image(options.root))
+            self.image = stack.enter_context(Image(options.root, called=options.called))
             self.image.verify()
             specs = self.image.header.volumes
             unknown = set(options.volumes) - {spec.mount for spec in specs}

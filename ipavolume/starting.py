@@ -15,16 +15,18 @@ from ipavolume import (
     firstrun,
     fsops,
     handover,
+    installing,
     journal,
     lifecycle,
     processes,
     state,
     workspace,
 )
-from ipavolume.firstrun import Request, Standing
+from ipavolume.firstrun import Standing
 from ipavolume.lifecycle import PHASES, Outcome, Speaker
 from ipavolume.model import STATE_DIRECTORY
 from ipavolume.redaction import Redactor
+from ipavolume.request import Request, make_request
 from ipavolume.session import Progress, Session
 from ipavolume.verdict import State
 
@@ -43,6 +45,7 @@ class Beginning:
         request: What the first run cares for.
         systemd: What is executed is systemd, with our online unit in the image.
         online_unit: Name of that unit.
+        keeper: The process that keeps what the container prints to, in the online phase.
     """
 
     words: tuple[str, ...]
@@ -50,6 +53,7 @@ class Beginning:
     request: Request
     systemd: bool
     online_unit: str = handover.ONLINE_UNIT
+    keeper: int = 0
 
 
 def prepare(session: Session, arguments: Sequence[str]) -> Beginning:
@@ -64,7 +68,7 @@ def prepare(session: Session, arguments: Sequence[str]) -> Beginning:
     return Beginning(
         words=words,
         arguments=given,
-        request=firstrun.make_request(given, os.environ),
+        request=make_request(given, os.environ),
         systemd=session.is_inside
         and handover.is_systemd(words, session.options.root, unit=session.image.config.online_unit),
     )
@@ -73,7 +77,7 @@ def prepare(session: Session, arguments: Sequence[str]) -> Beginning:
 def redactor(session: Session, arguments: Sequence[str]) -> Redactor:
     """Return what takes the secrets out of all that is shown or logged."""
     given = arguments if session.image.config.start_exec else ()
-    return Redactor(firstrun.make_request(tuple(given), os.environ).secrets())
+    return Redactor(make_request(tuple(given), os.environ).secrets())
 
 
 def start(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
@@ -83,7 +87,7 @@ def start(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
         IpaVolumeError: If it is refused or fails.
     """
     if session.judge(session.facts()).state is State.EMPTY:
-        firstrun.check_request(session, beginning.request)
+        installing.check_request(session, beginning.request)
     lifecycle.fill_volatile(session, speaker.say)
     phases = ("offline",) if beginning.systemd else PHASES
     outcome = lifecycle.bring_up(session, speaker, phases=phases)
@@ -113,15 +117,15 @@ def _after(
     if session.is_inside and "offline" in phases:
         _run_start_steps(session, speaker)
     config = session.image.config.first_run
-    if config is None or not firstrun.is_due(session, beginning.request, say=speaker.say):
+    if config is None or not installing.is_due(session, beginning.request, say=speaker.say):
         return outcome
     if not session.is_inside:
-        raise firstrun.refuse_outside(session)
+        raise installing.refuse_outside(session)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
     log = lifecycle.open_log(session, _FIRST_RUN, speaker)
     try:
-        standing = firstrun.run(session, beginning.request, say=log.say, output=log.line)
+        standing = installing.run(session, beginning.request, say=log.say, output=log.line)
     finally:
         log.close()
     _record_first_run(session, standing)
@@ -196,8 +200,13 @@ def command_line(session: Session, outcome: Outcome, beginning: Beginning) -> tu
     return beginning.words
 
 
-def hand_over(session: Session, outcome: Outcome, beginning: Beginning) -> None:
+def hand_over(session: Session, beginning: Beginning, *, keeper: int) -> None:
     """Leave for the online phase what it cannot know.
+
+    Args:
+        session: The session.
+        beginning: What the container was started with.
+        keeper: The process that keeps what this one prints to.
 
     Raises:
         CannotCreateError: If there is no place for it that is not on a disk.
@@ -208,7 +217,11 @@ def hand_over(session: Session, outcome: Outcome, beginning: Beginning) -> None:
         name: value for name, value in os.environ.items() if name.startswith("IPAVOLUME_")
     }
     handover.write(
-        {"request": beginning.request.dump().decode("ascii"), "environment": environment}
+        {
+            "request": beginning.request.dump().decode("ascii"),
+            "environment": environment,
+            "keeper": keeper,
+        }
     )
 
 
@@ -222,7 +235,13 @@ def taken_over() -> Beginning:
     for name, value in data.get("environment", {}).items():
         os.environ.setdefault(name, value)
     request = Request.load(data["request"].encode("ascii")) if "request" in data else Request()
-    return Beginning(words=(), arguments=request.arguments, request=request, systemd=True)
+    return Beginning(
+        words=(),
+        arguments=request.arguments,
+        request=request,
+        systemd=True,
+        keeper=int(data.get("keeper", 0)),
+    )
 
 
 def go_on(outcome: Outcome, say: Progress) -> None:

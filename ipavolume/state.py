@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from ipavolume import fsops, manifest
+from ipavolume import fsops, manifest, ownership
 from ipavolume.errors import ManifestError, UnsafeVolumeError, VolumeIOError
 from ipavolume.model import BUILD_ID_NAME, STATE_DIRECTORY, FileType, ImageHeader
 from ipavolume.tasks import NOTHING, TaskLog, parse_log
@@ -45,7 +45,6 @@ _PHASES: Final = (MARKED, SWAPPED, COMMITTING)
 _MAX_ID_BYTES: Final = 1024
 _MAX_JSON_BYTES: Final = 16 << 20
 _MAX_HISTORY_BYTES: Final = 256 << 20
-_OVERFLOW_ID: Final = 65534
 INDEX_ENTRY_BYTES: Final = 32
 _INDEX_MAGIC: Final = b"ipavolume-index-1\n"
 _DIGEST_BYTES: Final = 32
@@ -179,14 +178,8 @@ def check_trust(volume: Volume) -> None:
             directory of root that nobody else can write.
     """
     root = os.fstat(volume.fd)
-    if root.st_uid == _OVERFLOW_ID and root.st_gid == _OVERFLOW_ID:
-        raise UnsafeVolumeError(
-            f"everything on the volume {volume.directory!r} belongs to the overflow id "
-            f"{_OVERFLOW_ID}: its owners are outside of this container's user namespace",
-            code="shifted-owners",
-            hint="Give the container the id mapping it had before (subuid, subgid), or shift "
-            "the owners of the volume into the new one.",
-        )
+    if root.st_uid != 0 and (moved := ownership.explain(volume.fd, volume.directory)):
+        raise moved
     _check_directory(volume.directory, root)
     state = fsops.lstat(volume.fd, STATE_DIRECTORY)
     if state is None:

@@ -614,8 +614,8 @@ def _action_fault(action: object) -> str:
             return (
                 path_fault(path) or _text_fault("target", target) or _text_fault("reason", reason)
             )
-        case Command(words=words, reason=reason, timeout_s=timeout_s, may_fail=may_fail):
-            return _text_fault("reason", reason) or _command_fault(words, timeout_s, may_fail)
+        case Command(reason=reason):
+            return _text_fault("reason", reason) or _command_fault(action)
         case Warn(code=code, text=text, hint=hint):
             hinted = "" if hint == "" else _text_fault("hint", hint)
             return _code_fault(code) or _text_fault("text", text) or hinted
@@ -663,11 +663,21 @@ def _mode_fault(mode: object) -> str:
     return ""
 
 
-def _command_fault(words: object, timeout_s: object, may_fail: object) -> str:
+def _command_fault(command: Command) -> str:
+    # A step is no typed code: it may have put anything there.
+    words: object = command.words
+    timeout_s: object = command.timeout_s
     if not isinstance(words, tuple) or not words:
         return f"words {words!r} are not a tuple of words"
     if any(not isinstance(word, str) or "\0" in word for word in words) or not words[0]:
         return f"words {words!r} are not words of a command"
     if not isinstance(timeout_s, int) or isinstance(timeout_s, bool) or timeout_s < 1:
         return f"timeout_s {timeout_s!r} is not a number of seconds"
-    return "" if isinstance(may_fail, bool) else "may_fail is neither True nor False"
+    flags: tuple[tuple[str, object], ...] = (
+        ("may_fail", command.may_fail),
+        ("repeat", command.repeat),
+    )
+    for name, flag in flags:
+        if not isinstance(flag, bool):
+            return f"{name} is neither True nor False"
+    return ""

@@ -148,12 +148,15 @@ class Command:
         reason: Why, in an administrator's words.
         timeout_s: Seconds that it may take.
         may_fail: A failure is a warning and the run goes on.
+        repeat: When its step was interrupted, run it again although it had ended well: what
+            it does is gone with the container, or was half of something.
     """
 
     words: tuple[str, ...]
     reason: str
     timeout_s: int = DEFAULT_TIMEOUT_S
     may_fail: bool = False
+    repeat: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

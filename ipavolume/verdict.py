@@ -270,7 +270,8 @@ def _refuse_direction(
     if back is not None:
         if "newer" not in question.allow:
             error = RefusedError(
-                f"the volume has {back[0]}, this image {back[1]}: going back is not supported",
+                f"the volume has {back[0]}, this image, {name_of(image)}, has {back[1]}: going "
+                "back is not supported",
                 code="newer",
                 hint=f"Start the image {name_of(recorded)} or a newer one, or restore the "
                 "backup made before that. To try it anyway: --allow newer.",

@@ -72,6 +72,14 @@ def is_covered(path: str, mounts: Sequence[VolumeSpec]) -> bool:
     return any(_is_within(path, above) for spec in mounts for above in (spec.mount, *spec.entries))
 
 
+def _is_odd(path: str) -> bool:
+    """Tell whether a path is none that anything is at: it leads up again, or holds a NUL.
+
+    Steps take paths from files of the volume, too.
+    """
+    return "\0" in path or not {".", ".."}.isdisjoint(path.split("/"))
+
+
 def find_package(packages: Iterable[Package], name: str) -> Package | None:
     """Return the package of this name, or else the first one that provides it."""
     found = None
@@ -291,6 +299,8 @@ class TemplateView(_View):
             self._image.close()
 
     def _find(self, path: str) -> _At | None:
+        if _is_odd(path):
+            return None
         mounts = self._header.volumes
         where = place(path, mounts)
         if self.tree.stat(where) is not None:
@@ -468,7 +478,7 @@ class VolumeView(_View):
 
     def _find(self, path: str) -> _At | _Made | None:
         where = self._place(path)
-        if self._is_ours(where):
+        if _is_odd(path) or self._is_ours(where):
             return None
         return self._at(where)
 

@@ -4,13 +4,14 @@
 
 readonly venv=build/venv
 readonly debian_packages=(
-    acl attr btrfs-progs cpio e2fsprogs libcap2-bin mount python3-rpm rpm rsync strace
-    util-linux xfsprogs
+    acl attr btrfs-progs cpio debootstrap docker-compose docker.io e2fsprogs fuse-overlayfs
+    libcap2-bin mount podman python3-rpm rpm rsync runc slirp4netns strace uidmap util-linux
+    xfsprogs
 )
 # The commands that these packages bring, for systems that name their packages otherwise.
 readonly commands=(
-    btrfs cpio getfacl getfattr mkfs.btrfs mkfs.ext4 mkfs.xfs mount rpm rpmbuild rsync setcap
-    setfacl setfattr strace unshare
+    btrfs cpio debootstrap docker getfacl getfattr mkfs.btrfs mkfs.ext4 mkfs.xfs mount podman rpm
+    rpmbuild rsync setcap setfacl setfattr strace unshare
 )
 PATH=$PATH:/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -64,8 +65,8 @@ name_missing_commands() {
     ((${#missing[@]})) || return 0
     say "system: not found: ${missing[*]}"
     say "system: Debian has them in: ${debian_packages[*]}"
-    say "system: Fedora in: acl attr btrfs-progs cpio e2fsprogs libcap rpm-build rsync strace" \
-        "util-linux xfsprogs python3-rpm"
+    say "system: Fedora in: acl attr btrfs-progs cpio debootstrap e2fsprogs libcap moby-engine" \
+        "podman python3-rpm rpm-build rsync strace util-linux xfsprogs"
     if in_ci; then
         complain "system: CI skips nothing; install them first"
         return 1
@@ -96,6 +97,29 @@ make_environment() {
     "$venv/bin/python" -m pip install -q --upgrade --editable . --group test --group lint
     printf '%s\n%s' "$for_python" "$for_project" >"$stamp"
     say "environment: ready, $((SECONDS - begin)) s"
+}
+
+# start_engine: makes sure that docker's engine answers; what is started here is stopped at the end.
+start_engine() {
+    local log=build/dockerd.log attempt
+    docker version >/dev/null 2>&1 && return
+    if ((EUID != 0)) || ! command -v dockerd >/dev/null; then
+        say "engine: docker does not answer, so tests of containers cannot run"
+        return
+    fi
+    say "engine: starting dockerd"
+    mkdir -p build
+    setsid dockerd >"$log" 2>&1 &
+    engine=$!
+    trap 'kill "$engine"; wait "$engine" || :' EXIT
+    for ((attempt = 0; attempt < 300; attempt++)); do
+        docker version >/dev/null 2>&1 && return
+        kill -0 "$engine" 2>/dev/null || break
+        sleep 0.2
+    done
+    complain "engine: dockerd does not come up; the end of $log:"
+    tail -n 5 "$log" >&2
+    return 1
 }
 
 # prepare_machine: installs or names the missing commands, and makes the environment.

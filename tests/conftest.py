@@ -6,10 +6,15 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.command import RunIpavolume, run_ipavolume
 from support.filesystems import Filesystems
 from support.printable import escape_all
 from support.requirements import need_root, need_tool
+
+# A test gives the same answer every time, on a slow machine too.
+settings.register_profile("same-every-time", derandomize=True, deadline=None)
+settings.load_profile("same-every-time")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

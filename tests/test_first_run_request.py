@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.requirements import need_tool
 
@@ -322,6 +322,8 @@ def test_a_request_that_was_altered_is_refused_and_not_shown(data: bytes) -> Non
 
 
 @given(st.text(alphabet="ab-=$# \t\n'\"\\", max_size=24))
+@example("= ''")
+@example("'' ''")
 def test_words_are_split_as_xargs_splits_them(text: str) -> None:
     done = subprocess.run(
         [need_tool("xargs"), "printf", "%s\\0"],
@@ -338,6 +340,9 @@ def test_words_are_split_as_xargs_splits_them(text: str) -> None:
         assert done.returncode != 0 or text[-1] in "'\"\\"
         return
     assert done.returncode == 0
+    if words and not words[-1] and text[-1] in "'\"":
+        # An empty word at the very end it forgets, unless a blank or a newline follows.
+        words = words[:-1]
     # Without a word printf still prints one empty one.
     assert done.stdout == "".join(f"{word}\0" for word in words or [""])
 

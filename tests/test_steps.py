@@ -553,6 +553,7 @@ def test_a_step_may_have_dataclasses_and_functions_of_its_own(tmp_path: Path) ->
         ("[Command(words=('', 'a'), reason='r')]", "are not words of a command"),
         ("[Command(words=('true',), reason='r', timeout_s=0)]", "timeout_s 0"),
         ("[Command(words=('true',), reason='r', may_fail=1)]", "may_fail"),
+        ("[Command(words=('true',), reason='r', repeat='x')]", "repeat"),
         ("[Command(words=('true',), reason='')]", "reason '' is not a text"),
         ("[Warn(code='two words', text='t')]", "code 'two words'"),
         ("[Warn(code='a', text='')]", "text '' is not a text"),

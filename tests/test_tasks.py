@@ -269,6 +269,26 @@ yield Command(words=("sh", "-c", "echo third >>/data/{LOG}"), reason="ends")
     assert world.build_id() == "v2"
 
 
+def test_a_command_that_is_to_be_repeated_is_run_again_after_an_interruption(
+    world: World,
+) -> None:
+    world.populate()
+    body = f"""
+yield Command(words=("sh", "-c", "echo once >>/data/{LOG}"), reason="lasts")
+yield Command(words=("sh", "-c", "echo each >>/data/{LOG}"), reason="is gone", repeat=True)
+fails = "echo last >>/data/{LOG}; test -e /data/var/lib/svc/go"
+yield Command(words=("sh", "-c", fails), reason="fails at first")
+"""
+    image = world.image("2", {"s5000_three": step(body)})
+    world.run(image, "upgrade", status=13)
+    assert world.log() == ["once", "each", "last"]
+    (world.volume / "var/lib/svc/go").write_text("")
+    world.run(image, "upgrade")
+    assert world.log() == ["once", "each", "last", "each", "last"]
+    world.run(image, "upgrade")
+    assert len(world.log()) == 5
+
+
 @pytest.mark.crash
 @pytest.mark.slow
 def test_killed_at_any_boundary_of_tasks_the_next_start_finishes(world: World) -> None:
@@ -444,7 +464,7 @@ yield Command(words=words, reason="to fail", may_fail=True)
 """
     image = world.image("2", {"s5000_may_fail": step(body)})
     said = world.run(image, "upgrade").stdout
-    assert "1 warnings:" in said
+    assert "1 warning:" in said
     assert "ended with status 4" in said
     assert world.build_id() == "v2"
     assert world.last_run()["tasks"][0][2] == "warned"

@@ -137,6 +137,27 @@ def test_nothing_is_followed_on_a_volume(views: tuple[VolumeView, TemplateView])
     assert volume.glob("/etc/app/*/file.conf") == ("/etc/app/sub/file.conf",)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/data/../{up}/etc/passwd", "/etc/app/../../../{up}/etc/passwd", "/etc/app/../app/conf"),
+        *("/etc/app/./conf", "/etc/app/conf\0", "/.."),
+    ],
+)
+def test_a_path_that_leads_up_again_leads_nowhere(
+    views: tuple[VolumeView, TemplateView], path: str
+) -> None:
+    # A step may have read it in a file that a service can write.
+    path = path.format(up="/".join([".."] * 40))
+    for view in views:
+        assert view.kind(path) is None
+        assert view.read(path) is None
+        assert view.readlink(path) is None
+        assert view.list(path) == ()
+        assert view.glob(f"{path}*") == ()
+        assert view.size(path) == 0
+
+
 def test_ipavolumes_own_directory_is_not_seen(views: tuple[VolumeView, TemplateView]) -> None:
     volume, _ = views
     assert volume.kind("/data/.ipavolume") is None

@@ -19,13 +19,15 @@ LAYERS: Final = (
     frozenset({"cli"}),
     frozenset({"report"}),
     frozenset(
-        {"entry", "inspection", "settle", "listing", "starting", "lockservice", "probe"}
+        {"entry", "inspection", "settle", "listing", "starting", "lockservice", "probe",
+         "containers", "unprepared"}
     ),
     frozenset({"lifecycle", "prepare"}),
     frozenset({"drafting", "execution", "verification", "choosing", "records"}),
     frozenset(
         {
-            "session", "preflight", "firstrun", "preparation.identity", "preparation.imagefiles",
+            "session", "preflight", "firstrun", "installing",
+            "preparation.identity", "preparation.imagefiles",
             "preparation.originals", "preparation.packagefacts", "preparation.placement",
             "preparation.relocation", "preparation.shipped", "preparation.shipment",
             "preparation.scriptletshipping",
@@ -40,14 +42,15 @@ LAYERS: Final = (
         {
             "request", "holding", "handover", "steps", "journal", "planfile", "scan", "state",
             "manifest", "config", "diagnosis", "image", "imagetree", "parallel", "processes",
-            "runlog", "scriptlets", "scriptletfiles", "stepfiles", "views",
+            "ownership", "runlog", "scriptlets", "scriptletfiles", "stepfiles", "views",
+            "engines", "imagecopy",
         }
     ),
     frozenset(
         {
             "fsops", "attributes", "versions", "fate", "actions", "tasks", "pathlist", "tomllines",
             "preparation.rpmdb", "preparation.rpmheader", "preparation.rpmtags",
-            "interruption", "redaction",
+            "interruption", "redaction", "console", "audit",
         }
     ),
     frozenset({"model"}),
@@ -80,7 +83,9 @@ CONFINED: Final[Mapping[str, frozenset[str]]] = {
 }
 """Which modules may import a top-level package."""
 
-DECIDING: Final = frozenset({"fate", "planner", "actions", "tasks", "steps", "scriptlets", "model"})
+DECIDING: Final = frozenset(
+    {"fate", "planner", "actions", "tasks", "steps", "scriptlets", "model", "audit"}
+)
 """They decide and touch neither the file system nor processes."""
 
 NOT_FOR_DECIDING: Final = frozenset(

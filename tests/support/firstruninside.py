@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from ipavolume import firstrun
+from ipavolume import firstrun, installing
 from ipavolume.errors import IpaVolumeError
+from ipavolume.request import make_request
 from ipavolume.session import Options, Session
 
 
@@ -40,11 +41,11 @@ def main() -> int:
     try:
         with Session(Options(allow=allow)) as session:
             session.lock(say)
-            asked = firstrun.make_request(arguments, os.environ)
+            asked = make_request(arguments, os.environ)
             if only_ask:
-                show(f"due: {firstrun.is_due(session, asked, say=say)}")
+                show(f"due: {installing.is_due(session, asked, say=say)}")
             else:
-                show(f"standing: {firstrun.run(session, asked, say=say, output=output)}")
+                show(f"standing: {installing.run(session, asked, say=say, output=output)}")
             show(f"now: {firstrun.standing(session)}")
     except IpaVolumeError as err:
         show(f"error: {err} [{err.code}]\nstate: {err.state}\nhint: {err.hint}")
