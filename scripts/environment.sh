@@ -111,7 +111,7 @@ start_engine() {
     mkdir -p build
     setsid dockerd >"$log" 2>&1 &
     engine=$!
-    trap 'kill "$engine"; wait "$engine" || :' EXIT
+    trap 'kill "$engine" 2>/dev/null; wait "$engine" || :' EXIT
     for ((attempt = 0; attempt < 300; attempt++)); do
         docker version >/dev/null 2>&1 && return
         kill -0 "$engine" 2>/dev/null || break
