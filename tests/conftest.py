@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from support.command import RunIpavolume, run_ipavolume
 from support.filesystems import Filesystems
 from support.printable import escape_all
 from support.requirements import need_root, need_tool
+
+# A shell starts what it puts into the background with these ignored, and so would everything be
+# that is started here.
+for _number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        _default = signal.default_int_handler if _number is signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, _default)
 
 # A test gives the same answer every time, on a slow machine too.
 settings.register_profile("same-every-time", derandomize=True, deadline=None)
