@@ -25,6 +25,7 @@ from ipavolume.tasks import TaskState
 
 _BOOTED: Final = "/run/systemd/system"
 _TARGET: Final = "default.target"
+_CMDLINE_BYTES: Final = 64 << 10
 _TIMEOUT_S: Final = 10
 
 
@@ -107,6 +108,11 @@ def _is_ready(session: Session, started: Answer) -> Answer:
     if not session.is_inside:
         return started
     text = started.text
+    first = _first_process()
+    if first.startswith("ipavolume"):
+        return Answer(exit_status=EXIT_LOCKED, text="not yet: the start has not handed over")
+    if first == "systemd" and not os.path.isdir(_BOOTED):
+        return Answer(exit_status=EXIT_LOCKED, text="not yet: systemd begins to boot")
     if os.path.isdir(_BOOTED):
         words = ("systemctl", "is-active", _TARGET)
         try:
@@ -121,6 +127,18 @@ def _is_ready(session: Session, started: Answer) -> Answer:
     if wrong:
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
     return Answer(exit_status=0, text=text)
+
+
+def _first_process() -> str:
+    """Return what the container's first process executes, as far as it matters here."""
+    try:
+        with open("/proc/1/cmdline", "rb") as stream:
+            words = stream.read(_CMDLINE_BYTES).split(b"\0")
+        if any(word.endswith(b"/ipavolume/__main__.py") for word in words) and b"start" in words:
+            return "ipavolume start"
+        return os.path.basename(os.readlink("/proc/1/exe"))
+    except OSError:
+        return ""
 
 
 def _verify(session: Session) -> str:
