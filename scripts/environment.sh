@@ -5,8 +5,8 @@
 readonly venv=build/venv
 readonly debian_packages=(
     acl attr btrfs-progs cpio debootstrap docker-compose docker.io e2fsprogs fuse-overlayfs
-    libcap2-bin mount podman python3-rpm rpm rsync runc slirp4netns strace uidmap util-linux
-    xfsprogs
+    libcap2-bin mount netavark podman python3-rpm rpm rsync runc slirp4netns strace uidmap
+    util-linux xfsprogs
 )
 # The commands that these packages bring, for systems that name their packages otherwise.
 readonly commands=(
