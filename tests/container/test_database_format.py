@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -57,12 +56,6 @@ def names(container: Container) -> set[str]:
     return {line.removeprefix("cn: ") for line in found.splitlines() if line.startswith("cn: ")}
 
 
-def copy(base: Path, tmp_path: Path) -> Path:
-    volume = tmp_path / "volume"
-    subprocess.run(["cp", "-a", "--reflink=auto", base, volume], check=True, timeout=60)
-    return volume
-
-
 def kill_when(container: Container, said: str) -> None:
     """Kill the container as soon as it says something."""
     assert any(said in line for line in container.lines()), container.logs()
@@ -73,7 +66,7 @@ def kill_when(container: Container, said: str) -> None:
 def test_a_conversion_that_is_killed_again_and_again_loses_no_entry_and_no_change(
     base: Path, tmp_path: Path
 ) -> None:
-    volume = copy(base, tmp_path)
+    volume = containers.copy(base, tmp_path)
     for said in ("-n Second -r -a -", "-n userroot -r -a -", "-n userroot -i "):
         with containers.container("server:2", volume) as container:
             kill_when(container, f"/etc/dirsrv/slapd-localhost {said}")
@@ -95,7 +88,7 @@ def test_a_conversion_that_is_killed_again_and_again_loses_no_entry_and_no_chang
 def test_a_replica_that_was_killed_is_to_be_stopped_cleanly_by_the_image_before(
     base: Path, tmp_path: Path
 ) -> None:
-    volume = copy(base, tmp_path)
+    volume = containers.copy(base, tmp_path)
     with containers.container("server:1", volume) as container:
         site.until_up(container)
         add(container, range(ENTRIES, ENTRIES + 10))
@@ -114,7 +107,7 @@ def test_a_replica_that_was_killed_is_to_be_stopped_cleanly_by_the_image_before(
 def test_an_image_that_masks_the_conversion_refuses_and_changes_nothing(
     base: Path, tmp_path: Path
 ) -> None:
-    volume = copy(base, tmp_path)
+    volume = containers.copy(base, tmp_path)
     before = site.content(volume)
     mask = f"mkdir -p {Path(MASK).parent} && ln -s /dev/null {MASK}"
     dockerfile = f"FROM {PREFIX}/server:2\nRUN {mask} && ipavolume prepare\n"
