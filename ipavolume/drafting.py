@@ -151,11 +151,12 @@ def _free_trees(session: Session) -> list[tuple[str, int, int]] | None:
 
 
 def _config_records(session: Session) -> Iterator[Record]:
-    for line in session.image.lines():
-        if b'"flags":["config"' in line:
-            record = manifest.parse_record(line)
-            if record.present and is_config(record):
-                yield record
+    with session.tree() as tree:
+        for line in session.image.lines():
+            if b'"flags":["config"' in line:
+                record = manifest.parse_record(line)
+                if record.present and is_config(record) and tree.covers(record.path):
+                    yield record
 
 
 def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) -> Draft:

@@ -61,6 +61,13 @@ class Tree:
                 os.close(fd)
         self._directories.clear()
 
+    def covers(self, path: str) -> bool:
+        """Tell whether *path* lies on one of the volumes, or is where one is mounted.
+
+        A manifest also has what is below a volatile mount, which is never planned for.
+        """
+        return any(path == mount or path.startswith(mount + "/") for mount in self._mounts)
+
     def directory(self, path: str) -> int | None:
         """Return a descriptor for traversing the directory *path*, or ``None``.
 
@@ -283,7 +290,8 @@ def candidates(
     """Compare two manifests and the volume; yield what is not evidently as it should be.
 
     A path whose record did not change, and which the index says is untouched, is not
-    yielded: nothing but one ``lstat`` is spent on it.
+    yielded: nothing but one ``lstat`` is spent on it. Nor is one that lies on none of the
+    volumes of *tree*, as what is below a volatile mount.
 
     Args:
         old: Record lines of the baseline.
@@ -299,6 +307,7 @@ def candidates(
     old_position = new_position = -1
     parent_path = ""
     parent: int | None = None
+    covered = False
     is_directory = stat.S_ISDIR
     for path, old_line, new_line in manifest.pair(old, new):
         known = INDEX_UNKNOWN
@@ -311,8 +320,11 @@ def candidates(
         st: os.stat_result | None = None
         try:
             if directory != parent_path:
-                parent = tree.directory(directory)
+                covered = tree.covers(directory)
+                parent = tree.directory(directory) if covered else None
                 parent_path = directory
+            if not covered:
+                continue
             if parent is not None:
                 st = lstat(name, dir_fd=parent, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -362,6 +374,7 @@ def mark_suspects(
     is_directory = stat.S_ISDIR
     here = b""
     parent: int | None = None
+    covered = False
     for position, line in enumerate(lines, first):
         end = line.find(b'"', 9)
         path = line[9:end]
@@ -371,8 +384,11 @@ def mark_suspects(
         directory, _, name = path.rpartition(b"/")
         try:
             if directory != here:
-                parent = tree.directory(os.fsdecode(directory))
+                covered = tree.covers(os.fsdecode(directory))
+                parent = tree.directory(os.fsdecode(directory)) if covered else None
                 here = directory
+            if not covered:
+                continue
             if parent is None:
                 suspects[position] = 1
                 continue
@@ -393,7 +409,7 @@ def suspected(
     tree: Tree,
     unreadable: Callable[[str, OSError], None],
 ) -> Iterator[Candidate]:
-    """Yield the marked records of a manifest that did not change.
+    """Yield the marked records of a manifest that did not change and lie on the volumes.
 
     Args:
         lines: All of its record lines.
@@ -405,6 +421,8 @@ def suspected(
         if not suspects[position]:
             continue
         record = manifest.parse_record(line)
+        if not tree.covers(record.path):
+            continue
         try:
             disk = tree.state(record.path)
         except OSError as err:

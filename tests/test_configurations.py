@@ -1,0 +1,259 @@
+"""Every configuration that README and profile show, from an empty volume to its adoption.
+
+The frame into which a new key of the configuration goes: add a configuration that uses it, and
+the whole life of a volume is played with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support.command import PROJECT
+from support.images import Image, Packaged, build_rpm, picture
+from support.upgrades import Site, actions
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+DATA: Final = Path(__file__).parent / "data"
+README: Final = (PROJECT / "README.rst").read_text(encoding="utf-8")
+SERVICE: Final = "%attr(0750,svc,svc)"
+NOREPLACE: Final = "%config(noreplace)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A configuration under test.
+
+    Attributes:
+        text: Its ``ipavolume.toml``; "" for none.
+        lists: Paths by the mount they belong to.
+    """
+
+    text: str
+    lists: Mapping[str, Sequence[str]]
+
+    @property
+    def kept(self) -> list[str]:
+        """The mounts that keep what is on them."""
+        tables = tomllib.loads(self.text).get("volume", [{"mount": "/data"}])
+        return [table["mount"] for table in tables if not table.get("volatile")]
+
+
+LISTS: Final = {
+    "/data": ["/etc/app/", "/etc/single.conf", "/var/lib/app/"],
+    "/logs": ["/var/log/app/"],
+    "/tmp": ["/var/cache/app/"],
+}
+FREEIPA: Final = {
+    f"/{name}": [
+        line
+        for line in (DATA / f"freeipa-volume-{name}-list").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    for name in ("data", "tmp")
+}
+
+
+def _shown() -> Iterator[str]:
+    """Yield each literal block of README that is a configuration, or a part of one."""
+    for match in re.finditer(r"::\n\n((?:(?:    .*)?\n)+)", README):
+        text = re.sub(r"^    ", "", match.group(1), flags=re.MULTILINE)
+        if re.match(r"\[{1,2}(volume|start|accept|files|scriptlets|first-run)\b", text):
+            yield text
+
+
+def _lists_for(text: str) -> dict[str, list[str]]:
+    tables = tomllib.loads(text).get("volume", [{"mount": "/data"}])
+    return {table["mount"]: LISTS[table["mount"]] for table in tables}
+
+
+CONFIGURATIONS: Final = {
+    "none": Configuration(text="", lists={"/data": LISTS["/data"]}),
+    "volatile": Configuration(
+        text='[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/tmp"\nvolatile = true\n',
+        lists={mount: LISTS[mount] for mount in ("/data", "/tmp")},
+    ),
+    "freeipa": Configuration(
+        text='profile = "freeipa"\n[[volume]]\nmount = "/data"\n'
+        '[[volume]]\nmount = "/tmp"\nvolatile = true\n[scriptlets]\npackages = []\n',
+        lists=FREEIPA,
+    ),
+    **{
+        f"readme {number}": Configuration(text=text, lists=_lists_for(text))
+        for number, text in enumerate(_shown(), 1)
+    },
+}
+
+
+def _application(version: str) -> list[Packaged]:
+    """Return a package with something for every volume, below FreeIPA's paths, too."""
+    text = f"version {version}"
+    files = [Packaged(path="/etc/single.conf", words=NOREPLACE, content=text)]
+    for top in ("/etc/app", "/etc/krb5.conf.d", "/var/lib/app", "/var/lib/ipa", "/var/log/app"):
+        files += [
+            Packaged(path=top, directory=True),
+            Packaged(path=f"{top}/edited.conf", words=NOREPLACE, content=text),
+            Packaged(path=f"{top}/plain.conf", words="%config", content=text),
+            Packaged(path=f"{top}/{version}", content=text),
+        ]
+    for top in ("/var/cache/app", "/var/lib/certmonger/local", "/var/lib/gssproxy/rcache"):
+        files += [
+            Packaged(path=top, directory=True, words=SERVICE),
+            Packaged(path=f"{top}/cache.conf", words="%config", content=text),
+            Packaged(path=f"{top}/{version}", content=text),
+            Packaged(path=f"{top}/deep/{version}/file", content=text),
+        ]
+    return files
+
+
+@pytest.fixture(scope="session")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The application in two versions, and the second as another release."""
+    top = tmp_path_factory.mktemp("configurations")
+    return {
+        "1": build_rpm(top, "my-server", _application("1"), version="1"),
+        "2": build_rpm(top, "my-server", _application("2"), version="2"),
+        "2-2": build_rpm(top, "my-server", _application("2"), version="2", release="2"),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """A volume's life with one configuration."""
+
+    site: Site
+    configuration: Configuration
+    rpms: Mapping[str, Path]
+
+    def image(self, name: str, version: str) -> Image:
+        """Make and prepare an image; nothing of the machine's is executed in it."""
+        return self.site.image(
+            name,
+            [self.rpms[version]],
+            lists=self.configuration.lists,
+            config=self.configuration.text,
+            edit=lambda image: image.mask_steps(),
+        )
+
+    def files(self, name: str) -> list[Path]:
+        """Return where the files *name* are on the volumes that are kept."""
+        found = [
+            path
+            for mount in self.configuration.kept
+            for path in sorted(self.site.volume(mount).rglob(name))
+            if ".ipavolume" not in path.parts
+        ]
+        assert found
+        return found
+
+    def contents(self, name: str) -> set[str]:
+        """Return what the files *name* say."""
+        return {path.read_text() for path in self.files(name)}
+
+    def volatile_is_what_the_image_has(self, image: Image) -> None:
+        """Start the image; hold each volatile volume against its template."""
+        volatile = set(self.configuration.lists) - set(self.configuration.kept)
+        if volatile:
+            self.site.run("start", image, "--", "true")
+        for mount in volatile:
+            shipped = picture(image.root / f"{mount[1:]}-template", times=False)
+            assert shipped
+            assert picture(self.site.volume(mount), times=False) == shipped
+
+
+@pytest.fixture(params=list(CONFIGURATIONS.values()), ids=list(CONFIGURATIONS))
+def life(request: pytest.FixtureRequest, tmp_path: Path, rpms: dict[str, Path]) -> Life:
+    """A volume, its images and one configuration."""
+    configuration: Configuration = request.param
+    text = configuration.text
+    if "first-run" not in tomllib.loads(text) and "freeipa" in text:
+        text += "[first-run]\ncommand = []\n"
+    if "exec" not in tomllib.loads(text).get("start", {}) and "freeipa" in text:
+        text += '[start]\nexec = ["true"]\n'
+    text = text.replace('"/usr/sbin/init"', '"true"')
+    configuration = Configuration(text=text, lists=configuration.lists)
+    site = Site(top=tmp_path)
+    for mount in configuration.lists:
+        site.volume(mount)
+    return Life(site=site, configuration=configuration, rpms=rpms)
+
+
+def test_readme_shows_configurations() -> None:
+    assert sum("volatile = true" in text for text in _shown()) == 1
+    assert sum(text.startswith("[start]") for text in _shown()) == 1
+
+
+def test_a_volume_is_populated_upgraded_rebuilt_run_again_and_adopted(life: Life) -> None:
+    site = life.site
+    first = life.image("one", "1")
+    assert site.upgrade(first)["state"] == "empty"
+    assert life.contents("plain.conf") == {"version 1"}
+    life.volatile_is_what_the_image_has(first)
+    assert site.upgrade(first)["state"] == "current"
+    for path in life.files("edited.conf"):
+        path.write_text("edited")
+
+    second = life.image("two", "2")
+    planned = json.loads(site.run("upgrade", second, "--dry-run", "--json", status=100).stdout)
+    assert {action["path"].split("/")[1] for action in planned["plan"]} == {
+        mount[1:] for mount in life.configuration.kept
+    }
+    assert site.upgrade(second)["state"] == "outdated"
+    assert life.contents("plain.conf") == {"version 2"}
+    assert life.contents("edited.conf") == {"edited"}
+    assert life.contents("edited.conf.rpmnew") == {"version 2"}
+    life.volatile_is_what_the_image_has(second)
+
+    # Another release of the package, with the same files.
+    third = life.image("three", "2-2")
+    outcome = site.upgrade(third)
+    assert outcome["state"] == "outdated"
+    assert actions(outcome, "create") == actions(outcome, "replace") == {}
+    life.volatile_is_what_the_image_has(third)
+
+    rebuilt = life.image("four", "2-2")
+    assert site.upgrade(rebuilt)["state"] == "rebuilt"
+    # Every file is looked at again, whether or not the index knows it.
+    for args in (("--again",), ("--again", "--checksum")):
+        outcome = site.upgrade(rebuilt, *args)
+        assert len(outcome["plans"]) == 1
+        assert actions(outcome, "create") == actions(outcome, "replace") == {}
+    assert site.upgrade(rebuilt)["state"] == "current"
+    life.volatile_is_what_the_image_has(rebuilt)
+
+    # A volume that another project's image left, and nothing of ours.
+    for mount in life.configuration.kept:
+        shutil.rmtree(site.volume(mount) / ".ipavolume")
+    primary = site.volume(life.configuration.kept[0])
+    (primary / "build-id").write_text("2e5b6f7c-51f7-4c2c-8f8c-0a8f6c1d7e55\n")
+    (primary / "volume-version").write_text("2.0\n")
+    for mount in life.configuration.kept[1:]:
+        (site.volume(mount) / "build-id").unlink()
+    outcome = site.upgrade(rebuilt, "--from", "fedora:43")
+    assert outcome["state"] == "legacy"
+    assert life.contents("edited.conf") == {"edited"}
+    assert site.upgrade(rebuilt)["state"] == "current"
+    life.volatile_is_what_the_image_has(rebuilt)
+
+
+def test_a_strangers_file_is_compared_with_and_kept(life: Life) -> None:
+    site = life.site
+    first = life.image("one", "1")
+    for mount in life.configuration.kept:
+        (site.volume(mount) / "var/lib/app").mkdir(parents=True)
+        (site.volume(mount) / "var/lib/app/own").write_text("mine")
+    outcome = site.upgrade(first)
+    assert outcome["state"] == "empty"
+    assert life.contents("own") == {"mine"}
+    assert life.contents("plain.conf") == {"version 1"}
+    assert site.upgrade(life.image("two", "2"))["state"] == "outdated"
+    assert life.contents("own") == {"mine"}
+    assert life.contents("plain.conf") == {"version 2"}
