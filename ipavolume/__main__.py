@@ -20,7 +20,7 @@ def main() -> int:
         import site
 
         site.main()
-    from ipavolume.cli import run
+    from ipavolume.cli.main import run
 
     return run()
 

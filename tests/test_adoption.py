@@ -15,7 +15,7 @@ from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import find_tool, need_tool
 from support.upgrades import Site, actions, owner, set_acl
 
-from ipavolume.model import FileFlags, FileType
+from ipavolume.model.files import FileFlags, FileType
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from ipavolume import audit, engines
-from ipavolume.audit import Change, Declared, Fault, Finding, Kind, Question, There
+from ipavolume.engines import audit
+from ipavolume.engines import engine as engines
+from ipavolume.engines.audit import Change, Declared, Fault, Finding, Kind, Question, There
 
 LINKS = {
     "/etc/app": "/data/etc/app",

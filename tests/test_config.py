@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ipavolume.config import (
+from ipavolume.config.reading import (
     GENERIC,
     Config,
     FirstRunConfig,
@@ -15,8 +15,8 @@ from ipavolume.config import (
     VolumeConfig,
     parse_config,
 )
+from ipavolume.config.tomllines import key_lines
 from ipavolume.errors import ConfigurationError
-from ipavolume.tomllines import key_lines
 
 DESIGN = b"""
 profile = "freeipa"

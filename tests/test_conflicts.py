@@ -16,8 +16,9 @@ from support.images import MANIFEST, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
 from support.upgrades import Site, owner
 
-from ipavolume import manifest, report
-from ipavolume.model import FileFlags
+from ipavolume.cli import text as report
+from ipavolume.formats import manifest
+from ipavolume.model.files import FileFlags
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 

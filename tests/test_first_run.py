@@ -13,11 +13,11 @@ from support.firstrun import CONFIG, NAME, FirstRun, build_package, make
 from support.images import picture
 from support.requirements import need_root, need_tool
 
-from ipavolume import firstrun
-from ipavolume.config import FirstRunConfig
+from ipavolume.config.reading import FirstRunConfig
 from ipavolume.errors import RefusedError
-from ipavolume.firstrun import FirstRunRecord, Standing, judge
-from ipavolume.request import make_request
+from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun.request import make_request
+from ipavolume.firstrun.standing import FirstRunRecord, Standing, judge
 
 CA = "/etc/ipa/ca.crt"
 CSR = "/data/ipa.csr"

@@ -7,7 +7,7 @@ import re
 import pytest
 from support.command import run_ipavolume
 
-from ipavolume.cli import main
+from ipavolume.cli.main import main
 
 COMMANDS = [name for name, command in main.commands.items() if not command.hidden]
 

@@ -22,8 +22,8 @@ from support.hostile import Witness, Workshop, as_nobody, check, picture, upgrad
 from support.requirements import need_tool
 from support.steps import put_step, step_text
 
-from ipavolume import manifest
-from ipavolume.model import ImageHeader
+from ipavolume.formats import manifest
+from ipavolume.model.files import ImageHeader
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -438,7 +438,7 @@ def test_check_executes_nothing_and_opens_nothing_but_image_and_volume(host: Hos
         "usr/share/ipavolume/scriptlets/svc.post",
         "ipavolume/__init__.py",
         "sitecustomize.py",
-        "usr/lib/python3/dist-packages/ipavolume/cli.py",
+        "usr/lib/python3/dist-packages/ipavolume/cli/main.py",
         "json/__init__.py",
     ):
         place = host.root / path

@@ -14,7 +14,7 @@ from support.requirements import need_root
 from support.systemd import SYSTEMD, add_systemd, machine
 from support.upgrades import Site
 
-from ipavolume.config import parse_config
+from ipavolume.config.reading import parse_config
 from ipavolume.errors import ConfigurationError
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]

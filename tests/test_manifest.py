@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipavolume import manifest, planfile
-from ipavolume.actions import (
+from ipavolume.errors import IpaVolumeError, ManifestError, UnsafeVolumeError
+from ipavolume.formats import manifest
+from ipavolume.formats import plan as planfile
+from ipavolume.model.actions import (
     CreateTree,
     Erase,
     Install,
@@ -23,8 +25,7 @@ from ipavolume.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.errors import IpaVolumeError, ManifestError, UnsafeVolumeError
-from ipavolume.model import (
+from ipavolume.model.files import (
     Accounts,
     DiskState,
     FileFlags,

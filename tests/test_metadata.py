@@ -28,7 +28,7 @@ from support.upgrades import (
     xattr,
 )
 
-from ipavolume.attributes import Attributes, merge
+from ipavolume.model.attributes import Attributes, merge
 
 SVC, SVC_GROUP = 250, 251
 SELINUX = "security.selinux"

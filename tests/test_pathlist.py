@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ipavolume.config.pathlist import ListEntry, normalise, parse_path_list
 from ipavolume.errors import ConfigurationError
-from ipavolume.pathlist import ListEntry, normalise, parse_path_list
 
 DATA = Path(__file__).parent / "data"
 

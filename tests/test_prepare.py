@@ -32,7 +32,7 @@ from ipavolume.errors import (
     PackageError,
     UsageError,
 )
-from ipavolume.model import FileFlags, FileType
+from ipavolume.model.files import FileFlags, FileType
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 

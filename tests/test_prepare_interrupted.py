@@ -31,7 +31,7 @@ CHANGING: Final = (
 PROGRAM: Final = (
     "import sys\n"
     "from ipavolume.errors import IpaVolumeError\n"
-    "from ipavolume.prepare import prepare\n"
+    "from ipavolume.prepare.run import prepare\n"
     "try:\n"
     "    prepare(sys.argv[1], lists=(), mount=None, template=None, rpms=sys.argv[2:],\n"
     "            build_id='the-build', image_name=None, progress=lambda text: None)\n"

@@ -15,10 +15,10 @@ import pytest
 from support.processes import LONG_S, is_alive, marked, python, run, start
 from support.requirements import need_root, need_tool
 
-from ipavolume import interruption
 from ipavolume.errors import CommandFailedError
-from ipavolume.processes import run_command
-from ipavolume.redaction import Redactor
+from ipavolume.linux import signals as interruption
+from ipavolume.linux.command import run_command
+from ipavolume.model.redaction import Redactor
 
 NO_TIME_S = 0.05
 

@@ -53,10 +53,11 @@ from support.filesystems import Filesystems
 from support.images import MANIFEST
 from support.requirements import need_root, need_tool
 
-from ipavolume import inspection, manifest
-from ipavolume.fate import Fate, decide
-from ipavolume.model import FileType, Record
-from ipavolume.session import Options
+from ipavolume.commands import check as inspection
+from ipavolume.context import Options
+from ipavolume.formats import manifest
+from ipavolume.model.files import FileType, Record
+from ipavolume.rpm.fate import Fate, decide
 
 pytestmark = [
     pytest.mark.root,

@@ -21,9 +21,9 @@ from support.requirements import need_tool
 from support.scriptletworlds import assert_rpm_prints
 
 from ipavolume.errors import PackageError
-from ipavolume.model import FileFlags, Provide, RpmFile, RpmPackage
-from ipavolume.preparation.rpmdb import read_database
-from ipavolume.preparation.rpmheader import read_package_file
+from ipavolume.model.files import FileFlags, Provide, RpmFile, RpmPackage
+from ipavolume.rpm.database import read_database
+from ipavolume.rpm.header import read_package_file
 
 FOREIGN: Final = [
     path

@@ -15,19 +15,19 @@ from support import inside
 from support.images import Image, make_image, picture
 from support.requirements import need_tool
 
-from ipavolume import scriptlets
-from ipavolume.config import ScriptletsConfig, Substitution
+from ipavolume.config.reading import ScriptletsConfig, Substitution
 from ipavolume.errors import (
     CannotCreateError,
     ConfigurationError,
     IpaVolumeError,
     ManifestError,
 )
-from ipavolume.imagetree import ImageTree
-from ipavolume.model import Condition, Package, Provide
-from ipavolume.scriptletfiles import read_body, read_catalogue
-from ipavolume.scriptlets import Call, Catalogue, Scriptlet
-from ipavolume.versions import Sense
+from ipavolume.image.scriptlets import read_body, read_catalogue
+from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import Condition, Package, Provide
+from ipavolume.rpm import scriptlets
+from ipavolume.rpm.scriptlets import Call, Catalogue, Scriptlet
+from ipavolume.rpm.versions import Sense
 
 SCRIPTLETS = "usr/share/ipavolume/scriptlets"
 ALL = """

@@ -13,12 +13,12 @@ import pytest
 from support import inside, scriptletworlds
 from support.scriptletworlds import Line, Member
 
-from ipavolume import scriptlets
-from ipavolume.config import ScriptletsConfig
-from ipavolume.imagetree import ImageTree
-from ipavolume.model import Package
-from ipavolume.preparation import scriptletshipping
-from ipavolume.scriptlets import Call, Catalogue
+from ipavolume.config.reading import ScriptletsConfig
+from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import Package
+from ipavolume.prepare import scriptlets as scriptletshipping
+from ipavolume.rpm import scriptlets
+from ipavolume.rpm.scriptlets import Call, Catalogue
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 

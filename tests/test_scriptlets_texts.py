@@ -22,12 +22,12 @@ from support import debian
 from support.requirements import need_tool
 from support.scriptletworlds import as_rpm_prints, assert_rpm_prints
 
-from ipavolume.imagetree import ImageTree
-from ipavolume.model import RpmPackage
-from ipavolume.preparation import scriptletshipping
-from ipavolume.preparation.rpmdb import read_database
-from ipavolume.preparation.rpmheader import read_package_file
-from ipavolume.scriptletfiles import read_body, read_catalogue
+from ipavolume.image.scriptlets import read_body, read_catalogue
+from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import RpmPackage
+from ipavolume.prepare import scriptlets as scriptletshipping
+from ipavolume.rpm.database import read_database
+from ipavolume.rpm.header import read_package_file
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 

@@ -15,8 +15,8 @@ from support.command import PROJECT, clean_environment
 from support.images import picture
 from support.steps import Scene, file_actions, loaded, package, ship, steps_in
 
-from ipavolume.stepfiles import applies
 from ipavolume.steps import Command, Refuse, Step, StepAction, Warn, When, Write
+from ipavolume.steps.declaration import applies
 
 STEPS: Final = tuple(path.stem for path in sorted((PROJECT / "upgrade_steps").glob("s*.py")))
 UNITS: Final = "etc/systemd/system"

@@ -22,8 +22,8 @@ from support.steps import RUN, Scene
 from support.upgrades import ACCESS_ACL, CAPABILITY, set_acl
 
 from ipavolume.errors import CannotCreateError, ConfigurationError, UnsafeVolumeError, VolumeIOError
-from ipavolume.stepactions import IN_THE_MAKING, moved_elsewhere
 from ipavolume.steps import MakeLink, Remove, Write
+from ipavolume.steps.perform import IN_THE_MAKING, moved_elsewhere
 
 pytestmark = pytest.mark.root
 

@@ -15,9 +15,9 @@ from support.images import Image, Packaged, age, build_rpm, make_image, picture
 from support.steps import NOTHING, Scene, loaded, put_step, step_text, steps_in
 
 from ipavolume.errors import ConfigurationError
-from ipavolume.imagetree import ImageTree
-from ipavolume.stepfiles import MAX_STEP_BYTES, OWN, SHIPPED, applies, find_steps, load_step
+from ipavolume.image.tree import ImageTree
 from ipavolume.steps import Command, Declaration, MakeLink, Phase, When, Write
+from ipavolume.steps.declaration import MAX_STEP_BYTES, OWN, SHIPPED, applies, find_steps, load_step
 
 
 def refused(root: Path) -> str:

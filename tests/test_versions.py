@@ -9,8 +9,8 @@ from typing import Final
 import pytest
 from support.requirements import need_tool
 
-from ipavolume.model import Package, Provide
-from ipavolume.versions import (
+from ipavolume.model.files import Package, Provide
+from ipavolume.rpm.versions import (
     Evr,
     Sense,
     accepts,

@@ -16,14 +16,14 @@ from support.hostile import Witness
 from support.steps import Scene, package
 from support.worlds import MOUNTS, World, make_world
 
-from ipavolume.actions import Action
-from ipavolume.drafting import draft
+from ipavolume.context import Options, Session
 from ipavolume.errors import IpaVolumeError, UnsafeVolumeError
-from ipavolume.model import ImageHeader, VolumeSpec
-from ipavolume.scan import Tree
-from ipavolume.session import Options, Session
+from ipavolume.model.actions import Action
+from ipavolume.model.files import ImageHeader, VolumeSpec
+from ipavolume.plan.draft import draft
 from ipavolume.steps import MakeLink, Remove, View, Write
-from ipavolume.views import MAX_READ_BYTES, TemplateView, VolumeView, place
+from ipavolume.steps.views import MAX_READ_BYTES, TemplateView, VolumeView, place
+from ipavolume.volume.tree import Tree
 
 # -- places ------------------------------------------------------------------------------
 

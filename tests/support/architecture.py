@@ -8,7 +8,7 @@ is seen under its full name, whatever the module calls it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,49 +16,28 @@ from typing import Final
 PACKAGE: Final = "ipavolume"
 
 LAYERS: Final = (
-    frozenset({"cli"}),
-    frozenset({"report"}),
-    frozenset(
-        {"entry", "inspection", "settle", "listing", "starting", "lockservice", "probe",
-         "containers", "unprepared"}
-    ),
-    frozenset({"lifecycle", "prepare"}),
-    frozenset({"drafting", "execution", "verification", "choosing", "records"}),
-    frozenset(
-        {
-            "session", "preflight", "firstrun", "installing",
-            "preparation.identity", "preparation.imagefiles",
-            "preparation.originals", "preparation.packagefacts", "preparation.placement",
-            "preparation.relocation", "preparation.shipped", "preparation.shipment",
-            "preparation.scriptletshipping",
-            "preparation.initfiles", "preparation.stepshipping",
-            "preparation.template",
-        }
-    ),
-    frozenset({"workspace",
-            "executor", "stepactions", "staging", "swapping", "planner", "accounts", "adopt",
-            "verdict"}),
-    frozenset(
-        {
-            "request", "holding", "handover", "steps", "journal", "planfile", "scan", "state",
-            "manifest", "config", "diagnosis", "image", "imagetree", "parallel", "processes",
-            "ownership", "runlog", "scriptlets", "scriptletfiles", "stepfiles", "views",
-            "engines", "imagecopy",
-        }
-    ),
-    frozenset(
-        {
-            "fsops", "attributes", "versions", "fate", "actions", "tasks", "pathlist", "tomllines",
-            "preparation.rpmdb", "preparation.rpmheader", "preparation.rpmtags",
-            "interruption", "redaction", "console", "audit",
-        }
-    ),
-    frozenset({"model"}),
-    frozenset({"errors"}),
-)  # fmt: skip
-"""From the top; a module imports from its own layer and from those below."""
+    "cli",
+    "commands",
+    "prepare",
+    "firstrun",
+    "apply",
+    "plan",
+    "steps",
+    "systemd",
+    "engines",
+    "context",
+    "image",
+    "volume",
+    "rpm",
+    "config",
+    "formats",
+    "linux",
+    "model",
+    "errors",
+)
+"""Folders, and modules beside them, from the top; each imports from itself and from below."""
 
-STAND_ALONE: Final = frozenset({"fastpath", "__init__", "preparation.__init__"})
+STAND_ALONE: Final = frozenset({"fastpath", "__init__"})
 """Anybody may import them, they import nothing of the package: a start that has nothing to
 do loads these two and no more."""
 
@@ -69,23 +48,21 @@ BAD_NAMES: Final = frozenset({"utils", "util", "helpers", "helper", "common", "m
 
 CONFINED: Final[Mapping[str, frozenset[str]]] = {
     "click": frozenset({"cli"}),
-    "packaging": frozenset({"versions"}),
-    "rpmfile": frozenset({"preparation.rpmheader"}),
-    "subprocess": frozenset({"processes"}),
+    "packaging": frozenset({"config"}),
+    "rpmfile": frozenset({"rpm"}),
+    "subprocess": frozenset({"linux"}),
     "multiprocessing": frozenset(),
     "concurrent": frozenset(),
     "asyncio": frozenset(),
     "pty": frozenset(),
     # What can change a file without any of the calls below being seen.
-    "shutil": frozenset({"fsops", "journal"}),
-    "tempfile": frozenset({"fsops", "journal"}),
-    "ctypes": frozenset({"fsops", "journal", "processes"}),
+    "shutil": frozenset({"linux"}),
+    "tempfile": frozenset({"linux"}),
+    "ctypes": frozenset({"linux"}),
 }
-"""Which modules may import a top-level package."""
+"""Which folders may import a top-level package."""
 
-DECIDING: Final = frozenset(
-    {"fate", "planner", "actions", "tasks", "steps", "scriptlets", "model", "audit"}
-)
+DECIDING: Final = frozenset({"model", "plan", "rpm"})
 """They decide and touch neither the file system nor processes."""
 
 NOT_FOR_DECIDING: Final = frozenset(
@@ -106,8 +83,8 @@ PROCESS_CALLS: Final = frozenset(
         *("spawnl", "spawnle", "spawnlp", "spawnlpe", "spawnv", "spawnve", "spawnvp", "spawnvpe"),
     )
 )
-MAY_START_PROCESSES: Final = frozenset({"parallel", "processes", "fastpath"})
-"""Commands; a second process of our own, for copying; and one that keeps the lock."""
+MAY_START_PROCESSES: Final = frozenset({"linux", "fastpath"})
+"""Commands, and a second process of our own for copying; and one that keeps the lock."""
 
 FILE_CALLS: Final = frozenset(
     f"{module}.{name}"
@@ -117,11 +94,11 @@ FILE_CALLS: Final = frozenset(
         *("lchflags", "lchmod", "lchown", "link", "makedirs", "mkdir", "mkfifo", "mknod"),
         *("posix_fallocate", "remove", "removedirs", "removexattr", "rename", "renames"),
         *("replace", "rmdir", "sendfile", "setxattr", "symlink", "truncate", "unlink", "utime"),
-        # A descriptor that can be written to is opened by fsops or journal only.
+        # A descriptor that can be written to is opened in one folder only.
         *("O_APPEND", "O_CREAT", "O_RDWR", "O_TMPFILE", "O_TRUNC", "O_WRONLY"),
     )
 )
-MAY_CHANGE_FILES: Final = frozenset({"fsops", "journal"})
+MAY_CHANGE_FILES: Final = frozenset({"linux"})
 
 PATHLIB_CALLS: Final = frozenset(
     {"hardlink_to", "symlink_to", "touch", "write_bytes", "write_text"}
@@ -174,7 +151,8 @@ def find_violations(texts: Mapping[str, str]) -> list[str]:
     sources = [parse(module, text) for module, text in sorted(texts.items())]
     found: list[str] = []
     for source in sources:
-        broken = {*_check_names(source), *_check_imports(source), *_check_uses(source)}
+        imports = _check_imports(source, texts)
+        broken = {*_check_names(source), *imports, *_check_uses(source)}
         found.extend(f"{source.module}:{line}: {message}" for line, message in sorted(broken))
     found.extend(_find_cycles(sources))
     return found
@@ -192,10 +170,10 @@ def parse(module: str, text: str) -> Source:
                 local = alias.asname or alias.name.partition(".")[0]
                 aliases[local] = alias.name if alias.asname else local
         elif isinstance(node, ast.ImportFrom):
-            # A relative import is one of ours: the package is flat.
             base = node.module or ""
             if node.level:
-                base = f"{PACKAGE}.{base}".rstrip(".")
+                above = [PACKAGE, *module.split(".")][: -node.level]
+                base = ".".join([*above, base]).rstrip(".")
             for alias in node.names:
                 full = f"{base}.{alias.name}"
                 imports.append(Use(name=full, line=node.lineno))
@@ -262,24 +240,33 @@ def _opens_for_writing(call: ast.Call, aliases: Mapping[str, str]) -> bool:
     return mode is not None and position == 1
 
 
-def _ours(use: Use) -> str | None:
-    """Return which of our modules an import is about."""
+def _ours(use: Use, known: Collection[str]) -> str | None:
+    """Return which of our modules an import is about; "" for the package itself.
+
+    Args:
+        use: The import.
+        known: Names of all modules.
+    """
     package, _, rest = use.name.partition(".")
     if package != PACKAGE:
         return None
-    known = frozenset().union(*LAYERS) | STAND_ALONE | UNLAYERED
     parts = rest.split(".")
-    for module in (".".join(parts[:2]), parts[0]):
-        if module in known:
-            return module
-    return "__init__"
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        for name in (module, f"{module}.__init__"):
+            if name in known:
+                return name
+    return rest if rest.partition(".")[0] in {*LAYERS, *UNLAYERED} else ""
+
+
+def _room(module: str) -> str:
+    """Return the folder that *module* is in, or the module itself where it is in none."""
+    return module.partition(".")[0]
 
 
 def _layer(module: str) -> int | None:
-    for depth, modules in enumerate(LAYERS):
-        if module in modules:
-            return depth
-    return None
+    room = _room(module)
+    return LAYERS.index(room) if room in LAYERS else None
 
 
 def _check_names(source: Source) -> Iterator[tuple[int, str]]:
@@ -287,22 +274,23 @@ def _check_names(source: Source) -> Iterator[tuple[int, str]]:
     if module.rpartition(".")[2] in BAD_NAMES:
         yield 1, "a module is named after what it knows, not after being useful"
     if _layer(module) is None and module not in STAND_ALONE | UNLAYERED:
-        yield 1, "has no layer; give it one in tests/support/architecture.py"
+        yield 1, "has no layer; put it into a folder of tests/support/architecture.py"
 
 
-def _check_imports(source: Source) -> Iterator[tuple[int, str]]:
+def _check_imports(source: Source, known: Collection[str]) -> Iterator[tuple[int, str]]:
     module = source.module
+    room = _room(module)
     for use in source.imports:
         package = use.name.partition(".")[0]
-        target = _ours(use)
+        target = _ours(use, known)
         if module in STAND_ALONE and (target is not None or package not in FAST):
             yield use.line, f"imports {use.name}, but the fast path loads nothing"
-        if target is not None:
+        if target:
             yield from ((use.line, text) for text in _wrong_direction(module, target))
-        if package in CONFINED and module not in CONFINED[package] | UNLAYERED:
+        if package in CONFINED and room not in CONFINED[package] | UNLAYERED:
             where = ", ".join(sorted(CONFINED[package])) or "no module"
             yield use.line, f"imports {package}, which is for {where}"
-        if module in DECIDING and package in NOT_FOR_DECIDING and use.name not in HARMLESS:
+        if room in DECIDING and package in NOT_FOR_DECIDING and use.name not in HARMLESS:
             yield use.line, f"imports {use.name}, but it decides and does not act"
 
 
@@ -311,22 +299,22 @@ def _check_uses(source: Source) -> Iterator[tuple[int, str]]:
     if module not in UNLAYERED:
         for line in source.dynamic:
             yield line, "imports by a computed name, which no rule can see"
-    if module not in MAY_START_PROCESSES:
+    if _room(module) not in MAY_START_PROCESSES:
         for use in (*source.names, *source.imports):
             if use.name in PROCESS_CALLS:
-                yield use.line, f"uses {use.name}, which is for parallel and processes"
-    if module in MAY_CHANGE_FILES:
+                yield use.line, f"uses {use.name}, which is for linux"
+    if _room(module) in MAY_CHANGE_FILES:
         return
     for use in (*source.names, *source.imports):
         if use.name in FILE_CALLS:
-            yield use.line, f"uses {use.name}, which is for fsops and journal"
+            yield use.line, f"uses {use.name}, which is for linux"
     has_pathlib = any(use.name.partition(".")[0] == "pathlib" for use in source.imports)
     forbidden = PATHLIB_CALLS | (PATHLIB_AMBIGUOUS if has_pathlib else frozenset())
     for use in source.methods:
         if use.name in forbidden:
-            yield use.line, f"uses .{use.name}, which is for fsops and journal"
+            yield use.line, f"uses .{use.name}, which is for linux"
     for line in source.writes:
-        yield line, "opens a file for writing, which is for fsops and journal"
+        yield line, "opens a file for writing, which is for linux"
 
 
 def _wrong_direction(module: str, target: str) -> Iterator[str]:
@@ -339,12 +327,11 @@ def _wrong_direction(module: str, target: str) -> Iterator[str]:
 
 
 def _find_cycles(sources: list[Source]) -> Iterator[str]:
-    """Find modules of one layer that import each other, however long the way round."""
+    """Find modules of one folder that import each other, however long the way round."""
+    known = {source.module for source in sources}
     graph = {
         source.module: {
-            target
-            for use in source.imports
-            if (target := _ours(use)) is not None and target != "__init__"
+            target for use in source.imports if (target := _ours(use, known)) in known
         }
         for source in sources
     }

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 
-from ipavolume import firstrun, installing
+from ipavolume.context import Options, Session
 from ipavolume.errors import IpaVolumeError
-from ipavolume.request import make_request
-from ipavolume.session import Options, Session
+from ipavolume.firstrun import run as installing
+from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun.request import make_request
 
 
 def show(text: str) -> None:

@@ -335,7 +335,7 @@ _AS_NOBODY: Final = (
     "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
     # As a process that was started by this user is: its /proc/self belongs to it.
     "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"
-    "sys.exit(ipavolume.cli.run())\n"
+    "sys.exit(ipavolume.cli.main.run())\n"
 )
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ipavolume import manifest
-from ipavolume.model import ImageHeader, Record
-from ipavolume.prepare import PrepareResult, prepare
+from ipavolume.formats import manifest
+from ipavolume.model.files import ImageHeader, Record
+from ipavolume.prepare.run import PrepareResult, prepare
 from support.command import PROJECT
 from support.requirements import need_root, need_tool
 

@@ -32,7 +32,7 @@ if not child:
     os.setresuid(0, 0, 0)
     # As a process that was started by this root is: its /proc/self belongs to it.
     libc.prctl(4, 1, 0, 0, 0)
-    sys.exit(ipavolume.cli.run())
+    sys.exit(ipavolume.cli.main.run())
 os.close(inside)
 os.read(ready, 1)
 for kind in ('uid', 'gid'):

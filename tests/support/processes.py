@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ipavolume.processes import Ended, run_command
+from ipavolume.linux.command import Ended, run_command
 from support.command import clean_environment
 
 LONG_S: Final = 60.0

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ipavolume.model import Condition, RpmPackage
-from ipavolume.preparation.rpmdb import read_database
+from ipavolume.model.files import Condition, RpmPackage
+from ipavolume.rpm.database import read_database
 from support import inside
 from support.images import Image, make_image
 from support.requirements import need_tool

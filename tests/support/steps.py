@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ipavolume.imagetree import ImageTree
-from ipavolume.model import ImageHeader, Package, Provide, VolumeSpec
-from ipavolume.scan import Tree
-from ipavolume.state import Volume, open_volume
-from ipavolume.stepactions import perform
-from ipavolume.stepfiles import OWN, SHIPPED, find_steps, load_step
+from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import ImageHeader, Package, Provide, VolumeSpec
 from ipavolume.steps import Declaration, MakeLink, Remove, Step, StepAction, Write
-from ipavolume.views import TemplateView, VolumeView
+from ipavolume.steps.declaration import OWN, SHIPPED, find_steps, load_step
+from ipavolume.steps.perform import perform
+from ipavolume.steps.views import TemplateView, VolumeView
+from ipavolume.volume.facts import Volume, open_volume
+from ipavolume.volume.tree import Tree
 from support.command import PROJECT
 
 RUN: Final = "20261122-120000"

@@ -1,0 +1,182 @@
+"""The turning points of a run: mark, from which on the next start finishes it, and commit.
+
+Until the mark nothing visible has changed; the build id is written last of all. Every
+operation is a fact that can be redone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from ipavolume.apply import journal
+from ipavolume.apply.area import (
+    PUBLIC_MODE,
+    STATE_CLOSED,
+    STATE_OPEN,
+    STATE_UNTOUCHED,
+    Area,
+    attempt,
+    open_optional,
+)
+from ipavolume.errors import UnsafeVolumeError
+from ipavolume.formats import plan as planfile
+from ipavolume.linux import files as fsops
+from ipavolume.model.actions import Plan
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, ImageHeader
+from ipavolume.volume import facts as state
+from ipavolume.volume.facts import Identity, Transaction
+
+_OLD_BUILD_ID: Final = "build-id.old"
+
+
+def mark(areas: Sequence[Area]) -> None:
+    """Turn the staging areas into an open transaction, the primary volume's last.
+
+    From its return on the volumes are "upgrading"; every image knows it by the directory.
+
+    Args:
+        areas: The areas, the primary one first.
+    """
+    for area in (*areas[1:], areas[0]):
+        with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
+            fsops.rename_noreplace(area.state, state.STAGING, area.state, state.TRANSACTION)
+        # The primary's is the mark: now it is there, on the disk or not.
+        now = STATE_OPEN if area is areas[0] else STATE_UNTOUCHED
+        with attempt("open the transaction on", area.volume.directory, now=now):
+            fsops.sync(area.state)
+    move_build_ids(areas)
+
+
+def move_build_ids(areas: Iterable[Area]) -> None:
+    """Move the recorded ids into the transactions: the volumes are of no image now."""
+    for area in areas:
+        with attempt("open the transaction on", area.volume.directory, now=STATE_OPEN):
+            if fsops.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
+                fsops.rename(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID)
+                fsops.sync(area.work)
+                fsops.sync(area.volume.fd)
+
+
+def commit(
+    areas: Sequence[Area],
+    identities: Sequence[Identity],
+    build_id: str,
+    history: tuple[Iterable[Any], dict[str, Any]],
+    *,
+    stepped: ImageHeader | None = None,
+    unexecuted: bool = False,
+) -> None:
+    """Record the result: the secondaries first, the primary's build id last of all.
+
+    Args:
+        areas: The areas that are still open, the primary one first.
+        identities: Who their volumes are.
+        build_id: Id of the image.
+        history: The runs that are recorded already, and this one.
+        stepped: With *unexecuted*: the last image whose steps all ran; ``None``: none did.
+        unexecuted: Steps of the image did not run: its id is not recorded, for it stands
+            for files and steps.
+    """
+    primary = areas[0]
+    for area, identity in zip(areas[1:], identities[1:], strict=True):
+        with attempt("commit to", area.volume.directory, now=STATE_OPEN):
+            _write_identity(area, identity)
+            _write_build_id(area, build_id)
+            close_transaction(area, now=STATE_OPEN)
+    with attempt("commit to", primary.volume.directory, now=STATE_OPEN):
+        # Identity and history say what was applied before, which is known as long as the
+        # baseline is the old one.
+        _write_identity(primary, identities[0])
+        journal.append_history(primary.state, *history)
+        if unexecuted:
+            journal.write_pending(primary.state, stepped or ImageHeader(build_id=""))
+        else:
+            fsops.unlink(primary.state, state.PENDING)
+        _move_pristine(primary)
+        for name in (state.BASELINE, state.INDEX):
+            if fsops.lstat(primary.work, name) is not None:
+                fsops.rename(primary.work, name, primary.state, name)
+        fsops.sync(primary.state)
+        if not unexecuted:
+            _write_build_id(primary, build_id)
+        close_transaction(primary, now=STATE_CLOSED)
+
+
+def _write_identity(area: Area, identity: Identity) -> None:
+    """Record who the volume is, once for all."""
+    if fsops.lstat(area.state, state.IDENTITY) is None:
+        journal.write_identity(area.state, identity)
+
+
+def _write_build_id(area: Area, build_id: str) -> None:
+    """Write the id to the volume's root by a rename out of the transaction."""
+    if fsops.lstat(area.work, BUILD_ID_NAME) is None:
+        # It was renamed already, or the run was staged by a version that wrote it here.
+        fsops.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
+    fsops.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
+    fsops.sync(area.volume.fd)
+
+
+def close_transaction(area: Area, *, now: str) -> None:
+    """Turn the transaction into trash, and remove that.
+
+    Args:
+        area: The area of the transaction.
+        now: In which state the volume is once it is closed, if that cannot be made durable.
+    """
+    fsops.remove_tree(area.state, state.TRASH)
+    fsops.rename_noreplace(area.state, state.TRANSACTION, area.state, state.TRASH)
+    with attempt("write to", area.volume.directory, now=now):
+        fsops.sync(area.state)
+    # What is left of it, should this fail, is removed by the next run.
+    with contextlib.suppress(OSError):
+        fsops.remove_tree(area.state, state.TRASH)
+
+
+def _move_pristine(primary: Area) -> None:
+    source = open_optional(primary.work, state.PRISTINE)
+    if source is None:
+        return
+    fsops.make_directory(primary.state, state.PRISTINE, mode=PUBLIC_MODE)
+    target = os.open(state.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.state)
+    try:
+        for name in sorted(journal.list_directory(source)):
+            fsops.rename(source, name, target, name)
+        fsops.sync(target)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
+    """Read the plan of the open transaction.
+
+    Raises:
+        UnsafeVolumeError: If it is missing, cut short or altered.
+    """
+    where = f"{area.volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{state.TRANSACTION}"
+    stream = state.open_member(area.work, state.PLAN, area.volume)
+    if stream is None:
+        raise UnsafeVolumeError(
+            f"the open transaction has lost its plan {where + '/' + state.PLAN!r}",
+            code="altered-transaction",
+            hint="Restore the volume from a backup.",
+        )
+    with stream:
+        try:
+            return planfile.load(stream, mounts=mounts)
+        except UnsafeVolumeError as err:
+            raise UnsafeVolumeError(
+                f"{err}: {where + '/' + state.PLAN!r}", code=err.code, hint=err.hint
+            ) from err
+
+
+def write_transaction(area: Area, transaction: Transaction) -> None:
+    """Write into the staging area what the transaction will be; the caller makes it durable."""
+    data = transaction.to_build.encode() + b"\n"
+    with attempt("write to", area.volume.directory, now=STATE_UNTOUCHED):
+        journal.stage_progress(area.work, transaction)
+        journal.write_bytes(area.work, BUILD_ID_NAME, data, mode=0o644)

@@ -1,0 +1,443 @@
+"""Before the mark: everything new is written beside the old, complete with its metadata."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Protocol
+
+from ipavolume.apply.area import (
+    STATE_UNTOUCHED,
+    Area,
+    Progress,
+    attempt,
+    io_error,
+    mount_of,
+    open_optional,
+)
+from ipavolume.errors import (
+    ManifestError,
+)
+from ipavolume.formats import manifest
+from ipavolume.linux import files as fsops
+from ipavolume.linux import parallel
+from ipavolume.linux import signals as interruption
+from ipavolume.model.actions import (
+    CreateTree,
+    Install,
+    Metadata,
+    Plan,
+)
+from ipavolume.model.files import (
+    FileType,
+    ImageHeader,
+    Record,
+)
+from ipavolume.volume import facts as state
+from ipavolume.volume.facts import Volume
+from ipavolume.volume.tree import INDEX_ENTRY, Tree, index_entry, mark_suspects
+
+_PARALLEL_FROM_FILES: Final = 2000
+"""Fewer files are copied before a second process has started."""
+_PARALLEL_FROM_RECORDS: Final = 20000
+
+
+class ImageSource(Protocol):
+    """The image whose files are put on the volumes."""
+
+    @property
+    def header(self) -> ImageHeader:
+        """Header of its manifest."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the record lines of its manifest."""
+
+    def templates(self) -> Mapping[str, int]:
+        """Return a descriptor of the template by mount."""
+
+    def copy_manifest(self, directory: int, name: str) -> None:
+        """Copy the manifest to *name* in *directory*."""
+
+
+def find_suspects(image: ImageSource, volumes: Mapping[str, Volume], index: bytes) -> bytes:
+    """Return one byte a record of the image's manifest: 1 where the volume has to be looked at.
+
+    For a manifest that is the baseline as well, see :func:`ipavolume.scan.mark_suspects`.
+    """
+    records = image.header.records
+    suspects = mmap.mmap(-1, max(records, 1))
+    alone = records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1
+    half = records if alone else records // 2
+
+    def look(first: int, last: int) -> None:
+        with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
+            lines = itertools.islice(image.lines(), first, last)
+            mark_suspects(lines, first, tree, index, suspects)
+
+    if half < records:
+        with parallel.beside(lambda: look(half, records)):
+            look(0, half)
+    else:
+        look(0, records)
+    return suspects[:records]
+
+
+class Index:
+    """The index that is being made: one entry a record of the new manifest.
+
+    The memory is shared with the processes that copy files.
+    """
+
+    def __init__(self, records: int, entries: bytes = b"") -> None:
+        """Make an index of *records* entries that know nothing, or what *entries* know."""
+        self._size = records * INDEX_ENTRY.size
+        self.data = mmap.mmap(-1, max(self._size, 1))
+        self.data[: len(entries)] = entries
+
+    def set(self, position: int, entry: bytes) -> None:
+        """Set the entry of the record at *position*."""
+        start = position * INDEX_ENTRY.size
+        self.data[start : start + INDEX_ENTRY.size] = entry
+
+    def body(self) -> bytes:
+        """Return all entries."""
+        return self.data[: self._size]
+
+
+class Stage:
+    """Writes everything new to the staging areas, complete with its metadata."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        image: ImageSource,
+        areas: Mapping[str, Area],
+        index: Index,
+        progress: Progress,
+    ) -> None:
+        """Take the plan, what it installs from, and where to."""
+        self._plan = plan
+        self._image = image
+        self._areas = areas
+        self._index = index
+        self._progress = progress
+        self._template = Tree(image.templates())
+        self._staged = Tree({mount: area.new for mount, area in areas.items()})
+        self._links: dict[tuple[int, int, Metadata], tuple[int, str]] = {}
+
+    def run(self, *, pristine: Iterable[Record]) -> None:
+        """Stage every action of the plan, and the config files of *pristine* as shipped.
+
+        Raises:
+            VolumeIOError: If something cannot be written; nothing visible has changed.
+        """
+        trees: dict[str, int] = {}
+        for number, action in enumerate(self._plan.actions):
+            interruption.check()
+            match action:
+                case CreateTree(path=path):
+                    trees[path] = number
+                case Install(path=path):
+                    with attempt("stage", path, now=STATE_UNTOUCHED):
+                        self._stage_install(number, action)
+                case _:
+                    pass
+        if trees:
+            self._stage_trees(trees)
+        self._stage_pristine(pristine)
+        self._template.close()
+        self._staged.close()
+
+    def _stage_install(self, number: int, action: Install) -> None:
+        parent, _, name = action.record.rpartition("/")
+        source = self._template.directory(parent)
+        st = None if source is None else fsops.lstat(source, name)
+        if source is None or st is None or (action.bytes and not stat.S_ISREG(st.st_mode)):
+            raise _not_in_template(action.record)
+        area = self._areas[mount_of(action.path, self._areas)]
+        key = (st.st_dev, st.st_ino, action.metadata)
+        if stat.S_ISREG(st.st_mode) and st.st_nlink > 1 and key in self._links:
+            directory, staged = self._links[key]
+            if directory == area.new:
+                fsops.link(directory, staged, area.new, str(number))
+                return
+        _place(
+            source,
+            name,
+            st,
+            area.new,
+            str(number),
+            action.metadata,
+            target=os.readlink(name, dir_fd=source) if stat.S_ISLNK(st.st_mode) else "",
+        )
+        if stat.S_ISREG(st.st_mode):
+            if st.st_size != action.bytes:
+                raise _not_in_template(action.record)
+            self._links[key] = (area.new, str(number))
+
+    def _stage_trees(self, trees: Mapping[str, int]) -> None:
+        omitted = {
+            path
+            for action in self._plan.actions
+            if isinstance(action, CreateTree)
+            for path in action.omit
+        }
+        staged: dict[str, str] = {}
+        directories: list[Record] = []
+        followers: list[Record] = []
+        files = 0
+        for line in self._image.lines():
+            path = manifest.path_of(line)
+            parent, _, name = path.rpartition("/")
+            above = staged.get(parent)
+            if above is None and path not in trees:
+                continue
+            if b'"type":"directory"' in line:
+                record = manifest.parse_record(line)
+                if not record.present:
+                    continue
+                mount = mount_of(path, self._areas)
+                with attempt("stage", path, now=STATE_UNTOUCHED):
+                    if path in trees:
+                        place = f"{mount}/{trees[path]}"
+                        fsops.make_directory(self._areas[mount].new, str(trees[path]))
+                    else:
+                        place = f"{above}/{name}"
+                        fsops.make_directory(self._at(self._staged, above or ""), name)
+                staged[path] = place
+                directories.append(record)
+            else:
+                files += 1
+                if b'"hard_link":' in line and path not in omitted:
+                    followers.append(manifest.parse_record(line))
+        self._progress(f"copying {files} files")
+        self._copy_files(staged, omitted, files)
+        for record in followers:
+            with attempt("stage", record.path, now=STATE_UNTOUCHED):
+                self._stage_follower(record, staged, omitted)
+        for record in reversed(directories):
+            with attempt("stage", record.path, now=STATE_UNTOUCHED):
+                self._finish_directory(record, staged[record.path])
+
+    def _copy_files(self, staged: Mapping[str, str], omitted: set[str], files: int) -> None:
+        workers = 1
+        if files >= _PARALLEL_FROM_FILES:
+            workers = min(2, parallel.processors())
+        if workers == 1:
+            self._copy_share(staged, omitted, 0, 1)
+            return
+        # Descriptors of the cached directories are shared by position with a child; each
+        # process opens its own.
+        self._template.close()
+        self._staged.close()
+        with parallel.beside(lambda: self._copy_share(staged, omitted, 1, 2)):
+            self._copy_share(staged, omitted, 0, 2)
+
+    def _copy_share(
+        self, staged: Mapping[str, str], omitted: set[str], share: int, shares: int
+    ) -> None:
+        """Copy the files of every directory that falls to this process."""
+        mine = {
+            path: place
+            for number, (path, place) in enumerate(staged.items())
+            if number % shares == share
+        }
+        here = ""
+        source = target = -1
+        for position, line in enumerate(self._image.lines()):
+            path = manifest.path_of(line)
+            parent, _, name = path.rpartition("/")
+            place = mine.get(parent)
+            if place is None or b'"type":"directory"' in line or b'"hard_link":' in line:
+                continue
+            if omitted and path in omitted:
+                continue
+            try:
+                if parent != here:
+                    source = self._at(self._template, parent)
+                    target = self._at(self._staged, place)
+                    here = parent
+                record = manifest.parse_record(line)
+                if record.present:
+                    st = _place_record(record, source, target, name)
+                    if st is not None:
+                        self._index.set(position, index_entry(st))
+            except OSError as err:
+                if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL):
+                    raise _not_in_template(path) from err
+                raise io_error("stage", path, err, now=STATE_UNTOUCHED) from err
+
+    def _stage_follower(self, record: Record, staged: Mapping[str, str], omitted: set[str]) -> None:
+        parent, _, name = record.path.rpartition("/")
+        leader_parent, _, leader = record.hard_link.rpartition("/")
+        target = os.dup(self._at(self._staged, staged[parent]))
+        try:
+            if leader_parent in staged and record.hard_link not in omitted:
+                directory = self._at(self._staged, staged[leader_parent])
+                if fsops.lstat(directory, leader) is not None:
+                    fsops.link(directory, leader, target, name)
+                    return
+            _place_record(record, self._at(self._template, parent), target, name)
+        finally:
+            os.close(target)
+
+    def _finish_directory(self, record: Record, place: str) -> None:
+        parent, _, name = record.path.rpartition("/")
+        st = fsops.lstat(self._at(self._template, parent), name)
+        fd = self._at(self._staged, place)
+        fsops.set_metadata(
+            fd, uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs
+        )
+        if st is not None:
+            fsops.set_times(fd, st.st_mtime_ns)
+
+    def _at(self, tree: Tree, path: str) -> int:
+        fd = tree.directory(path)
+        if fd is None:
+            raise _not_in_template(path)
+        return fd
+
+    def _stage_pristine(self, records: Iterable[Record]) -> None:
+        primary = next(iter(self._areas.values()))
+        with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
+            fsops.make_directory(primary.work, state.PRISTINE)
+            fd = os.open(state.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.work)
+            known = open_optional(primary.state, state.PRISTINE)
+        try:
+            for record in records:
+                if record.type is not FileType.FILE or not record.content.isalnum():
+                    continue
+                if known is not None and fsops.lstat(known, record.content) is not None:
+                    continue
+                if fsops.lstat(fd, record.content) is not None:
+                    continue
+                parent, _, name = record.path.rpartition("/")
+                with attempt("stage", record.path, now=STATE_UNTOUCHED):
+                    fsops.clone_file(self._at(self._template, parent), name, fd, record.content)
+        finally:
+            os.close(fd)
+            if known is not None:
+                os.close(known)
+
+
+def _not_in_template(path: str) -> ManifestError:
+    return ManifestError(
+        f"{path!r} is in the image's manifest, but its template has something else",
+        hint="Run ipavolume prepare in the image again.",
+    )
+
+
+def _place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
+    if record.type is FileType.FILE:
+        st = fsops.copy_file(
+            source,
+            name,
+            directory,
+            name,
+            uid=record.uid,
+            gid=record.gid,
+            mode=record.mode,
+            xattrs=record.xattrs,
+        )
+        if st.st_size != record.size:
+            raise _not_in_template(record.path)
+        return st
+    st = os.stat(name, dir_fd=source, follow_symlinks=False)
+    metadata = Metadata(uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs)
+    _place(source, name, st, directory, name, metadata, target=record.content)
+    return fsops.lstat(directory, name)
+
+
+def _place(
+    source: int,
+    name: str,
+    st: os.stat_result,
+    directory: int,
+    staged: str,
+    metadata: Metadata,
+    *,
+    target: str,
+) -> None:
+    """Make a copy of something that is not a directory, with *metadata*."""
+    if stat.S_ISREG(st.st_mode):
+        fsops.copy_file(
+            source,
+            name,
+            directory,
+            staged,
+            uid=metadata.uid,
+            gid=metadata.gid,
+            mode=metadata.mode,
+            xattrs=metadata.xattrs,
+        )
+        return
+    if stat.S_ISLNK(st.st_mode):
+        fsops.make_symlink(directory, staged, target, uid=metadata.uid, gid=metadata.gid)
+    elif stat.S_ISFIFO(st.st_mode):
+        fsops.make_fifo(directory, staged, uid=metadata.uid, gid=metadata.gid, mode=metadata.mode)
+    else:
+        raise _not_in_template(name)
+    if metadata.xattrs:
+        with fsops.inode(directory, staged) as fd:
+            fsops.set_xattrs(fd, metadata.xattrs)
+    fsops.set_link_times(directory, staged, st.st_mtime_ns)
+
+
+def fill(image: ImageSource, mount: str, root: int) -> None:
+    """Fill the empty volatile volume *mount*, open at *root*, from its template.
+
+    Raises:
+        VolumeIOError: If something cannot be written.
+    """
+    prefix = mount + "/"
+    directories: list[Record] = []
+    with Tree(image.templates()) as template, Tree({mount: root}) as volume:
+        for line in image.lines():
+            path = manifest.path_of(line)
+            if not path.startswith(prefix):
+                continue
+            record = manifest.parse_record(line)
+            if not record.present:
+                continue
+            parent, _, name = path.rpartition("/")
+            with attempt("fill", path):
+                source, target = template.directory(parent), volume.directory(parent)
+                if source is None or target is None:
+                    raise _not_in_template(path)
+                if record.type is FileType.DIRECTORY:
+                    fsops.make_directory(target, name)
+                    directories.append(record)
+                    continue
+                fsops.unlink(target, name)
+                if record.hard_link.startswith(prefix):
+                    _link_filled(volume, record.hard_link, target, name)
+                else:
+                    _place_record(record, source, target, name)
+        for record in reversed(directories):
+            with attempt("fill", record.path):
+                fd = volume.directory(record.path)
+                if fd is not None:
+                    fsops.set_metadata(
+                        fd,
+                        uid=record.uid,
+                        gid=record.gid,
+                        mode=record.mode,
+                        xattrs=record.xattrs,
+                    )
+
+
+def _link_filled(volume: Tree, leader: str, target: int, name: str) -> None:
+    """Make *name* another name of the file at the path *leader*, which was filled before."""
+    own = os.dup(target)
+    try:
+        parent, _, last = leader.rpartition("/")
+        directory = volume.directory(parent)
+        if directory is None:
+            raise _not_in_template(leader)
+        fsops.link(directory, last, own, name)
+    finally:
+        os.close(own)

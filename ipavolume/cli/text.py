@@ -1,0 +1,388 @@
+"""Results as text for people and as data for scripts."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ipavolume.formats.plan import action_data
+from ipavolume.model.actions import Action, Install, Keep, Plan, describe, verb
+from ipavolume.model.tasks import Task, task_data
+from ipavolume.steps.api import describe as describe_step
+
+if TYPE_CHECKING:
+    from ipavolume.apply.run import Outcome
+    from ipavolume.commands.check import Card
+    from ipavolume.commands.check_image import Audited
+    from ipavolume.commands.listing import ListedStep
+    from ipavolume.engines.audit import Finding as AuditFinding
+    from ipavolume.plan.draft import Draft
+    from ipavolume.plan.tasks import Preview
+    from ipavolume.rpm.scriptlets import Explanation
+
+_ORDER: Final = ("create", "replace", "rpmnew", "save", "erase", "rmdir", "metadata", "keep")
+_WORDS: Final = {
+    "create": "created",
+    "replace": "replaced",
+    "rpmnew": "put beside the edited file as .rpmnew",
+    "save": "moved to another name",
+    "erase": "removed, no longer shipped",
+    "rmdir": "directories removed if empty",
+    "metadata": "given another owner, mode or ACL",
+    "keep": "kept as they are",
+}
+
+
+def escape(text: str) -> str:
+    """Return *text* fit for a terminal: control characters and undecodable bytes escaped."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    result = []
+    for character in text:
+        if character == "\\":
+            result.append("\\\\")
+        elif "\udc80" <= character <= "\udcff":
+            result.append(f"\\x{ord(character) - 0xDC00:02x}")
+        elif character.isprintable():
+            result.append(character)
+        else:
+            result.append(character.encode("unicode_escape").decode("ascii"))
+    return "".join(result)
+
+
+def audit_heading(found: Audited) -> str:
+    """Return in one line what an audit came to."""
+    wrong = sum(finding.paths for finding in found.findings if finding.is_wrong)
+    if not wrong:
+        return "nothing that has to last was written outside of its volumes"
+    return f"{wrong} {'path was' if wrong == 1 else 'paths were'} written outside of its volumes"
+
+
+def audit_lines(finding: AuditFinding) -> list[str]:
+    """Return the lines by which an audit shows a finding."""
+    more = f" (and {finding.paths - 1} below it)" if finding.paths > 1 else ""
+    text = [f"{finding.path}{more}"]
+    if finding.advice:
+        text.append(finding.advice)
+    if finding.line:
+        text.append(f"kept by: {finding.line}")
+    return [escape(line) for line in text]
+
+
+def audit_advice(found: Audited) -> list[str]:
+    """Return the lines that an audit ends with: what to add to the path list."""
+    if not found.lines:
+        return []
+    where = escape(found.path_list or "the path list")
+    return [
+        f"to keep them, add to {where} when the image is built, before ipavolume prepare:",
+        *(f"    {escape(line)}" for line in found.lines),
+    ]
+
+
+def audit_data(found: Audited) -> dict[str, Any]:
+    """Return an audit as plain data."""
+    return {
+        "container": found.name,
+        "image": {"name": found.image, "id": found.build_id},
+        "clean": found.is_clean,
+        "list": found.path_list,
+        "lines": list(found.lines),
+        "findings": [
+            {
+                "fault": str(finding.fault),
+                "path": finding.path,
+                "paths": finding.paths,
+                "line": finding.line,
+                "advice": finding.advice,
+            }
+            for finding in found.findings
+        ],
+    }
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return the lines of a dry run, one an action, without a heading."""
+    return [f"{verb(action):<9} {escape(describe(action))}" for action in plan.actions]
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain data."""
+    return {
+        "run": plan.run,
+        "kind": plan.kind,
+        "from": plan.from_build,
+        "to": plan.to_build,
+        "overrides": list(plan.overrides),
+        "actions": [dict(action_data(action), verb=verb(action)) for action in plan.actions],
+        "tasks": [task_data(task) for task in plan.tasks],
+    }
+
+
+def tasks_data(draft: Draft | None) -> list[dict[str, Any]]:
+    """Return the tasks of a draft, and what they would do, as plain data."""
+    if draft is None:
+        return []
+    return [
+        {**task_data(task), **_preview_data(draft.previews.get(task.key))}
+        for task in draft.plan.tasks
+    ]
+
+
+def _preview_data(preview: Preview | None) -> dict[str, Any]:
+    if preview is None:
+        return {}
+    return {
+        "actions": [describe_step(action) for action in preview.actions],
+        "text": list(preview.text),
+        "changed": list(preview.changed),
+    }
+
+
+def step_lines(step: ListedStep) -> list[str]:
+    """Return the lines by which ``steps`` shows one."""
+    found = step.declaration
+    versions = f"{found.component} {found.applies_from or '(every version)'}"
+    lines = [
+        f"{found.name}: {found.summary}",
+        f"  {found.phase}, at {' and '.join(found.when)}, {versions}; {found.source}",
+    ]
+    if found.replaces:
+        lines.append(f"  in the place of {found.replaces}")
+    return [escape(line) for line in (*lines, f"  {step.why}")]
+
+
+def step_data(step: ListedStep) -> dict[str, Any]:
+    """Return a listed step as plain data."""
+    found = step.declaration
+    return {
+        "name": found.name,
+        "source": found.source,
+        "summary": found.summary,
+        "component": found.component,
+        "applies_from": found.applies_from,
+        "when": [str(when) for when in found.when],
+        "phase": str(found.phase),
+        "masked": found.masked,
+        "replaces": found.replaces,
+        "runs": step.runs,
+        "why": step.why,
+    }
+
+
+def scriptlet_line(found: Explanation) -> str:
+    """Return the line by which ``scriptlets`` shows one."""
+    words = f" {' '.join(found.arguments)}" if found.arguments else ""
+    program = " ".join(found.scriptlet.interpreter)
+    return escape(f"{found.scriptlet.name}{words} ({program}): {found.why}")
+
+
+def scriptlet_data(found: Explanation) -> dict[str, Any]:
+    """Return a listed scriptlet as plain data."""
+    one = found.scriptlet
+    return {
+        "name": one.name,
+        "package": one.package,
+        "evr": one.evr,
+        "kind": one.kind,
+        "interpreter": list(one.interpreter),
+        "digest": one.digest,
+        "runs": found.runs,
+        "arguments": list(found.arguments),
+        "why": found.why,
+    }
+
+
+def counts(actions: Sequence[Action]) -> dict[str, int]:
+    """Return how many actions of each verb there are, in a fixed order."""
+    found = Counter(verb(action) for action in actions)
+    return {word: found[word] for word in _ORDER if found[word]}
+
+
+def summary_lines(outcome: Outcome) -> list[str]:
+    """Return what a person wants to know at the end of a run, and can act on."""
+    lines = []
+    for plan in outcome.plans:
+        lines.append(
+            f"{plan.kind} {escape(plan.from_build) or '(empty)'} -> {escape(plan.to_build)}"
+        )
+        totals = counts(plan.actions)
+        if not totals:
+            lines.append("  no file on the volume had to change")
+        lines += [f"  {number:>6} {_WORDS[word]}" for word, number in totals.items()]
+        review = [action for action in plan.actions if verb(action) in ("rpmnew", "save")]
+        review += [
+            action
+            for action in plan.actions
+            if isinstance(action, Install) and action.path == action.record and action.save_to
+        ]
+        if review:
+            lines.append("  to review (ipavolume conflicts --diff):")
+            lines += [f"    {escape(describe(action))}" for action in review]
+        special = [
+            action
+            for action in plan.actions
+            if isinstance(action, Keep) and action.rule not in ("rpm", "package-unchanged")
+        ]
+        if special:
+            lines.append("  left alone:")
+            lines += [f"    {escape(describe(action))}" for action in special]
+    for path, to in outcome.notes:
+        if to:
+            lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
+        else:
+            lines.append(f"  changed meanwhile, left as it is: {escape(path)}")
+    if outcome.tasks:
+        lines.append("  executed:")
+        lines += [
+            f"    {escape(record.key)}: {record.state}, {record.seconds} s"
+            for record in outcome.tasks
+        ]
+    if outcome.warnings:
+        count = len(outcome.warnings)
+        lines.append("  1 warning:" if count == 1 else f"  {count} warnings:")
+        lines += [f"    {escape(text)}" for text in outcome.warnings]
+    if outcome.waiting:
+        lines.append("  left to the online phase:")
+        lines += [f"    {escape(task.name)}: {escape(task.summary)}" for task in outcome.waiting]
+    return lines
+
+
+def outcome_data(outcome: Outcome) -> dict[str, Any]:
+    """Return the result of a run as plain data."""
+    return {
+        "state": str(outcome.state),
+        "reason": outcome.reason,
+        "recorded": outcome.recorded,
+        "plans": [plan_data(plan) for plan in outcome.plans],
+        "notes": [list(note) for note in outcome.notes],
+        "tasks": [
+            {
+                "key": record.key,
+                "result": str(record.state),
+                "started": record.started,
+                "seconds": record.seconds,
+                "messages": list(record.messages),
+            }
+            for record in outcome.tasks
+        ],
+        "warnings": list(outcome.warnings),
+        "waiting": [task_data(task) for task in outcome.waiting],
+    }
+
+
+def history_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the recorded runs for people, oldest first."""
+    lines = []
+    for run in runs:
+        source = run.get("from_name") or run.get("from") or "(empty)"
+        target = run.get("to_name") or run.get("to", "")
+        lines.append(
+            escape(
+                f"{run.get('finished', '')}  {run.get('kind', '')}  {source} -> {target}  "
+                f"{run.get('result', '')}  ({run.get('run', '')}, {_duration(run)})"
+            )
+        )
+        totals = run.get("counts", {})
+        if totals:
+            text = ", ".join(f"{totals[word]} {word}" for word in _ORDER if word in totals)
+            lines.append(f"    {text}")
+        lines += [
+            escape(f"    {name} {before} -> {after}")
+            for name, before, after in run.get("packages", [])
+        ]
+        lines += [
+            escape(f"    {phase:<8} {key}: {result}, {seconds} s")
+            for key, phase, result, _, seconds in run.get("tasks", [])
+        ]
+        lines += [escape(f"    failed at {at}: {text}") for at, text in run.get("failures", [])]
+        lines += [escape(f"    warning: {text}") for text in run.get("warnings", [])]
+        if run.get("overrides"):
+            lines.append(escape(f"    overridden: {', '.join(run['overrides'])}"))
+    return lines
+
+
+def _duration(run: Mapping[str, Any]) -> str:
+    """Return how long a run took from its beginning to its end, pauses included."""
+    try:
+        begin, end = (datetime.datetime.fromisoformat(run[key]) for key in ("started", "finished"))
+    except (KeyError, ValueError):
+        return "?"
+    return f"{round((end - begin).total_seconds())} s"
+
+
+def tasks_count(tasks: Sequence[object]) -> str:
+    """Return how many steps and scriptlets there are, in words."""
+    return "1 step or scriptlet" if len(tasks) == 1 else f"{len(tasks)} steps and scriptlets"
+
+
+def preview_lines(task: Task, preview: Preview | None, *, verbose: bool) -> list[str]:
+    """Return the lines of a dry run for a task.
+
+    Args:
+        task: The task.
+        preview: What it would do, or ``None`` when that is not known.
+        verbose: Show the text of a scriptlet, too.
+    """
+    words = f" {' '.join(task.arguments)}" if task.arguments else ""
+    again = "; provisional" if task.provisional else ""
+    lines = [escape(f"{task.phase:<8} {task.name}{words}: {task.summary} ({task.reason}{again})")]
+    if preview is None:
+        return lines
+    lines += [f"           {escape(describe_step(action))}" for action in preview.actions]
+    if preview.changed:
+        lines += [f"           {escape(line)}" for line in preview.changed]
+    if verbose:
+        lines += [f"           | {escape(line)}" for line in preview.text]
+    return lines
+
+
+def dump_json(data: object) -> str:
+    """Return *data* as one line of JSON; undecodable bytes as their surrogates' escapes."""
+    return json.dumps(data, ensure_ascii=True)
+
+
+def card_lines(card: Card) -> list[str]:
+    """Return the identity card of a volume for people."""
+    lines = [f"volume    {escape(card.volume)}"]
+    recorded = card.recorded
+    if recorded is None:
+        return [*lines, "state     says nothing: empty, or not ours"]
+    name = f" ({recorded['name']})" if recorded.get("name") else ""
+    lines.append(f"image     {escape(str(recorded.get('id') or 'none recorded') + name)}")
+    system = recorded.get("os")
+    if system and system["id"]:
+        lines.append(escape(f"release   {system['id']} {system['version_id']}"))
+    volume = recorded.get("volume")
+    if volume:
+        lines.append(escape(f"uuid      {volume['uuid']}"))
+        lines.append(escape(f"created   {volume['created']} by image {volume['image']}"))
+    if card.first_run is not None:
+        first = card.first_run
+        host = f" as {first['host']}" if first["host"] else ""
+        when = first["finished"] or first["started"]
+        lines.append(escape(f"first run {first['state']}{host}{f', {when}' if when else ''}"))
+    for word in ("passed", "failed") if card.verified is not None else ():
+        head = "verified " if word == "passed" else "not right"
+        names = card.verified[word] if card.verified is not None else ()
+        lines += [escape(f"{head} {name}") for name in names]
+    open_ = recorded.get("transaction")
+    if open_:
+        lines.append(
+            escape(
+                f"open run  {open_['run']} to {open_['to']}, {open_['phase']}, since "
+                f"{open_['since']}; the next start finishes it"
+            )
+        )
+        lines += [
+            escape(f"  {task['result']:<8}{task['key']}, since {task['started']}")
+            for task in open_["tasks"]
+        ]
+        lines += [escape(f"  failed  {one['at']}: {one['message']}") for one in open_["failures"]]
+    if card.last_run is not None:
+        lines.append("last run")
+        lines += [f"  {line}" for line in history_lines([card.last_run])]
+    return lines

@@ -1,0 +1,445 @@
+"""``check`` and ``status``: what a volume is, whether it is healthy, what an image would do.
+
+Nothing is changed, nothing of the image is executed, no link of the volume is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from ipavolume.apply import run as lifecycle
+from ipavolume.context import Options, Session
+from ipavolume.errors import (
+    EXIT_CANNOT_CREATE,
+    EXIT_IO,
+    EXIT_LOCKED,
+    EXIT_REFUSED,
+    EXIT_UNSAFE,
+    EXIT_UPGRADE_NEEDED,
+    ConfigurationError,
+    IpaVolumeError,
+    UnsafeVolumeError,
+    UsageError,
+)
+from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun.standing import Standing
+from ipavolume.image.image import Image
+from ipavolume.model.actions import Keep
+from ipavolume.model.files import ImageHeader
+from ipavolume.plan import draft as drafting
+from ipavolume.plan.draft import Draft
+from ipavolume.plan.verdict import NEEDS_WORK, State, Verdict
+from ipavolume.volume import facts as state
+from ipavolume.volume import ownership
+from ipavolume.volume import tree as scan
+from ipavolume.volume.facts import Facts
+
+FROM_THE_BEST: Final = (
+    *(0, EXIT_UPGRADE_NEEDED, EXIT_LOCKED, EXIT_REFUSED, EXIT_CANNOT_CREATE, EXIT_IO),
+    EXIT_UNSAFE,
+)
+"""Exit statuses of a check, what is worse later; any other one is worse than these."""
+_SHOWN_PATHS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something worth knowing of a volume.
+
+    Attributes:
+        code: Stable word.
+        severity: ``error``, ``warning`` or ``note``.
+        path: Where, or "".
+        message: What.
+        hint: What to do, or "".
+    """
+
+    code: str
+    severity: str
+    path: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What ``check`` found.
+
+    Attributes:
+        volume: Directory of the primary volume.
+        state: State of the volumes.
+        reason: Why that state.
+        recorded: What is recorded, as plain data.
+        image: The image, as plain data.
+        draft: What the image would do, or ``None`` when it would do nothing.
+        findings: What is worth knowing.
+        exit_status: 0 current, 100 upgrade needed, otherwise that of the refusal.
+    """
+
+    volume: str
+    state: State
+    reason: str
+    recorded: Mapping[str, Any] | None
+    image: Mapping[str, Any]
+    draft: Draft | None
+    findings: tuple[Finding, ...]
+    exit_status: int
+
+
+def inspect(options: Options) -> Inspection:
+    """Look at the volumes of *options* with the eyes of its image.
+
+    Raises:
+        IpaVolumeError: If the image cannot be opened, or has no such volume.
+    """
+    try:
+        session = Session(options)
+    except (ConfigurationError, UsageError):
+        raise
+    except IpaVolumeError as err:
+        with Image(options.root, called=options.called) as seen:
+            spec = next(spec for spec in seen.header.volumes if not spec.volatile)
+            place = options.volumes.get(spec.mount) or seen.mount_directory(spec.mount)
+            return failed(place, image_data(seen.header), err)
+    with session:
+        directory = session.primary.directory
+        image = image_data(session.image.header)
+        findings: list[Finding] = []
+        try:
+            facts = session.facts()
+            state.check_records(session.primary, facts[session.primary.mount])
+            verdict = session.judge(facts)
+            findings += _in_use(session, facts)
+            findings += _of_nobody(session)
+            return _inspect(session, facts, verdict, findings, image)
+        except ConfigurationError:
+            # It is the image that is wrong, whatever the volume is.
+            raise
+        except IpaVolumeError as err:
+            return failed(directory, image, err, *findings)
+        except OSError as err:
+            findings.append(
+                Finding(
+                    code="unreadable",
+                    severity="error",
+                    path=directory,
+                    message=f"cannot read the volume: {err.strerror}",
+                    hint="Run it as root.",
+                )
+            )
+            return Inspection(
+                volume=directory,
+                state=State.UNSAFE,
+                reason=f"cannot be read: {err.strerror}",
+                recorded=None,
+                image=image,
+                draft=None,
+                findings=tuple(findings),
+                exit_status=EXIT_IO,
+            )
+
+
+def worst(statuses: Iterable[int]) -> int:
+    """Return the exit status for several volumes: the worst of theirs."""
+
+    def badness(status: int) -> int:
+        return FROM_THE_BEST.index(status) if status in FROM_THE_BEST else len(FROM_THE_BEST)
+
+    return max(statuses, key=badness, default=0)
+
+
+def failed(
+    volume: str, image: Mapping[str, Any], err: IpaVolumeError, *findings: Finding
+) -> Inspection:
+    """Return what is known of a volume that could not be looked at, or not be trusted.
+
+    Args:
+        volume: Its directory, or its name.
+        image: The image, as plain data.
+        err: Why.
+        findings: What was found before that.
+    """
+    return Inspection(
+        volume=volume,
+        state=State.UNSAFE,
+        reason=str(err),
+        recorded=None,
+        image=image,
+        draft=None,
+        findings=(*findings, _finding(err)),
+        exit_status=err.exit_status,
+    )
+
+
+def _inspect(
+    session: Session,
+    facts: Mapping[str, Facts],
+    verdict: Verdict,
+    findings: list[Finding],
+    image: Mapping[str, Any],
+) -> Inspection:
+    status = 0
+    made: Draft | None = None
+    found, reason = verdict.state, verdict.reason
+    if verdict.error is not None:
+        findings.append(_finding(verdict.error))
+        status = verdict.error.exit_status
+    elif verdict.state in NEEDS_WORK:
+        status = EXIT_UPGRADE_NEEDED
+        try:
+            if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
+                lifecycle.read_open_plan(session, facts)
+            else:
+                made = drafting.draft(session, verdict, facts, looking=True)
+        except ConfigurationError:
+            raise
+        except IpaVolumeError as err:
+            findings.append(_finding(err))
+            status = err.exit_status
+            if isinstance(err, UnsafeVolumeError):
+                found, reason = State.UNSAFE, str(err)
+    elif session.options.checksum:
+        outdated = replace(verdict, state=State.OUTDATED)
+        made = drafting.draft(session, outdated, facts, looking=True)
+        changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
+        findings += [
+            Finding(
+                code="drift",
+                severity="warning",
+                path=item.path,
+                message="is not as the image shipped it; an upgrade would change it",
+            )
+            for item in changed
+        ]
+        made = None
+    if made is not None:
+        findings += [
+            Finding(
+                code=warning.code,
+                severity="warning",
+                path="",
+                message=warning.text,
+                hint=warning.hint,
+            )
+            for warning in made.warnings
+        ]
+        findings += [
+            Finding(
+                code="unreadable",
+                severity="warning",
+                path=path,
+                message=f"cannot be looked at: {why}",
+                hint="Run it as root to know what happens to it.",
+            )
+            for path, why in made.unreadable
+        ]
+        if os.geteuid() != 0 and made.unreadable:
+            findings.append(
+                Finding(
+                    code="incomplete",
+                    severity="warning",
+                    path="",
+                    message="the plan leaves out what could not be read",
+                )
+            )
+    if found is State.CURRENT and (first_run := _first_run(session)) is not None:
+        found, reason, finding, status = first_run
+        findings += [] if finding is None else [finding]
+    primary = facts[session.primary.mount]
+    return Inspection(
+        volume=session.primary.directory,
+        state=found,
+        reason=reason,
+        recorded=recorded_data(primary),
+        image=image,
+        draft=made,
+        findings=tuple(findings),
+        exit_status=status,
+    )
+
+
+def _first_run(session: Session) -> tuple[State, str, Finding | None, int] | None:
+    """Return state, reason, finding and exit status where the first run is not done.
+
+    Raises:
+        UnsafeVolumeError: If what has to be looked at is not what it can be.
+    """
+    looked = firstrun.look(session)
+    if looked is None:
+        return None
+    judgement = looked.judgement
+    finding = _finding(judgement.error) if judgement.error is not None else None
+    match judgement.standing:
+        case Standing.DONE if judgement.error is None:
+            return None
+        case Standing.UNCONFIGURED:
+            return State.UNCONFIGURED, judgement.reason, finding, EXIT_UPGRADE_NEEDED
+        case Standing.WAITING:
+            return State.WAITING, judgement.reason, finding, EXIT_REFUSED
+        case Standing.PARTIAL:
+            return State.PARTIAL, judgement.reason, finding, EXIT_UNSAFE
+        case Standing.DONE:
+            return State.UNSAFE, judgement.reason, finding, EXIT_UNSAFE
+
+
+def _in_use(session: Session, facts: Mapping[str, Facts]) -> list[Finding]:
+    if not session.is_locked():
+        return []
+    open_ = facts[session.primary.mount].transaction
+    what = f"and works on run {open_.run}" if open_ else "and keeps it while it lives"
+    return [
+        Finding(
+            code="in-use",
+            severity="note",
+            path=session.primary.directory,
+            message=f"a container or command holds the lock {what}",
+        )
+    ]
+
+
+def _of_nobody(session: Session) -> list[Finding]:
+    """Find files whose owner the user namespace of this container does not have."""
+    if not ownership.is_remapped():
+        return []
+    found: list[str] = []
+    mounted = session.mounted_below()
+    with contextlib.suppress(IpaVolumeError), session.tree() as tree:
+        found += [path for path in mounted if _is_nobodys(tree.stat(path))]
+        for mount, volume in session.volumes.items():
+            looked = scan.walk(volume.fd, mount, mounted=mounted, unreadable=lambda *_: None)
+            found += [path for path, _, _, st in looked if _is_nobodys(st)]
+    if not found:
+        return []
+    shown = ", ".join(map(repr, found[:_SHOWN_PATHS])) + (", ..." * (len(found) > _SHOWN_PATHS))
+    return [
+        Finding(
+            code="unknown-owner",
+            severity="warning",
+            path=found[0],
+            message=f"nobody ({ownership.OVERFLOW_ID}) is the owner of {shown}: the real one is "
+            "outside of this container's user namespace, and its root cannot change that",
+            hint="Change the owner on the host; root of this container is "
+            f"{ownership.outside_of(0)} there.",
+        )
+    ]
+
+
+def _is_nobodys(st: os.stat_result | None) -> bool:
+    return st is not None and ownership.OVERFLOW_ID in (st.st_uid, st.st_gid)
+
+
+def _finding(err: IpaVolumeError) -> Finding:
+    return Finding(code=err.code, severity="error", path=err.path, message=str(err), hint=err.hint)
+
+
+def image_data(header: ImageHeader) -> dict[str, Any]:
+    """Return what a manifest says of its image as plain data."""
+    return {
+        "id": header.build_id,
+        "name": header.image_name,
+        "created": header.created,
+        "os": {"id": header.os_id, "version_id": header.os_version},
+        "packages": {package.name: package.evr for package in header.packages},
+    }
+
+
+def recorded_data(facts: Facts) -> dict[str, Any] | None:
+    """Return what a volume says of itself as plain data, or ``None`` when it says nothing."""
+    if facts.build_id is None and facts.identity is None and facts.transaction is None:
+        return None
+    data: dict[str, Any] = {"id": facts.build_id}
+    if facts.baseline is not None:
+        image = image_data(facts.baseline)
+        data.update(
+            {
+                "baseline": image["id"],
+                "name": image["name"],
+                "os": image["os"],
+                "packages": image["packages"],
+            }
+        )
+    if facts.identity is not None:
+        data["volume"] = {
+            "uuid": facts.identity.uuid,
+            "primary": facts.identity.primary,
+            "created": facts.identity.created,
+            "image": facts.identity.image,
+        }
+    if facts.transaction is not None:
+        data["transaction"] = {
+            "run": facts.transaction.run,
+            "to": facts.transaction.to_build,
+            "phase": facts.transaction.phase,
+            "since": facts.transaction.started,
+            "tasks": [
+                {"key": record.key, "result": str(record.state), "started": record.started}
+                for record in facts.tasks.records.values()
+            ],
+            "failures": [
+                {"at": failure.at, "message": failure.message} for failure in facts.tasks.failures
+            ],
+        }
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The identity card of a volume, as recorded; nothing is planned for it.
+
+    Attributes:
+        volume: Its directory.
+        recorded: What it says of itself, or ``None`` when it says nothing.
+        last_run: The last run of its history, or ``None``.
+        open: A transaction is open.
+        first_run: What is recorded of the first run, or ``None``.
+        verified: What is recorded of the last run's verification, or ``None``.
+    """
+
+    volume: str
+    recorded: Mapping[str, Any] | None
+    last_run: Mapping[str, Any] | None
+    open: bool
+    first_run: Mapping[str, Any] | None = None
+    verified: Mapping[str, Any] | None = None
+
+
+def read_card(directory: str) -> Card:
+    """Read the identity card of the volume at *directory*.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = state.open_volume("/volume", directory)
+    try:
+        facts = state.read_facts(volume)
+        runs = state.read_history(volume)
+        record = firstrun.read_record(volume)
+        verified = state.read_verified(volume)
+    finally:
+        os.close(volume.fd)
+    return Card(
+        volume=directory,
+        recorded=recorded_data(facts),
+        last_run=runs[-1] if runs else None,
+        open=facts.transaction is not None,
+        first_run=None if record is None else asdict(record),
+        verified=None if verified is None else asdict(verified),
+    )
+
+
+def read_runs(directory: str) -> list[Mapping[str, Any]]:
+    """Return the recorded runs of the volume at *directory*, oldest first.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = state.open_volume("/volume", directory)
+    try:
+        state.check_trust(volume)
+        return state.read_history(volume)
+    finally:
+        os.close(volume.fd)

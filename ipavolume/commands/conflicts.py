@@ -1,0 +1,264 @@
+"""``conflicts``: the copies that runs left beside edited files, and settling them.
+
+Only what the history recorded is listed; a copy that is gone was settled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.apply import area as workspace
+from ipavolume.apply.area import mount_of
+from ipavolume.context import Session
+from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
+from ipavolume.formats.manifest import is_safe_path
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.volume import facts as state
+from ipavolume.volume.tree import Tree
+
+_MAX_SHOWN_BYTES: Final = 1 << 20
+_KINDS: Final = frozenset({"rpmnew", "rpmsave", "rpmorig", "saved"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """A copy that waits for somebody to look at it.
+
+    Attributes:
+        path: The file.
+        copy: The copy.
+        kind: ``rpmnew`` (the package's), ``rpmsave``, ``rpmorig`` or ``saved`` (yours).
+        run: Run that left it.
+    """
+
+    path: str
+    copy: str
+    kind: str
+    run: str
+
+
+def conflicts(session: Session) -> list[Conflict]:
+    """Return the recorded copies that are still there, oldest first.
+
+    Raises:
+        UnsafeVolumeError: If the volume cannot be trusted.
+    """
+    for volume in session.volumes.values():
+        state.check_trust(volume)
+    found: dict[str, Conflict] = {}
+    with session.tree() as tree:
+        for run in state.read_history(session.primary):
+            for item in run.get("copies", ()):
+                conflict = _parse(item, str(run.get("run", "")), session)
+                if conflict is None:
+                    continue
+                with workspace.attempt("look at", conflict.copy):
+                    if tree.state(conflict.copy) is not None:
+                        found[conflict.copy] = conflict
+    return list(found.values())
+
+
+def _parse(item: object, run: str, session: Session) -> Conflict | None:
+    if not (isinstance(item, list) and len(item) == 3 and all(isinstance(p, str) for p in item)):
+        return None
+    path, copy, kind = item
+    if not run.replace("-", "").isalnum():
+        return None
+    below = tuple(mount + "/" for mount in session.volumes)
+    if kind not in _KINDS or not all(is_safe_path(p) and p.startswith(below) for p in (path, copy)):
+        return None
+    return Conflict(path=path, copy=copy, kind=kind, run=run)
+
+
+def difference(session: Session, conflict: Conflict) -> Iterator[str]:
+    """Yield the lines of the difference between yours and the package's, without line ends."""
+    with session.tree() as tree:
+        mine, theirs = conflict.path, conflict.copy
+        if conflict.kind != "rpmnew":
+            mine, theirs = theirs, mine
+        before, after = _text(tree, mine), _text(tree, theirs)
+        for path, text in ((mine, before), (theirs, after)):
+            if isinstance(text, str):
+                yield f"{path}: {text}"
+        if not isinstance(before, str) and not isinstance(after, str):
+            yield from difflib.unified_diff(
+                before, after, fromfile=mine, tofile=theirs, lineterm=""
+            )
+
+
+def _text(tree: Tree, path: str) -> Sequence[str] | str:
+    """Return the lines of a file, or a text that says what it is instead."""
+    found = tree.state(path)
+    if found is None:
+        return "is not there"
+    if found.type is FileType.SYMLINK:
+        return [f"-> {tree.target(path)}"]
+    if found.type is not FileType.FILE:
+        return f"is a {found.type.value}"
+    if found.size > _MAX_SHOWN_BYTES:
+        return f"has {found.size} bytes, too many to show"
+    parent, _, name = path.rpartition("/")
+    directory = tree.directory(parent)
+    fd = None if directory is None else fsops.open_regular(directory, name)
+    if fd is None:
+        return "cannot be read"
+    with open(fd, "rb") as stream:
+        data = stream.read(_MAX_SHOWN_BYTES)
+    if b"\0" in data:
+        return f"is a binary file of {len(data)} bytes"
+    return data.decode("utf-8", "surrogateescape").splitlines()
+
+
+def find(session: Session, path: str, *, shown: Callable[[str], str]) -> Conflict:
+    """Return the conflict that *path* names: the copy, or the file that has one.
+
+    Of a file with several the newest run counts, and of that run what rpm would have left
+    comes before what a step put aside.
+
+    Args:
+        session: The volumes.
+        path: The path, as it is or as it is listed.
+        shown: Returns how a path is listed.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    known = conflicts(session)
+    for spelled in (lambda name: name, shown):
+        for conflict in reversed(known):
+            if path == spelled(conflict.copy):
+                return conflict
+        of_path = [conflict for conflict in known if path == spelled(conflict.path)]
+        for conflict in of_path:
+            if conflict.run == of_path[-1].run:
+                return conflict
+    raise UsageError(
+        f"{path!r} has no recorded copy",
+        hint="List them with ipavolume conflicts; write the path as it is listed.",
+    )
+
+
+def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
+    """Settle a conflict; the lock is held. What loses is not removed if somebody wrote it.
+
+    Args:
+        session: The volumes.
+        conflict: The conflict.
+        take_new: The package's version is to be in place; otherwise yours.
+
+    Returns:
+        What was done, for a person.
+
+    Raises:
+        RefusedError: If a run is not finished.
+        UnsafeVolumeError: If a path is not what it was.
+    """
+    open_ = state.read_facts(session.primary).transaction
+    if open_ is not None:
+        raise RefusedError(
+            f"run {open_.run} on the volume at {session.primary.mount} is not finished",
+            code="open-transaction",
+            hint="Finish it first: start the container, or ipavolume upgrade.",
+        )
+    new_is_copy = conflict.kind == "rpmnew"
+    volume = session.volumes[mount_of(conflict.path, session.volumes)]
+    with workspace.attempt("settle", conflict.path):
+        if new_is_copy and not take_new:
+            return _remove_shipped(session, conflict)
+        if not new_is_copy and take_new:
+            away = _put_away(session, conflict.copy, conflict)
+            return f"{conflict.path} stays as it is; {away}"
+        _make_parents(session, conflict.path)
+        kept = _put_away(session, conflict.path, conflict)
+        source, source_name = _open(session, conflict.copy)
+        target, target_name = _open(session, conflict.path)
+        try:
+            fsops.rename_noreplace(source, source_name, target, target_name)
+            fsops.sync(target)
+        finally:
+            os.close(source)
+            os.close(target)
+        workspace.sync_area(volume)
+        return f"{conflict.copy} is {conflict.path} now; {kept}"
+
+
+def _remove_shipped(session: Session, conflict: Conflict) -> str:
+    if not _is_as_shipped(session, conflict.copy):
+        away = _put_away(session, conflict.copy, conflict)
+        return f"{conflict.path} stays as it is; {away}"
+    directory, name = _open(session, conflict.copy)
+    try:
+        fsops.unlink(directory, name)
+        fsops.sync(directory)
+    finally:
+        os.close(directory)
+    return f"{conflict.path} stays as it is; {conflict.copy} is removed"
+
+
+def _is_as_shipped(session: Session, path: str) -> bool:
+    """Tell whether the content of *path* is kept among the pristine files anyway."""
+    with session.tree() as tree:
+        digest = tree.digest(path)
+    fd = state.open_state(session.primary)
+    if not digest or fd is None:
+        return False
+    try:
+        return fsops.lstat(fd, f"{state.PRISTINE}/{digest}") is not None
+    finally:
+        os.close(fd)
+
+
+def _make_parents(session: Session, path: str) -> None:
+    """Make the directories above *path* that went with what the image no longer ships."""
+    mount = mount_of(path, session.volumes)
+    parent = path[len(mount) + 1 :].rpartition("/")[0]
+    root = session.volumes[mount].fd
+    try:
+        fd = fsops.open_directory(root, parent)
+    except FileNotFoundError:
+        fd = fsops.make_directories(root, parent, mode=0o755)
+    os.close(fd)
+
+
+def _open(session: Session, path: str) -> tuple[int, str]:
+    mount = mount_of(path, session.volumes)
+    return fsops.open_parent(session.volumes[mount].fd, path[len(mount) + 1 :])
+
+
+def _put_away(session: Session, path: str, conflict: Conflict) -> str:
+    """Move *path* to where nothing is in its way and nobody loses it."""
+    mount = mount_of(path, session.volumes)
+    where = f"{STATE_DIRECTORY}/{state.SAVED}/settled-{conflict.run}"
+    source, name = _open(session, path)
+    try:
+        st = fsops.lstat(source, name)
+        if st is None:
+            return f"{path} is not there"
+        if stat.S_ISDIR(st.st_mode) and path == conflict.path:
+            raise UnsafeVolumeError(
+                f"{path!r} is a directory now",
+                hint="Settle it by hand.",
+            )
+        inside = path[len(mount) + 1 :]
+        inside = inside.removeprefix(f"{STATE_DIRECTORY}/{state.SAVED}/{conflict.run}/")
+        parent = f"{where}/{inside}".rpartition("/")[0]
+        target = fsops.make_directories(session.volumes[mount].fd, parent, mode=0o700)
+        try:
+            for number in range(1000):
+                free = f"{name}.{number}" if number else name
+                if fsops.lstat(target, free) is None:
+                    fsops.rename_noreplace(source, name, target, free)
+                    fsops.sync(target)
+                    fsops.sync(source)
+                    return f"{path} was put away as {mount}/{parent}/{free}"
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    raise UnsafeVolumeError(f"no free name is left to put {path!r} away")

@@ -1,0 +1,135 @@
+"""``steps`` and ``scriptlets``: what an image would run on a volume, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipavolume.config.reading import ScriptletsConfig
+from ipavolume.context import Options, Session
+from ipavolume.errors import VolumeIOError
+from ipavolume.image.image import Image
+from ipavolume.image.scriptlets import read_catalogue
+from ipavolume.model.files import ImageHeader
+from ipavolume.plan import draft as drafting
+from ipavolume.plan import tasks as choosing
+from ipavolume.plan.verdict import State
+from ipavolume.rpm import scriptlets
+from ipavolume.rpm.scriptlets import Explanation
+from ipavolume.steps import declaration as stepfiles
+from ipavolume.steps.api import Declaration, When
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedStep:
+    """A step, and whether it would run.
+
+    Attributes:
+        declaration: What it says of itself.
+        runs: It would be asked; ``None`` where there is no volume to tell by.
+        why: Why, or why not.
+    """
+
+    declaration: Declaration
+    runs: bool | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the next start would find on a volume.
+
+    Attributes:
+        state: State of the volume.
+        recorded: Header of the last image whose steps ran, or what could be learned of it.
+        complete: *recorded* names every package.
+    """
+
+    state: State
+    recorded: ImageHeader | None
+    complete: bool
+
+    @property
+    def when(self) -> When:
+        """Which steps the next start asks."""
+        if self.state is State.EMPTY:
+            return When.POPULATE
+        if self.state in (State.CURRENT, State.REBUILT):
+            return When.START
+        return When.UPGRADE
+
+
+def list_steps(options: Options) -> list[ListedStep]:
+    """Return the steps of the image in their order.
+
+    Raises:
+        IpaVolumeError: If a step is malformed, or the volume cannot be trusted.
+    """
+    known = _known(options)
+    with Image(options.root) as image:
+        found = []
+        for declaration in choosing.steps_of(image):
+            if known is None:
+                runs, why = None, stepfiles.describe_selection(declaration)
+                if declaration.masked:
+                    runs = False
+            else:
+                header = known.recorded if known.when is When.UPGRADE else image.header
+                runs, why = choosing.is_asked(
+                    declaration,
+                    when=known.when,
+                    recorded=header or image.header,
+                    image=image.header,
+                    complete=known.complete,
+                    again=options.again,
+                )
+            found.append(ListedStep(declaration=declaration, runs=runs, why=why))
+        return found
+
+
+def list_scriptlets(options: Options) -> list[Explanation]:
+    """Return every scriptlet of the image: run, not run, and why.
+
+    Raises:
+        IpaVolumeError: If the catalogue is malformed, or the volume cannot be trusted.
+    """
+    known = _known(options)
+    with Image(options.root) as image:
+        config = image.config.scriptlets or ScriptletsConfig()
+        catalogue = read_catalogue(image.tree)
+        if known is not None and known.when is When.UPGRADE and known.recorded is not None:
+            return list(
+                scriptlets.explain(
+                    catalogue,
+                    config,
+                    old=known.recorded.packages,
+                    complete=known.complete,
+                    new=image.header.packages,
+                )
+            )
+        return [
+            Explanation(
+                scriptlet=one,
+                runs=False,
+                arguments=(),
+                why=scriptlets.never(one, config) or "runs when an upgrade changes the versions",
+            )
+            for one in catalogue.scriptlets
+        ]
+
+
+def _known(options: Options) -> Known | None:
+    """Return what a start would find; ``None`` where no volume is mounted."""
+    try:
+        with Session(options) as session:
+            facts = session.facts()
+            verdict = session.judge(facts)
+            return Known(
+                state=verdict.state,
+                recorded=drafting.recorded_of(session, facts),
+                complete=verdict.state not in (State.LEGACY, State.STATELESS),
+            )
+    except VolumeIOError as err:
+        # While an image is built there is none, and that is no fault.
+        if err.code != "no-volume" or options.volumes:
+            raise
+        return None

@@ -1,0 +1,169 @@
+"""``ipavolume status --probe``: what an orchestrator asks a container again and again.
+
+The answer is what is recorded, so a start that takes twenty minutes says for twenty minutes
+that it is not done, and how far it got. Once the application has been started, what upgrade
+steps want verified is part of being ready: it runs until it has ended well once.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.apply import run as lifecycle
+from ipavolume.commands import start as starting
+from ipavolume.context import Session
+from ipavolume.errors import (
+    EXIT_COMMAND_FAILED,
+    EXIT_LOCKED,
+    CommandFailedError,
+)
+from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun.standing import Standing
+from ipavolume.linux import command as processes
+from ipavolume.model import tasks
+from ipavolume.model.tasks import TaskState
+from ipavolume.steps import verify as verification
+from ipavolume.volume import lock as holding
+from ipavolume.volume.facts import Facts
+
+_BOOTED: Final = "/run/systemd/system"
+_TARGET: Final = "default.target"
+_CMDLINE_BYTES: Final = 64 << 10
+_TIMEOUT_S: Final = 10
+
+
+class Probe(enum.StrEnum):
+    """What is asked."""
+
+    STARTUP = "startup"
+    """Is the volume current, is the first run done?"""
+    READY = "ready"
+    """Has the application been started as well?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a probe found.
+
+    Attributes:
+        exit_status: 0 for yes, 75 for not yet, 13 when it will not come without somebody's help.
+        text: Why, in one line.
+    """
+
+    exit_status: int
+    text: str
+
+
+def ask(session: Session, probe: Probe) -> Answer:
+    """Answer *probe* for the volumes of *session*.
+
+    Raises:
+        IpaVolumeError: If a volume cannot be read or trusted.
+    """
+    facts = session.facts()
+    answer = _started(session, facts[session.primary.mount])
+    if answer.exit_status != 0:
+        return answer
+    wanted = session.image.header.build_id
+    for mount, found in facts.items():
+        if found.transaction is not None or found.build_id != wanted:
+            what = found.build_id or "nothing"
+            return _not_yet(session, f"{mount} is at {what}, the image is {wanted}")
+    if probe is Probe.READY:
+        return _is_ready(session, answer)
+    return answer
+
+
+def _started(session: Session, facts: Facts) -> Answer:
+    open_ = facts.transaction
+    if open_ is None:
+        if facts.build_id != session.image.header.build_id:
+            what = facts.build_id or "nothing"
+            return _not_yet(
+                session,
+                f"{session.primary.mount} is at {what}, the image is "
+                f"{session.image.header.build_id}",
+            )
+        standing = firstrun.standing(session) if session.image.config.first_run else Standing.DONE
+        if standing is not Standing.DONE:
+            return _not_yet(session, f"first run: {standing}")
+        return Answer(exit_status=0, text=f"current ({facts.build_id})")
+    text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
+    plan = lifecycle.read_open_plan(session, {session.primary.mount: facts})
+    left = tasks.pending(plan.tasks, facts.tasks)
+    if left:
+        number = len(plan.tasks) - len(left) + 1
+        text += f", task {number}/{len(plan.tasks)} {left[0].name}"
+    text += f", since {open_.started}"
+    states = [record.state for record in facts.tasks.records.values()]
+    if TaskState.FAILED in states and TaskState.STARTED not in states:
+        return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"failed: {text}")
+    return _not_yet(session, text)
+
+
+def _not_yet(session: Session, text: str) -> Answer:
+    if session.is_inside and holding.is_on_hold():
+        return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {text}")
+    return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {text}")
+
+
+def _is_ready(session: Session, started: Answer) -> Answer:
+    if not session.is_inside:
+        return started
+    text = started.text
+    first = _first_process()
+    if first.startswith("ipavolume"):
+        return Answer(exit_status=EXIT_LOCKED, text="not yet: the start has not handed over")
+    if first == "systemd" and not os.path.isdir(_BOOTED):
+        return Answer(exit_status=EXIT_LOCKED, text="not yet: systemd begins to boot")
+    if os.path.isdir(_BOOTED):
+        words = ("systemctl", "is-active", _TARGET)
+        try:
+            ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=_nowhere)
+        except CommandFailedError as err:
+            return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
+        if ended.status != 0:
+            state = ended.lines[-1] if ended.lines else f"systemctl ended with {ended.status}"
+            return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
+        text += f", {_TARGET} is active"
+    wrong = _verify(session)
+    if wrong:
+        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
+    return Answer(exit_status=0, text=text)
+
+
+def _first_process() -> str:
+    """Return what the container's first process executes, as far as it matters here."""
+    try:
+        with open("/proc/1/cmdline", "rb") as stream:
+            words = stream.read(_CMDLINE_BYTES).split(b"\0")
+        if any(word.endswith(b"/ipavolume/__main__.py") for word in words) and b"start" in words:
+            return "ipavolume start"
+        return os.path.basename(os.readlink("/proc/1/exe"))
+    except OSError:
+        return ""
+
+
+def _verify(session: Session) -> str:
+    """Have verified what is not verified yet; return what is not right, or ""."""
+    run, steps = verification.pending(session)
+    if not steps:
+        return ""
+    if not session.go_on():
+        return "another command of this container works on the volume"
+    speaker = lifecycle.Speaker(
+        say=_nowhere, show=_nowhere, redactor=starting.redactor(session, ())
+    )
+    output = lifecycle.open_log(session, run, speaker)
+    try:
+        return verification.verify(session, run, steps, output)
+    finally:
+        output.close()
+        session.pause()
+
+
+def _nowhere(_line: str) -> None:
+    """Show nothing: what is said is in the answer."""

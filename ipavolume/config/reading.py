@@ -1,0 +1,501 @@
+"""The configuration of an image, ``/etc/ipavolume.toml``.
+
+Every key is optional. A key that is not known, a value of the wrong type and a value that
+makes no sense are faults; all of them are reported at once, each with its line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ipavolume.config.pathlist import normalise
+from ipavolume.config.tomllines import KeyPath, key_lines
+from ipavolume.errors import ConfigurationError
+
+CONFIGURATION_PATH: Final = "/etc/ipavolume.toml"
+MAX_CONFIGURATION_BYTES: Final = 1 << 20
+PROFILES: Final = ("freeipa",)
+PHASES: Final = ("offline", "online")
+SCRIPTLET_KINDS: Final = ("post", "trigger", "posttrans")
+_OTHER_KINDS: Final = {
+    "pretrans": "comes before a package's files, which an image has already",
+    "pre": "comes before a package's files, which an image has already",
+    "preun": "is of the old package, of which nothing is left",
+    "postun": "is of the old package, of which nothing is left",
+    "filetrigger": "acts on the image's files, and did when it was built",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeConfig:
+    """A volume as configured.
+
+    Attributes:
+        mount: Where the container sees it.
+        template: Where the image keeps its pristine content; by default the mount with
+            ``-template``.
+        lists: Path lists; by default ``/etc/volume-NAME-list`` with the mount's last name.
+        volatile: Emptied and filled at each start, never upgraded.
+    """
+
+    mount: str
+    template: str
+    lists: tuple[str, ...]
+    volatile: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitution:
+    """What is replaced in the scriptlets of a package.
+
+    Attributes:
+        package: Name of the package.
+        find: Text to find.
+        replace: Text to put in its place.
+    """
+
+    package: str
+    find: str
+    replace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptletsConfig:
+    """Which scriptlets of packages run at an upgrade.
+
+    Attributes:
+        packages: Names, globs of names, or what packages provide; a leading ``?`` means that
+            none need be installed.
+        kinds: Kinds of scriptlets, of :data:`SCRIPTLET_KINDS`.
+        phase: When they run.
+        timeout_s: Seconds that each may take.
+        substitute: What is replaced in them.
+        repeatable: Packages, of those, whose triggers may run although they ask for a version
+            that is unknown, because running them for nothing does no harm.
+    """
+
+    packages: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("post", "trigger", "posttrans")
+    phase: str = "online"
+    timeout_s: int = 600
+    substitute: tuple[Substitution, ...] = ()
+    repeatable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRunConfig:
+    """The command that configures a fresh volume.
+
+    Attributes:
+        command: Words of the command.
+        phase: When it runs.
+        done_when: Path that exists when it has done its work, or "".
+        waiting_when: Path that exists while it waits for an answer, or "".
+        ruins_when: Path that exists when it cannot simply be run again, or "".
+        timeout_s: Seconds that it may take.
+    """
+
+    command: tuple[str, ...]
+    phase: str = "online"
+    done_when: str = ""
+    waiting_when: str = ""
+    ruins_when: str = ""
+    timeout_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The configuration, defaults filled in.
+
+    Attributes:
+        profile: Name of the profile, or "".
+        volumes: The volumes; the first is the primary one.
+        volumes_given: The file itself declares the volumes.
+        start_exec: What ``start`` executes at the end; empty: the command line's words.
+        log_follow: Logs whose lines are shown while a command runs.
+        online_unit: Name of the systemd unit that runs the online phase.
+        accept_from: Releases whose volumes are accepted; empty: same id, same major.
+        accept_guard: Packages that must not go back.
+        files_refresh: Globs of template files that no package owns and that a new image
+            may replace while they are unedited.
+        scriptlets: Which scriptlets run, or ``None`` for none.
+        first_run: What configures a fresh volume, or ``None`` for nothing.
+    """
+
+    profile: str
+    volumes: tuple[VolumeConfig, ...]
+    volumes_given: bool = False
+    start_exec: tuple[str, ...] = ()
+    log_follow: tuple[str, ...] = ()
+    online_unit: str = "ipavolume-online.service"
+    accept_from: tuple[str, ...] = ()
+    accept_guard: tuple[str, ...] = ()
+    files_refresh: tuple[str, ...] = ()
+    scriptlets: ScriptletsConfig | None = None
+    first_run: FirstRunConfig | None = None
+
+
+def default_volume(mount: str) -> VolumeConfig:
+    """Return the volume at *mount* as it is when nothing more is said of it."""
+    return VolumeConfig(
+        mount=mount,
+        template=mount + "-template",
+        lists=(f"/etc/volume-{mount.rpartition('/')[2]}-list",),
+    )
+
+
+GENERIC: Final = Config(profile="", volumes=(default_volume("/data"),))
+_PROFILES: Final = {
+    "": GENERIC,
+    "freeipa": Config(
+        profile="freeipa",
+        volumes=GENERIC.volumes,
+        start_exec=("/usr/sbin/init",),
+        log_follow=("/var/log/ipa-server-configure-first.log",),
+        accept_from=("fedora:same-or-previous", "el:same-major"),
+        accept_guard=("ipa-server", "freeipa-server", "389-ds-base", "pki-server"),
+        scriptlets=ScriptletsConfig(
+            packages=(
+                "389-ds-base",
+                "pki-server",
+                "pki-base",
+                "bind",
+                "bind-dyndb-ldap",
+                "certmonger",
+                "sssd-common",
+                "?ipa-client",
+                "?freeipa-client",
+                "authselect-libs",
+                "?opendnssec",
+                "?unbound",
+                "?softhsm",
+            ),
+            substitute=(
+                Substitution(
+                    package="bind-dyndb-ldap",
+                    find="/etc/named.conf",
+                    replace="/data/etc/named.conf",
+                ),
+            ),
+        ),
+        first_run=FirstRunConfig(
+            command=("/usr/sbin/ipa-server-install",),
+            done_when="/etc/ipa/ca.crt",
+            waiting_when="/data/ipa.csr",
+            ruins_when="/var/lib/ipa/sysrestore/sysrestore.index",
+        ),
+    ),
+}
+
+
+def parse_config(data: bytes | None) -> Config:
+    """Return the configuration in *data*, or the defaults when there is no file.
+
+    Raises:
+        ConfigurationError: If anything is wrong; names every fault with its line.
+    """
+    if data is None:
+        return GENERIC
+    hint = f"Correct {CONFIGURATION_PATH} in the image."
+    try:
+        text = data.decode("utf-8").replace("\r\n", "\n")
+        # With a newline at the end every fault of the syntax has a line.
+        values = tomllib.loads(text + "\n")
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
+        reason = str(err) or "nested too deeply"
+        raise ConfigurationError(f"{CONFIGURATION_PATH}: {reason}", hint=hint) from err
+    faults = _Faults(key_lines(text))
+    config = _read_config(_Table(values, (), faults))
+    if faults.found:
+        where = sorted(faults.found)
+        raise ConfigurationError(
+            "; ".join(f"{CONFIGURATION_PATH}:{line}: {fault}" for line, fault in where), hint=hint
+        )
+    return config
+
+
+class _Faults:
+    """Collects what is wrong, with lines."""
+
+    def __init__(self, lines: Mapping[KeyPath, int]) -> None:
+        self._lines = lines
+        self.found: list[tuple[int, str]] = []
+
+    def add(self, path: KeyPath, fault: str) -> None:
+        known = path
+        while known and known not in self._lines:
+            known = known[:-1]
+        found = (self._lines.get(known, 1), f"{_dotted(path)} {fault}")
+        if found not in self.found:
+            self.found.append(found)
+
+
+def _dotted(path: KeyPath) -> str:
+    """Return a key as people write it; tables of an array are counted from 1."""
+    text = "".join(f".{part}" if isinstance(part, str) else f"[{part + 1}]" for part in path)
+    return text.removeprefix(".")
+
+
+class _Table:
+    """A table of the file: takes keys out, and complains of those that remain."""
+
+    def __init__(self, values: Mapping[str, Any], path: KeyPath, faults: _Faults) -> None:
+        self._values = dict(values)
+        self.path = path
+        self.faults = faults
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def fault(self, key: str, fault: str) -> None:
+        self.faults.add((*self.path, key) if key else self.path, fault)
+
+    def done(self) -> None:
+        for key in self._values:
+            self.fault(key, "is not a known key")
+
+    def text(self, key: str, default: str, *, check: Callable[[str], str] | None = None) -> str:
+        if key not in self._values:
+            return default
+        value = self._values.pop(key)
+        if not isinstance(value, str):
+            self.fault(key, "must be a string")
+            return default
+        if fault := _text_fault(value) or (check(value) if check else ""):
+            self.fault(key, fault)
+            return default
+        return value
+
+    def path_text(self, key: str, default: str) -> str:
+        value = self.text(key, default, check=_path_fault)
+        return normalise(value) if value else value
+
+    def texts(
+        self,
+        key: str,
+        default: tuple[str, ...],
+        *,
+        check: Callable[[str], str] | None = None,
+    ) -> tuple[str, ...]:
+        if key not in self._values:
+            return default
+        value = self._values.pop(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self.fault(key, "must be an array of strings")
+            return default
+        for item in value:
+            if fault := _text_fault(item) or (check(item) if check else ""):
+                self.fault(key, fault)
+        return tuple(value)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._values.pop(key, default)
+        if not isinstance(value, bool):
+            self.fault(key, "must be true or false")
+            return default
+        return value
+
+    def count(self, key: str, default: int) -> int:
+        value = self._values.pop(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.fault(key, "must be a whole number of at least 1")
+            return default
+        return value
+
+    def table(self, key: str) -> _Table:
+        value = self._values.pop(key, {})
+        if not isinstance(value, dict):
+            self.fault(key, "must be a table")
+            value = {}
+        return _Table(value, (*self.path, key), self.faults)
+
+    def tables(self, key: str) -> list[_Table]:
+        value = self._values.pop(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            self.fault(key, "must be an array of tables")
+            return []
+        return [
+            _Table(item, (*self.path, key, number), self.faults)
+            for number, item in enumerate(value)
+        ]
+
+
+def _text_fault(value: str) -> str:
+    return "holds a NUL character" if "\0" in value else ""
+
+
+def _path_fault(value: str) -> str:
+    if not value.startswith("/"):
+        return f"{value!r} is not an absolute path"
+    return ""
+
+
+def _service_fault(value: str) -> str:
+    name = value.removesuffix(".service")
+    allowed = name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    if name == value or not allowed:
+        return f"{value!r} is not a name such as 'application-upgrade.service'"
+    return ""
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        return "" if value in words else f"{value!r} is none of {', '.join(words)}"
+
+    return check
+
+
+def _accept_fault(rule: str) -> str:
+    # Imported here because packaging is slow to load and few images have rules of their own.
+    from ipavolume.rpm.versions import validate_accept_rule
+
+    return validate_accept_rule(rule) or ""
+
+
+def _filled(value: str) -> str:
+    return "" if value else "holds an empty string"
+
+
+def _read_config(top: _Table) -> Config:
+    profile = top.text("profile", "", check=_one_of(PROFILES))
+    default = _PROFILES[profile]
+    volumes_given = "volume" in top
+    volumes = _read_volumes(top)
+    start = top.table("start")
+    accept = top.table("accept")
+    files = top.table("files")
+    config = Config(
+        profile=profile,
+        volumes=volumes or default.volumes,
+        volumes_given=volumes_given,
+        start_exec=start.texts("exec", default.start_exec, check=_filled),
+        log_follow=start.texts("log-follow", default.log_follow, check=_path_fault),
+        online_unit=start.text("online-unit", default.online_unit, check=_service_fault),
+        accept_from=accept.texts("from", default.accept_from, check=_accept_fault),
+        accept_guard=accept.texts("guard", default.accept_guard, check=_filled),
+        files_refresh=files.texts("refresh", default.files_refresh, check=_path_fault),
+        scriptlets=_read_scriptlets(top, default.scriptlets),
+        first_run=_read_first_run(top, default.first_run),
+    )
+    for table in (start, accept, files, top):
+        table.done()
+    return config
+
+
+def _read_volumes(top: _Table) -> tuple[VolumeConfig, ...]:
+    volumes: list[VolumeConfig] = []
+    tables = top.tables("volume")
+    for table in tables:
+        if "mount" not in table:
+            table.fault("", "has no mount")
+        mount = table.path_text("mount", "/data")
+        usual = default_volume(mount)
+        volume = VolumeConfig(
+            mount=mount,
+            template=table.path_text("template", usual.template),
+            lists=table.texts("lists", usual.lists, check=_path_fault),
+            volatile=table.flag("volatile", default=False),
+        )
+        for key, path in (("mount", volume.mount), ("template", volume.template)):
+            if fault := place_fault(path):
+                table.fault(key, fault)
+        _check_apart(table, volume, volumes)
+        table.done()
+        volumes.append(volume)
+    if volumes and volumes[0].volatile:
+        tables[0].fault("volatile", "cannot be true for the first volume, which keeps the journal")
+    return tuple(volumes)
+
+
+_NEEDED: Final = ("/proc", "/sys", "/dev", "/etc/ipavolume", "/usr/share/ipavolume")
+
+
+def place_fault(path: str) -> str:
+    """Say why *path* can be neither a mount nor a template; "" when it can."""
+    if path == "/":
+        return "cannot be the root of the image"
+    if any(is_within(path, needed) or is_within(needed, path) for needed in _NEEDED):
+        return f"cannot be {path!r}, which the system or ipavolume needs itself"
+    return ""
+
+
+def is_within(path: str, above: str) -> bool:
+    """Tell whether *path* is *above* or below it."""
+    return path == above or path.startswith(above.rstrip("/") + "/")
+
+
+def _check_apart(table: _Table, volume: VolumeConfig, others: list[VolumeConfig]) -> None:
+    if is_within(volume.mount, volume.template) or is_within(volume.template, volume.mount):
+        table.fault("template", f"{volume.template!r} and {volume.mount!r} lie in one another")
+    for key, path in (("mount", volume.mount), ("template", volume.template)):
+        for other in others:
+            for what, taken in (("mount", other.mount), ("template", other.template)):
+                if path == taken:
+                    table.fault(key, f"{path!r} is the {what} of another volume already")
+                elif is_within(path, taken) or is_within(taken, path):
+                    table.fault(key, f"{path!r} and the {what} {taken!r} lie in one another")
+
+
+def _read_scriptlets(top: _Table, default: ScriptletsConfig | None) -> ScriptletsConfig | None:
+    if "scriptlets" not in top:
+        return default
+    table = top.table("scriptlets")
+    usual = default or ScriptletsConfig()
+    substitute = usual.substitute
+    if "substitute" in table:
+        substitute = tuple(_read_substitution(item) for item in table.tables("substitute"))
+    config = ScriptletsConfig(
+        packages=table.texts("packages", usual.packages, check=_package_fault),
+        kinds=table.texts("kinds", usual.kinds, check=_kind_fault),
+        phase=table.text("phase", usual.phase, check=_one_of(PHASES)),
+        timeout_s=table.count("timeout_s", usual.timeout_s),
+        substitute=substitute,
+        repeatable=table.texts("repeatable", usual.repeatable, check=_filled),
+    )
+    table.done()
+    return config if config.packages else None
+
+
+def _package_fault(name: str) -> str:
+    return _filled(name.removeprefix("?"))
+
+
+def _kind_fault(kind: str) -> str:
+    if kind in _OTHER_KINDS:
+        return f"names {kind!r}, which cannot run: it {_OTHER_KINDS[kind]}"
+    return _one_of(SCRIPTLET_KINDS)(kind)
+
+
+def _read_substitution(table: _Table) -> Substitution:
+    for key in ("package", "find", "replace"):
+        if key not in table:
+            table.fault("", f"has no {key}")
+    substitution = Substitution(
+        package=table.text("package", "", check=_filled),
+        find=table.text("find", "", check=_filled),
+        replace=table.text("replace", ""),
+    )
+    table.done()
+    return substitution
+
+
+def _read_first_run(top: _Table, default: FirstRunConfig | None) -> FirstRunConfig | None:
+    if "first-run" not in top:
+        return default
+    table = top.table("first-run")
+    usual = default or FirstRunConfig(command=())
+    if not usual.command and "command" not in table:
+        table.fault("", "has no command")
+    config = FirstRunConfig(
+        command=table.texts("command", usual.command, check=_filled),
+        phase=table.text("phase", usual.phase, check=_one_of(PHASES)),
+        done_when=table.path_text("done-when", usual.done_when),
+        waiting_when=table.path_text("waiting-when", usual.waiting_when),
+        ruins_when=table.path_text("ruins-when", usual.ruins_when),
+        timeout_s=table.count("timeout_s", usual.timeout_s),
+    )
+    table.done()
+    return config if config.command else None

@@ -1,0 +1,462 @@
+"""Container engines of the host, docker and podman, asked through their own commands.
+
+An image is read through a container that is created from it and never started: no process
+of it runs, no network is made for it, and it is removed again, with the anonymous volumes
+that its image declares. Nothing is ever pulled.
+
+Sources: ``docker create``, ``docker cp``, ``docker diff`` and their namesakes of podman; for
+what differs between them, docker 20.10 and 28 and podman 4.3 as they behave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tarfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from ipavolume.errors import CommandFailedError, ConfigurationError, IpaVolumeError, UsageError
+from ipavolume.linux import command as processes
+from ipavolume.linux import signals as interruption
+
+NAMES: Final = ("docker", "podman")
+LABEL: Final = "ipavolume.reads-image"
+"""Every container that is created here has it, so that a leftover can be told and removed."""
+
+_ANSWER_S: Final = 60.0
+_LONG_S: Final = 900.0
+"""For what takes the longer the more there is: copying, comparing, removing."""
+_ANSWER_BYTES: Final = 512 << 20
+_PARENT_BYTES: Final = 1 << 40
+_NEVER_STARTED: Final = "/ipavolume-never-starts-this"
+_UNKNOWN: Final = (
+    *("no such image", "no such container", "no such volume", "no such object"),
+    *("image not known", "no container with name", "no volume with name"),
+)
+_NOT_THERE: Final = ("could not find the file", "could not be found", "not a directory")
+_NOT_ALLOWED: Final = "permission denied while trying to connect"
+_NOT_RUNNING: Final = ("cannot connect to", "failed to connect to")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """Something that is mounted in a container.
+
+    Attributes:
+        place: Where the container sees it.
+        kind: ``volume``, ``bind``, ``tmpfs`` and so on.
+    """
+
+    place: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container as its engine describes it.
+
+    Attributes:
+        id: Its id.
+        name: Its name.
+        image_id: Id of its image.
+        image_name: What its image was called when it was made, or "".
+        mounts: What is mounted in it.
+        is_systemd: podman mounts in it what systemd needs.
+    """
+
+    id: str
+    name: str
+    image_id: str
+    image_name: str
+    mounts: tuple[Mount, ...]
+    is_systemd: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedVolume:
+    """A named volume as its engine describes it.
+
+    Attributes:
+        name: Its name.
+        directory: Where the host sees it, when it is mounted there.
+        is_directory: It is a plain directory of the engine's, there at any time.
+    """
+
+    name: str
+    directory: str
+    is_directory: bool
+
+
+class _UnknownError(Exception):
+    """The engine answers that it does not have what it was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A container engine.
+
+    Attributes:
+        name: Its command.
+    """
+
+    name: str
+
+    @property
+    def follows_links(self) -> bool:
+        """The engine's ``cp`` gives what a link leads to; docker's gives the link."""
+        return self.name == "podman"
+
+    # -- asking --------------------------------------------------------------------------
+
+    def image_id(self, reference: str) -> str:
+        """Return the id of an image that is on this host."""
+        said = self._ask("image", "inspect", "--format", "{{.Id}}", "--", reference)
+        return said.decode("ascii", "replace").strip()
+
+    def container(self, name: str) -> Container:
+        """Return what the engine says of a container, running or not."""
+        said = self._ask("container", "inspect", "--", name)
+        try:
+            (found,) = json.loads(said)
+            mounts = [
+                Mount(place=_text(item["Destination"]), kind=_text(item["Type"]))
+                for item in found.get("Mounts") or ()
+            ]
+            tmpfs = found.get("HostConfig", {}).get("Tmpfs") or {}
+            mounts += [Mount(place=_text(place), kind="tmpfs") for place in tmpfs]
+            config = found.get("Config", {})
+            return Container(
+                id=_text(found["Id"]),
+                name=_text(found["Name"]).lstrip("/"),
+                image_id=_text(found["Image"]),
+                image_name=_text(found.get("ImageName") or config.get("Image") or ""),
+                mounts=tuple(mounts),
+                is_systemd=config.get("SystemdMode") is True,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise self._not_understood(f"the container {name!r}") from err
+
+    def volume(self, name: str) -> NamedVolume:
+        """Return what the engine says of a named volume."""
+        said = self._ask("volume", "inspect", "--", name)
+        try:
+            (found,) = json.loads(said)
+            options = found.get("Options") or {}
+            local = found["Driver"] == "local" and not {"type", "device"} & set(options)
+            return NamedVolume(
+                name=_text(found["Name"]),
+                directory=_text(found["Mountpoint"]),
+                is_directory=local,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise self._not_understood(f"the volume {name!r}") from err
+
+    def diff(self, container: str) -> list[tuple[str, str]]:
+        """Return what a container changed in its own layer: ``A``, ``C`` or ``D``, and a path.
+
+        docker prints a path as it is, so that a newline in it can only be guessed at: what does
+        not begin as a line of this list does goes on with the path before. Both engines put
+        U+FFFD in the place of bytes that are not UTF-8.
+        """
+        if self.name == "podman":
+            return self._diff_as_data(container)
+        said = self._ask("diff", "--", container, timeout_s=_LONG_S)
+        return parse_diff(said.decode("utf-8", "surrogateescape"))
+
+    def _diff_as_data(self, container: str) -> list[tuple[str, str]]:
+        said = self._ask("diff", "--format", "json", "--", container, timeout_s=_LONG_S)
+        try:
+            data = json.loads(said)
+            return [
+                (letter, _text(path))
+                for letter, word in (("A", "added"), ("C", "changed"), ("D", "deleted"))
+                for path in data.get(word) or ()
+            ]
+        except (ValueError, TypeError, AttributeError) as err:
+            raise self._not_understood(f"the changes of {container!r}") from err
+
+    def _ask(self, *words: str, timeout_s: float = _ANSWER_S, to_the_end: bool = False) -> bytes:
+        """Return what the engine answers.
+
+        Args:
+            words: The command's arguments.
+            timeout_s: Seconds that it may take.
+            to_the_end: Go on although a signal asked for an end.
+
+        Raises:
+            _UnknownError: If it does not have what it is asked for.
+            CommandFailedError: If it does not answer.
+        """
+        command = [self.name, *words]
+        with processes.output_of(
+            command, timeout_s=timeout_s, limit_bytes=_ANSWER_BYTES, to_the_end=to_the_end
+        ) as output:
+            said = output.stream.read()
+            status = output.finish()
+            if status == 0:
+                return said
+            lines = output.complaints()
+            if any(word in " ".join(lines).lower() for word in _UNKNOWN):
+                raise _UnknownError
+            raise self._failed(words, status, lines)
+
+    def _failed(self, words: Sequence[str], status: int, lines: Sequence[str]) -> IpaVolumeError:
+        said = lines[-1] if lines else f"it ended with status {status}"
+        text = " ".join(lines).lower()
+        if _NOT_ALLOWED in text:
+            return CommandFailedError(
+                f"{self.name} does not let this user in: {said}",
+                code="no-engine",
+                hint=f"Run it as root, or as a user in the group {self.name}.",
+            )
+        if any(words in text for words in _NOT_RUNNING):
+            return CommandFailedError(
+                f"the engine of {self.name} does not answer: {said}",
+                code="no-engine",
+                hint=f"Start it: systemctl start {self.name}",
+            )
+        return CommandFailedError(
+            f"{self.name} {words[0]}: {said}",
+            code="engine",
+            hint=f"Look at what {self.name} info says.",
+            details=lines[:-1],
+        )
+
+    def _not_understood(self, what: str) -> CommandFailedError:
+        return CommandFailedError(
+            f"what {self.name} says of {what} cannot be understood",
+            code="engine",
+            hint=f"Look at what {self.name} version says: docker 20.10 and podman 4 are known.",
+        )
+
+    # -- reading -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def created(self, image_id: str) -> Iterator[str]:
+        """Create a container of an image, never to be started, and remove it at the end.
+
+        Args:
+            image_id: Its id; a name could lead elsewhere meanwhile.
+
+        Yields:
+            Its name.
+
+        Raises:
+            CommandFailedError: If it cannot be created.
+            StoppedError: If a signal asked for an end; it is removed all the same.
+        """
+        name = f"ipavolume-{uuid.uuid4()}"
+        with interruption.installed(), contextlib.ExitStack() as stack:
+            interruption.check()
+            stack.callback(self._remove, name)
+            try:
+                # To its end: cut off, the engine might make it after it was removed here.
+                self._ask(
+                    *("create", "--name", name, "--label", f"{LABEL}=", "--network", "none"),
+                    *("--pull", "never", image_id, _NEVER_STARTED),
+                    timeout_s=_LONG_S,
+                    to_the_end=True,
+                )
+            except _UnknownError as err:
+                raise ConfigurationError(
+                    f"{self.name} has no image {image_id!r} any more", code="no-image"
+                ) from err
+            interruption.check()
+            yield name
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(_UnknownError):
+            words = ("rm", "--force", "--volumes", "--", name)
+            self._ask(*words, timeout_s=_LONG_S, to_the_end=True)
+
+    @contextlib.contextmanager
+    def archive(
+        self, container: str, path: str, *, limit_bytes: int, whole: bool = True
+    ) -> Iterator[tarfile.TarFile | None]:
+        """Give what is at *path* in a container as an archive, as it comes.
+
+        The names in it begin with the last component of *path*, or of what that leads to.
+
+        Args:
+            container: Name of the container.
+            path: Absolute path in it.
+            limit_bytes: What the archive may have at most.
+            whole: It has to be read to its end, and be complete.
+
+        Yields:
+            The archive, or ``None`` when there is nothing at *path*.
+
+        Raises:
+            CommandFailedError: If the engine fails, or the archive is cut short.
+            StoppedError: If a signal asked for an end.
+        """
+        words = ("cp", f"{container}:{path}", "-")
+        with processes.output_of(
+            [self.name, *words], timeout_s=_LONG_S, limit_bytes=limit_bytes
+        ) as output:
+            try:
+                archive = tarfile.open(  # noqa: SIM115 - closed below; the process is what is held
+                    fileobj=output.stream, mode="r|", encoding="utf-8", errors="surrogateescape"
+                )
+            except tarfile.TarError as err:
+                status = output.finish()
+                lines = output.complaints()
+                if any(word in " ".join(lines).lower() for word in _NOT_THERE):
+                    yield None
+                    return
+                raise self._failed(words, status, lines) from err
+            with archive:
+                try:
+                    yield archive
+                    status = output.finish() if whole else 0
+                except tarfile.TarError as err:
+                    raise self._cut_short(path) from err
+            if status != 0:
+                raise self._failed(words, status, output.complaints())
+
+    def _cut_short(self, path: str) -> CommandFailedError:
+        return CommandFailedError(
+            f"what {self.name} cp gives of {path!r} is cut short or damaged",
+            code="engine",
+            path=path,
+            hint=f"Try again; look at what {self.name} info says.",
+        )
+
+    def look(self, container: str, path: str) -> tarfile.TarInfo | None:
+        """Return what is at *path* in a container, or ``None`` when there is nothing.
+
+        With podman a link is only seen where the whole of its directory is read.
+        """
+        if not self.follows_links:
+            with self.archive(container, path, limit_bytes=_ANSWER_BYTES, whole=False) as archive:
+                return None if archive is None else archive.next()
+        parent, _, name = path.rpartition("/")
+        with self.archive(
+            container, parent or "/", limit_bytes=_PARENT_BYTES, whole=False
+        ) as archive:
+            for member in archive or ():
+                if member.name.rstrip("/").split("/")[1:] == [name]:
+                    return member
+        return None
+
+    def kind(self, container: str, path: str) -> tarfile.TarInfo | None:
+        """Return what *path* leads to with podman, and what is there with docker."""
+        with self.archive(container, path, limit_bytes=_ANSWER_BYTES, whole=False) as archive:
+            return None if archive is None else archive.next()
+
+
+def parse_diff(text: str) -> list[tuple[str, str]]:
+    """Return the letters and paths of what ``docker diff`` printed."""
+    result: list[tuple[str, str]] = []
+    for line in text.removesuffix("\n").split("\n"):
+        if line[:1] in ("A", "C", "D") and line[1:3] == " /":
+            result.append((line[0], line[2:]))
+        elif result:
+            letter, path = result[-1]
+            result[-1] = letter, f"{path}\n{line}"
+    return result
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+# -- choosing ----------------------------------------------------------------------------
+
+
+def find_image(choice: str, reference: str) -> tuple[Engine, str]:
+    """Return the engine that has an image, and the image's id.
+
+    Args:
+        choice: Name of the engine, or "" for the first that has it.
+        reference: Name or id of the image.
+
+    Raises:
+        ConfigurationError: If none has it; it is not pulled.
+        CommandFailedError: If no engine answers.
+    """
+    return _find(
+        choice,
+        lambda engine: engine.image_id(reference),
+        lambda engines: ConfigurationError(
+            f"{_nobody(engines)} the image {reference!r}",
+            code="no-image",
+            hint=f"Nothing is pulled by this command: {engines[0]} pull {reference}",
+        ),
+    )
+
+
+def find_container(choice: str, name: str) -> tuple[Engine, Container]:
+    """Return the engine that has a container, and what it says of it.
+
+    Raises:
+        UsageError: If none has it.
+        CommandFailedError: If no engine answers.
+    """
+    return _find(
+        choice,
+        lambda engine: engine.container(name),
+        lambda engines: UsageError(
+            f"{_nobody(engines)} the container {name!r}",
+            code="no-container",
+            hint=f"See what there is: {engines[0]} ps --all",
+        ),
+    )
+
+
+def find_volume(choice: str, name: str) -> tuple[Engine, NamedVolume]:
+    """Return the engine that has a named volume, and what it says of it.
+
+    Raises:
+        UsageError: If none has it.
+        CommandFailedError: If no engine answers.
+    """
+    return _find(
+        choice,
+        lambda engine: engine.volume(name),
+        lambda engines: UsageError(
+            f"{_nobody(engines)} the volume {name!r}",
+            code="no-volume",
+            hint=f"See what there is: {engines[0]} volume ls",
+        ),
+    )
+
+
+def _find(
+    choice: str, ask: Callable[[Engine], _T], unknown: Callable[[list[str]], IpaVolumeError]
+) -> tuple[Engine, _T]:
+    """Return the first engine that knows what it is asked for, with its answer."""
+    without: list[str] = []
+    failed: list[IpaVolumeError] = []
+    for name in (choice,) if choice else NAMES:
+        engine = Engine(name)
+        try:
+            return engine, ask(engine)
+        except _UnknownError:
+            without.append(name)
+        except CommandFailedError as err:
+            if err.code != "no-command" or choice:
+                failed.append(err)
+    if failed and not without:
+        raise failed[0]
+    if without:
+        error = unknown(without)
+        error.details = tuple(str(err) for err in failed)
+        raise error
+    raise CommandFailedError(
+        "there is no container engine: neither docker nor podman is installed",
+        code="no-engine",
+        hint="Install one; or unpack the image's root file system and give it with --root DIR.",
+    )
+
+
+def _nobody(engines: Sequence[str]) -> str:
+    if len(engines) == 1:
+        return f"{engines[0]} does not have"
+    return f"neither {' nor '.join(engines)} has"

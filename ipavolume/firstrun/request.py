@@ -1,0 +1,393 @@
+"""What a container was started with, and the command line of the first run that it makes.
+
+The existing FreeIPA images take the installer's options from the container's arguments, from
+a file on the volume and from the environment; whoever moves from them finds the same here.
+
+Source: ``init-data`` and ``ipa-server-configure-first`` of the freeipa-container project, and
+its README. Deliberately different: an argument reaches the installer as it is, whatever is in
+it; a file with options that others than root can write is refused; every option whose name
+speaks of a secret is known as one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import fsdecode
+from typing import Final
+
+from ipavolume.config.reading import FirstRunConfig
+from ipavolume.errors import UsageError
+
+SERVER: Final = "ipa-server-install"
+REPLICA: Final = "ipa-replica-install"
+_INSTALLERS: Final = (SERVER, REPLICA)
+
+HOLD: Final = "no-exit"
+_LEAVE: Final = "exit-on-finished"
+
+SECRETS: Final = ("PASSWORD", "IPA_SERVER_INSTALL_OPTS")
+"""Variables with secrets in them; each may name a file instead, by the variable NAME_FILE."""
+
+VARIABLES: Final = (
+    *SECRETS,
+    *(f"{name}_FILE" for name in SECRETS),
+    "IPA_SERVER_HOSTNAME",
+    "IPA_SERVER_IP",
+    "DEBUG",
+    "DEBUG_NO_EXIT",
+    "DEBUG_TRACE",
+    "SHOW_LOG",
+)
+"""The variables that the FreeIPA images know, and where their secrets may come from."""
+
+_ANSWER: Final = "--external-cert-file"
+_SECRET_WORDS: Final = ("pass", "pin", "secret")
+_SHORT_SECRETS: Final = {SERVER: ("-p", "-a"), REPLICA: ("-p", "-w")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a container was started with, as far as the first run cares.
+
+    What it holds is not shown by ``repr``: there are passwords in it.
+
+    Attributes:
+        arguments: The container's arguments, without the word that only we understand.
+        environment: The variables of :data:`VARIABLES` that are set and not empty.
+        hold: Stay for debugging when something fails.
+    """
+
+    arguments: tuple[str, ...] = field(default=(), repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    hold: bool = False
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return the secrets in it, as far as they are known before anything is read."""
+        words = list(self.arguments)
+        with contextlib.suppress(UsageError):
+            # What is wrong with them is said when they are used.
+            words += split_words(self.environment.get("IPA_SERVER_INSTALL_OPTS", ""), where="")
+        short = {option for options in _SHORT_SECRETS.values() for option in options}
+        return _secrets(words, self.environment, sorted(short))
+
+    def dump(self) -> bytes:
+        """Return it as bytes; there are passwords in them."""
+        return json.dumps(
+            {
+                "arguments": self.arguments,
+                "environment": dict(self.environment),
+                "hold": self.hold,
+            }
+        ).encode("ascii")
+
+    @classmethod
+    def load(cls, data: bytes) -> Request:
+        """Return the request in *data*.
+
+        Raises:
+            UsageError: If it is not what :meth:`dump` made; says nothing of its content.
+        """
+        try:
+            value = json.loads(data)
+            arguments = value["arguments"]
+            environment = value["environment"]
+            hold = value["hold"]
+            if (
+                isinstance(arguments, list)
+                and all(isinstance(word, str) for word in arguments)
+                and isinstance(environment, dict)
+                and all(name in VARIABLES for name in environment)
+                and all(isinstance(text, str) for text in environment.values())
+                and isinstance(hold, bool)
+            ):
+                return cls(arguments=tuple(arguments), environment=environment, hold=hold)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            # Its text would show what it holds.
+            pass
+        raise UsageError(
+            "what the container's start left for the first run was altered",
+            hint="Start the container again.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRunCommand:
+    """A command of the first run.
+
+    Attributes:
+        words: The command and its arguments; passwords are among them.
+        secrets: Those that are known.
+        answers: It hands over the answer that a waiting first run waits for.
+        host: Name of the server that is asked for, or "": the container's own.
+    """
+
+    words: tuple[str, ...] = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
+    answers: bool
+    host: str
+
+    @property
+    def name(self) -> str:
+        """Base name of the command, which may be shown."""
+        return self.words[0].rpartition("/")[2]
+
+
+def is_freeipa(config: FirstRunConfig) -> bool:
+    """Tell whether the configured command is one of FreeIPA's installers."""
+    return _base(config.command[0]) in _INSTALLERS
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+# -- what comes in -----------------------------------------------------------------------
+
+
+def make_request(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
+    """Return what the container was started with.
+
+    Args:
+        arguments: Its arguments, where they are for the first run.
+        environment: Its whole environment.
+
+    Raises:
+        UsageError: If a secret is given twice, or something is asked for that is not done.
+    """
+    known = {name: environment[name] for name in VARIABLES if environment.get(name)}
+    for name in SECRETS:
+        if name in known and f"{name}_FILE" in known:
+            raise UsageError(
+                f"both {name} and {name}_FILE are set",
+                hint="Set one of the two.",
+            )
+    words = tuple(arguments)
+    if words[:1] == (_LEAVE,):
+        raise UsageError(
+            f"{_LEAVE!r} is not supported: a container that was configured goes on running",
+            hint="Leave the word out, and stop the container when ipavolume status --probe ready "
+            "says that it is ready.",
+        )
+    hold = words[:1] == (HOLD,)
+    return Request(
+        arguments=words[1:] if hold else words,
+        environment=known,
+        hold=hold or "DEBUG_NO_EXIT" in known,
+    )
+
+
+def split_words(text: str, *, where: str) -> list[str]:
+    """Split text into words as ``xargs`` does, which read these options before.
+
+    Blanks and newlines part words; quotes of both kinds keep what is in them as it is, a
+    backslash before a quote included, and end on the line on which they begin; outside of
+    them a backslash keeps the next character. There are no comments. Unlike for ``xargs``, a
+    line may end with CR LF.
+
+    Raises:
+        UsageError: If a quote is not closed, or nothing follows a backslash; names *where*
+            and the line, and shows nothing of the text.
+    """
+    words: list[str] = []
+    word: list[str] | None = None
+    quote = ""
+    escaped = False
+    line = 1
+    for letter in text.replace("\r\n", "\n"):
+        if escaped:
+            word = [*(word or ()), letter]
+            escaped = False
+        elif quote:
+            if letter == "\n":
+                break
+            if letter == quote:
+                quote = ""
+            elif word is not None:
+                word.append(letter)
+        elif letter in " \t\n":
+            if word is not None:
+                words.append("".join(word))
+            word = None
+        elif letter in "'\"":
+            word = word or []
+            quote = letter
+        elif letter == "\\":
+            escaped = True
+        else:
+            word = word or []
+            word.append(letter)
+        line += letter == "\n"
+    if quote or escaped:
+        fault = f"a quote ({quote}) is not closed" if quote else "nothing follows the backslash"
+        raise UsageError(
+            f"{where}, line {line}: {fault}",
+            hint="Put quotes around each whole option, and a backslash before a quote in it.",
+        )
+    if "\0" in text:
+        raise UsageError(f"{where} holds a NUL character", hint="Write it as plain text.")
+    return words if word is None else [*words, "".join(word)]
+
+
+# -- what goes out -----------------------------------------------------------------------
+
+
+def command(
+    config: FirstRunConfig,
+    request: Request,
+    *,
+    mount: str,
+    names: Sequence[str],
+    read: Callable[[str], bytes | None],
+    secret: Callable[[str], bytes],
+) -> FirstRunCommand:
+    """Return the command line of the first run.
+
+    Args:
+        config: What is configured.
+        request: What the container was started with.
+        mount: The primary volume's mount.
+        names: What is right below it.
+        read: Returns the content of one of them, or ``None`` when there is none.
+        secret: Returns the content of a file that a variable names.
+
+    Raises:
+        UsageError: If the request makes no sense; nothing of a secret is shown.
+    """
+    environment = dict(request.environment)
+    for name in SECRETS:
+        path = environment.pop(f"{name}_FILE", "")
+        if path:
+            # A file ends with a newline that is no part of a password.
+            environment[name] = fsdecode(secret(path)).rstrip("\r\n")
+    if is_freeipa(config):
+        return _freeipa(config, request, environment, mount, names, read)
+    program = _base(config.command[0])
+    arguments = request.arguments[request.arguments[:1] == (program,) :]
+    words = (*config.command, *_options(f"{program}-options", mount, read), *arguments)
+    return FirstRunCommand(
+        words=words,
+        secrets=_secrets(words, environment, ()),
+        answers=bool(arguments),
+        host=environment.get("IPA_SERVER_HOSTNAME", ""),
+    )
+
+
+def _freeipa(
+    config: FirstRunConfig,
+    request: Request,
+    environment: Mapping[str, str],
+    mount: str,
+    names: Sequence[str],
+    read: Callable[[str], bytes | None],
+) -> FirstRunCommand:
+    program, arguments = _choose(config, request.arguments, names)
+    given = [*_options(f"{program}-options", mount, read), *arguments]
+    words = [_sibling(config.command[0], program), *config.command[1:]]
+    if program == REPLICA:
+        words += _replica_file(mount, names)
+    words += given
+    password = environment.get("PASSWORD", "")
+    if password and program == SERVER:
+        words.append(f"--admin-password={password}")
+        if not _is_given(given, "--ds-password", "-p"):
+            words.append(f"--ds-password={password}")
+    elif password:
+        named = _is_given(given, "--principal", "-P")
+        words.append(f"--{'admin-' if named else ''}password={password}")
+    words += split_words(
+        environment.get("IPA_SERVER_INSTALL_OPTS", ""), where="IPA_SERVER_INSTALL_OPTS"
+    )
+    if environment.get("DEBUG"):
+        words.append("--debug")
+    return FirstRunCommand(
+        words=tuple(words),
+        secrets=_secrets(words, environment, _SHORT_SECRETS[program]),
+        answers=any(_is_answer(word) for word in words),
+        host=_value(words, "--hostname") or environment.get("IPA_SERVER_HOSTNAME", ""),
+    )
+
+
+def _choose(
+    config: FirstRunConfig, arguments: Sequence[str], names: Sequence[str]
+) -> tuple[str, Sequence[str]]:
+    """Return which of the installers it is, and the arguments that are left."""
+    first = arguments[0] if arguments else ""
+    if first in _INSTALLERS:
+        return first, arguments[1:]
+    if first and not first.startswith("-"):
+        raise UsageError(
+            f"{first!r} is no command of this container",
+            hint=f"The container's arguments are options of {SERVER}; {SERVER} or {REPLICA} in "
+            f"front of them chooses one, and {HOLD} in front of that stays when it fails.",
+        )
+    chosen = REPLICA if f"{REPLICA}-options" in names else _base(config.command[0])
+    return chosen, arguments
+
+
+def _sibling(path: str, name: str) -> str:
+    return path[: len(path) - len(_base(path))] + name
+
+
+def _replica_file(mount: str, names: Sequence[str]) -> list[str]:
+    """Return the file with a replica's information, which older releases want."""
+    if f"{SERVER}-options" in names:
+        raise UsageError(
+            f"{mount} holds {SERVER}-options, but {REPLICA} is to run",
+            hint="Remove the file that is not meant.",
+        )
+    found = sorted(name for name in names if name.endswith(".gpg"))
+    if len(found) > 1:
+        raise UsageError(
+            f"{mount} holds more than one replica file: {', '.join(map(repr, found))}",
+            hint="Leave the one that is for this server.",
+        )
+    return [f"{mount}/{name}" for name in found]
+
+
+def _options(name: str, mount: str, read: Callable[[str], bytes | None]) -> list[str]:
+    data = read(name)
+    return split_words(fsdecode(data or b""), where=f"{mount}/{name}")
+
+
+def _is_given(words: Sequence[str], long: str, short: str) -> bool:
+    return any(
+        word == long
+        or word.startswith(f"{long}=")
+        or (word.startswith(short) and not word.startswith("--"))
+        for word in words
+    )
+
+
+def _is_answer(word: str) -> bool:
+    """Tell whether *word* is the option for the signed certificate; it may be shortened."""
+    name = word.partition("=")[0].replace("_", "-")
+    return len(name) > len("--external-c") and _ANSWER.startswith(name)
+
+
+def _value(words: Sequence[str], option: str) -> str:
+    """Return the last value of an option, or ""."""
+    found = ""
+    for word, following in zip(words, (*words[1:], ""), strict=False):
+        if word == option:
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _secrets(
+    words: Sequence[str], environment: Mapping[str, str], short: Sequence[str]
+) -> tuple[str, ...]:
+    """Return every value on the command line that is a secret, and the password."""
+    found = {environment.get("PASSWORD", "")}
+    for word, following in zip(words, (*words[1:], ""), strict=False):
+        name, assigned, value = word.partition("=")
+        head, rest = word[:2], word[2:]
+        if name.startswith("--") and any(part in name.lower() for part in _SECRET_WORDS):
+            found.add(value if assigned else following)
+        elif head in short:
+            found |= {rest or following, rest.removeprefix("=")}
+    return tuple(sorted(found - {""}))

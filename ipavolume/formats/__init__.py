@@ -1,0 +1,1 @@
+"""Manifests and plans as bytes, checked when they come back."""

@@ -1,0 +1,544 @@
+"""Manifests and baselines: what an image ships, as JSON Lines.
+
+The first line is the header, then comes one record a path, sorted by the bytes of the
+path. Records are written in one canonical form, so that two equal records are two equal
+lines, and an upgrade in which little changed compares lines and parses almost none.
+What is read is validated: a manifest may come from a volume or from a hostile image.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from os import fsencode
+from typing import Any, BinaryIO, Final
+
+from ipavolume.errors import ManifestError
+from ipavolume.model.files import (
+    BUILD_ID_NAME,
+    STATE_DIRECTORY,
+    Accounts,
+    FileFlags,
+    FileType,
+    ImageHeader,
+    Package,
+    Provide,
+    Record,
+    VolumeSpec,
+)
+
+FORMAT: Final = 1
+MAX_HEADER_BYTES: Final = 64 << 20
+MAX_RECORD_BYTES: Final = 1 << 20
+_MAX_SIZE: Final = (1 << 63) - 1
+MAX_PATH_CHARACTERS: Final = 4095
+"""``PATH_MAX``: what else reads an image could not name anything longer."""
+MAX_ID: Final = 0xFFFFFFFE
+
+_FLAG_WORDS: Final = (
+    (FileFlags.CONFIG, "config"),
+    (FileFlags.NOREPLACE, "noreplace"),
+    (FileFlags.MISSINGOK, "missingok"),
+    (FileFlags.GHOST, "ghost"),
+)
+_FLAGS_BY_WORD: Final = {word: flag for flag, word in _FLAG_WORDS}
+_SHIPPED_TYPES: Final = {kind.value: kind for kind in FileType if kind is not FileType.OTHER}
+
+
+def dump_record(record: Record) -> bytes:
+    """Return the canonical line of *record*, newline included."""
+    data: dict[str, object] = {"path": record.path}
+    if record.type is FileType.FILE:
+        data["size"] = record.size
+        data["sha256"] = record.content
+    elif record.type is FileType.SYMLINK:
+        data["target"] = record.content
+    data["type"] = record.type.value
+    data["mode"] = f"{record.mode:04o}"
+    data["owner"] = record.owner
+    data["group"] = record.group
+    data["uid"] = record.uid
+    data["gid"] = record.gid
+    if record.flags:
+        data["flags"] = [word for flag, word in _FLAG_WORDS if record.flags & flag]
+    if record.package:
+        data["package"] = record.package
+    if record.rpm_digest:
+        data["rpm_digest"] = record.rpm_digest
+    if record.xattrs:
+        data["xattrs"] = {
+            name: base64.b64encode(value).decode("ascii") for name, value in record.xattrs
+        }
+    if record.hard_link:
+        data["hard_link"] = record.hard_link
+    if not record.present:
+        data["present"] = False
+    if record.refresh:
+        data["refresh"] = True
+    return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def is_safe_path(path: str) -> bool:
+    """Tell whether *path* is absolute, normalised and free of ``..`` and NUL."""
+    whole = path + "/"
+    return (
+        path.startswith("/")
+        and "\0" not in path
+        and "//" not in whole
+        and "/./" not in whole
+        and "/../" not in whole
+    )
+
+
+def check_place(path: str, mount: str) -> None:
+    """Make sure that an image does not ship *path* where the state of the volume itself is.
+
+    Raises:
+        ManifestError: If it does.
+    """
+    top = path[len(mount) + 1 :].partition("/")[0]
+    if top in (STATE_DIRECTORY, BUILD_ID_NAME):
+        raise ManifestError(
+            f"the manifest has {path!r}, where the state of the volume is",
+            hint="Take it off the path list, and run ipavolume prepare in the image again.",
+        )
+
+
+def parse_record(line: bytes) -> Record:
+    """Turn a line into a record.
+
+    Raises:
+        ManifestError: If the line is not a well-formed record.
+    """
+    match = _PLAIN_FILE.fullmatch(line)
+    if match is not None and (record := _plain_file(match)) is not None:
+        return record
+    try:
+        data = _decode(line.decode("ascii"))
+        kind = _SHIPPED_TYPES[data["type"]]
+        path = data["path"]
+        size = 0
+        content = ""
+        if kind is FileType.FILE:
+            size = data["size"]
+            content = data["sha256"]
+            if type(size) is not int or not 0 <= size <= _MAX_SIZE:
+                raise ManifestError(f"malformed record of {path!r:.200} in the manifest")
+        elif kind is FileType.SYMLINK:
+            content = data["target"]
+        flags = FileFlags.NONE
+        if "flags" in data:
+            for word in data["flags"]:
+                flags |= _FLAGS_BY_WORD[word]
+        xattrs: tuple[tuple[str, bytes], ...] = ()
+        if "xattrs" in data:
+            xattrs = tuple(
+                (name, base64.b64decode(value, validate=True))
+                for name, value in data["xattrs"].items()
+            )
+        record = Record(
+            path=path,
+            type=kind,
+            mode=int(data["mode"], 8),
+            owner=data["owner"],
+            group=data["group"],
+            uid=data["uid"],
+            gid=data["gid"],
+            size=size,
+            content=content,
+            xattrs=xattrs,
+            flags=flags,
+            package=data.get("package", ""),
+            rpm_digest=data.get("rpm_digest", ""),
+            present=data.get("present", True) is True,
+            hard_link=data.get("hard_link", ""),
+            refresh=data.get("refresh", False) is True,
+        )
+        if not (
+            is_safe_path(path)
+            and len(path) <= MAX_PATH_CHARACTERS
+            and isinstance(content, str)
+            and 0 <= record.mode <= 0o7777
+            and type(record.uid) is int
+            and type(record.gid) is int
+            and 0 <= record.uid <= MAX_ID
+            and 0 <= record.gid <= MAX_ID
+            and isinstance(record.owner, str)
+            and isinstance(record.group, str)
+            and isinstance(record.package, str)
+            and isinstance(record.rpm_digest, str)
+            and (record.hard_link == "" or is_safe_path(record.hard_link))
+        ):
+            raise ManifestError(f"malformed record of {path!r:.200} in the manifest")
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        binascii.Error,
+    ) as err:
+        raise ManifestError(f"malformed record in the manifest: {line[:80]!r}") from err
+    return record
+
+
+_decode: Final = json.JSONDecoder().decode
+
+_PLAIN_FILE: Final = re.compile(
+    rb'\{"path":"([^"\\]+)","size":([0-9]{1,18}),"sha256":"([0-9a-f]{64})","type":"file",'
+    rb'"mode":"([0-7]{4})","owner":"([^"\\]+)","group":"([^"\\]+)","uid":([0-9]{1,9}),'
+    rb'"gid":([0-9]{1,9})(?:,"flags":\["(config|config","noreplace)"\])?'
+    rb'(?:,"package":"([^"\\]+)")?\}\n'
+)
+"""The canonical line of a file without anything special: nearly every line of a manifest."""
+
+
+def _plain_file(match: re.Match[bytes]) -> Record | None:
+    path, size, digest, mode, owner, group, uid, gid, flags, package = match.groups()
+    name = path.decode("ascii", "replace")
+    if not is_safe_path(name) or not path.isascii() or len(name) > MAX_PATH_CHARACTERS:
+        return None
+    return Record(
+        path=name,
+        type=FileType.FILE,
+        mode=int(mode, 8),
+        owner=owner.decode("ascii", "replace"),
+        group=group.decode("ascii", "replace"),
+        uid=int(uid),
+        gid=int(gid),
+        size=int(size),
+        content=digest.decode("ascii"),
+        flags=_PLAIN_FLAGS[flags],
+        package=package.decode("ascii", "replace") if package else "",
+    )
+
+
+_PLAIN_FLAGS: Final = {
+    None: FileFlags.NONE,
+    b"config": FileFlags.CONFIG,
+    b'config","noreplace': FileFlags.CONFIG | FileFlags.NOREPLACE,
+}
+
+
+def dump_header(header: ImageHeader) -> bytes:
+    """Return the line of *header*, newline included."""
+    data = {
+        "format": FORMAT,
+        "build_id": header.build_id,
+        "image_name": header.image_name,
+        "created": header.created,
+        "os": {"id": header.os_id, "version_id": header.os_version},
+        "fingerprint": header.fingerprint,
+        "packages": [
+            {
+                "name": package.name,
+                "epoch": package.epoch,
+                "version": package.version,
+                "release": package.release,
+                "arch": package.arch,
+                "provides": [[provide.name, provide.evr] for provide in package.provides],
+            }
+            for package in header.packages
+        ],
+        "accounts": {
+            "users": dict(sorted(header.accounts.users.items())),
+            "groups": dict(sorted(header.accounts.groups.items())),
+        },
+        "volumes": [
+            {
+                "mount": volume.mount,
+                "template": volume.template,
+                "volatile": volume.volatile,
+                "entries": list(volume.entries),
+                "files": volume.files,
+                "bytes": volume.bytes,
+            }
+            for volume in header.volumes
+        ],
+        "links": [list(link) for link in header.links],
+        "records": header.records,
+        "records_digest": header.records_digest,
+    }
+    return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def parse_header(line: bytes) -> ImageHeader:
+    """Turn the first line of a manifest into a header.
+
+    Raises:
+        ManifestError: If it is not a header of a known format.
+    """
+    try:
+        data = _decode(line.decode("ascii"))
+        if data["format"] != FORMAT:
+            raise ManifestError(
+                f"the manifest has format {data['format']!r}, this ipavolume knows {FORMAT}",
+                hint="Use the ipavolume of the image that wrote it, or a newer one.",
+            )
+        header = ImageHeader(
+            build_id=_text(data["build_id"]),
+            image_name=_text(data["image_name"]),
+            created=_text(data["created"]),
+            os_id=_text(data["os"]["id"]),
+            os_version=_text(data["os"]["version_id"]),
+            fingerprint=_text(data["fingerprint"]),
+            packages=tuple(_package(item) for item in data["packages"]),
+            accounts=Accounts(
+                users=_ids(data["accounts"]["users"]), groups=_ids(data["accounts"]["groups"])
+            ),
+            volumes=tuple(_volume(item) for item in data["volumes"]),
+            links=tuple((_text(path), _text(target)) for path, target in data["links"]),
+            records=_count(data["records"]),
+            records_digest=_text(data["records_digest"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise ManifestError(
+            "the first line of the manifest is not a header",
+            hint="Run ipavolume prepare in the image again.",
+        ) from err
+    return header
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ManifestError(f"the header of the manifest has {value!r} where a text belongs")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ManifestError(f"the header of the manifest has {value!r} where a count belongs")
+    return value
+
+
+def _ids(value: Mapping[str, Any]) -> dict[str, int]:
+    return {_text(name): _id(number) for name, number in value.items()}
+
+
+def _id(value: object) -> int:
+    number = _count(value)
+    if number > MAX_ID:
+        raise ManifestError(f"the header of the manifest has {number} where an id belongs")
+    return number
+
+
+def _package(item: Mapping[str, Any]) -> Package:
+    return Package(
+        name=_text(item["name"]),
+        epoch=_count(item["epoch"]),
+        version=_text(item["version"]),
+        release=_text(item["release"]),
+        arch=_text(item["arch"]),
+        provides=tuple(Provide(name=_text(name), evr=_text(evr)) for name, evr in item["provides"]),
+    )
+
+
+def _volume(item: Mapping[str, Any]) -> VolumeSpec:
+    spec = VolumeSpec(
+        mount=_text(item["mount"]),
+        template=_text(item["template"]),
+        volatile=item["volatile"] is True,
+        entries=tuple(_text(entry) for entry in item["entries"]),
+        files=_count(item["files"]),
+        bytes=_count(item["bytes"]),
+    )
+    for path in (spec.mount, spec.template):
+        if not is_safe_path(path):
+            raise ManifestError(f"the header of the manifest names the unusable path {path!r}")
+    return spec
+
+
+def read_header(stream: BinaryIO) -> ImageHeader:
+    """Read the first line of *stream*, which must be at its beginning.
+
+    Raises:
+        ManifestError: If it is not a header.
+    """
+    line = stream.readline(MAX_HEADER_BYTES)
+    if not line.endswith(b"\n"):
+        raise ManifestError(
+            "the manifest is cut short or empty",
+            hint="Run ipavolume prepare in the image again.",
+        )
+    return parse_header(line)
+
+
+def read_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the record lines of *stream*, which must be just behind the header.
+
+    Raises:
+        ManifestError: If a line is longer than a record can be or has no end.
+    """
+    readline = stream.readline
+    while line := readline(MAX_RECORD_BYTES):
+        if not line.endswith(b"\n"):
+            raise ManifestError("the manifest is cut short or has a line that is too long")
+        yield line
+
+
+def read_records(stream: BinaryIO) -> Iterator[Record]:
+    """Yield the records of *stream*, which must be just behind the header."""
+    for line in read_lines(stream):
+        yield parse_record(line)
+
+
+def path_of(line: bytes) -> str:
+    """Return the path of a record line, without parsing the rest where it can be avoided.
+
+    Raises:
+        ManifestError: If the line is not a record.
+    """
+    if line.startswith(b'{"path":"'):
+        end = line.find(b'"', 9)
+        path = line[9:end]
+        # A component that begins with a dot is rare, and could be "..".
+        if end > 9 and b"\\" not in path and b"/." not in path and b"//" not in path:
+            return path.decode("ascii", "surrogateescape")
+    return parse_record(line).path
+
+
+def records_hash() -> hashlib.blake2b:
+    """Return a fresh hash for the bytes of the record lines (BLAKE2b: thrice SHA-256's speed)."""
+    return hashlib.blake2b(digest_size=32)
+
+
+def verify(stream: BinaryIO, header: ImageHeader, *, places: bool = False) -> None:
+    """Check the bytes behind the header against count and digest in the header.
+
+    The stream must be just behind the header and is read to its end.
+
+    Args:
+        stream: Where they are read from.
+        header: The header.
+        places: Also make sure that every path lies below a volume of the header; nothing is
+            parsed for it.
+
+    Raises:
+        ManifestError: If they differ: cut short, or altered.
+    """
+    digest = records_hash()
+    lines = 0
+    mounts = [volume.mount for volume in header.volumes] if places else []
+    starts = [_Occurrences(b'\n{"path":' + _quoted(mount + "/")[:-1]) for mount in mounts]
+    # A file that goes on and on, as a hole of many terabytes, is not read to its end.
+    while lines <= header.records and (chunk := stream.read(MAX_RECORD_BYTES)):
+        digest.update(chunk)
+        for start in starts:
+            start.add(chunk)
+        found = chunk.count(b"\n")
+        lines += found
+        if not found and len(chunk) == MAX_RECORD_BYTES:
+            break
+    if lines != header.records or digest.hexdigest() != header.records_digest:
+        raise ManifestError(
+            f"the manifest of {header.build_id!r} is cut short or was altered: "
+            f"{lines} records of {header.records}"
+        )
+    if places and sum(start.count for start in starts) != lines:
+        raise ManifestError(
+            f"the manifest of {header.build_id!r} has paths on none of its volumes, which are "
+            + ", ".join(mounts),
+            hint="Run ipavolume prepare in the image again.",
+        )
+
+
+def _quoted(text: str) -> bytes:
+    return json.dumps(text).encode("ascii")
+
+
+class _Occurrences:
+    """Counts certain bytes in a stream that comes in chunks."""
+
+    def __init__(self, wanted: bytes) -> None:
+        self._wanted = wanted
+        self._overlap = len(wanted) - 1
+        self._last = b"\n"
+        self.count = 0
+
+    def add(self, chunk: bytes) -> None:
+        # What begins in one chunk and ends in the next is looked for at the seam.
+        seam = self._last + chunk[: self._overlap]
+        self.count += seam.count(self._wanted) + chunk.count(self._wanted)
+        last = chunk[-self._overlap :]
+        self._last = last if len(last) == self._overlap else (self._last + last)[-self._overlap :]
+
+
+def pair(
+    old: Iterable[bytes], new: Iterable[bytes]
+) -> Iterator[tuple[str, bytes | None, bytes | None]]:
+    """Merge two sorted streams of record lines by path.
+
+    Yields:
+        The path with its old and its new line, either of which may be ``None``.
+
+    Raises:
+        ManifestError: If a stream is not sorted.
+    """
+    old_lines, new_lines = iter(old), iter(new)
+    old_line, new_line = next(old_lines, None), next(new_lines, None)
+    previous = b""
+    while old_line is not None or new_line is not None:
+        if old_line == new_line and old_line is not None:
+            path = path_of(old_line)
+            yield path, old_line, new_line
+            old_line, new_line = next(old_lines, None), next(new_lines, None)
+            key = fsencode(path)
+        else:
+            old_path = path_of(old_line) if old_line is not None else None
+            new_path = path_of(new_line) if new_line is not None else None
+            old_key = fsencode(old_path) if old_path is not None else None
+            new_key = fsencode(new_path) if new_path is not None else None
+            if old_path is not None and old_path == new_path:
+                yield old_path, old_line, new_line
+                key = fsencode(old_path)
+                old_line, new_line = next(old_lines, None), next(new_lines, None)
+            elif new_path is None or new_key is None or (old_key and old_key < new_key):
+                if old_path is None or old_key is None:
+                    return
+                yield old_path, old_line, None
+                key = old_key
+                old_line = next(old_lines, None)
+            else:
+                yield new_path, None, new_line
+                key = new_key
+                new_line = next(new_lines, None)
+        if key <= previous:
+            raise ManifestError(f"the manifest is not sorted at {key!r}")
+        previous = key
+
+
+def fingerprint(
+    records: Iterable[Record], packages: Iterable[Package], parts: Iterable[tuple[str, bytes]]
+) -> str:
+    """Return the SHA-256 of what matters to a volume; a rebuild without change keeps it.
+
+    The content of ghosts and of files that no package owns and that are never refreshed
+    does not count (keys and logs made while the image was built differ each time), and
+    no time does.
+
+    Args:
+        records: The records of the image in their order.
+        packages: The installed packages in their order.
+        parts: Name and bytes of everything else that counts: configuration, steps.
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(_fingerprint_line(record))
+    for package in packages:
+        digest.update(f"{package.name} {package.evr} {package.arch}\n".encode())
+    for name, data in parts:
+        digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _fingerprint_line(record: Record) -> bytes:
+    volatile = record.flags & FileFlags.GHOST or (not record.package and not record.refresh)
+    if volatile and record.type is FileType.FILE:
+        from dataclasses import replace
+
+        return dump_record(replace(record, size=0, content=""))
+    return dump_record(record)

@@ -1,0 +1,1 @@
+"""An image's tree, id, manifest, release and accounts."""

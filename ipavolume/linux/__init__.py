@@ -1,0 +1,1 @@
+"""System calls made safe. The only folder that changes files or starts processes."""

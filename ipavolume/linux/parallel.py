@@ -1,0 +1,72 @@
+"""A second process of our own, for work that two processors do in half the time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from ipavolume.errors import IpaVolumeError, ManifestError, VolumeIOError
+from ipavolume.linux import files as fsops
+
+_TOLD_BYTES: Final = 4096
+"""What fits into a pipe at once, so that a process that failed never waits to say so."""
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], None]) -> Iterator[None]:
+    """Do *work* in a second process while the body runs.
+
+    The process ends with this one, however this one ends. It holds the lock of the volume
+    as well, so as long as it lives nobody else begins.
+
+    Raises:
+        ManifestError: If *work* raised that.
+        VolumeIOError: If *work* failed in any other way.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _run(work, writer, parent)
+    os.close(writer)
+    try:
+        yield
+    finally:
+        with open(reader, "rb") as stream:
+            said = os.fsdecode(stream.read())
+        _, ended = os.waitpid(child, 0)
+    if ended != 0:
+        kind, _, rest = said.partition("\0")
+        message, _, hint = rest.partition("\0")
+        if kind == ManifestError.__name__:
+            raise ManifestError(message, hint=hint)
+        message = message or f"the second process ended with wait status {ended}"
+        raise VolumeIOError(message, hint=hint or "Start again.")
+
+
+def _run(work: Callable[[], None], writer: int, parent: int) -> None:
+    status = 1
+    try:
+        fsops.die_with_parent()
+        # It may have ended before that was asked for.
+        if os.getppid() == parent:
+            work()
+            status = 0
+    except IpaVolumeError as err:
+        said = "\0".join((type(err).__name__, str(err), err.hint))
+        os.write(writer, os.fsencode(said)[:_TOLD_BYTES])
+    except BaseException as err:  # noqa: BLE001 - told to the parent, then the process ends
+        os.write(writer, os.fsencode(f"bug\0{err!r}\0")[:_TOLD_BYTES])
+    finally:
+        os._exit(status)

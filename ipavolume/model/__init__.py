@@ -1,0 +1,1 @@
+"""The nouns as data. Imports nothing but errors."""

@@ -1,0 +1,234 @@
+"""The closed set of things a run can do to a volume, as data.
+
+A plan is a header and a sequence of actions in the order in which they are carried out.
+Whoever handles actions matches all of them; a new one is then found by the type checker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipavolume.model.files import DiskState, Xattrs
+from ipavolume.model.tasks import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """Owner, mode and the attributes that go with them.
+
+    Attributes:
+        uid: Number of the owner.
+        gid: Number of the group.
+        mode: Permission bits.
+        xattrs: ACLs and capabilities (all others too for a new file).
+    """
+
+    uid: int
+    gid: int
+    mode: int
+    xattrs: Xattrs = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTree:
+    """Put a directory that is not there, with all the image has below it.
+
+    Attributes:
+        path: The directory.
+        entries: Number of paths, the directory itself included.
+        bytes: Sum of the sizes.
+        omit: Paths below it that are not created.
+        rule: Name of the rule that decided.
+    """
+
+    path: str
+    entries: int
+    bytes: int
+    omit: tuple[str, ...] = ()
+    rule: str = "create"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Install:
+    """Put the image's file, link, FIFO or single directory at a path.
+
+    Attributes:
+        path: Where it goes: the path of the record, or that with ``.rpmnew``.
+        record: Path of the manifest's record.
+        metadata: What it gets.
+        bytes: Size of the content.
+        before: What is there, or ``None``.
+        save_to: Name that what is there gets as well before it is replaced, or "".
+        rule: Name of the rule that decided.
+        reason: Why, in an administrator's words.
+    """
+
+    path: str
+    record: str
+    metadata: Metadata
+    bytes: int
+    before: DiskState | None
+    save_to: str = ""
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Move what is at a path to another name; nothing takes its place here.
+
+    Attributes:
+        path: Where it is.
+        to: Where it goes.
+        before: What is there.
+        rule: Name of the rule that decided.
+        reason: Why, in an administrator's words.
+    """
+
+    path: str
+    to: str
+    before: DiskState
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erase:
+    """Remove a file, link or FIFO that is as it was shipped.
+
+    Attributes:
+        path: Where it is.
+        before: What is there.
+        rule: Name of the rule that decided.
+        reason: Why, in an administrator's words.
+    """
+
+    path: str
+    before: DiskState
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveDirectory:
+    """Remove a directory if it is empty when its turn comes.
+
+    Attributes:
+        path: Where it is.
+        required: Something else is to take its place: when it is not empty, it is saved.
+        rule: Name of the rule that decided.
+        reason: Why, in an administrator's words.
+    """
+
+    path: str
+    required: bool
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetMetadata:
+    """Give what is at a path another owner, mode or ACL; its content stays.
+
+    Attributes:
+        path: Where it is.
+        before: What is there.
+        metadata: What it gets.
+        private: The inode has names that the plan does not know: change a copy of it.
+        content: SHA-256 the file must have to be given set-id bits or capabilities, or "".
+        rule: Name of the rule that decided.
+        reason: Why, in an administrator's words.
+    """
+
+    path: str
+    before: DiskState
+    metadata: Metadata
+    private: bool = False
+    content: str = ""
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Leave what is at a path; said because an administrator wants to know.
+
+    Attributes:
+        path: Where it is.
+        rule: Name of the rule that decided.
+        reason: Why, in an administrator's words.
+    """
+
+    path: str
+    rule: str
+    reason: str
+
+
+Action = CreateTree | Install | Save | Erase | RemoveDirectory | SetMetadata | Keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        run: Id of the run.
+        kind: ``populate``, ``upgrade`` or ``adopt``.
+        from_build: Recorded id of the volume, or "".
+        to_build: Id of the image.
+        fingerprint: Fingerprint of the image.
+        actions: What is done to files, in this order.
+        tasks: What is executed once the files are in place, in this order.
+        overrides: Refusals that were overridden, by code.
+    """
+
+    run: str
+    kind: str
+    from_build: str
+    to_build: str
+    fingerprint: str
+    actions: tuple[Action, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+
+def verb(action: Action) -> str:
+    """Return the one word by which people and scripts know an action."""
+    match action:
+        case CreateTree():
+            return "create"
+        case Install(path=path, record=record, before=before):
+            if path != record:
+                return "rpmnew"
+            return "create" if before is None else "replace"
+        case Save():
+            return "save"
+        case Erase():
+            return "erase"
+        case RemoveDirectory():
+            return "rmdir"
+        case SetMetadata():
+            return "metadata"
+        case Keep():
+            return "keep"
+
+
+def describe(action: Action) -> str:
+    """Return the line that a dry run prints for *action*, without the verb."""
+    match action:
+        case CreateTree(path=path, entries=entries, bytes=size):
+            if entries == 1:
+                return f"{path}/"
+            return f"{path}/ and {entries - 1} below it, {size} bytes"
+        case Install(path=path, reason=reason, save_to=save_to):
+            saved = f"; the old one stays as {save_to}" if save_to else ""
+            return f"{path} ({reason}{saved})"
+        case Save(path=path, to=to, reason=reason):
+            return f"{path} as {to} ({reason})"
+        case SetMetadata(path=path, metadata=new, before=old, reason=reason):
+            was = f"{old.uid}:{old.gid} {old.mode:04o}"
+            return f"{path} {was} -> {new.uid}:{new.gid} {new.mode:04o} ({reason})"
+        case Erase(path=path, reason=reason) | RemoveDirectory(path=path, reason=reason):
+            return f"{path} ({reason})"
+        case Keep(path=path, reason=reason):
+            return f"{path} ({reason})"

@@ -1,0 +1,314 @@
+"""The plan of a run, from what the volumes are and what the image ships. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+from ipavolume.apply import stage as staging
+from ipavolume.context import Session
+from ipavolume.formats import manifest
+from ipavolume.linux import files as fsops
+from ipavolume.model.actions import Install, Plan
+from ipavolume.model.files import DiskState, ImageHeader, Record
+from ipavolume.plan import preflight
+from ipavolume.plan import tasks as choosing
+from ipavolume.plan.planner import Planner, plan_populate
+from ipavolume.plan.tasks import Preview
+from ipavolume.plan.verdict import State, Verdict
+from ipavolume.rpm.fate import is_config
+from ipavolume.steps.api import Warn
+from ipavolume.volume import adopt
+from ipavolume.volume import facts as state
+from ipavolume.volume import tree as scan
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.tree import INDEX_ENTRY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A plan, and what carrying it out needs besides.
+
+    Attributes:
+        plan: The plan.
+        index: Index entries that stay valid.
+        positions: Record number by path of what single actions install.
+        pristine: Records of config files whose shipped content is to be kept.
+        old: Header of what was applied before, or ``None``.
+        unreadable: Paths that could not be looked at, with the reason.
+        previews: What the tasks would do, by their key.
+        warnings: What steps have to tell.
+    """
+
+    plan: Plan
+    index: bytes = b""
+    positions: Mapping[str, int]
+    pristine: Sequence[Record] = ()
+    old: ImageHeader | None = None
+    unreadable: Sequence[tuple[str, str]] = ()
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    warnings: Sequence[Warn] = ()
+
+
+def draft(
+    session: Session, verdict: Verdict, facts: Mapping[str, Facts], *, looking: bool = False
+) -> Draft:
+    """Plan what brings the volumes from *verdict*'s state to the image. Changes nothing.
+
+    Args:
+        session: The volumes.
+        verdict: Their state.
+        facts: What was found on them.
+        looking: It is only shown; not even a trial may be seen on the volumes.
+
+    Raises:
+        IpaVolumeError: If the plan cannot be made safely, or would not fit.
+    """
+    image = session.image.header
+    run = _run_id(session, image.build_id)
+    primary = facts[session.primary.mount]
+    kind = {
+        State.EMPTY: "populate",
+        State.LEGACY: "adopt",
+        State.STATELESS: "adopt",
+        State.REBUILT: "rebuilt",
+    }.get(verdict.state, "upgrade")
+    plan = Plan(
+        run=run,
+        kind=kind,
+        from_build=primary.build_id or (primary.baseline.build_id if primary.baseline else ""),
+        to_build=image.build_id,
+        fingerprint=image.fingerprint,
+        overrides=verdict.overrides,
+    )
+    if kind == "rebuilt":
+        made = _draft_rebuilt(session, plan, primary)
+    elif kind == "populate" and (trees := _free_trees(session)) is not None:
+        made = Draft(
+            plan=replace(plan, actions=plan_populate(trees)),
+            positions={},
+            pristine=tuple(_config_records(session)),
+        )
+    else:
+        made = _draft_compared(session, plan, facts)
+    choice = choosing.choose(
+        session, made.plan, recorded_of(session, facts), complete=kind != "adopt"
+    )
+    decided = choosing.with_choice(made.plan, choice)
+    overrides = preflight.check(
+        decided,
+        session.volumes,
+        session.image.header,
+        session.options.allow,
+        looking=looking,
+    )
+    return replace(
+        made,
+        plan=replace(decided, overrides=(*decided.overrides, *overrides)),
+        previews=choice.previews,
+        warnings=choice.warnings,
+    )
+
+
+def recorded_of(session: Session, facts: Mapping[str, Facts]) -> ImageHeader | None:
+    """Return what is known of the last image whose steps all ran on the volumes.
+
+    Returns:
+        Its header, what could be learned of it for a volume without our state, or ``None``
+        for an empty volume.
+    """
+    primary = facts[session.primary.mount]
+    if primary.stepped is not None:
+        return primary.stepped
+    if primary.legacy or primary.build_id is not None:
+        return session.learn()
+    return None
+
+
+def _run_id(session: Session, build_id: str) -> str:
+    """Return the id of the next run: its number, and the beginning of the image's id.
+
+    It follows from what is recorded, so that a dry run names what the run will name.
+    """
+    number = len(state.read_history(session.primary)) + 1
+    word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
+    return f"{number:04}-{word[:8] or 'image'}"
+
+
+def _draft_rebuilt(session: Session, plan: Plan, primary: Facts) -> Draft:
+    index = b""
+    baseline = primary.baseline
+    if baseline is not None and baseline.records_digest == session.image.header.records_digest:
+        index = state.read_index(session.primary, baseline)
+    return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
+
+
+def _free_trees(session: Session) -> list[tuple[str, int, int]] | None:
+    """Return the directories right below the mounts, if none of them is on the volumes."""
+    trees = []
+    mounted = session.mounted_below()
+    with session.tree() as tree:
+        for mount in session.volumes:
+            for path, entries, size in session.top_level(mount):
+                if entries < 0 or tree.state(path) is not None or path in mounted:
+                    return None
+                trees.append((path, entries, size))
+    return trees
+
+
+def _config_records(session: Session) -> Iterator[Record]:
+    with session.tree() as tree:
+        for line in session.image.lines():
+            if b'"flags":["config"' in line:
+                record = manifest.parse_record(line)
+                if record.present and is_config(record) and tree.covers(record.path):
+                    yield record
+
+
+def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
+    image = session.image.header
+    primary = facts[session.primary.mount]
+    fresh, unknown = _estranged(session, facts)
+    unknown_old = plan.kind == "adopt"
+    positions: dict[str, int] = {}
+    pristine: list[Record] = []
+    unreadable: list[tuple[str, str]] = []
+    new_index = bytearray(image.records * INDEX_ENTRY.size)
+
+    def verified(position: int, disk: DiskState) -> None:
+        start = position * INDEX_ENTRY.size
+        new_index[start : start + INDEX_ENTRY.size] = INDEX_ENTRY.pack(
+            disk.size, disk.mtime_ns, disk.ctime_ns, disk.ino
+        )
+
+    def cannot_read(path: str, err: OSError) -> None:
+        unreadable.append((path, err.strerror or str(err)))
+
+    same = None
+    if not fresh and not unknown:
+        same = _same_records(session, primary, unknown_old=unknown_old)
+    if same is None:
+        old_header, old_lines, old_index = _old(session, primary, unknown_old=unknown_old)
+    else:
+        old_header, old_lines, old_index = primary.baseline, iter(()), same
+    with session.tree() as tree:
+        planner = Planner(
+            view=tree,
+            old=old_header,
+            new=image,
+            run=plan.run,
+            populate=plan.kind == "populate",
+            unknown_old=unknown_old,
+            fresh=fresh,
+            unknown=unknown,
+            allow=session.options.allow,
+            mounted=session.mounted_below(),
+            verified=verified,
+        )
+        if same is None:
+            found = scan.candidates(
+                old_lines,
+                session.image.lines(),
+                tree,
+                old_index=b"" if session.options.checksum else old_index,
+                new_index=new_index,
+                unreadable=cannot_read,
+            )
+        else:
+            suspects = staging.find_suspects(session.image, session.volumes, same)
+            new_index[:] = same
+            _forget(new_index, suspects)
+            found = (
+                scan.suspected(session.image.lines(), suspects, tree, cannot_read)
+                if any(suspects)
+                else iter(())
+            )
+        for candidate in found:
+            if unreadable and unreadable[-1][0] == candidate.path:
+                continue
+            try:
+                planner.consider(candidate)
+            except OSError as err:
+                cannot_read(candidate.path, err)
+                continue
+            if candidate.new is not None:
+                positions[candidate.path] = candidate.position
+                if is_config(candidate.new) and candidate.new.present:
+                    pristine.append(candidate.new)
+        if planner.renumbered and old_header is not None:
+            for mount, volume in session.volumes.items():
+                planner.translate(
+                    (path, fsops.disk_state(st), fsops.xattrs_at(directory, name))
+                    for path, directory, name, st in scan.walk(
+                        volume.fd,
+                        mount,
+                        mounted=session.mounted_below(),
+                        unreadable=cannot_read,
+                    )
+                )
+        actions = planner.finish()
+    installed = {action.path for action in actions if isinstance(action, Install)}
+    return Draft(
+        plan=replace(
+            plan, actions=actions, overrides=(*plan.overrides, *sorted(planner.overridden))
+        ),
+        index=bytes(new_index),
+        positions={path: number for path, number in positions.items() if path in installed},
+        pristine=tuple(pristine),
+        old=old_header,
+        unreadable=tuple(unreadable),
+    )
+
+
+def _estranged(session: Session, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+    """Return the secondaries that the baseline of the primary volume does not describe.
+
+    Returns:
+        Mounts of those that are new or were lost, and of those with another recorded id, such
+        as one that was restored from an older backup.
+    """
+    baseline = facts[session.primary.mount].baseline
+    mounts = [mount for mount in session.volumes if mount != session.primary.mount]
+    if baseline is None:
+        return [], []
+    fresh = [mount for mount in mounts if facts[mount].identity is None]
+    others = [mount for mount in mounts if mount not in fresh]
+    return fresh, [mount for mount in others if facts[mount].build_id != baseline.build_id]
+
+
+def _same_records(session: Session, primary: Facts, *, unknown_old: bool) -> bytes | None:
+    """Return the index, if the manifest is record by record the one applied before."""
+    baseline, image = primary.baseline, session.image.header
+    if unknown_old or session.options.checksum or baseline is None:
+        return None
+    if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
+        return None
+    index = state.read_index(session.primary, baseline)
+    return index if len(index) == image.records * INDEX_ENTRY.size else None
+
+
+def _forget(index: bytearray, suspects: bytes) -> None:
+    """Drop the index entries of the records that are suspected."""
+    position = suspects.find(1)
+    while position >= 0:
+        start = position * INDEX_ENTRY.size
+        index[start : start + INDEX_ENTRY.size] = scan.INDEX_UNKNOWN
+        position = suspects.find(1, position + 1)
+
+
+def _old(
+    session: Session, primary: Facts, *, unknown_old: bool
+) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
+    if unknown_old:
+        volume = session.primary
+        return session.learn(), iter(adopt.old_lines(volume, volume.mount)), b""
+    if primary.baseline is None:
+        return None, iter(()), b""
+    header, stream = state.read_baseline(session.primary)
+    return header, _lines(stream), state.read_index(session.primary, header)
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
+        yield from manifest.read_lines(stream)

@@ -1,0 +1,356 @@
+"""Which upgrade steps and scriptlets a run executes, and what they would do.
+
+Everything is asked before the first write, with the volume as it will be once its files are
+in place. What comes after a command can only be guessed at: it is marked provisional, and
+asked again when its turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from ipavolume.context import Session
+from ipavolume.errors import RefusedError
+from ipavolume.image.image import Image
+from ipavolume.model.actions import Action, Plan
+from ipavolume.model.files import ImageHeader
+from ipavolume.model.tasks import Task, TaskKind
+from ipavolume.steps import declaration as stepfiles
+from ipavolume.steps import views
+from ipavolume.steps.api import Command, Declaration, Phase, Refuse, StepAction, Warn, When
+from ipavolume.steps.views import TemplateView, VolumeView
+
+if TYPE_CHECKING:
+    from ipavolume.rpm.scriptlets import Call
+
+LATE_STEPS: Final = "s9000"
+"""Steps from this name on run after the scriptlets."""
+
+_WHEN: Final = {"populate": When.POPULATE, "upgrade": When.UPGRADE, "adopt": When.UPGRADE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a task would do, for a dry run.
+
+    Attributes:
+        actions: Of a step; empty where it is not asked, on a host.
+        text: Lines of a scriptlet, as it will run.
+        changed: What the substitution table changed in it, as a unified diff.
+    """
+
+    actions: tuple[StepAction, ...] = ()
+    text: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a run executes.
+
+    Attributes:
+        tasks: In their order.
+        previews: What they would do, by key.
+        warnings: What steps have to tell: code, text, hint.
+        overridden: Refusals of steps that the operator overrode, by code.
+    """
+
+    tasks: tuple[Task, ...] = ()
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    warnings: tuple[Warn, ...] = ()
+    overridden: tuple[str, ...] = ()
+
+
+def choose(session: Session, plan: Plan, recorded: ImageHeader | None, *, complete: bool) -> Choice:
+    """Choose the tasks of a run.
+
+    Args:
+        session: Image and volumes.
+        plan: What the run does to files.
+        recorded: Header of the last image whose steps ran on the volume, or what could be
+            learned of it; ``None`` for an empty volume.
+        complete: *recorded* names every package.
+
+    Raises:
+        RefusedError: If a step refuses, or something has to be executed outside of the
+            container.
+        ConfigurationError: If a step or scriptlet of the image is malformed.
+    """
+    if plan.kind not in _WHEN:
+        return Choice()
+    when = _WHEN[plan.kind]
+    if recorded is not None and complete and not recorded.build_id:
+        # It was populated by an image whose steps did not run.
+        recorded, when = None, When.POPULATE
+    steps = list(_chosen_steps(session, when, recorded, complete=complete))
+    calls = _chosen_calls(session, when, recorded, complete=complete)
+    with opened_views(session, recorded, planned=plan.actions) as (template, volume):
+        chooser = _Chooser(session, template, volume)
+        for phase in Phase:
+            for declaration, why in steps:
+                if declaration.phase is phase and declaration.name < LATE_STEPS:
+                    chooser.add_step(declaration, why)
+            chooser.add_calls(phase, calls)
+            for declaration, why in steps:
+                if declaration.phase is phase and declaration.name >= LATE_STEPS:
+                    chooser.add_step(declaration, why)
+    return Choice(
+        tasks=tuple(chooser.tasks),
+        previews=chooser.previews,
+        warnings=tuple(chooser.warnings),
+        overridden=tuple(chooser.overridden),
+    )
+
+
+def refuse_outside(session: Session, tasks: Sequence[Task]) -> None:
+    """Refuse to execute *tasks* of an image that is not the system that runs here.
+
+    Raises:
+        RefusedError: If there are any.
+    """
+    if tasks and not session.is_inside:
+        raise RefusedError(
+            f"{len(tasks)} steps and scriptlets of the image have to run, {tasks[0].name} first; "
+            f"they only run in its container, not from {session.options.root!r}",
+            code="needs-container",
+            hint="Start the container. To have the files brought up to date from here and the "
+            "rest done by the container's start: --phase offline.",
+        )
+
+
+def start_steps(session: Session, recorded: ImageHeader | None) -> list[tuple[Declaration, str]]:
+    """Return the steps that are asked at every start, and why."""
+    return list(_chosen_steps(session, When.START, recorded, complete=True))
+
+
+def _chosen_steps(
+    session: Session, when: When, recorded: ImageHeader | None, *, complete: bool
+) -> Iterator[tuple[Declaration, str]]:
+    # Of an empty volume nothing is recorded, and at a start it is the image's own versions.
+    known = recorded if when is When.UPGRADE and recorded is not None else session.image.header
+    for declaration in steps_of(session.image):
+        asked, why = is_asked(
+            declaration,
+            when=when,
+            recorded=known,
+            image=session.image.header,
+            complete=complete,
+            again=session.options.again,
+        )
+        if asked:
+            yield declaration, why
+
+
+def steps_of(image: Image) -> tuple[Declaration, ...]:
+    """Return the steps of an image, in their order.
+
+    Raises:
+        ConfigurationError: If one is malformed, or somebody else than root could write it.
+    """
+    return stepfiles.find_steps(image.tree, [volume.mount for volume in image.header.volumes])
+
+
+def is_asked(
+    declaration: Declaration,
+    *,
+    when: When,
+    recorded: ImageHeader,
+    image: ImageHeader,
+    complete: bool,
+    again: bool,
+) -> tuple[bool, str]:
+    """Tell whether a run asks a step, and why (not).
+
+    Args:
+        declaration: The step.
+        when: The kind of run.
+        recorded: What is recorded of the last image whose steps ran on the volume.
+        image: The image.
+        complete: *recorded* names every package. Otherwise a step for one that is not there
+            is asked, if the image has it.
+        again: Everything is asked for again.
+    """
+    component = declaration.component
+    unknown = not complete and _evr(recorded, component) is None
+    return stepfiles.applies(
+        declaration,
+        when=when,
+        recorded=lambda name: _evr(recorded, name),
+        known=not unknown or _evr(image, component) is None,
+        again=again,
+    )
+
+
+def _evr(header: ImageHeader, name: str) -> str | None:
+    package = views.find_package(header.packages, name)
+    return None if package is None else package.evr
+
+
+def _chosen_calls(
+    session: Session, when: When, recorded: ImageHeader | None, *, complete: bool
+) -> tuple[Call, ...]:
+    config = session.image.config.scriptlets
+    if config is None or recorded is None or when is not When.UPGRADE:
+        return ()
+    # Most images have none to run, and a start should not load what it does not need.
+    from ipavolume.image.scriptlets import read_catalogue
+    from ipavolume.rpm import scriptlets
+
+    return scriptlets.select(
+        read_catalogue(session.image.tree),
+        config,
+        old=recorded.packages,
+        complete=complete,
+        new=session.image.header.packages,
+        again=session.options.again,
+    )
+
+
+class _Chooser:
+    """Collects tasks, asking each step that can be asked."""
+
+    def __init__(self, session: Session, template: TemplateView, volume: VolumeView) -> None:
+        self._session = session
+        self._template = template
+        self._volume = volume
+        self._after_command = False
+        self.tasks: list[Task] = []
+        self.previews: dict[str, Preview] = {}
+        self.warnings: list[Warn] = []
+        self.overridden: list[str] = []
+
+    def add_step(self, declaration: Declaration, why: str) -> None:
+        task = Task(
+            kind=TaskKind.STEP,
+            name=declaration.name,
+            digest=declaration.digest,
+            phase=declaration.phase,
+            summary=declaration.summary,
+            reason=why,
+            provisional=self._after_command or not self._session.is_inside,
+        )
+        actions: tuple[StepAction, ...] = ()
+        if self._session.is_inside:
+            step = stepfiles.load_step(self._session.image.tree, declaration)
+            actions = self._accept(declaration, step.plan(self._volume, self._template))
+            if not actions and not self._after_command:
+                return
+            self._volume = self._volume.after(actions)
+        self._after_command = self._after_command or any(
+            isinstance(action, Command) for action in actions
+        )
+        self._add(task, Preview(actions=actions))
+
+    def _accept(
+        self, declaration: Declaration, actions: Iterable[StepAction]
+    ) -> tuple[StepAction, ...]:
+        """Return what is to be done; warnings and overridden refusals are set aside."""
+        kept: list[StepAction] = []
+        for action in actions:
+            match action:
+                case Warn():
+                    self.warnings.append(action)
+                case Refuse():
+                    self.overridden.append(
+                        check_refusal(declaration.name, action, self._session.options.allow)
+                    )
+                case _:
+                    kept.append(action)
+        return tuple(kept)
+
+    def add_calls(self, phase: Phase, calls: Sequence[Call]) -> None:
+        config = self._session.image.config.scriptlets
+        if config is None or config.phase != phase or not calls:
+            return
+        from ipavolume.image.scriptlets import read_body
+        from ipavolume.rpm import scriptlets
+
+        for call in calls:
+            body = read_body(self._session.image.tree, call.scriptlet)
+            text = scriptlets.substituted(body, call.scriptlet, config)
+            task = scriptlet_task(call, phase)
+            turn = 1 + sum(replace(one, turn=1) == task for one in self.tasks)
+            self._add(
+                replace(task, turn=turn),
+                Preview(
+                    text=tuple(text.decode("utf-8", "surrogateescape").splitlines()),
+                    changed=tuple(scriptlets.difference(body, call.scriptlet, config)),
+                ),
+            )
+        self._after_command = self._after_command or bool(calls)
+
+    def _add(self, task: Task, preview: Preview) -> None:
+        self.tasks.append(task)
+        self.previews[task.key] = preview
+
+
+def scriptlet_task(call: Call, phase: str) -> Task:
+    """Return the task that *call* is."""
+    scriptlet = call.scriptlet
+    return Task(
+        kind=TaskKind.SCRIPTLET,
+        name=scriptlet.name,
+        digest=scriptlet.digest,
+        phase=phase,
+        summary=f"%{scriptlet.kind} of {scriptlet.package}-{scriptlet.evr}",
+        reason=call.reason,
+        arguments=call.arguments,
+    )
+
+
+def check_refusal(step: str, refusal: Refuse, allow: Iterable[str]) -> str:
+    """Return the code of an overridden refusal.
+
+    Raises:
+        RefusedError: If it is not overridden.
+    """
+    code = override_code(step, refusal)
+    if code in allow:
+        return code
+    raise RefusedError(
+        refusal.text,
+        code=code,
+        hint=f"{refusal.hint} To go on all the same: --allow {code}.".strip(),
+    )
+
+
+def override_code(step: str, refusal: Refuse) -> str:
+    """Return the code by which the refusal of a step is overridden: ``s0700:bdb``."""
+    return f"{step.partition('_')[0]}:{refusal.code}"
+
+
+@contextlib.contextmanager
+def opened_views(
+    session: Session, recorded: ImageHeader | None, *, planned: Sequence[Action] = ()
+) -> Iterator[tuple[TemplateView, VolumeView]]:
+    """Give the views that steps read through.
+
+    Args:
+        session: Image and volumes.
+        recorded: What is recorded of the last image whose steps ran.
+        planned: Actions on files whose outcome the view of the volumes shows.
+    """
+    image = session.image
+    with (
+        session.tree() as tree,
+        TemplateView(image.templates(), image.header, image.tree) as template,
+    ):
+        yield (
+            template,
+            VolumeView(
+                tree,
+                image.header.volumes,
+                recorded.packages if recorded else (),
+                (recorded.os_id, recorded.os_version) if recorded else ("", ""),
+                planned=planned,
+                template=template,
+            ),
+        )
+
+
+def with_choice(plan: Plan, choice: Choice) -> Plan:
+    """Return *plan* with the tasks of *choice*."""
+    return replace(plan, tasks=choice.tasks, overrides=(*plan.overrides, *choice.overridden))

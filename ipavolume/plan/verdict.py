@@ -1,0 +1,334 @@
+"""Which state a volume is in, as a pure function of what was found (design, section 5)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
+from ipavolume.model.files import ImageHeader, Package
+from ipavolume.rpm import versions
+from ipavolume.volume.facts import Facts, Transaction
+
+
+class State(enum.StrEnum):
+    """The state of a volume, by the words of the design."""
+
+    LOCKED = "locked"
+    UNSAFE = "unsafe"
+    UPGRADING = "upgrading"
+    TAKEN_OVER = "taken over"
+    BLOCKED = "blocked"
+    CURRENT = "current"
+    REBUILT = "rebuilt"
+    NEWER = "newer"
+    INCOMPATIBLE = "incompatible"
+    OUTDATED = "outdated"
+    LEGACY = "legacy"
+    UNCONFIGURED = "unconfigured"
+    WAITING = "waiting"
+    PARTIAL = "partial"
+    STATELESS = "stateless"
+    EMPTY = "empty"
+
+
+NEEDS_WORK: Final = frozenset(
+    {
+        State.UPGRADING,
+        State.TAKEN_OVER,
+        State.REBUILT,
+        State.OUTDATED,
+        State.LEGACY,
+        State.EMPTY,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A state and why.
+
+    Attributes:
+        state: The state.
+        reason: Why, in an operator's words.
+        error: What a start raises for it, or ``None``.
+        overrides: Codes of the refusals that were overridden to get here.
+    """
+
+    state: State
+    reason: str
+    error: IpaVolumeError | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """All that the verdict depends on.
+
+    Attributes:
+        mounts: The upgraded volumes, the primary one first.
+        facts: What was found, by mount.
+        image: Header of the image's manifest.
+        accept: Rules of releases a volume may come from.
+        guard: Packages that must not go back.
+        allow: Codes of refusals that the operator overrides.
+        occupied: A path of the template that is on the volume, by mount; "" for none.
+        legacy: What could be learned of a legacy or stateless volume's last image.
+        expect_existing: The operator expects a volume with data.
+        consent: The operator lets upgrades happen.
+    """
+
+    mounts: Sequence[str]
+    facts: Mapping[str, Facts]
+    image: ImageHeader
+    accept: Sequence[str]
+    guard: Sequence[str]
+    allow: Collection[str]
+    occupied: Mapping[str, str]
+    legacy: ImageHeader | None = None
+    expect_existing: bool = False
+    consent: bool = True
+
+
+def judge(question: Question) -> Verdict:
+    """Name the state of the volumes; the rows of the design, tested from the top."""
+    primary = question.facts[question.mounts[0]]
+    unsafe = _judge_secondaries(question, primary)
+    if unsafe is not None:
+        return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
+    if primary.transaction is not None:
+        return _judge_transaction(question, primary, primary.transaction)
+    image = question.image
+    ids = {question.facts[mount].build_id for mount in question.mounts}
+    if primary.baseline is not None:
+        same_baseline = primary.baseline.build_id == image.build_id
+        if ids == {image.build_id} and same_baseline:
+            return Verdict(state=State.CURRENT, reason=f"of this image, {image.build_id}")
+        consistent = ids == {primary.baseline.build_id}
+        if (
+            consistent
+            and primary.baseline.fingerprint == image.fingerprint != ""
+            and primary.baseline.accounts == image.accounts
+        ):
+            return Verdict(
+                state=State.REBUILT,
+                reason=f"of {name_of(primary.baseline)}, which ships the same",
+            )
+        return _judge_known(question, primary.baseline, consistent=consistent)
+    if primary.legacy:
+        return _judge_unknown(question, primary, State.LEGACY)
+    found = next((path for path in question.occupied.values() if path), "")
+    if primary.build_id is not None or found:
+        return _judge_unknown(question, primary, State.STATELESS)
+    if question.expect_existing:
+        error = RefusedError(
+            f"the volume at {question.mounts[0]} is empty, but IPAVOLUME_EXPECT=existing says "
+            "that it has data: wrong or unmounted volume",
+            code="expected-existing",
+            hint="Mount the right volume, or unset IPAVOLUME_EXPECT to populate this one.",
+        )
+        return Verdict(state=State.EMPTY, reason=str(error), error=error)
+    return Verdict(state=State.EMPTY, reason="no file of the template is there")
+
+
+def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | None:
+    for mount in question.mounts[1:]:
+        facts = question.facts[mount]
+        owner = facts.identity.primary if facts.identity else ""
+        if facts.transaction is not None:
+            owner = facts.transaction.primary
+        ours = primary.identity.uuid if primary.identity else ""
+        if primary.transaction is not None:
+            ours = primary.transaction.primary
+        if owner and owner != ours and not (facts.transaction and not ours):
+            return UnsafeVolumeError(
+                f"the volume at {mount} belongs to another primary volume ({owner}) than the "
+                f"one at {question.mounts[0]} ({ours or 'which is empty'})",
+                code="foreign-volume",
+                hint="Mount the volumes that belong together.",
+            )
+        if _is_lost(question, primary, mount) and "lost-secondary" not in question.allow:
+            return UnsafeVolumeError(
+                f"the volume at {mount} is not the one that belongs to {question.mounts[0]}: it "
+                "has no state of ours",
+                code="lost-secondary",
+                hint="Mount the right volume, or have this one filled with --allow lost-secondary.",
+            )
+    return None
+
+
+def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
+    """Tell whether a secondary that the primary volume knows has no state of ours."""
+    facts = question.facts[mount]
+    return (
+        facts.identity is None
+        and facts.transaction is None
+        and primary.transaction is None
+        and primary.baseline is not None
+        and any(volume.mount == mount for volume in primary.baseline.volumes)
+    )
+
+
+def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
+    image = question.image
+    if open_.to_build == image.build_id or open_.fingerprint == image.fingerprint != "":
+        return Verdict(
+            state=State.UPGRADING,
+            reason=f"run {open_.run} to {open_.to_build} is not finished ({open_.phase})",
+        )
+    target = primary.target
+    newer = None if target is None else _went_back(question, target)
+    if newer is not None and not {"blocked", "newer"} <= set(question.allow):
+        error = RefusedError(
+            f"the volume is in the middle of an upgrade to {open_.to_build}, which has "
+            f"{newer[0]}; this image has {newer[1]}",
+            code="blocked",
+            hint=f"Start the image {name_of(target) if target else open_.to_build} again, which "
+            "can finish it, or restore a backup. To have this image finish it and go back from "
+            "there: --allow blocked --allow newer.",
+        )
+        return Verdict(state=State.BLOCKED, reason=str(error), error=error)
+    return Verdict(
+        state=State.TAKEN_OVER,
+        reason=f"run {open_.run} to {open_.to_build} of another image is not finished",
+        overrides=("blocked",) if newer is not None else (),
+    )
+
+
+def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool) -> Verdict:
+    refused, overrides = _refuse_direction(question, baseline)
+    if refused is not None:
+        return refused
+    primary = question.facts[question.mounts[0]]
+    if any(_is_lost(question, primary, mount) for mount in question.mounts[1:]):
+        overrides = (*overrides, "lost-secondary")
+    reason = f"of {name_of(baseline)}; this image is {name_of(question.image)}"
+    if not consistent:
+        reason += "; recorded id and baseline disagree, so everything is compared"
+    return _with_consent(question, State.OUTDATED, reason, overrides)
+
+
+def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
+    overrides: tuple[str, ...] = ()
+    mount = question.mounts[0]
+    error: IpaVolumeError
+    if state is State.STATELESS:
+        what = next((path for path in question.occupied.values() if path), "")
+        found = f"the recorded id {primary.build_id!r}" if primary.build_id else repr(what)
+        if "stateless" not in question.allow:
+            error = UnsafeVolumeError(
+                f"the volume at {mount} holds {found}, but not our state directory: lost, or "
+                "restored from a backup without it, or not ours",
+                code="stateless",
+                hint="Restore .ipavolume from the backup, or mount the right volume. To take "
+                "the volume over with nothing known of the old files: --allow stateless.",
+            )
+            return Verdict(state=state, reason=str(error), error=error)
+        overrides = ("stateless",)
+    known = question.legacy
+    if known is None or not known.os_id:
+        error = RefusedError(
+            f"nothing on the volume at {mount} says which release it comes from; this image "
+            f"is {name_of(question.image)}",
+            code="unknown-version",
+            hint="Say it: --from fedora:43 (IPAVOLUME_FROM=fedora:43).",
+        )
+        return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error)
+    refused, more = _refuse_direction(question, known)
+    if refused is not None:
+        return refused
+    return _with_consent(
+        question,
+        state,
+        f"populated without ipavolume, from {known.os_id}:{known.os_version}",
+        (*overrides, *more),
+    )
+
+
+def _with_consent(
+    question: Question, state: State, reason: str, overrides: tuple[str, ...]
+) -> Verdict:
+    if question.consent:
+        return Verdict(state=state, reason=reason, overrides=overrides)
+    error = RefusedError(
+        f"an upgrade waits, but IPAVOLUME_UPGRADE=refuse: the volume is {reason}",
+        code="no-consent",
+        hint="See what it would do with ipavolume upgrade --dry-run; let it happen with "
+        "IPAVOLUME_UPGRADE=auto.",
+    )
+    return Verdict(state=state, reason=str(error), error=error)
+
+
+def _refuse_direction(
+    question: Question, recorded: ImageHeader
+) -> tuple[Verdict | None, tuple[str, ...]]:
+    overrides: list[str] = []
+    image = question.image
+    back = _went_back(question, recorded)
+    if back is not None:
+        if "newer" not in question.allow:
+            error = RefusedError(
+                f"the volume has {back[0]}, this image, {name_of(image)}, has {back[1]}: going "
+                "back is not supported",
+                code="newer",
+                hint=f"Start the image {name_of(recorded)} or a newer one, or restore the "
+                "backup made before that. To try it anyway: --allow newer.",
+            )
+            return Verdict(state=State.NEWER, reason=str(error), error=error), ()
+        overrides.append("newer")
+    volume_os = (recorded.os_id, recorded.os_version)
+    image_os = (image.os_id, image.os_version)
+    if recorded.os_id and not versions.accepts(
+        question.accept, volume_os=volume_os, image_os=image_os
+    ):
+        if "incompatible" not in question.allow:
+            rules = ", ".join(question.accept) or "same release, same major version"
+            error = RefusedError(
+                f"the volume comes from {volume_os[0]} {volume_os[1]}, this image is "
+                f"{image_os[0]} {image_os[1]}; it accepts: {rules}",
+                code="incompatible",
+                hint="Go by an image in between, or add a replica made from this image and "
+                "retire this one. To try it anyway: --allow incompatible.",
+            )
+            return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error), ()
+        overrides.append("incompatible")
+    return None, tuple(overrides)
+
+
+def _went_back(question: Question, recorded: ImageHeader) -> tuple[str, str] | None:
+    """Return a guarded package that is newer on the volume than in the image, both as text."""
+    for pattern in question.guard:
+        ours: dict[str, list[Package]] = {}
+        for package in question.image.packages:
+            if versions.matches_package(pattern, package):
+                ours.setdefault(package.name, []).append(package)
+        for package in recorded.packages:
+            if not versions.matches_package(pattern, package):
+                continue
+            for other in _counterparts(package, ours, pattern):
+                if versions.compare_evr(package.evr, other.evr) > 0:
+                    return (
+                        f"{package.name} {package.evr}",
+                        f"{other.name} {other.evr}",
+                    )
+    return None
+
+
+def _counterparts(
+    package: Package, ours: Mapping[str, Sequence[Package]], pattern: str
+) -> Iterator[Package]:
+    if package.name in ours:
+        yield from ours[package.name]
+    elif not any(mark in pattern for mark in "*?["):
+        # The same software under another name: both provide what the pattern names.
+        for same in ours.values():
+            yield from same
+
+
+def name_of(header: ImageHeader) -> str:
+    """Return how people know an image: its name and id."""
+    if header.image_name:
+        return f"{header.image_name} ({header.build_id})"
+    return header.build_id

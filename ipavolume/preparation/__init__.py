@@ -1,1 +1,0 @@
-"""What ``ipavolume prepare`` does to an image: reading packages, moving paths, the manifest."""

@@ -1,0 +1,1 @@
+"""What is done to an image when it is built."""

@@ -1,0 +1,175 @@
+"""What is read and made of single files of an image, and errors that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.errors import CannotCreateError, VolumeIOError
+from ipavolume.image.tree import Cursor, ImageTree
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import Xattrs
+
+_READ_BYTES: Final = 1 << 20
+_CANNOT_CREATE: Final = frozenset(
+    {
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EXDEV,
+        errno.EOPNOTSUPP,
+        errno.EINVAL,
+        errno.EMLINK,
+        errno.EBUSY,
+    }
+)
+
+DigestKey = tuple[int, int, int, int]
+
+
+@contextlib.contextmanager
+def reported(attempt: str) -> Iterator[None]:
+    """Turn an :class:`OSError` into an error that names what was attempted.
+
+    Raises:
+        CannotCreateError: If something is in the way or not supported there.
+        VolumeIOError: If reading or writing failed.
+    """
+    try:
+        yield
+    except OSError as err:
+        reason = err.strerror or str(err)
+        name = f" (at {err.filename!r})" if err.filename else ""
+        if err.errno in _CANNOT_CREATE:
+            raise CannotCreateError(
+                f"cannot {attempt}: {reason}{name}",
+                hint="Correct the image or its lists, then run ipavolume prepare again.",
+            ) from err
+        raise VolumeIOError(
+            f"cannot {attempt}: {reason}{name}",
+            hint="Remove the cause, then run ipavolume prepare again: it finishes the job.",
+        ) from err
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """Owner, mode and extended attributes of a directory.
+
+    Attributes:
+        uid: Owner.
+        gid: Group.
+        mode: Permission bits.
+        xattrs: Extended attributes.
+    """
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+    xattrs: Xattrs = ()
+
+
+class DigestCache:
+    """Digests of files in templates that were read while they were copied."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._digests: dict[DigestKey, bytes] = {}
+
+    @staticmethod
+    def _key(st: os.stat_result) -> DigestKey:
+        return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
+
+    def add(self, st: os.stat_result, digest: bytes) -> None:
+        """Remember the SHA-256 of a file."""
+        self._digests[self._key(st)] = digest
+
+    def get(self, st: os.stat_result) -> str:
+        """Return the SHA-256 of a file in hexadecimal, or "" when it is not known."""
+        return self._digests.get(self._key(st), b"").hex()
+
+
+def digests_of(directory: int, name: str, algorithms: Sequence[str]) -> tuple[str, ...]:
+    """Read the regular file *name* once; return its digests in hexadecimal.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file any more.
+    """
+    fd = fsops.open_regular(directory, name)
+    if fd is None:
+        raise OSError(errno.ESTALE, "the file changed while the image was read", name)
+    hashes = [hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms]
+    try:
+        # A buffer of the file's size plus one: most files are small, and it costs to clear.
+        size = min(os.fstat(fd).st_size + 1, _READ_BYTES)
+        while data := os.read(fd, size):
+            for digest in hashes:
+                digest.update(data)
+    finally:
+        os.close(fd)
+    return tuple(digest.hexdigest() for digest in hashes)
+
+
+def xattrs_of(directory: int, name: str) -> Xattrs:
+    """Return the extended attributes of *name* that may be copied."""
+    with fsops.inode(directory, name) as fd:
+        return fsops.read_xattrs(fd)
+
+
+def attributes_of(directory: int, name: str) -> Attributes | None:
+    """Return the attributes of the directory *name*, or ``None`` when it is none."""
+    st = fsops.lstat(directory, name)
+    if st is None or not stat.S_ISDIR(st.st_mode):
+        return None
+    return Attributes(
+        uid=st.st_uid,
+        gid=st.st_gid,
+        mode=stat.S_IMODE(st.st_mode),
+        xattrs=xattrs_of(directory, name),
+    )
+
+
+def make_directory(directory: int, name: str, attributes: Attributes) -> None:
+    """Create the directory *name*, visible only once it has its attributes."""
+    fsops.make_complete_directory(
+        directory,
+        name,
+        uid=attributes.uid,
+        gid=attributes.gid,
+        mode=attributes.mode,
+        xattrs=attributes.xattrs,
+    )
+
+
+def set_attributes(directory: int, name: str, attributes: Attributes) -> None:
+    """Give the directory *name* exactly these attributes."""
+    with fsops.inode(directory, name) as fd:
+        fsops.set_metadata(
+            fd,
+            uid=attributes.uid,
+            gid=attributes.gid,
+            mode=attributes.mode,
+            xattrs=attributes.xattrs,
+            acls=True,
+        )
+
+
+def make_missing(tree: ImageTree, location: str, wanted: Callable[[str], Attributes]) -> bool:
+    """Make the directory at *location* and those above it as far as they are missing."""
+    changed = False
+    with Cursor(tree.fd) as cursor:
+        path = ""
+        for name in location.split("/")[1:]:
+            path = f"{path}/{name}"
+            if fsops.lstat(cursor.fd, name) is None:
+                make_directory(cursor.fd, name, wanted(path))
+                changed = True
+            cursor.enter(name)
+    return changed

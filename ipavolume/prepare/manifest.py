@@ -1,0 +1,335 @@
+"""Which image this is: its manifest, its fingerprint and its build id."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Final
+
+from ipavolume import fastpath
+from ipavolume.config.reading import MAX_CONFIGURATION_BYTES, Config
+from ipavolume.errors import ConfigurationError, ManifestError, UsageError
+from ipavolume.firstrun.request import is_freeipa
+from ipavolume.formats import manifest
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import BUILD_ID_NAME, ImageHeader, Package, Record, VolumeSpec
+from ipavolume.prepare.files import reported
+from ipavolume.prepare.placement import Listed
+from ipavolume.prepare.records import AccountNames, Shipped, read_os_release
+from ipavolume.steps.api import When
+from ipavolume.steps.declaration import find_steps
+from ipavolume.steps.views import find_package
+
+MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
+START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
+BUILD_ID_PATH: Final = "/etc/build-id"
+STEPS_PATHS: Final = ("/usr/share/ipavolume/upgrade_steps", "/etc/ipavolume/upgrade_steps")
+_MAX_BUILD_ID_CHARACTERS: Final = 256
+_MAX_STEP_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What is known of an image besides the content of its templates.
+
+    Attributes:
+        config: Its configuration.
+        configuration: The bytes of the file, b"" when there is none.
+        listed: What its path lists say.
+        packages: Its packages.
+        names: Its accounts.
+        links: Its links into mounts.
+        locations: Locations of the templates by mount.
+        scriptlets: Digest of the list of scriptlets.
+        before: Header of the manifest that it had, if any.
+    """
+
+    config: Config
+    configuration: bytes
+    listed: Sequence[Listed]
+    packages: tuple[Package, ...]
+    names: AccountNames
+    links: tuple[tuple[str, str], ...]
+    locations: Mapping[str, str]
+    scriptlets: str
+    before: ImageHeader | None
+
+
+def check_build_id(build_id: str) -> None:
+    """Refuse what cannot be a build id.
+
+    Raises:
+        UsageError: If it is not one line of printable text of a sensible length.
+    """
+    if not build_id or len(build_id) > _MAX_BUILD_ID_CHARACTERS or not build_id.isprintable():
+        raise UsageError(
+            f"{build_id!r} cannot be a build id: it has to be one line of text",
+            hint=f"Use at most {_MAX_BUILD_ID_CHARACTERS} printable characters.",
+        )
+
+
+def read_previous(tree: ImageTree, *, warn: Callable[[str], None]) -> ImageHeader | None:
+    """Return the header of the manifest that the image has, if it is whole."""
+    location = tree.resolve(MANIFEST_PATH)
+    with reported(f"read {MANIFEST_PATH!r}"):
+        if tree.lstat(location) is None:
+            return None
+        parent = tree.open_directory(location.rpartition("/")[0])
+        try:
+            fd = fsops.open_regular(parent, location.rpartition("/")[2])
+        finally:
+            os.close(parent)
+        if fd is None:
+            return None
+        with open(fd, "rb") as stream:
+            try:
+                header = manifest.read_header(stream)
+                manifest.verify(stream, header)
+            except ManifestError as err:
+                warn(f"the manifest that the image had is not usable, it is made anew: {err}")
+                return None
+    return header
+
+
+def describe(
+    tree: ImageTree,
+    findings: Findings,
+    shipped: Shipped,
+    spool: BinaryIO,
+    *,
+    build_id: str | None,
+    image_name: str | None,
+) -> ImageHeader:
+    """Write the records of the image to *spool* and return the header for them.
+
+    The time of the build is that of the manifest before where nothing else differs.
+
+    Args:
+        tree: The image.
+        findings: What is known of it.
+        shipped: Makes its records.
+        spool: Takes the record lines.
+        build_id: Id to give it, or ``None``: the one it has, or a new one.
+        image_name: What people call it, or ``None``: as before where nothing differs.
+
+    Raises:
+        ConfigurationError: If the build id that the image has is none.
+    """
+    config, before = findings.config, findings.before
+    entries = {
+        volume.mount: tuple(
+            sorted(
+                {one.entry.path for one in findings.listed if one.volume.mount == volume.mount},
+                key=os.fsencode,
+            )
+        )
+        for volume in config.volumes
+    }
+    spooled = _Spooled(spool)
+    fingerprint = manifest.fingerprint(
+        spooled.passing(shipped.records(findings.locations)),
+        findings.packages,
+        _parts(tree, findings, entries),
+    )
+    unchanged = before is not None and before.fingerprint == fingerprint
+    os_id, os_version = read_os_release(tree)
+    kept_name = before.image_name if before is not None and unchanged else ""
+    header = ImageHeader(
+        build_id=build_id or _build_id(tree, findings, unchanged=unchanged),
+        image_name=kept_name if image_name is None else image_name,
+        created=before.created if before else "",
+        os_id=os_id,
+        os_version=os_version,
+        fingerprint=fingerprint,
+        packages=findings.packages,
+        accounts=findings.names.accounts,
+        volumes=tuple(
+            VolumeSpec(
+                mount=volume.mount,
+                template=volume.template,
+                volatile=volume.volatile,
+                entries=entries[volume.mount],
+                files=shipped.files[volume.mount],
+                bytes=shipped.bytes[volume.mount],
+            )
+            for volume in config.volumes
+        ),
+        links=findings.links,
+        records=spooled.count,
+        records_digest=spooled.digest.hexdigest(),
+    )
+    if before is not None and manifest.dump_header(header) == manifest.dump_header(before):
+        return header
+    return replace(header, created=_now())
+
+
+def _start_data(tree: ImageTree, findings: Findings, header: ImageHeader) -> bytes:
+    """Return what a start on a current volume has to know, in a form that needs no parser.
+
+    Without an id every start takes the long way: where a volatile volume has to be filled, or
+    a step is asked, there is no start with nothing to do.
+    """
+    config = findings.config
+    first_run = fastpath.NONE
+    if config.first_run is not None:
+        first_run = fastpath.NAMED if is_freeipa(config.first_run) else fastpath.ONCE
+    busy = any(volume.volatile for volume in config.volumes) or any(
+        When.START in step.when
+        and not step.masked
+        and find_package(header.packages, step.component) is not None
+        for step in find_steps(tree)
+    )
+    return fastpath.dump(
+        b"" if busy else header.build_id.encode(),
+        first_run,
+        [os.fsencode(volume.mount) for volume in header.volumes],
+        [os.fsencode(word) for word in config.start_exec],
+        findings.configuration,
+    )
+
+
+def write(
+    tree: ImageTree,
+    findings: Findings,
+    header: ImageHeader,
+    spool: BinaryIO,
+    *,
+    make: Callable[[str], None],
+) -> bool:
+    """Write build id and manifest, the manifest last, where they are not so already.
+
+    Args:
+        tree: The image.
+        findings: What is known of it.
+        header: The header.
+        spool: The record lines.
+        make: Makes the directory at a location if it is missing.
+
+    Returns:
+        Whether anything was written.
+    """
+
+    def content() -> Iterator[bytes]:
+        yield manifest.dump_header(header)
+        spool.seek(0)
+        while chunk := spool.read(1 << 20):
+            yield chunk
+
+    files: list[tuple[str, Iterator[bytes]]] = []
+    if header.build_id != _current_build_id(tree, findings):
+        files.append((BUILD_ID_PATH, iter([header.build_id.encode() + b"\n"])))
+    start = _start_data(tree, findings, header)
+    if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
+        files.append((START_DATA_PATH, iter([start])))
+    if findings.before is None or findings.before != header:
+        files.append((MANIFEST_PATH, content()))
+    for path, data in files:
+        above, _, name = tree.resolve(path).rpartition("/")
+        make(above)
+        with reported(f"write {path!r}"):
+            parent = tree.open_directory(above)
+            try:
+                fsops.write_stream(parent, name, data, mode=0o644)
+            finally:
+                os.close(parent)
+    return bool(files)
+
+
+def _parts(
+    tree: ImageTree, findings: Findings, entries: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield what counts for the fingerprint besides records and packages."""
+    yield "configuration", findings.configuration
+    yield "scriptlets", findings.scriptlets.encode()
+    for volume in findings.config.volumes:
+        words = (volume.template, str(volume.volatile), *entries[volume.mount])
+        yield f"volume {volume.mount}", os.fsencode("\0".join(words))
+    for directory in STEPS_PATHS:
+        location = tree.resolve(directory)
+        st = tree.lstat(location)
+        if st is None or not stat.S_ISDIR(st.st_mode):
+            continue
+        with reported(f"read the steps in {directory!r}"):
+            fd = tree.open_directory(location)
+            try:
+                names = sorted(os.listdir(fd), key=os.fsencode)
+            finally:
+                os.close(fd)
+            for name in names:
+                found = tree.lstat(f"{location}/{name}")
+                if found is not None and stat.S_ISLNK(found.st_mode):
+                    text = os.fsencode(tree.readlink(f"{location}/{name}"))
+                    yield _step(directory, name), b"link " + text
+                elif found is not None and stat.S_ISREG(found.st_mode):
+                    path = f"{location}/{name}"
+                    step = tree.read_file(path, limit_bytes=_MAX_STEP_BYTES)
+                    yield _step(directory, name), step or b""
+
+
+def _step(directory: str, name: str) -> str:
+    return f"step {directory}/{os.fsencode(name)!r}"
+
+
+def _current_build_id(tree: ImageTree, findings: Findings) -> str:
+    """Return the id that the image has, "" when it has none.
+
+    Images of the freeipa-container project keep it at the top of the template.
+    """
+    primary = findings.locations[findings.config.volumes[0].mount]
+    for path in (BUILD_ID_PATH, f"{primary}/{BUILD_ID_NAME}"):
+        data = tree.read_file(path, limit_bytes=4 * _MAX_BUILD_ID_CHARACTERS)
+        if data is not None and (text := data.decode("utf-8", "replace").strip()):
+            try:
+                check_build_id(text)
+            except UsageError as err:
+                raise ConfigurationError(
+                    f"{path!r} in the image: {err}", hint="Correct it, or give --build-id."
+                ) from err
+            return text
+    return ""
+
+
+def _build_id(tree: ImageTree, findings: Findings, *, unchanged: bool) -> str:
+    """Return the id of the image: the one it has, or a new one when it is another image.
+
+    An id that differs from that of the manifest before was put there by someone after it,
+    or by a run that was interrupted before it could write its manifest; it stays.
+    """
+    before = findings.before
+    current = _current_build_id(tree, findings)
+    if current and (before is None or unchanged or current != before.build_id):
+        return current
+    return str(uuid.uuid4())
+
+
+class _Spooled:
+    """Writes records that pass through to a file, counted and digested."""
+
+    def __init__(self, spool: BinaryIO) -> None:
+        self._spool = spool
+        self.digest = manifest.records_hash()
+        self.count = 0
+
+    def passing(self, records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            line = manifest.dump_record(record)
+            self._spool.write(line)
+            self.digest.update(line)
+            self.count += 1
+            yield record
+
+
+def _now() -> str:
+    """Return the time of the build; ``SOURCE_DATE_EPOCH`` stands for it in repeatable builds."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = (
+        datetime.datetime.fromtimestamp(int(epoch), tz=datetime.UTC)
+        if epoch.isdigit()
+        else datetime.datetime.now(tz=datetime.UTC)
+    )
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,175 @@
+"""What packages say of the files that go to a volume, by the place they have there.
+
+A package names a file as it was built, ``/var/run/foo`` or ``/etc/sssd/sssd.conf``; in the
+image the way there may lead over links, the ones that ``prepare`` made among them. Each
+file is found by resolving the directory it is in.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.errors import ConfigurationError, PackageError
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux import command as processes
+from ipavolume.model.files import FileFlags, Package, RpmFile, RpmPackage
+from ipavolume.rpm import database as rpmdb
+from ipavolume.rpm import header as rpmheader
+
+_DATABASES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm", "/usr/share/rpm")
+_DATABASE_FILES: Final = ("rpmdb.sqlite", "Packages.db", "Packages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedFile:
+    """A file and the package that owns it.
+
+    Attributes:
+        package: Name of the package.
+        file: What its header says.
+    """
+
+    package: str
+    file: RpmFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageFacts:
+    """The packages of an image.
+
+    Attributes:
+        packages: All of them, sorted by name.
+        files: Their files by path on the volume, ``/data/etc/krb5.conf``.
+        directories: Their directories by location in the image, where one may be missing.
+        installed: The packages with their scriptlets in the order of their installation.
+    """
+
+    packages: tuple[Package, ...]
+    files: Mapping[str, PackagedFile]
+    directories: Mapping[str, RpmFile]
+    installed: tuple[RpmPackage, ...]
+
+
+class _Places:
+    """Finds the place of a package's file, remembering directories."""
+
+    def __init__(self, tree: ImageTree, place: Callable[[str], str | None]) -> None:
+        self._tree = tree
+        self._place = place
+        self._directories: dict[str, str | None] = {}
+
+    def location(self, path: str) -> str | None:
+        directory, _, name = path.rpartition("/")
+        if directory not in self._directories:
+            try:
+                self._directories[directory] = self._tree.resolve(directory)
+            except ConfigurationError:
+                # A link that leads in a circle, or through a file, leads to no listed path.
+                self._directories[directory] = None
+        above = self._directories[directory]
+        return None if above is None or not name else f"{above}/{name}"
+
+    def place(self, path: str) -> str | None:
+        location = self.location(path)
+        return None if location is None else self._place(location)
+
+
+def read_facts(
+    tree: ImageTree,
+    *,
+    rpms: Sequence[str],
+    place: Callable[[str], str | None],
+    missing: frozenset[str],
+) -> PackageFacts:
+    """Read what the packages say.
+
+    Args:
+        tree: The image.
+        rpms: Package files to read instead of the database.
+        place: Path on the volume by location in the image, or ``None``.
+        missing: Locations of directories that may have to be made.
+
+    Raises:
+        PackageError: If a package or the database is malformed or is not there.
+    """
+    places = _Places(tree, place)
+
+    def wanted(path: str) -> bool:
+        location = places.location(path)
+        return location is not None and (place(location) is not None or location in missing)
+
+    installed = _read_packages(tree, rpms, wanted)
+    # Within a second the database's own order tells; package files have no times at all.
+    installed.sort(key=lambda package: package.installed)
+    packages = sorted(installed, key=_order)
+    files: dict[str, PackagedFile] = {}
+    directories: dict[str, RpmFile] = {}
+    for package in packages:
+        for file in package.files:
+            location = places.location(file.path)
+            if location is None or not file.installed:
+                continue
+            if location in missing and stat.S_ISDIR(file.mode):
+                directories.setdefault(location, file)
+            path = place(location)
+            if path is None:
+                continue
+            candidate = PackagedFile(package=package.package.name, file=file)
+            known = files.get(path)
+            if known is None or _rank(candidate) < _rank(known):
+                files[path] = candidate
+    return PackageFacts(
+        packages=tuple(package.package for package in packages),
+        files=files,
+        directories=directories,
+        installed=tuple(installed),
+    )
+
+
+def _order(package: RpmPackage) -> tuple[str, str, str]:
+    return package.package.name, package.package.evr, package.package.arch
+
+
+def _rank(candidate: PackagedFile) -> tuple[bool, bool]:
+    """Of several owners one with a config file is best, then one that ships content."""
+    flags = candidate.file.flags
+    return not flags & FileFlags.CONFIG, bool(flags & FileFlags.GHOST)
+
+
+def _read_packages(
+    tree: ImageTree, rpms: Sequence[str], wanted: Callable[[str], bool]
+) -> list[RpmPackage]:
+    if rpms:
+        return _without_twins(rpmheader.read_package_file(path, wanted=wanted) for path in rpms)
+    name = _database_of(tree)
+    fd = tree.open_directory(tree.resolve(name))
+    try:
+        with processes.rpm_database_xml(fd, name=name) as stream:
+            return rpmdb.read_database(stream, wanted=wanted)
+    finally:
+        os.close(fd)
+
+
+def _without_twins(packages: Iterable[RpmPackage]) -> list[RpmPackage]:
+    """Take a package once that was named twice."""
+    found: dict[tuple[str, str, str], RpmPackage] = {}
+    for package in packages:
+        found.setdefault(_order(package), package)
+    return list(found.values())
+
+
+def _database_of(tree: ImageTree) -> str:
+    for directory in _DATABASES:
+        for name in _DATABASE_FILES:
+            if tree.exists(posixpath.join(directory, name)):
+                return directory
+    raise PackageError(
+        f"there is no rpm database in the image {tree.root!r} "
+        f"(looked in {' and '.join(_DATABASES)})",
+        hint="Build the image with rpm, or name the packages' files with --rpm.",
+    )

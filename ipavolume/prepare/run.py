@@ -1,0 +1,416 @@
+"""``ipavolume prepare``: what is done to an image when it is built.
+
+Where every listed path is and where it goes is decided first; then content is copied to
+the templates, links take its place, and the manifest is written last. Run again, it
+changes nothing; run after an interruption, it finishes; run in a derived image, it adds
+what is new. A path that once was listed and is a link stays an entry, whatever the lists
+say now, because the image's processes will go on following that link.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ipavolume.config.pathlist import ListEntry, normalise, parse_path_list
+from ipavolume.config.reading import (
+    CONFIGURATION_PATH,
+    MAX_CONFIGURATION_BYTES,
+    Config,
+    VolumeConfig,
+    default_volume,
+    is_within,
+    parse_config,
+    place_fault,
+)
+from ipavolume.errors import ConfigurationError
+from ipavolume.formats import manifest
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import ImageHeader
+from ipavolume.prepare import manifest as identity
+from ipavolume.prepare import scriptlets as scriptletshipping
+from ipavolume.prepare import systemd as initfiles
+from ipavolume.prepare.files import DigestCache, reported
+from ipavolume.prepare.manifest import MANIFEST_PATH, Findings
+from ipavolume.prepare.packages import PackageFacts, read_facts
+from ipavolume.prepare.placement import Listed, Placement, place_entries, record_path
+from ipavolume.prepare.records import Shipped, read_accounts
+from ipavolume.prepare.relocation import Relocation, and_above
+from ipavolume.prepare.steps import ship_steps
+from ipavolume.volume import tree as scan
+
+_MAX_LIST_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareResult:
+    """What ``prepare`` did.
+
+    Attributes:
+        build_id: Id of the image.
+        changed: Anything in the image was changed.
+        fingerprint: Fingerprint of the image.
+        links: Links that were made.
+        entries: Entries of all lists.
+        records: Records of the manifest.
+        packages: Packages of the image.
+        warnings: What a person should look at.
+    """
+
+    build_id: str
+    changed: bool
+    fingerprint: str
+    links: int
+    entries: int
+    records: int
+    packages: int
+    warnings: tuple[str, ...]
+
+
+def prepare(
+    root: str,
+    *,
+    lists: Sequence[str],
+    mount: str | None,
+    template: str | None,
+    rpms: Sequence[str],
+    build_id: str | None,
+    image_name: str | None,
+    progress: Callable[[str], None],
+) -> PrepareResult:
+    """Prepare the image tree at *root*.
+
+    Args:
+        root: Directory of the image's root file system.
+        lists: Path lists, as files of the caller, instead of those configured for *mount*.
+        mount: Mount that *lists* and *template* are about; by default the primary one.
+        template: Template of that mount.
+        rpms: Package files to read instead of the image's rpm database.
+        build_id: Id of the image; by default the one it has, or a new one.
+        image_name: What people call the image.
+        progress: Told of each phase.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConfigurationError: If configuration, lists or packages are wrong; nothing changed.
+        VolumeIOError: If reading or writing failed; running it again finishes the job.
+        CannotCreateError: If something is in the way.
+    """
+    if build_id is not None:
+        identity.check_build_id(build_id)
+    with reported(f"prepare the image {root!r}"), ImageTree(root, {}) as tree:
+        data = tree.read_file(CONFIGURATION_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
+    config = _with_options(parse_config(data), lists=lists, mount=mount, template=template)
+    templates = {volume.mount: volume.template for volume in config.volumes}
+    with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:
+        return _Run(tree, config, progress).run(
+            configuration=data or b"",
+            lists=lists,
+            mount=mount,
+            rpms=rpms,
+            build_id=build_id,
+            image_name=image_name,
+        )
+
+
+def _with_options(
+    config: Config, *, lists: Sequence[str], mount: str | None, template: str | None
+) -> Config:
+    """Return the configuration with the command line's volume."""
+    if mount is None and template is None:
+        return config
+    volumes = list(config.volumes)
+    number = 0
+    if mount is not None:
+        mount = _place(mount)
+        known = [one.mount for one in volumes]
+        if mount in known:
+            number = known.index(mount)
+        elif config.volumes_given:
+            raise ConfigurationError(
+                f"{mount!r} is not a volume of {CONFIGURATION_PATH}",
+                hint=f"Add a [[volume]] with this mount, or name one of {', '.join(known)}.",
+            )
+        else:
+            volumes[0] = default_volume(mount)
+    if template is not None:
+        volumes[number] = replace(volumes[number], template=_place(template))
+    volume = volumes[number]
+    for path in (volume.mount, volume.template):
+        for other in volumes:
+            for taken in (other.mount, other.template):
+                if taken is not path and (is_within(path, taken) or is_within(taken, path)):
+                    raise ConfigurationError(
+                        f"{path!r} and {taken!r} are in one another's way",
+                        hint="Mounts and templates have to lie apart.",
+                    )
+    return replace(config, volumes=tuple(volumes))
+
+
+def _place(path: str) -> str:
+    fault = place_fault(normalise(path)) if path.startswith("/") else "must be absolute"
+    if fault or "\0" in path:
+        raise ConfigurationError(f"{path!r} {fault}", hint="Give another directory.")
+    return normalise(path)
+
+
+class _Run:
+    """One run: what it decides, and the order of what it does."""
+
+    def __init__(self, tree: ImageTree, config: Config, progress: Callable[[str], None]) -> None:
+        self._tree = tree
+        self._config = config
+        self._progress = progress
+        self._warnings: dict[str, None] = {}
+        self._digests = DigestCache()
+        self._check_templates()
+        self._relocation = Relocation(
+            tree,
+            config.volumes,
+            digests=self._digests,
+            warn=self._warn,
+            progress=progress,
+        )
+
+    def _warn(self, text: str) -> None:
+        self._warnings[text] = None
+
+    def run(
+        self,
+        *,
+        configuration: bytes,
+        lists: Sequence[str],
+        mount: str | None,
+        rpms: Sequence[str],
+        build_id: str | None,
+        image_name: str | None,
+    ) -> PrepareResult:
+        tree, relocation = self._tree, self._relocation
+        relocation.finish_interrupted()
+        before = identity.read_previous(tree, warn=self._warn)
+        listed = self._read_lists(lists, mount, before)
+        placements = place_entries(tree, listed, self._config.volumes)
+        points = self._check_mount_points(placements)
+        entries = len({(item.volume.mount, item.entry.path) for item in listed})
+        self._progress(f"{entries} listed paths")
+        names = read_accounts(tree)
+        facts = self._read_packages(placements, rpms)
+        described = scriptletshipping.describe(
+            tree, facts.installed, self._config.scriptlets, warn=self._warn
+        )
+        relocation.move(placements, facts, names)
+        relocation.make_covered(placements, facts, names)
+        for location in tree.places:
+            relocation.make(location)
+        tree.forget()
+        self._warn_of_leftovers(placements)
+        self._warn_of_first_run(listed)
+        self._progress("looking for links into the volumes")
+        links = relocation.find_links(placements, points, facts, names)
+        steps_changed = ship_steps(tree, make=relocation.make, warn=self._warn)
+        scriptlets_changed = scriptletshipping.ship(tree, described, make=relocation.make)
+        init_changed = initfiles.install(
+            tree, online_unit=self._config.online_unit, make=relocation.make, warn=self._warn
+        )
+        self._progress("writing the manifest")
+        shipped = Shipped(
+            tree,
+            facts=facts,
+            names=names,
+            digests=self._digests,
+            refresh=self._config.files_refresh,
+            warn=self._warn,
+        )
+        findings = Findings(
+            config=self._config,
+            configuration=configuration,
+            listed=listed,
+            packages=facts.packages,
+            names=names,
+            links=links,
+            locations=relocation.locations,
+            scriptlets=described.catalogue.digest,
+            before=before,
+        )
+        with fsops.anonymous_file() as spool:
+            header = identity.describe(
+                tree, findings, shipped, spool, build_id=build_id, image_name=image_name
+            )
+            written = identity.write(tree, findings, header, spool, make=relocation.make)
+        return PrepareResult(
+            build_id=header.build_id,
+            changed=written
+            or relocation.changed
+            or steps_changed
+            or scriptlets_changed
+            or init_changed,
+            fingerprint=header.fingerprint,
+            links=relocation.made,
+            entries=entries,
+            records=header.records,
+            packages=len(header.packages),
+            warnings=tuple(self._warnings),
+        )
+
+    def _check_templates(self) -> None:
+        faults = []
+        for volume in self._config.volumes:
+            location = self._tree.resolve(volume.template)
+            st = self._tree.lstat(location)
+            if st is not None and not stat.S_ISDIR(st.st_mode):
+                faults.append(f"the template {volume.template!r} is not a directory")
+        if faults:
+            raise ConfigurationError("; ".join(faults), hint="Choose other templates.")
+
+    def _read_lists(
+        self, lists: Sequence[str], mount: str | None, before: ImageHeader | None
+    ) -> list[Listed]:
+        result: list[Listed] = []
+        faults: list[str] = []
+        chosen = normalise(mount) if mount is not None else self._config.volumes[0].mount
+        for volume in self._config.volumes:
+            given = bool(lists) and volume.mount == chosen
+            for name in lists if given else volume.lists:
+                try:
+                    data = _read_given(name) if given else self._read_list(name)
+                    entries = parse_path_list(data, name=name)
+                except ConfigurationError as err:
+                    faults.append(str(err))
+                    continue
+                result += [Listed(volume=volume, entry=entry, name=name) for entry in entries]
+        if faults:
+            raise ConfigurationError(
+                "; ".join(faults), hint="Correct the path lists, or name others with --list."
+            )
+        return result + self._inherited(result, before)
+
+    def _read_list(self, name: str) -> bytes:
+        data = self._tree.read_file(name, limit_bytes=_MAX_LIST_BYTES)
+        if data is None:
+            raise ConfigurationError(f"there is no path list {name!r} in the image")
+        return data
+
+    def _inherited(self, listed: Sequence[Listed], before: ImageHeader | None) -> list[Listed]:
+        """Return the entries of the image that this one is derived from."""
+        known = {(item.volume.mount, item.entry.path) for item in listed}
+        volumes = {volume.mount: volume for volume in self._config.volumes}
+        return [
+            Listed(
+                volume=volumes[spec.mount],
+                entry=ListEntry(path=path, directory=False, line=0),
+                name=MANIFEST_PATH,
+            )
+            for spec in (before.volumes if before else ())
+            if spec.mount in volumes
+            for path in spec.entries
+            if (spec.mount, path) not in known and manifest.is_safe_path(path)
+        ]
+
+    def _check_mount_points(self, placements: Sequence[Placement]) -> frozenset[str]:
+        """Refuse what a mounted file system would hide; return the mount points."""
+        points = frozenset("/" + path for path in scan.mount_points_below(self._tree.root))
+        faults = []
+        if os.path.realpath(self._tree.root) == "/":
+            faults = [
+                f"something is mounted on {volume.mount!r}, as if the container were running"
+                for volume in self._config.volumes
+                if not volume.volatile
+                and self._tree.resolve_outside(volume.mount) in points
+                # Builders mount something empty on what the image derived from calls a VOLUME.
+                and self._count(volume)
+            ]
+        for placement in placements:
+            if placement.covered or placement.linked:
+                continue
+            faults += [
+                f"{placement.path!r} cannot be moved: something is mounted on {point!r}"
+                for point in sorted(points)
+                if is_within(point, placement.location)
+            ]
+        if faults:
+            raise ConfigurationError(
+                "; ".join(faults),
+                hint="Run prepare while the image is built, with nothing mounted there.",
+            )
+        for volume in self._config.volumes:
+            self._warn_of_hidden(volume)
+        return points
+
+    def _warn_of_hidden(self, volume: VolumeConfig) -> None:
+        count = 0 if volume.volatile else self._count(volume)
+        if count:
+            self._warn(f"{volume.mount!r} in the image holds {count} entries that a volume hides")
+
+    def _count(self, volume: VolumeConfig) -> int:
+        """Return how many entries there are where a volume is mounted."""
+        location = self._tree.resolve_outside(volume.mount)
+        if self._tree.lstat(location) is None:
+            return 0
+        with reported(f"look into {volume.mount!r}"):
+            fd = self._tree.open_directory(location)
+            try:
+                return len(os.listdir(fd))
+            finally:
+                os.close(fd)
+
+    def _read_packages(self, placements: Sequence[Placement], rpms: Sequence[str]) -> PackageFacts:
+        self._progress("reading the packages")
+        by_location = {placement.location: placement for placement in placements}
+        templates = {template: mount for mount, template in self._relocation.locations.items()}
+        missing = {path for one in placements for path in and_above(one.location)}
+        missing = {path for path in missing if self._tree.lstat(path) is None}
+        facts = read_facts(
+            self._tree,
+            rpms=rpms,
+            place=lambda location: record_path(location, by_location, templates),
+            missing=frozenset(missing),
+        )
+        self._progress(f"{len(facts.packages)} packages, {len(facts.files)} of their files listed")
+        return facts
+
+    def _warn_of_leftovers(self, placements: Sequence[Placement]) -> None:
+        """Warn of what rpm puts beside a link when it upgrades a package in a derived image.
+
+        To rpm the link is a config file that somebody changed, so new content may be in
+        ``.rpmnew`` while the template holds the old.
+        """
+        for placement in placements:
+            for suffix in (".rpmnew", ".rpmsave", ".rpmorig"):
+                path = placement.location + suffix
+                if not placement.covered and self._tree.lstat(path) is not None:
+                    self._warn(
+                        f"rpm left {path!r} beside the link {placement.path!r}; look whether "
+                        f"{placement.volume.template + placement.place!r} should get it"
+                    )
+
+    def _warn_of_first_run(self, listed: Sequence[Listed]) -> None:
+        """Warn of what the first run is judged by, where a volume would not keep it."""
+        config = self._config.first_run
+        if config is None:
+            return
+        kept = [item.entry.path for item in listed if not item.volume.volatile]
+        kept += [volume.mount for volume in self._config.volumes if not volume.volatile]
+        for key, path in (
+            ("done-when", config.done_when),
+            ("waiting-when", config.waiting_when),
+            ("ruins-when", config.ruins_when),
+        ):
+            if path and not any(is_within(path, above) for above in kept):
+                self._warn(f"[first-run] {key}: {path!r} is on no volume, so it will not be seen")
+
+
+def _read_given(name: str) -> bytes:
+    try:
+        with open(name, "rb") as stream:
+            data = stream.read(_MAX_LIST_BYTES + 1)
+    except OSError as err:
+        raise ConfigurationError(f"cannot read the path list {name!r}: {err.strerror}") from err
+    if len(data) > _MAX_LIST_BYTES:
+        raise ConfigurationError(f"the path list {name!r} is larger than {_MAX_LIST_BYTES} bytes")
+    return data

@@ -1,0 +1,111 @@
+"""Putting the upgrade steps that this version ships into an image, and checking all it has."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ipavolume.config.reading import is_within
+from ipavolume.errors import ConfigurationError
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux import files as fsops
+from ipavolume.prepare import shipment
+from ipavolume.prepare.files import reported
+from ipavolume.steps.declaration import (
+    MAX_STEP_BYTES,
+    SHIPPED,
+    STEP_NAME,
+    find_steps,
+    is_shipped_number,
+)
+
+_LEFT_OVER: Final = ".new"
+
+
+def ship_steps(
+    tree: ImageTree, *, make: Callable[[str], None], warn: Callable[[str], None]
+) -> bool:
+    """Bring the shipped steps in an image to those of this version; check all that it has.
+
+    What a derived image replaces or masks is in a directory of its own and stays. Killed at
+    any instant, the next run finishes it.
+
+    Args:
+        tree: The image.
+        make: Makes the directory at a location, and those above it, where missing.
+        warn: Told of each step that is removed.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        ConfigurationError: If a step of the image is faulty, its own ones included.
+        VolumeIOError: If reading or writing fails.
+    """
+    wanted = _read_shipped()
+    changed = False
+    with reported(f"write the upgrade steps in {SHIPPED!r}"):
+        location = tree.resolve(SHIPPED)
+        # In a template they are refused below, and nothing is written there.
+        if not any(is_within(location, place) for place in tree.places.values()):
+            if tree.lstat(location) is None:
+                make(location)
+            fd = tree.open_directory(location)
+            try:
+                changed = _update(fd, wanted, warn)
+            finally:
+                os.close(fd)
+    if changed:
+        tree.forget()
+    find_steps(tree)
+    return changed
+
+
+def _read_shipped() -> Mapping[str, bytes]:
+    """Return the steps that came with this program."""
+    directory = shipment.directory("upgrade_steps")
+    names = [path for path in directory.glob("s*.py") if STEP_NAME.fullmatch(path.name)]
+    if not names:
+        raise ConfigurationError(
+            f"ipavolume is not installed completely: there are no upgrade steps in "
+            f"{str(directory)!r}",
+            hint="Install it again.",
+        )
+    return {path.name: path.read_bytes() for path in names}
+
+
+def _update(directory: int, wanted: Mapping[str, bytes], warn: Callable[[str], None]) -> bool:
+    changed = False
+    for name in sorted(os.listdir(directory), key=os.fsencode):
+        step = name[1:].removesuffix(_LEFT_OVER) if name.startswith(".") else name
+        match = STEP_NAME.fullmatch(step)
+        st = fsops.lstat(directory, name)
+        if match is None or st is None or not stat.S_ISREG(st.st_mode):
+            continue
+        if step != name:
+            # A run was killed while it wrote this.
+            fsops.unlink(directory, name)
+            changed = True
+        elif name not in wanted and is_shipped_number(int(match[1])):
+            fsops.unlink(directory, name)
+            warn(f"removed {SHIPPED}/{name}, which this version of ipavolume does not ship")
+            changed = True
+    for name, content in sorted(wanted.items()):
+        st = fsops.lstat(directory, name)
+        # What is no file was put there by somebody; it is refused, not replaced.
+        if st is not None and not stat.S_ISREG(st.st_mode):
+            continue
+        if st is None or _content(directory, name) != content:
+            fsops.write_file(directory, name, content)
+            changed = True
+    return changed
+
+
+def _content(directory: int, name: str) -> bytes | None:
+    fd = fsops.open_regular(directory, name)
+    if fd is None:
+        return None
+    with open(fd, "rb") as stream:
+        return stream.read(MAX_STEP_BYTES + 1)

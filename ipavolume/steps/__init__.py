@@ -1,0 +1,39 @@
+"""Upgrade steps. What a step imports is here; it is written in :mod:`ipavolume.steps.api`."""
+
+from ipavolume.steps.api import (
+    DEFAULT_TIMEOUT_S,
+    Command,
+    Declaration,
+    MakeLink,
+    Phase,
+    PlanFunction,
+    Refuse,
+    Remove,
+    Step,
+    StepAction,
+    VerifyFunction,
+    View,
+    Warn,
+    When,
+    Write,
+    describe,
+)
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "Command",
+    "Declaration",
+    "MakeLink",
+    "Phase",
+    "PlanFunction",
+    "Refuse",
+    "Remove",
+    "Step",
+    "StepAction",
+    "VerifyFunction",
+    "View",
+    "Warn",
+    "When",
+    "Write",
+    "describe",
+]

@@ -1,0 +1,684 @@
+"""The upgrade steps of an image: found, validated as text, ordered; loaded only to be run.
+
+What a step says of itself is read from its source by :mod:`ast`, as literals: nothing of it
+is imported or executed, so that this can be done on a host with an image that nobody trusts.
+The rules keep authors from mistakes. They are no sandbox: whoever can put a file into the
+image's directories of steps is root there.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import itertools
+import os
+import re
+import stat
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from ipavolume.config.reading import is_within
+from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.rpm import versions
+from ipavolume.steps.api import (
+    Command,
+    Declaration,
+    MakeLink,
+    Phase,
+    PlanFunction,
+    Refuse,
+    Remove,
+    Step,
+    StepAction,
+    VerifyFunction,
+    View,
+    Warn,
+    When,
+    Write,
+)
+
+SHIPPED: Final = "/usr/share/ipavolume/upgrade_steps"
+OWN: Final = "/etc/ipavolume/upgrade_steps"
+IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
+"""Names in a directory of steps that may stand beside them; so may hidden files."""
+STEP_NAME: Final = re.compile(r"s([0-9]{4})_[a-z0-9]+(?:_[a-z0-9]+)*\.py")
+MAX_STEP_BYTES: Final = 1 << 20
+MAX_CONTENT_BYTES: Final = 16 << 20
+"""What a step may write into one file, and read from one (see :mod:`ipavolume.views`)."""
+
+_MAX_ACTIONS: Final = 100_000
+_OWN_NUMBERS: Final = range(5000, 9000)
+_FIRST_NUMBER: Final = 100
+_MASK: Final = "/dev/null"
+_MODULES: Final = frozenset(
+    {
+        *("__future__", "base64", "binascii", "collections", "collections.abc", "dataclasses"),
+        *("datetime", "enum", "functools", "hashlib", "itertools", "ipaddress", "json", "math"),
+        *("operator", "re", "shlex", "string", "struct", "textwrap", "typing", "uuid"),
+    }
+)
+"""Modules of the standard library that touch neither files nor processes by themselves."""
+_FORBIDDEN: Final = frozenset(
+    {"__import__", "breakpoint", "compile", "eval", "exec", "exit", "input", "open", "print"}
+)
+_CONSTANTS: Final = ("COMPONENT", "APPLIES_FROM", "WHEN", "PHASE")
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
+_CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_TOP_LEVEL: Final = (
+    *(ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef),
+)
+_PLANNED: Final = (Write, Remove, MakeLink, Command, Warn, Refuse)
+_Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
+_HINT: Final = "Correct these files in the image, then run ipavolume prepare there again."
+
+
+# -- finding -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A step's file: what it says, or that it is a mask."""
+
+    declaration: Declaration | None
+    number: int
+
+
+def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration, ...]:
+    """Return the steps of an image, sorted by name; masked ones are marked, not left out.
+
+    A file in :data:`OWN` replaces the shipped one of the same name, and a symbolic link to
+    ``/dev/null`` there masks it. Files of a running container (``--root /``), their
+    directories and all above them have to belong to root and to be writable by root alone.
+
+    Args:
+        tree: The image; links to its directories of steps are resolved below its root.
+        mounts: Mounts of the image's volumes, where they are not the tree's own: steps that
+            would come from a volume, or its template, are refused.
+
+    Raises:
+        ConfigurationError: If a step is faulty; names all faults of all files.
+        VolumeIOError: If one cannot be read.
+    """
+    faults: list[str] = []
+    closed = (*mounts, *tree.places, *tree.places.values())
+    shipped = _read_directory(tree, SHIPPED, closed, faults)
+    own = _read_directory(tree, OWN, closed, faults)
+    for path, found in _paths(shipped, own):
+        if path.startswith(SHIPPED):
+            if found.declaration is None:
+                faults.append(f"{path}: is a symbolic link")
+            if not is_shipped_number(found.number):
+                faults.append(f"{path}: shipped steps have the numbers 0100-4999 and 9000-9999")
+        elif found.number not in _OWN_NUMBERS and path.rpartition("/")[2] not in shipped:
+            what = "masks" if found.declaration is None else "replaces"
+            faults.append(
+                f"{path}: {what} no shipped step, and a step of one's own has a number "
+                f"from {_OWN_NUMBERS.start} to {_OWN_NUMBERS.stop - 1}"
+            )
+    result: dict[str, Declaration] = {}
+    for name, found in shipped.items():
+        if found.declaration is not None:
+            result[name] = found.declaration
+    for name, found in own.items():
+        before = result.get(name)
+        if found.declaration is not None:
+            replaces = before.source if before is not None else ""
+            result[name] = replace(found.declaration, replaces=replaces)
+        elif before is not None:
+            result[name] = replace(before, masked=True)
+    faults += _same_numbers(result)
+    if faults:
+        raise ConfigurationError("; ".join(faults), hint=_HINT)
+    return tuple(result[name] for name in sorted(result))
+
+
+def is_shipped_number(number: int) -> bool:
+    """Tell whether a step with this number may be one that ipavolume ships."""
+    return number >= _FIRST_NUMBER and number not in _OWN_NUMBERS
+
+
+def _paths(*directories: dict[str, _Found]) -> Iterator[tuple[str, _Found]]:
+    for base, found in zip((SHIPPED, OWN), directories, strict=True):
+        for name in sorted(found):
+            yield f"{base}/{name}", found[name]
+
+
+def _same_numbers(steps: dict[str, Declaration]) -> list[str]:
+    faults = []
+    by_number: dict[str, Declaration] = {}
+    for name in sorted(steps):
+        other = by_number.setdefault(name[:5], steps[name])
+        if other is not steps[name]:
+            faults.append(f"{steps[name].source}: {other.source} has the same number")
+    return faults
+
+
+def _read_directory(
+    tree: ImageTree, directory: str, closed: Iterable[str], faults: list[str]
+) -> dict[str, _Found]:
+    try:
+        location = tree.resolve(directory)
+        if any(is_within(location, place) for place in closed):
+            faults.append(f"{directory}: leads to {location!r}, and no step comes from a volume")
+            return {}
+        st = tree.lstat(location)
+        if st is None:
+            return {}
+        if not stat.S_ISDIR(st.st_mode):
+            faults.append(f"{directory}: is not a directory")
+            return {}
+        _check_owners(tree, location, faults)
+        fd = tree.open_directory(location)
+        try:
+            return _read_files(tree, fd, directory, faults)
+        finally:
+            os.close(fd)
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot read the steps in {directory!r}: {err.strerror or err}",
+            hint="Correct the permissions in the image.",
+            path=directory,
+        ) from err
+
+
+def _check_owners(tree: ImageTree, location: str, faults: list[str]) -> None:
+    """Complain of a directory, or one above it, in which others than root can put files."""
+    if tree.root != "/":
+        # An image that somebody unpacked; nothing of it is executed here.
+        return
+    for above in itertools.accumulate(location.split("/")[1:], "{}/{}".format, initial=""):
+        st = tree.lstat(above)
+        if st is not None and (fault := _owner_fault(st)):
+            faults.append(f"{above or '/'}: {fault}")
+
+
+def _owner_fault(st: os.stat_result) -> str:
+    if st.st_uid != 0:
+        return f"belongs to user {st.st_uid}, not to root"
+    if st.st_mode & 0o022:
+        return f"can be written by others than root (mode {stat.S_IMODE(st.st_mode):04o})"
+    return ""
+
+
+def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -> dict[str, _Found]:
+    result: dict[str, _Found] = {}
+    for name in sorted(os.listdir(directory), key=os.fsencode):
+        if name.startswith(".") or name in IGNORED:
+            continue
+        path = f"{base}/{name}"
+        match = STEP_NAME.fullmatch(name)
+        if match is None:
+            faults.append(f"{path!r}: a step is named sNNNN_what_it_does.py")
+            continue
+        st = fsops.lstat(directory, name)
+        if st is not None and stat.S_ISLNK(st.st_mode):
+            target = os.readlink(name, dir_fd=directory)
+            if target == _MASK:
+                result[name] = _Found(None, int(match[1]))
+            else:
+                faults.append(f"{path}: is a symbolic link to {target!r}, not to {_MASK}")
+            continue
+        try:
+            data = _read_step(tree, directory, name)
+            result[name] = _Found(_declare(name, path, data), int(match[1]))
+        except _FaultyError as err:
+            faults += [f"{path}{fault}" for fault in err.faults]
+    return result
+
+
+class _FaultyError(Exception):
+    """A step's file is not as it has to be; the faults begin with ``:`` and a line."""
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+
+def _read_step(tree: ImageTree, directory: int, name: str) -> bytes:
+    fd = fsops.open_regular(directory, name)
+    if fd is None:
+        raise _FaultyError(": is not a regular file")
+    with open(fd, "rb") as stream:
+        if tree.root == "/" and (fault := _owner_fault(os.fstat(fd))):
+            raise _FaultyError(f": {fault}")
+        data = stream.read(MAX_STEP_BYTES + 1)
+    if len(data) > MAX_STEP_BYTES:
+        raise _FaultyError(f": is larger than {MAX_STEP_BYTES} bytes")
+    return data
+
+
+# -- reading a declaration ---------------------------------------------------------------
+
+
+def _declare(name: str, path: str, data: bytes) -> Declaration:
+    """Return what the source *data* declares.
+
+    Raises:
+        _FaultyError: With every fault of it.
+    """
+    try:
+        text = data.decode("utf-8")
+        module = ast.parse(text, path)
+    except UnicodeDecodeError as err:
+        raise _FaultyError(f": is not UTF-8: {err.reason} at byte {err.start}") from err
+    except SyntaxError as err:
+        raise _FaultyError(f":{err.lineno or 1}: {err.msg}") from err
+    except (ValueError, RecursionError, MemoryError) as err:
+        raise _FaultyError(f": cannot be read as Python: {err or 'nested too deeply'}") from err
+    source = _Source(module)
+    found = source.declaration(name.removesuffix(".py"), path, hashlib.sha256(data).hexdigest())
+    if source.faults or found is None:
+        raise _FaultyError(*(f":{line}: {fault}" for line, fault in sorted(source.faults)))
+    return found
+
+
+class _Source:
+    """The text of one step, and what is wrong with it."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self._module = module
+        self.faults: set[tuple[int, str]] = set()
+        self._values: dict[str, tuple[ast.expr, int]] = {}
+        self._functions: dict[str, ast.FunctionDef] = {}
+
+    def declaration(self, name: str, source: str, digest: str) -> Declaration | None:
+        summary = self._summary()
+        self._check_statements()
+        self._check_names()
+        component, applies_from, phase = (
+            self._text(key) for key in ("COMPONENT", "APPLIES_FROM", "PHASE")
+        )
+        when = self._texts("WHEN")
+        if component is not None and not _COMPONENT.fullmatch(component):
+            self._fault("COMPONENT", f"{component!r} is not the name of a package")
+        if applies_from is not None and (wrong := versions.validate_range(applies_from)):
+            self._fault("APPLIES_FROM", wrong)
+        for word in when:
+            if word not in _WHEN_WORDS:
+                self._fault("WHEN", f"{word!r} is none of {', '.join(When)}")
+        if phase is not None and phase not in tuple(Phase):
+            self._fault("PHASE", f"{phase!r} is none of {', '.join(Phase)}")
+        self._check_function("plan", 2, required=True)
+        self._check_function("verify", 1, required=False)
+        if self.faults:
+            return None
+        return Declaration(
+            name=name,
+            source=source,
+            digest=digest,
+            summary=summary,
+            component=component or "",
+            applies_from=applies_from or "",
+            when=tuple(word for word in When if word in when),
+            phase=Phase(phase or ""),
+            verifies="verify" in self._functions,
+        )
+
+    def _fault(self, key: str, fault: str) -> None:
+        self.faults.add((self._values[key][1], f"{key}: {fault}"))
+
+    def _summary(self) -> str:
+        lines = (ast.get_docstring(self._module) or "").strip().splitlines()
+        if not lines:
+            self.faults.add((1, "has no docstring; its first line is what users see"))
+        elif not lines[0].isprintable():
+            self.faults.add((1, "the first line of the docstring cannot be printed"))
+        return lines[0].strip() if lines else ""
+
+    def _check_statements(self) -> None:
+        body = self._module.body
+        for node in body[1:] if ast.get_docstring(self._module) is not None else body:
+            if not isinstance(node, _TOP_LEVEL):
+                self.faults.add(
+                    (
+                        node.lineno,
+                        "only imports, constants, functions and classes stand at the top level",
+                    )
+                )
+            match node:
+                case ast.Assign(targets=targets, value=value):
+                    for target in targets:
+                        self._keep(target, value, node.lineno)
+                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                    self._keep(target, value, node.lineno)
+                case ast.FunctionDef(name=name):
+                    self._functions[name] = node
+                case _:
+                    pass
+
+    def _keep(self, target: ast.expr, value: ast.expr, line: int) -> None:
+        if isinstance(target, ast.Name):
+            if target.id in _CONSTANTS and target.id in self._values:
+                self.faults.add((line, f"{target.id}: is given twice"))
+            self._values[target.id] = value, line
+
+    def _text(self, key: str) -> str | None:
+        if key not in self._values:
+            self.faults.add((1, f"{key}: is missing"))
+            return None
+        value = self._values[key][0]
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+        self._fault(key, "has to be a string, written as it is")
+        return None
+
+    def _texts(self, key: str) -> tuple[str, ...]:
+        """Return a constant that is a string or a tuple of strings."""
+        value = self._values[key][0] if key in self._values else None
+        if not isinstance(value, ast.Tuple):
+            text = self._text(key)
+            return () if text is None else (text,)
+        words = [one.value for one in value.elts if isinstance(one, ast.Constant)]
+        texts = tuple(word for word in words if isinstance(word, str))
+        if not texts or len(texts) < len(value.elts):
+            self._fault(key, "has to be a string or a tuple of them, written as they are")
+        return texts
+
+    def _check_names(self) -> None:
+        for node in ast.walk(self._module):
+            match node:
+                case ast.Import(names=names):
+                    for alias in names:
+                        self._check_import(alias.name, node.lineno)
+                case ast.ImportFrom(module=module, level=level, lineno=line):
+                    self._check_import("." * level + (module or ""), line)
+                case ast.Name(id=name, lineno=line) if name in _FORBIDDEN:
+                    self.faults.add((line, f"{name}: a step only returns what is to be done"))
+                case ast.AsyncFunctionDef(lineno=line) | ast.Await(lineno=line):
+                    self.faults.add((line, "a step cannot wait for anything"))
+                case _:
+                    pass
+
+    def _check_import(self, name: str, line: int) -> None:
+        if name not in _MODULES and name != "ipavolume.steps":
+            self.faults.add(
+                (
+                    line,
+                    f"imports {name}; a step imports from ipavolume.steps and of the standard "
+                    f"library {', '.join(sorted(_MODULES))}",
+                )
+            )
+
+    def _check_function(self, name: str, parameters: int, *, required: bool) -> None:
+        function = self._functions.get(name)
+        if function is None:
+            if required or name in self._values:
+                self.faults.add((1, f"{name}: has to be a function of {parameters} parameters"))
+            return
+        given = function.args
+        exact = len(given.posonlyargs) + len(given.args) == parameters
+        if not exact or given.vararg or given.kwarg or given.kwonlyargs or given.defaults:
+            what = "two parameters, the views" if parameters == 2 else "one parameter, the view"
+            self.faults.add((function.lineno, f"{name}: takes {what}, and nothing else"))
+        if function.decorator_list:
+            self.faults.add((function.lineno, f"{name}: has a decorator"))
+
+
+# -- selecting ---------------------------------------------------------------------------
+
+
+def applies(
+    declaration: Declaration,
+    *,
+    when: When,
+    recorded: Callable[[str], str | None],
+    known: bool,
+    again: bool = False,
+) -> tuple[bool, str]:
+    """Tell whether a run asks a step, and why (not).
+
+    Args:
+        declaration: The step.
+        when: The kind of run.
+        recorded: Returns ``epoch:version-release`` of a package, by its name or what it
+            provides, as recorded on the volume before the run; what nothing was recorded
+            of before, at a first population or at a start, as the image has it. ``None``
+            where there is none.
+        known: Every package that the volume came from is recorded; else one that is not
+            has an unknown version, and a step for it is asked.
+        again: Everything is asked for again, whatever the versions.
+    """
+    if declaration.masked:
+        return False, f"masked by {OWN}/{declaration.name}.py"
+    if when not in declaration.when:
+        return False, "is for " + " and ".join(_WHEN_WORDS[one] for one in declaration.when)
+    component, wanted = declaration.component, declaration.applies_from
+    evr = recorded(component)
+    if evr is None:
+        if known:
+            return False, f"{component} is not on the volume"
+        return True, f"the version of {component} is not known"
+    if not wanted:
+        return True, f"{component} {evr}, every version"
+    # With epoch and release it would not be a version that a range can be about.
+    version = versions.parse_evr(evr).version
+    if versions.in_range(wanted, version):
+        return True, f"{component} {evr} is in {wanted}"
+    if again:
+        return True, f"{component} {evr} is not in {wanted}, but all is asked for again"
+    return False, f"{component} {evr} is not in {wanted}"
+
+
+def describe_selection(declaration: Declaration) -> str:
+    """Say when a step is asked, where there is no volume to tell by."""
+    if declaration.masked:
+        return f"masked by {OWN}/{declaration.name}.py"
+    versions_of = f"{declaration.component} {declaration.applies_from}".strip()
+    times = " and ".join(_WHEN_WORDS[when] for when in declaration.when)
+    return f"asked at {times}, for {versions_of}"
+
+
+_WHEN_WORDS: Final = {
+    When.UPGRADE: "an upgrade",
+    When.POPULATE: "the population of an empty volume",
+    When.START: "every start",
+}
+
+
+# -- loading -----------------------------------------------------------------------------
+
+
+def load_step(tree: ImageTree, declaration: Declaration) -> Step:
+    """Execute the text of a step and return its functions.
+
+    Only inside the container, where all that can be executed is the image's anyhow. What
+    the functions return is checked before anybody gets to see it.
+
+    Args:
+        tree: The image.
+        declaration: The step, as :func:`find_steps` gave it.
+
+    Raises:
+        ConfigurationError: If its text is no longer that of the declaration, or if it
+            cannot be executed. The functions raise it for every exception in them and for
+            everything wrong that they return, with the name of the step and the line.
+        VolumeIOError: If it cannot be read.
+    """
+    path = declaration.source
+    data = _read_again(tree, path)
+    if hashlib.sha256(data).hexdigest() != declaration.digest:
+        raise _broken(path, 1, "is not the text that the image was prepared with or planned on")
+    module = types.ModuleType(f"ipavolume_upgrade_step.{declaration.name}")
+    module.__file__ = path
+    # Where dataclasses look up the names in annotations.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(data, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is what a step is for; see above
+    except (Exception, SystemExit) as err:
+        raise _raised(path, err) from err
+    plan: PlanFunction = module.__dict__["plan"]
+    verify: VerifyFunction | None = module.__dict__.get("verify")
+
+    def checked_plan(volume: View, template: View) -> tuple[StepAction, ...]:
+        return _called(path, "plan", lambda: plan(volume, template), _PLANNED)
+
+    def checked_verify(volume: View) -> tuple[Command, ...]:
+        assert verify is not None
+        return _called(path, "verify", lambda: verify(volume), (Command,))
+
+    return Step(
+        declaration=declaration,
+        plan=checked_plan,
+        verify=checked_verify if verify is not None else None,
+    )
+
+
+def _read_again(tree: ImageTree, path: str) -> bytes:
+    directory, _, name = path.rpartition("/")
+    try:
+        fd = tree.open_directory(tree.resolve(directory))
+        try:
+            return _read_step(tree, fd, name)
+        finally:
+            os.close(fd)
+    except _FaultyError as err:
+        raise ConfigurationError(f"{path}{err.faults[0]}", hint=_HINT, path=path) from err
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot read the step {path!r}: {err.strerror}", path=path, hint=_HINT
+        ) from err
+
+
+def _called(
+    path: str,
+    name: str,
+    function: Callable[[], object],
+    allowed: tuple[type[_Allowed], ...],
+) -> tuple[_Allowed, ...]:
+    """Call a function of a step and return the actions that it returns, checked."""
+    try:
+        returned = function()
+        actions: tuple[object, ...] | None = None
+        if not isinstance(returned, str | bytes) and isinstance(returned, Iterable):
+            actions = tuple(itertools.islice(returned, _MAX_ACTIONS + 1))
+    except IpaVolumeError:
+        raise
+    except (Exception, SystemExit) as err:
+        raise _raised(path, err) from err
+    if actions is None:
+        what = type(returned).__name__
+        raise _broken(path, 1, f"{name}() returned {what}, not a sequence of actions")
+    if len(actions) > _MAX_ACTIONS:
+        raise _broken(path, 1, f"{name}() returned more than {_MAX_ACTIONS} actions")
+    faults = [
+        f"{name}() returned {type(action).__name__} as action {number}, which is none for it"
+        if not isinstance(action, allowed)
+        else f"{name}() returned as action {number} {type(action).__name__}, {fault}"
+        for number, action in enumerate(actions, 1)
+        if (fault := _action_fault(action)) or not isinstance(action, allowed)
+    ]
+    if faults:
+        raise _broken(path, 1, "; ".join(faults[:10]))
+    return tuple(action for action in actions if isinstance(action, allowed))
+
+
+def _raised(path: str, err: BaseException) -> ConfigurationError:
+    line = 1
+    for frame, number in traceback.walk_tb(err.__traceback__):
+        if frame.f_code.co_filename == path:
+            line = number
+    if isinstance(err, SyntaxError) and err.filename == path:
+        line = err.lineno or line
+    return _broken(path, line, f"raised {type(err).__name__}: {err}")
+
+
+def _broken(path: str, line: int, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the upgrade step {path}:{line}: {what}",
+        code="broken-step",
+        hint=f"Correct it in the image, or mask it: ln -s {_MASK} {OWN}/{path.rpartition('/')[2]}",
+        path=path,
+    )
+
+
+def _action_fault(action: object) -> str:
+    """Say what is wrong with what a step returned; "" when nothing is."""
+    match action:
+        case Write(path=path, content=content, reason=reason, mode=mode):
+            return (
+                path_fault(path)
+                or _content_fault(content)
+                or _mode_fault(mode)
+                or _text_fault("reason", reason)
+            )
+        case Remove(path=path, reason=reason, keep_copy=keep_copy):
+            kept = "" if isinstance(keep_copy, bool) else "keep_copy is neither True nor False"
+            return path_fault(path) or _text_fault("reason", reason) or kept
+        case MakeLink(path=path, target=target, reason=reason):
+            return (
+                path_fault(path) or _text_fault("target", target) or _text_fault("reason", reason)
+            )
+        case Command(reason=reason):
+            return _text_fault("reason", reason) or _command_fault(action)
+        case Warn(code=code, text=text, hint=hint):
+            hinted = "" if hint == "" else _text_fault("hint", hint)
+            return _code_fault(code) or _text_fault("text", text) or hinted
+        case Refuse(code=code, text=text, hint=hint):
+            return _code_fault(code) or _text_fault("text", text) or _text_fault("hint", hint)
+        case _:
+            return ""
+
+
+def path_fault(path: object) -> str:
+    """Say why *path* cannot be changed by a step; "" when it can."""
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        return f"path {path!r} is not an absolute path"
+    parts = path.split("/")[1:]
+    if any(part in ("", ".", "..") for part in parts):
+        return f"path {path!r} is not written plainly: no '..', no '//', no '/' at the end"
+    if STATE_DIRECTORY in parts:
+        return f"path {path!r} lies in ipavolume's own directory"
+    return ""
+
+
+def _text_fault(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return f"{name} {value!r} is not a text"
+    return ""
+
+
+def _code_fault(code: object) -> str:
+    if not isinstance(code, str) or not _CODE.fullmatch(code):
+        return f"code {code!r} is not a word such as no-backend"
+    return ""
+
+
+def _content_fault(content: object) -> str:
+    if not isinstance(content, bytes):
+        return "content is not bytes"
+    if len(content) > MAX_CONTENT_BYTES:
+        return f"content is larger than {MAX_CONTENT_BYTES} bytes"
+    return ""
+
+
+def _mode_fault(mode: object) -> str:
+    if not isinstance(mode, int) or isinstance(mode, bool) or mode & ~0o777:
+        return f"mode {mode!r} is no permission bits"
+    return ""
+
+
+def _command_fault(command: Command) -> str:
+    # A step is no typed code: it may have put anything there.
+    words: object = command.words
+    timeout_s: object = command.timeout_s
+    if not isinstance(words, tuple) or not words:
+        return f"words {words!r} are not a tuple of words"
+    if any(not isinstance(word, str) or "\0" in word for word in words) or not words[0]:
+        return f"words {words!r} are not words of a command"
+    if not isinstance(timeout_s, int) or isinstance(timeout_s, bool) or timeout_s < 1:
+        return f"timeout_s {timeout_s!r} is not a number of seconds"
+    flags: tuple[tuple[str, object], ...] = (
+        ("may_fail", command.may_fail),
+        ("repeat", command.repeat),
+    )
+    for name, flag in flags:
+        if not isinstance(flag, bool):
+            return f"{name} is neither True nor False"
+    return ""

@@ -1,0 +1,362 @@
+"""Carrying out what an upgrade step returned, one action at a time.
+
+What is new is written to the volume's own directory, where nobody else can write, made
+durable there, and renamed into its place; what it replaces has got another name before. So
+every instant is one of: as before, saved as well, done. Done again, an action finds which.
+
+A path is reached through descriptors, one directory after the other. A symbolic link in a
+directory's place is refused, as everywhere on a volume. Where root alone can have put it
+there, somebody moved the directory elsewhere: what lies behind it is not managed, and the
+action is left out (design, section 6; :func:`moved_elsewhere` tells, for the report).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from ipavolume.apply.area import PRIVATE_MODE, PUBLIC_MODE, attempt, mount_of
+from ipavolume.errors import CannotCreateError, ConfigurationError, UnsafeVolumeError
+from ipavolume.linux import files as fsops
+from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, VolumeSpec, Xattrs
+from ipavolume.steps.api import MakeLink, Remove, Write
+from ipavolume.steps.declaration import path_fault
+from ipavolume.steps.views import is_covered, place
+from ipavolume.volume import facts as state
+from ipavolume.volume.facts import Volume
+from ipavolume.volume.tree import Tree, mount_points_below
+
+FileAction = Write | Remove | MakeLink
+
+IN_THE_MAKING: Final = "step-in-the-making"
+"""In the state directory; the name is fixed, so that a leftover of a killed run is reused."""
+
+_STATE: Final = "the volume is in the middle of an upgrade step; the next start goes on with it"
+_MAX_SAVED_COPIES: Final = 1000
+_SECURITY: Final = "security."
+
+
+def perform(
+    action: FileAction,
+    volumes: Mapping[str, Volume],
+    mounts: Sequence[VolumeSpec],
+    *,
+    run: str,
+) -> str | None:
+    """Carry out *action*, durably; done twice is done once.
+
+    Args:
+        action: What to do.
+        volumes: The volumes by mount.
+        mounts: The volumes as the image declares them.
+        run: Id of the run; what is replaced or removed is saved under it.
+
+    Returns:
+        Where the saved copy is, or ``None`` when nothing had to be saved.
+
+    Raises:
+        UnsafeVolumeError: If a directory on the way is none, or a directory is in the way.
+        CannotCreateError: If the directory that a file or link goes into is missing.
+        VolumeIOError: If an operation fails; the next start tries it again.
+        ConfigurationError: If the path is one that steps have to leave alone.
+    """
+    where = place(action.path, mounts)
+    mount = mount_of(where, volumes)
+    if fault := path_fault(where):
+        raise ConfigurationError(f"an upgrade step may not change it: {fault}", path=action.path)
+    if where == f"{mount}/{BUILD_ID_NAME}":
+        raise ConfigurationError(f"{where!r} is not for upgrade steps to change", path=where)
+    if not isinstance(action, Remove) and not is_covered(action.path, mounts):
+        raise ConfigurationError(
+            f"an upgrade step wants to put {action.path!r}, which no list of the image keeps on "
+            "a volume",
+            hint="Add the path to the image's list, or mask the step.",
+            path=action.path,
+        )
+    _check_mounted(volumes[mount], where)
+    if moved_elsewhere(action, volumes, mounts):
+        return None
+    return _Performance(action, volumes[mount], where, run).perform()
+
+
+def _check_mounted(volume: Volume, where: str) -> None:
+    """Refuse what lies below an undeclared mount, which is no part of the volume."""
+    for point in mount_points_below(volume.directory):
+        mounted = f"{volume.mount}/{point}"
+        if where == mounted or where.startswith(mounted + "/"):
+            raise UnsafeVolumeError(
+                f"cannot change {where!r}: something that is no volume of the image is mounted "
+                f"on {mounted!r}",
+                code="mounted",
+                hint="Declare the mount in the image's configuration, or start without it.",
+                state=_STATE,
+                path=where,
+            )
+
+
+def moved_elsewhere(
+    action: FileAction, volumes: Mapping[str, Volume], mounts: Sequence[VolumeSpec]
+) -> str:
+    """Return the link by which root moved a directory above *action*'s path elsewhere, or "".
+
+    Such an action is left out.
+    """
+    where = place(action.path, mounts)
+    mount = mount_of(where, volumes)
+    with (
+        attempt("look at", where),
+        Tree({name: volume.fd for name, volume in volumes.items()}) as tree,
+    ):
+        above = mount
+        for name in where[len(mount) + 1 :].split("/")[:-1]:
+            above = f"{above}/{name}"
+            st = tree.stat(above)
+            if st is not None and stat.S_ISLNK(st.st_mode):
+                return above if tree.is_trusted_link(above) else ""
+    return ""
+
+
+class _Performance:
+    """One action on one volume."""
+
+    def __init__(self, action: FileAction, volume: Volume, where: str, run: str) -> None:
+        self._action = action
+        self._volume = volume
+        self._where = where
+        self._below = where[len(volume.mount) + 1 :]
+        self._saved = f"{STATE_DIRECTORY}/{state.SAVED}/{run}/{self._below}"
+
+    def perform(self) -> str | None:
+        match self._action:
+            case Write() as write:
+                with attempt("write", self._where, now=_STATE), self._parent() as (fd, name):
+                    return self._write(write, fd, name)
+            case MakeLink() as link:
+                with attempt("link", self._where, now=_STATE), self._parent() as (fd, name):
+                    return self._link(link, fd, name)
+            case Remove() as remove:
+                with attempt("remove", self._where, now=_STATE):
+                    return self._remove(remove)
+
+    @contextlib.contextmanager
+    def _parent(self) -> Iterator[tuple[int, str]]:
+        try:
+            directory, name = fsops.open_parent(self._volume.fd, self._below)
+        except FileNotFoundError as err:
+            raise CannotCreateError(
+                f"cannot make {self._where!r}: its directory is not there",
+                code="no-directory",
+                hint="Make the directory, or mask the upgrade step that needs it.",
+                state=_STATE,
+                path=self._where,
+            ) from err
+        try:
+            yield directory, name
+        finally:
+            os.close(directory)
+
+    # -- the three actions -----------------------------------------------------------------
+
+    def _write(self, action: Write, directory: int, name: str) -> str | None:
+        uid, gid, mode = 0, 0, action.mode
+        xattrs: Xattrs = ()
+        with self._held(directory, name) as (fd, st):
+            if fd is not None and st is not None and stat.S_ISREG(st.st_mode):
+                if _holds(directory, name, st, action.content):
+                    fsops.sync(directory)
+                    return self._found_saved()
+                uid, gid, mode = st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode) & ~SET_ID_BITS
+                xattrs = _without_rights(fsops.read_xattrs(fd))
+            with self._state() as made:
+                fsops.write_complete(
+                    made,
+                    IN_THE_MAKING,
+                    action.content,
+                    uid=uid,
+                    gid=gid,
+                    mode=mode,
+                    xattrs=xattrs,
+                )
+                return self._replace(made, directory, name, fd)
+
+    def _link(self, action: MakeLink, directory: int, name: str) -> str | None:
+        with self._held(directory, name) as (fd, st):
+            is_link = st is not None and stat.S_ISLNK(st.st_mode)
+            if fd is not None and is_link and os.readlink("", dir_fd=fd) == action.target:
+                fsops.sync(directory)
+                return self._found_saved()
+            with self._state() as made:
+                fsops.unlink(made, IN_THE_MAKING)
+                fsops.make_symlink(made, IN_THE_MAKING, action.target, uid=0, gid=0)
+                return self._replace(made, directory, name, fd)
+
+    def _remove(self, action: Remove) -> str | None:
+        try:
+            directory, name = fsops.open_parent(self._volume.fd, self._below)
+        except FileNotFoundError:
+            return self._found_saved()
+        try:
+            st = fsops.lstat(directory, name)
+            saved = None
+            if st is None:
+                saved = self._found_saved()
+            elif stat.S_ISDIR(st.st_mode):
+                # Somebody may have put something into it meanwhile; then it stays.
+                fsops.remove_directory(directory, name)
+            elif action.keep_copy:
+                saved = self._move_away(directory, name)
+            else:
+                fsops.unlink(directory, name)
+            fsops.sync(directory)
+            return saved
+        finally:
+            os.close(directory)
+
+    # -- what they are made of -------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _held(
+        self, directory: int, name: str
+    ) -> Iterator[tuple[int | None, os.stat_result | None]]:
+        """Hold what is in the place, whatever the name becomes meanwhile.
+
+        Raises:
+            UnsafeVolumeError: If a directory is there.
+        """
+        try:
+            fd = os.open(name, fsops.INODE_FLAGS, dir_fd=directory)
+        except FileNotFoundError:
+            yield None, None
+            return
+        try:
+            st = os.fstat(fd)
+            if stat.S_ISDIR(st.st_mode):
+                raise UnsafeVolumeError(
+                    f"{self._where!r} is a directory, where an upgrade step wants to put a "
+                    f"{'link' if isinstance(self._action, MakeLink) else 'file'}",
+                    code="directory-in-the-way",
+                    hint="Look at what it holds and move it away, then start again.",
+                    state=_STATE,
+                    path=self._where,
+                )
+            yield fd, st
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _state(self) -> Iterator[int]:
+        fsops.make_directory(self._volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
+        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=self._volume.fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _replace(self, made: int, directory: int, name: str, held: int | None) -> str | None:
+        """Put what is in the making in its place; what is there gets another name before."""
+        saved = None if held is None else self._save(held)
+        fsops.rename(made, IN_THE_MAKING, directory, name)
+        fsops.sync(directory)
+        fsops.sync(made)
+        return saved
+
+    def _save(self, held: int) -> str:
+        """Give the inode behind *held* a name in the saved directory, durably."""
+        st = os.fstat(held)
+        for directory, name, path in self._saved_names():
+            found = fsops.lstat(directory, name)
+            if found is None:
+                fsops.link_inode(held, directory, name)
+            elif not os.path.samestat(found, st):
+                continue
+            fsops.sync(directory)
+            return path
+        raise AssertionError("the names end with an error")
+
+    def _move_away(self, source: int, source_name: str) -> str:
+        """Move what is in the place to the saved directory, durably."""
+        for directory, name, path in self._saved_names():
+            try:
+                fsops.rename_noreplace(source, source_name, directory, name)
+            except FileExistsError:
+                continue
+            fsops.sync(directory)
+            return path
+        raise AssertionError("the names end with an error")
+
+    def _saved_names(self) -> Iterator[tuple[int, str, str]]:
+        """Yield directory, name and path of each place for a copy; none is overwritten."""
+        parent, _, name = self._saved.rpartition("/")
+        directory = _make_durable_directories(self._volume.fd, parent)
+        try:
+            for number in range(_MAX_SAVED_COPIES):
+                numbered = f"{name}.{number}" if number else name
+                yield directory, numbered, f"{self._volume.mount}/{parent}/{numbered}"
+        finally:
+            os.close(directory)
+        raise UnsafeVolumeError(
+            f"no free name is left for a copy of {self._where!r}",
+            code="no-free-name",
+            hint="Settle the copies: ipavolume conflicts.",
+            state=_STATE,
+            path=self._where,
+        )
+
+    def _found_saved(self) -> str | None:
+        """Return the last copy that this run has made already, when it was interrupted then."""
+        parent, _, name = self._saved.rpartition("/")
+        try:
+            directory = fsops.open_directory(self._volume.fd, parent)
+        except FileNotFoundError:
+            return None
+        try:
+            last = None
+            for number in range(_MAX_SAVED_COPIES):
+                numbered = f"{name}.{number}" if number else name
+                st = fsops.lstat(directory, numbered)
+                if st is None or stat.S_ISDIR(st.st_mode):
+                    break
+                last = f"{self._volume.mount}/{parent}/{numbered}"
+            return last
+        finally:
+            os.close(directory)
+
+
+def _make_durable_directories(root: int, path: str) -> int:
+    """Make directories of ours as far as they are missing, each durable before the next."""
+    fd = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=root)
+    for number, name in enumerate(path.split("/")):
+        try:
+            # The state directory itself is for everybody to read, what is saved is not.
+            if fsops.lstat(fd, name) is None:
+                fsops.make_directory(fd, name, mode=PRIVATE_MODE if number else PUBLIC_MODE)
+            fsops.sync(fd)
+            below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _holds(directory: int, name: str, held: os.stat_result, content: bytes) -> bool:
+    """Tell whether the file is the one that was looked at and has this content already."""
+    if held.st_size != len(content):
+        return False
+    fd = fsops.open_regular(directory, name)
+    if fd is None:
+        return False
+    with open(fd, "rb") as stream:
+        if not os.path.samestat(os.fstat(fd), held) or stream.read(len(content) + 1) != content:
+            return False
+        fsops.sync(fd)
+    return True
+
+
+def _without_rights(xattrs: Xattrs) -> Xattrs:
+    """Return the attributes that a file with other content may have as well."""
+    assert CAPABILITY_NAME.startswith(_SECURITY)
+    return tuple(item for item in xattrs if not item[0].startswith(_SECURITY))

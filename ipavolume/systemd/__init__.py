@@ -1,0 +1,1 @@
+"""What is different where systemd is the container's init."""

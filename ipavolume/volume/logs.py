@@ -1,0 +1,97 @@
+"""The log of a run on its volume: all that its commands print, secrets left out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Final
+
+from ipavolume.apply import journal
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.redaction import Redactor
+from ipavolume.volume.facts import LOGS, Volume
+
+_LOGS_KEPT: Final = 20
+_PRIVATE_MODE: Final = 0o700
+
+
+class RunLog:
+    """Appends lines to ``.ipavolume/logs/RUN.log`` and to the logs that people follow.
+
+    A log that cannot be written any more, on a full volume for example, does not end the
+    run: what cannot be written is shown all the same.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        run: str,
+        *,
+        redactor: Redactor,
+        show: Callable[[str], None],
+        followed: Sequence[BinaryIO] = (),
+    ) -> None:
+        """Open the log of *run*, or go on with it.
+
+        Args:
+            volume: The primary volume.
+            run: Id of the run.
+            redactor: Knows the secrets.
+            show: Told of each line.
+            followed: Further logs; they are closed with this one.
+        """
+        self.path = f"{volume.mount}/{STATE_DIRECTORY}/{LOGS}/{run}.log"
+        self._redactor = redactor
+        self._show = show
+        self._files = [_open(volume, run), *followed]
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in self._files:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def line(self, text: str) -> None:
+        """Write a line that a command printed, and show it."""
+        clean = self._redactor.text(text)
+        self._write(f"  | {clean}")
+        self._show(f"| {clean}")
+
+    def say(self, text: str) -> None:
+        """Write a line of ours, with the time, and show it."""
+        clean = self._redactor.text(text)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._write(f"{now} {clean}")
+        self._show(clean)
+
+    def note(self, text: str) -> None:
+        """Write a line of ours that is shown elsewhere."""
+        if text:
+            self._write(self._redactor.text(text))
+
+    def clean(self, text: str) -> str:
+        """Return *text* without the secrets that are known."""
+        return self._redactor.text(text)
+
+    def _write(self, text: str) -> None:
+        data = os.fsencode(text.replace("\n", "\\n")) + b"\n"
+        for stream in self._files:
+            with contextlib.suppress(OSError):
+                stream.write(data)
+                stream.flush()
+
+
+def _open(volume: Volume, run: str) -> BinaryIO:
+    """Open the log of *run* for appending; the oldest logs go."""
+    directory = fsops.make_directories(volume.fd, f"{STATE_DIRECTORY}/{LOGS}", mode=_PRIVATE_MODE)
+    try:
+        name = f"{run}.log"
+        others = sorted(one for one in os.listdir(directory) if one != name)
+        for old in others[: max(0, len(others) + 1 - _LOGS_KEPT)]:
+            fsops.remove_tree(directory, old)
+        return journal.open_log(directory, name)
+    finally:
+        os.close(directory)
