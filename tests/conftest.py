@@ -13,9 +13,9 @@ from support.filesystems import Filesystems
 from support.printable import escape_all
 from support.requirements import need_root, need_tool
 
-# A shell starts what it puts into the background with these ignored, and so would everything be
-# that is started here.
-for _number in (signal.SIGINT, signal.SIGQUIT):
+# A shell starts what it puts into the background with these ignored, nohup with the first, and so
+# would everything be that is started here.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         _default = signal.default_int_handler if _number is signal.SIGINT else signal.SIG_DFL
         signal.signal(_number, _default)

@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from ipavolume.config.reading import (
+from ipavolume.config.model import (
     GENERIC,
     Config,
     FirstRunConfig,
     ScriptletsConfig,
     Substitution,
     VolumeConfig,
-    parse_config,
 )
+from ipavolume.config.reading import parse_config
 from ipavolume.config.tomllines import key_lines
 from ipavolume.errors import ConfigurationError
 

@@ -13,11 +13,13 @@ from support.firstrun import CONFIG, NAME, FirstRun, build_package, make
 from support.images import picture
 from support.requirements import need_root, need_tool
 
-from ipavolume.config.reading import FirstRunConfig
+from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import RefusedError
-from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun import freeipa
+from ipavolume.firstrun import record as firstrun_record
+from ipavolume.firstrun.record import FirstRunRecord
 from ipavolume.firstrun.request import make_request
-from ipavolume.firstrun.standing import FirstRunRecord, Standing, judge
+from ipavolume.firstrun.standing import Standing, judge
 
 CA = "/etc/ipa/ca.crt"
 CSR = "/data/ipa.csr"
@@ -130,15 +132,15 @@ def test_a_volume_belongs_to_a_name(
 ) -> None:
     asked = make_request((), {"IPA_SERVER_HOSTNAME": given})
     if not refused:
-        firstrun.check_host(stored, asked, own=own)
+        freeipa.check_host(stored, asked, own=own)
         return
     with pytest.raises(RefusedError) as caught:
-        firstrun.check_host(stored, asked, own=own)
+        freeipa.check_host(stored, asked, own=own)
     assert stored in str(caught.value)
     assert own in str(caught.value)
     assert f"-h {stored}" in caught.value.hint
     assert (caught.value.code, caught.value.exit_status) == ("hostname", 77)
-    firstrun.check_host(stored, asked, own=own, allow=frozenset({"hostname"}))
+    freeipa.check_host(stored, asked, own=own, allow=frozenset({"hostname"}))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,8 @@ def test_a_volume_belongs_to_a_name(
     ],
 )
 def test_the_name_of_the_container_leads_to_the_server(before: str, after: str) -> None:
-    assert firstrun.hosts_with(before, own="0f3c", server=NAME) == after
-    assert firstrun.hosts_with(after, own="0f3c", server=NAME) == after
+    assert freeipa.hosts_with(before, own="0f3c", server=NAME) == after
+    assert freeipa.hosts_with(after, own="0f3c", server=NAME) == after
 
 
 @pytest.mark.parametrize(
@@ -177,14 +179,14 @@ def test_the_name_of_the_container_leads_to_the_server(before: str, after: str) 
 )
 def test_a_record_that_makes_no_sense_is_not_taken(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
-        firstrun.parse_record(value)
+        firstrun_record.parse_record(value)
 
 
 def test_what_is_written_is_read_and_what_a_later_version_adds_is_passed_over() -> None:
     wrote = FirstRunRecord(state="done", host="h", image="i", started="s", attempts=2)
-    data = firstrun.dump_record(wrote)
+    data = firstrun_record.dump_record(wrote)
     assert data.startswith(b'{"state":"done","host":"h",')
-    assert firstrun.parse_record(json.loads(data) | {"more": 1}) == wrote
+    assert firstrun_record.parse_record(json.loads(data) | {"more": 1}) == wrote
 
 
 # -- in a container ----------------------------------------------------------------------

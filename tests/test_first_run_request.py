@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.requirements import need_tool
 
-from ipavolume.config.reading import FirstRunConfig
+from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import UsageError
-from ipavolume.firstrun.request import FirstRunCommand, Request, command, make_request, split_words
+from ipavolume.firstrun.command import command
+from ipavolume.firstrun.request import FirstRunCommand, Request, make_request, split_words
 
 SERVER = FirstRunConfig(command=("/usr/sbin/ipa-server-install",), done_when="/etc/ipa/ca.crt")
 REPLICA = FirstRunConfig(command=("/usr/sbin/ipa-replica-install",))

@@ -23,7 +23,7 @@ from support.requirements import need_tool
 from support.steps import put_step, step_text
 
 from ipavolume.formats import manifest
-from ipavolume.model.files import ImageHeader
+from ipavolume.model.images import ImageHeader
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 

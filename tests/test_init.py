@@ -277,7 +277,7 @@ def test_the_wrapper_lets_commands_of_ours_through(story: Story) -> None:
 # -- what is handed over -------------------------------------------------------------------
 
 HANDOVER = """
-from ipavolume import handover
+from ipavolume.systemd import handover
 from ipavolume.errors import IpaVolumeError
 try:
     {code}

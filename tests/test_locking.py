@@ -142,7 +142,8 @@ def test_a_process_of_another_container_in_sight_is_not_ones_own(
 ) -> None:
     # As with --pid=host: the processes are seen, but not process 1, and their mounts differ.
     code = (
-        "import os, sys; from ipavolume.volume import lock; from ipavolume.volume.facts import Volume;"
+        "import os, sys; from ipavolume.volume import lock;"
+        "from ipavolume.volume.members import Volume;"
         "fd = os.open(sys.argv[1], os.O_RDONLY);"
         "volume = Volume(mount='/data', directory='/data', fd=fd);"
         "print(lock.holders(fd) == (int(sys.argv[2]),), lock.is_held_here(volume))"

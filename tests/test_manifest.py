@@ -19,23 +19,14 @@ from ipavolume.model.actions import (
     Erase,
     Install,
     Keep,
-    Metadata,
     Plan,
     RemoveDirectory,
     Save,
     SetMetadata,
 )
-from ipavolume.model.files import (
-    Accounts,
-    DiskState,
-    FileFlags,
-    FileType,
-    ImageHeader,
-    Package,
-    Provide,
-    Record,
-    VolumeSpec,
-)
+from ipavolume.model.files import DiskState, FileFlags, FileType, Metadata, Record
+from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
+from ipavolume.model.packages import Package, Provide
 
 NAMES = (
     st.binary(min_size=1, max_size=255)
@@ -176,8 +167,10 @@ HEADER = ImageHeader(
             mount="/data",
             template="/data-template",
             entries=("/etc/krb5.conf", "/var/lib/odd\udcff"),
-            files=3,
-            bytes=12,
+            top=(
+                TopLevel(path="/data/etc", is_directory=True, entries=2, bytes=12),
+                TopLevel(path="/data/odd\udcff", is_directory=False, entries=1, bytes=0),
+            ),
         ),
     ),
     links=(("/etc/krb5.conf", "/data/etc/krb5.conf"),),

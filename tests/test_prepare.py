@@ -168,7 +168,12 @@ def test_what_the_manifest_says_of_packaged_files(image: Image) -> None:
         "/var/log/alpha.log",
     )
     present = [record for record in records.values() if record.present]
-    assert (volume.files, volume.bytes) == (len(present), sum(one.size for one in present))
+    assert volume.top is not None
+    assert [top.path for top in volume.top] == ["/data/etc", "/data/var"]
+    for top in volume.top:
+        inside = [one for one in present if f"{one.path}/".startswith(f"{top.path}/")]
+        assert (top.is_directory, top.entries) == (True, len(inside))
+        assert top.bytes == sum(one.size for one in inside)
     assert result.records == len(records)
     assert result.changed
     assert result.links == 4

@@ -284,9 +284,9 @@ def test_the_time_limit_ends_the_whole_group(script: str, status: int, tmp_path:
 
 ENGINE = """
     import sys
-    from ipavolume import interruption
+    from ipavolume.linux import signals as interruption
     from ipavolume.errors import StoppedError
-    from ipavolume.processes import run_command
+    from ipavolume.linux.command import run_command
 
     def output(line):
         print(line, flush=True)
@@ -349,9 +349,9 @@ def test_other_signals_are_passed_on_and_the_run_goes_on(name: str) -> None:
 def test_a_signal_between_commands_ends_the_run_at_the_next_check() -> None:
     code = """
         import os, signal
-        from ipavolume import interruption
+        from ipavolume.linux import signals as interruption
         from ipavolume.errors import StoppedError
-        from ipavolume.processes import run_command
+        from ipavolume.linux.command import run_command
         interruption.install()
         os.kill(os.getpid(), signal.SIGTERM)
         print("goes on")
@@ -370,8 +370,8 @@ def test_a_signal_between_commands_ends_the_run_at_the_next_check() -> None:
 def test_what_is_executed_afterwards_finds_signals_and_parenthood_as_they_were() -> None:
     code = """
         import ctypes, os, signal
-        from ipavolume import interruption
-        from ipavolume.processes import run_command
+        from ipavolume.linux import signals as interruption
+        from ipavolume.linux.command import run_command
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         interruption.install()
         run_command(["true"], timeout_s=60, output=print)
@@ -404,7 +404,7 @@ def test_the_first_process_reaps_orphans_and_leaves_those_that_are_not_the_comma
     # A shell of somebody else ends during the command; what it started lives on.
     code = """
         import os, sys
-        from ipavolume.processes import run_command
+        from ipavolume.linux.command import run_command
         assert os.getpid() == 1
         begin, go = os.pipe()
         told, tell = os.pipe()
@@ -451,7 +451,7 @@ def test_the_first_process_ends_when_it_is_asked_to(number: int) -> None:
 
 ON_TERMINAL = """
     import fcntl, sys, termios
-    from ipavolume.processes import run_command
+    from ipavolume.linux.command import run_command
     if sys.argv[1] == "ours":
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     ended = run_command(

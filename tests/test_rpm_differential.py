@@ -57,7 +57,7 @@ from ipavolume.commands import check as inspection
 from ipavolume.context import Options
 from ipavolume.formats import manifest
 from ipavolume.model.files import FileType, Record
-from ipavolume.rpm.fate import Fate, decide
+from ipavolume.plan.fate import Fate, decide
 
 pytestmark = [
     pytest.mark.root,

@@ -21,7 +21,8 @@ from support.requirements import need_tool
 from support.scriptletworlds import assert_rpm_prints
 
 from ipavolume.errors import PackageError
-from ipavolume.model.files import FileFlags, Provide, RpmFile, RpmPackage
+from ipavolume.model.files import FileFlags
+from ipavolume.model.packages import Provide, RpmFile, RpmPackage
 from ipavolume.rpm.database import read_database
 from ipavolume.rpm.header import read_package_file
 
@@ -925,8 +926,8 @@ ATTACKS: Final = r"""
 import io, struct, sys
 from itertools import chain, repeat
 from ipavolume.errors import PackageError
-from ipavolume.preparation.rpmdb import read_database
-from ipavolume.preparation.rpmheader import read_package_file
+from ipavolume.rpm.database import read_database
+from ipavolume.rpm.header import read_package_file
 
 class Stream(io.RawIOBase):
     def __init__(self, *parts):

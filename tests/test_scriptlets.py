@@ -15,7 +15,7 @@ from support import inside
 from support.images import Image, make_image, picture
 from support.requirements import need_tool
 
-from ipavolume.config.reading import ScriptletsConfig, Substitution
+from ipavolume.config.model import ScriptletsConfig, Substitution
 from ipavolume.errors import (
     CannotCreateError,
     ConfigurationError,
@@ -24,8 +24,9 @@ from ipavolume.errors import (
 )
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.image.tree import ImageTree
-from ipavolume.model.files import Condition, Package, Provide
-from ipavolume.rpm import scriptlets
+from ipavolume.model.packages import Condition, Package, Provide
+from ipavolume.rpm import catalogue as rpm_catalogue
+from ipavolume.rpm import running, transaction
 from ipavolume.rpm.scriptlets import Call, Catalogue, Scriptlet
 from ipavolume.rpm.versions import Sense
 
@@ -323,7 +324,7 @@ def test_names_are_safe_and_tell_everything_apart() -> None:
         ("x" * 1001, "1-1", "noarch", "transfiletriggerpostun", 1234),
         ("perl(Foo::Bar)", "1-1", "noarch", "posttrans", 0),
     ]
-    names = scriptlets.safe_names(owners)
+    names = rpm_catalogue.safe_names(owners)
     assert names[:7] == [
         "certmonger-post",
         "certmonger-triggerin-1",
@@ -334,13 +335,13 @@ def test_names_are_safe_and_tell_everything_apart() -> None:
         "kernel-1=3A6-1.noarch-post",
     ]
     assert len(set(names)) == len(names)
-    assert all(scriptlets.is_name(name) for name in names)
+    assert all(rpm_catalogue.is_name(name) for name in names)
     assert all("/" not in name and len(name) <= 255 for name in names)
 
 
 def sample() -> Catalogue:
     """Return a catalogue with everything in it."""
-    return scriptlets.sealed(
+    return rpm_catalogue.sealed(
         Catalogue(
             packages=(("a", "1:2-3", "noarch"), ("none", "1-1", "noarch"), ("b\udce9", "1-1", "x")),
             scriptlets=(
@@ -385,21 +386,21 @@ def _made(name: str, kind: str, **more: object) -> Scriptlet:
 
 def test_the_list_comes_back_as_it_was() -> None:
     catalogue = sample()
-    assert scriptlets.load(scriptlets.dump(catalogue)) == catalogue
-    assert scriptlets.load(scriptlets.dump(Catalogue())).scriptlets == ()
+    assert rpm_catalogue.load(rpm_catalogue.dump(catalogue)) == catalogue
+    assert rpm_catalogue.load(rpm_catalogue.dump(Catalogue())).scriptlets == ()
 
 
 def is_refused(data: bytes) -> bool:
     """Tell whether a list is refused by a deliberate error."""
     try:
-        scriptlets.load(data)
+        rpm_catalogue.load(data)
     except ManifestError:
         return True
     return False
 
 
 def test_a_list_that_was_cut_or_changed_is_refused() -> None:
-    data = scriptlets.dump(sample())
+    data = rpm_catalogue.dump(sample())
     dice = random.Random(1)
     cuts = [data[:length] for length in range(len(data) - 1)]
     changed = []
@@ -433,7 +434,7 @@ def test_a_list_that_was_cut_or_changed_is_refused() -> None:
 )
 def test_a_sealed_list_is_looked_at_all_the_same(key: str, value: object) -> None:
     """It may come from a hostile image, which can seal what it likes."""
-    header, *lines = scriptlets.dump(sample()).splitlines(keepends=True)
+    header, *lines = rpm_catalogue.dump(sample()).splitlines(keepends=True)
     bad = json.loads(lines[-2])
     assert bad["name"] == "b-triggerin-1"
     bad[key] = value
@@ -442,7 +443,7 @@ def test_a_sealed_list_is_looked_at_all_the_same(key: str, value: object) -> Non
     head = json.loads(header)
     head["digest"] = hashlib.sha256(b"rpm\n" + body).hexdigest()
     with pytest.raises(ManifestError):
-        scriptlets.load(json.dumps(head).encode() + b"\n" + body)
+        rpm_catalogue.load(json.dumps(head).encode() + b"\n" + body)
 
 
 # -- chosen for an upgrade ---------------------------------------------------------------
@@ -503,9 +504,9 @@ def chosen(
 ) -> list[tuple[str, ...]]:
     """Return what is called: names and arguments; every listing has to agree."""
     config = ScriptletsConfig(packages=packages, repeatable=repeatable)
-    calls = scriptlets.select(catalogue, config, old=old, complete=complete, new=new, again=again)
+    calls = transaction.select(catalogue, config, old=old, complete=complete, new=new, again=again)
     if not again:
-        listed = scriptlets.explain(catalogue, config, old=old, complete=complete, new=new)
+        listed = transaction.explain(catalogue, config, old=old, complete=complete, new=new)
         assert {one.scriptlet.name for one in listed if one.runs} == {
             call.scriptlet.name for call in calls
         }
@@ -566,7 +567,7 @@ def test_an_unknown_version_runs_post_and_no_conditional_trigger() -> None:
     ]
     assert chosen(catalogue, [], new) == []
     config = ScriptletsConfig(packages=("a",))
-    (_, why, _) = scriptlets.explain(catalogue, config, old=[], complete=False, new=new)
+    (_, why, _) = transaction.explain(catalogue, config, old=[], complete=False, new=new)
     assert why.why == "the version of a on the volume is unknown, and it is not repeatable"
 
 
@@ -627,7 +628,7 @@ def test_all_installed_versions_count() -> None:
 def test_kinds_that_are_not_wanted_do_not_run() -> None:
     new = [package("a", "2-1")]
     catalogue = image_of(new, POST, TRANS, trigger("a", "triggerun", Condition(name="a")))
-    calls = scriptlets.select(
+    calls = transaction.select(
         catalogue,
         ScriptletsConfig(packages=("a",), kinds=("posttrans",)),
         old=[package("a", "1-1")],
@@ -653,7 +654,7 @@ def test_why_something_does_not_run() -> None:
     )
     config = ScriptletsConfig(packages=("a", "b"))
     old = [package("a", "1-1"), package("b", "1-1"), package("c", "1-1")]
-    listed = scriptlets.explain(catalogue, config, old=old, complete=True, new=new)
+    listed = transaction.explain(catalogue, config, old=old, complete=True, new=new)
     assert not any(one.runs for one in listed)
     assert {one.scriptlet.name: one.why for one in listed} == {
         "a-pre": "it comes before the files, which the image has already",
@@ -673,7 +674,7 @@ def test_why_something_does_not_run() -> None:
 def test_a_reason_tells_both_versions() -> None:
     new = [package("a", "2-1")]
     less = Condition(name="a", sense=Sense.LESS, evr="1.5")
-    calls = scriptlets.select(
+    calls = transaction.select(
         image_of(new, POST, trigger("a", "triggerun", less)),
         ScriptletsConfig(packages=("a",)),
         old=[package("a", "1-1")],
@@ -695,16 +696,16 @@ def test_replacements_are_shown_as_a_diff() -> None:
         ),
     )
     body = b"sed -i s/a/b/ /etc/named.conf\necho \xff\n"
-    assert scriptlets.substituted(body, POST, config) == (
+    assert running.substituted(body, POST, config) == (
         b"sed -i s/a/b/ /data/etc/named.conf\necho \xff\n"
     )
-    assert scriptlets.difference(body, POST, config)[2:] == [
+    assert running.difference(body, POST, config)[2:] == [
         "@@ -1,2 +1,2 @@",
         "-sed -i s/a/b/ /etc/named.conf",
         "+sed -i s/a/b/ /data/etc/named.conf",
         " echo \udcff",
     ]
-    assert scriptlets.difference(b"echo", POST, config) == []
+    assert running.difference(b"echo", POST, config) == []
 
 
 LUA = """
@@ -725,7 +726,7 @@ def test_lua_runs_as_in_rpm(tmp_path: Path, runner: str) -> None:
     (volume / file.rpartition("/")[2]).write_text(LUA)
     scriptlet = replace(POST, interpreter=("<lua>",))
     call = Call(scriptlet=scriptlet, arguments=("2", "1"), reason="")
-    words = scriptlets.argv(call, Catalogue(lua=runner), file)
+    words = running.argv(call, Catalogue(lua=runner), file)
     assert words[0] == runner
     done = inside.run(image.root, volume, words)
     assert (done.returncode, done.stdout.strip()) == (0, "it ran"), done.stderr
@@ -759,7 +760,7 @@ def test_macros_and_tags_are_expanded_by_rpm_itself(
     (scriptlet,) = catalogue_of(image).scriptlets
     (body,) = bodies_of(image).values()
     assert body == text.encode()
-    (command,) = scriptlets.expansions(Call(scriptlet=scriptlet, arguments=(), reason=""), body)
+    (command,) = running.expansions(Call(scriptlet=scriptlet, arguments=(), reason=""), body)
     volume = tmp_path / "volume"
     volume.mkdir()
     done = inside.run(image.root, volume, command, env={"HOME": "/root"})
@@ -809,5 +810,5 @@ def test_in_the_image_itself_lua_is_tried(tmp_path: Path) -> None:
 
 def test_errors_have_a_hint() -> None:
     with pytest.raises(IpaVolumeError) as caught:
-        scriptlets.load(b"x")
+        rpm_catalogue.load(b"x")
     assert "prepare" in caught.value.hint

@@ -13,11 +13,12 @@ import pytest
 from support import inside, scriptletworlds
 from support.scriptletworlds import Line, Member
 
-from ipavolume.config.reading import ScriptletsConfig
+from ipavolume.config.model import ScriptletsConfig
 from ipavolume.image.tree import ImageTree
-from ipavolume.model.files import Package
+from ipavolume.model.packages import Package
 from ipavolume.prepare import scriptlets as scriptletshipping
-from ipavolume.rpm import scriptlets
+from ipavolume.rpm import running as rpm_running
+from ipavolume.rpm import transaction
 from ipavolume.rpm.scriptlets import Call, Catalogue
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -88,7 +89,7 @@ def _outcomes(place: Path, *, ordered: bool) -> list[Outcome]:
                 old=old,
                 new=new,
                 log=log,
-                calls=scriptlets.select(catalogue, CONFIG, old=old, complete=True, new=new),
+                calls=transaction.select(catalogue, CONFIG, old=old, complete=True, new=new),
             )
         )
     return outcomes
@@ -193,7 +194,7 @@ def test_command_lines_and_surroundings_are_those_of_rpm(ordered: list[Outcome])
     seen: set[object] = set()
     for outcome in ordered:
         for line, call in zip(_ran(outcome), outcome.calls, strict=True):
-            words = scriptlets.argv(call, outcome.catalogue, "FILE")
+            words = rpm_running.argv(call, outcome.catalogue, "FILE")
             if line.interpreter == "lua":
                 seen.add("lua")
                 # type() and value of each, as they are in rpm.
@@ -205,7 +206,7 @@ def test_command_lines_and_surroundings_are_those_of_rpm(ordered: list[Outcome])
             assert words[place + 1 :] == line.arguments
             pwd, umask, stdin, environment = line.rest
             assert (pwd, umask, stdin) == ("pwd=/", "umask=0022", "stdin=0")
-            assert f"PATH={scriptlets.PATH} " in f"{environment} "
+            assert f"PATH={rpm_running.PATH} " in f"{environment} "
             if line.interpreter != "program":
                 program, _, flags = line.interpreter.partition(" ")
                 assert os.path.realpath(words[0]) == program
@@ -257,7 +258,7 @@ def _upgraded_by_ipavolume(place: Path, outcome: Outcome) -> list[Line]:
 @pytest.mark.slow
 def test_every_scriptlet_is_explained(ordered: list[Outcome]) -> None:
     for outcome in ordered:
-        explanations = scriptlets.explain(
+        explanations = transaction.explain(
             outcome.catalogue, CONFIG, old=outcome.old, complete=True, new=outcome.new
         )
         assert [one.scriptlet for one in explanations] == list(outcome.catalogue.scriptlets)

@@ -24,7 +24,7 @@ from support.scriptletworlds import as_rpm_prints, assert_rpm_prints
 
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.image.tree import ImageTree
-from ipavolume.model.files import RpmPackage
+from ipavolume.model.packages import RpmPackage
 from ipavolume.prepare import scriptlets as scriptletshipping
 from ipavolume.rpm.database import read_database
 from ipavolume.rpm.header import read_package_file

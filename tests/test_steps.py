@@ -16,8 +16,10 @@ from support.steps import NOTHING, Scene, loaded, put_step, step_text, steps_in
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS
 from ipavolume.steps import Command, Declaration, MakeLink, Phase, When, Write
-from ipavolume.steps.declaration import MAX_STEP_BYTES, OWN, SHIPPED, applies, find_steps, load_step
+from ipavolume.steps.declaration import MAX_STEP_BYTES, applies, find_steps
+from ipavolume.steps.loading import load_step
 
 
 def refused(root: Path) -> str:
@@ -53,7 +55,7 @@ def test_a_declaration_holds_what_the_file_says_of_itself(tmp_path: Path) -> Non
     )
     put_step(tmp_path, "s0300_drop.py", text)
     found = steps_in(tmp_path)["s0300_drop"]
-    assert found.source == f"{SHIPPED}/s0300_drop.py"
+    assert found.source == f"{SHIPPED_STEPS}/s0300_drop.py"
     assert (found.summary, found.component, found.applies_from) == (
         *("Drop caches.", "sssd-common", ">=2,<3"),
     )
@@ -82,14 +84,14 @@ def test_a_step_of_ones_own_replaces_the_shipped_one_of_the_same_name(tmp_path: 
     put_step(tmp_path, "s0300_drop.py", step_text(summary="Ours."), own=True)
     found = steps_in(tmp_path)["s0300_drop"]
     assert found.summary == "Ours."
-    assert found.source == f"{OWN}/s0300_drop.py"
-    assert found.replaces == f"{SHIPPED}/s0300_drop.py"
+    assert found.source == f"{OWN_STEPS}/s0300_drop.py"
+    assert found.replaces == f"{SHIPPED_STEPS}/s0300_drop.py"
 
 
 def test_a_link_to_dev_null_masks_a_step(tmp_path: Path) -> None:
     put_step(tmp_path, "s0300_drop.py")
     put_step(tmp_path, "s5000_ours.py", own=True)
-    (tmp_path / OWN[1:] / "s0300_drop.py").symlink_to("/dev/null")
+    (tmp_path / OWN_STEPS[1:] / "s0300_drop.py").symlink_to("/dev/null")
     found = steps_in(tmp_path)
     assert found["s0300_drop"].masked
     assert not found["s5000_ours"].masked
@@ -97,13 +99,13 @@ def test_a_link_to_dev_null_masks_a_step(tmp_path: Path) -> None:
         found["s0300_drop"], when=When.UPGRADE, recorded=lambda _: "1-1", known=True, again=True
     )
     assert not asked
-    assert why == f"masked by {OWN}/s0300_drop.py"
+    assert why == f"masked by {OWN_STEPS}/s0300_drop.py"
 
 
 def test_a_mask_over_a_step_of_an_image_that_this_one_is_derived_from_is_fine(
     tmp_path: Path,
 ) -> None:
-    link = tmp_path / OWN[1:] / "s5000_theirs.py"
+    link = tmp_path / OWN_STEPS[1:] / "s5000_theirs.py"
     link.parent.mkdir(parents=True)
     link.symlink_to("/dev/null")
     assert steps_in(tmp_path) == {}
@@ -152,7 +154,7 @@ def test_a_step_of_ones_own_with_a_shipped_number_is_a_fault_unless_it_replaces(
 
 def test_a_mask_that_masks_nothing_is_a_fault(tmp_path: Path) -> None:
     put_step(tmp_path, "s0300_drop.py")
-    link = tmp_path / OWN[1:] / "s0300_dorp.py"
+    link = tmp_path / OWN_STEPS[1:] / "s0300_dorp.py"
     link.parent.mkdir(parents=True)
     link.symlink_to("/dev/null")
     assert "masks no shipped step" in refused(tmp_path)
@@ -163,7 +165,7 @@ def test_two_steps_with_one_number_are_a_fault(tmp_path: Path) -> None:
     put_step(tmp_path, "s0300_other.py")
     said = refused(tmp_path)
     assert "s0300_drop.py" in said
-    assert f"{SHIPPED}/s0300_other.py: " in said
+    assert f"{SHIPPED_STEPS}/s0300_other.py: " in said
     assert "the same number" in said
 
 
@@ -218,7 +220,7 @@ def test_what_is_wrong_in_a_step_is_said_with_its_name(
     put_step(tmp_path, "s0300_faulty.py", text)
     message = refused(tmp_path)
     assert said in message
-    assert f"{SHIPPED}/s0300_faulty.py" in message
+    assert f"{SHIPPED_STEPS}/s0300_faulty.py" in message
 
 
 def test_every_fault_of_every_step_is_said_at_once_with_its_line(tmp_path: Path) -> None:
@@ -227,11 +229,11 @@ def test_every_fault_of_every_step_is_said_at_once_with_its_line(tmp_path: Path)
     put_step(tmp_path, "nonsense", own=True)
     message = refused(tmp_path)
     for said in (
-        f"{SHIPPED}/s0300_one.py:5: imports os;",
-        f"{SHIPPED}/s0300_one.py:8: WHEN: 'never'",
-        f"{SHIPPED}/s0300_one.py:9: PHASE: 'none'",
-        f"{OWN}/s5000_two.py:6: COMPONENT: '?'",
-        f"'{OWN}/nonsense': a step is named",
+        f"{SHIPPED_STEPS}/s0300_one.py:5: imports os;",
+        f"{SHIPPED_STEPS}/s0300_one.py:8: WHEN: 'never'",
+        f"{SHIPPED_STEPS}/s0300_one.py:9: PHASE: 'none'",
+        f"{OWN_STEPS}/s5000_two.py:6: COMPONENT: '?'",
+        f"'{OWN_STEPS}/nonsense': a step is named",
     ):
         assert said in message
 
@@ -239,14 +241,14 @@ def test_every_fault_of_every_step_is_said_at_once_with_its_line(tmp_path: Path)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
 def test_what_is_no_regular_file_is_a_fault(tmp_path: Path, make: Callable[[Path], object]) -> None:
     put_step(tmp_path, "s0100_good.py")
-    make(tmp_path / SHIPPED[1:] / "s0300_drop.py")
+    make(tmp_path / SHIPPED_STEPS[1:] / "s0300_drop.py")
     assert "s0300_drop.py: is not a regular file" in refused(tmp_path)
 
 
 def test_a_link_to_anything_but_dev_null_is_a_fault(tmp_path: Path) -> None:
     put_step(tmp_path, "s0100_good.py")
-    (tmp_path / SHIPPED[1:] / "s0200_link.py").symlink_to("s0100_good.py")
-    (tmp_path / SHIPPED[1:] / "s0300_null.py").symlink_to("/dev/null")
+    (tmp_path / SHIPPED_STEPS[1:] / "s0200_link.py").symlink_to("s0100_good.py")
+    (tmp_path / SHIPPED_STEPS[1:] / "s0300_null.py").symlink_to("/dev/null")
     message = refused(tmp_path)
     assert "s0200_link.py: is a symbolic link to 's0100_good.py'" in message
     assert "s0300_null.py: is a symbolic link" in message
@@ -304,7 +306,7 @@ def image(tmp_path: Path, owned: Path) -> Image:
 @pytest.mark.root
 @pytest.mark.rpm
 def test_prepare_puts_the_shipped_steps_into_an_image(image: Image) -> None:
-    directory = image.root / SHIPPED[1:]
+    directory = image.root / SHIPPED_STEPS[1:]
     shipped = {path.name: path.read_bytes() for path in PROJECT.glob("upgrade_steps/s*.py")}
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == shipped
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o644}
@@ -326,7 +328,7 @@ def test_prepare_brings_shipped_steps_up_to_date_and_leaves_those_of_a_derived_i
     changed = put_step(root, "s0300_sssd_caches.py", step_text(summary="Older."))
     ours = put_step(root, "s0300_sssd_caches.py", step_text(summary="Ours."), own=True)
     put_step(root, "s5000_own.py", own=True)
-    mask = root / OWN[1:] / "s0310_kdcinfo.py"
+    mask = root / OWN_STEPS[1:] / "s0310_kdcinfo.py"
     mask.symlink_to("/dev/null")
     (changed.parent / ".s0300_sssd_caches.py.new").write_text("half of i")
     result = image.prepare()
@@ -350,7 +352,7 @@ def test_a_faulty_step_fails_the_build_of_an_image(image: Image, own: bool) -> N
     if own:
         put_step(image.root, "s5000_own.py", step_text(when="never"), own=True)
     else:
-        path = image.root / SHIPPED[1:] / "s0310_kdcinfo.py"
+        path = image.root / SHIPPED_STEPS[1:] / "s0310_kdcinfo.py"
         path.unlink()
         path.symlink_to("/dev/null")
     done = run_ipavolume("prepare", "--root", image.root, status=78)
@@ -363,9 +365,9 @@ def test_a_faulty_step_fails_the_build_of_an_image(image: Image, own: bool) -> N
 _FIND_INSIDE = """
 import os, sys
 from ipavolume.errors import IpaVolumeError
-from ipavolume.imagetree import ImageTree
-from ipavolume.stepfiles import find_steps
-from ipavolume.versions import validate_range
+from ipavolume.image.tree import ImageTree
+from ipavolume.steps.declaration import find_steps
+from ipavolume.config.releases import validate_range
 # What is imported late cannot be found any more inside.
 validate_range(">1")
 os.chroot(sys.argv[1])
@@ -392,7 +394,8 @@ def find_inside(root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    "path", ["", "usr", "usr/share/ipavolume", SHIPPED[1:], f"{SHIPPED[1:]}/s0300_drop.py"]
+    "path",
+    ["", "usr", "usr/share/ipavolume", SHIPPED_STEPS[1:], f"{SHIPPED_STEPS[1:]}/s0300_drop.py"],
 )
 @pytest.mark.parametrize("how", ["writable", "owned"])
 def test_in_a_container_steps_that_others_than_root_can_write_are_refused(
@@ -422,7 +425,7 @@ def declared(*, when: When = When.UPGRADE, applies_from: str = "") -> Declaratio
     """Return a declaration for the component ``app``."""
     return Declaration(
         name="s0300_drop",
-        source=f"{SHIPPED}/s0300_drop.py",
+        source=f"{SHIPPED_STEPS}/s0300_drop.py",
         digest="",
         summary="Drop.",
         component="app",
@@ -567,7 +570,7 @@ def test_what_a_step_returns_is_checked(tmp_path: Path, returned: str, said: str
     with pytest.raises(ConfigurationError) as caught:
         planned(tmp_path, step_text(imports=_ACTIONS, body=body(returned)))
     assert said in str(caught.value)
-    assert f"{SHIPPED}/s0300_step.py" in str(caught.value)
+    assert f"{SHIPPED_STEPS}/s0300_step.py" in str(caught.value)
     assert caught.value.code == "broken-step"
 
 
@@ -587,7 +590,7 @@ def test_an_exception_in_a_step_names_the_step_and_the_line(
     with pytest.raises(ConfigurationError) as caught:
         planned(tmp_path, text)
     assert caught.value.exit_status == 78
-    where = f"the upgrade step {SHIPPED}/s0300_step.py:{line}"
+    where = f"the upgrade step {SHIPPED_STEPS}/s0300_step.py:{line}"
     assert f"{where}: raised {said}" in str(caught.value)
 
 
@@ -611,6 +614,6 @@ def test_only_the_text_that_was_declared_is_executed(tmp_path: Path) -> None:
         put_step(tmp_path, "s0300_step.py", step_text(summary="Another."))
         with pytest.raises(ConfigurationError, match="is not the text"):
             load_step(tree, declaration)
-        (tmp_path / SHIPPED[1:] / "s0300_step.py").unlink()
+        (tmp_path / SHIPPED_STEPS[1:] / "s0300_step.py").unlink()
         with pytest.raises(ConfigurationError, match="is not a regular file"):
             load_step(tree, declaration)

@@ -9,21 +9,18 @@ from typing import Final
 import pytest
 from support.requirements import need_tool
 
-from ipavolume.model.files import Package, Provide
+from ipavolume.config.releases import accepts, in_range, validate_accept_rule, validate_range
+from ipavolume.model.packages import Package, Provide
 from ipavolume.rpm.versions import (
     Evr,
     Sense,
-    accepts,
     compare_evr,
-    in_range,
     matches_package,
     overlaps,
     package_satisfies,
     parse_evr,
     rpmvercmp,
     satisfies,
-    validate_accept_rule,
-    validate_range,
 )
 
 # Facts about rpm's order, by rule, each asked of the real rpm as well: the first is older

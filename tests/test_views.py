@@ -16,10 +16,11 @@ from support.hostile import Witness
 from support.steps import Scene, package
 from support.worlds import MOUNTS, World, make_world
 
-from ipavolume.context import Options, Session
+from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, UnsafeVolumeError
 from ipavolume.model.actions import Action
-from ipavolume.model.files import ImageHeader, VolumeSpec
+from ipavolume.model.images import ImageHeader, VolumeSpec
+from ipavolume.plan import assess
 from ipavolume.plan.draft import draft
 from ipavolume.steps import MakeLink, Remove, View, Write
 from ipavolume.steps.views import MAX_READ_BYTES, TemplateView, VolumeView, place
@@ -412,13 +413,13 @@ def test_a_planned_upgrade_is_seen_as_it_comes_out(
     world.copy(volumes, where)
     root = str(world.image(image))
     options = Options(root=root, volumes={f"/{mount}": str(where / mount) for mount in MOUNTS})
-    with Session(options) as session:
-        facts = session.facts()
-        plan = draft(session, session.judge(facts), facts, looking=True).plan
-        header = session.image.header
+    with Context(options) as context:
+        facts = context.facts()
+        plan = draft(context, assess.judge(context, facts), facts, looking=True).plan
+        header = context.image.header
         with (
-            TemplateView(session.image.templates(), header, session.image.tree) as template,
-            Tree({mount: volume.fd for mount, volume in session.volumes.items()}) as tree,
+            TemplateView(context.image.templates(), header, context.image.tree) as template,
+            Tree({mount: volume.fd for mount, volume in context.volumes.items()}) as tree,
         ):
 
             def view(planned: Sequence[Action] = ()) -> VolumeView:

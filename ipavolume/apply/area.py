@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import (
     CannotCreateError,
-    IpaVolumeError,
     UnsafeVolumeError,
-    VolumeIOError,
 )
 from ipavolume.linux import files as fsops
+from ipavolume.linux import libc, trees
 from ipavolume.model.files import STATE_DIRECTORY
-from ipavolume.volume import facts as state
-from ipavolume.volume.facts import Volume
+from ipavolume.volume import layout, members
+from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt, io_error
+from ipavolume.volume.layout import PRIVATE_MODE, PUBLIC_MODE
+from ipavolume.volume.members import Volume
 
 _NEW: Final = "new"
 _OLD: Final = "old"
-PRIVATE_MODE: Final = 0o700
-PUBLIC_MODE: Final = 0o755
 _WITHOUT_SYNCFS: Final = ("fuse", "9p", "virtiofs", "nfs", "cifs", "smb")
-Progress = Callable[[str], None]
-STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
-STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
-STATE_CLOSED: Final = (
-    "the upgrade is complete; should its end not be on the disk when the power fails, the next "
-    "start finishes it again"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,48 +47,6 @@ class Area:
             os.close(fd)
 
 
-@contextlib.contextmanager
-def attempt(doing: str, path: str, *, now: str = "") -> Iterator[None]:
-    """Turn an :class:`OSError` into one that says what was attempted on which path.
-
-    Args:
-        doing: Verb, as in "install".
-        path: The path as people know it.
-        now: In which state the volume is when it fails.
-
-    Raises:
-        VolumeIOError: For every error of the operating system.
-        UnsafeVolumeError: When a component is a link or not a directory.
-    """
-    try:
-        yield
-    except OSError as err:
-        raise io_error(doing, path, err, now=now) from err
-
-
-def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolumeError:
-    """Return what to raise for *err*."""
-    text = f"cannot {doing} {path!r}: {err.strerror or err}"
-    if err.errno in (errno.ELOOP, errno.ENOTDIR):
-        return UnsafeVolumeError(
-            f"refusing to {doing} {path!r}: a component of it is not a real directory",
-            code="unsafe-path",
-            hint="Replace it by a real directory, then start again.",
-            state=now,
-        )
-    hints = {
-        errno.ENOSPC: "Make room on the volume, then start again.",
-        errno.EDQUOT: "Raise the quota of the volume, then start again.",
-        errno.EROFS: "Mount the volume read-write, then start again.",
-        errno.EIO: "Check the disk and the kernel's log, then start again.",
-        errno.EPERM: "Run it as root with CAP_CHOWN, CAP_FOWNER and CAP_DAC_OVERRIDE; on a "
-        "user-namespaced container check the id mapping. Then start again.",
-        errno.EACCES: "Run it as root, and check the label (:Z) and the export options.",
-    }
-    hint = hints.get(err.errno or 0, "Remove the cause, then start again.")
-    return VolumeIOError(text, hint=hint, state=now)
-
-
 def make_area(volume: Volume) -> Area:
     """Make the state directory and an empty staging area on *volume*.
 
@@ -124,10 +71,10 @@ def make_area(volume: Volume) -> Area:
         # A set-group-id bit or default ACL of the volume's root must not be inherited by
         # all that is staged here.
         fsops.set_metadata(fd, uid=0, gid=0, mode=PUBLIC_MODE, acls=True)
-        fsops.remove_tree(fd, state.STAGING)
-        fsops.remove_tree(fd, state.TRASH)
-        fsops.make_directory(fd, state.STAGING, mode=PRIVATE_MODE)
-        work = os.open(state.STAGING, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        trees.remove_tree(fd, layout.STAGING)
+        trees.remove_tree(fd, layout.TRASH)
+        fsops.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
+        work = os.open(layout.STAGING, fsops.DIRECTORY_FLAGS, dir_fd=fd)
         fsops.make_directory(work, _NEW)
         fsops.make_directory(work, _OLD)
         new = os.open(_NEW, fsops.DIRECTORY_FLAGS, dir_fd=work)
@@ -141,10 +88,10 @@ def open_area(volume: Volume) -> Area:
     Raises:
         UnsafeVolumeError: If it is not complete.
     """
-    where = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{state.TRANSACTION}"
+    where = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{layout.TRANSACTION}"
     with attempt("open", where, now=STATE_OPEN):
         fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
-        work = os.open(state.TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        work = os.open(layout.TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
         new, old = open_optional(work, _NEW), open_optional(work, _OLD)
     if new is None or old is None:
         for opened in (fd, work, new, old):
@@ -162,13 +109,13 @@ def open_area(volume: Volume) -> Area:
 
 def discard_staging(volume: Volume) -> None:
     """Remove what a run that never got to the mark has left, and what a finished one has."""
-    fd = state.open_state(volume)
+    fd = members.open_state(volume)
     if fd is None:
         return
     try:
-        with attempt("remove", f"{volume.directory}/{STATE_DIRECTORY}/{state.STAGING}"):
-            fsops.remove_tree(fd, state.STAGING)
-            fsops.remove_tree(fd, state.TRASH)
+        with attempt("remove", f"{volume.directory}/{STATE_DIRECTORY}/{layout.STAGING}"):
+            trees.remove_tree(fd, layout.STAGING)
+            trees.remove_tree(fd, layout.TRASH)
     finally:
         os.close(fd)
 
@@ -178,10 +125,10 @@ def sync_area(volume: Volume, *, now: str = "") -> None:
     with attempt("write to", volume.directory, now=now):
         if volume.file_system.startswith(_WITHOUT_SYNCFS):
             # syncfs is not passed on by these; every file is synced by itself.
-            fsops.sync_tree(volume.fd, STATE_DIRECTORY)
+            trees.sync_tree(volume.fd, STATE_DIRECTORY)
             fsops.sync(volume.fd)
         else:
-            fsops.sync_file_system(volume.fd)
+            libc.sync_file_system(volume.fd)
 
 
 def open_optional(directory: int, name: str) -> int | None:
@@ -190,18 +137,3 @@ def open_optional(directory: int, name: str) -> int | None:
         return os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=directory)
     except FileNotFoundError:
         return None
-
-
-def mount_of(path: str, mounts: Iterable[str]) -> str:
-    """Return the mount that *path* lies below.
-
-    Raises:
-        UnsafeVolumeError: If it lies below none.
-    """
-    for mount in mounts:
-        if path.startswith(mount + "/"):
-            return mount
-    raise UnsafeVolumeError(
-        f"{path!r} lies on no volume of this image",
-        hint="Start the container with every volume that it had before.",
-    )

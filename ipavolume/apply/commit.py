@@ -12,22 +12,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ipavolume.apply import journal
-from ipavolume.apply.area import (
-    PUBLIC_MODE,
-    STATE_CLOSED,
-    STATE_OPEN,
-    STATE_UNTOUCHED,
-    Area,
-    attempt,
-    open_optional,
-)
+from ipavolume.apply.area import Area, open_optional
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.formats import plan as planfile
 from ipavolume.linux import files as fsops
+from ipavolume.linux import trees
 from ipavolume.model.actions import Plan
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, ImageHeader
-from ipavolume.volume import facts as state
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
+from ipavolume.model.images import ImageHeader
+from ipavolume.volume import history as volume_history
+from ipavolume.volume import layout, members
 from ipavolume.volume.facts import Identity, Transaction
+from ipavolume.volume.failures import STATE_CLOSED, STATE_OPEN, STATE_UNTOUCHED, attempt
+from ipavolume.volume.layout import PUBLIC_MODE
 
 _OLD_BUILD_ID: Final = "build-id.old"
 
@@ -42,7 +39,7 @@ def mark(areas: Sequence[Area]) -> None:
     """
     for area in (*areas[1:], areas[0]):
         with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
-            fsops.rename_noreplace(area.state, state.STAGING, area.state, state.TRANSACTION)
+            fsops.rename_noreplace(area.state, layout.STAGING, area.state, layout.TRANSACTION)
         # The primary's is the mark: now it is there, on the disk or not.
         now = STATE_OPEN if area is areas[0] else STATE_UNTOUCHED
         with attempt("open the transaction on", area.volume.directory, now=now):
@@ -90,13 +87,13 @@ def commit(
         # Identity and history say what was applied before, which is known as long as the
         # baseline is the old one.
         _write_identity(primary, identities[0])
-        journal.append_history(primary.state, *history)
+        volume_history.append_history(primary.state, *history)
         if unexecuted:
             journal.write_pending(primary.state, stepped or ImageHeader(build_id=""))
         else:
-            fsops.unlink(primary.state, state.PENDING)
+            fsops.unlink(primary.state, layout.PENDING)
         _move_pristine(primary)
-        for name in (state.BASELINE, state.INDEX):
+        for name in (layout.BASELINE, layout.INDEX):
             if fsops.lstat(primary.work, name) is not None:
                 fsops.rename(primary.work, name, primary.state, name)
         fsops.sync(primary.state)
@@ -107,7 +104,7 @@ def commit(
 
 def _write_identity(area: Area, identity: Identity) -> None:
     """Record who the volume is, once for all."""
-    if fsops.lstat(area.state, state.IDENTITY) is None:
+    if fsops.lstat(area.state, layout.IDENTITY) is None:
         journal.write_identity(area.state, identity)
 
 
@@ -127,21 +124,21 @@ def close_transaction(area: Area, *, now: str) -> None:
         area: The area of the transaction.
         now: In which state the volume is once it is closed, if that cannot be made durable.
     """
-    fsops.remove_tree(area.state, state.TRASH)
-    fsops.rename_noreplace(area.state, state.TRANSACTION, area.state, state.TRASH)
+    trees.remove_tree(area.state, layout.TRASH)
+    fsops.rename_noreplace(area.state, layout.TRANSACTION, area.state, layout.TRASH)
     with attempt("write to", area.volume.directory, now=now):
         fsops.sync(area.state)
     # What is left of it, should this fail, is removed by the next run.
     with contextlib.suppress(OSError):
-        fsops.remove_tree(area.state, state.TRASH)
+        trees.remove_tree(area.state, layout.TRASH)
 
 
 def _move_pristine(primary: Area) -> None:
-    source = open_optional(primary.work, state.PRISTINE)
+    source = open_optional(primary.work, layout.PRISTINE)
     if source is None:
         return
-    fsops.make_directory(primary.state, state.PRISTINE, mode=PUBLIC_MODE)
-    target = os.open(state.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.state)
+    fsops.make_directory(primary.state, layout.PRISTINE, mode=PUBLIC_MODE)
+    target = os.open(layout.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.state)
     try:
         for name in sorted(journal.list_directory(source)):
             fsops.rename(source, name, target, name)
@@ -157,11 +154,11 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
     Raises:
         UnsafeVolumeError: If it is missing, cut short or altered.
     """
-    where = f"{area.volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{state.TRANSACTION}"
-    stream = state.open_member(area.work, state.PLAN, area.volume)
+    where = f"{area.volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{layout.TRANSACTION}"
+    stream = members.open_member(area.work, layout.PLAN, area.volume)
     if stream is None:
         raise UnsafeVolumeError(
-            f"the open transaction has lost its plan {where + '/' + state.PLAN!r}",
+            f"the open transaction has lost its plan {where + '/' + layout.PLAN!r}",
             code="altered-transaction",
             hint="Restore the volume from a backup.",
         )
@@ -170,7 +167,7 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
             return planfile.load(stream, mounts=mounts)
         except UnsafeVolumeError as err:
             raise UnsafeVolumeError(
-                f"{err}: {where + '/' + state.PLAN!r}", code=err.code, hint=err.hint
+                f"{err}: {where + '/' + layout.PLAN!r}", code=err.code, hint=err.hint
             ) from err
 
 

@@ -3,87 +3,32 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Final
 
-from ipavolume.apply.area import (
-    STATE_UNTOUCHED,
-    Area,
-    Progress,
-    attempt,
-    io_error,
-    mount_of,
-    open_optional,
-)
+from ipavolume.apply.area import Area, open_optional
 from ipavolume.errors import (
     ManifestError,
 )
 from ipavolume.formats import manifest
+from ipavolume.image.image import Image
+from ipavolume.linux import copying, parallel
 from ipavolume.linux import files as fsops
-from ipavolume.linux import parallel
 from ipavolume.linux import signals as interruption
-from ipavolume.model.actions import (
-    CreateTree,
-    Install,
-    Metadata,
-    Plan,
-)
-from ipavolume.model.files import (
-    FileType,
-    ImageHeader,
-    Record,
-)
-from ipavolume.volume import facts as state
-from ipavolume.volume.facts import Volume
-from ipavolume.volume.tree import INDEX_ENTRY, Tree, index_entry, mark_suspects
+from ipavolume.model.actions import CreateTree, Install, Plan
+from ipavolume.model.files import FileType, Metadata, Record
+from ipavolume.model.paths import mount_of
+from ipavolume.model.progress import Progress
+from ipavolume.volume import layout
+from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
+from ipavolume.volume.index import INDEX_ENTRY, index_entry
+from ipavolume.volume.tree import Tree
 
 _PARALLEL_FROM_FILES: Final = 2000
 """Fewer files are copied before a second process has started."""
-_PARALLEL_FROM_RECORDS: Final = 20000
-
-
-class ImageSource(Protocol):
-    """The image whose files are put on the volumes."""
-
-    @property
-    def header(self) -> ImageHeader:
-        """Header of its manifest."""
-
-    def lines(self) -> Iterator[bytes]:
-        """Yield the record lines of its manifest."""
-
-    def templates(self) -> Mapping[str, int]:
-        """Return a descriptor of the template by mount."""
-
-    def copy_manifest(self, directory: int, name: str) -> None:
-        """Copy the manifest to *name* in *directory*."""
-
-
-def find_suspects(image: ImageSource, volumes: Mapping[str, Volume], index: bytes) -> bytes:
-    """Return one byte a record of the image's manifest: 1 where the volume has to be looked at.
-
-    For a manifest that is the baseline as well, see :func:`ipavolume.scan.mark_suspects`.
-    """
-    records = image.header.records
-    suspects = mmap.mmap(-1, max(records, 1))
-    alone = records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1
-    half = records if alone else records // 2
-
-    def look(first: int, last: int) -> None:
-        with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
-            lines = itertools.islice(image.lines(), first, last)
-            mark_suspects(lines, first, tree, index, suspects)
-
-    if half < records:
-        with parallel.beside(lambda: look(half, records)):
-            look(0, half)
-    else:
-        look(0, records)
-    return suspects[:records]
 
 
 class Index:
@@ -114,7 +59,7 @@ class Stage:
     def __init__(
         self,
         plan: Plan,
-        image: ImageSource,
+        image: Image,
         areas: Mapping[str, Area],
         index: Index,
         progress: Progress,
@@ -157,7 +102,7 @@ class Stage:
         source = self._template.directory(parent)
         st = None if source is None else fsops.lstat(source, name)
         if source is None or st is None or (action.bytes and not stat.S_ISREG(st.st_mode)):
-            raise _not_in_template(action.record)
+            raise not_in_template(action.record)
         area = self._areas[mount_of(action.path, self._areas)]
         key = (st.st_dev, st.st_ino, action.metadata)
         if stat.S_ISREG(st.st_mode) and st.st_nlink > 1 and key in self._links:
@@ -176,7 +121,7 @@ class Stage:
         )
         if stat.S_ISREG(st.st_mode):
             if st.st_size != action.bytes:
-                raise _not_in_template(action.record)
+                raise not_in_template(action.record)
             self._links[key] = (area.new, str(number))
 
     def _stage_trees(self, trees: Mapping[str, int]) -> None:
@@ -263,12 +208,12 @@ class Stage:
                     here = parent
                 record = manifest.parse_record(line)
                 if record.present:
-                    st = _place_record(record, source, target, name)
+                    st = place_record(record, source, target, name)
                     if st is not None:
                         self._index.set(position, index_entry(st))
             except OSError as err:
                 if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL):
-                    raise _not_in_template(path) from err
+                    raise not_in_template(path) from err
                 raise io_error("stage", path, err, now=STATE_UNTOUCHED) from err
 
     def _stage_follower(self, record: Record, staged: Mapping[str, str], omitted: set[str]) -> None:
@@ -281,7 +226,7 @@ class Stage:
                 if fsops.lstat(directory, leader) is not None:
                     fsops.link(directory, leader, target, name)
                     return
-            _place_record(record, self._at(self._template, parent), target, name)
+            place_record(record, self._at(self._template, parent), target, name)
         finally:
             os.close(target)
 
@@ -298,15 +243,15 @@ class Stage:
     def _at(self, tree: Tree, path: str) -> int:
         fd = tree.directory(path)
         if fd is None:
-            raise _not_in_template(path)
+            raise not_in_template(path)
         return fd
 
     def _stage_pristine(self, records: Iterable[Record]) -> None:
         primary = next(iter(self._areas.values()))
         with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
-            fsops.make_directory(primary.work, state.PRISTINE)
-            fd = os.open(state.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.work)
-            known = open_optional(primary.state, state.PRISTINE)
+            fsops.make_directory(primary.work, layout.PRISTINE)
+            fd = os.open(layout.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.work)
+            known = open_optional(primary.state, layout.PRISTINE)
         try:
             for record in records:
                 if record.type is not FileType.FILE or not record.content.isalnum():
@@ -317,23 +262,25 @@ class Stage:
                     continue
                 parent, _, name = record.path.rpartition("/")
                 with attempt("stage", record.path, now=STATE_UNTOUCHED):
-                    fsops.clone_file(self._at(self._template, parent), name, fd, record.content)
+                    copying.clone_file(self._at(self._template, parent), name, fd, record.content)
         finally:
             os.close(fd)
             if known is not None:
                 os.close(known)
 
 
-def _not_in_template(path: str) -> ManifestError:
+def not_in_template(path: str) -> ManifestError:
+    """Return what to raise where the template is not what the manifest says."""
     return ManifestError(
         f"{path!r} is in the image's manifest, but its template has something else",
         hint="Run ipavolume prepare in the image again.",
     )
 
 
-def _place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
+def place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
+    """Put what *record* ships into *directory*, from the open directory *source*."""
     if record.type is FileType.FILE:
-        st = fsops.copy_file(
+        st = copying.copy_file(
             source,
             name,
             directory,
@@ -344,7 +291,7 @@ def _place_record(record: Record, source: int, directory: int, name: str) -> os.
             xattrs=record.xattrs,
         )
         if st.st_size != record.size:
-            raise _not_in_template(record.path)
+            raise not_in_template(record.path)
         return st
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     metadata = Metadata(uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs)
@@ -364,7 +311,7 @@ def _place(
 ) -> None:
     """Make a copy of something that is not a directory, with *metadata*."""
     if stat.S_ISREG(st.st_mode):
-        fsops.copy_file(
+        copying.copy_file(
             source,
             name,
             directory,
@@ -380,64 +327,8 @@ def _place(
     elif stat.S_ISFIFO(st.st_mode):
         fsops.make_fifo(directory, staged, uid=metadata.uid, gid=metadata.gid, mode=metadata.mode)
     else:
-        raise _not_in_template(name)
+        raise not_in_template(name)
     if metadata.xattrs:
         with fsops.inode(directory, staged) as fd:
             fsops.set_xattrs(fd, metadata.xattrs)
     fsops.set_link_times(directory, staged, st.st_mtime_ns)
-
-
-def fill(image: ImageSource, mount: str, root: int) -> None:
-    """Fill the empty volatile volume *mount*, open at *root*, from its template.
-
-    Raises:
-        VolumeIOError: If something cannot be written.
-    """
-    prefix = mount + "/"
-    directories: list[Record] = []
-    with Tree(image.templates()) as template, Tree({mount: root}) as volume:
-        for line in image.lines():
-            path = manifest.path_of(line)
-            if not path.startswith(prefix):
-                continue
-            record = manifest.parse_record(line)
-            if not record.present:
-                continue
-            parent, _, name = path.rpartition("/")
-            with attempt("fill", path):
-                source, target = template.directory(parent), volume.directory(parent)
-                if source is None or target is None:
-                    raise _not_in_template(path)
-                if record.type is FileType.DIRECTORY:
-                    fsops.make_directory(target, name)
-                    directories.append(record)
-                    continue
-                fsops.unlink(target, name)
-                if record.hard_link.startswith(prefix):
-                    _link_filled(volume, record.hard_link, target, name)
-                else:
-                    _place_record(record, source, target, name)
-        for record in reversed(directories):
-            with attempt("fill", record.path):
-                fd = volume.directory(record.path)
-                if fd is not None:
-                    fsops.set_metadata(
-                        fd,
-                        uid=record.uid,
-                        gid=record.gid,
-                        mode=record.mode,
-                        xattrs=record.xattrs,
-                    )
-
-
-def _link_filled(volume: Tree, leader: str, target: int, name: str) -> None:
-    """Make *name* another name of the file at the path *leader*, which was filled before."""
-    own = os.dup(target)
-    try:
-        parent, _, last = leader.rpartition("/")
-        directory = volume.directory(parent)
-        if directory is None:
-            raise _not_in_template(leader)
-        fsops.link(directory, last, own, name)
-    finally:
-        os.close(own)

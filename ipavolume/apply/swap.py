@@ -15,17 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from ipavolume.apply.area import (
-    PRIVATE_MODE,
-    STATE_OPEN,
-    Area,
-    Progress,
-    attempt,
-    mount_of,
-)
+from ipavolume.apply.area import Area
 from ipavolume.errors import (
     UnsafeVolumeError,
 )
+from ipavolume.linux import copying
 from ipavolume.linux import files as fsops
 from ipavolume.linux import signals as interruption
 from ipavolume.model.actions import (
@@ -34,20 +28,24 @@ from ipavolume.model.actions import (
     Erase,
     Install,
     Keep,
-    Metadata,
     Plan,
     RemoveDirectory,
     Save,
     SetMetadata,
 )
-from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, SET_ID_BITS
+from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, SET_ID_BITS, is_privileged
 from ipavolume.model.files import (
     STATE_DIRECTORY,
     DiskState,
     FileType,
+    Metadata,
     Xattrs,
 )
-from ipavolume.volume import facts as state
+from ipavolume.model.paths import mount_of
+from ipavolume.model.progress import Progress
+from ipavolume.volume import layout
+from ipavolume.volume.failures import STATE_OPEN, attempt
+from ipavolume.volume.layout import PRIVATE_MODE
 
 _MAX_SAVED_COPIES: Final = 1000
 _MAX_STEPS: Final = 64
@@ -206,7 +204,7 @@ class Swap:
         directory: then the place has to be free.
         """
         mount = mount_of(path, self._areas)
-        to = f"{mount}/{STATE_DIRECTORY}/{state.SAVED}/{self._plan.run}{path[len(mount) :]}"
+        to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}{path[len(mount) :]}"
         if stat.S_ISDIR(now.st_mode) or stat.S_ISDIR(staged.st_mode):
             to = self._move_to_free(directory, name, to)
         else:
@@ -267,7 +265,7 @@ class Swap:
                 fsops.rename_noreplace(directory, name, area.old, str(number))
             else:
                 mount = area.volume.mount
-                to = f"{mount}/{STATE_DIRECTORY}/{state.SAVED}/{self._plan.run}"
+                to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}"
                 saved = self._move_to_free(directory, name, to + action.path[len(mount) :])
                 self.notes.append((action.path, saved))
 
@@ -278,7 +276,7 @@ class Swap:
             now = fsops.lstat(directory, name)
             if now is not None and stat.S_ISDIR(now.st_mode):
                 mount = area.volume.mount
-                to = f"{mount}/{STATE_DIRECTORY}/{state.SAVED}/{self._plan.run}"
+                to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}"
                 saved = self._move_to_free(directory, name, to + action.path[len(mount) :])
                 self.notes.append((action.path, saved))
 
@@ -340,7 +338,7 @@ class Swap:
             case FileType.FILE:
                 found = fsops.read_xattrs(fd)
                 other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
-                copy = fsops.copy_inode(fd, area.new, staged)
+                copy = copying.copy_inode(fd, area.new, staged)
                 with open(copy, "rb") as stream:
                     if not action.content:
                         new = _not_more_privileged(new, now.st_mode, found)
@@ -403,13 +401,6 @@ class _Ladder:
         """Close everything."""
         while self._steps:
             os.close(self._steps.pop()[1])
-
-
-def is_privileged(metadata: Metadata) -> bool:
-    """Tell whether whoever executes a file with *metadata* gets rights by it."""
-    return bool(metadata.mode & SET_ID_BITS) or any(
-        key == CAPABILITY_NAME for key, _ in metadata.xattrs
-    )
 
 
 def _not_more_privileged(metadata: Metadata, mode: int, xattrs: Xattrs) -> Metadata:

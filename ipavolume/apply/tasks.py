@@ -7,64 +7,40 @@ not that had ended well.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.apply import journal
-from ipavolume.apply.area import STATE_OPEN, attempt
-from ipavolume.context import Session
+from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
 from ipavolume.image import diagnosis
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.linux import command as processes
-from ipavolume.linux import files as fsops
 from ipavolume.linux import signals as interruption
-from ipavolume.linux.command import Ended
+from ipavolume.linux import temporary
 from ipavolume.model.actions import Plan
-from ipavolume.model.files import ImageHeader
+from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Task, TaskKind, TaskLog, TaskRecord, TaskState, pending
 from ipavolume.plan import tasks as choosing
-from ipavolume.rpm import scriptlets
+from ipavolume.rpm import running
 from ipavolume.rpm.scriptlets import Call
-from ipavolume.steps import api as steps
 from ipavolume.steps import declaration as stepfiles
-from ipavolume.steps import perform as stepactions
+from ipavolume.steps import loading
 from ipavolume.steps.api import (
     Command,
     Declaration,
-    MakeLink,
-    Refuse,
-    Remove,
-    Step,
-    StepAction,
-    Warn,
-    Write,
 )
+from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
+from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.logs import RunLog
-
-PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where commands of steps are found."""
 
 _MAX_MESSAGE_CHARACTERS: Final = 500
 _MAX_TEXT_BYTES: Final = 16 << 20
-
-
-@dataclass(slots=True, kw_only=True)
-class _Output:
-    """Passes lines of a command on, and remembers a path that it could not write to."""
-
-    log: RunLog
-    read_only: str = field(default="")
-
-    def __call__(self, line: str) -> None:
-        self.log.line(line)
-        self.read_only = diagnosis.read_only_path([line]) or self.read_only
 
 
 class Execution:
@@ -76,7 +52,7 @@ class Execution:
 
     def __init__(
         self,
-        session: Session,
+        context: Context,
         plan: Plan,
         log: TaskLog,
         recorded: ImageHeader | None,
@@ -87,14 +63,14 @@ class Execution:
         """Take what is to be executed.
 
         Args:
-            session: Image and volumes.
+            context: Image and volumes.
             plan: The plan of the run.
             log: How far its tasks got before.
             recorded: What is recorded of the last image whose steps ran.
             work: Descriptor of the open transaction's directory.
             output: Takes what is said.
         """
-        self._session = session
+        self._context = context
         self._plan = plan
         self._recorded = recorded
         self._work = work
@@ -161,7 +137,7 @@ class Execution:
 
     def _record(self, record: TaskRecord) -> None:
         self.log = self.log.with_record(record)
-        with attempt("write to", self._session.primary.directory, now=STATE_OPEN):
+        with attempt("write to", self._context.primary.directory, now=STATE_OPEN):
             journal.write_tasks(self._work, self.log)
 
     def _shortened(self, text: str) -> str:
@@ -171,9 +147,9 @@ class Execution:
 
     def _run_step(self, task: Task) -> list[str]:
         """Ask the step what is to be done, now, and do it."""
-        declaration = _declaration(self._session, task)
-        step = stepfiles.load_step(self._session.image.tree, declaration)
-        with _asked(self._session, step, self._recorded) as actions:
+        declaration = _declaration(self._context, task)
+        step = loading.load_step(self._context.image.tree, declaration)
+        with asked(self._context, step, self._recorded) as actions:
             messages: list[str] = []
             for action in actions:
                 interruption.check()
@@ -181,7 +157,7 @@ class Execution:
                     messages += self._run_command(task, action)
                 else:
                     messages += perform(
-                        self._session, task.name, action, run=self._plan.run, output=self._output
+                        self._context, task.name, action, run=self._plan.run, output=self._output
                     )
         return messages
 
@@ -191,7 +167,7 @@ class Execution:
         if digest.hexdigest() in done:
             self._output.say(f"already done: {shlex.join(command.words)}")
             return []
-        messages = run_command(self._session, task.name, command, self._output)
+        messages = run_command(self._context, task.name, command, self._output)
         if command.repeat:
             return messages
         record = self.log.records[task.key]
@@ -202,23 +178,23 @@ class Execution:
 
     def _run_scriptlet(self, task: Task) -> list[str]:
         """Run a scriptlet as rpm would; a failure is a warning, as in rpm."""
-        config = self._session.image.config.scriptlets
-        catalogue = read_catalogue(self._session.image.tree)
+        config = self._context.image.config.scriptlets
+        catalogue = read_catalogue(self._context.image.tree)
         scriptlet = next((one for one in catalogue.scriptlets if one.name == task.name), None)
         if config is None or scriptlet is None or scriptlet.digest != task.digest:
             raise _gone(task)
         call = Call(scriptlet=scriptlet, arguments=task.arguments, reason=task.reason)
-        text = scriptlets.substituted(
-            read_body(self._session.image.tree, scriptlet), scriptlet, config
+        text = running.substituted(
+            read_body(self._context.image.tree, scriptlet), scriptlet, config
         )
-        output = _Output(log=self._output)
-        environment = {**os.environ, "PATH": scriptlets.PATH}
+        output = CommandOutput(log=self._output)
+        environment = {**os.environ, "PATH": running.PATH}
         try:
-            with fsops.private_directory() as directory:
+            with temporary.private_directory() as directory:
                 text = self._expanded(call, text, environment, config.timeout_s)
-                file = fsops.private_file(directory, scriptlet.name, text)
+                file = temporary.private_file(directory, scriptlet.name, text)
                 ended = processes.run_command(
-                    scriptlets.argv(call, catalogue, file),
+                    running.argv(call, catalogue, file),
                     timeout_s=config.timeout_s,
                     output=output,
                     env=environment,
@@ -234,7 +210,7 @@ class Execution:
         if last:
             message += f"; its last line: {last.strip()}"
         if output.read_only:
-            message += f". {diagnosis.read_only_hint(output.read_only, self._session.image.config)}"
+            message += f". {diagnosis.read_only_hint(output.read_only, self._context.image.config)}"
         self._output.say(f"warning: {message}; going on, as rpm does")
         return [message]
 
@@ -242,7 +218,7 @@ class Execution:
         self, call: Call, text: bytes, environment: Mapping[str, str], timeout_s: float
     ) -> bytes:
         """Return the text with macros (``-e``) and header values (``-q``) put in by rpm."""
-        for command in scriptlets.expansions(call, text):
+        for command in running.expansions(call, text):
             lines: list[str] = []
             ended = processes.run_command(
                 command,
@@ -260,17 +236,8 @@ class Execution:
         return text
 
 
-@contextlib.contextmanager
-def _asked(
-    session: Session, step: Step, recorded: ImageHeader | None
-) -> Iterator[Sequence[StepAction]]:
-    """Give what *step* wants done on the volumes as they are."""
-    with choosing.opened_views(session, recorded) as (template, volume):
-        yield tuple(step.plan(volume, template))
-
-
-def _declaration(session: Session, task: Task) -> Declaration:
-    for declaration in choosing.steps_of(session.image):
+def _declaration(context: Context, task: Task) -> Declaration:
+    for declaration in stepfiles.steps_of(context.image):
         if declaration.name == task.name and declaration.digest == task.digest:
             return declaration
     raise _gone(task)
@@ -284,95 +251,13 @@ def _gone(task: Task) -> RefusedError:
     )
 
 
-def perform(
-    session: Session,
-    step: str,
-    action: Write | Remove | MakeLink | Warn | Refuse,
-    *,
-    run: str,
-    output: RunLog,
-) -> list[str]:
-    """Carry out what a step wants done that is no command; return what is to be told.
-
-    Raises:
-        IpaVolumeError: If it refuses, or something on the volume is in the way.
-    """
-    match action:
-        case Warn(text=text, hint=hint):
-            output.say(f"warning: {text}" + (f". {hint}" if hint else ""))
-            return [text]
-        case Refuse():
-            code = choosing.check_refusal(step, action, session.options.allow)
-            return [f"overridden: {code}"]
-        case Write() | Remove() | MakeLink():
-            mounts = session.image.header.volumes
-            link = stepactions.moved_elsewhere(action, session.volumes, mounts)
-            if link:
-                text = f"{step} left {action.path} as it is: it lies behind the link {link}"
-                output.say(f"warning: {text}")
-                return [text]
-            output.say(steps.describe(action))
-            saved = stepactions.perform(action, session.volumes, mounts, run=run)
-            if saved:
-                output.say(f"kept what was there as {saved}")
-            return []
-
-
-def run_command(session: Session, step: str, command: Command, output: RunLog) -> list[str]:
-    """Run a step's command; return what is to be told when it may fail and did.
-
-    Raises:
-        CommandFailedError: If it fails or does not end in time.
-    """
-    words = shlex.join(command.words)
-    output.say(f"running {words} ({command.reason})")
-    lines = _Output(log=output)
-    ended = processes.run_command(
-        command.words,
-        timeout_s=command.timeout_s,
-        output=lines,
-        env={**os.environ, "PATH": PATH},
-    )
-    if ended.left:
-        output.say(f"{command.words[0]} left {ended.left} processes running; they were ended")
-    if ended.status == 0 and not ended.timed_out:
-        return []
-    message = f"{step}: {words} {describe_end(ended, command.timeout_s)}"
-    if command.may_fail:
-        output.say(f"warning: {message}; going on, as the step allows it")
-        return [message]
-    hint = (
-        diagnosis.read_only_hint(lines.read_only, session.image.config)
-        if lines.read_only
-        else f"Read {output.path} to its end and remove the cause; the next start goes on from "
-        "there. To look around in the container meanwhile, start it with "
-        "IPAVOLUME_ON_FAILURE=hold."
-    )
-    raise CommandFailedError(
-        output.clean(message),
-        code="read-only-path" if lines.read_only else "",
-        hint=hint,
-        details=[output.clean(line) for line in ended.lines],
-        path=lines.read_only or command.words[0],
-    )
-
-
-def describe_end(ended: Ended, timeout_s: float) -> str:
-    """Say how a command ended."""
-    if ended.timed_out:
-        return f"did not end within {timeout_s:g} s and was ended"
-    if ended.status < 0:
-        return f"was killed by signal {-ended.status}"
-    return f"ended with status {ended.status}"
-
-
 def run_start_steps(
-    session: Session, recorded: ImageHeader | None, output: Callable[[], RunLog]
+    context: Context, recorded: ImageHeader | None, output: Callable[[], RunLog]
 ) -> None:
     """Carry out the steps of every start. They are outside of any run: nothing is recorded.
 
     Args:
-        session: Image and volumes, which are current.
+        context: Image and volumes, which are current.
         recorded: The image's own header, which is what is recorded now.
         output: Opens the log; called when there is something to do.
 
@@ -381,15 +266,15 @@ def run_start_steps(
     """
     log: RunLog | None = None
     try:
-        for declaration, _ in choosing.start_steps(session, recorded):
-            step = stepfiles.load_step(session.image.tree, declaration)
-            with _asked(session, step, recorded) as actions:
+        for declaration, _ in choosing.start_steps(context, recorded):
+            step = loading.load_step(context.image.tree, declaration)
+            with asked(context, step, recorded) as actions:
                 for action in actions:
                     log = log or output()
                     if isinstance(action, Command):
-                        run_command(session, declaration.name, action, log)
+                        run_command(context, declaration.name, action, log)
                     else:
-                        perform(session, declaration.name, action, run="start", output=log)
+                        perform(context, declaration.name, action, run="start", output=log)
     finally:
         if log is not None:
             log.close()

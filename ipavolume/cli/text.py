@@ -14,14 +14,17 @@ from ipavolume.model.tasks import Task, task_data
 from ipavolume.steps.api import describe as describe_step
 
 if TYPE_CHECKING:
-    from ipavolume.apply.run import Outcome
-    from ipavolume.commands.check import Card
-    from ipavolume.commands.check_image import Audited
+    from ipavolume.commands.audit import Audited
+    from ipavolume.commands.check import Inspection
+    from ipavolume.commands.conflicts import Conflict
     from ipavolume.commands.listing import ListedStep
+    from ipavolume.commands.status import Card
+    from ipavolume.commands.upgrade import Outcome
     from ipavolume.engines.audit import Finding as AuditFinding
     from ipavolume.plan.draft import Draft
     from ipavolume.plan.tasks import Preview
-    from ipavolume.rpm.scriptlets import Explanation
+    from ipavolume.prepare.run import PrepareResult
+    from ipavolume.rpm.transaction import Explanation
 
 _ORDER: Final = ("create", "replace", "rpmnew", "save", "erase", "rmdir", "metadata", "keep")
 _WORDS: Final = {
@@ -101,6 +104,63 @@ def audit_data(found: Audited) -> dict[str, Any]:
             }
             for finding in found.findings
         ],
+    }
+
+
+def prepared_data(result: PrepareResult) -> dict[str, Any]:
+    """Return what a build came to as plain data."""
+    return {
+        "build_id": result.build_id,
+        "changed": result.changed,
+        "fingerprint": result.fingerprint,
+        "links": result.links,
+        "entries": result.entries,
+        "records": result.records,
+        "packages": result.packages,
+        "warnings": list(result.warnings),
+    }
+
+
+def inspection_data(found: Inspection) -> dict[str, Any]:
+    """Return what a look at volumes found as plain data."""
+    return {
+        "volume": found.volume,
+        "state": str(found.state),
+        "reason": found.reason,
+        "recorded": found.recorded,
+        "image": found.image,
+        "plan": plan_data(found.draft.plan)["actions"] if found.draft else [],
+        "tasks": tasks_data(found.draft),
+        "findings": [
+            {
+                "code": item.code,
+                "severity": item.severity,
+                "path": item.path,
+                "message": item.message,
+                "hint": item.hint,
+            }
+            for item in found.findings
+        ],
+    }
+
+
+def card_data(card: Card) -> dict[str, Any]:
+    """Return an identity card as plain data."""
+    return {
+        "volume": card.volume,
+        "recorded": card.recorded,
+        "first_run": card.first_run,
+        "last_run": card.last_run,
+    }
+
+
+def conflict_data(conflict: Conflict) -> dict[str, Any]:
+    """Return a conflict as plain data."""
+    return {
+        "path": conflict.path,
+        "copy": conflict.copy,
+        "kind": conflict.kind,
+        "run": conflict.run,
     }
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ipavolume.apply import run as lifecycle
-from ipavolume.context import Options, Session
+from ipavolume.commands.status import image_data, recorded_data
+from ipavolume.context import Context, Options
 from ipavolume.errors import (
     EXIT_CANNOT_CREATE,
     EXIT_IO,
@@ -29,14 +30,14 @@ from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.model.actions import Keep
-from ipavolume.model.files import ImageHeader
+from ipavolume.plan import assess
 from ipavolume.plan import draft as drafting
 from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import NEEDS_WORK, State, Verdict
-from ipavolume.volume import facts as state
-from ipavolume.volume import ownership
+from ipavolume.volume import index, ownership
 from ipavolume.volume import tree as scan
 from ipavolume.volume.facts import Facts
+from ipavolume.volume.lock import is_locked
 
 FROM_THE_BEST: Final = (
     *(0, EXIT_UPGRADE_NEEDED, EXIT_LOCKED, EXIT_REFUSED, EXIT_CANNOT_CREATE, EXIT_IO),
@@ -97,7 +98,7 @@ def inspect(options: Options) -> Inspection:
         IpaVolumeError: If the image cannot be opened, or has no such volume.
     """
     try:
-        session = Session(options)
+        context = Context(options)
     except (ConfigurationError, UsageError):
         raise
     except IpaVolumeError as err:
@@ -105,17 +106,17 @@ def inspect(options: Options) -> Inspection:
             spec = next(spec for spec in seen.header.volumes if not spec.volatile)
             place = options.volumes.get(spec.mount) or seen.mount_directory(spec.mount)
             return failed(place, image_data(seen.header), err)
-    with session:
-        directory = session.primary.directory
-        image = image_data(session.image.header)
+    with context:
+        directory = context.primary.directory
+        image = image_data(context.image.header)
         findings: list[Finding] = []
         try:
-            facts = session.facts()
-            state.check_records(session.primary, facts[session.primary.mount])
-            verdict = session.judge(facts)
-            findings += _in_use(session, facts)
-            findings += _of_nobody(session)
-            return _inspect(session, facts, verdict, findings, image)
+            facts = context.facts()
+            index.check_records(context.primary, facts[context.primary.mount])
+            verdict = assess.judge(context, facts)
+            findings += _in_use(context, facts)
+            findings += _of_nobody(context)
+            return _inspect(context, facts, verdict, findings, image)
         except ConfigurationError:
             # It is the image that is wrong, whatever the volume is.
             raise
@@ -176,7 +177,7 @@ def failed(
 
 
 def _inspect(
-    session: Session,
+    context: Context,
     facts: Mapping[str, Facts],
     verdict: Verdict,
     findings: list[Finding],
@@ -192,9 +193,9 @@ def _inspect(
         status = EXIT_UPGRADE_NEEDED
         try:
             if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
-                lifecycle.read_open_plan(session, facts)
+                lifecycle.read_open_plan(context, facts)
             else:
-                made = drafting.draft(session, verdict, facts, looking=True)
+                made = drafting.draft(context, verdict, facts, looking=True)
         except ConfigurationError:
             raise
         except IpaVolumeError as err:
@@ -202,9 +203,9 @@ def _inspect(
             status = err.exit_status
             if isinstance(err, UnsafeVolumeError):
                 found, reason = State.UNSAFE, str(err)
-    elif session.options.checksum:
+    elif context.options.checksum:
         outdated = replace(verdict, state=State.OUTDATED)
-        made = drafting.draft(session, outdated, facts, looking=True)
+        made = drafting.draft(context, outdated, facts, looking=True)
         changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
         findings += [
             Finding(
@@ -246,12 +247,12 @@ def _inspect(
                     message="the plan leaves out what could not be read",
                 )
             )
-    if found is State.CURRENT and (first_run := _first_run(session)) is not None:
+    if found is State.CURRENT and (first_run := _first_run(context)) is not None:
         found, reason, finding, status = first_run
         findings += [] if finding is None else [finding]
-    primary = facts[session.primary.mount]
+    primary = facts[context.primary.mount]
     return Inspection(
-        volume=session.primary.directory,
+        volume=context.primary.directory,
         state=found,
         reason=reason,
         recorded=recorded_data(primary),
@@ -262,13 +263,13 @@ def _inspect(
     )
 
 
-def _first_run(session: Session) -> tuple[State, str, Finding | None, int] | None:
+def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | None:
     """Return state, reason, finding and exit status where the first run is not done.
 
     Raises:
         UnsafeVolumeError: If what has to be looked at is not what it can be.
     """
-    looked = firstrun.look(session)
+    looked = firstrun.look(context)
     if looked is None:
         return None
     judgement = looked.judgement
@@ -286,30 +287,30 @@ def _first_run(session: Session) -> tuple[State, str, Finding | None, int] | Non
             return State.UNSAFE, judgement.reason, finding, EXIT_UNSAFE
 
 
-def _in_use(session: Session, facts: Mapping[str, Facts]) -> list[Finding]:
-    if not session.is_locked():
+def _in_use(context: Context, facts: Mapping[str, Facts]) -> list[Finding]:
+    if not is_locked(context.volumes.values(), inside=context.is_inside):
         return []
-    open_ = facts[session.primary.mount].transaction
+    open_ = facts[context.primary.mount].transaction
     what = f"and works on run {open_.run}" if open_ else "and keeps it while it lives"
     return [
         Finding(
             code="in-use",
             severity="note",
-            path=session.primary.directory,
+            path=context.primary.directory,
             message=f"a container or command holds the lock {what}",
         )
     ]
 
 
-def _of_nobody(session: Session) -> list[Finding]:
+def _of_nobody(context: Context) -> list[Finding]:
     """Find files whose owner the user namespace of this container does not have."""
     if not ownership.is_remapped():
         return []
     found: list[str] = []
-    mounted = session.mounted_below()
-    with contextlib.suppress(IpaVolumeError), session.tree() as tree:
+    mounted = context.mounted_below()
+    with contextlib.suppress(IpaVolumeError), context.tree() as tree:
         found += [path for path in mounted if _is_nobodys(tree.stat(path))]
-        for mount, volume in session.volumes.items():
+        for mount, volume in context.volumes.items():
             looked = scan.walk(volume.fd, mount, mounted=mounted, unreadable=lambda *_: None)
             found += [path for path, _, _, st in looked if _is_nobodys(st)]
     if not found:
@@ -334,112 +335,3 @@ def _is_nobodys(st: os.stat_result | None) -> bool:
 
 def _finding(err: IpaVolumeError) -> Finding:
     return Finding(code=err.code, severity="error", path=err.path, message=str(err), hint=err.hint)
-
-
-def image_data(header: ImageHeader) -> dict[str, Any]:
-    """Return what a manifest says of its image as plain data."""
-    return {
-        "id": header.build_id,
-        "name": header.image_name,
-        "created": header.created,
-        "os": {"id": header.os_id, "version_id": header.os_version},
-        "packages": {package.name: package.evr for package in header.packages},
-    }
-
-
-def recorded_data(facts: Facts) -> dict[str, Any] | None:
-    """Return what a volume says of itself as plain data, or ``None`` when it says nothing."""
-    if facts.build_id is None and facts.identity is None and facts.transaction is None:
-        return None
-    data: dict[str, Any] = {"id": facts.build_id}
-    if facts.baseline is not None:
-        image = image_data(facts.baseline)
-        data.update(
-            {
-                "baseline": image["id"],
-                "name": image["name"],
-                "os": image["os"],
-                "packages": image["packages"],
-            }
-        )
-    if facts.identity is not None:
-        data["volume"] = {
-            "uuid": facts.identity.uuid,
-            "primary": facts.identity.primary,
-            "created": facts.identity.created,
-            "image": facts.identity.image,
-        }
-    if facts.transaction is not None:
-        data["transaction"] = {
-            "run": facts.transaction.run,
-            "to": facts.transaction.to_build,
-            "phase": facts.transaction.phase,
-            "since": facts.transaction.started,
-            "tasks": [
-                {"key": record.key, "result": str(record.state), "started": record.started}
-                for record in facts.tasks.records.values()
-            ],
-            "failures": [
-                {"at": failure.at, "message": failure.message} for failure in facts.tasks.failures
-            ],
-        }
-    return data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """The identity card of a volume, as recorded; nothing is planned for it.
-
-    Attributes:
-        volume: Its directory.
-        recorded: What it says of itself, or ``None`` when it says nothing.
-        last_run: The last run of its history, or ``None``.
-        open: A transaction is open.
-        first_run: What is recorded of the first run, or ``None``.
-        verified: What is recorded of the last run's verification, or ``None``.
-    """
-
-    volume: str
-    recorded: Mapping[str, Any] | None
-    last_run: Mapping[str, Any] | None
-    open: bool
-    first_run: Mapping[str, Any] | None = None
-    verified: Mapping[str, Any] | None = None
-
-
-def read_card(directory: str) -> Card:
-    """Read the identity card of the volume at *directory*.
-
-    Raises:
-        IpaVolumeError: If it cannot be opened or trusted.
-    """
-    volume = state.open_volume("/volume", directory)
-    try:
-        facts = state.read_facts(volume)
-        runs = state.read_history(volume)
-        record = firstrun.read_record(volume)
-        verified = state.read_verified(volume)
-    finally:
-        os.close(volume.fd)
-    return Card(
-        volume=directory,
-        recorded=recorded_data(facts),
-        last_run=runs[-1] if runs else None,
-        open=facts.transaction is not None,
-        first_run=None if record is None else asdict(record),
-        verified=None if verified is None else asdict(verified),
-    )
-
-
-def read_runs(directory: str) -> list[Mapping[str, Any]]:
-    """Return the recorded runs of the volume at *directory*, oldest first.
-
-    Raises:
-        IpaVolumeError: If it cannot be opened or trusted.
-    """
-    volume = state.open_volume("/volume", directory)
-    try:
-        state.check_trust(volume)
-        return state.read_history(volume)
-    finally:
-        os.close(volume.fd)

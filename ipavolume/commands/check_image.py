@@ -7,64 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ipavolume.commands import check as inspection
 from ipavolume.commands import places as entry
-from ipavolume.commands import unprepared
+from ipavolume.commands import status, unprepared
 from ipavolume.commands.check import Inspection
 from ipavolume.commands.unprepared import UnpreparedImage
 from ipavolume.context import Options, parse_volume_option
-from ipavolume.engines import audit
-from ipavolume.engines import copy as imagecopy
 from ipavolume.engines import engine as engines
-from ipavolume.engines.audit import Change, Declared, Finding, Kind, There
-from ipavolume.engines.copy import ImageCopy
-from ipavolume.engines.engine import Engine
+from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.errors import (
-    ConfigurationError,
     IpaVolumeError,
-    ManifestError,
     StoppedError,
     UsageError,
     VolumeIOError,
 )
 from ipavolume.image.image import Image
-from ipavolume.image.tree import ImageTree
-from ipavolume.linux import signals as interruption
-from ipavolume.volume import tree as scan
+from ipavolume.linux import mounts as linux_mounts
 
 _CHECK_INSIDE: Final = "{engine} run --rm -v {name}:{mount}:ro {image} ipavolume check"
-
-
-@contextlib.contextmanager
-def opened_image(
-    choice: str, reference: str, *, also: Sequence[str] = ()
-) -> Iterator[tuple[Engine, ImageCopy]]:
-    """Copy what is needed of an image for as long as the body runs.
-
-    A signal that asks for an end is noted, and ends the run at the next
-    :func:`ipavolume.interruption.check`, so that neither copy nor container is left behind.
-
-    Args:
-        choice: Name of the engine, or "" for the first that has the image.
-        reference: Name or id of the image.
-        also: Paths whose directories and links are copied as well.
-
-    Raises:
-        IpaVolumeError: If no engine answers or has it, or it cannot be copied.
-    """
-    with interruption.installed():
-        try:
-            engine, image_id = engines.find_image(choice, reference)
-            with imagecopy.copied(engine, image_id, reference, also=also) as copy:
-                yield engine, copy
-        except StoppedError as err:
-            err.hint = ""
-            raise
 
 
 def check_places(copy: ImageCopy, given: Sequence[str]) -> None:
@@ -110,7 +74,9 @@ def directory_of(choice: str, name: str, *, image: str = "", mount: str = "/data
     inside = _CHECK_INSIDE.format(
         engine=engine.name, name=name, mount=mount, image=image or "IMAGE"
     )
-    if not volume.is_directory and volume.directory not in {where for where, _, _ in scan.mounts()}:
+    if not volume.is_directory and volume.directory not in {
+        where for where, _, _ in linux_mounts.mounts()
+    }:
         raise VolumeIOError(
             f"the volume {name!r} of {engine.name} is only mounted while a container uses it",
             code="not-mounted",
@@ -197,12 +163,12 @@ class Looker:
     reference: str = ""
     unprepared: UnpreparedImage | None = None
 
-    def look(self, one: Wanted, options: Callable[[Sequence[str]], Options]) -> Inspection:
+    def look(self, one: Wanted, options: Options) -> Inspection:
         """Check the volumes that *one* names.
 
         Args:
             one: The volumes.
-            options: Makes options of ``[MOUNT=]DIR``.
+            options: What the operator asks for besides.
 
         Raises:
             IpaVolumeError: If the image cannot be used, or the options make no sense. What is
@@ -225,17 +191,18 @@ class Looker:
         # People and scripts know it by the name that they gave.
         return replace(found, volume=shown) if one.names == (shown,) else found
 
-    def _inspect(
-        self, places: Sequence[str], options: Callable[[Sequence[str]], Options]
-    ) -> Inspection:
+    def _inspect(self, places: Sequence[str], options: Options) -> Inspection:
         if self.unprepared is None:
-            return inspection.inspect(options(places))
+            volumes = dict(map(parse_volume_option, places))
+            return inspection.inspect(
+                replace(options, root=self.root, called=self.reference, volumes=volumes)
+            )
         if len(places) != 1:
             raise UsageError(
                 f"the image {self.reference!r} has no manifest: it can be compared with single "
                 "volumes only"
             )
-        return unprepared.inspect(self.unprepared, parse_volume_option(places[0], ("",))[1])
+        return unprepared.inspect(self.unprepared, parse_volume_option(places[0])[1])
 
     def _directory_of(self, name: str, mount: str) -> str:
         if not mount:
@@ -246,7 +213,7 @@ class Looker:
         if self.unprepared is not None:
             return unprepared.image_data(self.unprepared)
         with Image(self.root, called=self.reference) as image:
-            return inspection.image_data(image.header)
+            return status.image_data(image.header)
 
 
 @contextlib.contextmanager
@@ -269,108 +236,3 @@ def looking_with(choice: str, reference: str, checks: Sequence[Wanted]) -> Itera
         else:
             alone = unprepared.read_image(copy)
         yield Looker(root=copy.root, engine=engine.name, reference=reference, unprepared=alone)
-
-
-# -- auditing ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Audited:
-    """What was found of a container.
-
-    Attributes:
-        name: Its name.
-        image: What its image is called, or its id.
-        build_id: Id of the image's build.
-        path_list: The path list that wants the lines.
-        findings: What it wrote outside its volumes.
-        lines: The lines that would keep it.
-    """
-
-    name: str
-    image: str
-    build_id: str
-    path_list: str
-    findings: tuple[Finding, ...]
-    lines: tuple[str, ...]
-
-    @property
-    def is_clean(self) -> bool:
-        """Nothing was written outside of the volumes that is not temporary."""
-        return not any(finding.is_wrong for finding in self.findings)
-
-
-def audit_container(choice: str, name: str) -> Audited:
-    """Say what a container, running or not, wrote outside its volumes.
-
-    Args:
-        choice: Name of the engine, or "" for the first that has the container.
-        name: Name or id of the container.
-
-    Raises:
-        ManifestError: If its image was not prepared.
-        IpaVolumeError: If no engine answers or has it, or the image cannot be read.
-    """
-    engine, container = engines.find_container(choice, name)
-    mounted = [mount.place for mount in container.mounts]
-    if container.is_systemd:
-        mounted += audit.SYSTEMD
-    # Links that lead to the places of mounts are resolved; podman does not show them.
-    also = () if engine.follows_links else (*mounted, *audit.TEMPORARY)
-    with opened_image(engine.name, container.image_id, also=also) as (_, copy):
-        called = container.image_name or container.image_id
-        if not copy.is_prepared:
-            raise ManifestError(
-                f"the image {called!r} of the container {name!r} has no manifest",
-                hint="Run ipavolume prepare when the image is built.",
-            )
-        with Image(copy.root, called=called) as image, ImageTree(copy.root, {}) as tree:
-            lists = {volume.mount: volume.lists for volume in image.config.volumes}
-            declared = [
-                Declared(
-                    mount=_location(tree, spec.mount),
-                    volatile=spec.volatile,
-                    path_list=next(iter(lists.get(spec.mount, ())), ""),
-                )
-                for spec in image.header.volumes
-            ]
-            question = audit.Question(
-                changes=[
-                    Change(letter=letter, path=path) for letter, path in engine.diff(container.id)
-                ],
-                mounted=frozenset(_location(tree, place) for place in mounted),
-                volumes=declared,
-                links=dict(image.header.links),
-            )
-            build_id = image.build_id
-        there = {}
-        for path in audit.places_to_look_at(question):
-            is_link = path in question.links
-            found = (engine.look if is_link else engine.kind)(container.id, path)
-            there[path] = _there(found)
-    findings = audit.audit(question, there)
-    return Audited(
-        name=container.name,
-        image=called,
-        build_id=build_id,
-        path_list=next((one.path_list for one in declared if not one.volatile), ""),
-        findings=findings,
-        lines=audit.lines(findings),
-    )
-
-
-def _location(tree: ImageTree, path: str) -> str:
-    try:
-        return tree.resolve(path)
-    except ConfigurationError:
-        return path
-
-
-def _there(found: tarfile.TarInfo | None) -> There:
-    if found is None:
-        return There(kind=Kind.NOTHING)
-    if found.issym():
-        return There(kind=Kind.LINK, target=found.linkname)
-    if found.isdir():
-        return There(kind=Kind.DIRECTORY)
-    return There(kind=Kind.FILE if found.isreg() or found.islnk() else Kind.OTHER)

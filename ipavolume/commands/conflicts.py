@@ -9,17 +9,20 @@ import difflib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.apply import area as workspace
-from ipavolume.apply.area import mount_of
-from ipavolume.context import Session
+from ipavolume.commands.work import Work
+from ipavolume.context import Context, Options
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import files as fsops
 from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.paths import mount_of
+from ipavolume.model.progress import Progress
 from ipavolume.volume import facts as state
+from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.tree import Tree
 
 _MAX_SHOWN_BYTES: Final = 1 << 20
@@ -43,42 +46,42 @@ class Conflict:
     run: str
 
 
-def conflicts(session: Session) -> list[Conflict]:
+def conflicts(context: Context) -> list[Conflict]:
     """Return the recorded copies that are still there, oldest first.
 
     Raises:
         UnsafeVolumeError: If the volume cannot be trusted.
     """
-    for volume in session.volumes.values():
-        state.check_trust(volume)
+    for volume in context.volumes.values():
+        members.check_trust(volume)
     found: dict[str, Conflict] = {}
-    with session.tree() as tree:
-        for run in state.read_history(session.primary):
+    with context.tree() as tree:
+        for run in history.read_history(context.primary):
             for item in run.get("copies", ()):
-                conflict = _parse(item, str(run.get("run", "")), session)
+                conflict = _parse(item, str(run.get("run", "")), context)
                 if conflict is None:
                     continue
-                with workspace.attempt("look at", conflict.copy):
+                with failures.attempt("look at", conflict.copy):
                     if tree.state(conflict.copy) is not None:
                         found[conflict.copy] = conflict
     return list(found.values())
 
 
-def _parse(item: object, run: str, session: Session) -> Conflict | None:
+def _parse(item: object, run: str, context: Context) -> Conflict | None:
     if not (isinstance(item, list) and len(item) == 3 and all(isinstance(p, str) for p in item)):
         return None
     path, copy, kind = item
     if not run.replace("-", "").isalnum():
         return None
-    below = tuple(mount + "/" for mount in session.volumes)
+    below = tuple(mount + "/" for mount in context.volumes)
     if kind not in _KINDS or not all(is_safe_path(p) and p.startswith(below) for p in (path, copy)):
         return None
     return Conflict(path=path, copy=copy, kind=kind, run=run)
 
 
-def difference(session: Session, conflict: Conflict) -> Iterator[str]:
+def difference(context: Context, conflict: Conflict) -> Iterator[str]:
     """Yield the lines of the difference between yours and the package's, without line ends."""
-    with session.tree() as tree:
+    with context.tree() as tree:
         mine, theirs = conflict.path, conflict.copy
         if conflict.kind != "rpmnew":
             mine, theirs = theirs, mine
@@ -115,21 +118,21 @@ def _text(tree: Tree, path: str) -> Sequence[str] | str:
     return data.decode("utf-8", "surrogateescape").splitlines()
 
 
-def find(session: Session, path: str, *, shown: Callable[[str], str]) -> Conflict:
+def find(context: Context, path: str, *, shown: Callable[[str], str]) -> Conflict:
     """Return the conflict that *path* names: the copy, or the file that has one.
 
     Of a file with several the newest run counts, and of that run what rpm would have left
     comes before what a step put aside.
 
     Args:
-        session: The volumes.
+        context: The volumes.
         path: The path, as it is or as it is listed.
         shown: Returns how a path is listed.
 
     Raises:
         UsageError: If there is none.
     """
-    known = conflicts(session)
+    known = conflicts(context)
     for spelled in (lambda name: name, shown):
         for conflict in reversed(known):
             if path == spelled(conflict.copy):
@@ -144,11 +147,11 @@ def find(session: Session, path: str, *, shown: Callable[[str], str]) -> Conflic
     )
 
 
-def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
+def settle(context: Context, conflict: Conflict, *, take_new: bool) -> str:
     """Settle a conflict; the lock is held. What loses is not removed if somebody wrote it.
 
     Args:
-        session: The volumes.
+        context: The volumes.
         conflict: The conflict.
         take_new: The package's version is to be in place; otherwise yours.
 
@@ -159,25 +162,25 @@ def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
         RefusedError: If a run is not finished.
         UnsafeVolumeError: If a path is not what it was.
     """
-    open_ = state.read_facts(session.primary).transaction
+    open_ = state.read_facts(context.primary).transaction
     if open_ is not None:
         raise RefusedError(
-            f"run {open_.run} on the volume at {session.primary.mount} is not finished",
+            f"run {open_.run} on the volume at {context.primary.mount} is not finished",
             code="open-transaction",
             hint="Finish it first: start the container, or ipavolume upgrade.",
         )
     new_is_copy = conflict.kind == "rpmnew"
-    volume = session.volumes[mount_of(conflict.path, session.volumes)]
-    with workspace.attempt("settle", conflict.path):
+    volume = context.volumes[mount_of(conflict.path, context.volumes)]
+    with failures.attempt("settle", conflict.path):
         if new_is_copy and not take_new:
-            return _remove_shipped(session, conflict)
+            return _remove_shipped(context, conflict)
         if not new_is_copy and take_new:
-            away = _put_away(session, conflict.copy, conflict)
+            away = _put_away(context, conflict.copy, conflict)
             return f"{conflict.path} stays as it is; {away}"
-        _make_parents(session, conflict.path)
-        kept = _put_away(session, conflict.path, conflict)
-        source, source_name = _open(session, conflict.copy)
-        target, target_name = _open(session, conflict.path)
+        _make_parents(context, conflict.path)
+        kept = _put_away(context, conflict.path, conflict)
+        source, source_name = _open(context, conflict.copy)
+        target, target_name = _open(context, conflict.path)
         try:
             fsops.rename_noreplace(source, source_name, target, target_name)
             fsops.sync(target)
@@ -188,11 +191,11 @@ def settle(session: Session, conflict: Conflict, *, take_new: bool) -> str:
         return f"{conflict.copy} is {conflict.path} now; {kept}"
 
 
-def _remove_shipped(session: Session, conflict: Conflict) -> str:
-    if not _is_as_shipped(session, conflict.copy):
-        away = _put_away(session, conflict.copy, conflict)
+def _remove_shipped(context: Context, conflict: Conflict) -> str:
+    if not _is_as_shipped(context, conflict.copy):
+        away = _put_away(context, conflict.copy, conflict)
         return f"{conflict.path} stays as it is; {away}"
-    directory, name = _open(session, conflict.copy)
+    directory, name = _open(context, conflict.copy)
     try:
         fsops.unlink(directory, name)
         fsops.sync(directory)
@@ -201,24 +204,24 @@ def _remove_shipped(session: Session, conflict: Conflict) -> str:
     return f"{conflict.path} stays as it is; {conflict.copy} is removed"
 
 
-def _is_as_shipped(session: Session, path: str) -> bool:
+def _is_as_shipped(context: Context, path: str) -> bool:
     """Tell whether the content of *path* is kept among the pristine files anyway."""
-    with session.tree() as tree:
+    with context.tree() as tree:
         digest = tree.digest(path)
-    fd = state.open_state(session.primary)
+    fd = members.open_state(context.primary)
     if not digest or fd is None:
         return False
     try:
-        return fsops.lstat(fd, f"{state.PRISTINE}/{digest}") is not None
+        return fsops.lstat(fd, f"{layout.PRISTINE}/{digest}") is not None
     finally:
         os.close(fd)
 
 
-def _make_parents(session: Session, path: str) -> None:
+def _make_parents(context: Context, path: str) -> None:
     """Make the directories above *path* that went with what the image no longer ships."""
-    mount = mount_of(path, session.volumes)
+    mount = mount_of(path, context.volumes)
     parent = path[len(mount) + 1 :].rpartition("/")[0]
-    root = session.volumes[mount].fd
+    root = context.volumes[mount].fd
     try:
         fd = fsops.open_directory(root, parent)
     except FileNotFoundError:
@@ -226,16 +229,16 @@ def _make_parents(session: Session, path: str) -> None:
     os.close(fd)
 
 
-def _open(session: Session, path: str) -> tuple[int, str]:
-    mount = mount_of(path, session.volumes)
-    return fsops.open_parent(session.volumes[mount].fd, path[len(mount) + 1 :])
+def _open(context: Context, path: str) -> tuple[int, str]:
+    mount = mount_of(path, context.volumes)
+    return fsops.open_parent(context.volumes[mount].fd, path[len(mount) + 1 :])
 
 
-def _put_away(session: Session, path: str, conflict: Conflict) -> str:
+def _put_away(context: Context, path: str, conflict: Conflict) -> str:
     """Move *path* to where nothing is in its way and nobody loses it."""
-    mount = mount_of(path, session.volumes)
-    where = f"{STATE_DIRECTORY}/{state.SAVED}/settled-{conflict.run}"
-    source, name = _open(session, path)
+    mount = mount_of(path, context.volumes)
+    where = f"{STATE_DIRECTORY}/{layout.SAVED}/settled-{conflict.run}"
+    source, name = _open(context, path)
     try:
         st = fsops.lstat(source, name)
         if st is None:
@@ -246,9 +249,9 @@ def _put_away(session: Session, path: str, conflict: Conflict) -> str:
                 hint="Settle it by hand.",
             )
         inside = path[len(mount) + 1 :]
-        inside = inside.removeprefix(f"{STATE_DIRECTORY}/{state.SAVED}/{conflict.run}/")
+        inside = inside.removeprefix(f"{STATE_DIRECTORY}/{layout.SAVED}/{conflict.run}/")
         parent = f"{where}/{inside}".rpartition("/")[0]
-        target = fsops.make_directories(session.volumes[mount].fd, parent, mode=0o700)
+        target = fsops.make_directories(context.volumes[mount].fd, parent, mode=0o700)
         try:
             for number in range(1000):
                 free = f"{name}.{number}" if number else name
@@ -262,3 +265,30 @@ def _put_away(session: Session, path: str, conflict: Conflict) -> str:
     finally:
         os.close(source)
     raise UnsafeVolumeError(f"no free name is left to put {path!r} away")
+
+
+def settle_one(
+    options: Options,
+    path: str,
+    *,
+    take_new: bool,
+    timeout_s: float,
+    progress: Progress,
+    shown: Callable[[str], str],
+) -> str:
+    """Settle the conflict at *path* under the lock; say what was done.
+
+    Args:
+        options: Which volumes.
+        path: The path, or that of the copy.
+        take_new: The package's it is; otherwise the administrator's.
+        timeout_s: Seconds to wait for another holder of the lock.
+        progress: Told of what is waited for.
+        shown: Makes a path fit to be shown.
+
+    Raises:
+        IpaVolumeError: If there is no such conflict, or it cannot be settled.
+    """
+    with Work(replace(options, lock_timeout_s=timeout_s)) as work:
+        work.take(progress)
+        return settle(work.context, find(work.context, path, shown=shown), take_new=take_new)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipavolume.config.reading import ScriptletsConfig
-from ipavolume.context import Options, Session
+from ipavolume.config.model import ScriptletsConfig
+from ipavolume.context import Context, Options
 from ipavolume.errors import VolumeIOError
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_catalogue
-from ipavolume.model.files import ImageHeader
+from ipavolume.model.images import ImageHeader
+from ipavolume.plan import assess
 from ipavolume.plan import draft as drafting
 from ipavolume.plan import tasks as choosing
 from ipavolume.plan.verdict import State
-from ipavolume.rpm import scriptlets
-from ipavolume.rpm.scriptlets import Explanation
+from ipavolume.rpm import scriptlets, transaction
+from ipavolume.rpm.transaction import Explanation
 from ipavolume.steps import declaration as stepfiles
 from ipavolume.steps.api import Declaration, When
 
@@ -67,7 +68,7 @@ def list_steps(options: Options) -> list[ListedStep]:
     known = _known(options)
     with Image(options.root) as image:
         found = []
-        for declaration in choosing.steps_of(image):
+        for declaration in stepfiles.steps_of(image):
             if known is None:
                 runs, why = None, stepfiles.describe_selection(declaration)
                 if declaration.masked:
@@ -98,7 +99,7 @@ def list_scriptlets(options: Options) -> list[Explanation]:
         catalogue = read_catalogue(image.tree)
         if known is not None and known.when is When.UPGRADE and known.recorded is not None:
             return list(
-                scriptlets.explain(
+                transaction.explain(
                     catalogue,
                     config,
                     old=known.recorded.packages,
@@ -120,12 +121,12 @@ def list_scriptlets(options: Options) -> list[Explanation]:
 def _known(options: Options) -> Known | None:
     """Return what a start would find; ``None`` where no volume is mounted."""
     try:
-        with Session(options) as session:
-            facts = session.facts()
-            verdict = session.judge(facts)
+        with Context(options) as context:
+            facts = context.facts()
+            verdict = assess.judge(context, facts)
             return Known(
                 state=verdict.state,
-                recorded=drafting.recorded_of(session, facts),
+                recorded=drafting.recorded_of(context, facts),
                 complete=verdict.state not in (State.LEGACY, State.STATELESS),
             )
     except VolumeIOError as err:

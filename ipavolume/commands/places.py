@@ -1,27 +1,12 @@
-"""What the command line needs to know before a session can be opened."""
+"""What the command line needs to know before a context can be opened."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Final
 
 from ipavolume.context import parse_volume_option
 from ipavolume.errors import UsageError
 from ipavolume.image.image import Image
-
-_before: Final[list[int]] = []
-
-
-def clear_umask() -> None:
-    """Let every mode be exactly what is asked for, whatever the container's umask is."""
-    _before.append(os.umask(0))
-
-
-def restore_umask() -> None:
-    """Give the command that is executed the umask it was started with."""
-    if _before:
-        os.umask(_before.pop())
 
 
 def mounts_of(root: str, *, called: str = "") -> tuple[str, ...]:
@@ -46,7 +31,7 @@ def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:
             raise UsageError("give the volume either as an argument or with --volume")
         return directory
     if volumes:
-        return parse_volume_option(volumes[0], ("",))[1]
+        return parse_volume_option(volumes[0])[1]
     with Image(root) as image:
         return image.mount_directory(
             next(volume.mount for volume in image.header.volumes if not volume.volatile)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.apply import run as lifecycle
+from ipavolume.commands import hold
 from ipavolume.commands import start as starting
-from ipavolume.context import Session
+from ipavolume.context import Context
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
     EXIT_LOCKED,
@@ -24,10 +25,12 @@ from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.standing import Standing
 from ipavolume.linux import command as processes
 from ipavolume.model import tasks
+from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.steps import verify as verification
-from ipavolume.volume import lock as holding
+from ipavolume.volume import logs
 from ipavolume.volume.facts import Facts
+from ipavolume.volume.lock import Lock
 
 _BOOTED: Final = "/run/systemd/system"
 _TARGET: Final = "default.target"
@@ -57,42 +60,42 @@ class Answer:
     text: str
 
 
-def ask(session: Session, probe: Probe) -> Answer:
-    """Answer *probe* for the volumes of *session*.
+def ask(context: Context, probe: Probe) -> Answer:
+    """Answer *probe* for the volumes of *context*.
 
     Raises:
         IpaVolumeError: If a volume cannot be read or trusted.
     """
-    facts = session.facts()
-    answer = _started(session, facts[session.primary.mount])
+    facts = context.facts()
+    answer = _started(context, facts[context.primary.mount])
     if answer.exit_status != 0:
         return answer
-    wanted = session.image.header.build_id
+    wanted = context.image.header.build_id
     for mount, found in facts.items():
         if found.transaction is not None or found.build_id != wanted:
             what = found.build_id or "nothing"
-            return _not_yet(session, f"{mount} is at {what}, the image is {wanted}")
+            return _not_yet(context, f"{mount} is at {what}, the image is {wanted}")
     if probe is Probe.READY:
-        return _is_ready(session, answer)
+        return _is_ready(context, answer)
     return answer
 
 
-def _started(session: Session, facts: Facts) -> Answer:
+def _started(context: Context, facts: Facts) -> Answer:
     open_ = facts.transaction
     if open_ is None:
-        if facts.build_id != session.image.header.build_id:
+        if facts.build_id != context.image.header.build_id:
             what = facts.build_id or "nothing"
             return _not_yet(
-                session,
-                f"{session.primary.mount} is at {what}, the image is "
-                f"{session.image.header.build_id}",
+                context,
+                f"{context.primary.mount} is at {what}, the image is "
+                f"{context.image.header.build_id}",
             )
-        standing = firstrun.standing(session) if session.image.config.first_run else Standing.DONE
+        standing = firstrun.standing(context) if context.image.config.first_run else Standing.DONE
         if standing is not Standing.DONE:
-            return _not_yet(session, f"first run: {standing}")
+            return _not_yet(context, f"first run: {standing}")
         return Answer(exit_status=0, text=f"current ({facts.build_id})")
     text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
-    plan = lifecycle.read_open_plan(session, {session.primary.mount: facts})
+    plan = lifecycle.read_open_plan(context, {context.primary.mount: facts})
     left = tasks.pending(plan.tasks, facts.tasks)
     if left:
         number = len(plan.tasks) - len(left) + 1
@@ -101,17 +104,17 @@ def _started(session: Session, facts: Facts) -> Answer:
     states = [record.state for record in facts.tasks.records.values()]
     if TaskState.FAILED in states and TaskState.STARTED not in states:
         return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"failed: {text}")
-    return _not_yet(session, text)
+    return _not_yet(context, text)
 
 
-def _not_yet(session: Session, text: str) -> Answer:
-    if session.is_inside and holding.is_on_hold():
+def _not_yet(context: Context, text: str) -> Answer:
+    if context.is_inside and hold.is_on_hold():
         return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {text}")
     return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {text}")
 
 
-def _is_ready(session: Session, started: Answer) -> Answer:
-    if not session.is_inside:
+def _is_ready(context: Context, started: Answer) -> Answer:
+    if not context.is_inside:
         return started
     text = started.text
     first = _first_process()
@@ -122,14 +125,14 @@ def _is_ready(session: Session, started: Answer) -> Answer:
     if os.path.isdir(_BOOTED):
         words = ("systemctl", "is-active", _TARGET)
         try:
-            ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=_nowhere)
+            ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=say_nothing)
         except CommandFailedError as err:
             return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
         if ended.status != 0:
             state = ended.lines[-1] if ended.lines else f"systemctl ended with {ended.status}"
             return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
         text += f", {_TARGET} is active"
-    wrong = _verify(session)
+    wrong = _verify(context)
     if wrong:
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
     return Answer(exit_status=0, text=text)
@@ -147,23 +150,18 @@ def _first_process() -> str:
         return ""
 
 
-def _verify(session: Session) -> str:
+def _verify(context: Context) -> str:
     """Have verified what is not verified yet; return what is not right, or ""."""
-    run, steps = verification.pending(session)
+    run, steps = verification.pending(context)
     if not steps:
         return ""
-    if not session.go_on():
-        return "another command of this container works on the volume"
-    speaker = lifecycle.Speaker(
-        say=_nowhere, show=_nowhere, redactor=starting.redactor(session, ())
-    )
-    output = lifecycle.open_log(session, run, speaker)
-    try:
-        return verification.verify(session, run, steps, output)
-    finally:
-        output.close()
-        session.pause()
-
-
-def _nowhere(_line: str) -> None:
-    """Show nothing: what is said is in the answer."""
+    with Lock(inside=context.is_inside) as lock:
+        if not lock.go_on(context.volumes.values()):
+            return "another command of this container works on the volume"
+        redactor = starting.begin(context, ()).redactor
+        speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=redactor)
+        output = lifecycle.open_log(context, run, speaker)
+        try:
+            return verification.verify(context, run, steps, output)
+        finally:
+            output.close()

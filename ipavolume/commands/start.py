@@ -11,22 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import area as workspace
-from ipavolume.apply import journal
+from ipavolume import fastpath
 from ipavolume.apply import run as lifecycle
-from ipavolume.apply.run import PHASES, Outcome, Speaker
-from ipavolume.context import Progress, Session
+from ipavolume.apply import volatile
+from ipavolume.commands import upgrade
+from ipavolume.commands.upgrade import Outcome
+from ipavolume.commands.work import Shown, Work
+from ipavolume.context import Context, Options
+from ipavolume.errors import CannotCreateError
+from ipavolume.firstrun import record as firstrun_record
 from ipavolume.firstrun import run as installing
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.linux import command as processes
 from ipavolume.linux import files as fsops
+from ipavolume.linux import signals as interruption
+from ipavolume.linux import umask
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.redaction import Redactor
-from ipavolume.plan.verdict import State
+from ipavolume.model.tasks import PHASES
+from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
-from ipavolume.volume import facts as state
+from ipavolume.volume import failures, history
+from ipavolume.volume.logs import Speaker
 
 _START_RUN: Final = "start"
 _FIRST_RUN: Final = "first-run"
@@ -41,6 +49,7 @@ class Beginning:
         words: What is executed at the end; none: nothing is.
         arguments: Arguments of the first run.
         request: What the first run cares for.
+        redactor: Takes the secrets out of all that is shown or logged.
         systemd: What is executed is systemd, with our online unit in the image.
         online_unit: Name of that unit.
         keeper: The process that keeps what the container prints to, in the online phase.
@@ -49,133 +58,200 @@ class Beginning:
     words: tuple[str, ...]
     arguments: tuple[str, ...]
     request: Request
+    redactor: Redactor
     systemd: bool
     online_unit: str = handover.ONLINE_UNIT
     keeper: int = 0
 
 
-def prepare(session: Session, arguments: Sequence[str]) -> Beginning:
+def begin(context: Context, arguments: Sequence[str]) -> Beginning:
     """Tell from configuration and command line what is to be done.
 
     Raises:
         UsageError: If the arguments make no sense.
     """
-    configured = session.image.config.start_exec
+    configured = context.image.config.start_exec
     words = configured or tuple(arguments)
     given = tuple(arguments) if configured else ()
+    request = make_request(given, os.environ)
     return Beginning(
         words=words,
         arguments=given,
-        request=make_request(given, os.environ),
-        systemd=session.is_inside
-        and handover.is_systemd(words, session.options.root, unit=session.image.config.online_unit),
+        request=request,
+        redactor=Redactor(request.secrets()),
+        systemd=context.is_inside
+        and handover.is_systemd(words, context.options.root, unit=context.image.config.online_unit),
     )
 
 
-def redactor(session: Session, arguments: Sequence[str]) -> Redactor:
-    """Return what takes the secrets out of all that is shown or logged."""
-    given = arguments if session.image.config.start_exec else ()
-    return Redactor(make_request(tuple(given), os.environ).secrets())
+def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bool) -> None:
+    """Bring the volumes to the image, then execute the container's command.
 
+    What is safe depends on the order of the calls: the lock before anything is written, and
+    no instant without it until the command has it; the signals as they were before anything
+    is forked for the command; the umask last.
 
-def start(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
-    """Do what comes before the container's command.
+    Args:
+        options: What the operator asks for.
+        arguments: The container's.
+        shown: Where what happens is said.
+        hold: Keep the container up when something fails.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
-    if session.judge(session.facts()).state is State.EMPTY:
-        installing.check_request(session, beginning.request)
-    lifecycle.fill_volatile(session, speaker.say)
+    with Work(options) as work:
+        context = work.context
+        beginning = begin(context, arguments)
+        work.take(shown.say)
+        outcome = work.attempt(
+            lambda speaker: _bring_up(work, beginning, speaker),
+            shown,
+            beginning.redactor,
+            hold=hold or beginning.request.hold,
+        )
+        if not beginning.words or outcome.waits:
+            return
+        shown.tell(_last_words(context, outcome, beginning))
+        command = [os.fsencode(word) for word in _command_line(context, outcome, beginning)]
+        locks = [volume.fd for volume in context.volumes.values()]
+        interruption.restore()
+        keeper = fastpath.keep(command, locks)
+        _hand_over(beginning, keeper=keeper)
+        umask.restore_umask()
+        try:
+            fastpath.execute(command, locks, keeper)
+        except OSError as err:
+            raise CannotCreateError(
+                f"cannot execute {beginning.words[0]}: {err.strerror}", code="cannot-execute"
+            ) from err
+
+
+def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) -> None:
+    """Do what is left to the online phase, then have systemd start what the container is for.
+
+    Args:
+        options: What the operator asks for.
+        beginning: What :func:`taken_over` returned.
+        shown: Where what happens is said.
+        hold: Keep the container up when something fails.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    with Work(options) as work:
+        work.take(shown.say)
+        outcome = work.attempt(
+            lambda speaker: _go_online(work, beginning, speaker),
+            shown,
+            beginning.redactor,
+            hold=hold or beginning.request.hold,
+        )
+        words = ("exit", "0") if outcome.waits else ("--no-block", "start", "default.target")
+        processes.run_command(
+            ("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=shown.say
+        )
+
+
+def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
+    """Do what comes before the container's command."""
+    context = work.context
+
+    def first(verdict: Verdict) -> None:
+        if verdict.state is State.EMPTY:
+            installing.check_request(context, beginning.request)
+        volatile.fill_volatile(context, speaker.say)
+
     phases = ("offline",) if beginning.systemd else PHASES
-    outcome = lifecycle.bring_up(session, speaker, phases=phases)
+    outcome = upgrade.bring_up(
+        context, speaker, phases=phases, joined=work.lock.joined, first=first
+    )
     if outcome.waiting:
         return outcome
-    return _after(session, beginning, outcome, speaker, phases)
+    return _after(context, beginning, outcome, speaker, phases)
 
 
-def go_online(session: Session, beginning: Beginning, speaker: Speaker) -> Outcome:
-    """Do what is left to the online phase: tasks, and the first run.
-
-    Raises:
-        IpaVolumeError: If it is refused or fails.
-    """
-    outcome = lifecycle.bring_up(session, speaker, phases=("online",))
-    return _after(session, beginning, outcome, speaker, ("online",))
+def _go_online(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
+    """Do what is left to the online phase: tasks, and the first run."""
+    outcome = upgrade.bring_up(work.context, speaker, phases=("online",), joined=work.lock.joined)
+    return _after(work.context, beginning, outcome, speaker, ("online",))
 
 
 def _after(
-    session: Session,
+    context: Context,
     beginning: Beginning,
     outcome: Outcome,
     speaker: Speaker,
     phases: Sequence[str],
 ) -> Outcome:
     """Do what follows once the volumes are current: steps of every start, first run."""
-    if session.is_inside and "offline" in phases:
-        _run_start_steps(session, speaker)
-    config = session.image.config.first_run
-    if config is None or not installing.is_due(session, beginning.request, say=speaker.say):
+    if context.is_inside and "offline" in phases:
+        _run_start_steps(context, speaker)
+    config = context.image.config.first_run
+    if config is None:
         return outcome
-    if not session.is_inside:
-        raise installing.refuse_outside(session)
+    ready = installing.due(context, beginning.request, say=speaker.say)
+    if ready is None:
+        return outcome
+    if not context.is_inside:
+        raise installing.refuse_outside(context)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
-    log = lifecycle.open_log(session, _FIRST_RUN, speaker)
+    log = lifecycle.open_log(context, _FIRST_RUN, speaker)
     try:
-        standing = installing.run(session, beginning.request, say=log.say, output=log.line)
+        standing = installing.run(context, ready, say=log.say, output=log.line)
     finally:
         log.close()
-    _record_first_run(session, standing)
+    _record_first_run(context, standing)
     return replace(outcome, waits=standing is Standing.WAITING)
 
 
-def _record_first_run(session: Session, standing: Standing) -> None:
+def _record_first_run(context: Context, standing: Standing) -> None:
     """Add the first run to the history of the volume."""
-    record = firstrun.read_record(session.primary)
-    runs = state.read_history(session.primary)
+    record = firstrun_record.read_record(context.primary)
+    runs = history.read_history(context.primary)
     if record is None:
         raise AssertionError
     entry = {
         "run": f"{len(runs) + 1:04}-{_FIRST_RUN}",
         "kind": _FIRST_RUN,
-        "from": session.image.build_id,
-        "from_name": session.image.header.image_name,
-        "to": session.image.build_id,
-        "to_name": session.image.header.image_name,
+        "from": context.image.build_id,
+        "from_name": context.image.header.image_name,
+        "to": context.image.build_id,
+        "to_name": context.image.header.image_name,
         "started": record.started,
         "finished": record.finished,
         "holder": record.host,
         "result": str(standing),
-        "overrides": sorted(session.options.allow & firstrun.OVERRIDES),
+        "overrides": sorted(context.options.allow & firstrun.OVERRIDES),
     }
-    with workspace.attempt("write to", session.primary.directory):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=session.primary.fd)
+    with failures.attempt("write to", context.primary.directory):
+        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
         try:
-            journal.append_history(fd, runs, entry)
+            history.append_history(fd, runs, entry)
         finally:
             os.close(fd)
 
 
-def _run_start_steps(session: Session, speaker: Speaker) -> None:
+def _run_start_steps(context: Context, speaker: Speaker) -> None:
     from ipavolume.apply import tasks as execution
 
     execution.run_start_steps(
-        session,
-        session.image.header,
-        lambda: lifecycle.open_log(session, _START_RUN, speaker),
+        context,
+        context.image.header,
+        lambda: lifecycle.open_log(context, _START_RUN, speaker),
     )
 
 
 # -- handing over ------------------------------------------------------------------------
 
 
-def last_words(session: Session, outcome: Outcome, beginning: Beginning) -> str:
+def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str:
     """Return the line that a start ends with: what the volume is, and what follows."""
-    mount = session.primary.mount
+    mount = context.primary.mount
     if outcome.waiting:
         what = (
-            f"the files of {session.image.build_id} are in place at {mount}, "
+            f"the files of {context.image.build_id} are in place at {mount}, "
             f"{len(outcome.waiting)} steps and scriptlets follow under {beginning.words[0]}"
         )
     elif outcome.first_run_left:
@@ -191,18 +267,17 @@ def last_words(session: Session, outcome: Outcome, beginning: Beginning) -> str:
     )
 
 
-def command_line(session: Session, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
+def _command_line(context: Context, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
     """Return what is executed: with something left to the online phase, its unit first."""
     if beginning.systemd and (outcome.waiting or outcome.first_run_left):
-        return (*beginning.words, f"--unit={session.image.config.online_unit}")
+        return (*beginning.words, f"--unit={context.image.config.online_unit}")
     return beginning.words
 
 
-def hand_over(session: Session, beginning: Beginning, *, keeper: int) -> None:
+def _hand_over(beginning: Beginning, *, keeper: int) -> None:
     """Leave for the online phase what it cannot know.
 
     Args:
-        session: The session.
         beginning: What the container was started with.
         keeper: The process that keeps what this one prints to.
 
@@ -237,12 +312,7 @@ def taken_over() -> Beginning:
         words=(),
         arguments=request.arguments,
         request=request,
+        redactor=Redactor(request.secrets()),
         systemd=True,
         keeper=int(data.get("keeper", 0)),
     )
-
-
-def go_on(outcome: Outcome, say: Progress) -> None:
-    """Have systemd start what the container is for, or end where it cannot start yet."""
-    words = ("exit", "0") if outcome.waits else ("--no-block", "start", "default.target")
-    processes.run_command(("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=say)

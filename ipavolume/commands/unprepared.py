@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.commands import check as inspection
+from ipavolume.commands import status
 from ipavolume.commands.check import Finding, Inspection
 from ipavolume.engines.copy import TEMPLATE_ID, ImageCopy
 from ipavolume.errors import EXIT_CONFIGURATION, IpaVolumeError, ManifestError
-from ipavolume.image.image import BUILD_ID_PATH
+from ipavolume.image.release import read_os_release
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.paths import BUILD_ID_PATH
 from ipavolume.plan.verdict import State
-from ipavolume.prepare.records import read_os_release
 from ipavolume.volume import facts as state
+from ipavolume.volume import members
 from ipavolume.volume.facts import Facts
 
 _MOUNT: Final = "/data"
@@ -81,10 +83,10 @@ def image_data(image: UnpreparedImage) -> dict[str, Any]:
 
 
 def inspect(image: UnpreparedImage, directory: str) -> Inspection:
-    """Say what a volume is, and whether it is of *image*."""
+    """Progress what a volume is, and whether it is of *image*."""
     data = image_data(image)
     try:
-        volume = state.open_volume(_MOUNT, directory)
+        volume = members.open_volume(_MOUNT, directory)
         try:
             facts = state.read_facts(volume)
             names = frozenset(os.listdir(volume.fd))
@@ -106,7 +108,7 @@ def inspect(image: UnpreparedImage, directory: str) -> Inspection:
         volume=directory,
         state=found,
         reason=reason,
-        recorded=inspection.recorded_data(facts),
+        recorded=status.recorded_data(facts),
         image=data,
         draft=None,
         findings=(finding,),

@@ -8,186 +8,32 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from ipavolume.config.model import (
+    CONFIGURATION_PATH,
+    GENERIC,
+    PHASES,
+    SCRIPTLET_KINDS,
+    Config,
+    FirstRunConfig,
+    ScriptletsConfig,
+    Substitution,
+    VolumeConfig,
+    default_volume,
+)
 from ipavolume.config.pathlist import normalise
+from ipavolume.config.profiles import PROFILES
 from ipavolume.config.tomllines import KeyPath, key_lines
 from ipavolume.errors import ConfigurationError
+from ipavolume.model.paths import is_within
 
-CONFIGURATION_PATH: Final = "/etc/ipavolume.toml"
-MAX_CONFIGURATION_BYTES: Final = 1 << 20
-PROFILES: Final = ("freeipa",)
-PHASES: Final = ("offline", "online")
-SCRIPTLET_KINDS: Final = ("post", "trigger", "posttrans")
 _OTHER_KINDS: Final = {
     "pretrans": "comes before a package's files, which an image has already",
     "pre": "comes before a package's files, which an image has already",
     "preun": "is of the old package, of which nothing is left",
     "postun": "is of the old package, of which nothing is left",
     "filetrigger": "acts on the image's files, and did when it was built",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeConfig:
-    """A volume as configured.
-
-    Attributes:
-        mount: Where the container sees it.
-        template: Where the image keeps its pristine content; by default the mount with
-            ``-template``.
-        lists: Path lists; by default ``/etc/volume-NAME-list`` with the mount's last name.
-        volatile: Emptied and filled at each start, never upgraded.
-    """
-
-    mount: str
-    template: str
-    lists: tuple[str, ...]
-    volatile: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Substitution:
-    """What is replaced in the scriptlets of a package.
-
-    Attributes:
-        package: Name of the package.
-        find: Text to find.
-        replace: Text to put in its place.
-    """
-
-    package: str
-    find: str
-    replace: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScriptletsConfig:
-    """Which scriptlets of packages run at an upgrade.
-
-    Attributes:
-        packages: Names, globs of names, or what packages provide; a leading ``?`` means that
-            none need be installed.
-        kinds: Kinds of scriptlets, of :data:`SCRIPTLET_KINDS`.
-        phase: When they run.
-        timeout_s: Seconds that each may take.
-        substitute: What is replaced in them.
-        repeatable: Packages, of those, whose triggers may run although they ask for a version
-            that is unknown, because running them for nothing does no harm.
-    """
-
-    packages: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ("post", "trigger", "posttrans")
-    phase: str = "online"
-    timeout_s: int = 600
-    substitute: tuple[Substitution, ...] = ()
-    repeatable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstRunConfig:
-    """The command that configures a fresh volume.
-
-    Attributes:
-        command: Words of the command.
-        phase: When it runs.
-        done_when: Path that exists when it has done its work, or "".
-        waiting_when: Path that exists while it waits for an answer, or "".
-        ruins_when: Path that exists when it cannot simply be run again, or "".
-        timeout_s: Seconds that it may take.
-    """
-
-    command: tuple[str, ...]
-    phase: str = "online"
-    done_when: str = ""
-    waiting_when: str = ""
-    ruins_when: str = ""
-    timeout_s: int = 3600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """The configuration, defaults filled in.
-
-    Attributes:
-        profile: Name of the profile, or "".
-        volumes: The volumes; the first is the primary one.
-        volumes_given: The file itself declares the volumes.
-        start_exec: What ``start`` executes at the end; empty: the command line's words.
-        log_follow: Logs whose lines are shown while a command runs.
-        online_unit: Name of the systemd unit that runs the online phase.
-        accept_from: Releases whose volumes are accepted; empty: same id, same major.
-        accept_guard: Packages that must not go back.
-        files_refresh: Globs of template files that no package owns and that a new image
-            may replace while they are unedited.
-        scriptlets: Which scriptlets run, or ``None`` for none.
-        first_run: What configures a fresh volume, or ``None`` for nothing.
-    """
-
-    profile: str
-    volumes: tuple[VolumeConfig, ...]
-    volumes_given: bool = False
-    start_exec: tuple[str, ...] = ()
-    log_follow: tuple[str, ...] = ()
-    online_unit: str = "ipavolume-online.service"
-    accept_from: tuple[str, ...] = ()
-    accept_guard: tuple[str, ...] = ()
-    files_refresh: tuple[str, ...] = ()
-    scriptlets: ScriptletsConfig | None = None
-    first_run: FirstRunConfig | None = None
-
-
-def default_volume(mount: str) -> VolumeConfig:
-    """Return the volume at *mount* as it is when nothing more is said of it."""
-    return VolumeConfig(
-        mount=mount,
-        template=mount + "-template",
-        lists=(f"/etc/volume-{mount.rpartition('/')[2]}-list",),
-    )
-
-
-GENERIC: Final = Config(profile="", volumes=(default_volume("/data"),))
-_PROFILES: Final = {
-    "": GENERIC,
-    "freeipa": Config(
-        profile="freeipa",
-        volumes=GENERIC.volumes,
-        start_exec=("/usr/sbin/init",),
-        log_follow=("/var/log/ipa-server-configure-first.log",),
-        accept_from=("fedora:same-or-previous", "el:same-major"),
-        accept_guard=("ipa-server", "freeipa-server", "389-ds-base", "pki-server"),
-        scriptlets=ScriptletsConfig(
-            packages=(
-                "389-ds-base",
-                "pki-server",
-                "pki-base",
-                "bind",
-                "bind-dyndb-ldap",
-                "certmonger",
-                "sssd-common",
-                "?ipa-client",
-                "?freeipa-client",
-                "authselect-libs",
-                "?opendnssec",
-                "?unbound",
-                "?softhsm",
-            ),
-            substitute=(
-                Substitution(
-                    package="bind-dyndb-ldap",
-                    find="/etc/named.conf",
-                    replace="/data/etc/named.conf",
-                ),
-            ),
-        ),
-        first_run=FirstRunConfig(
-            command=("/usr/sbin/ipa-server-install",),
-            done_when="/etc/ipa/ca.crt",
-            waiting_when="/data/ipa.csr",
-            ruins_when="/var/lib/ipa/sysrestore/sysrestore.index",
-        ),
-    ),
 }
 
 
@@ -350,7 +196,7 @@ def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
 
 def _accept_fault(rule: str) -> str:
     # Imported here because packaging is slow to load and few images have rules of their own.
-    from ipavolume.rpm.versions import validate_accept_rule
+    from ipavolume.config.releases import validate_accept_rule
 
     return validate_accept_rule(rule) or ""
 
@@ -360,8 +206,8 @@ def _filled(value: str) -> str:
 
 
 def _read_config(top: _Table) -> Config:
-    profile = top.text("profile", "", check=_one_of(PROFILES))
-    default = _PROFILES[profile]
+    profile = top.text("profile", "", check=_one_of(tuple(name for name in PROFILES if name)))
+    default = PROFILES[profile]
     volumes_given = "volume" in top
     volumes = _read_volumes(top)
     start = top.table("start")
@@ -414,17 +260,12 @@ _NEEDED: Final = ("/proc", "/sys", "/dev", "/etc/ipavolume", "/usr/share/ipavolu
 
 
 def place_fault(path: str) -> str:
-    """Say why *path* can be neither a mount nor a template; "" when it can."""
+    """Progress why *path* can be neither a mount nor a template; "" when it can."""
     if path == "/":
         return "cannot be the root of the image"
     if any(is_within(path, needed) or is_within(needed, path) for needed in _NEEDED):
         return f"cannot be {path!r}, which the system or ipavolume needs itself"
     return ""
-
-
-def is_within(path: str, above: str) -> bool:
-    """Tell whether *path* is *above* or below it."""
-    return path == above or path.startswith(above.rstrip("/") + "/")
 
 
 def _check_apart(table: _Table, volume: VolumeConfig, others: list[VolumeConfig]) -> None:

@@ -2,7 +2,7 @@
 
 The copy is an image tree with little in it: the configuration, the manifest, the steps and
 scriptlets, the ids, and the directories and links that lead there. Links stay links, and are
-resolved below the root by :class:`ipavolume.imagetree.ImageTree` as in any other image; what
+resolved below the root by :class:`ipavolume.image.tree.ImageTree` as in any other image; what
 they lead to is copied in its turn.
 
 The image is hostile. An archive may hold files, directories and links of the one thing that
@@ -20,16 +20,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
+from ipavolume.engines import engine as engines
 from ipavolume.engines.engine import Engine
-from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
+from ipavolume.errors import ConfigurationError, IpaVolumeError, StoppedError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import is_safe_path
-from ipavolume.image.image import BUILD_ID_PATH, CONFIG_PATH, MANIFEST_PATH
 from ipavolume.image.scriptlets import DIRECTORY as SCRIPTLETS
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import ImageHeader
-from ipavolume.steps.declaration import OWN, SHIPPED
+from ipavolume.linux import signals as interruption
+from ipavolume.linux import temporary
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import (
+    BUILD_ID_PATH,
+    CONFIG_PATH,
+    MANIFEST_PATH,
+    OWN_STEPS,
+    SHIPPED_STEPS,
+)
 
 TEMPLATE_ID: Final = "/data-template/build-id"
 """Where the images of the freeipa-container project keep their id."""
@@ -84,7 +92,7 @@ def copied(
     """
     with contextlib.ExitStack() as stack:
         try:
-            root = stack.enter_context(fsops.private_directory())
+            root = stack.enter_context(temporary.private_directory())
             with engine.created(image_id) as container, _Copier(engine, container, root) as copier:
                 is_prepared = copier.copy_all()
                 for path in also:
@@ -119,7 +127,7 @@ class _Copier:
 
     def copy_all(self) -> bool:
         """Copy everything that is needed; tell whether the image has a manifest."""
-        for path in (CONFIG_PATH, BUILD_ID_PATH, MANIFEST_PATH, SHIPPED, OWN):
+        for path in (CONFIG_PATH, BUILD_ID_PATH, MANIFEST_PATH, SHIPPED_STEPS, OWN_STEPS):
             self.copy(path)
         scriptlets = self.copy(SCRIPTLETS)
         for name in self._links_in(scriptlets):
@@ -270,7 +278,7 @@ class _Copier:
             elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None:
                 stream = archive.extractfile(member)
                 assert stream is not None
-                fsops.spool(parent, name, self._blocks(stream, location))
+                temporary.spool(parent, name, self._blocks(stream, location))
             elif member.type == tarfile.LNKTYPE:
                 self._copy_linked(parent, name, member.linkname, base, location)
             else:
@@ -306,7 +314,7 @@ class _Copier:
         if fd is None:
             raise _hostile(location, f"it is a link to {target!r}")
         with open(fd, "rb") as stream:
-            fsops.spool(parent, name, self._blocks(stream, location))
+            temporary.spool(parent, name, self._blocks(stream, location))
 
     # -- the copy ------------------------------------------------------------------------
 
@@ -365,3 +373,30 @@ def _hostile(location: str, what: str) -> ConfigurationError:
         path=location,
         hint="Look at who made the image.",
     )
+
+
+@contextlib.contextmanager
+def opened_image(
+    choice: str, reference: str, *, also: Sequence[str] = ()
+) -> Iterator[tuple[Engine, ImageCopy]]:
+    """Copy what is needed of an image for as long as the body runs.
+
+    A signal that asks for an end is noted, and ends the run at the next
+    :func:`ipavolume.linux.signals.check`, so that neither copy nor container is left behind.
+
+    Args:
+        choice: Name of the engine, or "" for the first that has the image.
+        reference: Name or id of the image.
+        also: Paths whose directories and links are copied as well.
+
+    Raises:
+        IpaVolumeError: If no engine answers or has it, or it cannot be copied.
+    """
+    with interruption.installed():
+        try:
+            engine, image_id = engines.find_image(choice, reference)
+            with copied(engine, image_id, reference, also=also) as copy:
+                yield engine, copy
+        except StoppedError as err:
+            err.hint = ""
+            raise

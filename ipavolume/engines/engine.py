@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ipavolume.errors import CommandFailedError, ConfigurationError, IpaVolumeError, UsageError
-from ipavolume.linux import command as processes
+from ipavolume.linux import capture
 from ipavolume.linux import signals as interruption
 
 NAMES: Final = ("docker", "podman")
@@ -192,7 +192,7 @@ class Engine:
             CommandFailedError: If it does not answer.
         """
         command = [self.name, *words]
-        with processes.output_of(
+        with capture.output_of(
             command, timeout_s=timeout_s, limit_bytes=_ANSWER_BYTES, to_the_end=to_the_end
         ) as output:
             said = output.stream.read()
@@ -295,7 +295,7 @@ class Engine:
             StoppedError: If a signal asked for an end.
         """
         words = ("cp", f"{container}:{path}", "-")
-        with processes.output_of(
+        with capture.output_of(
             [self.name, *words], timeout_s=_LONG_S, limit_bytes=limit_bytes
         ) as output:
             try:

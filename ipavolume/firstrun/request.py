@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from os import fsdecode
 from typing import Final
 
-from ipavolume.config.reading import FirstRunConfig
 from ipavolume.errors import UsageError
 
 SERVER: Final = "ipa-server-install"
 REPLICA: Final = "ipa-replica-install"
-_INSTALLERS: Final = (SERVER, REPLICA)
 
 HOLD: Final = "no-exit"
 _LEAVE: Final = "exit-on-finished"
@@ -43,9 +41,8 @@ VARIABLES: Final = (
 )
 """The variables that the FreeIPA images know, and where their secrets may come from."""
 
-_ANSWER: Final = "--external-cert-file"
 _SECRET_WORDS: Final = ("pass", "pin", "secret")
-_SHORT_SECRETS: Final = {SERVER: ("-p", "-a"), REPLICA: ("-p", "-w")}
+SHORT_SECRETS: Final = {SERVER: ("-p", "-a"), REPLICA: ("-p", "-w")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +67,8 @@ class Request:
         with contextlib.suppress(UsageError):
             # What is wrong with them is said when they are used.
             words += split_words(self.environment.get("IPA_SERVER_INSTALL_OPTS", ""), where="")
-        short = {option for options in _SHORT_SECRETS.values() for option in options}
-        return _secrets(words, self.environment, sorted(short))
+        short = {option for options in SHORT_SECRETS.values() for option in options}
+        return secrets_of(words, self.environment, sorted(short))
 
     def dump(self) -> bytes:
         """Return it as bytes; there are passwords in them."""
@@ -135,12 +132,8 @@ class FirstRunCommand:
         return self.words[0].rpartition("/")[2]
 
 
-def is_freeipa(config: FirstRunConfig) -> bool:
-    """Tell whether the configured command is one of FreeIPA's installers."""
-    return _base(config.command[0]) in _INSTALLERS
-
-
-def _base(path: str) -> str:
+def base_name(path: str) -> str:
+    """Return the last component of *path*."""
     return path.rpartition("/")[2]
 
 
@@ -234,125 +227,14 @@ def split_words(text: str, *, where: str) -> list[str]:
 # -- what goes out -----------------------------------------------------------------------
 
 
-def command(
-    config: FirstRunConfig,
-    request: Request,
-    *,
-    mount: str,
-    names: Sequence[str],
-    read: Callable[[str], bytes | None],
-    secret: Callable[[str], bytes],
-) -> FirstRunCommand:
-    """Return the command line of the first run.
-
-    Args:
-        config: What is configured.
-        request: What the container was started with.
-        mount: The primary volume's mount.
-        names: What is right below it.
-        read: Returns the content of one of them, or ``None`` when there is none.
-        secret: Returns the content of a file that a variable names.
-
-    Raises:
-        UsageError: If the request makes no sense; nothing of a secret is shown.
-    """
-    environment = dict(request.environment)
-    for name in SECRETS:
-        path = environment.pop(f"{name}_FILE", "")
-        if path:
-            # A file ends with a newline that is no part of a password.
-            environment[name] = fsdecode(secret(path)).rstrip("\r\n")
-    if is_freeipa(config):
-        return _freeipa(config, request, environment, mount, names, read)
-    program = _base(config.command[0])
-    arguments = request.arguments[request.arguments[:1] == (program,) :]
-    words = (*config.command, *_options(f"{program}-options", mount, read), *arguments)
-    return FirstRunCommand(
-        words=words,
-        secrets=_secrets(words, environment, ()),
-        answers=bool(arguments),
-        host=environment.get("IPA_SERVER_HOSTNAME", ""),
-    )
-
-
-def _freeipa(
-    config: FirstRunConfig,
-    request: Request,
-    environment: Mapping[str, str],
-    mount: str,
-    names: Sequence[str],
-    read: Callable[[str], bytes | None],
-) -> FirstRunCommand:
-    program, arguments = _choose(config, request.arguments, names)
-    given = [*_options(f"{program}-options", mount, read), *arguments]
-    words = [_sibling(config.command[0], program), *config.command[1:]]
-    if program == REPLICA:
-        words += _replica_file(mount, names)
-    words += given
-    password = environment.get("PASSWORD", "")
-    if password and program == SERVER:
-        words.append(f"--admin-password={password}")
-        if not _is_given(given, "--ds-password", "-p"):
-            words.append(f"--ds-password={password}")
-    elif password:
-        named = _is_given(given, "--principal", "-P")
-        words.append(f"--{'admin-' if named else ''}password={password}")
-    words += split_words(
-        environment.get("IPA_SERVER_INSTALL_OPTS", ""), where="IPA_SERVER_INSTALL_OPTS"
-    )
-    if environment.get("DEBUG"):
-        words.append("--debug")
-    return FirstRunCommand(
-        words=tuple(words),
-        secrets=_secrets(words, environment, _SHORT_SECRETS[program]),
-        answers=any(_is_answer(word) for word in words),
-        host=_value(words, "--hostname") or environment.get("IPA_SERVER_HOSTNAME", ""),
-    )
-
-
-def _choose(
-    config: FirstRunConfig, arguments: Sequence[str], names: Sequence[str]
-) -> tuple[str, Sequence[str]]:
-    """Return which of the installers it is, and the arguments that are left."""
-    first = arguments[0] if arguments else ""
-    if first in _INSTALLERS:
-        return first, arguments[1:]
-    if first and not first.startswith("-"):
-        raise UsageError(
-            f"{first!r} is no command of this container",
-            hint=f"The container's arguments are options of {SERVER}; {SERVER} or {REPLICA} in "
-            f"front of them chooses one, and {HOLD} in front of that stays when it fails.",
-        )
-    chosen = REPLICA if f"{REPLICA}-options" in names else _base(config.command[0])
-    return chosen, arguments
-
-
-def _sibling(path: str, name: str) -> str:
-    return path[: len(path) - len(_base(path))] + name
-
-
-def _replica_file(mount: str, names: Sequence[str]) -> list[str]:
-    """Return the file with a replica's information, which older releases want."""
-    if f"{SERVER}-options" in names:
-        raise UsageError(
-            f"{mount} holds {SERVER}-options, but {REPLICA} is to run",
-            hint="Remove the file that is not meant.",
-        )
-    found = sorted(name for name in names if name.endswith(".gpg"))
-    if len(found) > 1:
-        raise UsageError(
-            f"{mount} holds more than one replica file: {', '.join(map(repr, found))}",
-            hint="Leave the one that is for this server.",
-        )
-    return [f"{mount}/{name}" for name in found]
-
-
-def _options(name: str, mount: str, read: Callable[[str], bytes | None]) -> list[str]:
+def options_in(name: str, mount: str, read: Callable[[str], bytes | None]) -> list[str]:
+    """Return the words of the options file *name* below *mount*; none where there is no file."""
     data = read(name)
     return split_words(fsdecode(data or b""), where=f"{mount}/{name}")
 
 
-def _is_given(words: Sequence[str], long: str, short: str) -> bool:
+def is_given(words: Sequence[str], long: str, short: str) -> bool:
+    """Tell whether an option is among *words*, by its long or its short name."""
     return any(
         word == long
         or word.startswith(f"{long}=")
@@ -361,13 +243,7 @@ def _is_given(words: Sequence[str], long: str, short: str) -> bool:
     )
 
 
-def _is_answer(word: str) -> bool:
-    """Tell whether *word* is the option for the signed certificate; it may be shortened."""
-    name = word.partition("=")[0].replace("_", "-")
-    return len(name) > len("--external-c") and _ANSWER.startswith(name)
-
-
-def _value(words: Sequence[str], option: str) -> str:
+def value_of(words: Sequence[str], option: str) -> str:
     """Return the last value of an option, or ""."""
     found = ""
     for word, following in zip(words, (*words[1:], ""), strict=False):
@@ -378,7 +254,7 @@ def _value(words: Sequence[str], option: str) -> str:
     return found
 
 
-def _secrets(
+def secrets_of(
     words: Sequence[str], environment: Mapping[str, str], short: Sequence[str]
 ) -> tuple[str, ...]:
     """Return every value on the command line that is a secret, and the password."""

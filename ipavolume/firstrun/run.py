@@ -1,6 +1,6 @@
 """Running the first run: what it is asked, the command itself, and what it came to.
 
-What it left, and whether it has to run at all, is told by :mod:`ipavolume.firstrun`.
+What it left, and whether it has to run at all, is told by :mod:`ipavolume.firstrun.standing`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ import time
 from dataclasses import dataclass, replace
 
 from ipavolume.apply import area as workspace
-from ipavolume.config.reading import FirstRunConfig
-from ipavolume.context import Session, host_name
+from ipavolume.config.model import FirstRunConfig
+from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     CommandFailedError,
     RefusedError,
     StoppedError,
     UsageError,
 )
-from ipavolume.firstrun import request
+from ipavolume.firstrun import command as firstrun_command
+from ipavolume.firstrun import freeipa, looking, request
+from ipavolume.firstrun import record as firstrun_record
 from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun.freeipa import go_by, keep_request
+from ipavolume.firstrun.record import FirstRunRecord
 from ipavolume.firstrun.request import FirstRunCommand, Request
-from ipavolume.firstrun.standing import FirstRunRecord, Say, Standing
+from ipavolume.firstrun.standing import Standing
 from ipavolume.image import diagnosis
 from ipavolume.linux import command as processes
 from ipavolume.linux import files as fsops
 from ipavolume.linux.command import Ended
+from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
+from ipavolume.volume import failures
 
 
 def _read_secret(path: str) -> bytes:
@@ -38,38 +44,55 @@ def _read_secret(path: str) -> bytes:
         with open(fd, "rb") as stream:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise UsageError(f"{path!r} is no file with a secret", hint=hint)
-            data = stream.read(firstrun.MAX_FILE_BYTES + 1)
+            data = stream.read(looking.MAX_FILE_BYTES + 1)
     except OSError as err:
         raise UsageError(f"cannot read the secret {path!r}: {err.strerror}", hint=hint) from err
-    if len(data) > firstrun.MAX_FILE_BYTES:
+    if len(data) > looking.MAX_FILE_BYTES:
         raise UsageError(f"{path!r} is larger than any secret", hint=hint)
     return data
 
 
-def check_request(session: Session, asked: Request) -> None:
+def check_request(context: Context, asked: Request) -> None:
     """Refuse, before an empty volume is populated, what the first run would refuse after it.
 
     Raises:
         UsageError: If the request makes no sense, or there is no container to run it in.
         RefusedError: If the container's name is none for a server.
     """
-    config = session.image.config.first_run
+    config = context.image.config.first_run
     if config is None:
         return
-    if not session.is_inside:
-        raise refuse_outside(session)
-    command = _command(session, config, asked)
-    if request.is_freeipa(config):
-        firstrun.new_host(command, own=host_name())
+    if not context.is_inside:
+        raise refuse_outside(context)
+    command = _command(context, config, asked)
+    if freeipa.is_freeipa(config):
+        freeipa.new_host(command, own=host_name())
 
 
-def is_due(session: Session, asked: Request, *, say: Say) -> bool:
-    """Tell whether the first run has to run now; what is found is recorded.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A first run that has to run now.
+
+    Attributes:
+        config: What is configured.
+        asked: What the container was started with.
+        command: What is executed.
+        record: How far it was.
+    """
+
+    config: FirstRunConfig
+    asked: Request
+    command: FirstRunCommand
+    record: FirstRunRecord
+
+
+def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
+    """Return the first run if it has to run now; what is found is recorded.
 
     For a start whose volumes are current and locked.
 
     Args:
-        session: The volumes.
+        context: The volumes.
         asked: What the container was started with.
         say: Told of what is found.
 
@@ -78,25 +101,13 @@ def is_due(session: Session, asked: Request, *, say: Say) -> bool:
             answer that the request does not bring, or is another server's; or if the request
             makes no sense.
     """
-    return _prepare(session, asked, say=say) is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """What is to be run."""
-
-    command: FirstRunCommand
-    record: FirstRunRecord
-
-
-def _prepare(session: Session, asked: Request, *, say: Say) -> _Ready | None:
-    config = session.image.config.first_run
-    found = firstrun.look(session)
+    config = context.image.config.first_run
+    found = firstrun.look(context)
     if config is None or found is None:
         return None
-    standing, allow = found.judgement.standing, session.options.allow
+    standing, allow = found.judgement.standing, context.options.allow
     own = host_name()
-    record = found.record or FirstRunRecord(state=firstrun.STARTED, host=found.host)
+    record = found.record or FirstRunRecord(state=firstrun_record.STARTED, host=found.host)
     if standing is Standing.PARTIAL and "partial" in allow and found.complete:
         say(f"taken for configured (--allow partial): {found.judgement.reason}")
         standing = Standing.DONE
@@ -104,80 +115,54 @@ def _prepare(session: Session, asked: Request, *, say: Say) -> _Ready | None:
         standing is Standing.PARTIAL and "partial" in allow
     ):
         raise found.judgement.error
-    if request.is_freeipa(config) and standing in (Standing.DONE, Standing.WAITING):
-        firstrun.check_host(found.host, asked, own=own, allow=allow)
+    if freeipa.is_freeipa(config) and standing in (Standing.DONE, Standing.WAITING):
+        freeipa.check_host(found.host, asked, own=own, allow=allow)
         if "hostname" not in allow:
-            _go_by(session, found.host, own=own)
+            go_by(context, found.host, own=own)
     if standing is Standing.DONE:
-        if record.state != firstrun.DONE:
+        if record.state != firstrun_record.DONE:
             say(f"the first run is done: {found.judgement.reason}")
-            firstrun.write_record(
-                session.primary, replace(record, state=firstrun.DONE, host=record.host or own)
+            firstrun_record.write_record(
+                context.primary,
+                replace(record, state=firstrun_record.DONE, host=record.host or own),
             )
         return None
     if standing is Standing.WAITING:
-        _keep_request(session, config)
-        if record.state != firstrun.WAITING:
-            record = replace(record, state=firstrun.WAITING)
-            firstrun.write_record(session.primary, record)
-    command = _command(session, config, asked)
+        keep_request(context, config)
+        if record.state != firstrun_record.WAITING:
+            record = replace(record, state=firstrun_record.WAITING)
+            firstrun_record.write_record(context.primary, record)
+    command = _command(context, config, asked)
     if standing is Standing.WAITING:
         if not command.answers:
             raise _waits(config, command)
         host = record.host or own
     else:
         host = own
-        if request.is_freeipa(config):
-            host = firstrun.new_host(command, own=own)
+        if freeipa.is_freeipa(config):
+            host = freeipa.new_host(command, own=own)
             if "hostname" not in allow:
-                _go_by(session, host, own=own)
-    return _Ready(command=command, record=replace(record, host=host))
+                go_by(context, host, own=own)
+    return Ready(config=config, asked=asked, command=command, record=replace(record, host=host))
 
 
-def _go_by(session: Session, server: str, *, own: str) -> None:
-    """Let the container's name lead to the server's, where the two differ.
-
-    Source: ``init-data`` of the freeipa-container project does it for a container whose name
-    cannot be set.
-
-    Raises:
-        RefusedError: If it cannot be done.
-    """
-    if not session.is_inside or not server or firstrun.plain(server) == firstrun.plain(own):
-        return
-    try:
-        with open(firstrun.HOSTS, encoding="utf-8", errors="surrogateescape") as stream:
-            before = stream.read(firstrun.MAX_FILE_BYTES)
-        after = firstrun.hosts_with(before, own=own, server=server)
-        if after != before:
-            fsops.overwrite_file(firstrun.HOSTS, os.fsencode(after))
-    except OSError as err:
-        raise RefusedError(
-            f"this container is {own!r} and cannot go by the name of the server, {server!r}: "
-            f"cannot change {firstrun.HOSTS}: {err.strerror}",
-            code="hostname",
-            hint=f"Start the container with -h {server}. Where that is cared for otherwise: "
-            "--allow hostname.",
-        ) from err
-
-
-def _command(session: Session, config: FirstRunConfig, asked: Request) -> FirstRunCommand:
-    volume = session.primary
-    return request.command(
+def _command(context: Context, config: FirstRunConfig, asked: Request) -> FirstRunCommand:
+    volume = context.primary
+    return firstrun_command.command(
         config,
         asked,
         mount=volume.mount,
         names=os.listdir(volume.fd),
-        read=lambda name: firstrun.read_top(volume, name),
+        read=lambda name: looking.read_top(volume, name),
         secret=_read_secret,
     )
 
 
 def _waits(config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
-    if request.is_freeipa(config):
+    if freeipa.is_freeipa(config):
         return RefusedError(
             f"the first run waits for a certificate: an external CA has to sign "
-            f"{config.waiting_when or firstrun.REQUEST_TO_SIGN!r}",
+            f"{config.waiting_when or freeipa.REQUEST_TO_SIGN!r}",
             code="waiting",
             path=config.waiting_when,
             hint="Put the signed certificate and those of its CAs on the volume, then start the "
@@ -193,14 +178,14 @@ def _waits(config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
     )
 
 
-def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
-    """Run the first run if it has to run; say how far it is then.
+def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> Standing:
+    """Run the first run; say how far it is then.
 
     It is recorded as started, durably, before the command starts. The volumes are locked.
 
     Args:
-        session: The volumes; of a container, nothing of an image is executed on a host.
-        asked: What the container was started with.
+        context: The volumes; of a container, nothing of an image is executed on a host.
+        ready: What is to be run.
         say: Told of what happens.
         output: Told of each line that the command prints, secrets taken out, where it has no
             terminal to print to.
@@ -211,28 +196,25 @@ def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
     Raises:
         CommandFailedError: If the command fails; says what it left.
         StoppedError: If a signal asked for an end.
-        IpaVolumeError: If the start is refused, see :func:`is_due`.
+        UsageError: If this is no container of the image.
     """
-    config = session.image.config.first_run
-    ready = _prepare(session, asked, say=say)
-    if config is None or ready is None:
-        return Standing.DONE
-    if not session.is_inside:
-        raise refuse_outside(session)
-    volume, command = session.primary, ready.command
+    if not context.is_inside:
+        raise refuse_outside(context)
+    config = ready.config
+    volume, command = context.primary, ready.command
     record = replace(
         ready.record,
-        state=firstrun.STARTED,
-        image=session.image.build_id,
+        state=firstrun_record.STARTED,
+        image=context.image.build_id,
         started=_now(),
         finished="",
         exit_status=None,
         attempts=ready.record.attempts + 1,
     )
-    firstrun.write_record(volume, record)
-    if request.is_freeipa(config):
-        with workspace.attempt("write", f"{volume.mount}/{firstrun.HOSTNAME}"):
-            fsops.write_file(volume.fd, firstrun.HOSTNAME, os.fsencode(record.host) + b"\n")
+    firstrun_record.write_record(volume, record)
+    if freeipa.is_freeipa(config):
+        with failures.attempt("write", f"{volume.mount}/{freeipa.HOSTNAME}"):
+            fsops.write_file(volume.fd, freeipa.HOSTNAME, os.fsencode(record.host) + b"\n")
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
     read_only: list[str] = []
@@ -246,7 +228,7 @@ def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
             command.words,
             timeout_s=config.timeout_s,
             output=told,
-            env=_environment(config, asked),
+            env=_environment(config, ready.asked),
             terminal=True,
         )
     except StoppedError as err:
@@ -256,17 +238,17 @@ def run(session: Session, asked: Request, *, say: Say, output: Say) -> Standing:
         err.state = "the volume is unconfigured: the first run could not begin"
         raise
     try:
-        return _conclude(session, config, command, record, ended, redactor, say)
+        return _conclude(context, config, command, record, ended, redactor, say)
     except CommandFailedError as err:
         if read_only:
             err.path = read_only[-1]
-            err.hint = f"{diagnosis.read_only_hint(err.path, session.image.config)} {err.hint}"
+            err.hint = f"{diagnosis.read_only_hint(err.path, context.image.config)} {err.hint}"
         raise
 
 
-def refuse_outside(session: Session) -> UsageError:
+def refuse_outside(context: Context) -> UsageError:
     """Return what to raise where the first run would have to run outside of a container."""
-    config = session.image.config.first_run
+    config = context.image.config.first_run
     command = repr(config.command[0]) if config is not None else "a command"
     return UsageError(
         f"the first run executes {command} of the image, which is done in its container only",
@@ -280,42 +262,42 @@ def _environment(config: FirstRunConfig, asked: Request) -> dict[str, str]:
     What a FreeIPA installer gets as arguments is not in it: an environment is inherited by
     all that a process starts.
     """
-    if not request.is_freeipa(config):
+    if not freeipa.is_freeipa(config):
         return {**os.environ, **asked.environment}
     left_out = (*request.SECRETS, *(f"{name}_FILE" for name in request.SECRETS))
     return {name: text for name, text in os.environ.items() if name not in left_out}
 
 
 def _conclude(
-    session: Session,
+    context: Context,
     config: FirstRunConfig,
     command: FirstRunCommand,
     record: FirstRunRecord,
     ended: Ended,
     redactor: Redactor,
-    say: Say,
+    say: Progress,
 ) -> Standing:
     """Judge by what the command left, and record it."""
-    volume = session.primary
+    volume = context.primary
     # What it wrote is to be on the disk before it is called done.
-    for one in session.volumes.values():
+    for one in context.volumes.values():
         workspace.sync_area(one)
     record = replace(record, finished=_now(), exit_status=ended.status)
-    firstrun.write_record(volume, record)
-    found = firstrun.look(session)
+    firstrun_record.write_record(volume, record)
+    found = firstrun.look(context)
     if found is None:
         raise AssertionError
     standing = found.judgement.standing
     succeeded = ended.status == 0 and not ended.timed_out
     if standing is Standing.WAITING:
-        _keep_request(session, config)
-        firstrun.write_record(volume, replace(record, state=firstrun.WAITING))
+        keep_request(context, config)
+        firstrun_record.write_record(volume, replace(record, state=firstrun_record.WAITING))
         if succeeded:
             waits = _waits(config, command)
             say(f"{waits}. {waits.hint}")
             return standing
     if standing is Standing.DONE and succeeded:
-        firstrun.write_record(volume, replace(record, state=firstrun.DONE))
+        firstrun_record.write_record(volume, replace(record, state=firstrun_record.DONE))
         say(f"first run: {command.name} is done")
         return standing
     raise _failure(config, command, ended, found, redactor)
@@ -363,21 +345,6 @@ def _failure(
         hint=hint,
         details=[redactor.text(line) for line in ended.lines],
     )
-
-
-def _keep_request(session: Session, config: FirstRunConfig) -> None:
-    """Put the request that the CA has to sign where the FreeIPA images have it."""
-    directory, _, name = config.waiting_when.rpartition("/")
-    volume = session.primary
-    if not request.is_freeipa(config) or directory != volume.mount:
-        return
-    with session.tree() as tree:
-        there = firstrun.There(session, tree, configured=False)
-        data = there.read(firstrun.REQUEST_TO_SIGN)
-        if data is None or there(config.waiting_when):
-            return
-    with workspace.attempt("write", config.waiting_when):
-        fsops.write_file(volume.fd, name, data)
 
 
 def _now() -> str:

@@ -18,18 +18,9 @@ from os import fsencode
 from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import ManifestError
-from ipavolume.model.files import (
-    BUILD_ID_NAME,
-    STATE_DIRECTORY,
-    Accounts,
-    FileFlags,
-    FileType,
-    ImageHeader,
-    Package,
-    Provide,
-    Record,
-    VolumeSpec,
-)
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, FileFlags, FileType, Record
+from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
+from ipavolume.model.packages import Package, Provide
 
 FORMAT: Final = 1
 MAX_HEADER_BYTES: Final = 64 << 20
@@ -254,8 +245,7 @@ def dump_header(header: ImageHeader) -> bytes:
                 "template": volume.template,
                 "volatile": volume.volatile,
                 "entries": list(volume.entries),
-                "files": volume.files,
-                "bytes": volume.bytes,
+                **({} if volume.top is None else {"top": [_top_data(one) for one in volume.top]}),
             }
             for volume in header.volumes
         ],
@@ -343,13 +333,30 @@ def _volume(item: Mapping[str, Any]) -> VolumeSpec:
         template=_text(item["template"]),
         volatile=item["volatile"] is True,
         entries=tuple(_text(entry) for entry in item["entries"]),
-        files=_count(item["files"]),
-        bytes=_count(item["bytes"]),
+        top=None if "top" not in item else tuple(_top(*one) for one in item["top"]),
     )
-    for path in (spec.mount, spec.template):
+    tops = [one.path for one in spec.top or ()]
+    for path in (spec.mount, spec.template, *tops):
         if not is_safe_path(path):
             raise ManifestError(f"the header of the manifest names the unusable path {path!r}")
+    for path in tops:
+        check_place(path, spec.mount)
+        if path.rpartition("/")[0] != spec.mount:
+            raise ManifestError(f"the header of the manifest has {path!r} right below {spec.mount}")
     return spec
+
+
+def _top_data(top: TopLevel) -> list[object]:
+    return [top.path, top.is_directory, top.entries, top.bytes]
+
+
+def _top(path: object, is_directory: object, entries: object, size: object) -> TopLevel:
+    return TopLevel(
+        path=_text(path),
+        is_directory=is_directory is True,
+        entries=_count(entries),
+        bytes=_count(size),
+    )
 
 
 def read_header(stream: BinaryIO) -> ImageHeader:

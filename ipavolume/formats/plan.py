@@ -21,13 +21,12 @@ from ipavolume.model.actions import (
     Erase,
     Install,
     Keep,
-    Metadata,
     Plan,
     RemoveDirectory,
     Save,
     SetMetadata,
 )
-from ipavolume.model.files import DiskState, FileType
+from ipavolume.model.files import DiskState, FileType, Metadata
 from ipavolume.model.tasks import parse_task, task_data
 
 FORMAT: Final = 1

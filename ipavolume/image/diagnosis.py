@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from ipavolume.config.reading import Config
+from ipavolume.config.model import Config
 
 _READ_ONLY: Final = (
     # Python: [Errno 30] Read-only file system: '/etc/named.conf.ipa-backup'

@@ -10,16 +10,16 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final, Self
 
-from ipavolume.config.reading import Config, parse_config
+from ipavolume.config.model import Config
+from ipavolume.config.reading import parse_config
 from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.formats import manifest
 from ipavolume.image.tree import ImageTree
+from ipavolume.linux import copying
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import ImageHeader
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import BUILD_ID_PATH, CONFIG_PATH, MANIFEST_PATH
 
-MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
-CONFIG_PATH: Final = "/etc/ipavolume.toml"
-BUILD_ID_PATH: Final = "/etc/build-id"
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_ID_BYTES: Final = 1024
 
@@ -167,7 +167,7 @@ class Image:
         with self._open_manifest() as stream:
             out = fsops.create_file(directory, name, mode=0o644)
             try:
-                fsops.copy_content(stream.fileno(), out, os.fstat(stream.fileno()))
+                copying.copy_content(stream.fileno(), out, os.fstat(stream.fileno()))
             finally:
                 os.close(out)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.image.tree import ImageTree
-from ipavolume.rpm import scriptlets
+from ipavolume.rpm import catalogue
 from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
 
 DIRECTORY: Final = "/usr/share/ipavolume/scriptlets"
@@ -31,7 +31,7 @@ def read_catalogue(tree: ImageTree) -> Catalogue:
         raise ManifestError(
             f"there is no list of scriptlets {CATALOGUE_PATH!r} in the image", hint=_HINT
         )
-    return scriptlets.load(data)
+    return catalogue.load(data)
 
 
 def read_body(tree: ImageTree, scriptlet: Scriptlet) -> bytes:

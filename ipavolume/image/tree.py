@@ -9,177 +9,17 @@ hold. A *location* is such a path with every link in it resolved: absolute below
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
 from typing import Final, Self
 
 from ipavolume.errors import ConfigurationError, VolumeIOError
 from ipavolume.linux import files as fsops
+from ipavolume.linux.trees import Cursor
 
 _MAX_LINKS: Final = 40
 NOT_SCANNED: Final = ("/proc", "/sys", "/dev", "/run")
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One step of a walk.
-
-    Attributes:
-        path: Path relative to where the walk began.
-        name: Its last component.
-        directory: Descriptor of the directory that holds it, good until the next step.
-        st: What ``lstat`` said when the walk came to it, also when it leaves.
-        leaving: True at the second visit of a directory, after everything below it.
-    """
-
-    path: str
-    name: str
-    directory: int
-    st: os.stat_result
-    leaving: bool = False
-
-
-class Cursor:
-    """A directory that is open, and the way back up: one descriptor, however deep."""
-
-    def __init__(self, fd: int) -> None:
-        """Begin at the directory *fd*, which stays open and is not taken over."""
-        self.fd = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=fd)
-        self._above: list[tuple[int, int]] = []
-
-    def __enter__(self) -> Self:
-        """Return the cursor."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the descriptor."""
-        os.close(self.fd)
-
-    def enter(self, name: str) -> None:
-        """Go down into the directory *name*, which may not be a link."""
-        below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=self.fd)
-        st = os.fstat(self.fd)
-        self._above.append((st.st_dev, st.st_ino))
-        os.close(self.fd)
-        self.fd = below
-
-    def leave(self) -> None:
-        """Go up again.
-
-        Raises:
-            OSError: ``ESTALE`` when the directory was moved meanwhile.
-        """
-        above = os.open("..", fsops.DIRECTORY_FLAGS, dir_fd=self.fd)
-        os.close(self.fd)
-        self.fd = above
-        st = os.fstat(above)
-        if (st.st_dev, st.st_ino) != self._above.pop():
-            raise OSError(errno.ESTALE, "the directory was moved while it was being read")
-
-
-def walk(
-    directory: int,
-    *,
-    skip: Callable[[str], bool] | None = None,
-    depth_first: bool = False,
-) -> Iterator[Visit]:
-    """Visit everything below *directory*, in the order of the bytes of the paths.
-
-    Nothing is followed. ``a`` comes before ``a-b`` and that before ``a/b``, as when the
-    whole paths are sorted, though one directory at a time is held.
-
-    Args:
-        directory: Descriptor of the directory; it is not visited itself.
-        skip: Leaves out a path and everything below it.
-        depth_first: Visit ``a/b`` right after ``a`` instead, and ``a-b`` after both: what
-            goes down where the walk does needs that.
-
-    Yields:
-        The visits; a directory is visited again when the walk leaves it.
-    """
-    with Cursor(directory) as cursor:
-        levels: list[tuple[str, os.stat_result | None, list[tuple[bytes, str, bool]]]] = []
-        prefix = ""
-        entered: os.stat_result | None = None
-        todo = _listing(cursor.fd, prefix, skip, depth_first=depth_first)
-        stats: dict[str, os.stat_result] = {}
-        while True:
-            if not todo:
-                if entered is None:
-                    return
-                path = prefix[:-1]
-                left = entered
-                cursor.leave()
-                prefix, entered, todo = levels.pop()
-                name = path[len(prefix) :]
-                stats.pop(path, None)
-                yield Visit(path, name, cursor.fd, left, leaving=True)
-                continue
-            _, name, descend = todo.pop()
-            path = prefix + name
-            if not descend:
-                st = fsops.lstat(cursor.fd, name)
-                if st is None:
-                    continue
-                if stat.S_ISDIR(st.st_mode):
-                    stats[path] = st
-                yield Visit(path, name, cursor.fd, st)
-            elif path in stats:
-                levels.append((prefix, entered, todo))
-                entered = stats[path]
-                cursor.enter(name)
-                prefix = path + "/"
-                todo = _listing(cursor.fd, prefix, skip, depth_first=depth_first)
-
-
-def _listing(
-    fd: int, prefix: str, skip: Callable[[str], bool] | None, *, depth_first: bool
-) -> list[tuple[bytes, str, bool]]:
-    """Return what is to be done for a directory, last first: see a name, go down into it."""
-    result = []
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            name = entry.name
-            if skip is not None and skip(prefix + name):
-                continue
-            key = os.fsencode(name)
-            result.append((key, name, False))
-            if entry.is_dir(follow_symlinks=False):
-                result.append((key if depth_first else key + b"/", name, True))
-    result.sort(reverse=True)
-    return result
-
-
-def remove(directory: int, name: str) -> None:
-    """Remove *name* and everything below it, following nothing, however deep it is.
-
-    Nothing is renamed on the way: below an overlay that would fail for what an image's
-    lower layers hold.
-    """
-    st = fsops.lstat(directory, name)
-    if st is None:
-        return
-    if not stat.S_ISDIR(st.st_mode):
-        fsops.unlink(directory, name)
-        return
-    fd = fsops.open_directory(directory, name)
-    try:
-        for visit in walk(fd):
-            if visit.leaving:
-                _remove_empty(visit.directory, visit.name)
-            elif not stat.S_ISDIR(visit.st.st_mode):
-                fsops.unlink(visit.directory, visit.name)
-    finally:
-        os.close(fd)
-    _remove_empty(directory, name)
-
-
-def _remove_empty(directory: int, name: str) -> None:
-    if not fsops.remove_directory(directory, name):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
 
 
 class ImageTree:

@@ -5,35 +5,31 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import io
 import os
 import select
 import signal
 import subprocess
-import termios
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, cast
+from typing import Final
 
-from ipavolume.errors import CommandFailedError, PackageError, StoppedError, VolumeIOError
-from ipavolume.linux import files as fsops
+from ipavolume.errors import CommandFailedError
 from ipavolume.linux import signals as interruption
+from ipavolume.linux.proc import Process, all_processes
+from ipavolume.linux.terminal import Screen, lent_screen
+from ipavolume.model.progress import Progress, say_nothing
 
 GRACE_S: Final = 10.0
 """Seconds between the polite and the other signal; what docker and podman give a container."""
 
 _KEPT_LINES: Final = 20
 _LINE_BYTES: Final = 8 << 10
-_READ_BYTES: Final = 64 << 10
+READ_BYTES: Final = 64 << 10
 _LONGEST_POLL_S: Final = 3600.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
-_RPM_TIMEOUT_S: Final = 900.0
-_SHOWN_LINES: Final = 5
-_SHOWN_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +53,7 @@ def run_command(
     words: Sequence[str],
     *,
     timeout_s: float,
-    output: Callable[[str], None],
+    output: Progress,
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
     umask: int = 0o022,
@@ -102,8 +98,8 @@ def run_command(
         interruption.check()
         interruption.take_for_command()
         stack.enter_context(_orphans_come_here())
-        wake = stack.enter_context(_wakened())
-        screen = stack.enter_context(_screen()) if terminal else None
+        wake = stack.enter_context(wakened())
+        screen = stack.enter_context(lent_screen()) if terminal else None
         command = _Command(
             words,
             env=env,
@@ -117,15 +113,6 @@ def run_command(
             return command.follow(output, timeout_s=timeout_s, grace_s=grace_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Process:
-    pid: int
-    parent: int
-    group: int
-    started: int
-    is_dead: bool
-
-
 class _Command:
     """A command that runs, its output, and what descends from it."""
 
@@ -136,7 +123,7 @@ class _Command:
         env: Mapping[str, str] | None,
         cwd: str,
         umask: int,
-        screen: _Screen | None,
+        screen: Screen | None,
         wake: int,
         line_bytes: int,
     ) -> None:
@@ -145,10 +132,10 @@ class _Command:
         self._reader = -1
         self._partial = b""
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._output: Callable[[str], None] = self._lines.append
+        self._output: Progress = self._lines.append
         self._status: int | None = None
         # What was there before the command cannot come from it.
-        self._earlier = {(one.pid, one.started) for one in _all_processes()}
+        self._earlier = {(one.pid, one.started) for one in all_processes()}
         with contextlib.ExitStack() as stack:
             if screen is None:
                 stdin, empty = _pipe(stack)
@@ -182,7 +169,7 @@ class _Command:
         """Leave nothing behind, whatever ended the run."""
         if self._status is None:
             # What raised may have been the callback.
-            self._output = _ignore
+            self._output = say_nothing
             self._signal(signal.SIGKILL)
             self._wait(time.monotonic() + GRACE_S, self._has_ended)
             self._wait(time.monotonic() + GRACE_S, lambda: not self._signal_rest(signal.SIGKILL))
@@ -190,7 +177,7 @@ class _Command:
         self._process.returncode = self._end_status()
         self._close()
 
-    def follow(self, output: Callable[[str], None], *, timeout_s: float, grace_s: float) -> Ended:
+    def follow(self, output: Progress, *, timeout_s: float, grace_s: float) -> Ended:
         """Wait for the end, or bring it about."""
         self._output = output
         in_time = self._wait(
@@ -243,10 +230,10 @@ class _Command:
                 poll.register(self._reader, select.POLLIN)
             for fd, _ in poll.poll(min(remaining, _LONGEST_POLL_S) * 1000):
                 if fd == self._reader:
-                    self._read(_READ_BYTES)
+                    self._read(READ_BYTES)
                 else:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, _READ_BYTES)
+                        os.read(self._wake, READ_BYTES)
             for number in interruption.take_for_command():
                 self._signal(number)
 
@@ -295,11 +282,11 @@ class _Command:
                     os.kill(one.pid, number)
         return bool(left)
 
-    def _rest(self) -> list[_Process]:
+    def _rest(self) -> list[Process]:
         """Return what descends from the command and runs, without the command itself."""
         return [one for one in self._left() if not one.is_dead]
 
-    def _left(self) -> list[_Process]:
+    def _left(self) -> list[Process]:
         """Return what descends from the command, those included that nobody has waited for.
 
         Only when there is none of either nothing runs any more: a process that ended while
@@ -309,8 +296,8 @@ class _Command:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return []
-        below: dict[int, list[_Process]] = {}
-        for one in _all_processes():
+        below: dict[int, list[Process]] = {}
+        for one in all_processes():
             if (one.pid, one.started) not in self._earlier:
                 below.setdefault(one.parent, []).append(one)
         result = []
@@ -328,7 +315,7 @@ class _Command:
         """Read what is in the pipe, at most *limit* bytes, and tell the complete lines."""
         while limit > 0 and self._reader >= 0:
             try:
-                data = os.read(self._reader, min(limit, _READ_BYTES))
+                data = os.read(self._reader, min(limit, READ_BYTES))
             except BlockingIOError:
                 return
             if not data:
@@ -369,10 +356,6 @@ class _Command:
             self._reader = -1
 
 
-def _ignore(_line: str) -> None:
-    """Take a line of output that nobody wants any more."""
-
-
 def _character_end(line: bytes, limit: int) -> int:
     """Return where a piece of *line* ends that is not too long and cuts no character."""
     if len(line) <= limit:
@@ -405,28 +388,6 @@ def _cannot_execute(
     )
 
 
-def _look(pid: int) -> _Process | None:
-    """Return what ``/proc`` says of a process, see ``proc_pid_stat(5)``; ``None``: it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            # Its name, in parentheses, may be anything.
-            fields = stream.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return _Process(
-        pid=pid,
-        parent=int(fields[1]),
-        group=int(fields[2]),
-        started=int(fields[19]),
-        is_dead=fields[0] in (b"Z", b"X"),
-    )
-
-
-def _all_processes() -> list[_Process]:
-    found = (_look(int(name)) for name in os.listdir("/proc") if name.isdigit())
-    return [one for one in found if one is not None]
-
-
 @contextlib.contextmanager
 def _orphans_come_here() -> Iterator[None]:
     """Be the parent of what descends from this process and loses its own, see ``prctl(2)``."""
@@ -442,7 +403,7 @@ def _orphans_come_here() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _wakened() -> Iterator[int]:
+def wakened() -> Iterator[int]:
     """Yield a descriptor that becomes readable when a signal comes or a child ends."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     before = signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -454,319 +415,3 @@ def _wakened() -> Iterator[int]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
         os.close(reader)
         os.close(writer)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Screen:
-    """A terminal for a command.
-
-    Attributes:
-        fd: Descriptor of it.
-        is_ours: It is this process's controlling terminal, which the command can have only as
-            a process group of the same session.
-    """
-
-    fd: int
-    is_ours: bool
-
-    def take(self) -> None:
-        """Make it the command's, between fork and exec."""
-        if self.is_ours:
-            _bring_to_front(self.fd, os.getpgrp())
-        else:
-            # Another session may have it; then there is no Ctrl-C, and all else works.
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(self.fd, termios.TIOCSCTTY, 0)
-
-
-@contextlib.contextmanager
-def _screen() -> Iterator[_Screen | None]:
-    """Yield this process's terminal, or the console, or ``None``; it is left as it was."""
-    with contextlib.ExitStack() as stack:
-        fd = 0
-        if not os.isatty(fd):
-            console = fsops.open_console()
-            if console is None:
-                yield None
-                return
-            stack.callback(os.close, console)
-            fd = console
-        try:
-            front = os.tcgetpgrp(fd)
-        except OSError:
-            screen = _Screen(fd=fd, is_ours=False)
-        else:
-            if front != os.getpgrp():
-                # In the background of a shell: nobody there answers.
-                yield None
-                return
-            screen = _Screen(fd=fd, is_ours=True)
-        attributes = termios.tcgetattr(fd)
-        try:
-            yield screen
-        finally:
-            # A command that was killed while it asked for a password left the echo off.
-            with contextlib.suppress(OSError, termios.error):
-                if screen.is_ours:
-                    _bring_to_front(fd, os.getpgrp())
-                termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
-
-
-def _bring_to_front(fd: int, group: int) -> None:
-    """Give the terminal to a process group, from the background (``tcsetpgrp(3)``)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
-    try:
-        os.tcsetpgrp(fd, group)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class Output:
-    """What a program of the host writes to standard output, while it runs.
-
-    Attributes:
-        stream: Standard output.
-    """
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], stream: BinaryIO, errors: BinaryIO
-    ) -> None:
-        """Follow *process*, whose output is *stream* and whose complaints go to *errors*."""
-        self.stream = stream
-        self._process = process
-        self._errors = errors
-
-    def finish(self) -> int:
-        """Read to the end, wait for the program, and return its exit status.
-
-        Returns:
-            The status; negative for the signal that killed it.
-
-        Raises:
-            CommandFailedError: If it does not end in time, or writes too much.
-            StoppedError: If a signal asked for an end.
-        """
-        while self.stream.read(_READ_BYTES):
-            pass
-        try:
-            return self._process.wait(GRACE_S)
-        except subprocess.TimeoutExpired as err:
-            raise _not_in_time(" ".join(map(str, err.cmd[:2]))) from err
-
-    def complaints(self) -> tuple[str, ...]:
-        """Return the last lines that it wrote to standard error."""
-        return _last_lines(self._errors)
-
-
-@contextlib.contextmanager
-def output_of(
-    words: Sequence[str], *, timeout_s: float, limit_bytes: int, to_the_end: bool = False
-) -> Iterator[Output]:
-    """Run a program of the host for its output, in bounded time and memory.
-
-    It is in a session of its own, so that Ctrl-C comes to this process alone, which then
-    undoes what was begun. A program that still runs when the caller leaves is killed. No other
-    child of this process may end during the call.
-
-    Args:
-        words: The command, found by ``PATH``, and its arguments.
-        timeout_s: Seconds that it may take.
-        limit_bytes: What it may write to standard output at most.
-        to_the_end: Go on although a signal asked for an end: for what undoes things.
-
-    Yields:
-        Its output.
-
-    Raises:
-        CommandFailedError: If it cannot be started, with the code ``no-command``; while its
-            output is read, if it does not end in time or writes too much.
-        VolumeIOError: If there is no room for a temporary file.
-        StoppedError: If a signal asked for an end.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(interruption.installed())
-        stack.enter_context(_nothing_goes_on())
-        if not to_the_end:
-            interruption.check()
-        wake = stack.enter_context(_wakened())
-        try:
-            errors = stack.enter_context(fsops.anonymous_file())
-        except OSError as err:
-            raise VolumeIOError(
-                f"cannot make a temporary file: {err.strerror or err}",
-                hint="Make room in the directory for temporary files, or name another by TMPDIR.",
-            ) from err
-        try:
-            process = subprocess.Popen(
-                list(words),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, "LC_ALL": "C"},
-                cwd="/",
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as err:
-            cause = err.strerror if isinstance(err, OSError) else str(err)
-            raise CommandFailedError(
-                f"cannot execute {words[0]!r}: {cause}",
-                code="no-command" if isinstance(err, FileNotFoundError) else "cannot-execute",
-                hint=f"Install {words[0]}, or correct PATH.",
-            ) from err
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        if process.stdout is None:
-            raise AssertionError
-        stack.callback(process.stdout.close)
-        reader = _Reader(
-            process.stdout.fileno(),
-            wake=-1 if to_the_end else wake,
-            name=" ".join(words[:2]),
-            deadline=time.monotonic() + timeout_s,
-            limit_bytes=limit_bytes,
-        )
-        yield Output(process, cast(BinaryIO, io.BufferedReader(reader)), errors)
-
-
-@contextlib.contextmanager
-def _nothing_goes_on() -> Iterator[None]:
-    """Let nobody be told that a start goes on with what only was looked at."""
-    try:
-        yield
-    except StoppedError as err:
-        err.hint = ""
-        raise
-
-
-class _Reader(io.RawIOBase):
-    """Reads a pipe until it ends, time is up, too much came, or a signal asks for an end."""
-
-    def __init__(self, fd: int, *, wake: int, name: str, deadline: float, limit_bytes: int) -> None:
-        super().__init__()
-        self._fd = fd
-        self._wake = wake
-        self._name = name
-        self._deadline = deadline
-        self._left = limit_bytes
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer, as in io
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        if self._wake >= 0:
-            poll.register(self._wake, select.POLLIN)
-        while True:
-            remaining = self._deadline - time.monotonic()
-            ready = {fd for fd, _ in poll.poll(max(remaining, 0.0) * 1000)}
-            if self._wake in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake, _READ_BYTES)
-                interruption.check()
-            if self._fd in ready:
-                count = os.readv(self._fd, [buffer])
-                self._left -= count
-                if self._left < 0:
-                    raise CommandFailedError(
-                        f"{self._name!r} writes more than can be right",
-                        code="too-much-output",
-                        hint="Look at what it works on: that is too large, or damaged.",
-                    )
-                return count
-            if remaining <= 0:
-                raise _not_in_time(self._name)
-
-
-def _not_in_time(name: str) -> CommandFailedError:
-    return CommandFailedError(
-        f"{name!r} did not end in time",
-        code="timeout",
-        hint="Look whether the container engine hangs, then try again.",
-    )
-
-
-@contextlib.contextmanager
-def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
-    """Run ``rpm -qa --xml`` on a database and give its output.
-
-    rpm gets a private copy of the database: even a query opens the write-ahead log and the
-    shared memory beside it for writing, which would change the image, copy the database
-    into a further layer, and fail on a read-only tree. It also needs no chroot, so nothing
-    of the image is executed or read as rpm's own configuration.
-
-    Args:
-        database: Descriptor of the directory that holds the database.
-        name: Path of it, for messages.
-
-    Yields:
-        The output, to be read to its end.
-
-    Raises:
-        PackageError: If rpm is not there, fails, or does not end.
-        VolumeIOError: If the database cannot be copied.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            copy = stack.enter_context(fsops.snapshot(database))
-            complaints = stack.enter_context(fsops.anonymous_file())
-        except OSError as err:
-            raise VolumeIOError(
-                f"cannot copy the rpm database {name!r} to query it: {err.strerror}",
-                hint="Make space in the directory for temporary files (TMPDIR).",
-            ) from err
-        try:
-            process = subprocess.Popen(
-                ["rpm", "--dbpath", copy, "--nosignature", "--nodigest", "-qa", "--xml"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        except OSError as err:
-            raise PackageError(
-                f"cannot run rpm to read the database {name!r}: {err.strerror}",
-                hint="Install rpm, or name the packages' files with --rpm.",
-            ) from err
-        watchdog = threading.Timer(_RPM_TIMEOUT_S, process.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        stack.callback(watchdog.cancel)
-        if process.stdout is None:
-            raise AssertionError
-        with process.stdout as output:
-            try:
-                yield cast(BinaryIO, output)
-                cut_short = bool(output.read(1))
-            except BaseException as err:
-                # A reader that stumbles over output which ends too soon is not told why;
-                # rpm may have said it.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=1.0)
-                failed = process.returncode not in (0, None)
-                process.kill()
-                process.wait()
-                if failed and isinstance(err, PackageError):
-                    raise _failure(name, process.returncode, complaints) from err
-                raise
-        if cut_short:
-            process.kill()
-            process.wait()
-        elif process.wait() != 0:
-            raise _failure(name, process.returncode, complaints)
-
-
-def _failure(name: str, status: int, complaints: BinaryIO) -> PackageError:
-    lines = _last_lines(complaints)
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    said = f": {'; '.join(lines)!r}" if lines else ""
-    return PackageError(
-        f"rpm -qa --xml on the database {name!r} {how}{said}",
-        hint="Repair the database (rpm --rebuilddb), or name the packages' files with --rpm.",
-    )
-
-
-def _last_lines(complaints: BinaryIO) -> tuple[str, ...]:
-    complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - _SHOWN_BYTES))
-    text = complaints.read().decode("utf-8", "backslashreplace")
-    return tuple(line.strip() for line in text.splitlines() if line.strip())[-_SHOWN_LINES:]

@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Final
 
+from ipavolume.linux.libc import last_errno, libc
 from ipavolume.model.files import DiskState, FileType, Xattrs
 
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 INODE_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_COPY_BYTES: Final = 1 << 20
-_IN_KERNEL_FROM_BYTES: Final = 256 << 10
-"""Below this a read and a write beat ``copy_file_range``, which has a fixed cost."""
+CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 NEVER_COPIED: Final = ("security.selinux", "trusted.overlay.")
 """The label belongs to the volume (``:Z``), the overlay attributes to the image's layers."""
@@ -38,8 +34,8 @@ _TYPES: Final = {
 }
 _AT_EMPTY_PATH: Final = 0x1000
 _RENAME_NOREPLACE: Final = 1
-_OWN_UID: Final = os.geteuid()
-_OWN_GID: Final = os.getegid()
+OWN_UID: Final = os.geteuid()
+OWN_GID: Final = os.getegid()
 """What is created belongs to these already; a chown is saved for most files."""
 
 
@@ -113,29 +109,6 @@ def proc_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def open_output(path: str) -> int | None:
-    """Open what a process prints to, for printing: a pipe or a terminal, no file.
-
-    Args:
-        path: Path of it, as ``/dev/console`` or ``/proc/8/fd/1``.
-
-    Returns:
-        A descriptor, or ``None`` when there is nothing of that kind.
-    """
-    try:
-        # Non-blocking, or a pipe that nobody reads any more would never be open.
-        fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        # A socket cannot be opened, and a container without a terminal has no console.
-        return None
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        os.set_blocking(fd, True)
-        return fd
-    os.close(fd)
-    return None
-
-
 def open_regular(directory: int, name: str) -> int | None:
     """Open *name* for reading if it is a regular file.
 
@@ -146,7 +119,7 @@ def open_regular(directory: int, name: str) -> int | None:
     if st is None or not stat.S_ISREG(st.st_mode):
         return None
     try:
-        fd = os.open(name, _READ_FLAGS, dir_fd=directory)
+        fd = os.open(name, READ_FLAGS, dir_fd=directory)
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
@@ -203,18 +176,6 @@ def _remove_xattr(path: str, name: str) -> None:
     except OSError as err:
         if err.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
-
-
-def open_console() -> int | None:
-    """Open the console of the container for reading and writing, if it is a terminal."""
-    try:
-        fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if not os.isatty(fd):
-        os.close(fd)
-        return None
-    return fd
 
 
 # -- creating ----------------------------------------------------------------------------
@@ -291,7 +252,7 @@ def make_directories(directory: int, path: str, *, mode: int = 0o755) -> int:
 def make_symlink(directory: int, name: str, target: str, *, uid: int, gid: int) -> None:
     """Create the symbolic link *name* with its owner."""
     os.symlink(target, name, dir_fd=directory)
-    if uid != _OWN_UID or gid != _OWN_GID:
+    if uid != OWN_UID or gid != OWN_GID:
         with inode(directory, name) as fd:
             chown_inode(fd, uid, gid)
 
@@ -303,129 +264,8 @@ def make_fifo(directory: int, name: str, *, uid: int, gid: int, mode: int) -> No
         set_metadata(fd, uid=uid, gid=gid, mode=mode)
 
 
-def copy_file(
-    source_directory: int,
-    source: str,
-    directory: int,
-    name: str,
-    *,
-    uid: int,
-    gid: int,
-    mode: int,
-    xattrs: Xattrs = (),
-    mtime_ns: int | None = None,
-) -> os.stat_result:
-    """Copy the regular file *source* to the new name *name*, metadata included.
-
-    Holes stay holes and reflinks are used where the file systems have them. The times are
-    those of the source unless *mtime_ns* is given.
-
-    Returns:
-        What ``fstat`` says of the copy at the end.
-
-    Raises:
-        OSError: ``EINVAL`` when the source is not a regular file.
-    """
-    reader = os.open(source, _READ_FLAGS, dir_fd=source_directory)
-    try:
-        st = os.fstat(reader)
-        if not stat.S_ISREG(st.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", source)
-        # The mode is right from the beginning where the umask lets it: what is copied lies in
-        # a directory of root alone until it is complete.
-        writer = os.open(name, _CREATE_FLAGS, mode & 0o777, dir_fd=directory)
-        try:
-            copy_content(reader, writer, st)
-            if uid != _OWN_UID or gid != _OWN_GID:
-                os.fchown(writer, uid, gid)
-            changed_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
-            os.utime(writer, ns=(changed_ns, changed_ns))
-            made = os.fstat(writer)
-            if xattrs or stat.S_IMODE(made.st_mode) != mode:
-                os.fchmod(writer, mode)
-                for key, value in xattrs:
-                    os.setxattr(writer, key, value)
-                made = os.fstat(writer)
-            return made
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
-
-
-def copy_inode(fd: int, directory: int, name: str) -> int:
-    """Copy the content of the regular file behind *fd* to the new name *name*, mode 0600.
-
-    Args:
-        fd: Descriptor of a file that is known to be regular, ``O_PATH`` included.
-        directory: Directory of the copy.
-        name: Its name.
-
-    Returns:
-        A descriptor of the copy, for reading and writing, at its beginning.
-    """
-    reader = os.open(proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        writer = create_file(directory, name)
-        copy_content(reader, writer, os.fstat(reader))
-        os.lseek(writer, 0, os.SEEK_SET)
-        return writer
-    finally:
-        os.close(reader)
-
-
-def copy_content(reader: int, writer: int, st: os.stat_result) -> None:
-    """Copy the bytes of *reader* to the empty *writer*; *st* is ``fstat`` of the reader."""
-    size = st.st_size
-    if size < _IN_KERNEL_FROM_BYTES and st.st_blocks * 512 >= size:
-        done = 0
-        while done < size and (data := os.read(reader, size - done)):
-            _write_all(writer, data)
-            done += len(data)
-        return
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(reader, position, os.SEEK_DATA)
-        except OSError as err:
-            if err.errno == errno.ENXIO:
-                break
-            raise
-        end = os.lseek(reader, start, os.SEEK_HOLE)
-        _copy_range(reader, writer, start, end)
-        position = end
-    os.ftruncate(writer, max(size, position))
-
-
-def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
-    in_kernel = True
-    while start < end:
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(reader, writer, end - start, start, start)
-            except OSError as err:
-                # EXDEV: from an image layer (overlay) to a volume, the usual case.
-                if err.errno not in (
-                    errno.EXDEV,
-                    errno.EINVAL,
-                    errno.ENOSYS,
-                    errno.EOPNOTSUPP,
-                    errno.EPERM,
-                ):
-                    raise
-                in_kernel = False
-                continue
-        else:
-            data = os.pread(reader, min(_COPY_BYTES, end - start), start)
-            os.lseek(writer, start, os.SEEK_SET)
-            _write_all(writer, data)
-            copied = len(data)
-        if not copied:
-            return
-        start += copied
-
-
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of *data*, however many calls that takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -440,10 +280,10 @@ def write_file(directory: int, name: str, data: bytes, *, mode: int = 0o644) -> 
     temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=directory)
-    fd = os.open(temporary, _CREATE_FLAGS, mode, dir_fd=directory)
+    fd = os.open(temporary, CREATE_FLAGS, mode, dir_fd=directory)
     try:
         os.fchmod(fd, mode)
-        _write_all(fd, data)
+        write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -459,7 +299,7 @@ def overwrite_file(path: str, data: bytes) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _write_all(fd, data)
+        write_all(fd, data)
         os.ftruncate(fd, len(data))
     finally:
         os.close(fd)
@@ -474,25 +314,29 @@ def write_complete(
     """
     fd = create_file(directory, name)
     try:
-        _write_all(fd, data)
+        write_all(fd, data)
         set_metadata(fd, uid=uid, gid=gid, mode=mode, xattrs=xattrs, acls=True)
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
+def write_new(
+    directory: int, name: str, content: Iterable[bytes | bytearray], *, mode: int
+) -> None:
+    """Write *name* afresh; the caller makes it durable."""
+    with open(create_file(directory, name, mode=mode), "wb") as stream:
+        for data in content:
+            stream.write(data)
+
+
 def create_file(directory: int, name: str, *, mode: int = 0o600) -> int:
     """Create *name* afresh and return a descriptor for writing; an old one is removed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
-    fd = os.open(name, _CREATE_FLAGS & ~os.O_WRONLY | os.O_RDWR, mode, dir_fd=directory)
+    fd = os.open(name, CREATE_FLAGS & ~os.O_WRONLY | os.O_RDWR, mode, dir_fd=directory)
     os.fchmod(fd, mode)
     return fd
-
-
-def clone_file(source_directory: int, source: str, directory: int, name: str) -> None:
-    """Copy the content of a root-owned file of our own to the new name *name*, mode 0600."""
-    copy_file(source_directory, source, directory, name, uid=0, gid=0, mode=0o600)
 
 
 # -- changing ----------------------------------------------------------------------------
@@ -505,12 +349,12 @@ def rename(source_directory: int, source: str, directory: int, name: str) -> Non
 
 def rename_noreplace(source_directory: int, source: str, directory: int, name: str) -> None:
     """Rename; ``EEXIST`` when something is at *name* already."""
-    result = _libc().renameat2(
+    result = libc().renameat2(
         source_directory, os.fsencode(source), directory, os.fsencode(name), _RENAME_NOREPLACE
     )
     if result == 0:
         return
-    code = _errno()
+    code = last_errno()
     if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), name)
     # A file system without the flag (NFS, some FUSE): the lock makes the check good enough.
@@ -550,8 +394,8 @@ def remove_directory(directory: int, name: str) -> bool:
 
 def chown_inode(fd: int, uid: int, gid: int) -> None:
     """Change the owner of exactly the inode behind *fd*, a symbolic link included."""
-    if _libc().fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH) != 0:
-        code = _errno()
+    if libc().fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH) != 0:
+        code = last_errno()
         raise OSError(code, os.strerror(code))
 
 
@@ -565,119 +409,12 @@ def set_link_times(directory: int, name: str, mtime_ns: int) -> None:
     os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
 
 
-def remove_tree(directory: int, name: str) -> None:
-    """Remove *name* and everything below it, following nothing; nothing there is fine.
-
-    However deep the tree is, a bounded number of descriptors is open.
-
-    Raises:
-        OSError: ``ESTALE`` when a directory was moved meanwhile, ``ENOTEMPTY`` or ``EBUSY``
-            when something was put into one, or mounted there.
-    """
-    st = lstat(directory, name)
-    if st is None:
-        return
-    if not stat.S_ISDIR(st.st_mode):
-        unlink(directory, name)
-        return
-    fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
-    try:
-        above: list[tuple[os.stat_result, str, list[str]]] = []
-        pending = os.listdir(fd)
-        while True:
-            if pending:
-                entry = pending.pop()
-                found = lstat(fd, entry)
-                if found is None:
-                    continue
-                if not stat.S_ISDIR(found.st_mode):
-                    unlink(fd, entry)
-                    continue
-                below = os.open(entry, DIRECTORY_FLAGS, dir_fd=fd)
-                above.append((os.fstat(fd), entry, pending))
-                os.close(fd)
-                fd = below
-                pending = os.listdir(fd)
-            elif above:
-                expected, entry, pending = above.pop()
-                parent = os.open("..", DIRECTORY_FLAGS, dir_fd=fd)
-                os.close(fd)
-                fd = parent
-                if not os.path.samestat(os.fstat(fd), expected):
-                    raise OSError(errno.ESTALE, "was moved while it was being removed", entry)
-                os.rmdir(entry, dir_fd=fd)
-            else:
-                break
-    finally:
-        os.close(fd)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=directory)
-
-
 # -- durability --------------------------------------------------------------------------
-
-
-def sync_file_system(fd: int) -> None:
-    """Make everything on the file system of *fd* durable (``syncfs``).
-
-    Errors of writeback since *fd* was opened are reported, so it has to be opened before
-    the first write (syncfs(2)).
-    """
-    if _libc().syncfs(fd) != 0:
-        code = _errno()
-        raise OSError(code, os.strerror(code))
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends (``PR_SET_PDEATHSIG``)."""
-    import signal
-
-    _libc().prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def sync(fd: int) -> None:
     """Make the file or directory behind *fd* durable (``fsync``)."""
     os.fsync(fd)
-
-
-def sync_tree(directory: int, name: str) -> None:
-    """``fsync`` every file and directory below *name*: for file systems without ``syncfs``."""
-    st = lstat(directory, name)
-    if st is None or not (stat.S_ISDIR(st.st_mode) or stat.S_ISREG(st.st_mode)):
-        return
-    if stat.S_ISREG(st.st_mode):
-        fd = open_regular(directory, name)
-        if fd is not None:
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        return
-    fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
-    try:
-        for entry in os.listdir(fd):
-            sync_tree(fd, entry)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_loaded: list[Any] = []
-
-
-def _libc() -> Any:  # noqa: ANN401 - ctypes types no foreign function
-    """Load libc when first needed: ctypes costs milliseconds a current start must not pay."""
-    if not _loaded:
-        import ctypes
-
-        _loaded.append(ctypes.CDLL(None, use_errno=True))
-    return _loaded[0]
-
-
-def _errno() -> int:
-    import ctypes
-
-    return ctypes.get_errno()
 
 
 # -- images ------------------------------------------------------------------------------
@@ -718,75 +455,15 @@ def set_xattrs(fd: int, xattrs: Xattrs) -> None:
         os.setxattr(path, name, value)
 
 
-def anonymous_file() -> BinaryIO:
-    """Return a file without a name, readable and writable, outside of any image."""
-    import tempfile
-
-    return tempfile.TemporaryFile()
-
-
-@contextlib.contextmanager
-def private_directory() -> Iterator[str]:
-    """Make a temporary directory of this user alone, outside of any volume; yield its path.
-
-    It is removed at the end.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="ipavolume-") as path:
-        yield path
-
-
-def private_file(directory: str, name: str, data: bytes) -> str:
-    """Write an executable file of root alone into a private directory; return its path."""
-    path = f"{directory}/{name}"
-    fd = os.open(path, _CREATE_FLAGS, 0o700)
-    try:
-        _write_all(fd, data)
-    finally:
-        os.close(fd)
-    return path
-
-
-def spool(directory: int, name: str, content: Iterator[bytes]) -> None:
-    """Write *content* to the new file *name* in a private directory, not durably."""
-    fd = os.open(name, _CREATE_FLAGS, 0o600, dir_fd=directory)
-    try:
-        for data in content:
-            _write_all(fd, data)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def snapshot(directory: int) -> Iterator[str]:
-    """Copy the regular files of *directory* to a private temporary directory; yield its path.
-
-    The copy is removed at the end.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="ipavolume-") as path:
-        target = os.open(path, DIRECTORY_FLAGS)
-        try:
-            for name in sorted(os.listdir(directory)):
-                st = lstat(directory, name)
-                if st is not None and stat.S_ISREG(st.st_mode):
-                    clone_file(directory, name, target, name)
-        finally:
-            os.close(target)
-        yield path
-
-
 def write_stream(directory: int, name: str, content: Iterator[bytes], *, mode: int = 0o644) -> None:
     """Replace *name* by a file with *content*, atomically and durably, in bounded memory."""
     temporary = f".{name}.new"
     unlink(directory, temporary)
-    fd = os.open(temporary, _CREATE_FLAGS, mode, dir_fd=directory)
+    fd = os.open(temporary, CREATE_FLAGS, mode, dir_fd=directory)
     try:
         os.fchmod(fd, mode)
         for data in content:
-            _write_all(fd, data)
+            write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -794,126 +471,21 @@ def write_stream(directory: int, name: str, content: Iterator[bytes], *, mode: i
     os.fsync(directory)
 
 
-# -- probing -----------------------------------------------------------------------------
+def open_for_appending(fd: int, name: str) -> BinaryIO:
+    """Open a log in the directory *fd* for appending; it is made where it is missing.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """What a file on a volume may have to be given.
-
-    Attributes:
-        uid: Owner.
-        gid: Group.
-        mode: Permission bits, which let nobody but the owner write.
-        xattrs: Attributes.
+    Raises:
+        OSError: If it is no regular file of this directory alone.
     """
-
-    uid: int
-    gid: int
-    mode: int = 0o640
-    xattrs: Xattrs = ()
-
-
-def probe(directory: int, trial: Trial, *, thorough: bool) -> tuple[str, OSError] | None:
-    """Do to a file of our own on the file system of *directory* what an upgrade does to files.
-
-    Nothing is left of it, and it has no name where the file system can do without.
-
-    Args:
-        directory: Descriptor of the directory.
-        trial: What the file is given.
-        thorough: Also what may be seen from outside, or takes long: a name for a moment where
-            files need one (NFS, vfat, some of FUSE), and waiting for the disk.
-
-    Returns:
-        The first call that did not work, with its error, or ``None``. The error has no number
-        where the call said that it had worked and did nothing.
-    """
-    call = "open with O_TMPFILE"
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
     try:
-        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    except OSError as err:
-        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            return call, err
-        return _probe_with_names(directory, trial) if thorough else None
-    try:
-        return _first_failure(_calls_on(fd, trial, thorough=thorough))
-    finally:
-        os.close(fd)
-
-
-_Call = tuple[str, Callable[[], object]]
-
-
-def _first_failure(calls: Iterable[_Call]) -> tuple[str, OSError] | None:
-    for name, call in calls:
-        try:
-            call()
-        except OSError as err:
-            return name, err
-    return None
-
-
-def _calls_on(fd: int, trial: Trial, *, thorough: bool) -> Iterator[_Call]:
-    owner = f"fchown to {trial.uid}:{trial.gid}"
-    mode = f"fchmod to {trial.mode:04o}"
-    yield "write", lambda: os.write(fd, b"ipavolume\n")
-    yield owner, lambda: os.fchown(fd, trial.uid, trial.gid)
-    yield owner, lambda: _expect(_owner_of(fd), (trial.uid, trial.gid))
-    yield mode, lambda: os.fchmod(fd, trial.mode)
-    yield mode, lambda: _expect(stat.S_IMODE(os.fstat(fd).st_mode), trial.mode)
-    yield "open of a file of another owner", lambda: os.close(os.open(proc_path(fd), os.O_RDWR))
-    for name, value in trial.xattrs:
-        yield f"setxattr of {name}", functools.partial(os.setxattr, fd, name, value)
-    if thorough:
-        yield "fsync", lambda: os.fsync(fd)
-
-
-def _owner_of(fd: int) -> tuple[int, int]:
-    st = os.fstat(fd)
-    return st.st_uid, st.st_gid
-
-
-def _expect(found: object, wanted: object) -> None:
-    if found != wanted:
-        raise OSError(0, "it is accepted, and nothing is changed")
-
-
-_PROBE: Final = ".ipavolume-probe"
-
-
-def _probe_with_names(directory: int, trial: Trial) -> tuple[str, OSError] | None:
-    """Probe where files need names; the directory's times stay."""
-    st = os.fstat(directory)
-    try:
-        remove_tree(directory, _PROBE)
-        os.mkdir(_PROBE, 0o700, dir_fd=directory)
-    except OSError as err:
-        return "mkdir", err
-    try:
-        inside = os.open(_PROBE, DIRECTORY_FLAGS, dir_fd=directory)
-        try:
-            return _probe_names(inside, trial)
-        finally:
-            os.close(inside)
-    except OSError as err:
-        return "open", err
-    finally:
-        remove_tree(directory, _PROBE)
-        os.utime(proc_path(directory), ns=(st.st_atime_ns, st.st_mtime_ns))
-
-
-def _probe_names(inside: int, trial: Trial) -> tuple[str, OSError] | None:
-    fd = os.open("file", _CREATE_FLAGS, 0o600, dir_fd=inside)
-    try:
-        return _first_failure(
-            [
-                *_calls_on(fd, trial, thorough=True),
-                ("link", lambda: link(inside, "file", inside, "link")),
-                ("rename", lambda: rename(inside, "link", inside, "renamed")),
-                ("symlink", lambda: os.symlink("file", "symlink", dir_fd=inside)),
-                ("fsync of a directory", lambda: os.fsync(inside)),
-            ]
-        )
-    finally:
-        os.close(fd)
+        with inode(fd, name) as found:
+            st = os.fstat(found)
+            # A file with other names could be any file of the volume that somebody wants
+            # written to.
+            if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:
+                raise OSError(errno.EPERM, "it is no file of its own", name)
+            opened = os.open(proc_path(found), flags)
+    except FileNotFoundError:
+        opened = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
+    return open(opened, "wb", buffering=0)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, ManifestError, VolumeIOError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import libc
 
 _TOLD_BYTES: Final = 4096
 """What fits into a pipe at once, so that a process that failed never waits to say so."""
@@ -58,7 +58,7 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
 def _run(work: Callable[[], None], writer: int, parent: int) -> None:
     status = 1
     try:
-        fsops.die_with_parent()
+        libc.die_with_parent()
         # It may have ended before that was asked for.
         if os.getppid() == parent:
             work()

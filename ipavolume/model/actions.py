@@ -6,27 +6,11 @@ Whoever handles actions matches all of them; a new one is then found by the type
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
-from ipavolume.model.files import DiskState, Xattrs
+from ipavolume.model.files import DiskState, Metadata
 from ipavolume.model.tasks import Task
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metadata:
-    """Owner, mode and the attributes that go with them.
-
-    Attributes:
-        uid: Number of the owner.
-        gid: Number of the group.
-        mode: Permission bits.
-        xattrs: ACLs and capabilities (all others too for a new file).
-    """
-
-    uid: int
-    gid: int
-    mode: int
-    xattrs: Xattrs = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,3 +216,21 @@ def describe(action: Action) -> str:
             return f"{path} ({reason})"
         case Keep(path=path, reason=reason):
             return f"{path} ({reason})"
+
+
+class Rule(enum.StrEnum):
+    """Why something is done: rpm's table, or the difference from rpm that applies."""
+
+    RPM = "rpm"
+    METADATA = "metadata-merge"
+    COPIES = "numbered-copies"
+    DATA_KEPT = "data-kept"
+    LIST_LOST = "list-lost"
+    TYPE_CHANGE = "type-change"
+    UNOWNED = "unowned"
+    REFRESH = "refresh"
+    OWNER_TRANSLATION = "owner-translation"
+    RELOCATED = "relocated-directory"
+    PACKAGE_UNCHANGED = "package-unchanged"
+    UNKNOWN_OLD = "unknown-old"
+    MOUNTED_OVER = "mounted-over"

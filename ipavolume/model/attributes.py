@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.model.files import Xattrs
+from ipavolume.model.files import Metadata, Xattrs
 
 ACL_NAMES: Final = ("system.posix_acl_access", "system.posix_acl_default")
 CAPABILITY_NAME: Final = "security.capability"
@@ -188,3 +188,10 @@ def _entries(value: bytes) -> list[tuple[int, int, int]]:
     if _ACL_HEADER.unpack_from(value)[0] != _ACL_VERSION:
         return []
     return list(_ACL_ENTRY.iter_unpack(value[_ACL_HEADER.size :]))
+
+
+def is_privileged(metadata: Metadata) -> bool:
+    """Tell whether whoever executes a file with *metadata* gets rights by it."""
+    return bool(metadata.mode & SET_ID_BITS) or any(
+        key == CAPABILITY_NAME for key, _ in metadata.xattrs
+    )

@@ -8,8 +8,7 @@ Nothing here reads or writes anything. Paths are absolute as the container sees 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 STATE_DIRECTORY = ".ipavolume"
 BUILD_ID_NAME = "build-id"
@@ -126,203 +125,17 @@ class DiskState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provide:
-    """A capability that a package provides.
+class Metadata:
+    """Owner, mode and the attributes that go with them.
 
     Attributes:
-        name: Name of the capability.
-        evr: ``epoch:version-release`` as far as given, or "".
+        uid: Number of the owner.
+        gid: Number of the group.
+        mode: Permission bits.
+        xattrs: ACLs and capabilities (all others too for a new file).
     """
 
-    name: str
-    evr: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
-    """An installed package.
-
-    Attributes:
-        name: Name.
-        epoch: Epoch, 0 when the package has none.
-        version: Version.
-        release: Release.
-        arch: Architecture.
-        provides: What it provides, its own name included.
-    """
-
-    name: str
-    epoch: int
-    version: str
-    release: str
-    arch: str
-    provides: tuple[Provide, ...] = ()
-
-    @property
-    def evr(self) -> str:
-        """``epoch:version-release``; the epoch is left out when it is 0."""
-        text = f"{self.version}-{self.release}"
-        return f"{self.epoch}:{text}" if self.epoch else text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RpmFile:
-    """What a package's header says of one file.
-
-    Attributes:
-        path: Absolute path as the package has it.
-        mode: Type and permission bits as in ``st_mode``.
-        size: Bytes.
-        digest: Hexadecimal digest of a regular file, "" for ghosts and other types.
-        digest_algorithm: ``sha256``, ``md5`` and so on, as :mod:`hashlib` names them.
-        target: Target of a symbolic link, otherwise "".
-        owner: Name of the owner.
-        group: Name of the group.
-        flags: Flags, only those of :class:`FileFlags`.
-        capabilities: File capabilities as text, otherwise "".
-        installed: False where rpm recorded that it did not install the file.
-    """
-
-    path: str
+    uid: int
+    gid: int
     mode: int
-    size: int
-    digest: str
-    digest_algorithm: str
-    target: str
-    owner: str
-    group: str
-    flags: FileFlags
-    capabilities: str = ""
-    installed: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """What a trigger waits for.
-
-    Attributes:
-        name: Name of a package; of a file trigger the prefix of a path.
-        sense: How the version compares: bits of :class:`ipavolume.versions.Sense`.
-        evr: Version that it compares with, or "" for any.
-        place: Place among all conditions of the package's triggers of this sort. Of two that
-            hold only the first counts.
-    """
-
-    name: str
-    sense: int = 0
-    evr: str = ""
-    place: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RpmScriptlet:
-    """A scriptlet as a package's header has it.
-
-    Attributes:
-        kind: ``post``, ``triggerin``, ``filetriggerun`` and so on, as the spec file names it.
-            A trigger without any condition is a ``trigger``, ``filetrigger`` or
-            ``transfiletrigger``: rpmbuild drops conditions that overlap earlier ones, and rpm
-            never runs what is left without.
-        interpreter: The program and its words.
-        body: Its text, or ``None`` when there is only the program. A trigger always has one:
-            to rpm even an empty one is a script.
-        expand: rpm expands macros in the text when it runs (``-e``).
-        queryformat: rpm then expands tags of the header in it (``-q``).
-        conditions: What a trigger waits for; any of them.
-        priority: Of a file trigger; higher ones run first.
-        number: Number among the package's triggers of this sort, from 1; otherwise 0.
-    """
-
-    kind: str
-    interpreter: tuple[str, ...]
-    body: bytes | None
-    expand: bool = False
-    queryformat: bool = False
-    conditions: tuple[Condition, ...] = ()
-    priority: int = 0
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RpmPackage:
-    """A package with its scriptlets and those of its files that were asked for.
-
-    Attributes:
-        package: Name, version and what it provides.
-        files: Its files in the header's order.
-        scriptlets: Its scriptlets; triggers in the header's order.
-        installed: Number of the transaction that installed it and the time, both in seconds
-            since 1970; zeros in a package file. It is no part of what the package is.
-    """
-
-    package: Package
-    files: tuple[RpmFile, ...]
-    scriptlets: tuple[RpmScriptlet, ...] = ()
-    installed: tuple[int, int] = field(default=(0, 0), compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeSpec:
-    """A volume as an image declares it.
-
-    Attributes:
-        mount: Where the container sees it.
-        template: Where the image keeps its pristine content.
-        volatile: Emptied and filled at each start, never upgraded.
-        entries: The normalised entries of its path lists, without trailing slashes.
-        files: Number of records below the mount that have content in the template.
-        bytes: Sum of their sizes.
-    """
-
-    mount: str
-    template: str
-    volatile: bool = False
-    entries: tuple[str, ...] = ()
-    files: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accounts:
-    """Names and numbers of the accounts of an image, from its own files.
-
-    Attributes:
-        users: Number by user name.
-        groups: Number by group name.
-    """
-
-    users: Mapping[str, int] = field(default_factory=dict)
-    groups: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageHeader:
-    """The first record of a manifest: which image this is.
-
-    Attributes:
-        build_id: Id of the image build.
-        image_name: What people call the image, or "".
-        created: Time of the build, ISO 8601 in UTC.
-        os_id: ``ID`` of os-release.
-        os_version: ``VERSION_ID`` of os-release.
-        fingerprint: SHA-256 of what matters to a volume; equal for a rebuild without change.
-        packages: Installed packages, sorted by name.
-        accounts: The image's passwd and group.
-        volumes: Its volumes; the first is the primary one.
-        links: Symbolic links of the image that lead into a mount: path and target.
-        records: Number of path records that follow.
-        records_digest: BLAKE2b-256 of the bytes of the record lines.
-    """
-
-    build_id: str
-    image_name: str = ""
-    created: str = ""
-    os_id: str = ""
-    os_version: str = ""
-    fingerprint: str = ""
-    packages: tuple[Package, ...] = ()
-    accounts: Accounts = Accounts()
-    volumes: tuple[VolumeSpec, ...] = ()
-    links: tuple[tuple[str, str], ...] = ()
-    records: int = 0
-    records_digest: str = ""
+    xattrs: Xattrs = ()

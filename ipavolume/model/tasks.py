@@ -259,3 +259,6 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise TypeError(value)
     return tuple(_text(item) for item in value)
+
+
+PHASES: Final = ("offline", "online")

@@ -6,24 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from ipavolume.apply import stage as staging
-from ipavolume.context import Session
+from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.linux import files as fsops
 from ipavolume.model.actions import Install, Plan
-from ipavolume.model.files import DiskState, ImageHeader, Record
-from ipavolume.plan import preflight
+from ipavolume.model.files import DiskState, Record
+from ipavolume.model.images import ImageHeader, TopLevel
+from ipavolume.plan import assess, preflight
 from ipavolume.plan import tasks as choosing
+from ipavolume.plan.fate import is_config
 from ipavolume.plan.planner import Planner, plan_populate
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import State, Verdict
-from ipavolume.rpm.fate import is_config
 from ipavolume.steps.api import Warn
-from ipavolume.volume import adopt
-from ipavolume.volume import facts as state
+from ipavolume.volume import adopt, candidates, history
+from ipavolume.volume import index as volume_index
 from ipavolume.volume import tree as scan
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.tree import INDEX_ENTRY
+from ipavolume.volume.index import INDEX_ENTRY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +52,12 @@ class Draft:
 
 
 def draft(
-    session: Session, verdict: Verdict, facts: Mapping[str, Facts], *, looking: bool = False
+    context: Context, verdict: Verdict, facts: Mapping[str, Facts], *, looking: bool = False
 ) -> Draft:
     """Plan what brings the volumes from *verdict*'s state to the image. Changes nothing.
 
     Args:
-        session: The volumes.
+        context: The volumes.
         verdict: Their state.
         facts: What was found on them.
         looking: It is only shown; not even a trial may be seen on the volumes.
@@ -65,9 +65,9 @@ def draft(
     Raises:
         IpaVolumeError: If the plan cannot be made safely, or would not fit.
     """
-    image = session.image.header
-    run = _run_id(session, image.build_id)
-    primary = facts[session.primary.mount]
+    image = context.image.header
+    run = _run_id(context, image.build_id)
+    primary = facts[context.primary.mount]
     kind = {
         State.EMPTY: "populate",
         State.LEGACY: "adopt",
@@ -83,24 +83,24 @@ def draft(
         overrides=verdict.overrides,
     )
     if kind == "rebuilt":
-        made = _draft_rebuilt(session, plan, primary)
-    elif kind == "populate" and (trees := _free_trees(session)) is not None:
+        made = _draft_rebuilt(context, plan, primary)
+    elif kind == "populate" and (trees := _free_trees(context)) is not None:
         made = Draft(
             plan=replace(plan, actions=plan_populate(trees)),
             positions={},
-            pristine=tuple(_config_records(session)),
+            pristine=tuple(_config_records(context)),
         )
     else:
-        made = _draft_compared(session, plan, facts)
+        made = _draft_compared(context, plan, facts)
     choice = choosing.choose(
-        session, made.plan, recorded_of(session, facts), complete=kind != "adopt"
+        context, made.plan, recorded_of(context, facts), complete=kind != "adopt"
     )
     decided = choosing.with_choice(made.plan, choice)
     overrides = preflight.check(
         decided,
-        session.volumes,
-        session.image.header,
-        session.options.allow,
+        context.volumes,
+        context.image.header,
+        context.options.allow,
         looking=looking,
     )
     return replace(
@@ -111,65 +111,69 @@ def draft(
     )
 
 
-def recorded_of(session: Session, facts: Mapping[str, Facts]) -> ImageHeader | None:
+def recorded_of(context: Context, facts: Mapping[str, Facts]) -> ImageHeader | None:
     """Return what is known of the last image whose steps all ran on the volumes.
 
     Returns:
         Its header, what could be learned of it for a volume without our state, or ``None``
         for an empty volume.
     """
-    primary = facts[session.primary.mount]
+    primary = facts[context.primary.mount]
     if primary.stepped is not None:
         return primary.stepped
     if primary.legacy or primary.build_id is not None:
-        return session.learn()
+        return assess.learn(context)
     return None
 
 
-def _run_id(session: Session, build_id: str) -> str:
+def _run_id(context: Context, build_id: str) -> str:
     """Return the id of the next run: its number, and the beginning of the image's id.
 
     It follows from what is recorded, so that a dry run names what the run will name.
     """
-    number = len(state.read_history(session.primary)) + 1
+    number = len(history.read_history(context.primary)) + 1
     word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
     return f"{number:04}-{word[:8] or 'image'}"
 
 
-def _draft_rebuilt(session: Session, plan: Plan, primary: Facts) -> Draft:
+def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
     index = b""
     baseline = primary.baseline
-    if baseline is not None and baseline.records_digest == session.image.header.records_digest:
-        index = state.read_index(session.primary, baseline)
+    if baseline is not None and baseline.records_digest == context.image.header.records_digest:
+        index = volume_index.read_index(context.primary, baseline)
     return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
 
 
-def _free_trees(session: Session) -> list[tuple[str, int, int]] | None:
+def _free_trees(context: Context) -> list[TopLevel] | None:
     """Return the directories right below the mounts, if none of them is on the volumes."""
-    trees = []
-    mounted = session.mounted_below()
-    with session.tree() as tree:
-        for mount in session.volumes:
-            for path, entries, size in session.top_level(mount):
-                if entries < 0 or tree.state(path) is not None or path in mounted:
-                    return None
-                trees.append((path, entries, size))
+    trees: list[TopLevel] = []
+    mounted = context.mounted_below()
+    with context.tree() as tree:
+        for spec in context.image.header.volumes:
+            if spec.volatile:
+                continue
+            if spec.top is None or any(
+                not top.is_directory or tree.state(top.path) is not None or top.path in mounted
+                for top in spec.top
+            ):
+                return None
+            trees += spec.top
     return trees
 
 
-def _config_records(session: Session) -> Iterator[Record]:
-    with session.tree() as tree:
-        for line in session.image.lines():
+def _config_records(context: Context) -> Iterator[Record]:
+    with context.tree() as tree:
+        for line in context.image.lines():
             if b'"flags":["config"' in line:
                 record = manifest.parse_record(line)
                 if record.present and is_config(record) and tree.covers(record.path):
                     yield record
 
 
-def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
-    image = session.image.header
-    primary = facts[session.primary.mount]
-    fresh, unknown = _estranged(session, facts)
+def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
+    image = context.image.header
+    primary = facts[context.primary.mount]
+    fresh, unknown = _estranged(context, facts)
     unknown_old = plan.kind == "adopt"
     positions: dict[str, int] = {}
     pristine: list[Record] = []
@@ -187,12 +191,12 @@ def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) ->
 
     same = None
     if not fresh and not unknown:
-        same = _same_records(session, primary, unknown_old=unknown_old)
+        same = _same_records(context, primary, unknown_old=unknown_old)
     if same is None:
-        old_header, old_lines, old_index = _old(session, primary, unknown_old=unknown_old)
+        old_header, old_lines, old_index = _old(context, primary, unknown_old=unknown_old)
     else:
         old_header, old_lines, old_index = primary.baseline, iter(()), same
-    with session.tree() as tree:
+    with context.tree() as tree:
         planner = Planner(
             view=tree,
             old=old_header,
@@ -202,25 +206,25 @@ def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) ->
             unknown_old=unknown_old,
             fresh=fresh,
             unknown=unknown,
-            allow=session.options.allow,
-            mounted=session.mounted_below(),
+            allow=context.options.allow,
+            mounted=context.mounted_below(),
             verified=verified,
         )
         if same is None:
-            found = scan.candidates(
+            found = candidates.candidates(
                 old_lines,
-                session.image.lines(),
+                context.image.lines(),
                 tree,
-                old_index=b"" if session.options.checksum else old_index,
+                old_index=b"" if context.options.checksum else old_index,
                 new_index=new_index,
                 unreadable=cannot_read,
             )
         else:
-            suspects = staging.find_suspects(session.image, session.volumes, same)
+            suspects = candidates.find_suspects(context.image.lines, context.volumes, same)
             new_index[:] = same
             _forget(new_index, suspects)
             found = (
-                scan.suspected(session.image.lines(), suspects, tree, cannot_read)
+                candidates.suspected(context.image.lines(), suspects, tree, cannot_read)
                 if any(suspects)
                 else iter(())
             )
@@ -237,13 +241,13 @@ def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) ->
                 if is_config(candidate.new) and candidate.new.present:
                     pristine.append(candidate.new)
         if planner.renumbered and old_header is not None:
-            for mount, volume in session.volumes.items():
+            for mount, volume in context.volumes.items():
                 planner.translate(
                     (path, fsops.disk_state(st), fsops.xattrs_at(directory, name))
                     for path, directory, name, st in scan.walk(
                         volume.fd,
                         mount,
-                        mounted=session.mounted_below(),
+                        mounted=context.mounted_below(),
                         unreadable=cannot_read,
                     )
                 )
@@ -261,15 +265,15 @@ def _draft_compared(session: Session, plan: Plan, facts: Mapping[str, Facts]) ->
     )
 
 
-def _estranged(session: Session, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+def _estranged(context: Context, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
     """Return the secondaries that the baseline of the primary volume does not describe.
 
     Returns:
         Mounts of those that are new or were lost, and of those with another recorded id, such
         as one that was restored from an older backup.
     """
-    baseline = facts[session.primary.mount].baseline
-    mounts = [mount for mount in session.volumes if mount != session.primary.mount]
+    baseline = facts[context.primary.mount].baseline
+    mounts = [mount for mount in context.volumes if mount != context.primary.mount]
     if baseline is None:
         return [], []
     fresh = [mount for mount in mounts if facts[mount].identity is None]
@@ -277,14 +281,14 @@ def _estranged(session: Session, facts: Mapping[str, Facts]) -> tuple[list[str],
     return fresh, [mount for mount in others if facts[mount].build_id != baseline.build_id]
 
 
-def _same_records(session: Session, primary: Facts, *, unknown_old: bool) -> bytes | None:
+def _same_records(context: Context, primary: Facts, *, unknown_old: bool) -> bytes | None:
     """Return the index, if the manifest is record by record the one applied before."""
-    baseline, image = primary.baseline, session.image.header
-    if unknown_old or session.options.checksum or baseline is None:
+    baseline, image = primary.baseline, context.image.header
+    if unknown_old or context.options.checksum or baseline is None:
         return None
     if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
         return None
-    index = state.read_index(session.primary, baseline)
+    index = volume_index.read_index(context.primary, baseline)
     return index if len(index) == image.records * INDEX_ENTRY.size else None
 
 
@@ -293,20 +297,20 @@ def _forget(index: bytearray, suspects: bytes) -> None:
     position = suspects.find(1)
     while position >= 0:
         start = position * INDEX_ENTRY.size
-        index[start : start + INDEX_ENTRY.size] = scan.INDEX_UNKNOWN
+        index[start : start + INDEX_ENTRY.size] = volume_index.INDEX_UNKNOWN
         position = suspects.find(1, position + 1)
 
 
 def _old(
-    session: Session, primary: Facts, *, unknown_old: bool
+    context: Context, primary: Facts, *, unknown_old: bool
 ) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
     if unknown_old:
-        volume = session.primary
-        return session.learn(), iter(adopt.old_lines(volume, volume.mount)), b""
+        volume = context.primary
+        return assess.learn(context), iter(adopt.old_lines(volume, volume.mount)), b""
     if primary.baseline is None:
         return None, iter(()), b""
-    header, stream = state.read_baseline(session.primary)
-    return header, _lines(stream), state.read_index(session.primary, header)
+    header, stream = volume_index.read_baseline(context.primary)
+    return header, _lines(stream), volume_index.read_index(context.primary, header)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

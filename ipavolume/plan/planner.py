@@ -7,7 +7,6 @@ name of a rule (:class:`Rule`).
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from os import fsencode
 from typing import Final, Protocol
@@ -20,8 +19,8 @@ from ipavolume.model.actions import (
     Erase,
     Install,
     Keep,
-    Metadata,
     RemoveDirectory,
+    Rule,
     Save,
     SetMetadata,
 )
@@ -36,16 +35,16 @@ from ipavolume.model.attributes import (
 )
 from ipavolume.model.files import (
     STATE_DIRECTORY,
-    Accounts,
     DiskState,
     FileFlags,
     FileType,
-    ImageHeader,
     LinkStanding,
+    Metadata,
     Record,
     Xattrs,
 )
-from ipavolume.rpm.fate import Fate, decide, is_config, same_content
+from ipavolume.model.images import Accounts, ImageHeader, TopLevel
+from ipavolume.plan.fate import Fate, decide, is_config, same_content
 
 _MAX_NAME_BYTES: Final = 255
 _MAX_SAVED_COPIES: Final = 1000
@@ -53,26 +52,8 @@ _MAX_COMPARED_BYTES: Final = 64 << 20
 """What is larger is not compared with an earlier copy, but saved again."""
 
 
-class Rule(enum.StrEnum):
-    """Why something is done: rpm's table, or the difference from rpm that applies."""
-
-    RPM = "rpm"
-    METADATA = "metadata-merge"
-    COPIES = "numbered-copies"
-    DATA_KEPT = "data-kept"
-    LIST_LOST = "list-lost"
-    TYPE_CHANGE = "type-change"
-    UNOWNED = "unowned"
-    REFRESH = "refresh"
-    OWNER_TRANSLATION = "owner-translation"
-    RELOCATED = "relocated-directory"
-    PACKAGE_UNCHANGED = "package-unchanged"
-    UNKNOWN_OLD = "unknown-old"
-    MOUNTED_OVER = "mounted-over"
-
-
 class View(Protocol):
-    """What the planner may ask of a volume; see :class:`ipavolume.scan.Tree`."""
+    """What the planner may ask of a volume; see :class:`ipavolume.volume.tree.Tree`."""
 
     def state(self, path: str) -> DiskState | None:
         """Return what is at *path*."""
@@ -97,7 +78,7 @@ class View(Protocol):
 
 
 class Candidate(Protocol):
-    """A path to decide on; see :class:`ipavolume.scan.Candidate`."""
+    """A path to decide on; see :class:`ipavolume.volume.candidates.Candidate`."""
 
     @property
     def path(self) -> str:
@@ -932,15 +913,9 @@ class Planner:
         )
 
 
-def plan_populate(trees: Iterable[tuple[str, int, int]]) -> tuple[Action, ...]:
-    """Return the actions that fill volumes on which none of the directories is there.
-
-    Args:
-        trees: Path, number of records and bytes of every directory right below a mount.
-    """
-    return tuple(
-        CreateTree(path=path, entries=entries, bytes=size) for path, entries, size in trees
-    )
+def plan_populate(trees: Iterable[TopLevel]) -> tuple[Action, ...]:
+    """Return the actions that fill volumes on which none of the directories *trees* is there."""
+    return tuple(CreateTree(path=top.path, entries=top.entries, bytes=top.bytes) for top in trees)
 
 
 def _mark_private(actions: Iterable[SetMetadata]) -> list[SetMetadata]:

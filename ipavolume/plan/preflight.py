@@ -7,15 +7,17 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from ipavolume.apply.area import STATE_UNTOUCHED, attempt, io_error, mount_of
-from ipavolume.apply.swap import is_privileged
 from ipavolume.errors import IpaVolumeError, VolumeIOError
 from ipavolume.linux import files as fsops
-from ipavolume.model.actions import CreateTree, Install, Metadata, Plan, SetMetadata
-from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME
-from ipavolume.model.files import ImageHeader
+from ipavolume.linux import trial as linux_trial
+from ipavolume.model.actions import CreateTree, Install, Plan, SetMetadata
+from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, is_privileged
+from ipavolume.model.files import Metadata
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import mount_of
 from ipavolume.volume import ownership
-from ipavolume.volume.facts import Volume
+from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
+from ipavolume.volume.members import Volume
 
 _ENTRY_BYTES: Final = 4096
 """What a file takes beyond its content at most: a partly filled block and its inode."""
@@ -161,9 +163,9 @@ def _probe(volume: Volume, wanted: Collection[Metadata], *, looking: bool) -> No
     for name in (*ACL_NAMES[:1], CAPABILITY_NAME):
         values = [value for item in wanted for key, value in item.xattrs if key == name]
         samples += [(name, value) for value in values[:1]]
-    trial = fsops.Trial(uid=uid, gid=gid, mode=0o750 | bits, xattrs=tuple(samples))
+    trial = linux_trial.Trial(uid=uid, gid=gid, mode=0o750 | bits, xattrs=tuple(samples))
     with attempt("try calls on", volume.directory, now=STATE_UNTOUCHED):
-        failed = fsops.probe(volume.fd, trial, thorough=not looking)
+        failed = linux_trial.probe(volume.fd, trial, thorough=not looking)
     if failed is not None:
         raise _missing_right(volume, *failed) from failed[1]
 
@@ -226,7 +228,7 @@ def _missing_right(volume: Volume, call: str, err: OSError) -> IpaVolumeError:
 
 
 def _cause(volume: Volume, call: str, err: OSError) -> str:
-    """Say why a call usually fails so, and what changes that."""
+    """Progress why a call usually fails so, and what changes that."""
     lacking = _lacking(call, err)
     kind = volume.file_system
     if err.errno == errno.EINVAL and call.startswith("fchown"):

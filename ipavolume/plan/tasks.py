@@ -7,21 +7,20 @@ asked again when its turn comes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from ipavolume.context import Session
+from ipavolume.context import Context
 from ipavolume.errors import RefusedError
-from ipavolume.image.image import Image
-from ipavolume.model.actions import Action, Plan
-from ipavolume.model.files import ImageHeader
+from ipavolume.model.actions import Plan
+from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Task, TaskKind
 from ipavolume.steps import declaration as stepfiles
-from ipavolume.steps import views
+from ipavolume.steps import loading, views
 from ipavolume.steps.api import Command, Declaration, Phase, Refuse, StepAction, Warn, When
-from ipavolume.steps.views import TemplateView, VolumeView
+from ipavolume.steps.declaration import check_refusal, steps_of
+from ipavolume.steps.views import TemplateView, VolumeView, opened_views
 
 if TYPE_CHECKING:
     from ipavolume.rpm.scriptlets import Call
@@ -64,11 +63,11 @@ class Choice:
     overridden: tuple[str, ...] = ()
 
 
-def choose(session: Session, plan: Plan, recorded: ImageHeader | None, *, complete: bool) -> Choice:
+def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, complete: bool) -> Choice:
     """Choose the tasks of a run.
 
     Args:
-        session: Image and volumes.
+        context: Image and volumes.
         plan: What the run does to files.
         recorded: Header of the last image whose steps ran on the volume, or what could be
             learned of it; ``None`` for an empty volume.
@@ -85,10 +84,10 @@ def choose(session: Session, plan: Plan, recorded: ImageHeader | None, *, comple
     if recorded is not None and complete and not recorded.build_id:
         # It was populated by an image whose steps did not run.
         recorded, when = None, When.POPULATE
-    steps = list(_chosen_steps(session, when, recorded, complete=complete))
-    calls = _chosen_calls(session, when, recorded, complete=complete)
-    with opened_views(session, recorded, planned=plan.actions) as (template, volume):
-        chooser = _Chooser(session, template, volume)
+    steps = list(_chosen_steps(context, when, recorded, complete=complete))
+    calls = _chosen_calls(context, when, recorded, complete=complete)
+    with opened_views(context, recorded, planned=plan.actions) as (template, volume):
+        chooser = _Chooser(context, template, volume)
         for phase in Phase:
             for declaration, why in steps:
                 if declaration.phase is phase and declaration.name < LATE_STEPS:
@@ -105,52 +104,43 @@ def choose(session: Session, plan: Plan, recorded: ImageHeader | None, *, comple
     )
 
 
-def refuse_outside(session: Session, tasks: Sequence[Task]) -> None:
+def refuse_outside(context: Context, tasks: Sequence[Task]) -> None:
     """Refuse to execute *tasks* of an image that is not the system that runs here.
 
     Raises:
         RefusedError: If there are any.
     """
-    if tasks and not session.is_inside:
+    if tasks and not context.is_inside:
         raise RefusedError(
             f"{len(tasks)} steps and scriptlets of the image have to run, {tasks[0].name} first; "
-            f"they only run in its container, not from {session.options.root!r}",
+            f"they only run in its container, not from {context.options.root!r}",
             code="needs-container",
             hint="Start the container. To have the files brought up to date from here and the "
             "rest done by the container's start: --phase offline.",
         )
 
 
-def start_steps(session: Session, recorded: ImageHeader | None) -> list[tuple[Declaration, str]]:
+def start_steps(context: Context, recorded: ImageHeader | None) -> list[tuple[Declaration, str]]:
     """Return the steps that are asked at every start, and why."""
-    return list(_chosen_steps(session, When.START, recorded, complete=True))
+    return list(_chosen_steps(context, When.START, recorded, complete=True))
 
 
 def _chosen_steps(
-    session: Session, when: When, recorded: ImageHeader | None, *, complete: bool
+    context: Context, when: When, recorded: ImageHeader | None, *, complete: bool
 ) -> Iterator[tuple[Declaration, str]]:
     # Of an empty volume nothing is recorded, and at a start it is the image's own versions.
-    known = recorded if when is When.UPGRADE and recorded is not None else session.image.header
-    for declaration in steps_of(session.image):
+    known = recorded if when is When.UPGRADE and recorded is not None else context.image.header
+    for declaration in steps_of(context.image):
         asked, why = is_asked(
             declaration,
             when=when,
             recorded=known,
-            image=session.image.header,
+            image=context.image.header,
             complete=complete,
-            again=session.options.again,
+            again=context.options.again,
         )
         if asked:
             yield declaration, why
-
-
-def steps_of(image: Image) -> tuple[Declaration, ...]:
-    """Return the steps of an image, in their order.
-
-    Raises:
-        ConfigurationError: If one is malformed, or somebody else than root could write it.
-    """
-    return stepfiles.find_steps(image.tree, [volume.mount for volume in image.header.volumes])
 
 
 def is_asked(
@@ -190,30 +180,30 @@ def _evr(header: ImageHeader, name: str) -> str | None:
 
 
 def _chosen_calls(
-    session: Session, when: When, recorded: ImageHeader | None, *, complete: bool
+    context: Context, when: When, recorded: ImageHeader | None, *, complete: bool
 ) -> tuple[Call, ...]:
-    config = session.image.config.scriptlets
+    config = context.image.config.scriptlets
     if config is None or recorded is None or when is not When.UPGRADE:
         return ()
     # Most images have none to run, and a start should not load what it does not need.
     from ipavolume.image.scriptlets import read_catalogue
-    from ipavolume.rpm import scriptlets
+    from ipavolume.rpm import transaction
 
-    return scriptlets.select(
-        read_catalogue(session.image.tree),
+    return transaction.select(
+        read_catalogue(context.image.tree),
         config,
         old=recorded.packages,
         complete=complete,
-        new=session.image.header.packages,
-        again=session.options.again,
+        new=context.image.header.packages,
+        again=context.options.again,
     )
 
 
 class _Chooser:
     """Collects tasks, asking each step that can be asked."""
 
-    def __init__(self, session: Session, template: TemplateView, volume: VolumeView) -> None:
-        self._session = session
+    def __init__(self, context: Context, template: TemplateView, volume: VolumeView) -> None:
+        self._context = context
         self._template = template
         self._volume = volume
         self._after_command = False
@@ -230,11 +220,11 @@ class _Chooser:
             phase=declaration.phase,
             summary=declaration.summary,
             reason=why,
-            provisional=self._after_command or not self._session.is_inside,
+            provisional=self._after_command or not self._context.is_inside,
         )
         actions: tuple[StepAction, ...] = ()
-        if self._session.is_inside:
-            step = stepfiles.load_step(self._session.image.tree, declaration)
+        if self._context.is_inside:
+            step = loading.load_step(self._context.image.tree, declaration)
             actions = self._accept(declaration, step.plan(self._volume, self._template))
             if not actions and not self._after_command:
                 return
@@ -255,29 +245,29 @@ class _Chooser:
                     self.warnings.append(action)
                 case Refuse():
                     self.overridden.append(
-                        check_refusal(declaration.name, action, self._session.options.allow)
+                        check_refusal(declaration.name, action, self._context.options.allow)
                     )
                 case _:
                     kept.append(action)
         return tuple(kept)
 
     def add_calls(self, phase: Phase, calls: Sequence[Call]) -> None:
-        config = self._session.image.config.scriptlets
+        config = self._context.image.config.scriptlets
         if config is None or config.phase != phase or not calls:
             return
         from ipavolume.image.scriptlets import read_body
-        from ipavolume.rpm import scriptlets
+        from ipavolume.rpm import running
 
         for call in calls:
-            body = read_body(self._session.image.tree, call.scriptlet)
-            text = scriptlets.substituted(body, call.scriptlet, config)
+            body = read_body(self._context.image.tree, call.scriptlet)
+            text = running.substituted(body, call.scriptlet, config)
             task = scriptlet_task(call, phase)
             turn = 1 + sum(replace(one, turn=1) == task for one in self.tasks)
             self._add(
                 replace(task, turn=turn),
                 Preview(
                     text=tuple(text.decode("utf-8", "surrogateescape").splitlines()),
-                    changed=tuple(scriptlets.difference(body, call.scriptlet, config)),
+                    changed=tuple(running.difference(body, call.scriptlet, config)),
                 ),
             )
         self._after_command = self._after_command or bool(calls)
@@ -299,56 +289,6 @@ def scriptlet_task(call: Call, phase: str) -> Task:
         reason=call.reason,
         arguments=call.arguments,
     )
-
-
-def check_refusal(step: str, refusal: Refuse, allow: Iterable[str]) -> str:
-    """Return the code of an overridden refusal.
-
-    Raises:
-        RefusedError: If it is not overridden.
-    """
-    code = override_code(step, refusal)
-    if code in allow:
-        return code
-    raise RefusedError(
-        refusal.text,
-        code=code,
-        hint=f"{refusal.hint} To go on all the same: --allow {code}.".strip(),
-    )
-
-
-def override_code(step: str, refusal: Refuse) -> str:
-    """Return the code by which the refusal of a step is overridden: ``s0700:bdb``."""
-    return f"{step.partition('_')[0]}:{refusal.code}"
-
-
-@contextlib.contextmanager
-def opened_views(
-    session: Session, recorded: ImageHeader | None, *, planned: Sequence[Action] = ()
-) -> Iterator[tuple[TemplateView, VolumeView]]:
-    """Give the views that steps read through.
-
-    Args:
-        session: Image and volumes.
-        recorded: What is recorded of the last image whose steps ran.
-        planned: Actions on files whose outcome the view of the volumes shows.
-    """
-    image = session.image
-    with (
-        session.tree() as tree,
-        TemplateView(image.templates(), image.header, image.tree) as template,
-    ):
-        yield (
-            template,
-            VolumeView(
-                tree,
-                image.header.volumes,
-                recorded.packages if recorded else (),
-                (recorded.os_id, recorded.os_version) if recorded else ("", ""),
-                planned=planned,
-                template=template,
-            ),
-        )
 
 
 def with_choice(plan: Plan, choice: Choice) -> Plan:

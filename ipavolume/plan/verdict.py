@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ipavolume.config import releases
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
-from ipavolume.model.files import ImageHeader, Package
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.packages import Package
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import Facts, Transaction
 
@@ -233,7 +235,7 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
             f"nothing on the volume at {mount} says which release it comes from; this image "
             f"is {name_of(question.image)}",
             code="unknown-version",
-            hint="Say it: --from fedora:43 (IPAVOLUME_FROM=fedora:43).",
+            hint="Progress it: --from fedora:43 (IPAVOLUME_FROM=fedora:43).",
         )
         return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error)
     refused, more = _refuse_direction(question, known)
@@ -280,7 +282,7 @@ def _refuse_direction(
         overrides.append("newer")
     volume_os = (recorded.os_id, recorded.os_version)
     image_os = (image.os_id, image.os_version)
-    if recorded.os_id and not versions.accepts(
+    if recorded.os_id and not releases.accepts(
         question.accept, volume_os=volume_os, image_os=image_os
     ):
         if "incompatible" not in question.allow:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CannotCreateError, VolumeIOError
-from ipavolume.image.tree import Cursor, ImageTree
+from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
+from ipavolume.linux.trees import Cursor
 from ipavolume.model.files import Xattrs
 
 _READ_BYTES: Final = 1 << 20

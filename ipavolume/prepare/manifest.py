@@ -6,21 +6,25 @@ import datetime
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Final
 
 from ipavolume import fastpath
-from ipavolume.config.reading import MAX_CONFIGURATION_BYTES, Config
+from ipavolume.config.model import MAX_CONFIGURATION_BYTES, Config
 from ipavolume.errors import ConfigurationError, ManifestError, UsageError
-from ipavolume.firstrun.request import is_freeipa
+from ipavolume.firstrun.freeipa import is_freeipa
 from ipavolume.formats import manifest
+from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import BUILD_ID_NAME, ImageHeader, Package, Record, VolumeSpec
+from ipavolume.model.files import BUILD_ID_NAME, Record
+from ipavolume.model.images import ImageHeader, VolumeSpec
+from ipavolume.model.packages import Package
+from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.placement import Listed
-from ipavolume.prepare.records import AccountNames, Shipped, read_os_release
+from ipavolume.prepare.records import Shipped
 from ipavolume.steps.api import When
 from ipavolume.steps.declaration import find_steps
 from ipavolume.steps.views import find_package
@@ -73,7 +77,7 @@ def check_build_id(build_id: str) -> None:
         )
 
 
-def read_previous(tree: ImageTree, *, warn: Callable[[str], None]) -> ImageHeader | None:
+def read_previous(tree: ImageTree, *, warn: Progress) -> ImageHeader | None:
     """Return the header of the manifest that the image has, if it is whole."""
     location = tree.resolve(MANIFEST_PATH)
     with reported(f"read {MANIFEST_PATH!r}"):
@@ -154,8 +158,7 @@ def describe(
                 template=volume.template,
                 volatile=volume.volatile,
                 entries=entries[volume.mount],
-                files=shipped.files[volume.mount],
-                bytes=shipped.bytes[volume.mount],
+                top=shipped.top(volume.mount),
             )
             for volume in config.volumes
         ),
@@ -199,7 +202,7 @@ def write(
     header: ImageHeader,
     spool: BinaryIO,
     *,
-    make: Callable[[str], None],
+    make: Progress,
 ) -> bool:
     """Write build id and manifest, the manifest last, where they are not so already.
 

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from ipavolume.errors import IpaVolumeError
 from ipavolume.formats.manifest import is_safe_path
-from ipavolume.image.tree import ImageTree, remove
+from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
+from ipavolume.linux.trees import remove
 from ipavolume.prepare.files import reported
 
 WORK_DIRECTORY: Final = ".ipavolume-prepare"

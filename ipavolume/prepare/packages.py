@@ -16,10 +16,11 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError, PackageError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import command as processes
-from ipavolume.model.files import FileFlags, Package, RpmFile, RpmPackage
+from ipavolume.model.files import FileFlags
+from ipavolume.model.packages import Package, RpmFile, RpmPackage
 from ipavolume.rpm import database as rpmdb
 from ipavolume.rpm import header as rpmheader
+from ipavolume.rpm import query
 
 _DATABASES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm", "/usr/share/rpm")
 _DATABASE_FILES: Final = ("rpmdb.sqlite", "Packages.db", "Packages")
@@ -149,7 +150,7 @@ def _read_packages(
     name = _database_of(tree)
     fd = tree.open_directory(tree.resolve(name))
     try:
-        with processes.rpm_database_xml(fd, name=name) as stream:
+        with query.rpm_database_xml(fd, name=name) as stream:
             return rpmdb.read_database(stream, wanted=wanted)
     finally:
         os.close(fd)

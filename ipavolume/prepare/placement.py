@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ipavolume.config.model import VolumeConfig
 from ipavolume.config.pathlist import ListEntry
-from ipavolume.config.reading import VolumeConfig, is_within
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.paths import is_within
 
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/usr/share/ipavolume")
 _OURS: Final = ("/etc/build-id", "/etc/ipavolume.toml", "/etc/ipavolume")

@@ -7,16 +7,19 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
 
 from ipavolume.config.pathlist import normalise
 from ipavolume.errors import ConfigurationError
 from ipavolume.formats import manifest
-from ipavolume.image.tree import ImageTree, Visit, walk
+from ipavolume.image.release import AccountNames
+from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import Accounts, FileFlags, FileType, Record, RpmFile
+from ipavolume.linux.trees import Visit, walk
+from ipavolume.model.files import FileFlags, FileType, Record
+from ipavolume.model.images import TopLevel
+from ipavolume.model.packages import RpmFile
+from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
     Attributes,
     DigestCache,
@@ -26,63 +29,6 @@ from ipavolume.prepare.files import (
 )
 from ipavolume.prepare.packages import PackagedFile, PackageFacts
 from ipavolume.prepare.placement import is_reserved
-
-_MAX_ACCOUNTS_BYTES: Final = 64 << 20
-_MAX_OS_RELEASE_BYTES: Final = 64 << 10
-_MAX_ID: Final = 0xFFFFFFFE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountNames:
-    """The accounts of an image, both ways.
-
-    Attributes:
-        accounts: Numbers by name.
-        users: Name by number, the first that the file has.
-        groups: Likewise.
-    """
-
-    accounts: Accounts
-    users: Mapping[int, str]
-    groups: Mapping[int, str]
-
-
-def read_accounts(tree: ImageTree) -> AccountNames:
-    """Read ``passwd`` and ``group`` of the image; lines that make no sense are passed over."""
-    users = _read_ids(tree, "/etc/passwd")
-    groups = _read_ids(tree, "/etc/group")
-    return AccountNames(
-        accounts=Accounts(users=users, groups=groups),
-        users={number: name for name, number in reversed(users.items())},
-        groups={number: name for name, number in reversed(groups.items())},
-    )
-
-
-def _read_ids(tree: ImageTree, path: str) -> dict[str, int]:
-    data = tree.read_file(path, limit_bytes=_MAX_ACCOUNTS_BYTES) or b""
-    result: dict[str, int] = {}
-    for line in data.split(b"\n"):
-        fields = line.split(b":")
-        if len(fields) >= 3 and fields[0] and fields[2].isdigit() and b"\0" not in fields[0]:
-            number = int(fields[2]) if len(fields[2]) <= 10 else _MAX_ID + 1
-            if number <= _MAX_ID:
-                result.setdefault(os.fsdecode(fields[0]), number)
-    return result
-
-
-def read_os_release(tree: ImageTree) -> tuple[str, str]:
-    """Return ``ID`` and ``VERSION_ID`` of the image's os-release, "" where not given."""
-    data = None
-    for path in ("/etc/os-release", "/usr/lib/os-release"):
-        data = tree.read_file(path, limit_bytes=_MAX_OS_RELEASE_BYTES)
-        if data is not None:
-            break
-    values: dict[str, str] = {}
-    for line in (data or b"").decode("utf-8", "replace").splitlines():
-        key, mark, value = line.strip().partition("=")
-        if mark and not key.startswith("#"):
-            values[key] = value.strip("\"'").replace("\0", "")
-    return values.get("ID", ""), values.get("VERSION_ID", "")
 
 
 def packaged_attributes(file: RpmFile, names: AccountNames) -> Attributes:
@@ -105,7 +51,7 @@ class Shipped:
         names: AccountNames,
         digests: DigestCache,
         refresh: Sequence[str],
-        warn: Callable[[str], None],
+        warn: Progress,
     ) -> None:
         """Keep what records are made of.
 
@@ -123,8 +69,7 @@ class Shipped:
         self._digests = digests
         self._refresh = refresh
         self._warn = warn
-        self.files: dict[str, int] = {}
-        self.bytes: dict[str, int] = {}
+        self._top: dict[str, dict[str, list[int]]] = {}
 
     def records(self, templates: Mapping[str, str]) -> Iterator[Record]:
         """Yield the records of all templates, sorted by the bytes of their paths.
@@ -133,7 +78,7 @@ class Shipped:
             templates: Location of the template by mount.
         """
         for mount in sorted(templates, key=lambda path: os.fsencode(path) + b"/"):
-            self.files[mount] = self.bytes[mount] = 0
+            self._top[mount] = {}
             with reported(f"read the template of {mount!r}"):
                 yield from self._below(mount, templates[mount])
 
@@ -166,13 +111,28 @@ class Shipped:
                         self._warn(f"{path!r} is a socket or device in the template; left out")
                         continue
                     record = self._present(path, mount, visit, paths_by_inode)
-                    self.files[mount] += 1
-                    self.bytes[mount] += 0 if record.hard_link else record.size
+                    self._count(mount, record)
                     yield record
             finally:
                 os.close(top)
         while ghosts:
             yield from self._absent(ghosts.pop())
+
+    def _count(self, mount: str, record: Record) -> None:
+        """Count a record of which the template has content to what is right below the mount."""
+        end = record.path.find("/", len(mount) + 1)
+        path = record.path if end < 0 else record.path[:end]
+        # A directory comes before what is in it.
+        counted = self._top[mount].setdefault(path, [record.type is FileType.DIRECTORY, 0, 0])
+        counted[1] += 1
+        counted[2] += 0 if record.hard_link else record.size
+
+    def top(self, mount: str) -> tuple[TopLevel, ...]:
+        """Return what was counted right below *mount*, once all records were yielded."""
+        return tuple(
+            TopLevel(path=path, is_directory=bool(is_directory), entries=entries, bytes=size)
+            for path, (is_directory, entries, size) in self._top[mount].items()
+        )
 
     def _present(
         self,

@@ -7,10 +7,13 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 
-from ipavolume.config.reading import VolumeConfig
+from ipavolume.config.model import VolumeConfig
 from ipavolume.errors import ConfigurationError
+from ipavolume.image.release import AccountNames
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
+from ipavolume.linux import libc
+from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
     Attributes,
     DigestCache,
@@ -28,7 +31,7 @@ from ipavolume.prepare.originals import (
 )
 from ipavolume.prepare.packages import PackageFacts
 from ipavolume.prepare.placement import Placement
-from ipavolume.prepare.records import AccountNames, packaged_attributes
+from ipavolume.prepare.records import packaged_attributes
 from ipavolume.prepare.template import Template
 
 
@@ -41,8 +44,8 @@ class Relocation:
         volumes: Sequence[VolumeConfig],
         *,
         digests: DigestCache,
-        warn: Callable[[str], None],
-        progress: Callable[[str], None],
+        warn: Progress,
+        progress: Progress,
     ) -> None:
         """Work on the image *tree* and the templates of its volumes, the first the primary.
 
@@ -193,7 +196,7 @@ class Relocation:
         self._progress(f"putting links in the place of {len(replacements)} paths")
         with reported("make the templates durable"):
             for top in tops:
-                fsops.sync_file_system(top)
+                libc.sync_file_system(top)
         with reported("write the journal"):
             write_journal(tops[0], replacements)
         self.made += replace_originals(self._tree, replacements)

@@ -11,26 +11,27 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.config.pathlist import ListEntry, normalise, parse_path_list
-from ipavolume.config.reading import (
+from ipavolume.config.model import (
     CONFIGURATION_PATH,
     MAX_CONFIGURATION_BYTES,
     Config,
     VolumeConfig,
     default_volume,
-    is_within,
-    parse_config,
-    place_fault,
 )
+from ipavolume.config.pathlist import ListEntry, normalise, parse_path_list
+from ipavolume.config.reading import parse_config, place_fault
 from ipavolume.errors import ConfigurationError
 from ipavolume.formats import manifest
+from ipavolume.image.release import read_accounts
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
-from ipavolume.model.files import ImageHeader
+from ipavolume.linux import mounts, temporary
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import is_within
+from ipavolume.model.progress import Progress
 from ipavolume.prepare import manifest as identity
 from ipavolume.prepare import scriptlets as scriptletshipping
 from ipavolume.prepare import systemd as initfiles
@@ -38,10 +39,9 @@ from ipavolume.prepare.files import DigestCache, reported
 from ipavolume.prepare.manifest import MANIFEST_PATH, Findings
 from ipavolume.prepare.packages import PackageFacts, read_facts
 from ipavolume.prepare.placement import Listed, Placement, place_entries, record_path
-from ipavolume.prepare.records import Shipped, read_accounts
+from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
 from ipavolume.prepare.steps import ship_steps
-from ipavolume.volume import tree as scan
 
 _MAX_LIST_BYTES: Final = 16 << 20
 
@@ -80,7 +80,7 @@ def prepare(
     rpms: Sequence[str],
     build_id: str | None,
     image_name: str | None,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> PrepareResult:
     """Prepare the image tree at *root*.
 
@@ -163,7 +163,7 @@ def _place(path: str) -> str:
 class _Run:
     """One run: what it decides, and the order of what it does."""
 
-    def __init__(self, tree: ImageTree, config: Config, progress: Callable[[str], None]) -> None:
+    def __init__(self, tree: ImageTree, config: Config, progress: Progress) -> None:
         self._tree = tree
         self._config = config
         self._progress = progress
@@ -238,7 +238,7 @@ class _Run:
             scriptlets=described.catalogue.digest,
             before=before,
         )
-        with fsops.anonymous_file() as spool:
+        with temporary.anonymous_file() as spool:
             header = identity.describe(
                 tree, findings, shipped, spool, build_id=build_id, image_name=image_name
             )
@@ -314,7 +314,7 @@ class _Run:
 
     def _check_mount_points(self, placements: Sequence[Placement]) -> frozenset[str]:
         """Refuse what a mounted file system would hide; return the mount points."""
-        points = frozenset("/" + path for path in scan.mount_points_below(self._tree.root))
+        points = frozenset("/" + path for path in mounts.mount_points_below(self._tree.root))
         faults = []
         if os.path.realpath(self._tree.root) == "/":
             faults = [

@@ -10,11 +10,11 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume.config.reading import CONFIGURATION_PATH, ScriptletsConfig
+from ipavolume.config.model import CONFIGURATION_PATH, ScriptletsConfig
 from ipavolume.errors import (
     CannotCreateError,
     CommandFailedError,
@@ -22,14 +22,16 @@ from ipavolume.errors import (
     IpaVolumeError,
     PackageError,
 )
-from ipavolume.image import tree as imagetree
 from ipavolume.image.scriptlets import DIRECTORY, INDEX_NAME, MAX_BODY_BYTES, MAX_CATALOGUE_BYTES
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import command as processes
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import RpmPackage, RpmScriptlet
+from ipavolume.linux import trees
+from ipavolume.model.packages import RpmPackage, RpmScriptlet
+from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import reported
-from ipavolume.rpm import scriptlets, versions
+from ipavolume.rpm import catalogue as rpm_catalogue
+from ipavolume.rpm import running, scriptlets, versions
 from ipavolume.rpm.scriptlets import LUA, Catalogue, Scriptlet
 
 _FILE_MODE: Final = 0o644
@@ -56,7 +58,7 @@ def describe(
     packages: Sequence[RpmPackage],
     config: ScriptletsConfig | None,
     *,
-    warn: Callable[[str], None],
+    warn: Progress,
 ) -> Described:
     """Describe the scriptlets of an image, and check that what is configured can run.
 
@@ -81,7 +83,7 @@ def describe(
         counts[place, one.kind] += 1
         number = counts[place, one.kind] if one.number else 0
         owners.append((package.name, package.evr, package.arch, one.kind, number))
-    names = scriptlets.safe_names(owners)
+    names = rpm_catalogue.safe_names(owners)
     bodies: dict[str, bytes] = {}
     found = []
     for (place, one), name in zip(items, names, strict=True):
@@ -101,7 +103,7 @@ def describe(
     if config is not None:
         _check(tree, packages, catalogue, config)
         _warn_of_substitutions(catalogue, bodies, config, warn)
-    return Described(catalogue=scriptlets.sealed(catalogue), bodies=bodies)
+    return Described(catalogue=rpm_catalogue.sealed(catalogue), bodies=bodies)
 
 
 def _scriptlet(one: RpmScriptlet, package: RpmPackage, place: int, name: str) -> Scriptlet:
@@ -189,13 +191,13 @@ def _warn_of_substitutions(
     catalogue: Catalogue,
     bodies: dict[str, bytes],
     config: ScriptletsConfig,
-    warn: Callable[[str], None],
+    warn: Progress,
 ) -> None:
     for item in config.substitute:
         texts = [
             bodies.get(one.name, b"")
             for one in catalogue.scriptlets
-            if scriptlets.is_candidate(one, config) and scriptlets.is_substituted(one, item)
+            if scriptlets.is_candidate(one, config) and running.is_substituted(one, item)
         ]
         if texts and not any(item.find.encode() in text for text in texts):
             warn(
@@ -204,7 +206,7 @@ def _warn_of_substitutions(
             )
 
 
-def ship(tree: ImageTree, described: Described, *, make: Callable[[str], None]) -> bool:
+def ship(tree: ImageTree, described: Described, *, make: Progress) -> bool:
     """Write the scriptlets into the image, the list of them last, and remove others.
 
     Args:
@@ -243,7 +245,7 @@ def ship(tree: ImageTree, described: Described, *, make: Callable[[str], None]) 
 
 def _files(described: Described) -> Iterator[tuple[str, bytes]]:
     yield from described.bodies.items()
-    yield INDEX_NAME, scriptlets.dump(described.catalogue)
+    yield INDEX_NAME, rpm_catalogue.dump(described.catalogue)
 
 
 def _remove_others(directory: int, described: Described) -> bool:
@@ -253,7 +255,7 @@ def _remove_others(directory: int, described: Described) -> bool:
         if name != INDEX_NAME and name not in described.bodies
     ]
     for name in others:
-        imagetree.remove(directory, name)
+        trees.remove(directory, name)
     return bool(others)
 
 
@@ -263,7 +265,7 @@ def _holds(directory: int, name: str, content: bytes) -> bool:
         return False
     if not stat.S_ISREG(st.st_mode):
         # A directory would be in the way of the rename.
-        imagetree.remove(directory, name)
+        trees.remove(directory, name)
         return False
     if (
         st.st_size != len(content)

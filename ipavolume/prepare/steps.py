@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
-from ipavolume.config.reading import is_within
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
+from ipavolume.model.paths import SHIPPED_STEPS, is_within
+from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
-from ipavolume.steps.declaration import (
-    MAX_STEP_BYTES,
-    SHIPPED,
-    STEP_NAME,
-    find_steps,
-    is_shipped_number,
-)
+from ipavolume.steps.declaration import MAX_STEP_BYTES, STEP_NAME, find_steps, is_shipped_number
 
 _LEFT_OVER: Final = ".new"
 
 
-def ship_steps(
-    tree: ImageTree, *, make: Callable[[str], None], warn: Callable[[str], None]
-) -> bool:
+def ship_steps(tree: ImageTree, *, make: Progress, warn: Progress) -> bool:
     """Bring the shipped steps in an image to those of this version; check all that it has.
 
     What a derived image replaces or masks is in a directory of its own and stays. Killed at
@@ -46,8 +39,8 @@ def ship_steps(
     """
     wanted = _read_shipped()
     changed = False
-    with reported(f"write the upgrade steps in {SHIPPED!r}"):
-        location = tree.resolve(SHIPPED)
+    with reported(f"write the upgrade steps in {SHIPPED_STEPS!r}"):
+        location = tree.resolve(SHIPPED_STEPS)
         # In a template they are refused below, and nothing is written there.
         if not any(is_within(location, place) for place in tree.places.values()):
             if tree.lstat(location) is None:
@@ -76,7 +69,7 @@ def _read_shipped() -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in names}
 
 
-def _update(directory: int, wanted: Mapping[str, bytes], warn: Callable[[str], None]) -> bool:
+def _update(directory: int, wanted: Mapping[str, bytes], warn: Progress) -> bool:
     changed = False
     for name in sorted(os.listdir(directory), key=os.fsencode):
         step = name[1:].removesuffix(_LEFT_OVER) if name.startswith(".") else name
@@ -90,7 +83,7 @@ def _update(directory: int, wanted: Mapping[str, bytes], warn: Callable[[str], N
             changed = True
         elif name not in wanted and is_shipped_number(int(match[1])):
             fsops.unlink(directory, name)
-            warn(f"removed {SHIPPED}/{name}, which this version of ipavolume does not ship")
+            warn(f"removed {SHIPPED_STEPS}/{name}, which this version of ipavolume does not ship")
             changed = True
     for name, content in sorted(wanted.items()):
         st = fsops.lstat(directory, name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
 from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
+from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
 from ipavolume.systemd.handover import ONLINE_UNIT, UNIT_DIRECTORY
@@ -28,8 +28,8 @@ def install(
     tree: ImageTree,
     *,
     online_unit: str,
-    make: Callable[[str], None],
-    warn: Callable[[str], None],
+    make: Progress,
+    warn: Progress,
 ) -> bool:
     """Put units and wrapper into the image, if systemd is in it; killed, the next run goes on.
 
@@ -94,9 +94,7 @@ def _read_shipped(name: str) -> bytes:
         ) from None
 
 
-def _put(
-    tree: ImageTree, path: str, content: bytes, mode: int, *, make: Callable[[str], None]
-) -> bool:
+def _put(tree: ImageTree, path: str, content: bytes, mode: int, *, make: Progress) -> bool:
     if _is_file(tree, path) and tree.read_file(path, limit_bytes=_MAX_BYTES) == content:
         st = tree.lstat(tree.resolve(path))
         if st is not None and stat.S_IMODE(st.st_mode) == mode:
@@ -110,9 +108,7 @@ def _put(
     return True
 
 
-def _want(
-    tree: ImageTree, unit: str, *, make: Callable[[str], None], warn: Callable[[str], None]
-) -> bool:
+def _want(tree: ImageTree, unit: str, *, make: Progress, warn: Progress) -> bool:
     """Have the default target want *unit*, whatever target that is."""
     target = f"../{unit}"
     with reported(f"make {_WANTS}/{unit!r}"):
@@ -129,7 +125,7 @@ def _want(
             os.close(directory)
 
 
-def _open_parent(tree: ImageTree, path: str, make: Callable[[str], None]) -> tuple[int, str]:
+def _open_parent(tree: ImageTree, path: str, make: Progress) -> tuple[int, str]:
     parent, _, name = path.rpartition("/")
     location = tree.resolve(parent)
     make(location)

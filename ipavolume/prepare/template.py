@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ipavolume.errors import VolumeIOError
-from ipavolume.image.tree import Cursor, ImageTree, remove, walk
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux import copying
 from ipavolume.linux import files as fsops
+from ipavolume.linux.trees import Cursor, remove, walk
 from ipavolume.model.files import FileType, Xattrs
+from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
     Attributes,
     DigestCache,
@@ -37,7 +40,7 @@ class Template:
     """A template that is being filled."""
 
     def __init__(
-        self, tree: ImageTree, location: str, *, digests: DigestCache, warn: Callable[[str], None]
+        self, tree: ImageTree, location: str, *, digests: DigestCache, warn: Progress
     ) -> None:
         """Work on the template at *location*, which is made when first needed."""
         self._tree = tree
@@ -206,7 +209,7 @@ class Template:
         xattrs = xattrs_of(directory, name)
         mode = stat.S_IMODE(st.st_mode)
         if kind is FileType.FILE:
-            fsops.copy_file(
+            copying.copy_file(
                 directory,
                 name,
                 target,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Final, NoReturn
 
 from ipavolume.errors import PackageError
-from ipavolume.model.files import RpmPackage
+from ipavolume.model.packages import RpmPackage
 from ipavolume.rpm.tags import VALUES_MAX, HeaderValues, Tag, build_package
 
 _SOURCE: Final = "the rpm database"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from ipavolume.errors import PackageError
-from ipavolume.model.files import RpmPackage
+from ipavolume.model.packages import RpmPackage
 from ipavolume.rpm.tags import VALUES_MAX, HeaderValues, Tag, TagType, build_package
 
 _LEAD_BYTES: Final = 96
@@ -71,7 +71,7 @@ def read_package_file(path: str, *, wanted: Callable[[str], bool]) -> RpmPackage
         wanted: Tells by its path whether a file of the package is wanted.
 
     Returns:
-        The same as :func:`ipavolume.rpmdb.read_database` for the installed package.
+        The same as :func:`ipavolume.rpm.database.read_database` for the installed package.
 
     Raises:
         PackageError: If the file cannot be read, or is not a binary package that makes

@@ -1,7 +1,7 @@
 """The tags of an rpm header that matter here, and a package made of their values.
 
-Both readers, of the database (:mod:`ipavolume.rpmdb`) and of package files
-(:mod:`ipavolume.rpmheader`), end here, so that they agree and apply the same checks.
+Both readers, of the database (:mod:`ipavolume.rpm.database`) and of package files
+(:mod:`ipavolume.rpm.header`), end here, so that they agree and apply the same checks.
 """
 
 from __future__ import annotations
@@ -14,15 +14,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, NoReturn
 
 from ipavolume.errors import PackageError
-from ipavolume.model.files import (
-    Condition,
-    FileFlags,
-    Package,
-    Provide,
-    RpmFile,
-    RpmPackage,
-    RpmScriptlet,
-)
+from ipavolume.model.files import FileFlags
+from ipavolume.model.packages import Condition, Package, Provide, RpmFile, RpmPackage, RpmScriptlet
 
 VALUES_MAX: Final = 1 << 19
 """Values of one tag that are believed: half of what rpm allows, several times what exists."""

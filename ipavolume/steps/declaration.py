@@ -14,49 +14,32 @@ import itertools
 import os
 import re
 import stat
-import sys
-import traceback
-import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final
 
-from ipavolume.config.reading import is_within
-from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
+from ipavolume.config import releases
+from ipavolume.errors import ConfigurationError, RefusedError, VolumeIOError
+from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS, is_within
 from ipavolume.rpm import versions
 from ipavolume.steps.api import (
-    Command,
     Declaration,
-    MakeLink,
     Phase,
-    PlanFunction,
     Refuse,
-    Remove,
-    Step,
-    StepAction,
-    VerifyFunction,
-    View,
-    Warn,
     When,
-    Write,
 )
 
-SHIPPED: Final = "/usr/share/ipavolume/upgrade_steps"
-OWN: Final = "/etc/ipavolume/upgrade_steps"
 IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
 """Names in a directory of steps that may stand beside them; so may hidden files."""
 STEP_NAME: Final = re.compile(r"s([0-9]{4})_[a-z0-9]+(?:_[a-z0-9]+)*\.py")
 MAX_STEP_BYTES: Final = 1 << 20
-MAX_CONTENT_BYTES: Final = 16 << 20
-"""What a step may write into one file, and read from one (see :mod:`ipavolume.views`)."""
 
-_MAX_ACTIONS: Final = 100_000
 _OWN_NUMBERS: Final = range(5000, 9000)
 _FIRST_NUMBER: Final = 100
-_MASK: Final = "/dev/null"
+MASK: Final = "/dev/null"
 _MODULES: Final = frozenset(
     {
         *("__future__", "base64", "binascii", "collections", "collections.abc", "dataclasses"),
@@ -70,13 +53,10 @@ _FORBIDDEN: Final = frozenset(
 )
 _CONSTANTS: Final = ("COMPONENT", "APPLIES_FROM", "WHEN", "PHASE")
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
-_CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _TOP_LEVEL: Final = (
     *(ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef),
 )
-_PLANNED: Final = (Write, Remove, MakeLink, Command, Warn, Refuse)
-_Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
-_HINT: Final = "Correct these files in the image, then run ipavolume prepare there again."
+HINT: Final = "Correct these files in the image, then run ipavolume prepare there again."
 
 
 # -- finding -----------------------------------------------------------------------------
@@ -108,10 +88,10 @@ def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration
     """
     faults: list[str] = []
     closed = (*mounts, *tree.places, *tree.places.values())
-    shipped = _read_directory(tree, SHIPPED, closed, faults)
-    own = _read_directory(tree, OWN, closed, faults)
+    shipped = _read_directory(tree, SHIPPED_STEPS, closed, faults)
+    own = _read_directory(tree, OWN_STEPS, closed, faults)
     for path, found in _paths(shipped, own):
-        if path.startswith(SHIPPED):
+        if path.startswith(SHIPPED_STEPS):
             if found.declaration is None:
                 faults.append(f"{path}: is a symbolic link")
             if not is_shipped_number(found.number):
@@ -135,7 +115,7 @@ def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration
             result[name] = replace(before, masked=True)
     faults += _same_numbers(result)
     if faults:
-        raise ConfigurationError("; ".join(faults), hint=_HINT)
+        raise ConfigurationError("; ".join(faults), hint=HINT)
     return tuple(result[name] for name in sorted(result))
 
 
@@ -145,7 +125,7 @@ def is_shipped_number(number: int) -> bool:
 
 
 def _paths(*directories: dict[str, _Found]) -> Iterator[tuple[str, _Found]]:
-    for base, found in zip((SHIPPED, OWN), directories, strict=True):
+    for base, found in zip((SHIPPED_STEPS, OWN_STEPS), directories, strict=True):
         for name in sorted(found):
             yield f"{base}/{name}", found[name]
 
@@ -220,37 +200,43 @@ def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -
         st = fsops.lstat(directory, name)
         if st is not None and stat.S_ISLNK(st.st_mode):
             target = os.readlink(name, dir_fd=directory)
-            if target == _MASK:
+            if target == MASK:
                 result[name] = _Found(None, int(match[1]))
             else:
-                faults.append(f"{path}: is a symbolic link to {target!r}, not to {_MASK}")
+                faults.append(f"{path}: is a symbolic link to {target!r}, not to {MASK}")
             continue
         try:
-            data = _read_step(tree, directory, name)
+            data = read_step(tree, directory, name)
             result[name] = _Found(_declare(name, path, data), int(match[1]))
-        except _FaultyError as err:
+        except FaultyError as err:
             faults += [f"{path}{fault}" for fault in err.faults]
     return result
 
 
-class _FaultyError(Exception):
+class FaultyError(Exception):
     """A step's file is not as it has to be; the faults begin with ``:`` and a line."""
 
     def __init__(self, *faults: str) -> None:
+        """Take the faults."""
         super().__init__(*faults)
         self.faults = faults
 
 
-def _read_step(tree: ImageTree, directory: int, name: str) -> bytes:
+def read_step(tree: ImageTree, directory: int, name: str) -> bytes:
+    """Return the source of the step *name*.
+
+    Raises:
+        FaultyError: If it is no file of root alone, or too large.
+    """
     fd = fsops.open_regular(directory, name)
     if fd is None:
-        raise _FaultyError(": is not a regular file")
+        raise FaultyError(": is not a regular file")
     with open(fd, "rb") as stream:
         if tree.root == "/" and (fault := _owner_fault(os.fstat(fd))):
-            raise _FaultyError(f": {fault}")
+            raise FaultyError(f": {fault}")
         data = stream.read(MAX_STEP_BYTES + 1)
     if len(data) > MAX_STEP_BYTES:
-        raise _FaultyError(f": is larger than {MAX_STEP_BYTES} bytes")
+        raise FaultyError(f": is larger than {MAX_STEP_BYTES} bytes")
     return data
 
 
@@ -261,21 +247,21 @@ def _declare(name: str, path: str, data: bytes) -> Declaration:
     """Return what the source *data* declares.
 
     Raises:
-        _FaultyError: With every fault of it.
+        FaultyError: With every fault of it.
     """
     try:
         text = data.decode("utf-8")
         module = ast.parse(text, path)
     except UnicodeDecodeError as err:
-        raise _FaultyError(f": is not UTF-8: {err.reason} at byte {err.start}") from err
+        raise FaultyError(f": is not UTF-8: {err.reason} at byte {err.start}") from err
     except SyntaxError as err:
-        raise _FaultyError(f":{err.lineno or 1}: {err.msg}") from err
+        raise FaultyError(f":{err.lineno or 1}: {err.msg}") from err
     except (ValueError, RecursionError, MemoryError) as err:
-        raise _FaultyError(f": cannot be read as Python: {err or 'nested too deeply'}") from err
+        raise FaultyError(f": cannot be read as Python: {err or 'nested too deeply'}") from err
     source = _Source(module)
     found = source.declaration(name.removesuffix(".py"), path, hashlib.sha256(data).hexdigest())
     if source.faults or found is None:
-        raise _FaultyError(*(f":{line}: {fault}" for line, fault in sorted(source.faults)))
+        raise FaultyError(*(f":{line}: {fault}" for line, fault in sorted(source.faults)))
     return found
 
 
@@ -298,7 +284,7 @@ class _Source:
         when = self._texts("WHEN")
         if component is not None and not _COMPONENT.fullmatch(component):
             self._fault("COMPONENT", f"{component!r} is not the name of a package")
-        if applies_from is not None and (wrong := versions.validate_range(applies_from)):
+        if applies_from is not None and (wrong := releases.validate_range(applies_from)):
             self._fault("APPLIES_FROM", wrong)
         for word in when:
             if word not in _WHEN_WORDS:
@@ -446,7 +432,7 @@ def applies(
         again: Everything is asked for again, whatever the versions.
     """
     if declaration.masked:
-        return False, f"masked by {OWN}/{declaration.name}.py"
+        return False, f"masked by {OWN_STEPS}/{declaration.name}.py"
     if when not in declaration.when:
         return False, "is for " + " and ".join(_WHEN_WORDS[one] for one in declaration.when)
     component, wanted = declaration.component, declaration.applies_from
@@ -459,7 +445,7 @@ def applies(
         return True, f"{component} {evr}, every version"
     # With epoch and release it would not be a version that a range can be about.
     version = versions.parse_evr(evr).version
-    if versions.in_range(wanted, version):
+    if releases.in_range(wanted, version):
         return True, f"{component} {evr} is in {wanted}"
     if again:
         return True, f"{component} {evr} is not in {wanted}, but all is asked for again"
@@ -467,9 +453,9 @@ def applies(
 
 
 def describe_selection(declaration: Declaration) -> str:
-    """Say when a step is asked, where there is no volume to tell by."""
+    """Progress when a step is asked, where there is no volume to tell by."""
     if declaration.masked:
-        return f"masked by {OWN}/{declaration.name}.py"
+        return f"masked by {OWN_STEPS}/{declaration.name}.py"
     versions_of = f"{declaration.component} {declaration.applies_from}".strip()
     times = " and ".join(_WHEN_WORDS[when] for when in declaration.when)
     return f"asked at {times}, for {versions_of}"
@@ -482,203 +468,31 @@ _WHEN_WORDS: Final = {
 }
 
 
-# -- loading -----------------------------------------------------------------------------
-
-
-def load_step(tree: ImageTree, declaration: Declaration) -> Step:
-    """Execute the text of a step and return its functions.
-
-    Only inside the container, where all that can be executed is the image's anyhow. What
-    the functions return is checked before anybody gets to see it.
-
-    Args:
-        tree: The image.
-        declaration: The step, as :func:`find_steps` gave it.
+def steps_of(image: Image) -> tuple[Declaration, ...]:
+    """Return the steps of an image, in their order.
 
     Raises:
-        ConfigurationError: If its text is no longer that of the declaration, or if it
-            cannot be executed. The functions raise it for every exception in them and for
-            everything wrong that they return, with the name of the step and the line.
-        VolumeIOError: If it cannot be read.
+        ConfigurationError: If one is malformed, or somebody else than root could write it.
     """
-    path = declaration.source
-    data = _read_again(tree, path)
-    if hashlib.sha256(data).hexdigest() != declaration.digest:
-        raise _broken(path, 1, "is not the text that the image was prepared with or planned on")
-    module = types.ModuleType(f"ipavolume_upgrade_step.{declaration.name}")
-    module.__file__ = path
-    # Where dataclasses look up the names in annotations.
-    sys.modules[module.__name__] = module
-    try:
-        exec(compile(data, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is what a step is for; see above
-    except (Exception, SystemExit) as err:
-        raise _raised(path, err) from err
-    plan: PlanFunction = module.__dict__["plan"]
-    verify: VerifyFunction | None = module.__dict__.get("verify")
+    return find_steps(image.tree, [volume.mount for volume in image.header.volumes])
 
-    def checked_plan(volume: View, template: View) -> tuple[StepAction, ...]:
-        return _called(path, "plan", lambda: plan(volume, template), _PLANNED)
 
-    def checked_verify(volume: View) -> tuple[Command, ...]:
-        assert verify is not None
-        return _called(path, "verify", lambda: verify(volume), (Command,))
+def check_refusal(step: str, refusal: Refuse, allow: Iterable[str]) -> str:
+    """Return the code of an overridden refusal.
 
-    return Step(
-        declaration=declaration,
-        plan=checked_plan,
-        verify=checked_verify if verify is not None else None,
+    Raises:
+        RefusedError: If it is not overridden.
+    """
+    code = override_code(step, refusal)
+    if code in allow:
+        return code
+    raise RefusedError(
+        refusal.text,
+        code=code,
+        hint=f"{refusal.hint} To go on all the same: --allow {code}.".strip(),
     )
 
 
-def _read_again(tree: ImageTree, path: str) -> bytes:
-    directory, _, name = path.rpartition("/")
-    try:
-        fd = tree.open_directory(tree.resolve(directory))
-        try:
-            return _read_step(tree, fd, name)
-        finally:
-            os.close(fd)
-    except _FaultyError as err:
-        raise ConfigurationError(f"{path}{err.faults[0]}", hint=_HINT, path=path) from err
-    except OSError as err:
-        raise VolumeIOError(
-            f"cannot read the step {path!r}: {err.strerror}", path=path, hint=_HINT
-        ) from err
-
-
-def _called(
-    path: str,
-    name: str,
-    function: Callable[[], object],
-    allowed: tuple[type[_Allowed], ...],
-) -> tuple[_Allowed, ...]:
-    """Call a function of a step and return the actions that it returns, checked."""
-    try:
-        returned = function()
-        actions: tuple[object, ...] | None = None
-        if not isinstance(returned, str | bytes) and isinstance(returned, Iterable):
-            actions = tuple(itertools.islice(returned, _MAX_ACTIONS + 1))
-    except IpaVolumeError:
-        raise
-    except (Exception, SystemExit) as err:
-        raise _raised(path, err) from err
-    if actions is None:
-        what = type(returned).__name__
-        raise _broken(path, 1, f"{name}() returned {what}, not a sequence of actions")
-    if len(actions) > _MAX_ACTIONS:
-        raise _broken(path, 1, f"{name}() returned more than {_MAX_ACTIONS} actions")
-    faults = [
-        f"{name}() returned {type(action).__name__} as action {number}, which is none for it"
-        if not isinstance(action, allowed)
-        else f"{name}() returned as action {number} {type(action).__name__}, {fault}"
-        for number, action in enumerate(actions, 1)
-        if (fault := _action_fault(action)) or not isinstance(action, allowed)
-    ]
-    if faults:
-        raise _broken(path, 1, "; ".join(faults[:10]))
-    return tuple(action for action in actions if isinstance(action, allowed))
-
-
-def _raised(path: str, err: BaseException) -> ConfigurationError:
-    line = 1
-    for frame, number in traceback.walk_tb(err.__traceback__):
-        if frame.f_code.co_filename == path:
-            line = number
-    if isinstance(err, SyntaxError) and err.filename == path:
-        line = err.lineno or line
-    return _broken(path, line, f"raised {type(err).__name__}: {err}")
-
-
-def _broken(path: str, line: int, what: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"the upgrade step {path}:{line}: {what}",
-        code="broken-step",
-        hint=f"Correct it in the image, or mask it: ln -s {_MASK} {OWN}/{path.rpartition('/')[2]}",
-        path=path,
-    )
-
-
-def _action_fault(action: object) -> str:
-    """Say what is wrong with what a step returned; "" when nothing is."""
-    match action:
-        case Write(path=path, content=content, reason=reason, mode=mode):
-            return (
-                path_fault(path)
-                or _content_fault(content)
-                or _mode_fault(mode)
-                or _text_fault("reason", reason)
-            )
-        case Remove(path=path, reason=reason, keep_copy=keep_copy):
-            kept = "" if isinstance(keep_copy, bool) else "keep_copy is neither True nor False"
-            return path_fault(path) or _text_fault("reason", reason) or kept
-        case MakeLink(path=path, target=target, reason=reason):
-            return (
-                path_fault(path) or _text_fault("target", target) or _text_fault("reason", reason)
-            )
-        case Command(reason=reason):
-            return _text_fault("reason", reason) or _command_fault(action)
-        case Warn(code=code, text=text, hint=hint):
-            hinted = "" if hint == "" else _text_fault("hint", hint)
-            return _code_fault(code) or _text_fault("text", text) or hinted
-        case Refuse(code=code, text=text, hint=hint):
-            return _code_fault(code) or _text_fault("text", text) or _text_fault("hint", hint)
-        case _:
-            return ""
-
-
-def path_fault(path: object) -> str:
-    """Say why *path* cannot be changed by a step; "" when it can."""
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-        return f"path {path!r} is not an absolute path"
-    parts = path.split("/")[1:]
-    if any(part in ("", ".", "..") for part in parts):
-        return f"path {path!r} is not written plainly: no '..', no '//', no '/' at the end"
-    if STATE_DIRECTORY in parts:
-        return f"path {path!r} lies in ipavolume's own directory"
-    return ""
-
-
-def _text_fault(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        return f"{name} {value!r} is not a text"
-    return ""
-
-
-def _code_fault(code: object) -> str:
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
-        return f"code {code!r} is not a word such as no-backend"
-    return ""
-
-
-def _content_fault(content: object) -> str:
-    if not isinstance(content, bytes):
-        return "content is not bytes"
-    if len(content) > MAX_CONTENT_BYTES:
-        return f"content is larger than {MAX_CONTENT_BYTES} bytes"
-    return ""
-
-
-def _mode_fault(mode: object) -> str:
-    if not isinstance(mode, int) or isinstance(mode, bool) or mode & ~0o777:
-        return f"mode {mode!r} is no permission bits"
-    return ""
-
-
-def _command_fault(command: Command) -> str:
-    # A step is no typed code: it may have put anything there.
-    words: object = command.words
-    timeout_s: object = command.timeout_s
-    if not isinstance(words, tuple) or not words:
-        return f"words {words!r} are not a tuple of words"
-    if any(not isinstance(word, str) or "\0" in word for word in words) or not words[0]:
-        return f"words {words!r} are not words of a command"
-    if not isinstance(timeout_s, int) or isinstance(timeout_s, bool) or timeout_s < 1:
-        return f"timeout_s {timeout_s!r} is not a number of seconds"
-    flags: tuple[tuple[str, object], ...] = (
-        ("may_fail", command.may_fail),
-        ("repeat", command.repeat),
-    )
-    for name, flag in flags:
-        if not isinstance(flag, bool):
-            return f"{name} is neither True nor False"
-    return ""
+def override_code(step: str, refusal: Refuse) -> str:
+    """Return the code by which the refusal of a step is overridden: ``s0700:bdb``."""
+    return f"{step.partition('_')[0]}:{refusal.code}"

@@ -14,21 +14,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from ipavolume.apply.area import PRIVATE_MODE, PUBLIC_MODE, attempt, mount_of
-from ipavolume.errors import CannotCreateError, ConfigurationError, UnsafeVolumeError
+from ipavolume.context import Context
+from ipavolume.errors import (
+    CannotCreateError,
+    CommandFailedError,
+    ConfigurationError,
+    UnsafeVolumeError,
+)
+from ipavolume.image import diagnosis
+from ipavolume.linux import command as processes
 from ipavolume.linux import files as fsops
+from ipavolume.linux.command import Ended
+from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, VolumeSpec, Xattrs
-from ipavolume.steps.api import MakeLink, Remove, Write
-from ipavolume.steps.declaration import path_fault
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Xattrs
+from ipavolume.model.images import ImageHeader, VolumeSpec
+from ipavolume.model.paths import mount_of
+from ipavolume.steps import api as steps
+from ipavolume.steps import declaration as stepfiles
+from ipavolume.steps import views
+from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, Step, StepAction, Warn, Write
+from ipavolume.steps.loading import path_fault
 from ipavolume.steps.views import is_covered, place
-from ipavolume.volume import facts as state
-from ipavolume.volume.facts import Volume
-from ipavolume.volume.tree import Tree, mount_points_below
+from ipavolume.volume import layout
+from ipavolume.volume.failures import attempt
+from ipavolume.volume.layout import PRIVATE_MODE, PUBLIC_MODE
+from ipavolume.volume.logs import RunLog
+from ipavolume.volume.members import Volume
+from ipavolume.volume.tree import Tree
 
 FileAction = Write | Remove | MakeLink
 
@@ -40,7 +59,7 @@ _MAX_SAVED_COPIES: Final = 1000
 _SECURITY: Final = "security."
 
 
-def perform(
+def perform_file_action(
     action: FileAction,
     volumes: Mapping[str, Volume],
     mounts: Sequence[VolumeSpec],
@@ -128,7 +147,7 @@ class _Performance:
         self._volume = volume
         self._where = where
         self._below = where[len(volume.mount) + 1 :]
-        self._saved = f"{STATE_DIRECTORY}/{state.SAVED}/{run}/{self._below}"
+        self._saved = f"{STATE_DIRECTORY}/{layout.SAVED}/{run}/{self._below}"
 
     def perform(self) -> str | None:
         match self._action:
@@ -360,3 +379,111 @@ def _without_rights(xattrs: Xattrs) -> Xattrs:
     """Return the attributes that a file with other content may have as well."""
     assert CAPABILITY_NAME.startswith(_SECURITY)
     return tuple(item for item in xattrs if not item[0].startswith(_SECURITY))
+
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where commands of steps are found."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CommandOutput:
+    """Passes lines of a command on, and remembers a path that it could not write to."""
+
+    log: RunLog
+    read_only: str = field(default="")
+
+    def __call__(self, line: str) -> None:
+        """Take a line."""
+        self.log.line(line)
+        self.read_only = diagnosis.read_only_path([line]) or self.read_only
+
+
+@contextlib.contextmanager
+def asked(
+    context: Context, step: Step, recorded: ImageHeader | None
+) -> Iterator[Sequence[StepAction]]:
+    """Give what *step* wants done on the volumes as they are."""
+    with views.opened_views(context, recorded) as (template, volume):
+        yield tuple(step.plan(volume, template))
+
+
+def perform(
+    context: Context,
+    step: str,
+    action: Write | Remove | MakeLink | Warn | Refuse,
+    *,
+    run: str,
+    output: RunLog,
+) -> list[str]:
+    """Carry out what a step wants done that is no command; return what is to be told.
+
+    Raises:
+        IpaVolumeError: If it refuses, or something on the volume is in the way.
+    """
+    match action:
+        case Warn(text=text, hint=hint):
+            output.say(f"warning: {text}" + (f". {hint}" if hint else ""))
+            return [text]
+        case Refuse():
+            code = stepfiles.check_refusal(step, action, context.options.allow)
+            return [f"overridden: {code}"]
+        case Write() | Remove() | MakeLink():
+            mounts = context.image.header.volumes
+            link = moved_elsewhere(action, context.volumes, mounts)
+            if link:
+                text = f"{step} left {action.path} as it is: it lies behind the link {link}"
+                output.say(f"warning: {text}")
+                return [text]
+            output.say(steps.describe(action))
+            saved = perform_file_action(action, context.volumes, mounts, run=run)
+            if saved:
+                output.say(f"kept what was there as {saved}")
+            return []
+
+
+def run_command(context: Context, step: str, command: Command, output: RunLog) -> list[str]:
+    """Run a step's command; return what is to be told when it may fail and did.
+
+    Raises:
+        CommandFailedError: If it fails or does not end in time.
+    """
+    words = shlex.join(command.words)
+    output.say(f"running {words} ({command.reason})")
+    lines = CommandOutput(log=output)
+    ended = processes.run_command(
+        command.words,
+        timeout_s=command.timeout_s,
+        output=lines,
+        env={**os.environ, "PATH": PATH},
+    )
+    if ended.left:
+        output.say(f"{command.words[0]} left {ended.left} processes running; they were ended")
+    if ended.status == 0 and not ended.timed_out:
+        return []
+    message = f"{step}: {words} {describe_end(ended, command.timeout_s)}"
+    if command.may_fail:
+        output.say(f"warning: {message}; going on, as the step allows it")
+        return [message]
+    hint = (
+        diagnosis.read_only_hint(lines.read_only, context.image.config)
+        if lines.read_only
+        else f"Read {output.path} to its end and remove the cause; the next start goes on from "
+        "there. To look around in the container meanwhile, start it with "
+        "IPAVOLUME_ON_FAILURE=hold."
+    )
+    raise CommandFailedError(
+        output.clean(message),
+        code="read-only-path" if lines.read_only else "",
+        hint=hint,
+        details=[output.clean(line) for line in ended.lines],
+        path=lines.read_only or command.words[0],
+    )
+
+
+def describe_end(ended: Ended, timeout_s: float) -> str:
+    """Progress how a command ended."""
+    if ended.timed_out:
+        return f"did not end within {timeout_s:g} s and was ended"
+    if ended.status < 0:
+        return f"was killed by signal {-ended.status}"
+    return f"ended with status {ended.status}"

@@ -10,43 +10,45 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from ipavolume.apply.area import attempt
-from ipavolume.apply.tasks import run_command
-from ipavolume.context import Session
+from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError
 from ipavolume.linux import files as fsops
 from ipavolume.model.files import STATE_DIRECTORY
-from ipavolume.plan import tasks as choosing
 from ipavolume.steps import declaration as stepfiles
+from ipavolume.steps import loading, views
 from ipavolume.steps.api import Declaration
-from ipavolume.volume.facts import VERIFIED, Verified, read_history, read_verified
+from ipavolume.steps.perform import run_command
+from ipavolume.volume.failures import attempt
+from ipavolume.volume.history import read_history
+from ipavolume.volume.layout import VERIFIED
 from ipavolume.volume.logs import RunLog
+from ipavolume.volume.members import Volume, damaged, open_state, read_json, text
 
 _STEP: Final = "step "
 
 
-def pending(session: Session) -> tuple[str, list[Declaration]]:
+def pending(context: Context) -> tuple[str, list[Declaration]]:
     """Return the last run, and its steps that have something to verify still.
 
     Raises:
         UnsafeVolumeError: If the history or the record was altered.
         ConfigurationError: If a step of the image is malformed.
     """
-    runs = read_history(session.primary)
+    runs = read_history(context.primary)
     if not runs:
         return "", []
     last = runs[-1]
     executed = {row[0].removeprefix(_STEP) for row in last.get("tasks", [])}
     if not executed:
         return last["run"], []
-    known = read_verified(session.primary)
+    known = read_verified(context.primary)
     passed = known.passed if known is not None and known.run == last["run"] else ()
     return last["run"], [
         declaration
-        for declaration in choosing.steps_of(session.image)
+        for declaration in stepfiles.steps_of(context.image)
         if declaration.verifies
         and not declaration.masked
         and declaration.name in executed
@@ -54,30 +56,30 @@ def pending(session: Session) -> tuple[str, list[Declaration]]:
     ]
 
 
-def verify(session: Session, run: str, steps: Sequence[Declaration], output: RunLog) -> str:
+def verify(context: Context, run: str, steps: Sequence[Declaration], output: RunLog) -> str:
     """Run what *steps* want verified, and record what it came to.
 
     Returns:
         What is not right yet, or "".
     """
-    known = read_verified(session.primary)
+    known = read_verified(context.primary)
     passed = list(known.passed) if known is not None and known.run == run else []
     failed: list[str] = []
     said = ""
     for declaration in steps:
-        step = stepfiles.load_step(session.image.tree, declaration)
-        with choosing.opened_views(session, session.image.header) as (_, volume):
+        step = loading.load_step(context.image.tree, declaration)
+        with views.opened_views(context, context.image.header) as (_, volume):
             commands = tuple(step.verify(volume)) if step.verify is not None else ()
         try:
             for command in commands:
-                run_command(session, declaration.name, command, output)
+                run_command(context, declaration.name, command, output)
         except CommandFailedError as err:
             failed.append(declaration.name)
             said = said or str(err)
         else:
             passed.append(declaration.name)
     _record(
-        session,
+        context,
         Verified(
             run=run,
             passed=tuple(passed),
@@ -88,11 +90,55 @@ def verify(session: Session, run: str, steps: Sequence[Declaration], output: Run
     return said
 
 
-def _record(session: Session, verified: Verified) -> None:
+def _record(context: Context, verified: Verified) -> None:
     data: dict[str, Any] = asdict(verified)
-    with attempt("write to", session.primary.directory):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=session.primary.fd)
+    with attempt("write to", context.primary.directory):
+        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
         try:
             fsops.write_file(fd, VERIFIED, json.dumps(data).encode("ascii") + b"\n")
         finally:
             os.close(fd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What is recorded of a run's verification.
+
+    Attributes:
+        run: Id of the run.
+        passed: Names of the steps that found everything right.
+        failed: Names of those that did not, the last time they were asked.
+        at: When, ISO 8601 in UTC.
+    """
+
+    run: str
+    passed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    at: str = ""
+
+
+def read_verified(volume: Volume) -> Verified | None:
+    """Return what is recorded of the last verification, or ``None``.
+
+    Raises:
+        UnsafeVolumeError: If it was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        return None
+    try:
+        data = read_json(fd, VERIFIED, volume)
+        if data is None:
+            return None
+        try:
+            return Verified(
+                run=text(data["run"]),
+                passed=tuple(map(text, data["passed"])),
+                failed=tuple(map(text, data["failed"])),
+                at=text(data["at"]),
+            )
+        except (KeyError, TypeError) as err:
+            hint = "Find out who did that, and remove it: what it records is asked again."
+            raise damaged(fd, VERIFIED, "was altered", hint=hint) from err
+    finally:
+        os.close(fd)

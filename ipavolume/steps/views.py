@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
+from ipavolume.context import Context
 from ipavolume.errors import ConfigurationError, UnsafeVolumeError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
@@ -28,7 +29,9 @@ from ipavolume.model.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.model.files import STATE_DIRECTORY, FileType, ImageHeader, Package, VolumeSpec
+from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.images import ImageHeader, VolumeSpec
+from ipavolume.model.packages import Package
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
 from ipavolume.volume.tree import Tree
 
@@ -552,3 +555,32 @@ class VolumeView(_View):
     def os(self) -> tuple[str, str]:
         """See :meth:`ipavolume.steps.View.os`."""
         return self._os
+
+
+@contextlib.contextmanager
+def opened_views(
+    context: Context, recorded: ImageHeader | None, *, planned: Sequence[Action] = ()
+) -> Iterator[tuple[TemplateView, VolumeView]]:
+    """Give the views that steps read through.
+
+    Args:
+        context: Image and volumes.
+        recorded: What is recorded of the last image whose steps ran.
+        planned: Actions on files whose outcome the view of the volumes shows.
+    """
+    image = context.image
+    with (
+        context.tree() as tree,
+        TemplateView(image.templates(), image.header, image.tree) as template,
+    ):
+        yield (
+            template,
+            VolumeView(
+                tree,
+                image.header.volumes,
+                recorded.packages if recorded else (),
+                (recorded.os_id, recorded.os_version) if recorded else ("", ""),
+                planned=planned,
+                template=template,
+            ),
+        )

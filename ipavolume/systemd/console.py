@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Final, TextIO
 
-from ipavolume.linux import files as fsops
+from ipavolume.linux import terminal
 
 _CONSOLE: Final = "/dev/console"
 
@@ -77,5 +77,5 @@ def _is_ours(keeper: int) -> bool:
 
 
 def _both(first: TextIO, where: str) -> TextIO:
-    second = fsops.open_output(where)
+    second = terminal.open_output(where)
     return first if second is None else Both(first, second)  # type: ignore[return-value]

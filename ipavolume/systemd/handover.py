@@ -15,7 +15,7 @@ from typing import Any, Final
 from ipavolume.errors import CannotCreateError, UnsafeVolumeError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files as fsops
-from ipavolume.volume import tree as scan
+from ipavolume.linux import mounts
 
 ONLINE_UNIT: Final = "ipavolume-online.service"
 UNIT_DIRECTORY: Final = "/usr/lib/systemd/system"
@@ -109,5 +109,5 @@ def _altered(path: str) -> UnsafeVolumeError:
 
 
 def _places() -> list[str]:
-    mounted = {where: kind for where, kind, _ in scan.mounts()}
+    mounted = {where: kind for where, kind, _ in mounts.mounts()}
     return [place for place in _PLACES if mounted.get(place) in ("tmpfs", "ramfs")]

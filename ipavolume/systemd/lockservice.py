@@ -1,6 +1,6 @@
 """``ipavolume lock``: what ipavolume-lock.service runs.
 
-Mostly the container's start holds the volumes already, see :mod:`ipavolume.holding`; then this
+Mostly the container's start holds the volumes already, see :mod:`ipavolume.volume.lock`; then this
 stands in line behind it. Where init was started without us, it is this that holds them.
 """
 
@@ -10,20 +10,22 @@ import fcntl
 import os
 import signal
 import socket
+from collections.abc import Iterable
 
-from ipavolume.context import Progress, Session
 from ipavolume.errors import LockedError
+from ipavolume.model.progress import Progress
 from ipavolume.volume import lock as holding
+from ipavolume.volume.members import Volume
 
 
-def keep_lock(session: Session, say: Progress) -> None:
+def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
     """Hold the volumes until this process is ended; tell the service manager that they are held.
 
     Raises:
         LockedError: If another container holds one.
         UnsafeVolumeError: If a file system has no locks.
     """
-    volumes = session.volumes.values()
+    volumes = tuple(volumes)
     in_line = [volume for volume in volumes if not holding.try_lock(volume)]
     for volume in in_line:
         if not holding.is_held_here(volume):

@@ -15,8 +15,10 @@ from typing import Final
 
 from ipavolume.formats import manifest
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import FileFlags, FileType, ImageHeader, Package, Provide, Record
-from ipavolume.volume.facts import Volume
+from ipavolume.model.files import FileFlags, FileType, Record
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.packages import Package, Provide
+from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree, walk
 
 CONFIG_FILES: Final = ".configfiles"

@@ -18,27 +18,19 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import Final, Self
 
-from ipavolume.errors import (
-    IpaVolumeError,
-    LockedError,
-    StoppedError,
-    UnsafeVolumeError,
-    UsageError,
-)
+from ipavolume.errors import IpaVolumeError, LockedError, UnsafeVolumeError
 from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
-from ipavolume.volume.facts import FIRST_RUN, TRANSACTION, Volume
+from ipavolume.linux import signals
+from ipavolume.model.progress import Progress
+from ipavolume.volume.facts import read_facts
+from ipavolume.volume.members import Volume
 
 WORK_DIRECTORY: Final = "/usr/share/ipavolume"
-NOTE_DIRECTORY: Final = "run/ipavolume"
-NOTE: Final = "hold"
 _LOCK_FIELDS: Final = 6
-_WATCH_S: Final = 1.0
-_ANY_ID_BYTES: Final = 1024
+_LOCK_POLL_S: Final = 0.1
 
 
 def try_lock(volume: Volume) -> bool:
@@ -139,111 +131,144 @@ def _is_of_this_container(pid: int) -> bool:
     return set(owner) == {b"0"} and mounts[0] == mounts[1]
 
 
-# -- on hold -----------------------------------------------------------------------------
+class Lock:
+    """The lock of the volumes, and that of those who work in this container.
 
+    It is to be closed after the volumes: see the module.
 
-class Work(Protocol):
-    """Whoever has the lock of those who work in this container."""
+    Attributes:
+        joined: It is another process of this container that holds the volumes.
+    """
 
-    @property
-    def primary(self) -> Volume:
-        """The primary volume."""
+    def __init__(self, *, inside: bool) -> None:
+        """Take nothing yet.
+
+        Args:
+            inside: The image is the system that runs here, so that another process of this
+                container may hold the volumes for it.
+        """
+        self.joined = False
+        self._inside = inside
+        self._volumes: tuple[Volume, ...] = ()
+        self._work: int | None = None
+
+    def __enter__(self) -> Self:
+        """Return the lock."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give up the lock of those who work here; that of the volumes goes with them."""
+        self.pause()
+
+    def take(self, volumes: Iterable[Volume], progress: Progress, *, timeout_s: float) -> None:
+        """Take the lock of every volume, or work under the one that this container holds.
+
+        Nothing is created.
+
+        Args:
+            volumes: The volumes.
+            progress: Told of what is waited for.
+            timeout_s: Seconds to wait for another holder.
+
+        Raises:
+            LockedError: If another one holds it longer than that.
+            UnsafeVolumeError: If the file system cannot lock across hosts.
+        """
+        self._volumes = tuple(volumes)
+        for volume in self._volumes:
+            if volume.file_system.startswith("nfs") and any(
+                word in volume.options for word in ("local_lock=all", "local_lock=flock", "nolock")
+            ):
+                raise UnsafeVolumeError(
+                    f"{volume.directory!r} is on NFS with local locks: another host could work "
+                    "on it at the same time",
+                    code="local-lock",
+                    hint="Mount it without nolock and local_lock.",
+                )
+        deadline = time.monotonic() + timeout_s
+        waiting = False
+        while (busy := self._try()) is not None:
+            what, holder = busy
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"{what} is in use{holder}",
+                    hint="Stop that container or command first, or wait for it with "
+                    "--lock-timeout SECONDS.",
+                    state="the volume was not touched",
+                )
+            if not waiting:
+                progress(f"waiting for {what}, in use{holder}")
+                waiting = True
+            time.sleep(_LOCK_POLL_S)
+            signals.check()
+
+    def _try(self) -> tuple[str, str] | None:
+        """Take the locks; return what is in use, and by whom, or ``None`` when all are taken."""
+        if not self.go_on(self._volumes):
+            what = f"the volume {self._volumes[0].directory!r}"
+            return what, " by another command of this container"
+        self.joined = False
+        for volume in self._volumes:
+            if try_lock(volume):
+                continue
+            if not (self._inside and is_held_here(volume)):
+                self.pause()
+                return f"the volume {volume.directory!r}", _holder(volume)
+            self.joined = True
+        return None
 
     def pause(self) -> None:
-        """Give the lock up."""
+        """Let others in this container work on the volumes; it still holds them."""
+        if self._work is not None:
+            os.close(self._work)
+            self._work = None
 
-    def go_on(self) -> bool:
-        """Take it again; tell whether it was free."""
-
-
-def is_held_on(err: IpaVolumeError) -> bool:
-    """Tell whether *err* is something that somebody in the container can do something about."""
-    return not isinstance(err, StoppedError | LockedError | UsageError)
-
-
-def hold(work: Work, say: Callable[[str], None]) -> None:
-    """Keep the container up until somebody in it has brought the volume up.
-
-    Raises:
-        StoppedError: If a signal asked for an end.
-    """
-    before = _standing(work.primary)
-    say(
-        "on hold: the application is not started. Look around in the container; 'ipavolume "
-        "upgrade --retry' there tries again, and if that succeeds the start goes on by itself."
-    )
-    with _noted():
-        work.pause()
-        while True:
-            # A signal does not end the sleep, but is seen right after it.
-            time.sleep(_WATCH_S)
-            interruption.check()
-            now = _standing(work.primary)
-            if now != before and not now[0] and work.go_on():
-                if not _standing(work.primary)[0]:
-                    return
-                work.pause()
-
-
-def is_on_hold() -> bool:
-    """Tell whether something in this container is on hold."""
-    try:
-        directory = os.open(f"/{NOTE_DIRECTORY}", fsops.DIRECTORY_FLAGS)
-    except OSError:
-        return False
-    try:
-        fd = fsops.open_regular(directory, NOTE)
-        if fd is None:
-            return False
-        with open(fd, "rb"):
-            # Locked by who is on hold; one that was killed left the note, but no lock.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    def go_on(self, volumes: Iterable[Volume]) -> bool:
+        """Be the one in this container that works on *volumes*; tell whether nobody else is."""
+        if self._inside and self._work is None:
+            self._work = try_work_lock(max(volume.fd for volume in volumes))
+            return self._work is not None
         return True
-    except OSError:
-        return False
-    finally:
-        os.close(directory)
-    return False
 
 
-@contextlib.contextmanager
-def _noted() -> Iterator[None]:
-    """Leave a note for probes; without a place for it they see a start that takes long."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            root = os.open("/", fsops.DIRECTORY_FLAGS)
-            stack.callback(os.close, root)
-            directory = fsops.make_directories(root, NOTE_DIRECTORY)
-            stack.callback(os.close, directory)
-            fsops.write_file(directory, NOTE, b"", mode=0o600)
-            fd = fsops.open_regular(directory, NOTE)
-            if fd is not None:
-                stack.callback(os.close, fd)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+def is_locked(volumes: Iterable[Volume], *, inside: bool) -> bool:
+    """Tell whether another container or command works on *volumes*; nothing is kept.
+
+    Args:
+        volumes: The volumes.
+        inside: As for :class:`Lock`.
+    """
+    opened = tuple(volumes)
+    for volume in opened:
+        try:
+            fcntl.flock(volume.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not (inside and is_held_here(volume)):
+                return True
+        except OSError:
+            continue
+        else:
+            fcntl.flock(volume.fd, fcntl.LOCK_UN)
+    with Lock(inside=inside) as lock:
+        return not lock.go_on(opened)
 
 
-def _standing(volume: Volume) -> tuple[bool, bytes | None, tuple[int, int] | None]:
-    """Return what somebody changes who succeeds: open transaction, id, record of the first run."""
-    try:
-        state = fsops.open_directory(volume.fd, STATE_DIRECTORY)
-    except OSError:
-        return False, _build_id(volume), None
-    try:
-        record = fsops.lstat(state, FIRST_RUN)
-        return (
-            fsops.lstat(state, TRANSACTION) is not None,
-            _build_id(volume),
-            (record.st_ino, record.st_mtime_ns) if record is not None else None,
-        )
-    finally:
-        os.close(state)
+def _holder(volume: Volume) -> str:
+    """Say what is known of who holds the lock."""
+    texts = [_process(pid) for pid in holders(volume.fd)]
+    with contextlib.suppress(IpaVolumeError):
+        open_ = read_facts(volume).transaction
+        if open_ is not None:
+            texts.append(f"run {open_.run} of container {open_.holder}, since {open_.started}")
+    known = [text for text in texts if text]
+    return f" ({'; '.join(known)})" if known else " by another container"
 
 
-def _build_id(volume: Volume) -> bytes | None:
-    fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
-    if fd is None:
-        return None
-    with open(fd, "rb") as stream:
-        return stream.read(_ANY_ID_BYTES)
+def _process(pid: int) -> str:
+    if pid <= 0:
+        return ""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
+        words = stream.read(200).split(b"\0")
+        command = b" ".join(words[:4]).decode("utf-8", "backslashreplace")
+        return f"process {pid}: {command.strip()}"
+    return f"process {pid}"

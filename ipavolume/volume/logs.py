@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from ipavolume.apply import journal
 from ipavolume.linux import files as fsops
+from ipavolume.linux import trees
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
-from ipavolume.volume.facts import LOGS, Volume
+from ipavolume.volume.layout import LOGS
+from ipavolume.volume.members import Volume
 
 _LOGS_KEPT: Final = 20
 _PRIVATE_MODE: Final = 0o700
@@ -31,7 +34,7 @@ class RunLog:
         run: str,
         *,
         redactor: Redactor,
-        show: Callable[[str], None],
+        show: Progress,
         followed: Sequence[BinaryIO] = (),
     ) -> None:
         """Open the log of *run*, or go on with it.
@@ -91,7 +94,22 @@ def _open(volume: Volume, run: str) -> BinaryIO:
         name = f"{run}.log"
         others = sorted(one for one in os.listdir(directory) if one != name)
         for old in others[: max(0, len(others) + 1 - _LOGS_KEPT)]:
-            fsops.remove_tree(directory, old)
-        return journal.open_log(directory, name)
+            trees.remove_tree(directory, old)
+        return fsops.open_for_appending(directory, name)
     finally:
         os.close(directory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """Where a run says what it does.
+
+    Attributes:
+        say: Told of each phase and task.
+        show: Told of each line of its log, commands' output included.
+        redactor: Knows the secrets that must not be shown or kept.
+    """
+
+    say: Progress
+    show: Progress
+    redactor: Redactor

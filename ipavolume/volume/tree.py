@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import mmap
 import os
 import stat
-import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
-from ipavolume.errors import UnsafeVolumeError, VolumeIOError
-from ipavolume.formats import manifest
+from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files as fsops
-from ipavolume.model.files import STATE_DIRECTORY, DiskState, LinkStanding, Record, Xattrs
-from ipavolume.volume.facts import SAVED
+from ipavolume.model.files import STATE_DIRECTORY, DiskState, LinkStanding, Xattrs
+from ipavolume.volume.layout import SAVED
 
 _TRAVERSE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_CACHED: Final = 128
 _MAX_LINK_HOPS: Final = 40
 _MAX_PATH_CHARACTERS: Final = 8 << 10
 """Twice what a path can have in one call; time and memory grow with its square."""
-
-INDEX_ENTRY: Final = struct.Struct("<QqqQ")
-"""Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""
-INDEX_UNKNOWN: Final = bytes(INDEX_ENTRY.size)
-
-
-def index_entry(st: os.stat_result) -> bytes:
-    """Return the index entry of a file of which ``lstat`` says *st*."""
-    return INDEX_ENTRY.pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
 
 
 class Tree:
@@ -255,190 +241,6 @@ class Tree:
         return os.readlink(path)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A path on which the plan has to decide.
-
-    Attributes:
-        path: The path.
-        old: What the last image shipped there.
-        new: What this image ships there.
-        disk: What is there.
-        trusted: The index says that nobody touched it since it was written as shipped.
-        position: Number of the record in the new manifest, or -1.
-    """
-
-    path: str
-    old: Record | None
-    new: Record | None
-    disk: DiskState | None
-    trusted: bool
-    position: int
-
-
-_IS_DIRECTORY: Final = b'"type":"directory"'
-
-
-def candidates(
-    old: Iterable[bytes],
-    new: Iterable[bytes],
-    tree: Tree,
-    *,
-    old_index: bytes,
-    new_index: bytearray,
-    unreadable: Callable[[str, OSError], None],
-) -> Iterator[Candidate]:
-    """Compare two manifests and the volume; yield what is not evidently as it should be.
-
-    A path whose record did not change, and which the index says is untouched, is not
-    yielded: nothing but one ``lstat`` is spent on it. Nor is one that lies on none of the
-    volumes of *tree*, as what is below a volatile mount.
-
-    Args:
-        old: Record lines of the baseline.
-        new: Record lines of the image's manifest.
-        tree: The volumes.
-        old_index: Entries of the index that belongs to *old*, or b"" for none.
-        new_index: Filled with the entries that stay valid for *new*.
-        unreadable: Told of a path that could not be looked at; it is yielded as missing.
-    """
-    size = INDEX_ENTRY.size
-    pack = INDEX_ENTRY.pack
-    lstat = os.stat
-    old_position = new_position = -1
-    parent_path = ""
-    parent: int | None = None
-    covered = False
-    is_directory = stat.S_ISDIR
-    for path, old_line, new_line in manifest.pair(old, new):
-        known = INDEX_UNKNOWN
-        if old_line is not None:
-            old_position += 1
-            known = old_index[old_position * size : old_position * size + size]
-        if new_line is not None:
-            new_position += 1
-        directory, _, name = path.rpartition("/")
-        st: os.stat_result | None = None
-        try:
-            if directory != parent_path:
-                covered = tree.covers(directory)
-                parent = tree.directory(directory) if covered else None
-                parent_path = directory
-            if not covered:
-                continue
-            if parent is not None:
-                st = lstat(name, dir_fd=parent, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            st = None
-        except OSError as err:
-            unreadable(path, err)
-            st = None
-        trusted = False
-        if st is not None:
-            entry = pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
-            trusted = entry == known
-            if new_line == old_line and new_line is not None:
-                if trusted:
-                    new_index[new_position * size : new_position * size + size] = entry
-                    continue
-                if is_directory(st.st_mode) and _IS_DIRECTORY in new_line:
-                    continue
-        yield Candidate(
-            path=path,
-            old=None if old_line is None else manifest.parse_record(old_line),
-            new=None if new_line is None else manifest.parse_record(new_line),
-            disk=None if st is None else fsops.disk_state(st),
-            trusted=trusted,
-            position=new_position if new_line is not None else -1,
-        )
-        # Deciding on a candidate looks at other paths and may have closed the parent.
-        parent_path = ""
-
-
-def mark_suspects(
-    lines: Iterable[bytes], first: int, tree: Tree, index: bytes, suspects: mmap.mmap
-) -> None:
-    """Mark the records that are not evidently on the volume as the index says.
-
-    For a manifest that did not change: the old record of each path is the new one.
-
-    Args:
-        lines: Record lines, the first of which has the number *first*.
-        first: That number.
-        tree: The volumes.
-        index: Entries of the index.
-        suspects: One byte a record; set to 1 for those that have to be decided on.
-    """
-    size = INDEX_ENTRY.size
-    pack = INDEX_ENTRY.pack
-    lstat = os.stat
-    is_directory = stat.S_ISDIR
-    here = b""
-    parent: int | None = None
-    covered = False
-    for position, line in enumerate(lines, first):
-        end = line.find(b'"', 9)
-        path = line[9:end]
-        if not line.startswith(b'{"path":"/') or b"\\" in path or b"/." in path:
-            suspects[position] = 1
-            continue
-        directory, _, name = path.rpartition(b"/")
-        try:
-            if directory != here:
-                covered = tree.covers(os.fsdecode(directory))
-                parent = tree.directory(os.fsdecode(directory)) if covered else None
-                here = directory
-            if not covered:
-                continue
-            if parent is None:
-                suspects[position] = 1
-                continue
-            st = lstat(name, dir_fd=parent, follow_symlinks=False)
-        except OSError:
-            suspects[position] = 1
-            continue
-        start = position * size
-        if pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino) != index[
-            start : start + size
-        ] and not (is_directory(st.st_mode) and _IS_DIRECTORY in line):
-            suspects[position] = 1
-
-
-def suspected(
-    lines: Iterable[bytes],
-    suspects: Sequence[int],
-    tree: Tree,
-    unreadable: Callable[[str, OSError], None],
-) -> Iterator[Candidate]:
-    """Yield the marked records of a manifest that did not change and lie on the volumes.
-
-    Args:
-        lines: All of its record lines.
-        suspects: The marks of :func:`mark_suspects`.
-        tree: The volumes.
-        unreadable: Told of a path that could not be looked at; it is not yielded.
-    """
-    for position, line in enumerate(lines):
-        if not suspects[position]:
-            continue
-        record = manifest.parse_record(line)
-        if not tree.covers(record.path):
-            continue
-        try:
-            disk = tree.state(record.path)
-        except OSError as err:
-            unreadable(record.path, err)
-            continue
-        yield Candidate(
-            path=record.path,
-            old=record,
-            new=record,
-            disk=disk,
-            trusted=False,
-            position=position,
-        )
-
-
 def walk(
     root: int,
     mount: str,
@@ -520,68 +322,3 @@ def walk(
                 names = [SAVED] if ours else sorted(os.listdir(fd), reverse=True)
     finally:
         os.close(fd)
-
-
-def mount_points_below(directory: str) -> list[str]:
-    """Return the mount points below *directory*, relative to it, from mountinfo.
-
-    Bind mounts share their device number with what lies below, so only the kernel's table
-    tells them.
-
-    Raises:
-        VolumeIOError: If the table cannot be read.
-    """
-    base = os.path.realpath(directory)
-    prefix = base.rstrip("/") + "/"
-    return sorted(where[len(prefix) :] for where, _, _ in mounts() if where.startswith(prefix))
-
-
-def mounts() -> list[tuple[str, str, str]]:
-    """Return mount point, type of the file system and its options, from mountinfo."""
-    try:
-        with open("/proc/self/mountinfo", "rb") as stream:
-            lines = stream.read().splitlines()
-    except OSError as err:
-        raise VolumeIOError(
-            f"cannot read /proc/self/mountinfo: {err.strerror}",
-            hint="Mount /proc; without it mounts on the volume cannot be told.",
-        ) from err
-    result = []
-    for line in lines:
-        fields = line.split(b" ")
-        with contextlib.suppress(ValueError, IndexError):
-            tail = fields[fields.index(b"-") + 1 :]
-            options = fields[5] + b"," + (tail[2] if len(tail) > 2 else b"")
-            result.append(
-                (
-                    os.fsdecode(_unescape(fields[4])),
-                    tail[0].decode("ascii", "replace"),
-                    os.fsdecode(options),
-                )
-            )
-    return result
-
-
-def _unescape(value: bytes) -> bytes:
-    result = bytearray()
-    position = 0
-    while position < len(value):
-        if value[position : position + 1] == b"\\":
-            result.append(int(value[position + 1 : position + 4], 8))
-            position += 4
-        else:
-            result.append(value[position])
-            position += 1
-    return bytes(result)
-
-
-def file_system_of(directory: str) -> tuple[str, str]:
-    """Return type and options of the file system that holds *directory*."""
-    path = os.path.realpath(directory)
-    best = ("", "", "")
-    for where, kind, options in mounts():
-        if (path == where or path.startswith(where.rstrip("/") + "/")) and len(where) >= len(
-            best[0]
-        ):
-            best = (where, kind, options)
-    return best[1], best[2]

@@ -62,7 +62,7 @@ CONFINED: Final[Mapping[str, frozenset[str]]] = {
 }
 """Which folders may import a top-level package."""
 
-DECIDING: Final = frozenset({"model", "plan", "rpm"})
+DECIDING: Final = frozenset({"model", "plan"})
 """They decide and touch neither the file system nor processes."""
 
 NOT_FOR_DECIDING: Final = frozenset(
@@ -330,9 +330,7 @@ def _find_cycles(sources: list[Source]) -> Iterator[str]:
     """Find modules of one folder that import each other, however long the way round."""
     known = {source.module for source in sources}
     graph = {
-        source.module: {
-            target for use in source.imports if (target := _ours(use, known)) in known
-        }
+        source.module: {target for use in source.imports if (target := _ours(use, known)) in known}
         for source in sources
     }
     for module in sorted(graph):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
-from ipavolume.context import Options, Session
+from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError
 from ipavolume.firstrun import run as installing
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.request import make_request
+from ipavolume.volume.lock import Lock
 
 
 def show(text: str) -> None:
@@ -40,14 +41,17 @@ def main() -> int:
     only_ask = "--only-ask" in options
     allow = frozenset(word for word in options if not word.startswith("--"))
     try:
-        with Session(Options(allow=allow)) as session:
-            session.lock(say)
+        with Lock(inside=True) as lock, Context(Options(allow=allow)) as context:
+            lock.take(context.volumes.values(), say, timeout_s=0)
             asked = make_request(arguments, os.environ)
             if only_ask:
-                show(f"due: {installing.is_due(session, asked, say=say)}")
+                show(f"due: {installing.due(context, asked, say=say) is not None}")
             else:
-                show(f"standing: {installing.run(session, asked, say=say, output=output)}")
-            show(f"now: {firstrun.standing(session)}")
+                standing = firstrun.Standing.DONE
+                if (ready := installing.due(context, asked, say=say)) is not None:
+                    standing = installing.run(context, ready, say=say, output=output)
+                show(f"standing: {standing}")
+            show(f"now: {firstrun.standing(context)}")
     except IpaVolumeError as err:
         show(f"error: {err} [{err.code}]\nstate: {err.state}\nhint: {err.hint}")
         for line in err.details:

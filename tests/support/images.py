@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from ipavolume.formats import manifest
-from ipavolume.model.files import ImageHeader, Record
+from ipavolume.model.files import Record
+from ipavolume.model.images import ImageHeader
 from ipavolume.prepare.run import PrepareResult, prepare
 from support.command import PROJECT
 from support.requirements import need_root, need_tool

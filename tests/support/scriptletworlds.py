@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ipavolume.model.files import Condition, RpmPackage
+from ipavolume.model.packages import Condition, RpmPackage
 from ipavolume.rpm.database import read_database
 from support import inside
 from support.images import Image, make_image

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from ipavolume.image.tree import ImageTree
-from ipavolume.model.files import ImageHeader, Package, Provide, VolumeSpec
+from ipavolume.model.images import ImageHeader, VolumeSpec
+from ipavolume.model.packages import Package, Provide
+from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS
 from ipavolume.steps import Declaration, MakeLink, Remove, Step, StepAction, Write
-from ipavolume.steps.declaration import OWN, SHIPPED, find_steps, load_step
-from ipavolume.steps.perform import perform
+from ipavolume.steps.declaration import find_steps
+from ipavolume.steps.loading import load_step
+from ipavolume.steps.perform import perform_file_action
 from ipavolume.steps.views import TemplateView, VolumeView
-from ipavolume.volume.facts import Volume, open_volume
+from ipavolume.volume.members import Volume, open_volume
 from ipavolume.volume.tree import Tree
 from support.command import PROJECT
 
@@ -43,7 +46,7 @@ def step_text(
 
 def put_step(root: Path, name: str, text: str | bytes = "", *, own: bool = False) -> Path:
     """Write a step into an image tree; without a text one that does nothing."""
-    path = root / (OWN if own else SHIPPED).lstrip("/") / name
+    path = root / (OWN_STEPS if own else SHIPPED_STEPS).lstrip("/") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     content = text or step_text()
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -179,7 +182,8 @@ class Scene:
         """Carry out the file actions among *actions*; return where copies were saved."""
         with self.volumes() as volumes:
             return [
-                perform(action, volumes, self.mounts, run=run) for action in file_actions(actions)
+                perform_file_action(action, volumes, self.mounts, run=run)
+                for action in file_actions(actions)
             ]
 
     def saved(self, path: str, *, run: str = RUN) -> Path:

@@ -1,0 +1,104 @@
+"""Volatile volumes: emptied, and filled from the template at each start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ipavolume.apply.stage import not_in_template, place_record
+from ipavolume.context import Context
+from ipavolume.formats import manifest
+from ipavolume.image.image import Image
+from ipavolume.linux import files as fsops
+from ipavolume.linux import mounts, trees
+from ipavolume.model.files import FileType, Record
+from ipavolume.model.progress import Progress
+from ipavolume.volume import failures
+from ipavolume.volume.failures import attempt
+from ipavolume.volume.tree import Tree
+
+
+def _empty(directory: int, path: str, points: Sequence[str]) -> None:
+    """Remove all that is in a directory of a volume, but for mount points and the way there."""
+    for name in os.listdir(directory):
+        below = path + name
+        if below in points:
+            continue
+        if not any(point.startswith(below + "/") for point in points):
+            trees.remove_tree(directory, name)
+            continue
+        inside = fsops.open_directory(directory, name)
+        try:
+            _empty(inside, below + "/", points)
+        finally:
+            os.close(inside)
+
+
+def fill_volatile(context: Context, progress: Progress) -> None:
+    """Empty every volatile volume and fill it from its template.
+
+    Raises:
+        VolumeIOError: If that fails.
+    """
+    for mount, volume in context.volatile.items():
+        progress(f"filling {mount}")
+        points = mounts.mount_points_below(volume.directory)
+        with failures.attempt("empty", mount):
+            _empty(volume.fd, "", points)
+        fill(context.image, mount, volume.fd)
+
+
+def fill(image: Image, mount: str, root: int) -> None:
+    """Fill the empty volatile volume *mount*, open at *root*, from its template.
+
+    Raises:
+        VolumeIOError: If something cannot be written.
+    """
+    prefix = mount + "/"
+    directories: list[Record] = []
+    with Tree(image.templates()) as template, Tree({mount: root}) as volume:
+        for line in image.lines():
+            path = manifest.path_of(line)
+            if not path.startswith(prefix):
+                continue
+            record = manifest.parse_record(line)
+            if not record.present:
+                continue
+            parent, _, name = path.rpartition("/")
+            with attempt("fill", path):
+                source, target = template.directory(parent), volume.directory(parent)
+                if source is None or target is None:
+                    raise not_in_template(path)
+                if record.type is FileType.DIRECTORY:
+                    fsops.make_directory(target, name)
+                    directories.append(record)
+                    continue
+                fsops.unlink(target, name)
+                if record.hard_link.startswith(prefix):
+                    _link_filled(volume, record.hard_link, target, name)
+                else:
+                    place_record(record, source, target, name)
+        for record in reversed(directories):
+            with attempt("fill", record.path):
+                fd = volume.directory(record.path)
+                if fd is not None:
+                    fsops.set_metadata(
+                        fd,
+                        uid=record.uid,
+                        gid=record.gid,
+                        mode=record.mode,
+                        xattrs=record.xattrs,
+                    )
+
+
+def _link_filled(volume: Tree, leader: str, target: int, name: str) -> None:
+    """Make *name* another name of the file at the path *leader*, which was filled before."""
+    own = os.dup(target)
+    try:
+        parent, _, last = leader.rpartition("/")
+        directory = volume.directory(parent)
+        if directory is None:
+            raise not_in_template(leader)
+        fsops.link(directory, last, own, name)
+    finally:
+        os.close(own)

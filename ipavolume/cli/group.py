@@ -1,0 +1,30 @@
+"""The group of commands: errors are caught once, here, and examples are shown as written."""
+
+from __future__ import annotations
+
+import click
+
+from ipavolume.cli.output import fail
+from ipavolume.errors import IpaVolumeError
+
+
+class HelpedCommand(click.Command):
+    r"""Shows examples as they are written: what follows a ``\b`` in a raw docstring."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help text; click wants the character itself as the mark."""
+        self.help = (self.help or "").replace("\\b\n", "\b\n")
+        super().format_help_text(ctx, formatter)
+
+
+class ErrorReportingGroup(HelpedCommand, click.Group):
+    """Reports a deliberate error as lines on standard error and by its exit status."""
+
+    command_class = HelpedCommand
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; no command needs a ``try`` of its own."""
+        try:
+            return super().invoke(ctx)
+        except IpaVolumeError as err:
+            fail(err)

@@ -1,0 +1,222 @@
+"""Options that several commands have, made into what the commands are called with."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from ipavolume.context import OVERRIDES, Options, parse_volume_option
+from ipavolume.errors import UsageError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def root(function: _F) -> _F:
+    """Add ``--root``."""
+    option = click.option(
+        "--root", default="/", metavar="DIR", help="The image tree.", show_default=True
+    )
+    return option(function)
+
+
+def located(function: _F) -> _F:
+    """Add ``--root`` and ``--volume``."""
+    option = click.option(
+        "--volume",
+        "volumes",
+        multiple=True,
+        metavar="[MOUNT=]DIR",
+        help="Where a volume is, when not at its mount below the root.",
+    )
+    return root(option(function))
+
+
+def as_json(function: _F) -> _F:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
+        function
+    )
+
+
+def verbose(function: _F) -> _F:
+    """Add ``-v``."""
+    return click.option("-v", "--verbose", is_flag=True, help="Say more.")(function)
+
+
+def quiet(function: _F) -> _F:
+    """Add ``-q``."""
+    return click.option("-q", "--quiet", "silent", is_flag=True, help="Only results and errors.")(
+        function
+    )
+
+
+def on_failure(function: _F) -> _F:
+    """Add ``--on-failure``."""
+    return click.option(
+        "--on-failure",
+        type=click.Choice(("exit", "hold")),
+        envvar="IPAVOLUME_ON_FAILURE",
+        default="exit",
+        show_default=True,
+        help="When it fails: end the container, or keep it for a look around.",
+    )(function)
+
+
+def engine(function: _F) -> _F:
+    """Add ``--engine``."""
+    return click.option(
+        "--engine",
+        type=click.Choice(("docker", "podman")),
+        envvar="IPAVOLUME_ENGINE",
+        default=None,
+        help="The container engine.  [default: the first that has what is asked for]",
+    )(function)
+
+
+def lock_timeout(function: _F) -> _F:
+    """Add ``--lock-timeout``."""
+    return click.option(
+        "--lock-timeout",
+        envvar="IPAVOLUME_LOCK_TIMEOUT",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait so long for another container or command.",
+    )(function)
+
+
+def located_options(function: _F) -> _F:
+    """Add ``--root`` and ``--volume``; the command is called with ``options`` instead."""
+
+    @functools.wraps(function)
+    def command(*, root: str, volumes: Sequence[str], **others: object) -> object:
+        return function(options=Options(root=root, volumes=places(volumes)), **others)
+
+    return located(command)  # type: ignore[return-value] # click looks at the options alone
+
+
+def deciding(function: _F) -> _F:
+    """Add what commands have that decide on an upgrade of volumes that are somewhere.
+
+    They are called with ``options``.
+    """
+
+    @functools.wraps(function)
+    def command(*, root: str, volumes: Sequence[str], options: Options, **others: object) -> object:
+        options = replace(options, root=root, volumes=places(volumes))
+        return function(options=options, **others)
+
+    return located(deciding_without_places(command))  # type: ignore[return-value] # as above
+
+
+def deciding_without_places(function: _F) -> _F:
+    """Add what commands have that decide on an upgrade; they are called with ``options``."""
+
+    @functools.wraps(function)
+    def command(
+        *,
+        allow: Sequence[str],
+        came_from: str,
+        lock_timeout: float,
+        checksum: bool,
+        **others: object,
+    ) -> object:
+        options = decided(
+            allow=allow, came_from=came_from, lock_timeout_s=lock_timeout, checksum=checksum
+        )
+        return function(options=options, **others)
+
+    decorated: Any = command
+    for option in reversed(
+        (
+            click.option(
+                "--allow",
+                multiple=True,
+                envvar="IPAVOLUME_ALLOW",
+                metavar="CODE",
+                help="Override a refusal; recorded in the history. Codes: "
+                + ", ".join(sorted(OVERRIDES)),
+            ),
+            click.option(
+                "--from",
+                "came_from",
+                envvar="IPAVOLUME_FROM",
+                default="",
+                metavar="ID:VERSION",
+                help="The release that a volume of unknown origin comes from, as fedora:43.",
+            ),
+            lock_timeout,
+            click.option("--checksum", is_flag=True, help="Hash everything, trust no index."),
+        )
+    ):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return] # as above
+
+
+def decided(
+    *,
+    allow: Sequence[str],
+    came_from: str = "",
+    lock_timeout_s: float = 0.0,
+    checksum: bool = False,
+) -> Options:
+    """Return what the operator asks for, by the command line and by variables.
+
+    Raises:
+        UsageError: If something of it makes no sense.
+    """
+    if came_from and (":" not in came_from or came_from.startswith(":")):
+        raise UsageError(f"--from {came_from!r}: write it as ID:VERSION, for example fedora:43")
+    return Options(
+        allow=codes(allow),
+        lock_timeout_s=lock_timeout_s,
+        came_from=came_from,
+        checksum=checksum,
+        expect_existing=_choice("IPAVOLUME_EXPECT", ("", "existing", "any")) == "existing",
+        consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
+    )
+
+
+def places(volumes: Sequence[str]) -> dict[str, str]:
+    """Return where each volume is, by mount, of ``[MOUNT=]DIR``.
+
+    Raises:
+        UsageError: If one is malformed.
+    """
+    return dict(map(parse_volume_option, volumes))
+
+
+def codes(allow: Sequence[str]) -> frozenset[str]:
+    """Return the codes of the refusals that are overridden.
+
+    Raises:
+        UsageError: If there is no such refusal.
+    """
+    found = frozenset(code for item in allow for code in item.replace(",", " ").split())
+    unknown = {code for code in found - set(OVERRIDES) if not _is_code_of_step(code)}
+    if unknown:
+        raise UsageError(
+            f"--allow {sorted(unknown)[0]!r}: there is no such refusal",
+            hint="Known: " + ", ".join(sorted(OVERRIDES)),
+        )
+    return found
+
+
+def _is_code_of_step(code: str) -> bool:
+    """Tell whether *code* is written as the refusals of steps are: ``s0700:no-bdb``."""
+    step, colon, word = code.partition(":")
+    return bool(colon and word) and step[:1] == "s" and step[1:].isdigit()
+
+
+def _choice(name: str, known: tuple[str, ...]) -> str:
+    value = os.environ.get(name, "")
+    if value not in known:
+        raise UsageError(
+            f"{name}={value!r}: it can be " + " or ".join(word for word in known if word)
+        )
+    return value

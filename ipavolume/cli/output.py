@@ -1,0 +1,122 @@
+"""What is printed, and where: results to standard output, the rest to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from ipavolume.cli import text
+from ipavolume.errors import IpaVolumeError
+from ipavolume.model.progress import say_nothing
+
+# What a command needs is loaded with the command.
+if TYPE_CHECKING:
+    from ipavolume.commands.check import Inspection
+    from ipavolume.commands.upgrade import Outcome
+    from ipavolume.commands.work import Shown
+
+_SEVERITY_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "blue"}
+_VERB_COLOURS: Final = {
+    "create": "green",
+    "replace": "yellow",
+    "rpmnew": "yellow",
+    "save": "yellow",
+    "erase": "red",
+    "rmdir": "red",
+    "metadata": "cyan",
+    "keep": "blue",
+}
+
+
+def fail(err: IpaVolumeError) -> NoReturn:
+    """Print *err* and end with its status."""
+    show_error(err)
+    sys.exit(err.exit_status)
+
+
+def show_error(err: IpaVolumeError) -> None:
+    """Print what failed, the last lines of the command that did, the state, and what to do."""
+    _labelled("error", f"{err} [{err.code}]", "red")
+    for line in err.details:
+        click.echo(f"ipavolume:   | {text.escape(line)}", err=True)
+    _labelled("state", err.state, "blue")
+    _labelled("hint", err.hint, "green")
+
+
+def show_warning(warning: str) -> None:
+    """Print a warning."""
+    _labelled("warning", warning, "yellow")
+
+
+def _labelled(label: str, what: str, colour: str) -> None:
+    if what:
+        label = click.style(f"{label}:", fg=colour)
+        click.echo(f"ipavolume: {label} {text.escape(what)}", err=True)
+
+
+def progress(line: str) -> None:
+    """Print a line of progress."""
+    click.echo(f"ipavolume: {text.escape(line)}", err=True)
+
+
+def shown(*, as_json: bool, silent: bool) -> Shown:
+    """Return where a command says what happens.
+
+    Args:
+        as_json: The outcome is printed as JSON.
+        silent: Only results and errors.
+    """
+    from ipavolume.commands.work import Shown
+
+    def summary(outcome: Outcome) -> Sequence[str]:
+        lines = text.summary_lines(outcome)
+        if as_json:
+            click.echo(text.dump_json(text.outcome_data(outcome)))
+        elif not silent:
+            for line in lines:
+                click.echo(line)
+        return lines
+
+    return Shown(
+        say=say_nothing if silent else progress, tell=progress, error=show_error, summary=summary
+    )
+
+
+def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: bool) -> None:
+    """Print what a look at volumes found.
+
+    Args:
+        found: What it found.
+        as_json: As JSON.
+        full: With every action of the plan.
+        verbose: With what tasks would do, in full.
+    """
+    if as_json:
+        click.echo(text.dump_json(text.inspection_data(found)))
+        return
+    click.echo(f"{text.escape(found.volume)}: {click.style(str(found.state), bold=True)}")
+    click.echo(f"  {text.escape(found.reason)}")
+    for item in found.findings:
+        label = click.style(f"{item.severity}:", fg=_SEVERITY_COLOURS[item.severity])
+        where = f"{text.escape(item.path)}: " if item.path else ""
+        click.echo(f"  {label} {where}{text.escape(item.message)} [{item.code}]")
+        if item.hint:
+            click.echo(f"    {text.escape(item.hint)}")
+    if found.draft is None:
+        return
+    plan = found.draft.plan
+    totals = ", ".join(f"{number} {word}" for word, number in text.counts(plan.actions).items())
+    click.echo(f"  plan: {totals or 'record the new id, change nothing'}")
+    for line in text.plan_lines(plan) if full else ():
+        word, _, rest = line.partition(" ")
+        colour = _VERB_COLOURS.get(word)
+        click.echo(f"    {click.style(f'{word:<9}', fg=colour)} {rest.strip()}")
+    if plan.tasks:
+        click.echo(f"  then: {text.tasks_count(plan.tasks)}")
+    for task in plan.tasks if full else ():
+        preview = found.draft.previews.get(task.key)
+        for line in text.preview_lines(task, preview, verbose=verbose):
+            click.echo(f"    {line}")

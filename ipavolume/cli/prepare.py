@@ -1,0 +1,67 @@
+"""``ipavolume prepare``."""
+
+from __future__ import annotations
+
+import click
+
+from ipavolume.cli import options, text
+from ipavolume.cli.group import HelpedCommand
+from ipavolume.cli.output import progress, show_warning
+from ipavolume.linux import umask
+from ipavolume.model.progress import say_nothing
+
+
+@click.command(cls=HelpedCommand)
+@options.root
+@options.as_json
+@options.quiet
+@click.option("--list", "lists", multiple=True, metavar="FILE", help="Path list of the volume.")
+@click.option("--mount", default=None, metavar="DIR", help="Mount of the volume.  [default: /data]")
+@click.option("--template", default=None, metavar="DIR", help="Template of the volume.")
+@click.option("--rpm", "rpms", multiple=True, metavar="FILE", help="Read packages from files.")
+@click.option("--build-id", default=None, metavar="ID", help="Id of the build.")
+@click.option("--image-name", default=None, metavar="REF", help="What people call the image.")
+def prepare(
+    *,
+    root: str,
+    as_json: bool,
+    silent: bool,
+    lists: tuple[str, ...],
+    mount: str | None,
+    template: str | None,
+    rpms: tuple[str, ...],
+    build_id: str | None,
+    image_name: str | None,
+) -> None:
+    r"""Prepare an image: move the listed paths to the template and write the manifest.
+
+    May be run again, also in a derived image.
+
+    \b
+    Example, in a Dockerfile:
+        RUN ipavolume prepare --image-name registry.example/ipa:4.12
+    """
+    # Not in the way of a start: reading packages takes as many modules as all the rest.
+    from ipavolume.prepare import run
+
+    umask.clear_umask()
+    result = run.prepare(
+        root,
+        lists=lists,
+        mount=mount,
+        template=template,
+        rpms=rpms,
+        build_id=build_id,
+        image_name=image_name,
+        progress=say_nothing if silent else progress,
+    )
+    for warning in result.warnings:
+        show_warning(warning)
+    if as_json:
+        click.echo(text.dump_json(text.prepared_data(result)))
+    elif not silent:
+        done = "prepared" if result.changed else "nothing to do for"
+        click.echo(
+            f"{done} image {result.build_id}: {result.entries} entries, {result.records} paths, "
+            f"{result.packages} packages"
+        )

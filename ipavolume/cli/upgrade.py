@@ -1,0 +1,77 @@
+"""``ipavolume upgrade``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from ipavolume.cli import options, output, text
+from ipavolume.cli.group import HelpedCommand
+from ipavolume.context import Options
+from ipavolume.model.tasks import PHASES
+
+
+@click.command(cls=HelpedCommand)
+@options.deciding
+@options.as_json
+@options.verbose
+@options.quiet
+@click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
+@click.option(
+    "--phase",
+    type=click.Choice(PHASES),
+    default=None,
+    help="Only this phase: files and what runs before init, or what runs under it.",
+)
+@click.option("--retry", is_flag=True, help="Try again what failed in the same way three times.")
+@click.option("--again", is_flag=True, help="Run every step for the same image again.")
+@click.pass_context
+def upgrade(
+    called: click.Context,
+    *,
+    options: Options,
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    dry_run: bool,
+    phase: str | None,
+    retry: bool,
+    again: bool,
+) -> None:
+    r"""Bring the volume to this image, an empty one included, or print the plan.
+
+    \b
+    Example:
+        ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
+    """
+    from ipavolume.commands import check, start
+    from ipavolume.commands.upgrade import bring_up
+    from ipavolume.commands.work import Work
+
+    options = replace(options, retry=retry, again=again)
+    if dry_run:
+        found = check.inspect(options)
+        output.print_inspection(found, as_json=as_json, full=True, verbose=verbose)
+        called.exit(found.exit_status)
+    phases = PHASES if phase is None else (phase,)
+    with Work(options) as work:
+        context = work.context
+        redactor = start.begin(context, ()).redactor
+        shown = output.shown(as_json=as_json, silent=silent)
+        work.take(shown.say)
+        outcome = work.attempt(
+            lambda speaker: bring_up(context, speaker, phases=phases, joined=work.lock.joined),
+            shown,
+            redactor,
+        )
+    if as_json or silent:
+        return
+    mount = context.primary.mount
+    if outcome.waiting:
+        click.echo(
+            f"the files of {context.image.build_id} are in place at {mount}; "
+            f"{text.tasks_count(outcome.waiting)} left to the online phase"
+        )
+    else:
+        click.echo(f"the volume at {mount} is current ({outcome.recorded})")

@@ -1,0 +1,116 @@
+"""What a container wrote outside of its volumes."""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass
+
+from ipavolume.engines import audit
+from ipavolume.engines import engine as engines
+from ipavolume.engines.audit import Change, Declared, Finding, Kind, There
+from ipavolume.engines.copy import opened_image
+from ipavolume.errors import ConfigurationError, ManifestError
+from ipavolume.image.image import Image
+from ipavolume.image.tree import ImageTree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """What was found of a container.
+
+    Attributes:
+        name: Its name.
+        image: What its image is called, or its id.
+        build_id: Id of the image's build.
+        path_list: The path list that wants the lines.
+        findings: What it wrote outside its volumes.
+        lines: The lines that would keep it.
+    """
+
+    name: str
+    image: str
+    build_id: str
+    path_list: str
+    findings: tuple[Finding, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing was written outside of the volumes that is not temporary."""
+        return not any(finding.is_wrong for finding in self.findings)
+
+
+def audit_container(choice: str, name: str) -> Audited:
+    """Progress what a container, running or not, wrote outside its volumes.
+
+    Args:
+        choice: Name of the engine, or "" for the first that has the container.
+        name: Name or id of the container.
+
+    Raises:
+        ManifestError: If its image was not prepared.
+        IpaVolumeError: If no engine answers or has it, or the image cannot be read.
+    """
+    engine, container = engines.find_container(choice, name)
+    mounted = [mount.place for mount in container.mounts]
+    if container.is_systemd:
+        mounted += audit.SYSTEMD
+    # Links that lead to the places of mounts are resolved; podman does not show them.
+    also = () if engine.follows_links else (*mounted, *audit.TEMPORARY)
+    with opened_image(engine.name, container.image_id, also=also) as (_, copy):
+        called = container.image_name or container.image_id
+        if not copy.is_prepared:
+            raise ManifestError(
+                f"the image {called!r} of the container {name!r} has no manifest",
+                hint="Run ipavolume prepare when the image is built.",
+            )
+        with Image(copy.root, called=called) as image, ImageTree(copy.root, {}) as tree:
+            lists = {volume.mount: volume.lists for volume in image.config.volumes}
+            declared = [
+                Declared(
+                    mount=_location(tree, spec.mount),
+                    volatile=spec.volatile,
+                    path_list=next(iter(lists.get(spec.mount, ())), ""),
+                )
+                for spec in image.header.volumes
+            ]
+            question = audit.Question(
+                changes=[
+                    Change(letter=letter, path=path) for letter, path in engine.diff(container.id)
+                ],
+                mounted=frozenset(_location(tree, place) for place in mounted),
+                volumes=declared,
+                links=dict(image.header.links),
+            )
+            build_id = image.build_id
+        there = {}
+        for path in audit.places_to_look_at(question):
+            is_link = path in question.links
+            found = (engine.look if is_link else engine.kind)(container.id, path)
+            there[path] = _there(found)
+    findings = audit.audit(question, there)
+    return Audited(
+        name=container.name,
+        image=called,
+        build_id=build_id,
+        path_list=next((one.path_list for one in declared if not one.volatile), ""),
+        findings=findings,
+        lines=audit.lines(findings),
+    )
+
+
+def _location(tree: ImageTree, path: str) -> str:
+    try:
+        return tree.resolve(path)
+    except ConfigurationError:
+        return path
+
+
+def _there(found: tarfile.TarInfo | None) -> There:
+    if found is None:
+        return There(kind=Kind.NOTHING)
+    if found.issym():
+        return There(kind=Kind.LINK, target=found.linkname)
+    if found.isdir():
+        return There(kind=Kind.DIRECTORY)
+    return There(kind=Kind.FILE if found.isreg() or found.islnk() else Kind.OTHER)

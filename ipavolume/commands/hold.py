@@ -1,0 +1,123 @@
+"""On hold after a failure: the container stays up until somebody in it has mended things."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ipavolume.errors import IpaVolumeError, LockedError, StoppedError, UsageError
+from ipavolume.linux import files as fsops
+from ipavolume.linux import signals as interruption
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
+from ipavolume.model.progress import Progress
+from ipavolume.volume.layout import FIRST_RUN, TRANSACTION
+from ipavolume.volume.lock import Lock
+from ipavolume.volume.members import Volume
+
+NOTE_DIRECTORY: Final = "run/ipavolume"
+NOTE: Final = "hold"
+_WATCH_S: Final = 1.0
+_ANY_ID_BYTES: Final = 1024
+
+
+def is_held_on(err: IpaVolumeError) -> bool:
+    """Tell whether *err* is something that somebody in the container can do something about."""
+    return not isinstance(err, StoppedError | LockedError | UsageError)
+
+
+def hold(volumes: Sequence[Volume], lock: Lock, say: Progress) -> None:
+    """Keep the container up until somebody in it has brought the volume up.
+
+    Args:
+        volumes: The volumes, the primary one first.
+        lock: The lock, which others in the container may have meanwhile.
+        say: Told that it is on hold.
+
+    Raises:
+        StoppedError: If a signal asked for an end.
+    """
+    primary = volumes[0]
+    before = _standing(primary)
+    say(
+        "on hold: the application is not started. Look around in the container; 'ipavolume "
+        "upgrade --retry' there tries again, and if that succeeds the start goes on by itself."
+    )
+    with _noted():
+        lock.pause()
+        while True:
+            # A signal does not end the sleep, but is seen right after it.
+            time.sleep(_WATCH_S)
+            interruption.check()
+            now = _standing(primary)
+            if now != before and not now[0] and lock.go_on(volumes):
+                if not _standing(primary)[0]:
+                    return
+                lock.pause()
+
+
+def is_on_hold() -> bool:
+    """Tell whether something in this container is on hold."""
+    try:
+        directory = os.open(f"/{NOTE_DIRECTORY}", fsops.DIRECTORY_FLAGS)
+    except OSError:
+        return False
+    try:
+        fd = fsops.open_regular(directory, NOTE)
+        if fd is None:
+            return False
+        with open(fd, "rb"):
+            # Locked by who is on hold; one that was killed left the note, but no lock.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+    return False
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """Leave a note for probes; without a place for it they see a start that takes long."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            root = os.open("/", fsops.DIRECTORY_FLAGS)
+            stack.callback(os.close, root)
+            directory = fsops.make_directories(root, NOTE_DIRECTORY)
+            stack.callback(os.close, directory)
+            fsops.write_file(directory, NOTE, b"", mode=0o600)
+            fd = fsops.open_regular(directory, NOTE)
+            if fd is not None:
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _standing(volume: Volume) -> tuple[bool, bytes | None, tuple[int, int] | None]:
+    """Return what somebody changes who succeeds: open transaction, id, record of the first run."""
+    try:
+        state = fsops.open_directory(volume.fd, STATE_DIRECTORY)
+    except OSError:
+        return False, _build_id(volume), None
+    try:
+        record = fsops.lstat(state, FIRST_RUN)
+        return (
+            fsops.lstat(state, TRANSACTION) is not None,
+            _build_id(volume),
+            (record.st_ino, record.st_mtime_ns) if record is not None else None,
+        )
+    finally:
+        os.close(state)
+
+
+def _build_id(volume: Volume) -> bytes | None:
+    fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
+    if fd is None:
+        return None
+    with open(fd, "rb") as stream:
+        return stream.read(_ANY_ID_BYTES)

@@ -1,0 +1,124 @@
+"""The identity card of a volume and its runs, as recorded: nothing is planned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ipavolume.firstrun import record as firstrun_record
+from ipavolume.model.images import ImageHeader
+from ipavolume.steps import verify
+from ipavolume.volume import facts as state
+from ipavolume.volume import history, members
+from ipavolume.volume.facts import Facts
+
+
+def image_data(header: ImageHeader) -> dict[str, Any]:
+    """Return what a manifest says of its image as plain data."""
+    return {
+        "id": header.build_id,
+        "name": header.image_name,
+        "created": header.created,
+        "os": {"id": header.os_id, "version_id": header.os_version},
+        "packages": {package.name: package.evr for package in header.packages},
+    }
+
+
+def recorded_data(facts: Facts) -> dict[str, Any] | None:
+    """Return what a volume says of itself as plain data, or ``None`` when it says nothing."""
+    if facts.build_id is None and facts.identity is None and facts.transaction is None:
+        return None
+    data: dict[str, Any] = {"id": facts.build_id}
+    if facts.baseline is not None:
+        image = image_data(facts.baseline)
+        data.update(
+            {
+                "baseline": image["id"],
+                "name": image["name"],
+                "os": image["os"],
+                "packages": image["packages"],
+            }
+        )
+    if facts.identity is not None:
+        data["volume"] = {
+            "uuid": facts.identity.uuid,
+            "primary": facts.identity.primary,
+            "created": facts.identity.created,
+            "image": facts.identity.image,
+        }
+    if facts.transaction is not None:
+        data["transaction"] = {
+            "run": facts.transaction.run,
+            "to": facts.transaction.to_build,
+            "phase": facts.transaction.phase,
+            "since": facts.transaction.started,
+            "tasks": [
+                {"key": record.key, "result": str(record.state), "started": record.started}
+                for record in facts.tasks.records.values()
+            ],
+            "failures": [
+                {"at": failure.at, "message": failure.message} for failure in facts.tasks.failures
+            ],
+        }
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The identity card of a volume, as recorded; nothing is planned for it.
+
+    Attributes:
+        volume: Its directory.
+        recorded: What it says of itself, or ``None`` when it says nothing.
+        last_run: The last run of its history, or ``None``.
+        open: A transaction is open.
+        first_run: What is recorded of the first run, or ``None``.
+        verified: What is recorded of the last run's verification, or ``None``.
+    """
+
+    volume: str
+    recorded: Mapping[str, Any] | None
+    last_run: Mapping[str, Any] | None
+    open: bool
+    first_run: Mapping[str, Any] | None = None
+    verified: Mapping[str, Any] | None = None
+
+
+def read_card(directory: str) -> Card:
+    """Read the identity card of the volume at *directory*.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = members.open_volume("/volume", directory)
+    try:
+        facts = state.read_facts(volume)
+        runs = history.read_history(volume)
+        record = firstrun_record.read_record(volume)
+        verified = verify.read_verified(volume)
+    finally:
+        os.close(volume.fd)
+    return Card(
+        volume=directory,
+        recorded=recorded_data(facts),
+        last_run=runs[-1] if runs else None,
+        open=facts.transaction is not None,
+        first_run=None if record is None else asdict(record),
+        verified=None if verified is None else asdict(verified),
+    )
+
+
+def read_runs(directory: str) -> list[Mapping[str, Any]]:
+    """Return the recorded runs of the volume at *directory*, oldest first.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = members.open_volume("/volume", directory)
+    try:
+        members.check_trust(volume)
+        return history.read_history(volume)
+    finally:
+        os.close(volume.fd)

@@ -1,0 +1,233 @@
+"""Bringing the volumes to the image, whatever state they are in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ipavolume.apply import area as workspace
+from ipavolume.apply import commit as executor
+from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
+from ipavolume.commands import hold
+from ipavolume.context import Context
+from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, VolumeIOError
+from ipavolume.model.actions import Plan
+from ipavolume.model.progress import say_nothing
+from ipavolume.model.redaction import Redactor
+from ipavolume.model.tasks import PHASES, Task, TaskRecord, TaskState, pending
+from ipavolume.plan import assess
+from ipavolume.plan import tasks as choosing
+from ipavolume.plan.assess import refuse
+from ipavolume.plan.draft import Draft, draft
+from ipavolume.plan.verdict import State, Verdict
+from ipavolume.volume import facts as state
+from ipavolume.volume import failures
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.logs import Speaker
+
+_MAX_ROUNDS: Final = 4
+"""Taken over, then upgraded, then rebuilt: more rounds mean that something goes in circles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command came to.
+
+    Attributes:
+        state: State in which the volume was found.
+        reason: Why that state.
+        recorded: Id recorded on the volume at the end; "" while a run is open.
+        plans: Plans that were carried out, oldest first.
+        notes: Paths found changed between plan and swap, and where that was saved, or "".
+        tasks: What was executed, as far as it got.
+        warnings: What steps and scriptlets have to tell.
+        waiting: Tasks that are left to the online phase.
+        first_run_left: The first run is left to the online phase.
+        waits: The first run waits for an answer: the application cannot start.
+    """
+
+    state: State
+    reason: str
+    recorded: str
+    plans: tuple[Plan, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+    tasks: tuple[TaskRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+    waiting: tuple[Task, ...] = ()
+    first_run_left: bool = False
+    waits: bool = False
+
+
+def keep_summary(context: Context, outcome: Outcome, lines: Sequence[str]) -> None:
+    """Write the summary of a run that changed the volumes into its log there.
+
+    It says what the history records; what cannot be written is no failure of the run.
+    """
+    if not outcome.plans:
+        return
+    quiet = Speaker(say=say_nothing, show=say_nothing, redactor=Redactor(()))
+    with contextlib.suppress(IpaVolumeError):
+        output = open_log(context, outcome.plans[-1].run, quiet)
+        for line in lines:
+            output.note(line)
+        output.close()
+
+
+def bring_up(
+    context: Context,
+    speaker: Speaker,
+    *,
+    phases: Collection[str] = PHASES,
+    joined: bool = False,
+    first: Callable[[Verdict], None] | None = None,
+) -> Outcome:
+    """Bring the volumes to the image, whatever state they are in. The lock is held.
+
+    Args:
+        context: The volumes.
+        speaker: Where it says what it does.
+        phases: What is done now. Without the online phase its tasks are left to the next
+            call; without the offline phase no file is touched.
+        joined: It is another process of this container that holds the volumes.
+        first: Called with the state that was found, if that is not refused, before anything
+            is written.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    ends: list[Finish] = []
+    warnings: list[str] = []
+    found: Verdict | None = None
+    for _ in range(_MAX_ROUNDS):
+        facts = context.facts()
+        verdict = assess.judge(context, facts)
+        if verdict.state is State.CURRENT and context.options.again and not ends:
+            verdict = replace(verdict, state=State.OUTDATED, reason="everything is run again")
+        refuse(verdict)
+        if found is None:
+            found = verdict
+            if first is not None:
+                first(verdict)
+        if verdict.state is State.CURRENT:
+            _drop_stale(context, facts)
+            for volume in context.volumes.values():
+                workspace.discard_staging(volume)
+            return _outcome(found, ends, warnings, recorded=context.image.build_id)
+        _refuse_phase(context, verdict, facts, phases, joined=joined)
+        speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
+        if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
+            end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
+        else:
+            _refuse_while_waiting(context, verdict)
+            _drop_stale(context, facts)
+            made = draft(context, verdict, facts)
+            _refuse_unreadable(made)
+            if "online" in phases:
+                choosing.refuse_outside(context, made.plan.tasks)
+            warnings += [warning.text for warning in made.warnings]
+            end = carry_out(context, made, facts, speaker, phases=phases)
+        ends.append(end)
+        if end.waiting:
+            return _outcome(found, ends, warnings, recorded="")
+    raise AssertionError("the volume does not become current")
+
+
+def _refuse_while_waiting(context: Context, verdict: Verdict) -> None:
+    """Refuse new files under an installation that waits for an answer from outside.
+
+    Raises:
+        RefusedError: If there is one.
+    """
+    if verdict.state in (State.EMPTY, State.REBUILT) or context.image.config.first_run is None:
+        return
+    from ipavolume.firstrun import standing as firstrun
+
+    if firstrun.standing(context) is firstrun.Standing.WAITING:
+        raise RefusedError(
+            f"the first run waits for an answer, and the volume is {verdict.reason}",
+            code="waiting",
+            hint="Finish the first run with the image that began it, then upgrade.",
+        )
+
+
+def _refuse_phase(
+    context: Context,
+    verdict: Verdict,
+    facts: Mapping[str, Facts],
+    phases: Collection[str],
+    *,
+    joined: bool,
+) -> None:
+    """Refuse what the phases that are wanted cannot do.
+
+    Raises:
+        RefusedError: If files would have to be touched in the online phase, or programs of
+            the image executed outside of its container.
+    """
+    primary = facts[context.primary.mount]
+    swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
+    if "offline" not in phases and not (verdict.state is State.UPGRADING and swapped):
+        raise RefusedError(
+            f"the volume is {verdict.state}, its files are not those of this image: "
+            f"{verdict.reason}",
+            code="offline-first",
+            hint="The offline phase comes first: start the container by ipavolume start, or stop "
+            "the application and run ipavolume upgrade.",
+        )
+    if joined and not swapped and not hold.is_on_hold():
+        raise LockedError(
+            f"the application of this container works on the volume, which is {verdict.state}: "
+            f"{verdict.reason}",
+            hint="Stop the container; the next start, or ipavolume upgrade as the command of "
+            "another one, does it.",
+            state=failures.STATE_UNTOUCHED,
+        )
+    if verdict.state is State.UPGRADING and "online" in phases:
+        plan = read_open_plan(context, facts)
+        choosing.refuse_outside(context, pending(plan.tasks, primary.tasks))
+
+
+def _outcome(
+    found: Verdict, ends: Sequence[Finish], warnings: Sequence[str], *, recorded: str
+) -> Outcome:
+    tasks = [record for end in ends for record in end.tasks]
+    messages = [
+        message
+        for record in tasks
+        if record.state is TaskState.WARNED
+        for message in record.messages
+    ]
+    return Outcome(
+        state=found.state,
+        reason=found.reason,
+        recorded=recorded,
+        plans=tuple(end.plan for end in ends),
+        notes=tuple(note for end in ends for note in end.notes),
+        tasks=tuple(tasks),
+        warnings=(*warnings, *(text for text in messages if text not in warnings)),
+        waiting=ends[-1].waiting if ends else (),
+    )
+
+
+def _refuse_unreadable(made: Draft) -> None:
+    """Refuse a plan that leaves something out because it could not be looked at."""
+    for path, why in made.unreadable:
+        raise VolumeIOError(
+            f"cannot read {path!r}: {why}",
+            hint="Run it as root, check the disk and the kernel's log, then start again.",
+            state=failures.STATE_UNTOUCHED,
+        )
+
+
+def _drop_stale(context: Context, facts: Mapping[str, Facts]) -> None:
+    """Drop transactions of secondaries that the primary volume never came to know of."""
+    for mount, volume in context.volumes.items():
+        if mount != context.primary.mount and facts[mount].transaction is not None:
+            area = workspace.open_area(volume)
+            try:
+                with failures.attempt("drop a stale run on", volume.directory):
+                    executor.close_transaction(area, now=failures.STATE_UNTOUCHED)
+            finally:
+                area.close()

@@ -1,0 +1,109 @@
+"""What every command that works on volumes does first, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from ipavolume.commands import hold as on_hold
+from ipavolume.commands import upgrade
+from ipavolume.commands.upgrade import Outcome
+from ipavolume.context import Context, Options
+from ipavolume.errors import IpaVolumeError
+from ipavolume.linux import signals, umask
+from ipavolume.model.progress import Progress
+from ipavolume.model.redaction import Redactor
+from ipavolume.volume.lock import Lock
+from ipavolume.volume.logs import Speaker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """Where a command says what happens.
+
+    Attributes:
+        say: Told of progress.
+        tell: Told of what is said however quiet it is to be.
+        error: Told of a failure that does not end the command.
+        summary: Told of the outcome; returns the lines that the log of the run keeps of it.
+    """
+
+    say: Progress
+    tell: Progress
+    error: Callable[[IpaVolumeError], None]
+    summary: Callable[[Outcome], Sequence[str]]
+
+
+class Work:
+    """An image and its volumes, opened, and the lock that is taken for working on them.
+
+    Attributes:
+        context: The image and its volumes.
+        lock: The lock.
+    """
+
+    def __init__(self, options: Options) -> None:
+        """Handle signals, then open everything; nothing is locked yet.
+
+        Raises:
+            IpaVolumeError: If the image is not prepared, or a volume is not there.
+        """
+        signals.install()
+        with contextlib.ExitStack() as stack:
+            # Closed after the volumes: see the module of the lock.
+            self.lock = stack.enter_context(Lock(inside=options.root == "/"))
+            self.context = stack.enter_context(Context(options))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the volumes, and give up the lock."""
+        self._stack.close()
+
+    def take(self, say: Progress) -> None:
+        """Take the lock, and the umask of the container out of the way.
+
+        Raises:
+            LockedError: If another one holds it longer than the operator waits.
+            UnsafeVolumeError: If the file system cannot lock across hosts.
+        """
+        volumes = self.context.volumes.values()
+        self.lock.take(volumes, say, timeout_s=self.context.options.lock_timeout_s)
+        umask.clear_umask()
+
+    def attempt(
+        self,
+        bring_up: Callable[[Speaker], Outcome],
+        shown: Shown,
+        redactor: Redactor,
+        *,
+        hold: bool = False,
+    ) -> Outcome:
+        """Return what *bring_up* returns, once it is shown and in the log of the run.
+
+        Args:
+            bring_up: What is to be done.
+            shown: Where what happens is said.
+            redactor: Takes secrets out of it.
+            hold: A failure keeps the container up until somebody in it has mended things.
+
+        Raises:
+            IpaVolumeError: If it fails and is not held on.
+        """
+        speaker = Speaker(say=shown.say, show=shown.say, redactor=redactor)
+        outcome = None
+        while outcome is None:
+            try:
+                outcome = bring_up(speaker)
+            except IpaVolumeError as err:
+                if not hold or not on_hold.is_held_on(err):
+                    raise
+                shown.error(err)
+                on_hold.hold(tuple(self.context.volumes.values()), self.lock, shown.say)
+        upgrade.keep_summary(self.context, outcome, shown.summary(outcome))
+        return outcome

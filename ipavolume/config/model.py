@@ -1,0 +1,132 @@
+"""The configuration as data, and what holds where nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+CONFIGURATION_PATH: Final = "/etc/ipavolume.toml"
+MAX_CONFIGURATION_BYTES: Final = 1 << 20
+PHASES: Final = ("offline", "online")
+SCRIPTLET_KINDS: Final = ("post", "trigger", "posttrans")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeConfig:
+    """A volume as configured.
+
+    Attributes:
+        mount: Where the container sees it.
+        template: Where the image keeps its pristine content; by default the mount with
+            ``-template``.
+        lists: Path lists; by default ``/etc/volume-NAME-list`` with the mount's last name.
+        volatile: Emptied and filled at each start, never upgraded.
+    """
+
+    mount: str
+    template: str
+    lists: tuple[str, ...]
+    volatile: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitution:
+    """What is replaced in the scriptlets of a package.
+
+    Attributes:
+        package: Name of the package.
+        find: Text to find.
+        replace: Text to put in its place.
+    """
+
+    package: str
+    find: str
+    replace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptletsConfig:
+    """Which scriptlets of packages run at an upgrade.
+
+    Attributes:
+        packages: Names, globs of names, or what packages provide; a leading ``?`` means that
+            none need be installed.
+        kinds: Kinds of scriptlets, of :data:`SCRIPTLET_KINDS`.
+        phase: When they run.
+        timeout_s: Seconds that each may take.
+        substitute: What is replaced in them.
+        repeatable: Packages, of those, whose triggers may run although they ask for a version
+            that is unknown, because running them for nothing does no harm.
+    """
+
+    packages: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("post", "trigger", "posttrans")
+    phase: str = "online"
+    timeout_s: int = 600
+    substitute: tuple[Substitution, ...] = ()
+    repeatable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRunConfig:
+    """The command that configures a fresh volume.
+
+    Attributes:
+        command: Words of the command.
+        phase: When it runs.
+        done_when: Path that exists when it has done its work, or "".
+        waiting_when: Path that exists while it waits for an answer, or "".
+        ruins_when: Path that exists when it cannot simply be run again, or "".
+        timeout_s: Seconds that it may take.
+    """
+
+    command: tuple[str, ...]
+    phase: str = "online"
+    done_when: str = ""
+    waiting_when: str = ""
+    ruins_when: str = ""
+    timeout_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The configuration, defaults filled in.
+
+    Attributes:
+        profile: Name of the profile, or "".
+        volumes: The volumes; the first is the primary one.
+        volumes_given: The file itself declares the volumes.
+        start_exec: What ``start`` executes at the end; empty: the command line's words.
+        log_follow: Logs whose lines are shown while a command runs.
+        online_unit: Name of the systemd unit that runs the online phase.
+        accept_from: Releases whose volumes are accepted; empty: same id, same major.
+        accept_guard: Packages that must not go back.
+        files_refresh: Globs of template files that no package owns and that a new image
+            may replace while they are unedited.
+        scriptlets: Which scriptlets run, or ``None`` for none.
+        first_run: What configures a fresh volume, or ``None`` for nothing.
+    """
+
+    profile: str
+    volumes: tuple[VolumeConfig, ...]
+    volumes_given: bool = False
+    start_exec: tuple[str, ...] = ()
+    log_follow: tuple[str, ...] = ()
+    online_unit: str = "ipavolume-online.service"
+    accept_from: tuple[str, ...] = ()
+    accept_guard: tuple[str, ...] = ()
+    files_refresh: tuple[str, ...] = ()
+    scriptlets: ScriptletsConfig | None = None
+    first_run: FirstRunConfig | None = None
+
+
+def default_volume(mount: str) -> VolumeConfig:
+    """Return the volume at *mount* as it is when nothing more is said of it."""
+    return VolumeConfig(
+        mount=mount,
+        template=mount + "-template",
+        lists=(f"/etc/volume-{mount.rpartition('/')[2]}-list",),
+    )
+
+
+GENERIC: Final = Config(profile="", volumes=(default_volume("/data"),))

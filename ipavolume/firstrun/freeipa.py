@@ -1,0 +1,264 @@
+"""What is FreeIPA's: its installers, its host name, what it says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from ipavolume.config.model import FirstRunConfig
+from ipavolume.context import Context
+from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
+from ipavolume.firstrun import looking
+from ipavolume.firstrun.looking import read_top
+from ipavolume.firstrun.record import MAX_NAME_CHARACTERS
+from ipavolume.firstrun.request import (
+    HOLD,
+    REPLICA,
+    SERVER,
+    SHORT_SECRETS,
+    FirstRunCommand,
+    Request,
+    base_name,
+    is_given,
+    options_in,
+    secrets_of,
+    split_words,
+    value_of,
+)
+from ipavolume.linux import files as fsops
+from ipavolume.volume import failures
+from ipavolume.volume.members import Volume
+
+HOSTNAME: Final = "hostname"
+HOSTS: Final = "/etc/hosts"
+REQUEST_TO_SIGN: Final = "/root/ipa.csr"
+INSTALLATION: Final = "/var/lib/ipa/sysrestore/sysrestore.state"
+
+
+def check_host(
+    stored: str, asked: Request, *, own: str, allow: frozenset[str] = frozenset()
+) -> None:
+    """Make sure that a configured volume is started under its own name.
+
+    Args:
+        stored: The name that the volume has, or "" when it is not known.
+        asked: What the container was started with.
+        own: The container's name.
+        allow: Codes of refusals that are overridden.
+
+    Raises:
+        RefusedError: If the names differ.
+    """
+    given = asked.environment.get("IPA_SERVER_HOSTNAME", "")
+    if not stored or "hostname" in allow or plain(stored) in (plain(own), plain(given)):
+        return
+    also = f" (IPA_SERVER_HOSTNAME={given})" if given else ""
+    raise RefusedError(
+        f"the volume is that of the server {stored!r}, but this container is {own!r}{also}",
+        code="hostname",
+        hint=f"Start the container with -h {stored}, or mount the right volume. Where its name "
+        f"cannot be set, but leads to the server: IPA_SERVER_HOSTNAME={stored}. To go on under "
+        "the other name: --allow hostname.",
+    )
+
+
+def plain(name: str) -> str:
+    """Return a host name in the form in which names are compared."""
+    return name.rstrip(".").lower()
+
+
+def new_host(command: FirstRunCommand, *, own: str) -> str:
+    """Return the name of the server that the first run is to make.
+
+    Nothing is resolved: before the volume is populated nothing could be.
+
+    Raises:
+        RefusedError: If it is not fully qualified.
+    """
+    name = command.host or own
+    if "." in name.strip("."):
+        return name.rstrip(".")
+    asked = "IPA_SERVER_HOSTNAME or --hostname" if command.host else "the container"
+    raise RefusedError(
+        f"the name {name!r} of {asked} is not fully qualified: a server needs one with a domain",
+        code="unqualified-hostname",
+        hint="Start the container with -h NAME.DOMAIN, or set IPA_SERVER_HOSTNAME=NAME.DOMAIN.",
+    )
+
+
+def hosts_with(text: str, *, own: str, server: str) -> str:
+    """Return the text of ``/etc/hosts`` in which the container's addresses are the server's.
+
+    The first name of a line is what a name in it is resolved to, so the server's comes first
+    wherever the container's own is.
+    """
+    lines = []
+    for line in text.splitlines(keepends=True):
+        entry, mark, comment = line.partition("#")
+        words = entry.split()
+        if own in words[1:] and words[1] != server:
+            names = [server, *(word for word in words[1:] if word != server)]
+            ending = f" {mark}{comment}" if mark else "\n"
+            line = f"{words[0]}\t{' '.join(names)}{ending}"
+        lines.append(line)
+    return "".join(lines)
+
+
+def what_freeipa_says(data: bytes | None) -> bool | None:
+    """Return whether FreeIPA's installation is complete by its own record, where it has one.
+
+    Source: ``is_ipa_configured`` in FreeIPA's ``ipaserver/install/installutils.py``, later
+    ``ipalib/facts.py``; ``ipactl`` starts nothing where it says no.
+    """
+    section = ""
+    for line in (data or b"").decode("utf-8", "replace").splitlines():
+        if line.startswith("["):
+            section = line.strip()
+        key, _, value = line.partition("=")
+        if section == "[installation]" and key.strip() == "complete":
+            return value.strip() == "True"
+    return None
+
+
+def stored_host(volume: Volume) -> str:
+    """Return the name that the FreeIPA images keep on the volume, or ""."""
+    text = (read_top(volume, HOSTNAME) or b"").decode("utf-8", "replace").strip()
+    if len(text) > MAX_NAME_CHARACTERS or not text.isprintable() or " " in text:
+        path = f"{volume.mount}/{HOSTNAME}"
+        raise UnsafeVolumeError(
+            f"{path!r} does not hold one host name",
+            path=path,
+            hint="Write the server's name into it, alone on one line.",
+        )
+    return text
+
+
+_INSTALLERS: Final = (SERVER, REPLICA)
+_ANSWER: Final = "--external-cert-file"
+
+
+def is_freeipa(config: FirstRunConfig) -> bool:
+    """Tell whether the configured command is one of FreeIPA's installers."""
+    return base_name(config.command[0]) in _INSTALLERS
+
+
+def freeipa_command(
+    config: FirstRunConfig,
+    request: Request,
+    environment: Mapping[str, str],
+    mount: str,
+    names: Sequence[str],
+    read: Callable[[str], bytes | None],
+) -> FirstRunCommand:
+    """Return the command line of one of FreeIPA's installers."""
+    program, arguments = _choose(config, request.arguments, names)
+    given = [*options_in(f"{program}-options", mount, read), *arguments]
+    words = [_sibling(config.command[0], program), *config.command[1:]]
+    if program == REPLICA:
+        words += _replica_file(mount, names)
+    words += given
+    password = environment.get("PASSWORD", "")
+    if password and program == SERVER:
+        words.append(f"--admin-password={password}")
+        if not is_given(given, "--ds-password", "-p"):
+            words.append(f"--ds-password={password}")
+    elif password:
+        named = is_given(given, "--principal", "-P")
+        words.append(f"--{'admin-' if named else ''}password={password}")
+    words += split_words(
+        environment.get("IPA_SERVER_INSTALL_OPTS", ""), where="IPA_SERVER_INSTALL_OPTS"
+    )
+    if environment.get("DEBUG"):
+        words.append("--debug")
+    return FirstRunCommand(
+        words=tuple(words),
+        secrets=secrets_of(words, environment, SHORT_SECRETS[program]),
+        answers=any(_is_answer(word) for word in words),
+        host=value_of(words, "--hostname") or environment.get("IPA_SERVER_HOSTNAME", ""),
+    )
+
+
+def _choose(
+    config: FirstRunConfig, arguments: Sequence[str], names: Sequence[str]
+) -> tuple[str, Sequence[str]]:
+    """Return which of the installers it is, and the arguments that are left."""
+    first = arguments[0] if arguments else ""
+    if first in _INSTALLERS:
+        return first, arguments[1:]
+    if first and not first.startswith("-"):
+        raise UsageError(
+            f"{first!r} is no command of this container",
+            hint=f"The container's arguments are options of {SERVER}; {SERVER} or {REPLICA} in "
+            f"front of them chooses one, and {HOLD} in front of that stays when it fails.",
+        )
+    chosen = REPLICA if f"{REPLICA}-options" in names else base_name(config.command[0])
+    return chosen, arguments
+
+
+def _sibling(path: str, name: str) -> str:
+    return path[: len(path) - len(base_name(path))] + name
+
+
+def _replica_file(mount: str, names: Sequence[str]) -> list[str]:
+    """Return the file with a replica's information, which older releases want."""
+    if f"{SERVER}-options" in names:
+        raise UsageError(
+            f"{mount} holds {SERVER}-options, but {REPLICA} is to run",
+            hint="Remove the file that is not meant.",
+        )
+    found = sorted(name for name in names if name.endswith(".gpg"))
+    if len(found) > 1:
+        raise UsageError(
+            f"{mount} holds more than one replica file: {', '.join(map(repr, found))}",
+            hint="Leave the one that is for this server.",
+        )
+    return [f"{mount}/{name}" for name in found]
+
+
+def _is_answer(word: str) -> bool:
+    """Tell whether *word* is the option for the signed certificate; it may be shortened."""
+    name = word.partition("=")[0].replace("_", "-")
+    return len(name) > len("--external-c") and _ANSWER.startswith(name)
+
+
+def go_by(context: Context, server: str, *, own: str) -> None:
+    """Let the container's name lead to the server's, where the two differ.
+
+    Source: ``init-data`` of the freeipa-container project does it for a container whose name
+    cannot be set.
+
+    Raises:
+        RefusedError: If it cannot be done.
+    """
+    if not context.is_inside or not server or plain(server) == plain(own):
+        return
+    try:
+        with open(HOSTS, encoding="utf-8", errors="surrogateescape") as stream:
+            before = stream.read(looking.MAX_FILE_BYTES)
+        after = hosts_with(before, own=own, server=server)
+        if after != before:
+            fsops.overwrite_file(HOSTS, os.fsencode(after))
+    except OSError as err:
+        raise RefusedError(
+            f"this container is {own!r} and cannot go by the name of the server, {server!r}: "
+            f"cannot change {HOSTS}: {err.strerror}",
+            code="hostname",
+            hint=f"Start the container with -h {server}. Where that is cared for otherwise: "
+            "--allow hostname.",
+        ) from err
+
+
+def keep_request(context: Context, config: FirstRunConfig) -> None:
+    """Put the request that the CA has to sign where the FreeIPA images have it."""
+    directory, _, name = config.waiting_when.rpartition("/")
+    volume = context.primary
+    if not is_freeipa(config) or directory != volume.mount:
+        return
+    with context.tree() as tree:
+        there = looking.There(context, tree, configured=False)
+        data = there.read(REQUEST_TO_SIGN)
+        if data is None or there(config.waiting_when):
+            return
+    with failures.attempt("write", config.waiting_when):
+        fsops.write_file(volume.fd, name, data)

@@ -1,0 +1,68 @@
+"""The accounts and the release of an image, read from its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.image.tree import ImageTree
+from ipavolume.model.images import Accounts
+
+_MAX_ACCOUNTS_BYTES: Final = 64 << 20
+_MAX_OS_RELEASE_BYTES: Final = 64 << 10
+_MAX_ID: Final = 0xFFFFFFFE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountNames:
+    """The accounts of an image, both ways.
+
+    Attributes:
+        accounts: Numbers by name.
+        users: Name by number, the first that the file has.
+        groups: Likewise.
+    """
+
+    accounts: Accounts
+    users: Mapping[int, str]
+    groups: Mapping[int, str]
+
+
+def read_accounts(tree: ImageTree) -> AccountNames:
+    """Read ``passwd`` and ``group`` of the image; lines that make no sense are passed over."""
+    users = _read_ids(tree, "/etc/passwd")
+    groups = _read_ids(tree, "/etc/group")
+    return AccountNames(
+        accounts=Accounts(users=users, groups=groups),
+        users={number: name for name, number in reversed(users.items())},
+        groups={number: name for name, number in reversed(groups.items())},
+    )
+
+
+def _read_ids(tree: ImageTree, path: str) -> dict[str, int]:
+    data = tree.read_file(path, limit_bytes=_MAX_ACCOUNTS_BYTES) or b""
+    result: dict[str, int] = {}
+    for line in data.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[0] and fields[2].isdigit() and b"\0" not in fields[0]:
+            number = int(fields[2]) if len(fields[2]) <= 10 else _MAX_ID + 1
+            if number <= _MAX_ID:
+                result.setdefault(os.fsdecode(fields[0]), number)
+    return result
+
+
+def read_os_release(tree: ImageTree) -> tuple[str, str]:
+    """Return ``ID`` and ``VERSION_ID`` of the image's os-release, "" where not given."""
+    data = None
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        data = tree.read_file(path, limit_bytes=_MAX_OS_RELEASE_BYTES)
+        if data is not None:
+            break
+    values: dict[str, str] = {}
+    for line in (data or b"").decode("utf-8", "replace").splitlines():
+        key, mark, value = line.strip().partition("=")
+        if mark and not key.startswith("#"):
+            values[key] = value.strip("\"'").replace("\0", "")
+    return values.get("ID", ""), values.get("VERSION_ID", "")

@@ -1,0 +1,150 @@
+"""Copies of regular files: content, holes, reflinks, metadata."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from ipavolume.linux.files import (
+    CREATE_FLAGS,
+    OWN_GID,
+    OWN_UID,
+    READ_FLAGS,
+    create_file,
+    proc_path,
+    write_all,
+)
+from ipavolume.model.files import Xattrs
+
+_COPY_BYTES: Final = 1 << 20
+_IN_KERNEL_FROM_BYTES: Final = 256 << 10
+"""Below this a read and a write beat ``copy_file_range``, which has a fixed cost."""
+
+
+def copy_file(
+    source_directory: int,
+    source: str,
+    directory: int,
+    name: str,
+    *,
+    uid: int,
+    gid: int,
+    mode: int,
+    xattrs: Xattrs = (),
+    mtime_ns: int | None = None,
+) -> os.stat_result:
+    """Copy the regular file *source* to the new name *name*, metadata included.
+
+    Holes stay holes and reflinks are used where the file systems have them. The times are
+    those of the source unless *mtime_ns* is given.
+
+    Returns:
+        What ``fstat`` says of the copy at the end.
+
+    Raises:
+        OSError: ``EINVAL`` when the source is not a regular file.
+    """
+    reader = os.open(source, READ_FLAGS, dir_fd=source_directory)
+    try:
+        st = os.fstat(reader)
+        if not stat.S_ISREG(st.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", source)
+        # The mode is right from the beginning where the umask lets it: what is copied lies in
+        # a directory of root alone until it is complete.
+        writer = os.open(name, CREATE_FLAGS, mode & 0o777, dir_fd=directory)
+        try:
+            copy_content(reader, writer, st)
+            if uid != OWN_UID or gid != OWN_GID:
+                os.fchown(writer, uid, gid)
+            changed_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
+            os.utime(writer, ns=(changed_ns, changed_ns))
+            made = os.fstat(writer)
+            if xattrs or stat.S_IMODE(made.st_mode) != mode:
+                os.fchmod(writer, mode)
+                for key, value in xattrs:
+                    os.setxattr(writer, key, value)
+                made = os.fstat(writer)
+            return made
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def copy_inode(fd: int, directory: int, name: str) -> int:
+    """Copy the content of the regular file behind *fd* to the new name *name*, mode 0600.
+
+    Args:
+        fd: Descriptor of a file that is known to be regular, ``O_PATH`` included.
+        directory: Directory of the copy.
+        name: Its name.
+
+    Returns:
+        A descriptor of the copy, for reading and writing, at its beginning.
+    """
+    reader = os.open(proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        writer = create_file(directory, name)
+        copy_content(reader, writer, os.fstat(reader))
+        os.lseek(writer, 0, os.SEEK_SET)
+        return writer
+    finally:
+        os.close(reader)
+
+
+def copy_content(reader: int, writer: int, st: os.stat_result) -> None:
+    """Copy the bytes of *reader* to the empty *writer*; *st* is ``fstat`` of the reader."""
+    size = st.st_size
+    if size < _IN_KERNEL_FROM_BYTES and st.st_blocks * 512 >= size:
+        done = 0
+        while done < size and (data := os.read(reader, size - done)):
+            write_all(writer, data)
+            done += len(data)
+        return
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(reader, position, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:
+                break
+            raise
+        end = os.lseek(reader, start, os.SEEK_HOLE)
+        _copy_range(reader, writer, start, end)
+        position = end
+    os.ftruncate(writer, max(size, position))
+
+
+def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+    in_kernel = True
+    while start < end:
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(reader, writer, end - start, start, start)
+            except OSError as err:
+                # EXDEV: from an image layer (overlay) to a volume, the usual case.
+                if err.errno not in (
+                    errno.EXDEV,
+                    errno.EINVAL,
+                    errno.ENOSYS,
+                    errno.EOPNOTSUPP,
+                    errno.EPERM,
+                ):
+                    raise
+                in_kernel = False
+                continue
+        else:
+            data = os.pread(reader, min(_COPY_BYTES, end - start), start)
+            os.lseek(writer, start, os.SEEK_SET)
+            write_all(writer, data)
+            copied = len(data)
+        if not copied:
+            return
+        start += copied
+
+
+def clone_file(source_directory: int, source: str, directory: int, name: str) -> None:
+    """Copy the content of a root-owned file of our own to the new name *name*, mode 0600."""
+    copy_file(source_directory, source, directory, name, uid=0, gid=0, mode=0o600)

@@ -1,0 +1,137 @@
+"""Tries on a file of our own what an upgrade does to files of others."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.linux.files import CREATE_FLAGS, DIRECTORY_FLAGS, link, proc_path, rename
+from ipavolume.linux.trees import remove_tree
+from ipavolume.model.files import Xattrs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a file on a volume may have to be given.
+
+    Attributes:
+        uid: Owner.
+        gid: Group.
+        mode: Permission bits, which let nobody but the owner write.
+        xattrs: Attributes.
+    """
+
+    uid: int
+    gid: int
+    mode: int = 0o640
+    xattrs: Xattrs = ()
+
+
+def probe(directory: int, trial: Trial, *, thorough: bool) -> tuple[str, OSError] | None:
+    """Do to a file of our own on the file system of *directory* what an upgrade does to files.
+
+    Nothing is left of it, and it has no name where the file system can do without.
+
+    Args:
+        directory: Descriptor of the directory.
+        trial: What the file is given.
+        thorough: Also what may be seen from outside, or takes long: a name for a moment where
+            files need one (NFS, vfat, some of FUSE), and waiting for the disk.
+
+    Returns:
+        The first call that did not work, with its error, or ``None``. The error has no number
+        where the call said that it had worked and did nothing.
+    """
+    call = "open with O_TMPFILE"
+    try:
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            return call, err
+        return _probe_with_names(directory, trial) if thorough else None
+    try:
+        return _first_failure(_calls_on(fd, trial, thorough=thorough))
+    finally:
+        os.close(fd)
+
+
+_Call = tuple[str, Callable[[], object]]
+
+
+def _first_failure(calls: Iterable[_Call]) -> tuple[str, OSError] | None:
+    for name, call in calls:
+        try:
+            call()
+        except OSError as err:
+            return name, err
+    return None
+
+
+def _calls_on(fd: int, trial: Trial, *, thorough: bool) -> Iterator[_Call]:
+    owner = f"fchown to {trial.uid}:{trial.gid}"
+    mode = f"fchmod to {trial.mode:04o}"
+    yield "write", lambda: os.write(fd, b"ipavolume\n")
+    yield owner, lambda: os.fchown(fd, trial.uid, trial.gid)
+    yield owner, lambda: _expect(_owner_of(fd), (trial.uid, trial.gid))
+    yield mode, lambda: os.fchmod(fd, trial.mode)
+    yield mode, lambda: _expect(stat.S_IMODE(os.fstat(fd).st_mode), trial.mode)
+    yield "open of a file of another owner", lambda: os.close(os.open(proc_path(fd), os.O_RDWR))
+    for name, value in trial.xattrs:
+        yield f"setxattr of {name}", functools.partial(os.setxattr, fd, name, value)
+    if thorough:
+        yield "fsync", lambda: os.fsync(fd)
+
+
+def _owner_of(fd: int) -> tuple[int, int]:
+    st = os.fstat(fd)
+    return st.st_uid, st.st_gid
+
+
+def _expect(found: object, wanted: object) -> None:
+    if found != wanted:
+        raise OSError(0, "it is accepted, and nothing is changed")
+
+
+_PROBE: Final = ".ipavolume-probe"
+
+
+def _probe_with_names(directory: int, trial: Trial) -> tuple[str, OSError] | None:
+    """Probe where files need names; the directory's times stay."""
+    st = os.fstat(directory)
+    try:
+        remove_tree(directory, _PROBE)
+        os.mkdir(_PROBE, 0o700, dir_fd=directory)
+    except OSError as err:
+        return "mkdir", err
+    try:
+        inside = os.open(_PROBE, DIRECTORY_FLAGS, dir_fd=directory)
+        try:
+            return _probe_names(inside, trial)
+        finally:
+            os.close(inside)
+    except OSError as err:
+        return "open", err
+    finally:
+        remove_tree(directory, _PROBE)
+        os.utime(proc_path(directory), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def _probe_names(inside: int, trial: Trial) -> tuple[str, OSError] | None:
+    fd = os.open("file", CREATE_FLAGS, 0o600, dir_fd=inside)
+    try:
+        return _first_failure(
+            [
+                *_calls_on(fd, trial, thorough=True),
+                ("link", lambda: link(inside, "file", inside, "link")),
+                ("rename", lambda: rename(inside, "link", inside, "renamed")),
+                ("symlink", lambda: os.symlink("file", "symlink", dir_fd=inside)),
+                ("fsync of a directory", lambda: os.fsync(inside)),
+            ]
+        )
+    finally:
+        os.close(fd)

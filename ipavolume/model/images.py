@@ -1,0 +1,91 @@
+"""What an image declares: volumes, accounts, the header of its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ipavolume.model.packages import Package
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopLevel:
+    """What a template has right below a mount, and how much is in it.
+
+    Attributes:
+        path: Its path below the mount, as the container sees it.
+        is_directory: It is a directory.
+        entries: Number of records that have content in the template, its own included.
+        bytes: Sum of their sizes; of several names of one file the first counts.
+    """
+
+    path: str
+    is_directory: bool
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSpec:
+    """A volume as an image declares it.
+
+    Attributes:
+        mount: Where the container sees it.
+        template: Where the image keeps its pristine content.
+        volatile: Emptied and filled at each start, never upgraded.
+        entries: The normalised entries of its path lists, without trailing slashes.
+        top: What the template has right below the mount, sorted; ``None`` in a manifest that
+            does not say, as those of before 0.1 do not.
+    """
+
+    mount: str
+    template: str
+    volatile: bool = False
+    entries: tuple[str, ...] = ()
+    top: tuple[TopLevel, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounts:
+    """Names and numbers of the accounts of an image, from its own files.
+
+    Attributes:
+        users: Number by user name.
+        groups: Number by group name.
+    """
+
+    users: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader:
+    """The first record of a manifest: which image this is.
+
+    Attributes:
+        build_id: Id of the image build.
+        image_name: What people call the image, or "".
+        created: Time of the build, ISO 8601 in UTC.
+        os_id: ``ID`` of os-release.
+        os_version: ``VERSION_ID`` of os-release.
+        fingerprint: SHA-256 of what matters to a volume; equal for a rebuild without change.
+        packages: Installed packages, sorted by name.
+        accounts: The image's passwd and group.
+        volumes: Its volumes; the first is the primary one.
+        links: Symbolic links of the image that lead into a mount: path and target.
+        records: Number of path records that follow.
+        records_digest: BLAKE2b-256 of the bytes of the record lines.
+    """
+
+    build_id: str
+    image_name: str = ""
+    created: str = ""
+    os_id: str = ""
+    os_version: str = ""
+    fingerprint: str = ""
+    packages: tuple[Package, ...] = ()
+    accounts: Accounts = Accounts()
+    volumes: tuple[VolumeSpec, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    records: int = 0
+    records_digest: str = ""

@@ -1,0 +1,37 @@
+"""Paths of the image and of the volumes: where things are, and what lies in what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ipavolume.errors import UnsafeVolumeError
+
+
+def is_within(path: str, above: str) -> bool:
+    """Tell whether *path* is *above* or below it."""
+    return path == above or path.startswith(above.rstrip("/") + "/")
+
+
+def mount_of(path: str, mounts: Iterable[str]) -> str:
+    """Return the mount that *path* lies below.
+
+    Raises:
+        UnsafeVolumeError: If it lies below none.
+    """
+    for mount in mounts:
+        if path.startswith(mount + "/"):
+            return mount
+    raise UnsafeVolumeError(
+        f"{path!r} lies on no volume of this image",
+        hint="Start the container with every volume that it had before.",
+    )
+
+
+SHIPPED_STEPS: Final = "/usr/share/ipavolume/upgrade_steps"
+OWN_STEPS: Final = "/etc/ipavolume/upgrade_steps"
+
+
+MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
+CONFIG_PATH: Final = "/etc/ipavolume.toml"
+BUILD_ID_PATH: Final = "/etc/build-id"

@@ -1,0 +1,225 @@
+"""The index of an image's scriptlets as bytes, and the names of their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from ipavolume.errors import ManifestError
+from ipavolume.model.packages import Condition
+from ipavolume.rpm.scriptlets import KINDS, Catalogue, Scriptlet
+
+FORMAT: Final = 1
+LUA_RUNNERS: Final = ("", "rpmlua", "rpm")
+_NAME_CHARACTERS: Final = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+=~^-"
+)
+MAX_NAME_CHARACTERS: Final = 200
+_HINT: Final = "Run ipavolume prepare in the image again."
+
+
+def dump(catalogue: Catalogue) -> bytes:
+    """Return a catalogue as JSON Lines: a header that seals them, packages, scriptlets.
+
+    The digest of the catalogue itself is not looked at; :func:`sealed` makes it.
+    """
+    body = _dump_body(catalogue)
+    header = {
+        "format": FORMAT,
+        "lua": catalogue.lua,
+        "packages": len(catalogue.packages),
+        "scriptlets": len(catalogue.scriptlets),
+        "digest": _digest(catalogue.lua, body),
+    }
+    return _line(header) + body
+
+
+def sealed(catalogue: Catalogue) -> Catalogue:
+    """Return the catalogue with its digest."""
+    return replace(catalogue, digest=_digest(catalogue.lua, _dump_body(catalogue)))
+
+
+def load(data: bytes) -> Catalogue:
+    """Return the catalogue that :func:`dump` made *data* of.
+
+    Raises:
+        ManifestError: If it is cut short, altered or malformed.
+    """
+    first, _, body = data.partition(b"\n")
+    try:
+        header = json.loads(first.decode("ascii"))
+        if header["format"] != FORMAT:
+            raise ManifestError(
+                f"the list of scriptlets has format {header['format']!r}, not {FORMAT}", hint=_HINT
+            )
+        lua = header["lua"]
+        if lua not in LUA_RUNNERS or header["digest"] != _digest(lua, body):
+            raise ManifestError("the list of scriptlets is cut short or altered", hint=_HINT)
+        lines = [json.loads(line) for line in body.decode("ascii").splitlines()]
+        count = header["packages"]
+        if len(lines) != count + header["scriptlets"]:
+            raise ManifestError("the list of scriptlets is cut short or altered", hint=_HINT)
+        provides = [_texts(line.get("provides", [])) for line in lines[:count]]
+        packages = tuple(_package(line) for line in lines[:count])
+        catalogue = Catalogue(
+            scriptlets=tuple(_scriptlet(line, packages, provides) for line in lines[count:]),
+            packages=packages,
+            lua=lua,
+            digest=header["digest"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
+        raise ManifestError("the list of scriptlets is malformed", hint=_HINT) from err
+    if len({scriptlet.name for scriptlet in catalogue.scriptlets}) != len(catalogue.scriptlets):
+        raise ManifestError("the list of scriptlets has a name twice", hint=_HINT)
+    return catalogue
+
+
+def _dump_body(catalogue: Catalogue) -> bytes:
+    provides = {scriptlet.order: scriptlet.provides for scriptlet in catalogue.scriptlets}
+    lines = []
+    for place, (name, evr, arch) in enumerate(catalogue.packages):
+        package: dict[str, object] = {"package": name, "evr": evr, "arch": arch}
+        if place in provides:
+            package["provides"] = list(provides[place])
+        lines.append(_line(package))
+    lines += [_line(_plain(scriptlet)) for scriptlet in catalogue.scriptlets]
+    return b"".join(lines)
+
+
+def _plain(scriptlet: Scriptlet) -> Mapping[str, object]:
+    result: dict[str, object] = {
+        "name": scriptlet.name,
+        "order": scriptlet.order,
+        "kind": scriptlet.kind,
+        "interpreter": list(scriptlet.interpreter),
+        "sha256": scriptlet.digest,
+    }
+    for key in ("expand", "queryformat"):
+        if getattr(scriptlet, key):
+            result[key] = True
+    if scriptlet.number:
+        result["number"] = scriptlet.number
+        result["priority"] = scriptlet.priority
+        result["conditions"] = [
+            [one.name, one.sense, one.evr, one.place] for one in scriptlet.conditions
+        ]
+    return result
+
+
+def _scriptlet(
+    line: Mapping[str, Any],
+    packages: Sequence[tuple[str, str, str]],
+    provides: Sequence[tuple[str, ...]],
+) -> Scriptlet:
+    order = _number(line["order"])
+    package, evr, arch = packages[order]
+    scriptlet = Scriptlet(
+        name=_text(line["name"]),
+        package=package,
+        evr=evr,
+        arch=arch,
+        kind=line["kind"],
+        interpreter=_texts(line["interpreter"]),
+        digest=_text(line["sha256"]),
+        expand=line.get("expand", False) is True,
+        queryformat=line.get("queryformat", False) is True,
+        conditions=tuple(
+            Condition(name=_text(name), sense=_number(sense), evr=_text(evr), place=_number(place))
+            for name, sense, evr, place in line.get("conditions", [])
+        ),
+        priority=_number(line.get("priority", 0)),
+        number=_number(line.get("number", 0)),
+        order=order,
+        provides=provides[order],
+    )
+    if not (
+        is_name(scriptlet.name)
+        and scriptlet.kind in KINDS
+        and scriptlet.interpreter
+        and scriptlet.interpreter[0]
+        and (not scriptlet.digest or len(scriptlet.digest) == hashlib.sha256().digest_size * 2)
+    ):
+        raise ManifestError(f"the list of scriptlets has a malformed {line['name']!r}", hint=_HINT)
+    return scriptlet
+
+
+def is_name(name: str) -> bool:
+    """Tell whether *name* can be that of a scriptlet, and so of its file."""
+    return (
+        0 < len(name) <= MAX_NAME_CHARACTERS
+        and not name.startswith(".")
+        and _NAME_CHARACTERS.issuperset(name)
+    )
+
+
+def _package(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    return _text(line["package"]), _text(line["evr"]), _text(line["arch"])
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(_text(item) for item in value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise TypeError
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError
+    return value
+
+
+def _digest(lua: str, body: bytes) -> str:
+    return hashlib.sha256(lua.encode() + b"\n" + body).hexdigest()
+
+
+def _line(value: Mapping[str, object]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def safe_names(owners: Iterable[tuple[str, str, str, str, int]]) -> list[str]:
+    """Return a name for each scriptlet, by which a person finds it and which is a safe file.
+
+    Args:
+        owners: Name, ``epoch:version-release`` and architecture of the package, kind, and
+            number among the triggers of its kind, 0 for none.
+    """
+    items = list(owners)
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for name, evr, arch, _, _ in items:
+        seen.setdefault(name, set()).add((evr, arch))
+    result: list[str] = []
+    taken: set[str] = set()
+    for name, evr, arch, kind, number in items:
+        label = name
+        if len(seen[name]) > 1:
+            same_arch = sum(one == arch for _, one in seen[name]) > 1
+            label = f"{name}-{evr}.{arch}" if same_arch else f"{name}.{arch}"
+        tail = f"-{kind}-{number}" if number else f"-{kind}"
+        label = _quoted(label)
+        if len(label) + len(tail) > MAX_NAME_CHARACTERS - 8:
+            digest = hashlib.sha256(label.encode()).hexdigest()[:16]
+            label = label[: MAX_NAME_CHARACTERS - 8 - len(tail) - 17] + "~" + digest
+        candidate, again = label + tail, 1
+        while candidate in taken:
+            again += 1
+            candidate = f"{label}~{again}{tail}"
+        taken.add(candidate)
+        result.append(candidate)
+    return result
+
+
+def _quoted(label: str) -> str:
+    data = label.encode("utf-8", "surrogateescape")
+    text = "".join(
+        chr(n) if chr(n) in _NAME_CHARACTERS and chr(n) != "=" else f"={n:02X}" for n in data
+    )
+    return f"=2E{text[1:]}" if text.startswith(".") else text

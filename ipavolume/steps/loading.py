@@ -1,0 +1,240 @@
+"""Executing a step's file and asking it for its plan: in the image's own container only."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
+
+from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
+from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.paths import OWN_STEPS
+from ipavolume.steps.api import (
+    Command,
+    Declaration,
+    MakeLink,
+    PlanFunction,
+    Refuse,
+    Remove,
+    Step,
+    StepAction,
+    VerifyFunction,
+    View,
+    Warn,
+    Write,
+)
+from ipavolume.steps.declaration import HINT, MASK, FaultyError, read_step
+
+MAX_CONTENT_BYTES: Final = 16 << 20
+"""What a step may write into one file, and read from one (see :mod:`ipavolume.steps.views`)."""
+_MAX_ACTIONS: Final = 100_000
+_CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_PLANNED: Final = (Write, Remove, MakeLink, Command, Warn, Refuse)
+_Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
+
+
+def load_step(tree: ImageTree, declaration: Declaration) -> Step:
+    """Execute the text of a step and return its functions.
+
+    Only inside the container, where all that can be executed is the image's anyhow. What
+    the functions return is checked before anybody gets to see it.
+
+    Args:
+        tree: The image.
+        declaration: The step, as :func:`find_steps` gave it.
+
+    Raises:
+        ConfigurationError: If its text is no longer that of the declaration, or if it
+            cannot be executed. The functions raise it for every exception in them and for
+            everything wrong that they return, with the name of the step and the line.
+        VolumeIOError: If it cannot be read.
+    """
+    path = declaration.source
+    data = _read_again(tree, path)
+    if hashlib.sha256(data).hexdigest() != declaration.digest:
+        raise _broken(path, 1, "is not the text that the image was prepared with or planned on")
+    module = types.ModuleType(f"ipavolume_upgrade_step.{declaration.name}")
+    module.__file__ = path
+    # Where dataclasses look up the names in annotations.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(data, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is what a step is for; see above
+    except (Exception, SystemExit) as err:
+        raise _raised(path, err) from err
+    plan: PlanFunction = module.__dict__["plan"]
+    verify: VerifyFunction | None = module.__dict__.get("verify")
+
+    def checked_plan(volume: View, template: View) -> tuple[StepAction, ...]:
+        return _called(path, "plan", lambda: plan(volume, template), _PLANNED)
+
+    def checked_verify(volume: View) -> tuple[Command, ...]:
+        assert verify is not None
+        return _called(path, "verify", lambda: verify(volume), (Command,))
+
+    return Step(
+        declaration=declaration,
+        plan=checked_plan,
+        verify=checked_verify if verify is not None else None,
+    )
+
+
+def _read_again(tree: ImageTree, path: str) -> bytes:
+    directory, _, name = path.rpartition("/")
+    try:
+        fd = tree.open_directory(tree.resolve(directory))
+        try:
+            return read_step(tree, fd, name)
+        finally:
+            os.close(fd)
+    except FaultyError as err:
+        raise ConfigurationError(f"{path}{err.faults[0]}", hint=HINT, path=path) from err
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot read the step {path!r}: {err.strerror}", path=path, hint=HINT
+        ) from err
+
+
+def _called(
+    path: str,
+    name: str,
+    function: Callable[[], object],
+    allowed: tuple[type[_Allowed], ...],
+) -> tuple[_Allowed, ...]:
+    """Call a function of a step and return the actions that it returns, checked."""
+    try:
+        returned = function()
+        actions: tuple[object, ...] | None = None
+        if not isinstance(returned, str | bytes) and isinstance(returned, Iterable):
+            actions = tuple(itertools.islice(returned, _MAX_ACTIONS + 1))
+    except IpaVolumeError:
+        raise
+    except (Exception, SystemExit) as err:
+        raise _raised(path, err) from err
+    if actions is None:
+        what = type(returned).__name__
+        raise _broken(path, 1, f"{name}() returned {what}, not a sequence of actions")
+    if len(actions) > _MAX_ACTIONS:
+        raise _broken(path, 1, f"{name}() returned more than {_MAX_ACTIONS} actions")
+    faults = [
+        f"{name}() returned {type(action).__name__} as action {number}, which is none for it"
+        if not isinstance(action, allowed)
+        else f"{name}() returned as action {number} {type(action).__name__}, {fault}"
+        for number, action in enumerate(actions, 1)
+        if (fault := _action_fault(action)) or not isinstance(action, allowed)
+    ]
+    if faults:
+        raise _broken(path, 1, "; ".join(faults[:10]))
+    return tuple(action for action in actions if isinstance(action, allowed))
+
+
+def _raised(path: str, err: BaseException) -> ConfigurationError:
+    line = 1
+    for frame, number in traceback.walk_tb(err.__traceback__):
+        if frame.f_code.co_filename == path:
+            line = number
+    if isinstance(err, SyntaxError) and err.filename == path:
+        line = err.lineno or line
+    return _broken(path, line, f"raised {type(err).__name__}: {err}")
+
+
+def _broken(path: str, line: int, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the upgrade step {path}:{line}: {what}",
+        code="broken-step",
+        hint="Correct it in the image, or mask it: "
+        f"ln -s {MASK} {OWN_STEPS}/{path.rpartition('/')[2]}",
+        path=path,
+    )
+
+
+def _action_fault(action: object) -> str:
+    """Progress what is wrong with what a step returned; "" when nothing is."""
+    match action:
+        case Write(path=path, content=content, reason=reason, mode=mode):
+            return (
+                path_fault(path)
+                or _content_fault(content)
+                or _mode_fault(mode)
+                or _text_fault("reason", reason)
+            )
+        case Remove(path=path, reason=reason, keep_copy=keep_copy):
+            kept = "" if isinstance(keep_copy, bool) else "keep_copy is neither True nor False"
+            return path_fault(path) or _text_fault("reason", reason) or kept
+        case MakeLink(path=path, target=target, reason=reason):
+            return (
+                path_fault(path) or _text_fault("target", target) or _text_fault("reason", reason)
+            )
+        case Command(reason=reason):
+            return _text_fault("reason", reason) or _command_fault(action)
+        case Warn(code=code, text=text, hint=hint):
+            hinted = "" if hint == "" else _text_fault("hint", hint)
+            return _code_fault(code) or _text_fault("text", text) or hinted
+        case Refuse(code=code, text=text, hint=hint):
+            return _code_fault(code) or _text_fault("text", text) or _text_fault("hint", hint)
+        case _:
+            return ""
+
+
+def path_fault(path: object) -> str:
+    """Progress why *path* cannot be changed by a step; "" when it can."""
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        return f"path {path!r} is not an absolute path"
+    parts = path.split("/")[1:]
+    if any(part in ("", ".", "..") for part in parts):
+        return f"path {path!r} is not written plainly: no '..', no '//', no '/' at the end"
+    if STATE_DIRECTORY in parts:
+        return f"path {path!r} lies in ipavolume's own directory"
+    return ""
+
+
+def _text_fault(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return f"{name} {value!r} is not a text"
+    return ""
+
+
+def _code_fault(code: object) -> str:
+    if not isinstance(code, str) or not _CODE.fullmatch(code):
+        return f"code {code!r} is not a word such as no-backend"
+    return ""
+
+
+def _content_fault(content: object) -> str:
+    if not isinstance(content, bytes):
+        return "content is not bytes"
+    if len(content) > MAX_CONTENT_BYTES:
+        return f"content is larger than {MAX_CONTENT_BYTES} bytes"
+    return ""
+
+
+def _mode_fault(mode: object) -> str:
+    if not isinstance(mode, int) or isinstance(mode, bool) or mode & ~0o777:
+        return f"mode {mode!r} is no permission bits"
+    return ""
+
+
+def _command_fault(command: Command) -> str:
+    # A step is no typed code: it may have put anything there.
+    words: object = command.words
+    timeout_s: object = command.timeout_s
+    if not isinstance(words, tuple) or not words:
+        return f"words {words!r} are not a tuple of words"
+    if any(not isinstance(word, str) or "\0" in word for word in words) or not words[0]:
+        return f"words {words!r} are not words of a command"
+    if not isinstance(timeout_s, int) or isinstance(timeout_s, bool) or timeout_s < 1:
+        return f"timeout_s {timeout_s!r} is not a number of seconds"
+    flags: tuple[tuple[str, object], ...] = (
+        ("may_fail", command.may_fail),
+        ("repeat", command.repeat),
+    )
+    for name, flag in flags:
+        if not isinstance(flag, bool):
+            return f"{name} is neither True nor False"
+    return ""

@@ -1,0 +1,59 @@
+"""How an ``OSError`` on a volume is told: what was attempted where, and what it left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from typing import Final
+
+from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError
+
+STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
+STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
+STATE_CLOSED: Final = (
+    "the upgrade is complete; should its end not be on the disk when the power fails, the next "
+    "start finishes it again"
+)
+
+
+@contextlib.contextmanager
+def attempt(doing: str, path: str, *, now: str = "") -> Iterator[None]:
+    """Turn an :class:`OSError` into one that says what was attempted on which path.
+
+    Args:
+        doing: Verb, as in "install".
+        path: The path as people know it.
+        now: In which state the volume is when it fails.
+
+    Raises:
+        VolumeIOError: For every error of the operating system.
+        UnsafeVolumeError: When a component is a link or not a directory.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise io_error(doing, path, err, now=now) from err
+
+
+def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolumeError:
+    """Return what to raise for *err*."""
+    text = f"cannot {doing} {path!r}: {err.strerror or err}"
+    if err.errno in (errno.ELOOP, errno.ENOTDIR):
+        return UnsafeVolumeError(
+            f"refusing to {doing} {path!r}: a component of it is not a real directory",
+            code="unsafe-path",
+            hint="Replace it by a real directory, then start again.",
+            state=now,
+        )
+    hints = {
+        errno.ENOSPC: "Make room on the volume, then start again.",
+        errno.EDQUOT: "Raise the quota of the volume, then start again.",
+        errno.EROFS: "Mount the volume read-write, then start again.",
+        errno.EIO: "Check the disk and the kernel's log, then start again.",
+        errno.EPERM: "Run it as root with CAP_CHOWN, CAP_FOWNER and CAP_DAC_OVERRIDE; on a "
+        "user-namespaced container check the id mapping. Then start again.",
+        errno.EACCES: "Run it as root, and check the label (:Z) and the export options.",
+    }
+    hint = hints.get(err.errno or 0, "Remove the cause, then start again.")
+    return VolumeIOError(text, hint=hint, state=now)

@@ -1,0 +1,156 @@
+"""The index: what ``lstat`` said of each managed file just after it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from typing import BinaryIO, Final
+
+from ipavolume.errors import ManifestError, VolumeIOError
+from ipavolume.formats import manifest
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.images import ImageHeader
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.history import read_history
+from ipavolume.volume.layout import BASELINE, INDEX, TRANSACTION
+from ipavolume.volume.members import Volume, damaged, open_member, open_state
+
+INDEX_ENTRY: Final = struct.Struct("<QqqQ")
+"""Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""
+INDEX_UNKNOWN: Final = bytes(INDEX_ENTRY.size)
+
+
+def index_entry(st: os.stat_result) -> bytes:
+    """Return the index entry of a file of which ``lstat`` says *st*."""
+    return INDEX_ENTRY.pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
+
+
+INDEX_ENTRY_BYTES: Final = 32
+_INDEX_MAGIC: Final = b"ipavolume-index-1\n"
+_DIGEST_BYTES: Final = 32
+
+
+def read_baseline(volume: Volume) -> tuple[ImageHeader, BinaryIO]:
+    """Open the baseline; return its header and the stream, just behind the header.
+
+    Raises:
+        UnsafeVolumeError: If it is missing, cut short or was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        raise damaged(volume.fd, f"{STATE_DIRECTORY}/{BASELINE}", "is missing")
+    try:
+        stream = open_member(fd, BASELINE, volume)
+        if stream is None:
+            raise damaged(fd, BASELINE, "is missing")
+        return _verified(fd, stream), stream
+    finally:
+        os.close(fd)
+
+
+def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
+    """Return the entries of the index that belongs to *baseline*; b"" when there is none.
+
+    An index only saves work: one that belongs to another baseline is not used.
+
+    Raises:
+        UnsafeVolumeError: If it is cut short or was altered.
+    """
+    fd = open_state(volume)
+    if fd is None:
+        return b""
+    try:
+        return _read_index(fd, volume, baseline)
+    finally:
+        os.close(fd)
+
+
+def check_records(volume: Volume, facts: Facts) -> None:
+    """Make sure that what the last run recorded on the primary volume is whole.
+
+    A start reads of it only what it needs.
+
+    Raises:
+        UnsafeVolumeError: If baseline, index or history is cut short or altered.
+    """
+    read_history(volume)
+    if facts.baseline is not None:
+        header, stream = read_baseline(volume)
+        stream.close()
+        read_index(volume, header)
+
+
+def check_transaction(volume: Volume, facts: Facts) -> None:
+    """Make sure that what the open transaction of the primary volume will record is whole.
+
+    Raises:
+        UnsafeVolumeError: If its manifest or its index is missing, cut short or altered.
+    """
+    fd = os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    try:
+        stream = open_member(fd, BASELINE, volume)
+        if stream is not None:
+            header = _verified(fd, stream)
+        elif facts.target is not None:
+            # It has become the baseline already.
+            header, stream = read_baseline(volume)
+        else:
+            raise damaged(fd, BASELINE, "is missing")
+        stream.close()
+        _read_index(fd, volume, header)
+    finally:
+        os.close(fd)
+
+
+def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
+    """Return the header of the manifest; the stream is just behind it then.
+
+    Raises:
+        UnsafeVolumeError: If it is cut short or was altered; the stream is closed.
+    """
+    try:
+        header = manifest.read_header(stream)
+        start = stream.tell()
+        manifest.verify(stream, header)
+        stream.seek(start)
+    except ManifestError as err:
+        stream.close()
+        raise damaged(fd, BASELINE, f"is not readable: {err}") from err
+    return header
+
+
+def _read_index(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
+    try:
+        stream = open_member(fd, INDEX, volume)
+        if stream is None:
+            return b""
+        with stream:
+            magic = stream.read(len(_INDEX_MAGIC))
+            belongs_to = stream.read(_DIGEST_BYTES)
+            if magic == _INDEX_MAGIC and belongs_to.hex() != baseline.records_digest:
+                return b""
+            digest = stream.read(_DIGEST_BYTES)
+            body = stream.read(baseline.records * INDEX_ENTRY_BYTES + 1)
+    except VolumeIOError as err:
+        if err.code != "unreadable":
+            raise
+        # Not root, who looks at a volume: everything is read then, as far as that can be.
+        return b""
+    sound = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    if magic != _INDEX_MAGIC or digest != sound:
+        raise damaged(
+            fd,
+            INDEX,
+            "is cut short or was altered",
+            hint="Find out who did that. It only saves work: without it every file is read.",
+        )
+    return body
+
+
+def dump_index(body: bytes | bytearray | memoryview, header: ImageHeader) -> bytes:
+    """Return the bytes of an index file for the manifest with *header*."""
+    digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    belongs_to = bytes.fromhex(header.records_digest).ljust(_DIGEST_BYTES, b"\0")[:_DIGEST_BYTES]
+    return b"".join((_INDEX_MAGIC, belongs_to, digest, body))

@@ -1,0 +1,30 @@
+"""Names and modes of what is in the state directory."""
+
+from __future__ import annotations
+
+from typing import Final
+
+BASELINE: Final = "baseline.jsonl"
+INDEX: Final = "index"
+IDENTITY: Final = "identity.json"
+HISTORY: Final = "history.jsonl"
+FIRST_RUN: Final = "first-run.json"
+PRISTINE: Final = "pristine"
+SAVED: Final = "saved"
+STAGING: Final = "staging"
+TRANSACTION: Final = "transaction"
+TRASH: Final = "trash"
+PROGRESS: Final = "progress.json"
+PLAN: Final = "plan.jsonl"
+TASKS: Final = "tasks.json"
+PENDING: Final = "pending.jsonl"
+LOGS: Final = "logs"
+VERIFIED: Final = "verified.json"
+
+
+PRIVATE_MODE: Final = 0o700
+PUBLIC_MODE: Final = 0o755
+
+
+PRIVATE_FILE_MODE: Final = 0o600
+PUBLIC_FILE_MODE: Final = 0o644

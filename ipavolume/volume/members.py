@@ -1,0 +1,243 @@
+"""A volume, opened, and the files in its state directory: trusted only if root alone can write."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+from ipavolume.errors import UnsafeVolumeError, VolumeIOError
+from ipavolume.linux import files as fsops
+from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.volume import ownership
+from ipavolume.volume.layout import (
+    BASELINE,
+    FIRST_RUN,
+    HISTORY,
+    IDENTITY,
+    INDEX,
+    LOGS,
+    PENDING,
+    PRISTINE,
+    SAVED,
+    STAGING,
+    TRANSACTION,
+    TRASH,
+    VERIFIED,
+)
+
+_MAX_JSON_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume that was opened.
+
+    Attributes:
+        mount: Where the container sees it.
+        directory: Where it is here.
+        fd: Descriptor of its root directory.
+        file_system: Type of its file system, as mountinfo names it.
+        options: Mount options.
+    """
+
+    mount: str
+    directory: str
+    fd: int
+    file_system: str = ""
+    options: str = ""
+
+
+def open_volume(mount: str, directory: str, *, file_system: str = "", options: str = "") -> Volume:
+    """Open the root directory of a volume.
+
+    Raises:
+        VolumeIOError: If it is no directory or cannot be opened.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as err:
+        raise unreadable(directory, err) from err
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot open the volume {mount!r} at {directory!r}: {err.strerror}",
+            code="no-volume",
+            hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
+        ) from err
+    return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)
+
+
+def unreadable(path: str, err: PermissionError) -> VolumeIOError:
+    """Return what to raise for a *path* that this user cannot read."""
+    message = f"cannot read {path!r}: {err.strerror}"
+    return VolumeIOError(message, code="unreadable", hint="Run it as root.", path=path)
+
+
+def check_trust(volume: Volume) -> None:
+    """Make sure that only root can have written the state directory.
+
+    Raises:
+        UnsafeVolumeError: If the volume's root or the state directory is not a real
+            directory of root that nobody else can write.
+    """
+    root = os.fstat(volume.fd)
+    if root.st_uid != 0 and (moved := ownership.explain(volume.fd, volume.directory)):
+        raise moved
+    _check_directory(volume.directory, root)
+    state = fsops.lstat(volume.fd, STATE_DIRECTORY)
+    if state is None:
+        return
+    path = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}"
+    if not stat.S_ISDIR(state.st_mode):
+        raise UnsafeVolumeError(
+            f"{path!r} is {KIND_WORDS[fsops.type_of(state.st_mode)]}, not a directory",
+            hint="Look at who put it there, and remove it or restore the directory.",
+        )
+    _check_directory(path, state)
+    _check_members(volume, path)
+
+
+def _check_members(volume: Volume, path: str) -> None:
+    try:
+        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    except PermissionError as err:
+        raise unreadable(path, err) from err
+    try:
+        for name in sorted(os.listdir(fd)):
+            st = fsops.lstat(fd, name)
+            if st is None:
+                continue
+            expected = (
+                FileType.FILE
+                if name in (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING, VERIFIED)
+                else FileType.DIRECTORY
+                if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, LOGS)
+                else None
+            )
+            found = fsops.type_of(st.st_mode)
+            if expected is not None and found is not expected:
+                raise UnsafeVolumeError(
+                    f"{path + '/' + name!r} is {KIND_WORDS[found]}, not {KIND_WORDS[expected]}",
+                    hint="Look at who put it there, and restore it from a backup.",
+                )
+            if expected is not None:
+                _check_directory(f"{path}/{name}", st)
+    finally:
+        os.close(fd)
+
+
+def _check_directory(path: str, st: os.stat_result) -> None:
+    # The group bits of the mode are the mask of an ACL, so they say no when nobody can write.
+    if st.st_uid != 0:
+        raise UnsafeVolumeError(
+            f"{path!r} belongs to user {st.st_uid}, not to root",
+            path=path,
+            hint=f"After making sure that nothing on it was planted: chown root {path}",
+        )
+    if st.st_mode & 0o022:
+        raise UnsafeVolumeError(
+            f"{path!r} can be written by others than root (mode {stat.S_IMODE(st.st_mode):04o})",
+            path=path,
+            hint=f"After making sure that nothing on it was planted: chmod go-w {path}",
+        )
+
+
+def open_state(volume: Volume) -> int | None:
+    """Open the state directory, or return ``None`` when there is none."""
+    try:
+        return os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    except FileNotFoundError:
+        return None
+
+
+def read_json(fd: int, name: str, volume: Volume) -> dict[str, Any] | None:
+    """Return the object in a small file of a directory of ours, or ``None``.
+
+    Raises:
+        UnsafeVolumeError: If the file is not a JSON object.
+    """
+    data = read_small(fd, name, volume, limit_bytes=_MAX_JSON_BYTES)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise damaged(fd, name, "is cut short or was altered") from err
+    if not isinstance(value, dict):
+        raise damaged(fd, name, "is cut short or was altered")
+    return value
+
+
+def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes | None:
+    """Return the bytes of a file in a directory of ours, or ``None`` when there is none."""
+    stream = open_member(fd, name, volume)
+    if stream is None:
+        return None
+    with stream:
+        data = stream.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise damaged(fd, name, f"is larger than {limit_bytes} bytes")
+    return data
+
+
+def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
+    """Open a regular file in a directory of ours for reading, or return ``None``.
+
+    Raises:
+        UnsafeVolumeError: If it is not a file of root.
+    """
+    st = fsops.lstat(fd, name)
+    if st is None:
+        return None
+    try:
+        opened = fsops.open_regular(fd, name)
+    except PermissionError as err:
+        raise unreadable(path_of_member(fd, name), err) from err
+    if opened is None:
+        raise damaged(fd, name, f"is {KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file")
+    stream = open(opened, "rb")  # noqa: SIM115 - the caller closes it
+    try:
+        _check_directory(path_of_member(fd, name), os.fstat(opened))
+    except UnsafeVolumeError:
+        stream.close()
+        raise
+    return stream
+
+
+KIND_WORDS: Final = {
+    FileType.FILE: "a file",
+    FileType.DIRECTORY: "a directory",
+    FileType.SYMLINK: "a symbolic link",
+    FileType.FIFO: "a FIFO",
+    FileType.OTHER: "a socket or device",
+}
+
+
+def path_of_member(fd: int, name: str) -> str:
+    """Return where *name* in the directory *fd* is, for messages."""
+    return f"{os.readlink(fsops.proc_path(fd)).rstrip('/')}/{name}"
+
+
+_RESTORE: Final = (
+    "Restore the volume from a backup. Without one, move the state directory away: the volume "
+    "can then be taken over with --allow stateless."
+)
+
+
+def damaged(fd: int, name: str, what: str, *, hint: str = _RESTORE) -> UnsafeVolumeError:
+    """Return what to raise for the member *name* of a directory of ours, which *what*."""
+    path = path_of_member(fd, name)
+    return UnsafeVolumeError(f"{path!r} {what}", code="damaged-state", hint=hint, path=path)
+
+
+def text(value: object) -> str:
+    """Return *value*.
+
+    Raises:
+        TypeError: If it is no text.
+    """
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
