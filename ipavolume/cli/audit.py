@@ -16,7 +16,7 @@ from ipavolume.errors import EXIT_CONFIGURATION
 @options.as_json
 @click.argument("container")
 def audit(*, engine: str | None, as_json: bool, container: str) -> None:
-    r"""Progress what CONTAINER wrote outside its volumes, and which list lines would keep it.
+    r"""Say what CONTAINER wrote outside its volumes, and which list lines would keep it.
 
     Also says which paths of the list are not the links onto the volume any more. The
     container may be running or stopped; nothing is run in it, and nothing is changed.

@@ -54,7 +54,7 @@ def check(
     names: tuple[str, ...],
     directories: tuple[str, ...],
 ) -> None:
-    r"""Progress what VOLUME is, whether it is healthy, and what the image would do to it.
+    r"""Say what VOLUME is, whether it is healthy, and what the image would do to it.
 
     Changes nothing and runs nothing. Exits with 0 when it is current, with 100 when an
     upgrade is needed, otherwise with the status that a start would end with.

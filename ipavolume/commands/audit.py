@@ -41,7 +41,7 @@ class Audited:
 
 
 def audit_container(choice: str, name: str) -> Audited:
-    """Progress what a container, running or not, wrote outside its volumes.
+    """Say what a container, running or not, wrote outside its volumes.
 
     Args:
         choice: Name of the engine, or "" for the first that has the container.

@@ -83,7 +83,7 @@ def image_data(image: UnpreparedImage) -> dict[str, Any]:
 
 
 def inspect(image: UnpreparedImage, directory: str) -> Inspection:
-    """Progress what a volume is, and whether it is of *image*."""
+    """Say what a volume is, and whether it is of *image*."""
     data = image_data(image)
     try:
         volume = members.open_volume(_MOUNT, directory)

@@ -260,7 +260,7 @@ _NEEDED: Final = ("/proc", "/sys", "/dev", "/etc/ipavolume", "/usr/share/ipavolu
 
 
 def place_fault(path: str) -> str:
-    """Progress why *path* can be neither a mount nor a template; "" when it can."""
+    """Say why *path* can be neither a mount nor a template; "" when it can."""
     if path == "/":
         return "cannot be the root of the image"
     if any(is_within(path, needed) or is_within(needed, path) for needed in _NEEDED):

@@ -33,7 +33,7 @@ def accepts(rules: Sequence[str], *, volume_os: tuple[str, str], image_os: tuple
 
 
 def validate_accept_rule(rule: str) -> str | None:
-    """Progress what is wrong with an accept rule; ``None`` when nothing is."""
+    """Say what is wrong with an accept rule; ``None`` when nothing is."""
     name, relation, versions = _split_rule(rule)
     if not name or not _ID_CHARACTERS.issuperset(name):
         return f"{rule!r} does not begin with the ID of an os-release file, or with 'el'"
@@ -71,7 +71,7 @@ def in_range(versions: str, version: str | None) -> bool:
 
 
 def validate_range(versions: str) -> str | None:
-    """Progress what is wrong with a range of versions; ``None`` when nothing is."""
+    """Say what is wrong with a range of versions; ``None`` when nothing is."""
     if _specifiers(versions) is None:
         return f"{versions!r} is not a range of versions, such as '>=12,<14'"
     return None

@@ -174,7 +174,7 @@ def places_to_look_at(question: Question) -> list[str]:
 
 
 def audit(question: Question, there: Mapping[str, There]) -> tuple[Finding, ...]:
-    """Progress what was written outside the volumes.
+    """Say what was written outside the volumes.
 
     Args:
         question: What is known.

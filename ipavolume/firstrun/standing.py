@@ -90,7 +90,7 @@ def judge(
     says: bool | None = None,
     adopted: bool = False,
 ) -> Judgement:
-    """Progress how far the first run is.
+    """Say how far the first run is.
 
     What ``done-when`` names makes it done, unless the command is known to have failed: a file
     that an installer writes in the middle does not say that it came to its end.
@@ -188,7 +188,7 @@ def how_it_ended(exit_status: int) -> str:
 
 
 def look(context: Context) -> Found | None:
-    """Progress how far the first run is; ``None`` when none is configured. Changes nothing.
+    """Say how far the first run is; ``None`` when none is configured. Changes nothing.
 
     Raises:
         UnsafeVolumeError: If what has to be looked at is not what it can be.

@@ -235,7 +235,7 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
             f"nothing on the volume at {mount} says which release it comes from; this image "
             f"is {name_of(question.image)}",
             code="unknown-version",
-            hint="Progress it: --from fedora:43 (IPAVOLUME_FROM=fedora:43).",
+            hint="Say it: --from fedora:43 (IPAVOLUME_FROM=fedora:43).",
         )
         return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error)
     refused, more = _refuse_direction(question, known)

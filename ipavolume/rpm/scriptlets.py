@@ -178,7 +178,7 @@ def named(pattern: str, scriptlet: Scriptlet) -> bool:
 
 
 def never(scriptlet: Scriptlet, config: ScriptletsConfig) -> str:
-    """Progress why a scriptlet does not run whatever the versions are; "" if it may."""
+    """Say why a scriptlet does not run whatever the versions are; "" if it may."""
     if scriptlet.kind not in _GROUPS:
         return NOT_RUN.get(scriptlet.kind, _FILE_TRIGGER)
     if not is_configured(scriptlet, config):

@@ -62,7 +62,7 @@ def explain(
     complete: bool,
     new: Sequence[Package],
 ) -> tuple[Explanation, ...]:
-    """Progress of every scriptlet of the image whether an upgrade would run it, and why.
+    """Say of every scriptlet of the image whether an upgrade would run it, and why.
 
     For the arguments see :func:`select`.
     """
@@ -330,7 +330,7 @@ class _Transaction:
         )
 
     def why_not(self, scriptlet: Scriptlet) -> str:
-        """Progress why :meth:`calls`, which has been gone through, does not call a scriptlet."""
+        """Say why :meth:`calls`, which has been gone through, does not call a scriptlet."""
         if scriptlet.name in self._undecided:
             other = self._undecided[scriptlet.name]
             return f"the version of {other} on the volume is unknown, and it is not repeatable"

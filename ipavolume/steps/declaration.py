@@ -453,7 +453,7 @@ def applies(
 
 
 def describe_selection(declaration: Declaration) -> str:
-    """Progress when a step is asked, where there is no volume to tell by."""
+    """Say when a step is asked, where there is no volume to tell by."""
     if declaration.masked:
         return f"masked by {OWN_STEPS}/{declaration.name}.py"
     versions_of = f"{declaration.component} {declaration.applies_from}".strip()

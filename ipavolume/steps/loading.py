@@ -155,7 +155,7 @@ def _broken(path: str, line: int, what: str) -> ConfigurationError:
 
 
 def _action_fault(action: object) -> str:
-    """Progress what is wrong with what a step returned; "" when nothing is."""
+    """Say what is wrong with what a step returned; "" when nothing is."""
     match action:
         case Write(path=path, content=content, reason=reason, mode=mode):
             return (
@@ -183,7 +183,7 @@ def _action_fault(action: object) -> str:
 
 
 def path_fault(path: object) -> str:
-    """Progress why *path* cannot be changed by a step; "" when it can."""
+    """Say why *path* cannot be changed by a step; "" when it can."""
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         return f"path {path!r} is not an absolute path"
     parts = path.split("/")[1:]

@@ -481,7 +481,7 @@ def run_command(context: Context, step: str, command: Command, output: RunLog) -
 
 
 def describe_end(ended: Ended, timeout_s: float) -> str:
-    """Progress how a command ended."""
+    """Say how a command ended."""
     if ended.timed_out:
         return f"did not end within {timeout_s:g} s and was ended"
     if ended.status < 0:

@@ -63,7 +63,7 @@ def outside_of(number: int, kind: str = "uid") -> int | None:
 
 
 def explain(fd: int, directory: str) -> UnsafeVolumeError | None:
-    """Progress what happened to the owners of the volume at *directory*, as far as it can be told.
+    """Say what happened to the owners of the volume at *directory*, as far as it can be told.
 
     Args:
         fd: Descriptor of its root directory, which does not belong to root.
