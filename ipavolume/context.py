@@ -15,11 +15,10 @@ from ipavolume.formats.manifest import (
     is_safe_path,
 )
 from ipavolume.image.image import Image
-from ipavolume.linux import mounts as linux_mounts
+from ipavolume.linux import mounts
 from ipavolume.model.images import VolumeSpec
-from ipavolume.volume import facts as state
 from ipavolume.volume import members
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
 
@@ -115,7 +114,7 @@ class Context:
     def _open(self, spec: VolumeSpec, directory: str | None, stack: contextlib.ExitStack) -> None:
         if directory is None:
             directory = self.image.mount_directory(spec.mount)
-        kind, mount_options = linux_mounts.file_system_of(directory)
+        kind, mount_options = mounts.file_system_of(directory)
         volume = members.open_volume(spec.mount, directory, file_system=kind, options=mount_options)
         stack.callback(os.close, volume.fd)
         (self.volatile if spec.volatile else self.volumes)[spec.mount] = volume
@@ -144,7 +143,7 @@ class Context:
         Raises:
             UnsafeVolumeError: If one cannot be trusted.
         """
-        return {mount: state.read_facts(volume) for mount, volume in self.volumes.items()}
+        return {mount: read_facts(volume) for mount, volume in self.volumes.items()}
 
     def tree(self) -> Tree:
         """Return a fresh view of the volumes."""
@@ -157,7 +156,7 @@ class Context:
         result = []
         for mount, volume in self.volumes.items():
             base = os.path.realpath(volume.directory)
-            for below in linux_mounts.mount_points_below(volume.directory):
+            for below in mounts.mount_points_below(volume.directory):
                 if f"{base.rstrip('/')}/{below}" not in declared:
                     result.append(f"{mount}/{below}")
         return tuple(result)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from ipavolume.engines import audit
-from ipavolume.engines import engine as engines
+from ipavolume.engines import audit, engine
 from ipavolume.engines.audit import Change, Declared, Fault, Finding, Kind, Question, There
 
 LINKS = {
@@ -29,7 +28,7 @@ def found(
     there: Mapping[str, There] | None = None,
 ) -> tuple[Finding, ...]:
     """Return what an audit finds in what ``docker diff`` printed."""
-    changes = [Change(letter=letter, path=path) for letter, path in engines.parse_diff(diff)]
+    changes = [Change(letter=letter, path=path) for letter, path in engine.parse_diff(diff)]
     question = Question(changes=changes, mounted=mounted, volumes=VOLUMES, links=LINKS)
     looked = audit.places_to_look_at(question)
     assert set(there or {}) <= set(looked), looked
@@ -218,13 +217,13 @@ def test_a_volume_that_is_not_mounted_is_one_finding() -> None:
 
 def test_names_with_newlines_are_put_together_again() -> None:
     text = "C /srv\nA /srv/a\nb\nA /srv/c\nA \nC /etc\n"
-    assert engines.parse_diff(text) == [
+    assert engine.parse_diff(text) == [
         ("C", "/srv"),
         ("A", "/srv/a\nb"),
         ("A", "/srv/c\nA "),
         ("C", "/etc"),
     ]
-    assert engines.parse_diff("") == []
+    assert engine.parse_diff("") == []
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\ufffd", "blank ", "tab\t"])

@@ -16,7 +16,7 @@ from support.images import MANIFEST, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
 from support.upgrades import Site, owner
 
-from ipavolume.cli import text as report
+from ipavolume.cli.text import escape
 from ipavolume.formats import manifest
 from ipavolume.model.files import FileFlags
 
@@ -215,7 +215,7 @@ def test_settling_puts_one_in_place_and_loses_nothing(
     contents = {_content(_real(site[0], one)) for one in (path, copy)} - {None}
     others = [item for item in _listed(*site) if item["path"] != path]
     done = _settle(site, option, path if by == "path" else copy).stdout
-    assert report.escape(path) in done
+    assert escape(path) in done
     wanted = MINE[name] if option == "--keep" else NEW.get(name)
     assert _content(_real(site[0], path)) == wanted
     assert _content(_real(site[0], copy)) is None

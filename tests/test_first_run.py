@@ -16,8 +16,7 @@ from support.requirements import need_root, need_tool
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import RefusedError
 from ipavolume.firstrun import freeipa
-from ipavolume.firstrun import record as firstrun_record
-from ipavolume.firstrun.record import FirstRunRecord
+from ipavolume.firstrun.record import FirstRunRecord, dump_record, parse_record
 from ipavolume.firstrun.request import make_request
 from ipavolume.firstrun.standing import Standing, judge
 
@@ -179,14 +178,14 @@ def test_the_name_of_the_container_leads_to_the_server(before: str, after: str) 
 )
 def test_a_record_that_makes_no_sense_is_not_taken(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
-        firstrun_record.parse_record(value)
+        parse_record(value)
 
 
 def test_what_is_written_is_read_and_what_a_later_version_adds_is_passed_over() -> None:
     wrote = FirstRunRecord(state="done", host="h", image="i", started="s", attempts=2)
-    data = firstrun_record.dump_record(wrote)
+    data = dump_record(wrote)
     assert data.startswith(b'{"state":"done","host":"h",')
-    assert firstrun_record.parse_record(json.loads(data) | {"more": 1}) == wrote
+    assert parse_record(json.loads(data) | {"more": 1}) == wrote
 
 
 # -- in a container ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ipavolume.errors import IpaVolumeError, ManifestError, UnsafeVolumeError
 from ipavolume.formats import manifest
-from ipavolume.formats import plan as planfile
+from ipavolume.formats.plan import dump_lines, load
 from ipavolume.model.actions import (
     CreateTree,
     Erase,
@@ -271,18 +271,18 @@ PLAN = Plan(
 
 
 def written(plan: Plan) -> bytes:
-    return b"".join(planfile.dump_lines(plan))
+    return b"".join(dump_lines(plan))
 
 
 def test_a_plan_comes_back_with_every_kind_of_action() -> None:
-    assert planfile.load(io.BytesIO(written(PLAN)), mounts=["/data"]) == PLAN
+    assert load(io.BytesIO(written(PLAN)), mounts=["/data"]) == PLAN
 
 
 def test_every_cut_of_a_plan_is_refused() -> None:
     whole = written(PLAN)
     for length in range(len(whole) - 1):
         with pytest.raises(UnsafeVolumeError):
-            planfile.load(io.BytesIO(whole[:length]), mounts=["/data"])
+            load(io.BytesIO(whole[:length]), mounts=["/data"])
 
 
 @settings(max_examples=300)
@@ -291,7 +291,7 @@ def test_every_altered_byte_of_a_plan_is_noticed(position: int, byte: int) -> No
     whole = bytearray(written(PLAN))
     whole[position % len(whole)] ^= byte
     try:
-        plan = planfile.load(io.BytesIO(bytes(whole)), mounts=["/data"])
+        plan = load(io.BytesIO(bytes(whole)), mounts=["/data"])
     except IpaVolumeError:
         return
     # White space outside of texts may change without changing what is said.
@@ -300,4 +300,4 @@ def test_every_altered_byte_of_a_plan_is_noticed(position: int, byte: int) -> No
 
 def test_a_plan_that_leaves_the_volumes_is_refused() -> None:
     with pytest.raises(UnsafeVolumeError):
-        planfile.load(io.BytesIO(written(PLAN)), mounts=["/logs"])
+        load(io.BytesIO(written(PLAN)), mounts=["/logs"])

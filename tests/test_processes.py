@@ -16,7 +16,7 @@ from support.processes import LONG_S, is_alive, marked, python, run, start
 from support.requirements import need_root, need_tool
 
 from ipavolume.errors import CommandFailedError
-from ipavolume.linux import signals as interruption
+from ipavolume.linux import signals
 from ipavolume.linux.command import run_command
 from ipavolume.model.redaction import Redactor
 
@@ -284,7 +284,7 @@ def test_the_time_limit_ends_the_whole_group(script: str, status: int, tmp_path:
 
 ENGINE = """
     import sys
-    from ipavolume.linux import signals as interruption
+    from ipavolume.linux import signals
     from ipavolume.errors import StoppedError
     from ipavolume.linux.command import run_command
 
@@ -317,7 +317,7 @@ def engine(script: str, *, grace_s: float = LONG_S) -> subprocess.Popen[str]:
     [
         (signal.SIGTERM, "TERM", "SIGTERM"),
         (signal.SIGINT, "INT", "SIGINT"),
-        (interruption.HALT, "TERM", "SIGRTMIN+3"),
+        (signals.HALT, "TERM", "SIGRTMIN+3"),
     ],
 )
 def test_a_request_to_end_reaches_the_command_and_ends_the_run(
@@ -349,7 +349,7 @@ def test_other_signals_are_passed_on_and_the_run_goes_on(name: str) -> None:
 def test_a_signal_between_commands_ends_the_run_at_the_next_check() -> None:
     code = """
         import os, signal
-        from ipavolume.linux import signals as interruption
+        from ipavolume.linux import signals
         from ipavolume.errors import StoppedError
         from ipavolume.linux.command import run_command
         interruption.install()
@@ -370,7 +370,7 @@ def test_a_signal_between_commands_ends_the_run_at_the_next_check() -> None:
 def test_what_is_executed_afterwards_finds_signals_and_parenthood_as_they_were() -> None:
     code = """
         import ctypes, os, signal
-        from ipavolume.linux import signals as interruption
+        from ipavolume.linux import signals
         from ipavolume.linux.command import run_command
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         interruption.install()
@@ -432,7 +432,7 @@ def test_the_first_process_reaps_orphans_and_leaves_those_that_are_not_the_comma
     assert said == "6 False 1\nTrue\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, interruption.HALT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signals.HALT])
 def test_the_first_process_ends_when_it_is_asked_to(number: int) -> None:
     # The trap comes last: a child that a shell has just forked would still have it, and a
     # signal that comes before the exec would be lost there.

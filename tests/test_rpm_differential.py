@@ -53,7 +53,7 @@ from support.filesystems import Filesystems
 from support.images import MANIFEST
 from support.requirements import need_root, need_tool
 
-from ipavolume.commands import check as inspection
+from ipavolume.commands import check
 from ipavolume.context import Options
 from ipavolume.formats import manifest
 from ipavolume.model.files import FileType, Record
@@ -527,7 +527,7 @@ def test_each_case_that_is_to_be_refused_is_refused_by_itself(
     wrong = []
     for case, code in codes.items():
         lay(volume, case)
-        result = inspection.inspect(options)
+        result = check.inspect(options)
         findings = [(item.code, named(item.message)) for item in result.findings]
         if result.exit_status != 65 or findings != [(code, {case.number})]:
             wrong.append(f"{case}: {result.exit_status}, {result.findings}")
@@ -537,7 +537,7 @@ def test_each_case_that_is_to_be_refused_is_refused_by_itself(
         unlay(volume, case)
     record_property("figures", table(counts, "cases that are refused, one by one, by code"))
     assert not wrong, first(wrong)
-    assert inspection.inspect(options).exit_status == 100
+    assert check.inspect(options).exit_status == 100
 
 
 # -- owner and mode ----------------------------------------------------------------------

@@ -25,8 +25,8 @@ from ipavolume.errors import (
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import Condition, Package, Provide
-from ipavolume.rpm import catalogue as rpm_catalogue
 from ipavolume.rpm import running, transaction
+from ipavolume.rpm.catalogue import dump, is_name, load, safe_names, sealed
 from ipavolume.rpm.scriptlets import Call, Catalogue, Scriptlet
 from ipavolume.rpm.versions import Sense
 
@@ -324,7 +324,7 @@ def test_names_are_safe_and_tell_everything_apart() -> None:
         ("x" * 1001, "1-1", "noarch", "transfiletriggerpostun", 1234),
         ("perl(Foo::Bar)", "1-1", "noarch", "posttrans", 0),
     ]
-    names = rpm_catalogue.safe_names(owners)
+    names = safe_names(owners)
     assert names[:7] == [
         "certmonger-post",
         "certmonger-triggerin-1",
@@ -335,13 +335,13 @@ def test_names_are_safe_and_tell_everything_apart() -> None:
         "kernel-1=3A6-1.noarch-post",
     ]
     assert len(set(names)) == len(names)
-    assert all(rpm_catalogue.is_name(name) for name in names)
+    assert all(is_name(name) for name in names)
     assert all("/" not in name and len(name) <= 255 for name in names)
 
 
 def sample() -> Catalogue:
     """Return a catalogue with everything in it."""
-    return rpm_catalogue.sealed(
+    return sealed(
         Catalogue(
             packages=(("a", "1:2-3", "noarch"), ("none", "1-1", "noarch"), ("b\udce9", "1-1", "x")),
             scriptlets=(
@@ -386,21 +386,21 @@ def _made(name: str, kind: str, **more: object) -> Scriptlet:
 
 def test_the_list_comes_back_as_it_was() -> None:
     catalogue = sample()
-    assert rpm_catalogue.load(rpm_catalogue.dump(catalogue)) == catalogue
-    assert rpm_catalogue.load(rpm_catalogue.dump(Catalogue())).scriptlets == ()
+    assert load(dump(catalogue)) == catalogue
+    assert load(dump(Catalogue())).scriptlets == ()
 
 
 def is_refused(data: bytes) -> bool:
     """Tell whether a list is refused by a deliberate error."""
     try:
-        rpm_catalogue.load(data)
+        load(data)
     except ManifestError:
         return True
     return False
 
 
 def test_a_list_that_was_cut_or_changed_is_refused() -> None:
-    data = rpm_catalogue.dump(sample())
+    data = dump(sample())
     dice = random.Random(1)
     cuts = [data[:length] for length in range(len(data) - 1)]
     changed = []
@@ -434,7 +434,7 @@ def test_a_list_that_was_cut_or_changed_is_refused() -> None:
 )
 def test_a_sealed_list_is_looked_at_all_the_same(key: str, value: object) -> None:
     """It may come from a hostile image, which can seal what it likes."""
-    header, *lines = rpm_catalogue.dump(sample()).splitlines(keepends=True)
+    header, *lines = dump(sample()).splitlines(keepends=True)
     bad = json.loads(lines[-2])
     assert bad["name"] == "b-triggerin-1"
     bad[key] = value
@@ -443,7 +443,7 @@ def test_a_sealed_list_is_looked_at_all_the_same(key: str, value: object) -> Non
     head = json.loads(header)
     head["digest"] = hashlib.sha256(b"rpm\n" + body).hexdigest()
     with pytest.raises(ManifestError):
-        rpm_catalogue.load(json.dumps(head).encode() + b"\n" + body)
+        load(json.dumps(head).encode() + b"\n" + body)
 
 
 # -- chosen for an upgrade ---------------------------------------------------------------
@@ -810,5 +810,5 @@ def test_in_the_image_itself_lua_is_tried(tmp_path: Path) -> None:
 
 def test_errors_have_a_hint() -> None:
     with pytest.raises(IpaVolumeError) as caught:
-        rpm_catalogue.load(b"x")
+        load(b"x")
     assert "prepare" in caught.value.hint

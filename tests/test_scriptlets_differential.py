@@ -16,9 +16,9 @@ from support.scriptletworlds import Line, Member
 from ipavolume.config.model import ScriptletsConfig
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import Package
-from ipavolume.prepare import scriptlets as scriptletshipping
-from ipavolume.rpm import running as rpm_running
+from ipavolume.prepare import scriptlets
 from ipavolume.rpm import transaction
+from ipavolume.rpm.running import PATH, argv
 from ipavolume.rpm.scriptlets import Call, Catalogue
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -79,7 +79,7 @@ def _outcomes(place: Path, *, ordered: bool) -> list[Outcome]:
         # As a manifest has them; the order of installation is the catalogue's.
         new = sorted((one.package for one in shipped), key=lambda package: package.name)
         with ImageTree(str(image.root), {}) as tree:
-            catalogue = scriptletshipping.describe(tree, shipped, None, warn=print).catalogue
+            catalogue = scriptlets.describe(tree, shipped, None, warn=print).catalogue
         outcomes.append(
             Outcome(
                 world=world,
@@ -194,7 +194,7 @@ def test_command_lines_and_surroundings_are_those_of_rpm(ordered: list[Outcome])
     seen: set[object] = set()
     for outcome in ordered:
         for line, call in zip(_ran(outcome), outcome.calls, strict=True):
-            words = rpm_running.argv(call, outcome.catalogue, "FILE")
+            words = argv(call, outcome.catalogue, "FILE")
             if line.interpreter == "lua":
                 seen.add("lua")
                 # type() and value of each, as they are in rpm.
@@ -206,7 +206,7 @@ def test_command_lines_and_surroundings_are_those_of_rpm(ordered: list[Outcome])
             assert words[place + 1 :] == line.arguments
             pwd, umask, stdin, environment = line.rest
             assert (pwd, umask, stdin) == ("pwd=/", "umask=0022", "stdin=0")
-            assert f"PATH={rpm_running.PATH} " in f"{environment} "
+            assert f"PATH={PATH} " in f"{environment} "
             if line.interpreter != "program":
                 program, _, flags = line.interpreter.partition(" ")
                 assert os.path.realpath(words[0]) == program

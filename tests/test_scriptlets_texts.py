@@ -25,7 +25,7 @@ from support.scriptletworlds import as_rpm_prints, assert_rpm_prints
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import RpmPackage
-from ipavolume.prepare import scriptlets as scriptletshipping
+from ipavolume.prepare import scriptlets
 from ipavolume.rpm.database import read_database
 from ipavolume.rpm.header import read_package_file
 
@@ -114,8 +114,8 @@ def _compare(place: Path, rpms: Sequence[Path]) -> list[RpmPackage]:
     root = place / "root"
     root.mkdir()
     with ImageTree(str(root), {}) as tree:
-        described = scriptletshipping.describe(tree, result, None, warn=print)
-        scriptletshipping.ship(tree, described, make=lambda path: _make(root, path))
+        described = scriptlets.describe(tree, result, None, warn=print)
+        scriptlets.ship(tree, described, make=lambda path: _make(root, path))
         written = [read_body(tree, one) for one in read_catalogue(tree).scriptlets]
     assert written == [one.body or b"" for package in result for one in package.scriptlets]
     return result

@@ -201,7 +201,7 @@ def test_two_steps_with_one_number_are_a_fault(tmp_path: Path) -> None:
         (step_text(imports="import os"), "imports os;"),
         (step_text(imports="from subprocess import run"), "imports subprocess;"),
         (step_text(imports="from . import other"), "imports .;"),
-        (step_text(imports="import ipavolume.fsops"), "imports ipavolume.fsops;"),
+        (step_text(imports="import ipavolume.linux.files"), "imports ipavolume.linux.files;"),
         (step_text(body="def plan(a, b):\n    import os.path\n    return ()\n"), "imports os.path"),
         (step_text(body="def plan(a, b):\n    open('/x')\n    return ()\n"), "open: a step only"),
         (step_text(body=NOTHING + "__import__('os')\n"), "__import__: a step only"),

@@ -10,8 +10,7 @@ from ipavolume.errors import (
     CannotCreateError,
     UnsafeVolumeError,
 )
-from ipavolume.linux import files as fsops
-from ipavolume.linux import libc, trees
+from ipavolume.linux import files, libc, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.volume import layout, members
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt, io_error
@@ -56,7 +55,7 @@ def make_area(volume: Volume) -> Area:
     """
     where = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}"
     try:
-        fsops.make_directory(volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
+        files.make_directory(volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
     except PermissionError as err:
         raise CannotCreateError(
             f"cannot create {where!r}: {err.strerror}",
@@ -67,18 +66,18 @@ def make_area(volume: Volume) -> Area:
     except OSError as err:
         raise io_error("create", where, err, now=STATE_UNTOUCHED) from err
     with attempt("prepare", where, now=STATE_UNTOUCHED):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
         # A set-group-id bit or default ACL of the volume's root must not be inherited by
         # all that is staged here.
-        fsops.set_metadata(fd, uid=0, gid=0, mode=PUBLIC_MODE, acls=True)
+        files.set_metadata(fd, uid=0, gid=0, mode=PUBLIC_MODE, acls=True)
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
-        fsops.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
-        work = os.open(layout.STAGING, fsops.DIRECTORY_FLAGS, dir_fd=fd)
-        fsops.make_directory(work, _NEW)
-        fsops.make_directory(work, _OLD)
-        new = os.open(_NEW, fsops.DIRECTORY_FLAGS, dir_fd=work)
-        old = os.open(_OLD, fsops.DIRECTORY_FLAGS, dir_fd=work)
+        files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
+        work = os.open(layout.STAGING, files.DIRECTORY_FLAGS, dir_fd=fd)
+        files.make_directory(work, _NEW)
+        files.make_directory(work, _OLD)
+        new = os.open(_NEW, files.DIRECTORY_FLAGS, dir_fd=work)
+        old = os.open(_OLD, files.DIRECTORY_FLAGS, dir_fd=work)
     return Area(volume=volume, state=fd, work=work, new=new, old=old)
 
 
@@ -90,8 +89,8 @@ def open_area(volume: Volume) -> Area:
     """
     where = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{layout.TRANSACTION}"
     with attempt("open", where, now=STATE_OPEN):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
-        work = os.open(layout.TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        work = os.open(layout.TRANSACTION, files.DIRECTORY_FLAGS, dir_fd=fd)
         new, old = open_optional(work, _NEW), open_optional(work, _OLD)
     if new is None or old is None:
         for opened in (fd, work, new, old):
@@ -126,7 +125,7 @@ def sync_area(volume: Volume, *, now: str = "") -> None:
         if volume.file_system.startswith(_WITHOUT_SYNCFS):
             # syncfs is not passed on by these; every file is synced by itself.
             trees.sync_tree(volume.fd, STATE_DIRECTORY)
-            fsops.sync(volume.fd)
+            files.sync(volume.fd)
         else:
             libc.sync_file_system(volume.fd)
 
@@ -134,6 +133,6 @@ def sync_area(volume: Volume, *, now: str = "") -> None:
 def open_optional(directory: int, name: str) -> int | None:
     """Open the directory *name*, or return ``None`` when there is none."""
     try:
-        return os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=directory)
+        return os.open(name, files.DIRECTORY_FLAGS, dir_fd=directory)
     except FileNotFoundError:
         return None

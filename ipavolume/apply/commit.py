@@ -14,16 +14,15 @@ from typing import Any, Final
 from ipavolume.apply import journal
 from ipavolume.apply.area import Area, open_optional
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.formats import plan as planfile
-from ipavolume.linux import files as fsops
-from ipavolume.linux import trees
+from ipavolume.formats import plan
+from ipavolume.linux import files, trees
 from ipavolume.model.actions import Plan
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.volume import history as volume_history
 from ipavolume.volume import layout, members
 from ipavolume.volume.facts import Identity, Transaction
 from ipavolume.volume.failures import STATE_CLOSED, STATE_OPEN, STATE_UNTOUCHED, attempt
+from ipavolume.volume.history import append_history
 from ipavolume.volume.layout import PUBLIC_MODE
 
 _OLD_BUILD_ID: Final = "build-id.old"
@@ -39,11 +38,11 @@ def mark(areas: Sequence[Area]) -> None:
     """
     for area in (*areas[1:], areas[0]):
         with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
-            fsops.rename_noreplace(area.state, layout.STAGING, area.state, layout.TRANSACTION)
+            files.rename_noreplace(area.state, layout.STAGING, area.state, layout.TRANSACTION)
         # The primary's is the mark: now it is there, on the disk or not.
         now = STATE_OPEN if area is areas[0] else STATE_UNTOUCHED
         with attempt("open the transaction on", area.volume.directory, now=now):
-            fsops.sync(area.state)
+            files.sync(area.state)
     move_build_ids(areas)
 
 
@@ -51,10 +50,10 @@ def move_build_ids(areas: Iterable[Area]) -> None:
     """Move the recorded ids into the transactions: the volumes are of no image now."""
     for area in areas:
         with attempt("open the transaction on", area.volume.directory, now=STATE_OPEN):
-            if fsops.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
-                fsops.rename(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID)
-                fsops.sync(area.work)
-                fsops.sync(area.volume.fd)
+            if files.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
+                files.rename(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID)
+                files.sync(area.work)
+                files.sync(area.volume.fd)
 
 
 def commit(
@@ -87,16 +86,16 @@ def commit(
         # Identity and history say what was applied before, which is known as long as the
         # baseline is the old one.
         _write_identity(primary, identities[0])
-        volume_history.append_history(primary.state, *history)
+        append_history(primary.state, *history)
         if unexecuted:
             journal.write_pending(primary.state, stepped or ImageHeader(build_id=""))
         else:
-            fsops.unlink(primary.state, layout.PENDING)
+            files.unlink(primary.state, layout.PENDING)
         _move_pristine(primary)
         for name in (layout.BASELINE, layout.INDEX):
-            if fsops.lstat(primary.work, name) is not None:
-                fsops.rename(primary.work, name, primary.state, name)
-        fsops.sync(primary.state)
+            if files.lstat(primary.work, name) is not None:
+                files.rename(primary.work, name, primary.state, name)
+        files.sync(primary.state)
         if not unexecuted:
             _write_build_id(primary, build_id)
         close_transaction(primary, now=STATE_CLOSED)
@@ -104,17 +103,17 @@ def commit(
 
 def _write_identity(area: Area, identity: Identity) -> None:
     """Record who the volume is, once for all."""
-    if fsops.lstat(area.state, layout.IDENTITY) is None:
+    if files.lstat(area.state, layout.IDENTITY) is None:
         journal.write_identity(area.state, identity)
 
 
 def _write_build_id(area: Area, build_id: str) -> None:
     """Write the id to the volume's root by a rename out of the transaction."""
-    if fsops.lstat(area.work, BUILD_ID_NAME) is None:
+    if files.lstat(area.work, BUILD_ID_NAME) is None:
         # It was renamed already, or the run was staged by a version that wrote it here.
-        fsops.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
-    fsops.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
-    fsops.sync(area.volume.fd)
+        files.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
+    files.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
+    files.sync(area.volume.fd)
 
 
 def close_transaction(area: Area, *, now: str) -> None:
@@ -125,9 +124,9 @@ def close_transaction(area: Area, *, now: str) -> None:
         now: In which state the volume is once it is closed, if that cannot be made durable.
     """
     trees.remove_tree(area.state, layout.TRASH)
-    fsops.rename_noreplace(area.state, layout.TRANSACTION, area.state, layout.TRASH)
+    files.rename_noreplace(area.state, layout.TRANSACTION, area.state, layout.TRASH)
     with attempt("write to", area.volume.directory, now=now):
-        fsops.sync(area.state)
+        files.sync(area.state)
     # What is left of it, should this fail, is removed by the next run.
     with contextlib.suppress(OSError):
         trees.remove_tree(area.state, layout.TRASH)
@@ -137,12 +136,12 @@ def _move_pristine(primary: Area) -> None:
     source = open_optional(primary.work, layout.PRISTINE)
     if source is None:
         return
-    fsops.make_directory(primary.state, layout.PRISTINE, mode=PUBLIC_MODE)
-    target = os.open(layout.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.state)
+    files.make_directory(primary.state, layout.PRISTINE, mode=PUBLIC_MODE)
+    target = os.open(layout.PRISTINE, files.DIRECTORY_FLAGS, dir_fd=primary.state)
     try:
         for name in sorted(journal.list_directory(source)):
-            fsops.rename(source, name, target, name)
-        fsops.sync(target)
+            files.rename(source, name, target, name)
+        files.sync(target)
     finally:
         os.close(source)
         os.close(target)
@@ -164,7 +163,7 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
         )
     with stream:
         try:
-            return planfile.load(stream, mounts=mounts)
+            return plan.load(stream, mounts=mounts)
         except UnsafeVolumeError as err:
             raise UnsafeVolumeError(
                 f"{err}: {where + '/' + layout.PLAN!r}", code=err.code, hint=err.hint

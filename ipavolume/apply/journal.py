@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 
 from ipavolume.formats import manifest
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import TaskLog, log_data
 from ipavolume.volume.facts import Identity, Transaction
@@ -29,7 +29,7 @@ from ipavolume.volume.layout import (
 
 def write_progress(fd: int, transaction: Transaction) -> None:
     """Record in the directory *fd* how far *transaction* got, atomically and durably."""
-    fsops.write_file(fd, PROGRESS, dump_line(asdict(transaction)), mode=PRIVATE_FILE_MODE)
+    files.write_file(fd, PROGRESS, dump_line(asdict(transaction)), mode=PRIVATE_FILE_MODE)
 
 
 def stage_progress(fd: int, transaction: Transaction) -> None:
@@ -46,29 +46,29 @@ def advance(fd: int, transaction: Transaction, phase: str) -> Transaction:
 
 def write_tasks(fd: int, log: TaskLog) -> None:
     """Record in the directory *fd* how far the tasks got, atomically and durably."""
-    fsops.write_file(fd, TASKS, dump_line(log_data(log)), mode=PRIVATE_FILE_MODE)
+    files.write_file(fd, TASKS, dump_line(log_data(log)), mode=PRIVATE_FILE_MODE)
 
 
 def write_plan(fd: int, lines: Iterable[bytes]) -> None:
     """Write the plan into the directory *fd*; the caller makes it durable."""
-    fsops.write_new(fd, PLAN, lines, mode=PRIVATE_FILE_MODE)
+    files.write_new(fd, PLAN, lines, mode=PRIVATE_FILE_MODE)
 
 
 def write_pending(fd: int, header: ImageHeader) -> None:
     """Record the last image whose steps all ran, where files of a later one are in place."""
-    fsops.write_file(fd, PENDING, manifest.dump_header(header), mode=PUBLIC_FILE_MODE)
+    files.write_file(fd, PENDING, manifest.dump_header(header), mode=PUBLIC_FILE_MODE)
 
 
 def write_identity(fd: int, identity: Identity) -> None:
     """Record who the volume is."""
-    fsops.write_file(fd, IDENTITY, dump_line(asdict(identity)), mode=PUBLIC_FILE_MODE)
+    files.write_file(fd, IDENTITY, dump_line(asdict(identity)), mode=PUBLIC_FILE_MODE)
 
 
 def write_bytes(
     fd: int, name: str, data: bytes | bytearray, *, mode: int = PRIVATE_FILE_MODE
 ) -> None:
     """Write a file of our own into the directory *fd*; the caller makes it durable."""
-    fsops.write_new(fd, name, (data,), mode=mode)
+    files.write_new(fd, name, (data,), mode=mode)
 
 
 def list_directory(fd: int) -> list[str]:

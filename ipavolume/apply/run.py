@@ -13,14 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from ipavolume.apply import area as workspace
-from ipavolume.apply import commit as executor
-from ipavolume.apply import journal
-from ipavolume.apply import saved as records
-from ipavolume.apply import stage as staging
-from ipavolume.apply import swap as swapping
-from ipavolume.apply.area import Area
+from ipavolume.apply import commit, journal, saved, stage
+from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.stage import Index
+from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     IpaVolumeError,
@@ -29,9 +25,8 @@ from ipavolume.errors import (
     UnsafeVolumeError,
 )
 from ipavolume.formats import manifest
-from ipavolume.formats import plan as planfile
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
+from ipavolume.formats.plan import dump_lines
+from ipavolume.linux import files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import (
@@ -45,11 +40,9 @@ from ipavolume.model.tasks import (
 )
 from ipavolume.plan.draft import Draft, recorded_of
 from ipavolume.steps.views import place
-from ipavolume.volume import facts as state
 from ipavolume.volume import failures, history, layout, members
-from ipavolume.volume import index as volume_index
-from ipavolume.volume.facts import Facts, Identity, Transaction
-from ipavolume.volume.index import INDEX_ENTRY
+from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
+from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry
 from ipavolume.volume.logs import RunLog, Speaker
 
 
@@ -96,28 +89,26 @@ def carry_out(
     image = context.image
     header = image.header
     transaction = _new_transaction(context, made.plan, facts)
-    areas = {mount: workspace.make_area(volume) for mount, volume in context.volumes.items()}
+    areas = {mount: make_area(volume) for mount, volume in context.volumes.items()}
     try:
         index = Index(header.records, made.index)
         first = next(iter(areas.values()))
         try:
-            staging.Stage(made.plan, image, areas, index, speaker.say).run(pristine=made.pristine)
+            stage.Stage(made.plan, image, areas, index, speaker.say).run(pristine=made.pristine)
             with failures.attempt("write to", first.volume.directory):
                 image.copy_manifest(first.work, layout.BASELINE)
-                journal.write_plan(first.work, planfile.dump_lines(made.plan))
-                journal.write_bytes(
-                    first.work, layout.INDEX, volume_index.dump_index(index.body(), header)
-                )
+                journal.write_plan(first.work, dump_lines(made.plan))
+                journal.write_bytes(first.work, layout.INDEX, dump_index(index.body(), header))
                 for area in areas.values():
-                    executor.write_transaction(area, transaction)
-            interruption.check()
+                    commit.write_transaction(area, transaction)
+            signals.check()
             speaker.say("making it durable")
             for area in areas.values():
-                workspace.sync_area(area.volume)
+                sync_area(area.volume)
         except IpaVolumeError as err:
             err.state = failures.STATE_UNTOUCHED
             raise
-        executor.mark(list(areas.values()))
+        commit.mark(list(areas.values()))
         run = _Run(context, areas, transaction, made.plan, facts, speaker, phases)
         return run.finish(made.positions)
     finally:
@@ -130,7 +121,7 @@ def _new_transaction(context: Context, plan: Plan, facts: Mapping[str, Facts]) -
     return Transaction(
         run=plan.run,
         kind=plan.kind,
-        phase=state.MARKED,
+        phase=MARKED,
         from_build=plan.from_build,
         to_build=plan.to_build,
         fingerprint=plan.fingerprint,
@@ -147,9 +138,9 @@ def read_open_plan(context: Context, facts: Mapping[str, Facts]) -> Plan:
         UnsafeVolumeError: If its plan, manifest or index is missing, cut short or altered.
     """
     primary = facts[context.primary.mount]
-    area = workspace.open_area(context.primary)
+    area = open_area(context.primary)
     try:
-        plan = executor.read_plan(area, context.volumes)
+        plan = commit.read_plan(area, context.volumes)
     finally:
         area.close()
     if primary.transaction is None or plan.run != primary.transaction.run:
@@ -158,7 +149,7 @@ def read_open_plan(context: Context, facts: Mapping[str, Facts]) -> Plan:
             code="altered-transaction",
             hint="Restore the volume from a backup.",
         )
-    volume_index.check_transaction(context.primary, primary)
+    check_transaction(context.primary, primary)
     return plan
 
 
@@ -198,7 +189,7 @@ def resume(
     for mount, volume in context.volumes.items():
         theirs = facts[mount].transaction
         if theirs is not None and theirs.run == transaction.run:
-            areas[mount] = workspace.open_area(volume)
+            areas[mount] = open_area(volume)
         elif facts[mount].build_id != transaction.to_build and _takes_part(primary, mount):
             raise UnsafeVolumeError(
                 f"the volume at {mount} does not know of the open run {transaction.run}",
@@ -206,8 +197,8 @@ def resume(
                 hint="Mount the volumes that belong together.",
             )
     try:
-        if transaction.phase == state.MARKED:
-            executor.move_build_ids(areas.values())
+        if transaction.phase == MARKED:
+            commit.move_build_ids(areas.values())
         return _Run(context, areas, transaction, plan, facts, speaker, phases).finish(None)
     finally:
         for area in areas.values():
@@ -283,34 +274,34 @@ class _Run:
         except IpaVolumeError as err:
             self._remember(err)
             raise
-        records = tuple(self._log.records.values())
+        saved = tuple(self._log.records.values())
         waiting = tuple(pending(self._plan.tasks, self._log)) if self._is_executable() else ()
         if waiting:
-            return Finish(plan=self._plan, notes=notes, tasks=records, waiting=waiting)
+            return Finish(plan=self._plan, notes=notes, tasks=saved, waiting=waiting)
         self._commit(notes)
-        return Finish(plan=self._plan, notes=notes, tasks=records)
+        return Finish(plan=self._plan, notes=notes, tasks=saved)
 
     def _attempt(self) -> contextlib.AbstractContextManager[None]:
         directory = self._first.volume.directory
         return failures.attempt("write to", directory, now=failures.STATE_OPEN)
 
     def _swap(self, positions: Mapping[str, int] | None) -> tuple[tuple[str, str], ...]:
-        if self._transaction.phase != state.MARKED:
+        if self._transaction.phase != MARKED:
             return ()
         entries: dict[int, bytes] = {}
 
         def installed(path: str, st: os.stat_result) -> None:
             if positions is not None and path in positions:
-                entries[positions[path]] = volume_index.index_entry(st)
+                entries[positions[path]] = index_entry(st)
 
-        swap = swapping.Swap(self._plan, self._areas, installed=installed)
+        swap = Swap(self._plan, self._areas, installed=installed)
         swap.run(self._speaker.say)
         if entries:
             _add_to_index(self._first, entries)
         for area in self._areas.values():
-            workspace.sync_area(area.volume, now=failures.STATE_OPEN)
+            sync_area(area.volume, now=failures.STATE_OPEN)
         with self._attempt():
-            self._transaction = journal.advance(self._first.work, self._transaction, state.SWAPPED)
+            self._transaction = journal.advance(self._first.work, self._transaction, SWAPPED)
         return tuple(swap.notes)
 
     def _is_executable(self) -> bool:
@@ -319,7 +310,7 @@ class _Run:
         Another image cannot, and once it began to commit without them nobody can: they are
         chosen again by the next run.
         """
-        return self._ours and self._transaction.phase == state.SWAPPED
+        return self._ours and self._transaction.phase == SWAPPED
 
     def _execute(self) -> None:
         """Execute the tasks whose turn it is."""
@@ -363,9 +354,7 @@ class _Run:
 
     def _commit(self, notes: Sequence[tuple[str, str]]) -> None:
         with self._attempt():
-            self._transaction = journal.advance(
-                self._first.work, self._transaction, state.COMMITTING
-            )
+            self._transaction = journal.advance(self._first.work, self._transaction, COMMITTING)
         target = self._context.image.header
         if target.build_id != self._transaction.to_build and self._primary.target is not None:
             target = self._primary.target
@@ -385,10 +374,10 @@ class _Run:
             self._primary.baseline,
             target,
             log=self._log,
-            copies=[*notes, *records.saved_copies(self._areas.values(), self._plan.run)],
+            copies=[*notes, *saved.saved_copies(self._areas.values(), self._plan.run)],
             unexecuted=unexecuted,
         )
-        executor.commit(
+        commit.commit(
             list(self._areas.values()),
             identities,
             self._transaction.to_build,
@@ -424,9 +413,9 @@ def _followed(context: Context) -> list[BinaryIO]:
             if traversed is None:
                 continue
             with contextlib.suppress(OSError):
-                directory = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=traversed)
+                directory = os.open(".", files.DIRECTORY_FLAGS, dir_fd=traversed)
                 try:
-                    streams.append(fsops.open_for_appending(directory, name))
+                    streams.append(files.open_for_appending(directory, name))
                 finally:
                     os.close(directory)
     return streams
@@ -445,9 +434,7 @@ def _add_to_index(first: Area, entries: Mapping[int, bytes]) -> None:
         body = bytearray(data[len(data) - header.records * INDEX_ENTRY.size :])
         for position, entry in entries.items():
             body[position * INDEX_ENTRY.size : (position + 1) * INDEX_ENTRY.size] = entry
-        fsops.write_file(
-            first.work, layout.INDEX, volume_index.dump_index(body, header), mode=0o600
-        )
+        files.write_file(first.work, layout.INDEX, dump_index(body, header), mode=0o600)
 
 
 def _identity(

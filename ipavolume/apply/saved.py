@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from ipavolume.apply.area import Area
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.volume import layout
 from ipavolume.volume.tree import walk
@@ -22,13 +22,13 @@ def saved_copies(areas: Iterable[Area], run: str) -> Iterator[tuple[str, str]]:
         mount = area.volume.mount
         below = f"{STATE_DIRECTORY}/{layout.SAVED}/{run}"
         with contextlib.suppress(FileNotFoundError):
-            directory = fsops.open_directory(area.volume.fd, below)
+            directory = files.open_directory(area.volume.fd, below)
             try:
                 top = f"{mount}/{below}"
                 found: Sequence[str] = [
                     path
                     for path, _, _, st in walk(directory, top)
-                    if fsops.type_of(st.st_mode).value != "directory"
+                    if files.type_of(st.st_mode).value != "directory"
                 ]
             finally:
                 os.close(directory)

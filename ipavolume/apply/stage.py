@@ -15,9 +15,20 @@ from ipavolume.errors import (
 )
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
-from ipavolume.linux import copying, parallel
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
+from ipavolume.linux import copying, parallel, signals
+from ipavolume.linux.files import (
+    DIRECTORY_FLAGS,
+    inode,
+    link,
+    lstat,
+    make_directory,
+    make_fifo,
+    make_symlink,
+    set_link_times,
+    set_metadata,
+    set_times,
+    set_xattrs,
+)
 from ipavolume.model.actions import CreateTree, Install, Plan
 from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.paths import mount_of
@@ -82,7 +93,7 @@ class Stage:
         """
         trees: dict[str, int] = {}
         for number, action in enumerate(self._plan.actions):
-            interruption.check()
+            signals.check()
             match action:
                 case CreateTree(path=path):
                     trees[path] = number
@@ -100,7 +111,7 @@ class Stage:
     def _stage_install(self, number: int, action: Install) -> None:
         parent, _, name = action.record.rpartition("/")
         source = self._template.directory(parent)
-        st = None if source is None else fsops.lstat(source, name)
+        st = None if source is None else lstat(source, name)
         if source is None or st is None or (action.bytes and not stat.S_ISREG(st.st_mode)):
             raise not_in_template(action.record)
         area = self._areas[mount_of(action.path, self._areas)]
@@ -108,7 +119,7 @@ class Stage:
         if stat.S_ISREG(st.st_mode) and st.st_nlink > 1 and key in self._links:
             directory, staged = self._links[key]
             if directory == area.new:
-                fsops.link(directory, staged, area.new, str(number))
+                link(directory, staged, area.new, str(number))
                 return
         _place(
             source,
@@ -149,10 +160,10 @@ class Stage:
                 with attempt("stage", path, now=STATE_UNTOUCHED):
                     if path in trees:
                         place = f"{mount}/{trees[path]}"
-                        fsops.make_directory(self._areas[mount].new, str(trees[path]))
+                        make_directory(self._areas[mount].new, str(trees[path]))
                     else:
                         place = f"{above}/{name}"
-                        fsops.make_directory(self._at(self._staged, above or ""), name)
+                        make_directory(self._at(self._staged, above or ""), name)
                 staged[path] = place
                 directories.append(record)
             else:
@@ -223,8 +234,8 @@ class Stage:
         try:
             if leader_parent in staged and record.hard_link not in omitted:
                 directory = self._at(self._staged, staged[leader_parent])
-                if fsops.lstat(directory, leader) is not None:
-                    fsops.link(directory, leader, target, name)
+                if lstat(directory, leader) is not None:
+                    link(directory, leader, target, name)
                     return
             place_record(record, self._at(self._template, parent), target, name)
         finally:
@@ -232,13 +243,11 @@ class Stage:
 
     def _finish_directory(self, record: Record, place: str) -> None:
         parent, _, name = record.path.rpartition("/")
-        st = fsops.lstat(self._at(self._template, parent), name)
+        st = lstat(self._at(self._template, parent), name)
         fd = self._at(self._staged, place)
-        fsops.set_metadata(
-            fd, uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs
-        )
+        set_metadata(fd, uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs)
         if st is not None:
-            fsops.set_times(fd, st.st_mtime_ns)
+            set_times(fd, st.st_mtime_ns)
 
     def _at(self, tree: Tree, path: str) -> int:
         fd = tree.directory(path)
@@ -249,16 +258,16 @@ class Stage:
     def _stage_pristine(self, records: Iterable[Record]) -> None:
         primary = next(iter(self._areas.values()))
         with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
-            fsops.make_directory(primary.work, layout.PRISTINE)
-            fd = os.open(layout.PRISTINE, fsops.DIRECTORY_FLAGS, dir_fd=primary.work)
+            make_directory(primary.work, layout.PRISTINE)
+            fd = os.open(layout.PRISTINE, DIRECTORY_FLAGS, dir_fd=primary.work)
             known = open_optional(primary.state, layout.PRISTINE)
         try:
             for record in records:
                 if record.type is not FileType.FILE or not record.content.isalnum():
                     continue
-                if known is not None and fsops.lstat(known, record.content) is not None:
+                if known is not None and lstat(known, record.content) is not None:
                     continue
-                if fsops.lstat(fd, record.content) is not None:
+                if lstat(fd, record.content) is not None:
                     continue
                 parent, _, name = record.path.rpartition("/")
                 with attempt("stage", record.path, now=STATE_UNTOUCHED):
@@ -296,7 +305,7 @@ def place_record(record: Record, source: int, directory: int, name: str) -> os.s
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     metadata = Metadata(uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs)
     _place(source, name, st, directory, name, metadata, target=record.content)
-    return fsops.lstat(directory, name)
+    return lstat(directory, name)
 
 
 def _place(
@@ -323,12 +332,12 @@ def _place(
         )
         return
     if stat.S_ISLNK(st.st_mode):
-        fsops.make_symlink(directory, staged, target, uid=metadata.uid, gid=metadata.gid)
+        make_symlink(directory, staged, target, uid=metadata.uid, gid=metadata.gid)
     elif stat.S_ISFIFO(st.st_mode):
-        fsops.make_fifo(directory, staged, uid=metadata.uid, gid=metadata.gid, mode=metadata.mode)
+        make_fifo(directory, staged, uid=metadata.uid, gid=metadata.gid, mode=metadata.mode)
     else:
         raise not_in_template(name)
     if metadata.xattrs:
-        with fsops.inode(directory, staged) as fd:
-            fsops.set_xattrs(fd, metadata.xattrs)
-    fsops.set_link_times(directory, staged, st.st_mtime_ns)
+        with inode(directory, staged) as fd:
+            set_xattrs(fd, metadata.xattrs)
+    set_link_times(directory, staged, st.st_mtime_ns)

@@ -19,9 +19,7 @@ from ipavolume.apply.area import Area
 from ipavolume.errors import (
     UnsafeVolumeError,
 )
-from ipavolume.linux import copying
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
+from ipavolume.linux import copying, files, signals
 from ipavolume.model.actions import (
     Action,
     CreateTree,
@@ -92,7 +90,7 @@ class Swap:
         progress(f"putting {count} changes in place")
         try:
             for number, action in enumerate(self._plan.actions):
-                interruption.check()
+                signals.check()
                 if not isinstance(action, SetMetadata):
                     # Directories may be others from here on.
                     self._close_ladders()
@@ -129,7 +127,7 @@ class Swap:
         while path != mount:
             number = self._places.get(path)
             if number is not None:
-                return fsops.lstat(self._areas[mount].new, str(number)) is None
+                return files.lstat(self._areas[mount].new, str(number)) is None
             path = path.rpartition("/")[0]
         return False
 
@@ -148,7 +146,7 @@ class Swap:
     def _parent(self, path: str) -> Iterator[tuple[Area, int, str]]:
         mount = mount_of(path, self._areas)
         area = self._areas[mount]
-        directory, name = fsops.open_parent(area.volume.fd, path[len(mount) + 1 :])
+        directory, name = files.open_parent(area.volume.fd, path[len(mount) + 1 :])
         try:
             yield area, directory, name
         finally:
@@ -157,37 +155,37 @@ class Swap:
     def _put(self, number: int, path: str, before: DiskState | None, save_to: str) -> None:
         area = self._areas[mount_of(path, self._areas)]
         staged = str(number)
-        found = fsops.lstat(area.new, staged)
+        found = files.lstat(area.new, staged)
         if found is None:
             return
         # A copy whose name would be too long goes where our other copies are.
         with self._saved_parent(path) as (directory, name):
-            now = fsops.lstat(directory, name)
+            now = files.lstat(directory, name)
             if now is not None:
                 if before is None or not self._is_as_planned(before, now):
                     self._preserve(path, directory, name, now, found)
                 elif save_to:
                     self._link_to(directory, name, save_to)
             if stat.S_ISDIR(found.st_mode):
-                fsops.rename_noreplace(area.new, staged, directory, name)
+                files.rename_noreplace(area.new, staged, directory, name)
             else:
-                fsops.rename(area.new, staged, directory, name)
-                st = fsops.lstat(directory, name)
+                files.rename(area.new, staged, directory, name)
+                st = files.lstat(directory, name)
                 if st is not None:
                     self._installed(path, st)
 
     def _link_to(self, directory: int, name: str, save_to: str) -> None:
         """Give what is about to be replaced its other name; nothing is overwritten."""
-        with fsops.inode(directory, name) as fd:
+        with files.inode(directory, name) as fd:
             # Not what the plan says of it: a device number changes from mount to mount.
             held = os.fstat(fd)
             for to in _numbered(save_to):
                 with self._saved_parent(to) as (saved, saved_name):
-                    st = fsops.lstat(saved, saved_name)
+                    st = files.lstat(saved, saved_name)
                     if st is not None and os.path.samestat(st, held):
                         return
                     if st is None:
-                        fsops.link_inode(fd, saved, saved_name)
+                        files.link_inode(fd, saved, saved_name)
                         return
 
     def _preserve(
@@ -208,12 +206,12 @@ class Swap:
         if stat.S_ISDIR(now.st_mode) or stat.S_ISDIR(staged.st_mode):
             to = self._move_to_free(directory, name, to)
         else:
-            with fsops.inode(directory, name) as fd:
+            with files.inode(directory, name) as fd:
                 for free in _numbered(to):
                     with self._saved_parent(free) as (saved, saved_name):
-                        st = fsops.lstat(saved, saved_name)
+                        st = files.lstat(saved, saved_name)
                         if st is None:
-                            fsops.link_inode(fd, saved, saved_name)
+                            files.link_inode(fd, saved, saved_name)
                         elif st.st_ino != now.st_ino:
                             continue
                         to = free
@@ -224,7 +222,7 @@ class Swap:
         for free in _numbered(to):
             with self._saved_parent(free) as (saved, saved_name):
                 try:
-                    fsops.rename_noreplace(directory, name, saved, saved_name)
+                    files.rename_noreplace(directory, name, saved, saved_name)
                 except (FileExistsError, IsADirectoryError):
                     continue
                 return free
@@ -236,9 +234,9 @@ class Swap:
         parent, _, name = path[len(mount) + 1 :].rpartition("/")
         root = self._areas[mount].volume.fd
         if parent.startswith(STATE_DIRECTORY + "/"):
-            directory = fsops.make_directories(root, parent, mode=PRIVATE_MODE)
+            directory = files.make_directories(root, parent, mode=PRIVATE_MODE)
         else:
-            directory = fsops.open_directory(root, parent)
+            directory = files.open_directory(root, parent)
         try:
             yield directory, name
         finally:
@@ -246,23 +244,23 @@ class Swap:
 
     def _save(self, action: Save) -> None:
         with contextlib.suppress(FileNotFoundError), self._saved_parent(action.to) as (saved, name):
-            st = fsops.lstat(saved, name)
+            st = files.lstat(saved, name)
             if st is not None and st.st_ino == action.before.ino:
                 return
         with self._parent(action.path) as (_, directory, name):
-            now = fsops.lstat(directory, name)
+            now = files.lstat(directory, name)
             if now is not None:
                 self._move_to_free(directory, name, action.to)
 
     def _erase(self, number: int, action: Erase) -> None:
         with self._parent(action.path) as (area, directory, name):
-            if fsops.lstat(area.old, str(number)) is not None:
+            if files.lstat(area.old, str(number)) is not None:
                 return
-            now = fsops.lstat(directory, name)
+            now = files.lstat(directory, name)
             if now is None:
                 return
             if self._is_as_planned(action.before, now):
-                fsops.rename_noreplace(directory, name, area.old, str(number))
+                files.rename_noreplace(directory, name, area.old, str(number))
             else:
                 mount = area.volume.mount
                 to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}"
@@ -271,9 +269,9 @@ class Swap:
 
     def _remove_directory(self, action: RemoveDirectory) -> None:
         with self._parent(action.path) as (area, directory, name):
-            if fsops.remove_directory(directory, name) or not action.required:
+            if files.remove_directory(directory, name) or not action.required:
                 return
-            now = fsops.lstat(directory, name)
+            now = files.lstat(directory, name)
             if now is not None and stat.S_ISDIR(now.st_mode):
                 mount = area.volume.mount
                 to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}"
@@ -286,12 +284,12 @@ class Swap:
         parent, _, name = action.path[len(mount) + 1 :].rpartition("/")
         directory = self._ladders[mount].reach(parent)
         try:
-            fd = os.open(name, fsops.INODE_FLAGS, dir_fd=directory)
+            fd = os.open(name, files.INODE_FLAGS, dir_fd=directory)
         except FileNotFoundError:
             return
         try:
             now = os.fstat(fd)
-            found = (now.st_ino, fsops.type_of(now.st_mode))
+            found = (now.st_ino, files.type_of(now.st_mode))
             if found != (action.before.ino, action.before.type):
                 return
             new = action.metadata
@@ -300,11 +298,11 @@ class Swap:
             if action.private or (is_file and (taken or is_privileged(new))):
                 staged = f"m{number}"
                 if self._copy_with(fd, now, area, staged, action):
-                    fsops.rename(area.new, staged, directory, name)
+                    files.rename(area.new, staged, directory, name)
             elif action.before.type is FileType.SYMLINK:
-                fsops.chown_inode(fd, new.uid, new.gid)
+                files.chown_inode(fd, new.uid, new.gid)
             else:
-                fsops.set_metadata(
+                files.set_metadata(
                     fd, uid=new.uid, gid=new.gid, mode=new.mode, xattrs=new.xattrs, acls=True
                 )
         finally:
@@ -324,19 +322,19 @@ class Swap:
             False if it is left as it is: its content changed, or there is no copy of it.
         """
         new = action.metadata
-        fsops.unlink(area.new, staged)
+        files.unlink(area.new, staged)
         match action.before.type:
             case FileType.SYMLINK:
                 target = os.readlink("", dir_fd=fd)
-                fsops.make_symlink(area.new, staged, target, uid=new.uid, gid=new.gid)
-                fsops.set_link_times(area.new, staged, now.st_mtime_ns)
+                files.make_symlink(area.new, staged, target, uid=new.uid, gid=new.gid)
+                files.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FIFO:
-                fsops.make_fifo(area.new, staged, uid=new.uid, gid=new.gid, mode=new.mode)
-                with fsops.inode(area.new, staged) as made:
-                    fsops.set_xattrs(made, new.xattrs)
-                fsops.set_link_times(area.new, staged, now.st_mtime_ns)
+                files.make_fifo(area.new, staged, uid=new.uid, gid=new.gid, mode=new.mode)
+                with files.inode(area.new, staged) as made:
+                    files.set_xattrs(made, new.xattrs)
+                files.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FILE:
-                found = fsops.read_xattrs(fd)
+                found = files.read_xattrs(fd)
                 other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
                 copy = copying.copy_inode(fd, area.new, staged)
                 with open(copy, "rb") as stream:
@@ -345,19 +343,19 @@ class Swap:
                     elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:
                         self.notes.append((action.path, ""))
                         return False
-                    fsops.set_metadata(
+                    files.set_metadata(
                         copy,
                         uid=new.uid,
                         gid=new.gid,
                         mode=new.mode,
                         xattrs=(*other, *new.xattrs),
                     )
-                    fsops.set_times(copy, now.st_mtime_ns)
+                    files.set_times(copy, now.st_mtime_ns)
                     # The one it replaces is gone with the rename, so this cannot wait.
-                    fsops.sync(copy)
+                    files.sync(copy)
             case _:
                 return False
-        st = fsops.lstat(area.new, staged)
+        st = files.lstat(area.new, staged)
         if st is not None:
             self._copies.add((st.st_dev, st.st_ino))
         return True
@@ -390,7 +388,7 @@ class _Ladder:
             os.close(self._steps.pop()[1])
         here, fd = self._steps[-1] if self._steps else ("", self._root)
         for name in filter(None, path[len(here) :].split("/")):
-            fd = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+            fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
             here = f"{here}/{name}" if here else name
             self._steps.append((here, fd))
             if len(self._steps) > _MAX_STEPS:
@@ -419,7 +417,7 @@ def _is_same(before: DiskState, now: os.stat_result) -> bool:
     """Tell whether what is there is what was planned on; a further name does not count."""
     return (
         before.ino == now.st_ino
-        and before.type is fsops.type_of(now.st_mode)
+        and before.type is files.type_of(now.st_mode)
         and (before.type is FileType.DIRECTORY or before.size == now.st_size)
         and (before.type is FileType.DIRECTORY or before.mtime_ns == now.st_mtime_ns)
     )

@@ -21,20 +21,19 @@ from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, S
 from ipavolume.image import diagnosis
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.linux import command as processes
-from ipavolume.linux import signals as interruption
-from ipavolume.linux import temporary
+from ipavolume.linux import signals, temporary
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Task, TaskKind, TaskLog, TaskRecord, TaskState, pending
-from ipavolume.plan import tasks as choosing
+from ipavolume.plan import tasks
 from ipavolume.rpm import running
 from ipavolume.rpm.scriptlets import Call
-from ipavolume.steps import declaration as stepfiles
 from ipavolume.steps import loading
 from ipavolume.steps.api import (
     Command,
     Declaration,
 )
+from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.logs import RunLog
@@ -87,7 +86,7 @@ class Execution:
         todo = pending(self._plan.tasks, self.log, phase)
         total = len(self._plan.tasks)
         for task in todo:
-            interruption.check()
+            signals.check()
             number = self._plan.tasks.index(task) + 1
             if self.log.state_of(task) is TaskState.STARTED:
                 self._output.say(f"{task.name} was interrupted, it is run again")
@@ -152,7 +151,7 @@ class Execution:
         with asked(self._context, step, self._recorded) as actions:
             messages: list[str] = []
             for action in actions:
-                interruption.check()
+                signals.check()
                 if isinstance(action, Command):
                     messages += self._run_command(task, action)
                 else:
@@ -237,7 +236,7 @@ class Execution:
 
 
 def _declaration(context: Context, task: Task) -> Declaration:
-    for declaration in stepfiles.steps_of(context.image):
+    for declaration in steps_of(context.image):
         if declaration.name == task.name and declaration.digest == task.digest:
             return declaration
     raise _gone(task)
@@ -266,7 +265,7 @@ def run_start_steps(
     """
     log: RunLog | None = None
     try:
-        for declaration, _ in choosing.start_steps(context, recorded):
+        for declaration, _ in tasks.start_steps(context, recorded):
             step = loading.load_step(context.image.tree, declaration)
             with asked(context, step, recorded) as actions:
                 for action in actions:

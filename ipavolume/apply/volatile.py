@@ -9,8 +9,7 @@ from ipavolume.apply.stage import not_in_template, place_record
 from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
-from ipavolume.linux import files as fsops
-from ipavolume.linux import mounts, trees
+from ipavolume.linux import files, mounts, trees
 from ipavolume.model.files import FileType, Record
 from ipavolume.model.progress import Progress
 from ipavolume.volume import failures
@@ -27,7 +26,7 @@ def _empty(directory: int, path: str, points: Sequence[str]) -> None:
         if not any(point.startswith(below + "/") for point in points):
             trees.remove_tree(directory, name)
             continue
-        inside = fsops.open_directory(directory, name)
+        inside = files.open_directory(directory, name)
         try:
             _empty(inside, below + "/", points)
         finally:
@@ -70,10 +69,10 @@ def fill(image: Image, mount: str, root: int) -> None:
                 if source is None or target is None:
                     raise not_in_template(path)
                 if record.type is FileType.DIRECTORY:
-                    fsops.make_directory(target, name)
+                    files.make_directory(target, name)
                     directories.append(record)
                     continue
-                fsops.unlink(target, name)
+                files.unlink(target, name)
                 if record.hard_link.startswith(prefix):
                     _link_filled(volume, record.hard_link, target, name)
                 else:
@@ -82,7 +81,7 @@ def fill(image: Image, mount: str, root: int) -> None:
             with attempt("fill", record.path):
                 fd = volume.directory(record.path)
                 if fd is not None:
-                    fsops.set_metadata(
+                    files.set_metadata(
                         fd,
                         uid=record.uid,
                         gid=record.gid,
@@ -99,6 +98,6 @@ def _link_filled(volume: Tree, leader: str, target: int, name: str) -> None:
         directory = volume.directory(parent)
         if directory is None:
             raise not_in_template(leader)
-        fsops.link(directory, last, own, name)
+        files.link(directory, last, own, name)
     finally:
         os.close(own)

@@ -6,9 +6,9 @@ import tarfile
 from dataclasses import dataclass
 
 from ipavolume.engines import audit
-from ipavolume.engines import engine as engines
 from ipavolume.engines.audit import Change, Declared, Finding, Kind, There
 from ipavolume.engines.copy import opened_image
+from ipavolume.engines.engine import find_container
 from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
@@ -51,7 +51,7 @@ def audit_container(choice: str, name: str) -> Audited:
         ManifestError: If its image was not prepared.
         IpaVolumeError: If no engine answers or has it, or the image cannot be read.
     """
-    engine, container = engines.find_container(choice, name)
+    engine, container = find_container(choice, name)
     mounted = [mount.place for mount in container.mounts]
     if container.is_systemd:
         mounted += audit.SYSTEMD

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ipavolume.apply import run as lifecycle
+from ipavolume.apply import run
 from ipavolume.commands.status import image_data, recorded_data
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
@@ -26,7 +26,7 @@ from ipavolume.errors import (
     UnsafeVolumeError,
     UsageError,
 )
-from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun import standing
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.model.actions import Keep
@@ -35,9 +35,9 @@ from ipavolume.plan import draft as drafting
 from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import NEEDS_WORK, State, Verdict
 from ipavolume.volume import index, ownership
-from ipavolume.volume import tree as scan
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.lock import is_locked
+from ipavolume.volume.tree import walk
 
 FROM_THE_BEST: Final = (
     *(0, EXIT_UPGRADE_NEEDED, EXIT_LOCKED, EXIT_REFUSED, EXIT_CANNOT_CREATE, EXIT_IO),
@@ -193,7 +193,7 @@ def _inspect(
         status = EXIT_UPGRADE_NEEDED
         try:
             if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
-                lifecycle.read_open_plan(context, facts)
+                run.read_open_plan(context, facts)
             else:
                 made = drafting.draft(context, verdict, facts, looking=True)
         except ConfigurationError:
@@ -269,7 +269,7 @@ def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | Non
     Raises:
         UnsafeVolumeError: If what has to be looked at is not what it can be.
     """
-    looked = firstrun.look(context)
+    looked = standing.look(context)
     if looked is None:
         return None
     judgement = looked.judgement
@@ -311,7 +311,7 @@ def _of_nobody(context: Context) -> list[Finding]:
     with contextlib.suppress(IpaVolumeError), context.tree() as tree:
         found += [path for path in mounted if _is_nobodys(tree.stat(path))]
         for mount, volume in context.volumes.items():
-            looked = scan.walk(volume.fd, mount, mounted=mounted, unreadable=lambda *_: None)
+            looked = walk(volume.fd, mount, mounted=mounted, unreadable=lambda *_: None)
             found += [path for path, _, _, st in looked if _is_nobodys(st)]
     if not found:
         return []

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ipavolume.commands import check as inspection
-from ipavolume.commands import places as entry
-from ipavolume.commands import status, unprepared
+from ipavolume.commands import check, status, unprepared
 from ipavolume.commands.check import Inspection
+from ipavolume.commands.places import mounts_of
 from ipavolume.commands.unprepared import UnpreparedImage
 from ipavolume.context import Options, parse_volume_option
-from ipavolume.engines import engine as engines
 from ipavolume.engines.copy import ImageCopy, opened_image
+from ipavolume.engines.engine import find_volume
 from ipavolume.errors import (
     IpaVolumeError,
     StoppedError,
@@ -70,7 +69,7 @@ def directory_of(choice: str, name: str, *, image: str = "", mount: str = "/data
         VolumeIOError: If this user cannot look into it, or only a container can.
         IpaVolumeError: If no engine answers or has it.
     """
-    engine, volume = engines.find_volume(choice, name)
+    engine, volume = find_volume(choice, name)
     inside = _CHECK_INSIDE.format(
         engine=engine.name, name=name, mount=mount, image=image or "IMAGE"
     )
@@ -184,7 +183,7 @@ class Looker:
             except StoppedError:
                 raise
             except IpaVolumeError as err:
-                return inspection.failed(alone, self._image_data(), err)
+                return check.failed(alone, self._image_data(), err)
             places.append(mount + equals + directory)
             shown = alone
         found = self._inspect(places, options)
@@ -194,7 +193,7 @@ class Looker:
     def _inspect(self, places: Sequence[str], options: Options) -> Inspection:
         if self.unprepared is None:
             volumes = dict(map(parse_volume_option, places))
-            return inspection.inspect(
+            return check.inspect(
                 replace(options, root=self.root, called=self.reference, volumes=volumes)
             )
         if len(places) != 1:
@@ -206,7 +205,7 @@ class Looker:
 
     def _directory_of(self, name: str, mount: str) -> str:
         if not mount:
-            mount = "/data" if self.unprepared else entry.mounts_of(self.root)[0]
+            mount = "/data" if self.unprepared else mounts_of(self.root)[0]
         return directory_of(self.engine, name, image=self.reference, mount=mount)
 
     def _image_data(self) -> Mapping[str, Any]:

@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import area as workspace
+from ipavolume.apply import area
 from ipavolume.commands.work import Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Progress
-from ipavolume.volume import facts as state
-from ipavolume.volume import failures, history, layout, members
+from ipavolume.volume import facts, failures, history, layout, members
 from ipavolume.volume.tree import Tree
 
 _MAX_SHOWN_BYTES: Final = 1 << 20
@@ -108,7 +107,7 @@ def _text(tree: Tree, path: str) -> Sequence[str] | str:
         return f"has {found.size} bytes, too many to show"
     parent, _, name = path.rpartition("/")
     directory = tree.directory(parent)
-    fd = None if directory is None else fsops.open_regular(directory, name)
+    fd = None if directory is None else files.open_regular(directory, name)
     if fd is None:
         return "cannot be read"
     with open(fd, "rb") as stream:
@@ -162,7 +161,7 @@ def settle(context: Context, conflict: Conflict, *, take_new: bool) -> str:
         RefusedError: If a run is not finished.
         UnsafeVolumeError: If a path is not what it was.
     """
-    open_ = state.read_facts(context.primary).transaction
+    open_ = facts.read_facts(context.primary).transaction
     if open_ is not None:
         raise RefusedError(
             f"run {open_.run} on the volume at {context.primary.mount} is not finished",
@@ -182,12 +181,12 @@ def settle(context: Context, conflict: Conflict, *, take_new: bool) -> str:
         source, source_name = _open(context, conflict.copy)
         target, target_name = _open(context, conflict.path)
         try:
-            fsops.rename_noreplace(source, source_name, target, target_name)
-            fsops.sync(target)
+            files.rename_noreplace(source, source_name, target, target_name)
+            files.sync(target)
         finally:
             os.close(source)
             os.close(target)
-        workspace.sync_area(volume)
+        area.sync_area(volume)
         return f"{conflict.copy} is {conflict.path} now; {kept}"
 
 
@@ -197,8 +196,8 @@ def _remove_shipped(context: Context, conflict: Conflict) -> str:
         return f"{conflict.path} stays as it is; {away}"
     directory, name = _open(context, conflict.copy)
     try:
-        fsops.unlink(directory, name)
-        fsops.sync(directory)
+        files.unlink(directory, name)
+        files.sync(directory)
     finally:
         os.close(directory)
     return f"{conflict.path} stays as it is; {conflict.copy} is removed"
@@ -212,7 +211,7 @@ def _is_as_shipped(context: Context, path: str) -> bool:
     if not digest or fd is None:
         return False
     try:
-        return fsops.lstat(fd, f"{layout.PRISTINE}/{digest}") is not None
+        return files.lstat(fd, f"{layout.PRISTINE}/{digest}") is not None
     finally:
         os.close(fd)
 
@@ -223,15 +222,15 @@ def _make_parents(context: Context, path: str) -> None:
     parent = path[len(mount) + 1 :].rpartition("/")[0]
     root = context.volumes[mount].fd
     try:
-        fd = fsops.open_directory(root, parent)
+        fd = files.open_directory(root, parent)
     except FileNotFoundError:
-        fd = fsops.make_directories(root, parent, mode=0o755)
+        fd = files.make_directories(root, parent, mode=0o755)
     os.close(fd)
 
 
 def _open(context: Context, path: str) -> tuple[int, str]:
     mount = mount_of(path, context.volumes)
-    return fsops.open_parent(context.volumes[mount].fd, path[len(mount) + 1 :])
+    return files.open_parent(context.volumes[mount].fd, path[len(mount) + 1 :])
 
 
 def _put_away(context: Context, path: str, conflict: Conflict) -> str:
@@ -240,7 +239,7 @@ def _put_away(context: Context, path: str, conflict: Conflict) -> str:
     where = f"{STATE_DIRECTORY}/{layout.SAVED}/settled-{conflict.run}"
     source, name = _open(context, path)
     try:
-        st = fsops.lstat(source, name)
+        st = files.lstat(source, name)
         if st is None:
             return f"{path} is not there"
         if stat.S_ISDIR(st.st_mode) and path == conflict.path:
@@ -251,14 +250,14 @@ def _put_away(context: Context, path: str, conflict: Conflict) -> str:
         inside = path[len(mount) + 1 :]
         inside = inside.removeprefix(f"{STATE_DIRECTORY}/{layout.SAVED}/{conflict.run}/")
         parent = f"{where}/{inside}".rpartition("/")[0]
-        target = fsops.make_directories(context.volumes[mount].fd, parent, mode=0o700)
+        target = files.make_directories(context.volumes[mount].fd, parent, mode=0o700)
         try:
             for number in range(1000):
                 free = f"{name}.{number}" if number else name
-                if fsops.lstat(target, free) is None:
-                    fsops.rename_noreplace(source, name, target, free)
-                    fsops.sync(target)
-                    fsops.sync(source)
+                if files.lstat(target, free) is None:
+                    files.rename_noreplace(source, name, target, free)
+                    files.sync(target)
+                    files.sync(source)
                     return f"{path} was put away as {mount}/{parent}/{free}"
         finally:
             os.close(target)

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, LockedError, StoppedError, UsageError
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
+from ipavolume.linux import files, signals
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.volume.layout import FIRST_RUN, TRANSACTION
@@ -51,7 +50,7 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress) -> None:
         while True:
             # A signal does not end the sleep, but is seen right after it.
             time.sleep(_WATCH_S)
-            interruption.check()
+            signals.check()
             now = _standing(primary)
             if now != before and not now[0] and lock.go_on(volumes):
                 if not _standing(primary)[0]:
@@ -62,11 +61,11 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress) -> None:
 def is_on_hold() -> bool:
     """Tell whether something in this container is on hold."""
     try:
-        directory = os.open(f"/{NOTE_DIRECTORY}", fsops.DIRECTORY_FLAGS)
+        directory = os.open(f"/{NOTE_DIRECTORY}", files.DIRECTORY_FLAGS)
     except OSError:
         return False
     try:
-        fd = fsops.open_regular(directory, NOTE)
+        fd = files.open_regular(directory, NOTE)
         if fd is None:
             return False
         with open(fd, "rb"):
@@ -86,12 +85,12 @@ def _noted() -> Iterator[None]:
     """Leave a note for probes; without a place for it they see a start that takes long."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            root = os.open("/", fsops.DIRECTORY_FLAGS)
+            root = os.open("/", files.DIRECTORY_FLAGS)
             stack.callback(os.close, root)
-            directory = fsops.make_directories(root, NOTE_DIRECTORY)
+            directory = files.make_directories(root, NOTE_DIRECTORY)
             stack.callback(os.close, directory)
-            fsops.write_file(directory, NOTE, b"", mode=0o600)
-            fd = fsops.open_regular(directory, NOTE)
+            files.write_file(directory, NOTE, b"", mode=0o600)
+            fd = files.open_regular(directory, NOTE)
             if fd is not None:
                 stack.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,13 +100,13 @@ def _noted() -> Iterator[None]:
 def _standing(volume: Volume) -> tuple[bool, bytes | None, tuple[int, int] | None]:
     """Return what somebody changes who succeeds: open transaction, id, record of the first run."""
     try:
-        state = fsops.open_directory(volume.fd, STATE_DIRECTORY)
+        state = files.open_directory(volume.fd, STATE_DIRECTORY)
     except OSError:
         return False, _build_id(volume), None
     try:
-        record = fsops.lstat(state, FIRST_RUN)
+        record = files.lstat(state, FIRST_RUN)
         return (
-            fsops.lstat(state, TRANSACTION) is not None,
+            files.lstat(state, TRANSACTION) is not None,
             _build_id(volume),
             (record.st_ino, record.st_mtime_ns) if record is not None else None,
         )
@@ -116,7 +115,7 @@ def _standing(volume: Volume) -> tuple[bool, bytes | None, tuple[int, int] | Non
 
 
 def _build_id(volume: Volume) -> bytes | None:
-    fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
+    fd = files.open_regular(volume.fd, BUILD_ID_NAME)
     if fd is None:
         return None
     with open(fd, "rb") as stream:

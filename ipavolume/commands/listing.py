@@ -10,14 +10,12 @@ from ipavolume.errors import VolumeIOError
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_catalogue
 from ipavolume.model.images import ImageHeader
-from ipavolume.plan import assess
-from ipavolume.plan import draft as drafting
-from ipavolume.plan import tasks as choosing
+from ipavolume.plan import assess, draft, tasks
 from ipavolume.plan.verdict import State
 from ipavolume.rpm import scriptlets, transaction
 from ipavolume.rpm.transaction import Explanation
-from ipavolume.steps import declaration as stepfiles
 from ipavolume.steps.api import Declaration, When
+from ipavolume.steps.declaration import describe_selection, steps_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +66,14 @@ def list_steps(options: Options) -> list[ListedStep]:
     known = _known(options)
     with Image(options.root) as image:
         found = []
-        for declaration in stepfiles.steps_of(image):
+        for declaration in steps_of(image):
             if known is None:
-                runs, why = None, stepfiles.describe_selection(declaration)
+                runs, why = None, describe_selection(declaration)
                 if declaration.masked:
                     runs = False
             else:
                 header = known.recorded if known.when is When.UPGRADE else image.header
-                runs, why = choosing.is_asked(
+                runs, why = tasks.is_asked(
                     declaration,
                     when=known.when,
                     recorded=header or image.header,
@@ -126,7 +124,7 @@ def _known(options: Options) -> Known | None:
             verdict = assess.judge(context, facts)
             return Known(
                 state=verdict.state,
-                recorded=drafting.recorded_of(context, facts),
+                recorded=draft.recorded_of(context, facts),
                 complete=verdict.state not in (State.LEGACY, State.STATELESS),
             )
     except VolumeIOError as err:

@@ -12,9 +12,8 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume.apply import run as lifecycle
-from ipavolume.commands import hold
-from ipavolume.commands import start as starting
+from ipavolume.apply.run import open_log, read_open_plan
+from ipavolume.commands import hold, start
 from ipavolume.context import Context
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
@@ -23,11 +22,11 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.standing import Standing
-from ipavolume.linux import command as processes
+from ipavolume.linux import command
 from ipavolume.model import tasks
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
-from ipavolume.steps import verify as verification
+from ipavolume.steps import verify
 from ipavolume.volume import logs
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.lock import Lock
@@ -95,7 +94,7 @@ def _started(context: Context, facts: Facts) -> Answer:
             return _not_yet(context, f"first run: {standing}")
         return Answer(exit_status=0, text=f"current ({facts.build_id})")
     text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
-    plan = lifecycle.read_open_plan(context, {context.primary.mount: facts})
+    plan = read_open_plan(context, {context.primary.mount: facts})
     left = tasks.pending(plan.tasks, facts.tasks)
     if left:
         number = len(plan.tasks) - len(left) + 1
@@ -125,7 +124,7 @@ def _is_ready(context: Context, started: Answer) -> Answer:
     if os.path.isdir(_BOOTED):
         words = ("systemctl", "is-active", _TARGET)
         try:
-            ended = processes.run_command(words, timeout_s=_TIMEOUT_S, output=say_nothing)
+            ended = command.run_command(words, timeout_s=_TIMEOUT_S, output=say_nothing)
         except CommandFailedError as err:
             return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
         if ended.status != 0:
@@ -152,16 +151,16 @@ def _first_process() -> str:
 
 def _verify(context: Context) -> str:
     """Have verified what is not verified yet; return what is not right, or ""."""
-    run, steps = verification.pending(context)
+    run, steps = verify.pending(context)
     if not steps:
         return ""
     with Lock(inside=context.is_inside) as lock:
         if not lock.go_on(context.volumes.values()):
             return "another command of this container works on the volume"
-        redactor = starting.begin(context, ()).redactor
+        redactor = start.begin(context, ()).redactor
         speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=redactor)
-        output = lifecycle.open_log(context, run, speaker)
+        output = open_log(context, run, speaker)
         try:
-            return verification.verify(context, run, steps, output)
+            return verify.verify(context, run, steps, output)
         finally:
             output.close()

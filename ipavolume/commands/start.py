@@ -12,22 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume import fastpath
-from ipavolume.apply import run as lifecycle
 from ipavolume.apply import volatile
+from ipavolume.apply.run import open_log
 from ipavolume.commands import upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import CannotCreateError
-from ipavolume.firstrun import record as firstrun_record
-from ipavolume.firstrun import run as installing
-from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun import run as first_run
+from ipavolume.firstrun.record import read_record
 from ipavolume.firstrun.request import Request, make_request
-from ipavolume.firstrun.standing import Standing
-from ipavolume.linux import command as processes
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
-from ipavolume.linux import umask
+from ipavolume.firstrun.standing import OVERRIDES, Standing
+from ipavolume.linux import files, signals, umask
+from ipavolume.linux.command import run_command
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import PHASES
@@ -115,7 +112,7 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         shown.tell(_last_words(context, outcome, beginning))
         command = [os.fsencode(word) for word in _command_line(context, outcome, beginning)]
         locks = [volume.fd for volume in context.volumes.values()]
-        interruption.restore()
+        signals.restore()
         keeper = fastpath.keep(command, locks)
         _hand_over(beginning, keeper=keeper)
         umask.restore_umask()
@@ -148,9 +145,7 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
             hold=hold or beginning.request.hold,
         )
         words = ("exit", "0") if outcome.waits else ("--no-block", "start", "default.target")
-        processes.run_command(
-            ("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=shown.say
-        )
+        run_command(("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=shown.say)
 
 
 def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
@@ -159,7 +154,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
 
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
-            installing.check_request(context, beginning.request)
+            first_run.check_request(context, beginning.request)
         volatile.fill_volatile(context, speaker.say)
 
     phases = ("offline",) if beginning.systemd else PHASES
@@ -190,16 +185,16 @@ def _after(
     config = context.image.config.first_run
     if config is None:
         return outcome
-    ready = installing.due(context, beginning.request, say=speaker.say)
+    ready = first_run.due(context, beginning.request, say=speaker.say)
     if ready is None:
         return outcome
     if not context.is_inside:
-        raise installing.refuse_outside(context)
+        raise first_run.refuse_outside(context)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
-    log = lifecycle.open_log(context, _FIRST_RUN, speaker)
+    log = open_log(context, _FIRST_RUN, speaker)
     try:
-        standing = installing.run(context, ready, say=log.say, output=log.line)
+        standing = first_run.run(context, ready, say=log.say, output=log.line)
     finally:
         log.close()
     _record_first_run(context, standing)
@@ -208,7 +203,7 @@ def _after(
 
 def _record_first_run(context: Context, standing: Standing) -> None:
     """Add the first run to the history of the volume."""
-    record = firstrun_record.read_record(context.primary)
+    record = read_record(context.primary)
     runs = history.read_history(context.primary)
     if record is None:
         raise AssertionError
@@ -223,10 +218,10 @@ def _record_first_run(context: Context, standing: Standing) -> None:
         "finished": record.finished,
         "holder": record.host,
         "result": str(standing),
-        "overrides": sorted(context.options.allow & firstrun.OVERRIDES),
+        "overrides": sorted(context.options.allow & OVERRIDES),
     }
     with failures.attempt("write to", context.primary.directory):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
         try:
             history.append_history(fd, runs, entry)
         finally:
@@ -234,12 +229,12 @@ def _record_first_run(context: Context, standing: Standing) -> None:
 
 
 def _run_start_steps(context: Context, speaker: Speaker) -> None:
-    from ipavolume.apply import tasks as execution
+    from ipavolume.apply import tasks
 
-    execution.run_start_steps(
+    tasks.run_start_steps(
         context,
         context.image.header,
-        lambda: lifecycle.open_log(context, _START_RUN, speaker),
+        lambda: open_log(context, _START_RUN, speaker),
     )
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ipavolume.firstrun import record as firstrun_record
+from ipavolume.firstrun.record import read_record
 from ipavolume.model.images import ImageHeader
 from ipavolume.steps import verify
-from ipavolume.volume import facts as state
 from ipavolume.volume import history, members
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, read_facts
 
 
 def image_data(header: ImageHeader) -> dict[str, Any]:
@@ -94,9 +93,9 @@ def read_card(directory: str) -> Card:
     """
     volume = members.open_volume("/volume", directory)
     try:
-        facts = state.read_facts(volume)
+        facts = read_facts(volume)
         runs = history.read_history(volume)
-        record = firstrun_record.read_record(volume)
+        record = read_record(volume)
         verified = verify.read_verified(volume)
     finally:
         os.close(volume.fd)

@@ -10,8 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipavolume.commands import check as inspection
-from ipavolume.commands import status
+from ipavolume.commands import check, status
 from ipavolume.commands.check import Finding, Inspection
 from ipavolume.engines.copy import TEMPLATE_ID, ImageCopy
 from ipavolume.errors import EXIT_CONFIGURATION, IpaVolumeError, ManifestError
@@ -19,9 +18,8 @@ from ipavolume.image.release import read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.paths import BUILD_ID_PATH
 from ipavolume.plan.verdict import State
-from ipavolume.volume import facts as state
 from ipavolume.volume import members
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, read_facts
 
 _MOUNT: Final = "/data"
 _MAX_ID_BYTES: Final = 1024
@@ -88,12 +86,12 @@ def inspect(image: UnpreparedImage, directory: str) -> Inspection:
     try:
         volume = members.open_volume(_MOUNT, directory)
         try:
-            facts = state.read_facts(volume)
+            facts = read_facts(volume)
             names = frozenset(os.listdir(volume.fd))
         finally:
             os.close(volume.fd)
     except IpaVolumeError as err:
-        return inspection.failed(directory, data, err)
+        return check.failed(directory, data, err)
     found, reason = _judge(image, facts, is_empty=names <= _HARMLESS)
     release = f"{image.os_id} {image.os_version}".strip() or "an unknown release"
     finding = Finding(

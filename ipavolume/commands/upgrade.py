@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import area as workspace
-from ipavolume.apply import commit as executor
+from ipavolume.apply import commit
+from ipavolume.apply.area import discard_staging, open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
 from ipavolume.context import Context
@@ -18,9 +18,9 @@ from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import PHASES, Task, TaskRecord, TaskState, pending
 from ipavolume.plan import assess
-from ipavolume.plan import tasks as choosing
 from ipavolume.plan.assess import refuse
 from ipavolume.plan.draft import Draft, draft
+from ipavolume.plan.tasks import refuse_outside
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import facts as state
 from ipavolume.volume import failures
@@ -113,7 +113,7 @@ def bring_up(
         if verdict.state is State.CURRENT:
             _drop_stale(context, facts)
             for volume in context.volumes.values():
-                workspace.discard_staging(volume)
+                discard_staging(volume)
             return _outcome(found, ends, warnings, recorded=context.image.build_id)
         _refuse_phase(context, verdict, facts, phases, joined=joined)
         speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
@@ -125,7 +125,7 @@ def bring_up(
             made = draft(context, verdict, facts)
             _refuse_unreadable(made)
             if "online" in phases:
-                choosing.refuse_outside(context, made.plan.tasks)
+                refuse_outside(context, made.plan.tasks)
             warnings += [warning.text for warning in made.warnings]
             end = carry_out(context, made, facts, speaker, phases=phases)
         ends.append(end)
@@ -142,9 +142,9 @@ def _refuse_while_waiting(context: Context, verdict: Verdict) -> None:
     """
     if verdict.state in (State.EMPTY, State.REBUILT) or context.image.config.first_run is None:
         return
-    from ipavolume.firstrun import standing as firstrun
+    from ipavolume.firstrun import standing
 
-    if firstrun.standing(context) is firstrun.Standing.WAITING:
+    if standing.standing(context) is standing.Standing.WAITING:
         raise RefusedError(
             f"the first run waits for an answer, and the volume is {verdict.reason}",
             code="waiting",
@@ -186,7 +186,7 @@ def _refuse_phase(
         )
     if verdict.state is State.UPGRADING and "online" in phases:
         plan = read_open_plan(context, facts)
-        choosing.refuse_outside(context, pending(plan.tasks, primary.tasks))
+        refuse_outside(context, pending(plan.tasks, primary.tasks))
 
 
 def _outcome(
@@ -225,9 +225,9 @@ def _drop_stale(context: Context, facts: Mapping[str, Facts]) -> None:
     """Drop transactions of secondaries that the primary volume never came to know of."""
     for mount, volume in context.volumes.items():
         if mount != context.primary.mount and facts[mount].transaction is not None:
-            area = workspace.open_area(volume)
+            area = open_area(volume)
             try:
                 with failures.attempt("drop a stale run on", volume.directory):
-                    executor.close_transaction(area, now=failures.STATE_UNTOUCHED)
+                    commit.close_transaction(area, now=failures.STATE_UNTOUCHED)
             finally:
                 area.close()

@@ -20,16 +20,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
-from ipavolume.engines import engine as engines
-from ipavolume.engines.engine import Engine
+from ipavolume.engines.engine import Engine, find_image
 from ipavolume.errors import ConfigurationError, IpaVolumeError, StoppedError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.scriptlets import DIRECTORY as SCRIPTLETS
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals as interruption
-from ipavolume.linux import temporary
+from ipavolume.linux import files, signals, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import (
     BUILD_ID_PATH,
@@ -188,7 +185,7 @@ class _Copier:
                 return location
 
     def _make_way(self, above: Sequence[str]) -> None:
-        os.close(fsops.make_directories(self._tree.fd, above[-1][1:], mode=0o700))
+        os.close(files.make_directories(self._tree.fd, above[-1][1:], mode=0o700))
         for place in above:
             self._known[place] = _DIRECTORY
 
@@ -204,14 +201,14 @@ class _Copier:
         parent, name = self._parent(location)
         try:
             if found.isdir():
-                fsops.make_directory(parent, name)
+                files.make_directory(parent, name)
                 self._known[location] = _DIRECTORY
             elif found.issym():
                 self._make_link(parent, name, found.linkname, location)
                 self._known[location] = _LINK
             else:
                 # In its place, so that who looks for a directory there finds it is none.
-                os.close(fsops.create_file(parent, name))
+                os.close(files.create_file(parent, name))
                 self._known[location] = _OTHER
         finally:
             os.close(parent)
@@ -237,9 +234,9 @@ class _Copier:
             parent, name = self._parent(location)
             try:
                 if kind == _DIRECTORY:
-                    fsops.remove_directory(parent, name)
+                    files.remove_directory(parent, name)
                 else:
-                    fsops.unlink(parent, name)
+                    files.unlink(parent, name)
             finally:
                 os.close(parent)
 
@@ -269,10 +266,10 @@ class _Copier:
         except OSError as err:
             raise _hostile(location, "it is not below a directory") from err
         try:
-            if fsops.lstat(parent, name) is not None:
+            if files.lstat(parent, name) is not None:
                 raise _hostile(location, "its archive holds it twice")
             if member.type == tarfile.DIRTYPE:
-                fsops.make_directory(parent, name)
+                files.make_directory(parent, name)
             elif member.type == tarfile.SYMTYPE:
                 self._make_link(parent, name, member.linkname, location)
             elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None:
@@ -296,7 +293,7 @@ class _Copier:
     def _make_link(self, parent: int, name: str, target: str, location: str) -> None:
         if not target or "\0" in target or len(os.fsencode(target)) > _MAX_TARGET_BYTES:
             raise _hostile(location, "it is a link that leads nowhere")
-        fsops.make_symlink(parent, name, target, uid=os.geteuid(), gid=os.getegid())
+        files.make_symlink(parent, name, target, uid=os.geteuid(), gid=os.getegid())
 
     def _copy_linked(self, parent: int, name: str, target: str, base: str, location: str) -> None:
         """Copy a file that came before under another name of it: a hard link in the image."""
@@ -308,7 +305,7 @@ class _Copier:
         except OSError as err:
             raise _hostile(location, f"it is a link to {target!r}") from err
         try:
-            fd = fsops.open_regular(above, source_name)
+            fd = files.open_regular(above, source_name)
         finally:
             os.close(above)
         if fd is None:
@@ -319,7 +316,7 @@ class _Copier:
     # -- the copy ------------------------------------------------------------------------
 
     def _parent(self, location: str) -> tuple[int, str]:
-        return fsops.open_parent(self._tree.fd, location[1:])
+        return files.open_parent(self._tree.fd, location[1:])
 
     def _links_in(self, location: str | None) -> list[str]:
         if location is None:
@@ -339,7 +336,7 @@ class _Copier:
         location = self._tree.resolve(MANIFEST_PATH)
         parent, name = self._parent(location)
         try:
-            fd = fsops.open_regular(parent, name)
+            fd = files.open_regular(parent, name)
         finally:
             os.close(parent)
         if fd is None:
@@ -392,9 +389,9 @@ def opened_image(
     Raises:
         IpaVolumeError: If no engine answers or has it, or it cannot be copied.
     """
-    with interruption.installed():
+    with signals.installed():
         try:
-            engine, image_id = engines.find_image(choice, reference)
+            engine, image_id = find_image(choice, reference)
             with copied(engine, image_id, reference, also=also) as copy:
                 yield engine, copy
         except StoppedError as err:

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ipavolume.errors import CommandFailedError, ConfigurationError, IpaVolumeError, UsageError
-from ipavolume.linux import capture
-from ipavolume.linux import signals as interruption
+from ipavolume.linux import capture, signals
 
 NAMES: Final = ("docker", "podman")
 LABEL: Final = "ipavolume.reads-image"
@@ -250,8 +249,8 @@ class Engine:
             StoppedError: If a signal asked for an end; it is removed all the same.
         """
         name = f"ipavolume-{uuid.uuid4()}"
-        with interruption.installed(), contextlib.ExitStack() as stack:
-            interruption.check()
+        with signals.installed(), contextlib.ExitStack() as stack:
+            signals.check()
             stack.callback(self._remove, name)
             try:
                 # To its end: cut off, the engine might make it after it was removed here.
@@ -265,7 +264,7 @@ class Engine:
                 raise ConfigurationError(
                     f"{self.name} has no image {image_id!r} any more", code="no-image"
                 ) from err
-            interruption.check()
+            signals.check()
             yield name
 
     def _remove(self, name: str) -> None:

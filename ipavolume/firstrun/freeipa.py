@@ -26,7 +26,7 @@ from ipavolume.firstrun.request import (
     split_words,
     value_of,
 )
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.volume import failures
 from ipavolume.volume.members import Volume
 
@@ -238,7 +238,7 @@ def go_by(context: Context, server: str, *, own: str) -> None:
             before = stream.read(looking.MAX_FILE_BYTES)
         after = hosts_with(before, own=own, server=server)
         if after != before:
-            fsops.overwrite_file(HOSTS, os.fsencode(after))
+            files.overwrite_file(HOSTS, os.fsencode(after))
     except OSError as err:
         raise RefusedError(
             f"this container is {own!r} and cannot go by the name of the server, {server!r}: "
@@ -261,4 +261,4 @@ def keep_request(context: Context, config: FirstRunConfig) -> None:
         if data is None or there(config.waiting_when):
             return
     with failures.attempt("write", config.waiting_when):
-        fsops.write_file(volume.fd, name, data)
+        files.write_file(volume.fd, name, data)

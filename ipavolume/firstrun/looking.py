@@ -8,7 +8,7 @@ from typing import Final
 
 from ipavolume.context import Context
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.steps import views
 from ipavolume.volume import failures
 from ipavolume.volume.members import Volume
@@ -73,7 +73,7 @@ class There:
         directory, _, name = place.rpartition("/")
         with failures.attempt("read", place):
             parent = self._tree.directory(directory)
-            fd = None if parent is None else fsops.open_regular(parent, name)
+            fd = None if parent is None else files.open_regular(parent, name)
         if fd is None:
             return None
         with open(fd, "rb") as stream:
@@ -98,10 +98,10 @@ def read_top(volume: Volume, name: str) -> bytes | None:
     """
     path = f"{volume.mount}/{name}"
     with failures.attempt("read", path):
-        st = fsops.lstat(volume.fd, name)
+        st = files.lstat(volume.fd, name)
         if st is None:
             return None
-        fd = fsops.open_regular(volume.fd, name)
+        fd = files.open_regular(volume.fd, name)
     if fd is None:
         raise UnsafeVolumeError(
             f"{path!r} is not a regular file",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.volume import failures, layout, members
 from ipavolume.volume.members import Volume
@@ -109,8 +109,8 @@ def _record_path(volume: Volume) -> str:
 def write_record(volume: Volume, record: FirstRunRecord) -> None:
     """Record it durably."""
     with failures.attempt("write", _record_path(volume)):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
         try:
-            fsops.write_file(fd, layout.FIRST_RUN, dump_record(record))
+            files.write_file(fd, layout.FIRST_RUN, dump_record(record))
         finally:
             os.close(fd)

@@ -10,7 +10,7 @@ import stat
 import time
 from dataclasses import dataclass, replace
 
-from ipavolume.apply import area as workspace
+from ipavolume.apply import area
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
@@ -21,16 +21,13 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun import command as firstrun_command
 from ipavolume.firstrun import freeipa, looking, request
-from ipavolume.firstrun import record as firstrun_record
-from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.freeipa import go_by, keep_request
-from ipavolume.firstrun.record import FirstRunRecord
+from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, write_record
 from ipavolume.firstrun.request import FirstRunCommand, Request
-from ipavolume.firstrun.standing import Standing
+from ipavolume.firstrun.standing import Found, Standing, how_it_ended, look
 from ipavolume.image import diagnosis
-from ipavolume.linux import command as processes
-from ipavolume.linux import files as fsops
-from ipavolume.linux.command import Ended
+from ipavolume.linux import files
+from ipavolume.linux.command import Ended, run_command
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.volume import failures
@@ -102,12 +99,12 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
             makes no sense.
     """
     config = context.image.config.first_run
-    found = firstrun.look(context)
+    found = look(context)
     if config is None or found is None:
         return None
     standing, allow = found.judgement.standing, context.options.allow
     own = host_name()
-    record = found.record or FirstRunRecord(state=firstrun_record.STARTED, host=found.host)
+    record = found.record or FirstRunRecord(state=STARTED, host=found.host)
     if standing is Standing.PARTIAL and "partial" in allow and found.complete:
         say(f"taken for configured (--allow partial): {found.judgement.reason}")
         standing = Standing.DONE
@@ -120,18 +117,18 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         if "hostname" not in allow:
             go_by(context, found.host, own=own)
     if standing is Standing.DONE:
-        if record.state != firstrun_record.DONE:
+        if record.state != DONE:
             say(f"the first run is done: {found.judgement.reason}")
-            firstrun_record.write_record(
+            write_record(
                 context.primary,
-                replace(record, state=firstrun_record.DONE, host=record.host or own),
+                replace(record, state=DONE, host=record.host or own),
             )
         return None
     if standing is Standing.WAITING:
         keep_request(context, config)
-        if record.state != firstrun_record.WAITING:
-            record = replace(record, state=firstrun_record.WAITING)
-            firstrun_record.write_record(context.primary, record)
+        if record.state != WAITING:
+            record = replace(record, state=WAITING)
+            write_record(context.primary, record)
     command = _command(context, config, asked)
     if standing is Standing.WAITING:
         if not command.answers:
@@ -204,17 +201,17 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
     volume, command = context.primary, ready.command
     record = replace(
         ready.record,
-        state=firstrun_record.STARTED,
+        state=STARTED,
         image=context.image.build_id,
         started=_now(),
         finished="",
         exit_status=None,
         attempts=ready.record.attempts + 1,
     )
-    firstrun_record.write_record(volume, record)
+    write_record(volume, record)
     if freeipa.is_freeipa(config):
         with failures.attempt("write", f"{volume.mount}/{freeipa.HOSTNAME}"):
-            fsops.write_file(volume.fd, freeipa.HOSTNAME, os.fsencode(record.host) + b"\n")
+            files.write_file(volume.fd, freeipa.HOSTNAME, os.fsencode(record.host) + b"\n")
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
     read_only: list[str] = []
@@ -224,7 +221,7 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
         read_only.extend(path for path in (diagnosis.read_only_path([line]),) if path)
 
     try:
-        ended = processes.run_command(
+        ended = run_command(
             command.words,
             timeout_s=config.timeout_s,
             output=told,
@@ -281,23 +278,23 @@ def _conclude(
     volume = context.primary
     # What it wrote is to be on the disk before it is called done.
     for one in context.volumes.values():
-        workspace.sync_area(one)
+        area.sync_area(one)
     record = replace(record, finished=_now(), exit_status=ended.status)
-    firstrun_record.write_record(volume, record)
-    found = firstrun.look(context)
+    write_record(volume, record)
+    found = look(context)
     if found is None:
         raise AssertionError
     standing = found.judgement.standing
     succeeded = ended.status == 0 and not ended.timed_out
     if standing is Standing.WAITING:
         keep_request(context, config)
-        firstrun_record.write_record(volume, replace(record, state=firstrun_record.WAITING))
+        write_record(volume, replace(record, state=WAITING))
         if succeeded:
             waits = _waits(config, command)
             say(f"{waits}. {waits.hint}")
             return standing
     if standing is Standing.DONE and succeeded:
-        firstrun_record.write_record(volume, replace(record, state=firstrun_record.DONE))
+        write_record(volume, replace(record, state=DONE))
         say(f"first run: {command.name} is done")
         return standing
     raise _failure(config, command, ended, found, redactor)
@@ -307,10 +304,10 @@ def _failure(
     config: FirstRunConfig,
     command: FirstRunCommand,
     ended: Ended,
-    found: firstrun.Found,
+    found: Found,
     redactor: Redactor,
 ) -> CommandFailedError:
-    how = firstrun.how_it_ended(ended.status)
+    how = how_it_ended(ended.status)
     if ended.timed_out:
         how = f"did not end within {config.timeout_s} s and was ended"
     elif ended.status == 0:

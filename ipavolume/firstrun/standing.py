@@ -22,10 +22,10 @@ from ipavolume.errors import (
     IpaVolumeError,
     UnsafeVolumeError,
 )
-from ipavolume.firstrun import freeipa as firstrun_freeipa
 from ipavolume.firstrun.freeipa import (
     INSTALLATION,
     REQUEST_TO_SIGN,
+    is_freeipa,
     stored_host,
     what_freeipa_says,
 )
@@ -117,7 +117,7 @@ def judge(
         return _partial(config, record, config.done_when, says=says)
     recorded_as_waiting = record is not None and record.state == WAITING
     waiting = bool(config.waiting_when) and exists(config.waiting_when)
-    waiting = waiting or (firstrun_freeipa.is_freeipa(config) and exists(REQUEST_TO_SIGN))
+    waiting = waiting or (is_freeipa(config) and exists(REQUEST_TO_SIGN))
     if recorded_as_waiting or waiting:
         what = config.waiting_when or "an answer from outside"
         return Judgement(standing=Standing.WAITING, reason=f"the first run waits for {what!r}")
@@ -199,7 +199,7 @@ def look(context: Context) -> Found | None:
     volume = context.primary
     members.check_trust(volume)
     record = read_record(volume)
-    freeipa = firstrun_freeipa.is_freeipa(config)
+    freeipa = is_freeipa(config)
     with context.tree() as tree:
         there = There(context, tree, configured=record is not None and record.state == DONE)
         says = what_freeipa_says(there.read(INSTALLATION)) if freeipa else None

@@ -15,8 +15,7 @@ from ipavolume.config.reading import parse_config
 from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.formats import manifest
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import copying
-from ipavolume.linux import files as fsops
+from ipavolume.linux import copying, files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import BUILD_ID_PATH, CONFIG_PATH, MANIFEST_PATH
 
@@ -111,7 +110,7 @@ class Image:
         except FileNotFoundError as err:
             raise _no_manifest(self._where) from err
         try:
-            fd = fsops.open_regular(parent, location.rpartition("/")[2])
+            fd = files.open_regular(parent, location.rpartition("/")[2])
         finally:
             os.close(parent)
         if fd is None:
@@ -165,7 +164,7 @@ class Image:
     def copy_manifest(self, directory: int, name: str) -> None:
         """Copy the manifest to *name* in *directory*, mode 0644."""
         with self._open_manifest() as stream:
-            out = fsops.create_file(directory, name, mode=0o644)
+            out = files.create_file(directory, name, mode=0o644)
             try:
                 copying.copy_content(stream.fileno(), out, os.fstat(stream.fileno()))
             finally:

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Final, Self
 
 from ipavolume.errors import ConfigurationError, VolumeIOError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.linux.trees import Cursor
 
 _MAX_LINKS: Final = 40
@@ -71,7 +71,7 @@ class ImageTree:
 
     def lstat(self, location: str) -> os.stat_result | None:
         """Return what ``lstat`` says of a location, or ``None`` when there is nothing."""
-        return fsops.lstat(self.fd, location[1:] or ".")
+        return files.lstat(self.fd, location[1:] or ".")
 
     def readlink(self, location: str) -> str:
         """Return the target of the symbolic link at a location."""
@@ -79,7 +79,7 @@ class ImageTree:
 
     def open_directory(self, location: str) -> int:
         """Open the directory at a location, following no link."""
-        return fsops.open_directory(self.fd, location[1:])
+        return files.open_directory(self.fd, location[1:])
 
     def resolve(self, path: str, *, follow: bool = True) -> str:
         """Return the location of *path*; what does not exist is taken as it is written.
@@ -161,7 +161,7 @@ class ImageTree:
                 return None
             parent = self.open_directory(location.rpartition("/")[0])
             try:
-                fd = fsops.open_regular(parent, location.rpartition("/")[2])
+                fd = files.open_regular(parent, location.rpartition("/")[2])
             finally:
                 os.close(parent)
             if fd is None:

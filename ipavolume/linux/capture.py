@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Final, cast
 
 from ipavolume.errors import CommandFailedError, StoppedError, VolumeIOError
-from ipavolume.linux import signals as interruption
-from ipavolume.linux import temporary
+from ipavolume.linux import signals, temporary
 from ipavolume.linux.command import GRACE_S, READ_BYTES, wakened
 
 _SHOWN_LINES: Final = 5
@@ -90,10 +89,10 @@ def output_of(
         StoppedError: If a signal asked for an end.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interruption.installed())
+        stack.enter_context(signals.installed())
         stack.enter_context(_nothing_goes_on())
         if not to_the_end:
-            interruption.check()
+            signals.check()
         wake = stack.enter_context(wakened())
         try:
             errors = stack.enter_context(temporary.anonymous_file())
@@ -169,7 +168,7 @@ class _Reader(io.RawIOBase):
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, READ_BYTES)
-                interruption.check()
+                signals.check()
             if self._fd in ready:
                 count = os.readv(self._fd, [buffer])
                 self._left -= count

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
-from ipavolume.linux import signals as interruption
+from ipavolume.linux import signals
 from ipavolume.linux.proc import Process, all_processes
 from ipavolume.linux.terminal import Screen, lent_screen
 from ipavolume.model.progress import Progress, say_nothing
@@ -94,9 +94,9 @@ def run_command(
         StoppedError: If a signal asked for an end.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interruption.installed())
-        interruption.check()
-        interruption.take_for_command()
+        stack.enter_context(signals.installed())
+        signals.check()
+        signals.take_for_command()
         stack.enter_context(_orphans_come_here())
         wake = stack.enter_context(wakened())
         screen = stack.enter_context(lent_screen()) if terminal else None
@@ -182,11 +182,11 @@ class _Command:
         self._output = output
         in_time = self._wait(
             time.monotonic() + timeout_s,
-            lambda: self._has_ended() or interruption.stop_signal() is not None,
+            lambda: self._has_ended() or signals.stop_signal() is not None,
         )
         killed = self._status is None
         if killed:
-            stop = interruption.stop_signal()
+            stop = signals.stop_signal()
             self._signal(signal.SIGINT if stop == signal.SIGINT else signal.SIGTERM)
             if not self._wait(time.monotonic() + grace_s, self._has_ended):
                 self._signal(signal.SIGKILL)
@@ -203,9 +203,9 @@ class _Command:
         if self._partial:
             self._say(self._partial)
             self._partial = b""
-        number = interruption.stop_signal()
+        number = signals.stop_signal()
         if number is not None:
-            raise interruption.stopped(number)
+            raise signals.stopped(number)
         return Ended(
             status=self._end_status(),
             timed_out=not in_time,
@@ -234,7 +234,7 @@ class _Command:
                 else:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake, READ_BYTES)
-            for number in interruption.take_for_command():
+            for number in signals.take_for_command():
                 self._signal(number)
 
     def _has_ended(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.linux.files import DIRECTORY_FLAGS, lstat, open_regular, unlink
 
 
@@ -109,7 +109,7 @@ class Cursor:
 
     def __init__(self, fd: int) -> None:
         """Begin at the directory *fd*, which stays open and is not taken over."""
-        self.fd = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        self.fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=fd)
         self._above: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
@@ -122,7 +122,7 @@ class Cursor:
 
     def enter(self, name: str) -> None:
         """Go down into the directory *name*, which may not be a link."""
-        below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=self.fd)
+        below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=self.fd)
         st = os.fstat(self.fd)
         self._above.append((st.st_dev, st.st_ino))
         os.close(self.fd)
@@ -134,7 +134,7 @@ class Cursor:
         Raises:
             OSError: ``ESTALE`` when the directory was moved meanwhile.
         """
-        above = os.open("..", fsops.DIRECTORY_FLAGS, dir_fd=self.fd)
+        above = os.open("..", files.DIRECTORY_FLAGS, dir_fd=self.fd)
         os.close(self.fd)
         self.fd = above
         st = os.fstat(above)
@@ -183,7 +183,7 @@ def walk(
             _, name, descend = todo.pop()
             path = prefix + name
             if not descend:
-                st = fsops.lstat(cursor.fd, name)
+                st = files.lstat(cursor.fd, name)
                 if st is None:
                     continue
                 if stat.S_ISDIR(st.st_mode):
@@ -221,24 +221,24 @@ def remove(directory: int, name: str) -> None:
     Nothing is renamed on the way: below an overlay that would fail for what an image's
     lower layers hold.
     """
-    st = fsops.lstat(directory, name)
+    st = files.lstat(directory, name)
     if st is None:
         return
     if not stat.S_ISDIR(st.st_mode):
-        fsops.unlink(directory, name)
+        files.unlink(directory, name)
         return
-    fd = fsops.open_directory(directory, name)
+    fd = files.open_directory(directory, name)
     try:
         for visit in walk(fd):
             if visit.leaving:
                 _remove_empty(visit.directory, visit.name)
             elif not stat.S_ISDIR(visit.st.st_mode):
-                fsops.unlink(visit.directory, visit.name)
+                files.unlink(visit.directory, visit.name)
     finally:
         os.close(fd)
     _remove_empty(directory, name)
 
 
 def _remove_empty(directory: int, name: str) -> None:
-    if not fsops.remove_directory(directory, name):
+    if not files.remove_directory(directory, name):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)

@@ -8,22 +8,20 @@ from typing import BinaryIO
 
 from ipavolume.context import Context
 from ipavolume.formats import manifest
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.actions import Install, Plan
 from ipavolume.model.files import DiskState, Record
 from ipavolume.model.images import ImageHeader, TopLevel
-from ipavolume.plan import assess, preflight
-from ipavolume.plan import tasks as choosing
+from ipavolume.plan import assess, preflight, tasks
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.planner import Planner, plan_populate
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import adopt, candidates, history
-from ipavolume.volume import index as volume_index
-from ipavolume.volume import tree as scan
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.index import INDEX_ENTRY
+from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, read_baseline, read_index
+from ipavolume.volume.tree import walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +90,8 @@ def draft(
         )
     else:
         made = _draft_compared(context, plan, facts)
-    choice = choosing.choose(
-        context, made.plan, recorded_of(context, facts), complete=kind != "adopt"
-    )
-    decided = choosing.with_choice(made.plan, choice)
+    choice = tasks.choose(context, made.plan, recorded_of(context, facts), complete=kind != "adopt")
+    decided = tasks.with_choice(made.plan, choice)
     overrides = preflight.check(
         decided,
         context.volumes,
@@ -140,7 +136,7 @@ def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
     index = b""
     baseline = primary.baseline
     if baseline is not None and baseline.records_digest == context.image.header.records_digest:
-        index = volume_index.read_index(context.primary, baseline)
+        index = read_index(context.primary, baseline)
     return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
 
 
@@ -243,8 +239,8 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
         if planner.renumbered and old_header is not None:
             for mount, volume in context.volumes.items():
                 planner.translate(
-                    (path, fsops.disk_state(st), fsops.xattrs_at(directory, name))
-                    for path, directory, name, st in scan.walk(
+                    (path, files.disk_state(st), files.xattrs_at(directory, name))
+                    for path, directory, name, st in walk(
                         volume.fd,
                         mount,
                         mounted=context.mounted_below(),
@@ -288,7 +284,7 @@ def _same_records(context: Context, primary: Facts, *, unknown_old: bool) -> byt
         return None
     if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
         return None
-    index = volume_index.read_index(context.primary, baseline)
+    index = read_index(context.primary, baseline)
     return index if len(index) == image.records * INDEX_ENTRY.size else None
 
 
@@ -297,7 +293,7 @@ def _forget(index: bytearray, suspects: bytes) -> None:
     position = suspects.find(1)
     while position >= 0:
         start = position * INDEX_ENTRY.size
-        index[start : start + INDEX_ENTRY.size] = volume_index.INDEX_UNKNOWN
+        index[start : start + INDEX_ENTRY.size] = INDEX_UNKNOWN
         position = suspects.find(1, position + 1)
 
 
@@ -309,8 +305,8 @@ def _old(
         return assess.learn(context), iter(adopt.old_lines(volume, volume.mount)), b""
     if primary.baseline is None:
         return None, iter(()), b""
-    header, stream = volume_index.read_baseline(context.primary)
-    return header, _lines(stream), volume_index.read_index(context.primary, header)
+    header, stream = read_baseline(context.primary)
+    return header, _lines(stream), read_index(context.primary, header)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

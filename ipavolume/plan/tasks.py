@@ -16,10 +16,9 @@ from ipavolume.errors import RefusedError
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Task, TaskKind
-from ipavolume.steps import declaration as stepfiles
 from ipavolume.steps import loading, views
 from ipavolume.steps.api import Command, Declaration, Phase, Refuse, StepAction, Warn, When
-from ipavolume.steps.declaration import check_refusal, steps_of
+from ipavolume.steps.declaration import applies, check_refusal, steps_of
 from ipavolume.steps.views import TemplateView, VolumeView, opened_views
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def is_asked(
     """
     component = declaration.component
     unknown = not complete and _evr(recorded, component) is None
-    return stepfiles.applies(
+    return applies(
         declaration,
         when=when,
         recorded=lambda name: _evr(recorded, name),

@@ -13,7 +13,7 @@ from typing import Final
 
 from ipavolume.errors import CannotCreateError, VolumeIOError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.linux.trees import Cursor
 from ipavolume.model.files import Xattrs
 
@@ -103,7 +103,7 @@ def digests_of(directory: int, name: str, algorithms: Sequence[str]) -> tuple[st
     Raises:
         OSError: If it cannot be read, or is no regular file any more.
     """
-    fd = fsops.open_regular(directory, name)
+    fd = files.open_regular(directory, name)
     if fd is None:
         raise OSError(errno.ESTALE, "the file changed while the image was read", name)
     hashes = [hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms]
@@ -120,13 +120,13 @@ def digests_of(directory: int, name: str, algorithms: Sequence[str]) -> tuple[st
 
 def xattrs_of(directory: int, name: str) -> Xattrs:
     """Return the extended attributes of *name* that may be copied."""
-    with fsops.inode(directory, name) as fd:
-        return fsops.read_xattrs(fd)
+    with files.inode(directory, name) as fd:
+        return files.read_xattrs(fd)
 
 
 def attributes_of(directory: int, name: str) -> Attributes | None:
     """Return the attributes of the directory *name*, or ``None`` when it is none."""
-    st = fsops.lstat(directory, name)
+    st = files.lstat(directory, name)
     if st is None or not stat.S_ISDIR(st.st_mode):
         return None
     return Attributes(
@@ -139,7 +139,7 @@ def attributes_of(directory: int, name: str) -> Attributes | None:
 
 def make_directory(directory: int, name: str, attributes: Attributes) -> None:
     """Create the directory *name*, visible only once it has its attributes."""
-    fsops.make_complete_directory(
+    files.make_complete_directory(
         directory,
         name,
         uid=attributes.uid,
@@ -151,8 +151,8 @@ def make_directory(directory: int, name: str, attributes: Attributes) -> None:
 
 def set_attributes(directory: int, name: str, attributes: Attributes) -> None:
     """Give the directory *name* exactly these attributes."""
-    with fsops.inode(directory, name) as fd:
-        fsops.set_metadata(
+    with files.inode(directory, name) as fd:
+        files.set_metadata(
             fd,
             uid=attributes.uid,
             gid=attributes.gid,
@@ -169,7 +169,7 @@ def make_missing(tree: ImageTree, location: str, wanted: Callable[[str], Attribu
         path = ""
         for name in location.split("/")[1:]:
             path = f"{path}/{name}"
-            if fsops.lstat(cursor.fd, name) is None:
+            if files.lstat(cursor.fd, name) is None:
                 make_directory(cursor.fd, name, wanted(path))
                 changed = True
             cursor.enter(name)

@@ -17,7 +17,7 @@ from ipavolume.firstrun.freeipa import is_freeipa
 from ipavolume.formats import manifest
 from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux.files import open_regular, write_stream
 from ipavolume.model.files import BUILD_ID_NAME, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
@@ -85,7 +85,7 @@ def read_previous(tree: ImageTree, *, warn: Progress) -> ImageHeader | None:
             return None
         parent = tree.open_directory(location.rpartition("/")[0])
         try:
-            fd = fsops.open_regular(parent, location.rpartition("/")[2])
+            fd = open_regular(parent, location.rpartition("/")[2])
         finally:
             os.close(parent)
         if fd is None:
@@ -237,7 +237,7 @@ def write(
         with reported(f"write {path!r}"):
             parent = tree.open_directory(above)
             try:
-                fsops.write_stream(parent, name, data, mode=0o644)
+                write_stream(parent, name, data, mode=0o644)
             finally:
                 os.close(parent)
     return bool(files)

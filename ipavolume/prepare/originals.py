@@ -16,7 +16,7 @@ from typing import Any, Final
 from ipavolume.errors import IpaVolumeError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.linux.trees import remove
 from ipavolume.prepare.files import reported
 
@@ -44,13 +44,13 @@ def write_journal(top: int, replacements: Sequence[Replacement]) -> None:
     """Record that the copies of these originals are complete; they may be removed now."""
     data = [[item.location, item.target, item.inode] for item in replacements]
     remove(top, WORK_DIRECTORY)
-    fsops.make_complete_directory(top, WORK_DIRECTORY, uid=0, gid=0, mode=0o700)
-    work = fsops.open_directory(top, WORK_DIRECTORY)
+    files.make_complete_directory(top, WORK_DIRECTORY, uid=0, gid=0, mode=0o700)
+    work = files.open_directory(top, WORK_DIRECTORY)
     try:
-        fsops.write_file(work, _JOURNAL, json.dumps(data).encode("ascii"), mode=0o600)
+        files.write_file(work, _JOURNAL, json.dumps(data).encode("ascii"), mode=0o600)
     finally:
         os.close(work)
-    fsops.sync(top)
+    files.sync(top)
 
 
 def read_journal(top: int) -> list[Replacement]:
@@ -59,12 +59,12 @@ def read_journal(top: int) -> list[Replacement]:
     Raises:
         IpaVolumeError: If the journal is not one that this software wrote.
     """
-    st = fsops.lstat(top, WORK_DIRECTORY)
+    st = files.lstat(top, WORK_DIRECTORY)
     if st is None or not stat.S_ISDIR(st.st_mode):
         return []
-    work = fsops.open_directory(top, WORK_DIRECTORY)
+    work = files.open_directory(top, WORK_DIRECTORY)
     try:
-        fd = fsops.open_regular(work, _JOURNAL)
+        fd = files.open_regular(work, _JOURNAL)
     finally:
         os.close(work)
     if fd is None:
@@ -115,9 +115,9 @@ def replace_originals(tree: ImageTree, replacements: Sequence[Replacement]) -> i
 
 
 def _replace(parent: int, name: str, item: Replacement) -> bool:
-    st = fsops.lstat(parent, name)
+    st = files.lstat(parent, name)
     if st is None:
-        fsops.make_symlink(parent, name, item.target, uid=0, gid=0)
+        files.make_symlink(parent, name, item.target, uid=0, gid=0)
         return True
     if stat.S_ISLNK(st.st_mode) and os.readlink(name, dir_fd=parent) == item.target:
         return False
@@ -125,7 +125,7 @@ def _replace(parent: int, name: str, item: Replacement) -> bool:
         return False
     if stat.S_ISDIR(st.st_mode):
         remove(parent, name)
-        fsops.make_symlink(parent, name, item.target, uid=0, gid=0)
+        files.make_symlink(parent, name, item.target, uid=0, gid=0)
     else:
-        fsops.replace_by_link(parent, name, item.target)
+        files.replace_by_link(parent, name, item.target)
     return True

@@ -18,9 +18,7 @@ from ipavolume.errors import ConfigurationError, PackageError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import FileFlags
 from ipavolume.model.packages import Package, RpmFile, RpmPackage
-from ipavolume.rpm import database as rpmdb
-from ipavolume.rpm import header as rpmheader
-from ipavolume.rpm import query
+from ipavolume.rpm import database, header, query
 
 _DATABASES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm", "/usr/share/rpm")
 _DATABASE_FILES: Final = ("rpmdb.sqlite", "Packages.db", "Packages")
@@ -146,12 +144,12 @@ def _read_packages(
     tree: ImageTree, rpms: Sequence[str], wanted: Callable[[str], bool]
 ) -> list[RpmPackage]:
     if rpms:
-        return _without_twins(rpmheader.read_package_file(path, wanted=wanted) for path in rpms)
+        return _without_twins(header.read_package_file(path, wanted=wanted) for path in rpms)
     name = _database_of(tree)
     fd = tree.open_directory(tree.resolve(name))
     try:
         with query.rpm_database_xml(fd, name=name) as stream:
-            return rpmdb.read_database(stream, wanted=wanted)
+            return database.read_database(stream, wanted=wanted)
     finally:
         os.close(fd)
 

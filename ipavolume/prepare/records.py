@@ -14,7 +14,7 @@ from ipavolume.errors import ConfigurationError
 from ipavolume.formats import manifest
 from ipavolume.image.release import AccountNames
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.linux.trees import Visit, walk
 from ipavolume.model.files import FileFlags, FileType, Record
 from ipavolume.model.images import TopLevel
@@ -107,7 +107,7 @@ class Shipped:
                         yield from self._absent(ghosts.pop())
                     if ghosts and ghosts[-1] == path:
                         ghosts.pop()
-                    if fsops.type_of(visit.st.st_mode) is FileType.OTHER:
+                    if files.type_of(visit.st.st_mode) is FileType.OTHER:
                         self._warn(f"{path!r} is a socket or device in the template; left out")
                         continue
                     record = self._present(path, mount, visit, paths_by_inode)
@@ -142,7 +142,7 @@ class Shipped:
         paths_by_inode: dict[tuple[int, int], str],
     ) -> Record:
         st = visit.st
-        kind = fsops.type_of(st.st_mode)
+        kind = files.type_of(st.st_mode)
         if len(path) > manifest.MAX_PATH_CHARACTERS:
             raise ConfigurationError(
                 f"{path[:80]!r}... has {len(path)} characters; a path has at most "
@@ -220,7 +220,7 @@ class Shipped:
     def _absent(self, path: str) -> Iterator[Record]:
         """Yield the record of a ghost of which the template holds nothing."""
         packaged = self._facts.files[path]
-        kind = fsops.type_of(packaged.file.mode)
+        kind = files.type_of(packaged.file.mode)
         if kind is FileType.OTHER:
             return
         attributes = packaged_attributes(packaged.file, self._names)

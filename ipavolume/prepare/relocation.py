@@ -11,8 +11,7 @@ from ipavolume.config.model import VolumeConfig
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.release import AccountNames
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
-from ipavolume.linux import libc
+from ipavolume.linux import files, libc
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
     Attributes,
@@ -88,7 +87,7 @@ class Relocation:
         self._tree.forget()
 
     def _finish(self, top: int) -> None:
-        if fsops.lstat(top, WORK_DIRECTORY) is None:
+        if files.lstat(top, WORK_DIRECTORY) is None:
             return
         self.changed = True
         replacements = read_journal(top)

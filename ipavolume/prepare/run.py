@@ -32,11 +32,16 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import is_within
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import manifest as identity
-from ipavolume.prepare import scriptlets as scriptletshipping
-from ipavolume.prepare import systemd as initfiles
+from ipavolume.prepare import scriptlets, systemd
 from ipavolume.prepare.files import DigestCache, reported
-from ipavolume.prepare.manifest import MANIFEST_PATH, Findings
+from ipavolume.prepare.manifest import (
+    MANIFEST_PATH,
+    Findings,
+    check_build_id,
+    describe,
+    read_previous,
+    write,
+)
 from ipavolume.prepare.packages import PackageFacts, read_facts
 from ipavolume.prepare.placement import Listed, Placement, place_entries, record_path
 from ipavolume.prepare.records import Shipped
@@ -103,7 +108,7 @@ def prepare(
         CannotCreateError: If something is in the way.
     """
     if build_id is not None:
-        identity.check_build_id(build_id)
+        check_build_id(build_id)
     with reported(f"prepare the image {root!r}"), ImageTree(root, {}) as tree:
         data = tree.read_file(CONFIGURATION_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
     config = _with_options(parse_config(data), lists=lists, mount=mount, template=template)
@@ -193,7 +198,7 @@ class _Run:
     ) -> PrepareResult:
         tree, relocation = self._tree, self._relocation
         relocation.finish_interrupted()
-        before = identity.read_previous(tree, warn=self._warn)
+        before = read_previous(tree, warn=self._warn)
         listed = self._read_lists(lists, mount, before)
         placements = place_entries(tree, listed, self._config.volumes)
         points = self._check_mount_points(placements)
@@ -201,7 +206,7 @@ class _Run:
         self._progress(f"{entries} listed paths")
         names = read_accounts(tree)
         facts = self._read_packages(placements, rpms)
-        described = scriptletshipping.describe(
+        described = scriptlets.describe(
             tree, facts.installed, self._config.scriptlets, warn=self._warn
         )
         relocation.move(placements, facts, names)
@@ -214,8 +219,8 @@ class _Run:
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
         steps_changed = ship_steps(tree, make=relocation.make, warn=self._warn)
-        scriptlets_changed = scriptletshipping.ship(tree, described, make=relocation.make)
-        init_changed = initfiles.install(
+        scriptlets_changed = scriptlets.ship(tree, described, make=relocation.make)
+        init_changed = systemd.install(
             tree, online_unit=self._config.online_unit, make=relocation.make, warn=self._warn
         )
         self._progress("writing the manifest")
@@ -239,10 +244,10 @@ class _Run:
             before=before,
         )
         with temporary.anonymous_file() as spool:
-            header = identity.describe(
+            header = describe(
                 tree, findings, shipped, spool, build_id=build_id, image_name=image_name
             )
-            written = identity.write(tree, findings, header, spool, make=relocation.make)
+            written = write(tree, findings, header, spool, make=relocation.make)
         return PrepareResult(
             build_id=header.build_id,
             changed=written

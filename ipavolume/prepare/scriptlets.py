@@ -24,14 +24,12 @@ from ipavolume.errors import (
 )
 from ipavolume.image.scriptlets import DIRECTORY, INDEX_NAME, MAX_BODY_BYTES, MAX_CATALOGUE_BYTES
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import command as processes
-from ipavolume.linux import files as fsops
-from ipavolume.linux import trees
+from ipavolume.linux import command, files, trees
 from ipavolume.model.packages import RpmPackage, RpmScriptlet
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import reported
-from ipavolume.rpm import catalogue as rpm_catalogue
 from ipavolume.rpm import running, scriptlets, versions
+from ipavolume.rpm.catalogue import dump, safe_names, sealed
 from ipavolume.rpm.scriptlets import LUA, Catalogue, Scriptlet
 
 _FILE_MODE: Final = 0o644
@@ -83,7 +81,7 @@ def describe(
         counts[place, one.kind] += 1
         number = counts[place, one.kind] if one.number else 0
         owners.append((package.name, package.evr, package.arch, one.kind, number))
-    names = rpm_catalogue.safe_names(owners)
+    names = safe_names(owners)
     bodies: dict[str, bytes] = {}
     found = []
     for (place, one), name in zip(items, names, strict=True):
@@ -103,7 +101,7 @@ def describe(
     if config is not None:
         _check(tree, packages, catalogue, config)
         _warn_of_substitutions(catalogue, bodies, config, warn)
-    return Described(catalogue=rpm_catalogue.sealed(catalogue), bodies=bodies)
+    return Described(catalogue=sealed(catalogue), bodies=bodies)
 
 
 def _scriptlet(one: RpmScriptlet, package: RpmPackage, place: int, name: str) -> Scriptlet:
@@ -139,7 +137,7 @@ def _find_lua(tree: ImageTree) -> str:
 
 def _succeeds(words: Sequence[str]) -> bool:
     try:
-        ended = processes.run_command(words, timeout_s=_PROBE_TIMEOUT_S, output=lambda _: None)
+        ended = command.run_command(words, timeout_s=_PROBE_TIMEOUT_S, output=lambda _: None)
     except CommandFailedError:
         return False
     return ended.status == 0 and not ended.timed_out
@@ -236,7 +234,7 @@ def ship(tree: ImageTree, described: Described, *, make: Progress) -> bool:
             changed = _remove_others(directory, described)
             for name, content in _files(described):
                 if not _holds(directory, name, content):
-                    fsops.write_stream(directory, name, iter([content]), mode=_FILE_MODE)
+                    files.write_stream(directory, name, iter([content]), mode=_FILE_MODE)
                     changed = True
         finally:
             os.close(directory)
@@ -245,7 +243,7 @@ def ship(tree: ImageTree, described: Described, *, make: Progress) -> bool:
 
 def _files(described: Described) -> Iterator[tuple[str, bytes]]:
     yield from described.bodies.items()
-    yield INDEX_NAME, rpm_catalogue.dump(described.catalogue)
+    yield INDEX_NAME, dump(described.catalogue)
 
 
 def _remove_others(directory: int, described: Described) -> bool:
@@ -260,7 +258,7 @@ def _remove_others(directory: int, described: Described) -> bool:
 
 
 def _holds(directory: int, name: str, content: bytes) -> bool:
-    st = fsops.lstat(directory, name)
+    st = files.lstat(directory, name)
     if st is None:
         return False
     if not stat.S_ISREG(st.st_mode):
@@ -273,7 +271,7 @@ def _holds(directory: int, name: str, content: bytes) -> bool:
         or st.st_uid != os.geteuid()
     ):
         return False
-    fd = fsops.open_regular(directory, name)
+    fd = files.open_regular(directory, name)
     if fd is None:
         return False
     with open(fd, "rb") as stream:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.paths import SHIPPED_STEPS, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
@@ -74,30 +74,30 @@ def _update(directory: int, wanted: Mapping[str, bytes], warn: Progress) -> bool
     for name in sorted(os.listdir(directory), key=os.fsencode):
         step = name[1:].removesuffix(_LEFT_OVER) if name.startswith(".") else name
         match = STEP_NAME.fullmatch(step)
-        st = fsops.lstat(directory, name)
+        st = files.lstat(directory, name)
         if match is None or st is None or not stat.S_ISREG(st.st_mode):
             continue
         if step != name:
             # A run was killed while it wrote this.
-            fsops.unlink(directory, name)
+            files.unlink(directory, name)
             changed = True
         elif name not in wanted and is_shipped_number(int(match[1])):
-            fsops.unlink(directory, name)
+            files.unlink(directory, name)
             warn(f"removed {SHIPPED_STEPS}/{name}, which this version of ipavolume does not ship")
             changed = True
     for name, content in sorted(wanted.items()):
-        st = fsops.lstat(directory, name)
+        st = files.lstat(directory, name)
         # What is no file was put there by somebody; it is refused, not replaced.
         if st is not None and not stat.S_ISREG(st.st_mode):
             continue
         if st is None or _content(directory, name) != content:
-            fsops.write_file(directory, name, content)
+            files.write_file(directory, name, content)
             changed = True
     return changed
 
 
 def _content(directory: int, name: str) -> bytes | None:
-    fd = fsops.open_regular(directory, name)
+    fd = files.open_regular(directory, name)
     if fd is None:
         return None
     with open(fd, "rb") as stream:

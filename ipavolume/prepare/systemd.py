@@ -9,7 +9,7 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
@@ -102,7 +102,7 @@ def _put(tree: ImageTree, path: str, content: bytes, mode: int, *, make: Progres
     with reported(f"write {path!r}"):
         directory, name = _open_parent(tree, path, make)
         try:
-            fsops.write_file(directory, name, content, mode=mode)
+            files.write_file(directory, name, content, mode=mode)
         finally:
             os.close(directory)
     return True
@@ -114,9 +114,9 @@ def _want(tree: ImageTree, unit: str, *, make: Progress, warn: Progress) -> bool
     with reported(f"make {_WANTS}/{unit!r}"):
         directory, name = _open_parent(tree, f"{_WANTS}/{unit}", make)
         try:
-            st = fsops.lstat(directory, name)
+            st = files.lstat(directory, name)
             if st is None:
-                fsops.replace_by_link(directory, name, target)
+                files.replace_by_link(directory, name, target)
                 return True
             if not stat.S_ISLNK(st.st_mode) or os.readlink(name, dir_fd=directory) != target:
                 warn(f"{_WANTS}/{unit} is there already and was left")

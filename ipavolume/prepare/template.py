@@ -16,8 +16,7 @@ from typing import Final
 
 from ipavolume.errors import VolumeIOError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import copying
-from ipavolume.linux import files as fsops
+from ipavolume.linux import copying, files
 from ipavolume.linux.trees import Cursor, remove, walk
 from ipavolume.model.files import FileType, Xattrs
 from ipavolume.model.progress import Progress
@@ -68,7 +67,7 @@ class Template:
                         return False
                 finally:
                     os.close(parent)
-                above, name = fsops.open_parent(top, place[1:])
+                above, name = files.open_parent(top, place[1:])
                 try:
                     _merge(work, _NEW, above, name)
                 finally:
@@ -81,8 +80,8 @@ class Template:
     def _work(self, top: int) -> Iterator[int]:
         """Hold an empty working directory that only root can enter."""
         remove(top, WORK_DIRECTORY)
-        fsops.make_complete_directory(top, WORK_DIRECTORY, uid=0, gid=0, mode=0o700)
-        work = fsops.open_directory(top, WORK_DIRECTORY)
+        files.make_complete_directory(top, WORK_DIRECTORY, uid=0, gid=0, mode=0o700)
+        work = files.open_directory(top, WORK_DIRECTORY)
         try:
             yield work
         finally:
@@ -107,7 +106,7 @@ class Template:
                 path = f"{path}/{name}"
                 attributes = wanted(path)
                 found = attributes_of(cursor.fd, name)
-                if found is None and fsops.lstat(cursor.fd, name) is None:
+                if found is None and files.lstat(cursor.fd, name) is None:
                     make_directory(cursor.fd, name, attributes or Attributes())
                     changed = True
                 elif found is not None and attributes is not None and found != attributes:
@@ -120,9 +119,9 @@ class Template:
         """Make the directory at *place* if nothing is there; its parent has to exist."""
         top = self.open()
         try:
-            above, name = fsops.open_parent(top, place[1:])
+            above, name = files.open_parent(top, place[1:])
             try:
-                if fsops.lstat(above, name) is not None:
+                if files.lstat(above, name) is not None:
                     return False
                 make_directory(above, name, attributes)
             finally:
@@ -134,18 +133,18 @@ class Template:
     def _copy(self, directory: int, source: str, work: int, *, target: str) -> bool:
         """Copy what is at location *source* to the working directory and compare it."""
         name = source.rpartition("/")[2]
-        st = fsops.lstat(directory, name)
-        if st is None or fsops.type_of(st.st_mode) is FileType.OTHER:
+        st = files.lstat(directory, name)
+        if st is None or files.type_of(st.st_mode) is FileType.OTHER:
             self._warn(f"{source!r} is a socket or device and is left out")
             return False
         if not stat.S_ISDIR(st.st_mode):
             self._copy_leaf(directory, name, st, work, _NEW, source)
             return True
-        fsops.make_directory(work, _NEW)
+        files.make_directory(work, _NEW)
         with contextlib.ExitStack() as stack:
-            fd = fsops.open_directory(directory, name)
+            fd = files.open_directory(directory, name)
             stack.callback(os.close, fd)
-            new = fsops.open_directory(work, _NEW)
+            new = files.open_directory(work, _NEW)
             stack.callback(os.close, new)
             cursor = stack.enter_context(Cursor(new))
             names_by_inode: dict[tuple[int, int], str] = {}
@@ -155,9 +154,9 @@ class Template:
                     cursor.leave()
                     self._finish_directory(visit.directory, visit.name, visit.st, cursor.fd, shown)
                 elif stat.S_ISDIR(visit.st.st_mode):
-                    fsops.make_directory(cursor.fd, visit.name)
+                    files.make_directory(cursor.fd, visit.name)
                     cursor.enter(visit.name)
-                elif fsops.type_of(visit.st.st_mode) is FileType.OTHER:
+                elif files.type_of(visit.st.st_mode) is FileType.OTHER:
                     self._warn(f"{shown!r} is a socket or device and is left out")
                 elif not _leads_home(visit.directory, visit.name, visit.st, target, visit.path):
                     identity = (visit.st.st_dev, visit.st.st_ino)
@@ -184,8 +183,8 @@ class Template:
     ) -> None:
         """Give a copied directory its attributes, after everything in it is there."""
         xattrs = xattrs_of(directory, name)
-        with fsops.inode(target, copy or name) as fd:
-            fsops.set_metadata(
+        with files.inode(target, copy or name) as fd:
+            files.set_metadata(
                 fd,
                 uid=st.st_uid,
                 gid=st.st_gid,
@@ -193,7 +192,7 @@ class Template:
                 xattrs=xattrs,
                 acls=True,
             )
-            fsops.set_times(fd, st.st_mtime_ns)
+            files.set_times(fd, st.st_mtime_ns)
         _compare(st, xattrs, target, copy or name, shown)
 
     def _copy_leaf(
@@ -205,7 +204,7 @@ class Template:
         copy: str,
         shown: str,
     ) -> None:
-        kind = fsops.type_of(st.st_mode)
+        kind = files.type_of(st.st_mode)
         xattrs = xattrs_of(directory, name)
         mode = stat.S_IMODE(st.st_mode)
         if kind is FileType.FILE:
@@ -226,21 +225,21 @@ class Template:
                     f"the copy of {shown!r} differs from the original",
                     hint="Memory or disk may be faulty. Run ipavolume prepare again.",
                 )
-            done = fsops.lstat(target, copy)
+            done = files.lstat(target, copy)
             if done is not None:
                 self._digests.add(done, bytes.fromhex(copied))
         elif kind is FileType.SYMLINK:
             text = os.readlink(name, dir_fd=directory)
-            fsops.make_symlink(target, copy, text, uid=st.st_uid, gid=st.st_gid)
+            files.make_symlink(target, copy, text, uid=st.st_uid, gid=st.st_gid)
             if xattrs:
-                with fsops.inode(target, copy) as fd:
-                    fsops.set_xattrs(fd, xattrs)
-            fsops.set_link_times(target, copy, st.st_mtime_ns)
+                with files.inode(target, copy) as fd:
+                    files.set_xattrs(fd, xattrs)
+            files.set_link_times(target, copy, st.st_mtime_ns)
         else:
-            fsops.make_fifo(target, copy, uid=st.st_uid, gid=st.st_gid, mode=mode)
-            with fsops.inode(target, copy) as fd:
-                fsops.set_xattrs(fd, xattrs)
-            fsops.set_link_times(target, copy, st.st_mtime_ns)
+            files.make_fifo(target, copy, uid=st.st_uid, gid=st.st_gid, mode=mode)
+            with files.inode(target, copy) as fd:
+                files.set_xattrs(fd, xattrs)
+            files.set_link_times(target, copy, st.st_mtime_ns)
         _compare(st, xattrs, target, copy, shown)
 
 
@@ -268,9 +267,9 @@ def _leads_home(directory: int, name: str, st: os.stat_result, target: str, path
 
 
 def _link(top: int, path: str, directory: int, name: str) -> None:
-    parent, last = fsops.open_parent(top, path)
+    parent, last = files.open_parent(top, path)
     try:
-        fsops.link(parent, last, directory, name)
+        files.link(parent, last, directory, name)
     finally:
         os.close(parent)
 
@@ -281,19 +280,19 @@ def _merge(source: int, new: str, directory: int, name: str) -> None:
     A directory is merged into one that is there, since it may lie in a lower layer, from
     where it cannot be renamed away. Done again from the start it comes to the same.
     """
-    st = fsops.lstat(source, new)
-    there = fsops.lstat(directory, name)
+    st = files.lstat(source, new)
+    there = files.lstat(directory, name)
     if st is None:
         return
     if there is None or not (stat.S_ISDIR(st.st_mode) and stat.S_ISDIR(there.st_mode)):
         if there is not None and stat.S_ISDIR(there.st_mode) != stat.S_ISDIR(st.st_mode):
             remove(directory, name)
-        fsops.rename(source, new, directory, name)
+        files.rename(source, new, directory, name)
         return
     with contextlib.ExitStack() as stack:
-        fd = fsops.open_directory(source, new)
+        fd = files.open_directory(source, new)
         stack.callback(os.close, fd)
-        top = fsops.open_directory(directory, name)
+        top = files.open_directory(directory, name)
         stack.callback(os.close, top)
         cursor = stack.enter_context(Cursor(top))
         for visit in walk(fd, depth_first=True):
@@ -301,23 +300,23 @@ def _merge(source: int, new: str, directory: int, name: str) -> None:
                 cursor.leave()
                 _merge_attributes(visit.directory, visit.name, visit.st, cursor.fd, visit.name)
                 continue
-            taken = fsops.lstat(cursor.fd, visit.name)
+            taken = files.lstat(cursor.fd, visit.name)
             is_directory = stat.S_ISDIR(visit.st.st_mode)
             if taken is not None and stat.S_ISDIR(taken.st_mode) != is_directory:
                 remove(cursor.fd, visit.name)
                 taken = None
             if is_directory:
                 if taken is None:
-                    fsops.make_directory(cursor.fd, visit.name)
+                    files.make_directory(cursor.fd, visit.name)
                 cursor.enter(visit.name)
             else:
-                fsops.rename(visit.directory, visit.name, cursor.fd, visit.name)
+                files.rename(visit.directory, visit.name, cursor.fd, visit.name)
     _merge_attributes(source, new, st, directory, name)
 
 
 def _merge_attributes(source: int, new: str, st: os.stat_result, directory: int, name: str) -> None:
-    with fsops.inode(directory, name) as fd:
-        fsops.set_metadata(
+    with files.inode(directory, name) as fd:
+        files.set_metadata(
             fd,
             uid=st.st_uid,
             gid=st.st_gid,
@@ -325,4 +324,4 @@ def _merge_attributes(source: int, new: str, st: os.stat_result, directory: int,
             xattrs=xattrs_of(source, new),
             acls=True,
         )
-        fsops.set_times(fd, st.st_mtime_ns)
+        files.set_times(fd, st.st_mtime_ns)

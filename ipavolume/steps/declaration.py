@@ -22,7 +22,7 @@ from ipavolume.config import releases
 from ipavolume.errors import ConfigurationError, RefusedError, VolumeIOError
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS, is_within
 from ipavolume.rpm import versions
 from ipavolume.steps.api import (
@@ -197,7 +197,7 @@ def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -
         if match is None:
             faults.append(f"{path!r}: a step is named sNNNN_what_it_does.py")
             continue
-        st = fsops.lstat(directory, name)
+        st = files.lstat(directory, name)
         if st is not None and stat.S_ISLNK(st.st_mode):
             target = os.readlink(name, dir_fd=directory)
             if target == MASK:
@@ -228,7 +228,7 @@ def read_step(tree: ImageTree, directory: int, name: str) -> bytes:
     Raises:
         FaultyError: If it is no file of root alone, or too large.
     """
-    fd = fsops.open_regular(directory, name)
+    fd = files.open_regular(directory, name)
     if fd is None:
         raise FaultyError(": is not a regular file")
     with open(fd, "rb") as stream:

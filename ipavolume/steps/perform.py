@@ -29,16 +29,14 @@ from ipavolume.errors import (
 )
 from ipavolume.image import diagnosis
 from ipavolume.linux import command as processes
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.linux.command import Ended
 from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Xattrs
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import mount_of
-from ipavolume.steps import api as steps
-from ipavolume.steps import declaration as stepfiles
-from ipavolume.steps import views
+from ipavolume.steps import api, declaration, views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, Step, StepAction, Warn, Write
 from ipavolume.steps.loading import path_fault
 from ipavolume.steps.views import is_covered, place
@@ -164,7 +162,7 @@ class _Performance:
     @contextlib.contextmanager
     def _parent(self) -> Iterator[tuple[int, str]]:
         try:
-            directory, name = fsops.open_parent(self._volume.fd, self._below)
+            directory, name = files.open_parent(self._volume.fd, self._below)
         except FileNotFoundError as err:
             raise CannotCreateError(
                 f"cannot make {self._where!r}: its directory is not there",
@@ -186,12 +184,12 @@ class _Performance:
         with self._held(directory, name) as (fd, st):
             if fd is not None and st is not None and stat.S_ISREG(st.st_mode):
                 if _holds(directory, name, st, action.content):
-                    fsops.sync(directory)
+                    files.sync(directory)
                     return self._found_saved()
                 uid, gid, mode = st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode) & ~SET_ID_BITS
-                xattrs = _without_rights(fsops.read_xattrs(fd))
+                xattrs = _without_rights(files.read_xattrs(fd))
             with self._state() as made:
-                fsops.write_complete(
+                files.write_complete(
                     made,
                     IN_THE_MAKING,
                     action.content,
@@ -206,31 +204,31 @@ class _Performance:
         with self._held(directory, name) as (fd, st):
             is_link = st is not None and stat.S_ISLNK(st.st_mode)
             if fd is not None and is_link and os.readlink("", dir_fd=fd) == action.target:
-                fsops.sync(directory)
+                files.sync(directory)
                 return self._found_saved()
             with self._state() as made:
-                fsops.unlink(made, IN_THE_MAKING)
-                fsops.make_symlink(made, IN_THE_MAKING, action.target, uid=0, gid=0)
+                files.unlink(made, IN_THE_MAKING)
+                files.make_symlink(made, IN_THE_MAKING, action.target, uid=0, gid=0)
                 return self._replace(made, directory, name, fd)
 
     def _remove(self, action: Remove) -> str | None:
         try:
-            directory, name = fsops.open_parent(self._volume.fd, self._below)
+            directory, name = files.open_parent(self._volume.fd, self._below)
         except FileNotFoundError:
             return self._found_saved()
         try:
-            st = fsops.lstat(directory, name)
+            st = files.lstat(directory, name)
             saved = None
             if st is None:
                 saved = self._found_saved()
             elif stat.S_ISDIR(st.st_mode):
                 # Somebody may have put something into it meanwhile; then it stays.
-                fsops.remove_directory(directory, name)
+                files.remove_directory(directory, name)
             elif action.keep_copy:
                 saved = self._move_away(directory, name)
             else:
-                fsops.unlink(directory, name)
-            fsops.sync(directory)
+                files.unlink(directory, name)
+            files.sync(directory)
             return saved
         finally:
             os.close(directory)
@@ -247,7 +245,7 @@ class _Performance:
             UnsafeVolumeError: If a directory is there.
         """
         try:
-            fd = os.open(name, fsops.INODE_FLAGS, dir_fd=directory)
+            fd = os.open(name, files.INODE_FLAGS, dir_fd=directory)
         except FileNotFoundError:
             yield None, None
             return
@@ -268,8 +266,8 @@ class _Performance:
 
     @contextlib.contextmanager
     def _state(self) -> Iterator[int]:
-        fsops.make_directory(self._volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=self._volume.fd)
+        files.make_directory(self._volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=self._volume.fd)
         try:
             yield fd
         finally:
@@ -278,21 +276,21 @@ class _Performance:
     def _replace(self, made: int, directory: int, name: str, held: int | None) -> str | None:
         """Put what is in the making in its place; what is there gets another name before."""
         saved = None if held is None else self._save(held)
-        fsops.rename(made, IN_THE_MAKING, directory, name)
-        fsops.sync(directory)
-        fsops.sync(made)
+        files.rename(made, IN_THE_MAKING, directory, name)
+        files.sync(directory)
+        files.sync(made)
         return saved
 
     def _save(self, held: int) -> str:
         """Give the inode behind *held* a name in the saved directory, durably."""
         st = os.fstat(held)
         for directory, name, path in self._saved_names():
-            found = fsops.lstat(directory, name)
+            found = files.lstat(directory, name)
             if found is None:
-                fsops.link_inode(held, directory, name)
+                files.link_inode(held, directory, name)
             elif not os.path.samestat(found, st):
                 continue
-            fsops.sync(directory)
+            files.sync(directory)
             return path
         raise AssertionError("the names end with an error")
 
@@ -300,10 +298,10 @@ class _Performance:
         """Move what is in the place to the saved directory, durably."""
         for directory, name, path in self._saved_names():
             try:
-                fsops.rename_noreplace(source, source_name, directory, name)
+                files.rename_noreplace(source, source_name, directory, name)
             except FileExistsError:
                 continue
-            fsops.sync(directory)
+            files.sync(directory)
             return path
         raise AssertionError("the names end with an error")
 
@@ -329,14 +327,14 @@ class _Performance:
         """Return the last copy that this run has made already, when it was interrupted then."""
         parent, _, name = self._saved.rpartition("/")
         try:
-            directory = fsops.open_directory(self._volume.fd, parent)
+            directory = files.open_directory(self._volume.fd, parent)
         except FileNotFoundError:
             return None
         try:
             last = None
             for number in range(_MAX_SAVED_COPIES):
                 numbered = f"{name}.{number}" if number else name
-                st = fsops.lstat(directory, numbered)
+                st = files.lstat(directory, numbered)
                 if st is None or stat.S_ISDIR(st.st_mode):
                     break
                 last = f"{self._volume.mount}/{parent}/{numbered}"
@@ -347,14 +345,14 @@ class _Performance:
 
 def _make_durable_directories(root: int, path: str) -> int:
     """Make directories of ours as far as they are missing, each durable before the next."""
-    fd = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=root)
+    fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=root)
     for number, name in enumerate(path.split("/")):
         try:
             # The state directory itself is for everybody to read, what is saved is not.
-            if fsops.lstat(fd, name) is None:
-                fsops.make_directory(fd, name, mode=PRIVATE_MODE if number else PUBLIC_MODE)
-            fsops.sync(fd)
-            below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+            if files.lstat(fd, name) is None:
+                files.make_directory(fd, name, mode=PRIVATE_MODE if number else PUBLIC_MODE)
+            files.sync(fd)
+            below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
         finally:
             os.close(fd)
         fd = below
@@ -365,13 +363,13 @@ def _holds(directory: int, name: str, held: os.stat_result, content: bytes) -> b
     """Tell whether the file is the one that was looked at and has this content already."""
     if held.st_size != len(content):
         return False
-    fd = fsops.open_regular(directory, name)
+    fd = files.open_regular(directory, name)
     if fd is None:
         return False
     with open(fd, "rb") as stream:
         if not os.path.samestat(os.fstat(fd), held) or stream.read(len(content) + 1) != content:
             return False
-        fsops.sync(fd)
+        files.sync(fd)
     return True
 
 
@@ -425,7 +423,7 @@ def perform(
             output.say(f"warning: {text}" + (f". {hint}" if hint else ""))
             return [text]
         case Refuse():
-            code = stepfiles.check_refusal(step, action, context.options.allow)
+            code = declaration.check_refusal(step, action, context.options.allow)
             return [f"overridden: {code}"]
         case Write() | Remove() | MakeLink():
             mounts = context.image.header.volumes
@@ -434,7 +432,7 @@ def perform(
                 text = f"{step} left {action.path} as it is: it lies behind the link {link}"
                 output.say(f"warning: {text}")
                 return [text]
-            output.say(steps.describe(action))
+            output.say(api.describe(action))
             saved = perform_file_action(action, context.volumes, mounts, run=run)
             if saved:
                 output.say(f"kept what was there as {saved}")

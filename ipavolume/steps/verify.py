@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
-from ipavolume.steps import declaration as stepfiles
 from ipavolume.steps import loading, views
 from ipavolume.steps.api import Declaration
+from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import run_command
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.history import read_history
@@ -48,7 +48,7 @@ def pending(context: Context) -> tuple[str, list[Declaration]]:
     passed = known.passed if known is not None and known.run == last["run"] else ()
     return last["run"], [
         declaration
-        for declaration in stepfiles.steps_of(context.image)
+        for declaration in steps_of(context.image)
         if declaration.verifies
         and not declaration.masked
         and declaration.name in executed
@@ -93,9 +93,9 @@ def verify(context: Context, run: str, steps: Sequence[Declaration], output: Run
 def _record(context: Context, verified: Verified) -> None:
     data: dict[str, Any] = asdict(verified)
     with attempt("write to", context.primary.directory):
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
         try:
-            fsops.write_file(fd, VERIFIED, json.dumps(data).encode("ascii") + b"\n")
+            files.write_file(fd, VERIFIED, json.dumps(data).encode("ascii") + b"\n")
         finally:
             os.close(fd)
 

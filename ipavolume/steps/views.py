@@ -18,7 +18,7 @@ from typing import Final, Protocol, Self
 from ipavolume.context import Context
 from ipavolume.errors import ConfigurationError, UnsafeVolumeError, VolumeIOError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.actions import (
     Action,
     CreateTree,
@@ -172,7 +172,7 @@ class _View(abc.ABC):
                 return None if found is None else found.content
             parent, _, name = found.path.rpartition("/")
             directory = found.source.directory(parent)
-            fd = None if directory is None else fsops.open_regular(directory, name)
+            fd = None if directory is None else files.open_regular(directory, name)
             if fd is None:
                 return None
             with open(fd, "rb") as stream:
@@ -194,7 +194,7 @@ class _View(abc.ABC):
             if isinstance(found, _Made):
                 return str(FileType.FILE if found.content is not None else FileType.SYMLINK)
             st = None if found is None else found.source.stat(found.path)
-            return None if st is None else str(fsops.type_of(st.st_mode))
+            return None if st is None else str(files.type_of(st.st_mode))
 
     def readlink(self, path: str) -> str | None:
         """See :meth:`ipavolume.steps.View.readlink`."""

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from ipavolume.errors import CannotCreateError, UnsafeVolumeError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files as fsops
-from ipavolume.linux import mounts
+from ipavolume.linux import files, mounts
 
 ONLINE_UNIT: Final = "ipavolume-online.service"
 UNIT_DIRECTORY: Final = "/usr/lib/systemd/system"
@@ -54,9 +53,9 @@ def write(data: Mapping[str, Any]) -> None:
             hint="Give the container one, as systemd wants it: --tmpfs /run.",
             state="the volume is fine",
         )
-    directory = os.open(places[0], fsops.DIRECTORY_FLAGS)
+    directory = os.open(places[0], files.DIRECTORY_FLAGS)
     try:
-        fsops.write_file(directory, _NAME, json.dumps(data).encode("ascii"), mode=0o600)
+        files.write_file(directory, _NAME, json.dumps(data).encode("ascii"), mode=0o600)
     except OSError as err:
         raise CannotCreateError(
             f"cannot write {places[0]}/{_NAME}: {err.strerror}",
@@ -75,15 +74,15 @@ def take() -> dict[str, Any]:
         UnsafeVolumeError: If it was not root that wrote it, or it is not what was written.
     """
     for place in _places():
-        directory = os.open(place, fsops.DIRECTORY_FLAGS)
+        directory = os.open(place, files.DIRECTORY_FLAGS)
         try:
-            fd = fsops.open_regular(directory, _NAME)
+            fd = files.open_regular(directory, _NAME)
             if fd is None:
                 continue
             with open(fd, "rb") as stream:
                 st = os.fstat(fd)
                 data = stream.read(_MAX_BYTES)
-            fsops.unlink(directory, _NAME)
+            files.unlink(directory, _NAME)
         finally:
             os.close(directory)
         if st.st_uid != 0 or stat.S_IMODE(st.st_mode) != 0o600 or st.st_nlink != 1:

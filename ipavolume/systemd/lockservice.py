@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from ipavolume.errors import LockedError
 from ipavolume.model.progress import Progress
-from ipavolume.volume import lock as holding
+from ipavolume.volume import lock
 from ipavolume.volume.members import Volume
 
 
@@ -26,9 +26,9 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
         UnsafeVolumeError: If a file system has no locks.
     """
     volumes = tuple(volumes)
-    in_line = [volume for volume in volumes if not holding.try_lock(volume)]
+    in_line = [volume for volume in volumes if not lock.try_lock(volume)]
     for volume in in_line:
-        if not holding.is_held_here(volume):
+        if not lock.is_held_here(volume):
             raise LockedError(
                 f"the volume {volume.directory!r} is in use by another container",
                 hint="Stop that container first.",

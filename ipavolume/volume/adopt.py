@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from ipavolume.formats import manifest
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import FileFlags, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package, Provide
@@ -55,7 +55,7 @@ def old_lines(volume: Volume, path_of_mount: str) -> list[bytes]:
 
 def _names(volume: Volume, name: str, mount: str) -> list[tuple[str, os.stat_result]]:
     try:
-        fd = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
     except (FileNotFoundError, NotADirectoryError):
         return []
     try:
@@ -68,7 +68,7 @@ def _records(volume: Volume, name: str, mount: str) -> list[Record]:
     found = _names(volume, name, mount)
     if not found:
         return []
-    fd = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
     try:
         with Tree({mount: fd}) as tree:
             return [
@@ -147,11 +147,11 @@ def _dirsrv_version(volume: Volume) -> str:
 def _find(volume: Volume, path: str, pattern: re.Pattern[bytes]) -> str:
     """Return what *pattern* finds in a small file of the volume, following no link."""
     try:
-        parent, name = fsops.open_parent(volume.fd, path)
+        parent, name = files.open_parent(volume.fd, path)
     except OSError:
         return ""
     try:
-        fd = fsops.open_regular(parent, name)
+        fd = files.open_regular(parent, name)
     finally:
         os.close(parent)
     if fd is None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.formats import manifest
-from ipavolume.linux import files as fsops
-from ipavolume.linux import parallel
+from ipavolume.linux import files, parallel
 from ipavolume.model.files import DiskState, Record
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN
 from ipavolume.volume.members import Volume
@@ -111,7 +110,7 @@ def candidates(
             path=path,
             old=None if old_line is None else manifest.parse_record(old_line),
             new=None if new_line is None else manifest.parse_record(new_line),
-            disk=None if st is None else fsops.disk_state(st),
+            disk=None if st is None else files.disk_state(st),
             trusted=trusted,
             position=new_position if new_line is not None else -1,
         )

@@ -13,7 +13,7 @@ from typing import Final
 
 from ipavolume.errors import ManifestError, UnsafeVolumeError
 from ipavolume.formats import manifest
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import NOTHING, TaskLog, parse_log
@@ -126,7 +126,7 @@ def read_facts(volume: Volume) -> Facts:
     check_trust(volume)
     build_id = read_build_id(volume)
     legacy = any(
-        fsops.lstat(volume.fd, name) is not None
+        files.lstat(volume.fd, name) is not None
         for name in ("volume-version", ".configfiles", ".configfiles-noreplace")
     )
     fd = open_state(volume)
@@ -143,7 +143,7 @@ def read_facts(volume: Volume) -> Facts:
         identity = _read_identity(fd, volume)
         transaction = target = None
         tasks = NOTHING
-        if fsops.lstat(fd, TRANSACTION) is not None:
+        if files.lstat(fd, TRANSACTION) is not None:
             transaction, target, tasks = _read_transaction(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
         pending = _read_header(fd, PENDING, volume)
@@ -178,17 +178,17 @@ def read_build_id(volume: Volume) -> str | None:
     Raises:
         UnsafeVolumeError: If there is something else than a file with one line.
     """
-    st = fsops.lstat(volume.fd, BUILD_ID_NAME)
+    st = files.lstat(volume.fd, BUILD_ID_NAME)
     if st is None:
         return None
     path = f"{volume.directory.rstrip('/')}/{BUILD_ID_NAME}"
     try:
-        fd = fsops.open_regular(volume.fd, BUILD_ID_NAME)
+        fd = files.open_regular(volume.fd, BUILD_ID_NAME)
     except PermissionError as err:
         raise unreadable(path, err) from err
     if fd is None:
         raise UnsafeVolumeError(
-            f"{path!r} is {KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file",
+            f"{path!r} is {KIND_WORDS[files.type_of(st.st_mode)]}, not a file",
             path=path,
             hint="Look at who put it there, and restore the file.",
         )
@@ -212,7 +212,7 @@ def _read_identity(fd: int, volume: Volume) -> Identity | None:
 
 def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None, TaskLog]:
     try:
-        inside = os.open(TRANSACTION, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        inside = os.open(TRANSACTION, files.DIRECTORY_FLAGS, dir_fd=fd)
     except PermissionError as err:
         raise unreadable(path_of_member(fd, TRANSACTION), err) from err
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.actions import Action, Install, Keep, Plan, Save, verb
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
@@ -174,4 +174,4 @@ def append_history(fd: int, runs: Iterable[Any], entry: dict[str, Any]) -> None:
     if any(run.get("run") == entry["run"] for run in known):
         return
     data = b"".join(dump_line(run) for run in (*known, entry))
-    fsops.write_file(fd, HISTORY, data, mode=PUBLIC_FILE_MODE)
+    files.write_file(fd, HISTORY, data, mode=PUBLIC_FILE_MODE)

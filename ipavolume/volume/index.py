@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 from ipavolume.errors import ManifestError, VolumeIOError
 from ipavolume.formats import manifest
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.volume.facts import Facts
@@ -88,7 +88,7 @@ def check_transaction(volume: Volume, facts: Facts) -> None:
     Raises:
         UnsafeVolumeError: If its manifest or its index is missing, cut short or altered.
     """
-    fd = os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    fd = os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", files.DIRECTORY_FLAGS, dir_fd=volume.fd)
     try:
         stream = open_member(fd, BASELINE, volume)
         if stream is not None:

@@ -22,8 +22,7 @@ from collections.abc import Iterable
 from typing import Final, Self
 
 from ipavolume.errors import IpaVolumeError, LockedError, UnsafeVolumeError
-from ipavolume.linux import files as fsops
-from ipavolume.linux import signals
+from ipavolume.linux import files, signals
 from ipavolume.model.progress import Progress
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.members import Volume
@@ -65,7 +64,7 @@ def try_work_lock(above: int) -> int | None:
     Returns:
         The descriptor that holds it, or ``None`` when it is taken.
     """
-    fd = os.open(WORK_DIRECTORY, fsops.DIRECTORY_FLAGS)
+    fd = os.open(WORK_DIRECTORY, files.DIRECTORY_FLAGS)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The lock belongs to both descriptors, and stays when the first is closed.

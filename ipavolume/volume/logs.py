@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from ipavolume.linux import files as fsops
-from ipavolume.linux import trees
+from ipavolume.linux import files, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
@@ -89,13 +88,13 @@ class RunLog:
 
 def _open(volume: Volume, run: str) -> BinaryIO:
     """Open the log of *run* for appending; the oldest logs go."""
-    directory = fsops.make_directories(volume.fd, f"{STATE_DIRECTORY}/{LOGS}", mode=_PRIVATE_MODE)
+    directory = files.make_directories(volume.fd, f"{STATE_DIRECTORY}/{LOGS}", mode=_PRIVATE_MODE)
     try:
         name = f"{run}.log"
         others = sorted(one for one in os.listdir(directory) if one != name)
         for old in others[: max(0, len(others) + 1 - _LOGS_KEPT)]:
             trees.remove_tree(directory, old)
-        return fsops.open_for_appending(directory, name)
+        return files.open_for_appending(directory, name)
     finally:
         os.close(directory)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import UnsafeVolumeError, VolumeIOError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.volume import ownership
 from ipavolume.volume.layout import (
@@ -86,13 +86,13 @@ def check_trust(volume: Volume) -> None:
     if root.st_uid != 0 and (moved := ownership.explain(volume.fd, volume.directory)):
         raise moved
     _check_directory(volume.directory, root)
-    state = fsops.lstat(volume.fd, STATE_DIRECTORY)
+    state = files.lstat(volume.fd, STATE_DIRECTORY)
     if state is None:
         return
     path = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}"
     if not stat.S_ISDIR(state.st_mode):
         raise UnsafeVolumeError(
-            f"{path!r} is {KIND_WORDS[fsops.type_of(state.st_mode)]}, not a directory",
+            f"{path!r} is {KIND_WORDS[files.type_of(state.st_mode)]}, not a directory",
             hint="Look at who put it there, and remove it or restore the directory.",
         )
     _check_directory(path, state)
@@ -101,12 +101,12 @@ def check_trust(volume: Volume) -> None:
 
 def _check_members(volume: Volume, path: str) -> None:
     try:
-        fd = os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
     except PermissionError as err:
         raise unreadable(path, err) from err
     try:
         for name in sorted(os.listdir(fd)):
-            st = fsops.lstat(fd, name)
+            st = files.lstat(fd, name)
             if st is None:
                 continue
             expected = (
@@ -116,7 +116,7 @@ def _check_members(volume: Volume, path: str) -> None:
                 if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, LOGS)
                 else None
             )
-            found = fsops.type_of(st.st_mode)
+            found = files.type_of(st.st_mode)
             if expected is not None and found is not expected:
                 raise UnsafeVolumeError(
                     f"{path + '/' + name!r} is {KIND_WORDS[found]}, not {KIND_WORDS[expected]}",
@@ -147,7 +147,7 @@ def _check_directory(path: str, st: os.stat_result) -> None:
 def open_state(volume: Volume) -> int | None:
     """Open the state directory, or return ``None`` when there is none."""
     try:
-        return os.open(STATE_DIRECTORY, fsops.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        return os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
     except FileNotFoundError:
         return None
 
@@ -188,15 +188,15 @@ def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
     Raises:
         UnsafeVolumeError: If it is not a file of root.
     """
-    st = fsops.lstat(fd, name)
+    st = files.lstat(fd, name)
     if st is None:
         return None
     try:
-        opened = fsops.open_regular(fd, name)
+        opened = files.open_regular(fd, name)
     except PermissionError as err:
         raise unreadable(path_of_member(fd, name), err) from err
     if opened is None:
-        raise damaged(fd, name, f"is {KIND_WORDS[fsops.type_of(st.st_mode)]}, not a file")
+        raise damaged(fd, name, f"is {KIND_WORDS[files.type_of(st.st_mode)]}, not a file")
     stream = open(opened, "rb")  # noqa: SIM115 - the caller closes it
     try:
         _check_directory(path_of_member(fd, name), os.fstat(opened))
@@ -217,7 +217,7 @@ KIND_WORDS: Final = {
 
 def path_of_member(fd: int, name: str) -> str:
     """Return where *name* in the directory *fd* is, for messages."""
-    return f"{os.readlink(fsops.proc_path(fd)).rstrip('/')}/{name}"
+    return f"{os.readlink(files.proc_path(fd)).rstrip('/')}/{name}"
 
 
 _RESTORE: Final = (

@@ -15,7 +15,7 @@ from typing import Final
 
 from ipavolume.errors import ManifestError, UnsafeVolumeError
 from ipavolume.formats import manifest
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 
 OVERFLOW_ID: Final = 65534
@@ -177,22 +177,22 @@ def _recorded(fd: int) -> Iterator[tuple[str, int, int]]:
 
 def _open(fd: int, directory: str, name: str) -> int | None:
     try:
-        inside = os.open(directory, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+        inside = os.open(directory, files.DIRECTORY_FLAGS, dir_fd=fd)
     except FileNotFoundError:
         return None
     try:
-        return fsops.open_regular(inside, name)
+        return files.open_regular(inside, name)
     finally:
         os.close(inside)
 
 
 def _lstat(fd: int, path: str) -> os.stat_result | None:
     try:
-        parent, name = fsops.open_parent(fd, path)
+        parent, name = files.open_parent(fd, path)
     except OSError:
         return None
     try:
-        return fsops.lstat(parent, name)
+        return files.lstat(parent, name)
     finally:
         os.close(parent)
 
@@ -220,7 +220,7 @@ def _look(fd: int, depth: int, left: list[int]) -> Iterator[os.stat_result]:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             yield st
             if depth and stat.S_ISDIR(st.st_mode):
-                below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+                below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
             else:
                 continue
         except OSError:

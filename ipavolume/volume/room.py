@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, VolumeIOError
-from ipavolume.linux import files as fsops
-from ipavolume.linux import trial as linux_trial
+from ipavolume.linux import files
+from ipavolume.linux.trial import Trial, probe
 from ipavolume.model.actions import SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME
 from ipavolume.model.files import Metadata
@@ -31,11 +31,11 @@ def is_shown_read_only(volume: Volume) -> bool:
 def allocated(volume: Volume, action: SetMetadata) -> int:
     """Return what a copy takes: holes, of which a file can have terabytes, stay holes."""
     try:
-        parent, name = fsops.open_parent(volume.fd, action.path[len(volume.mount) + 1 :])
+        parent, name = files.open_parent(volume.fd, action.path[len(volume.mount) + 1 :])
     except OSError:
         return action.before.size
     try:
-        st = fsops.lstat(parent, name)
+        st = files.lstat(parent, name)
     finally:
         os.close(parent)
     return action.before.size if st is None else min(action.before.size, st.st_blocks * 512)
@@ -94,9 +94,9 @@ def try_calls(volume: Volume, wanted: Collection[Metadata], *, looking: bool) ->
     for name in (*ACL_NAMES[:1], CAPABILITY_NAME):
         values = [value for item in wanted for key, value in item.xattrs if key == name]
         samples += [(name, value) for value in values[:1]]
-    trial = linux_trial.Trial(uid=uid, gid=gid, mode=0o750 | bits, xattrs=tuple(samples))
+    trial = Trial(uid=uid, gid=gid, mode=0o750 | bits, xattrs=tuple(samples))
     with attempt("try calls on", volume.directory, now=STATE_UNTOUCHED):
-        failed = linux_trial.probe(volume.fd, trial, thorough=not looking)
+        failed = probe(volume.fd, trial, thorough=not looking)
     if failed is not None:
         raise _missing_right(volume, *failed) from failed[1]
 
@@ -124,7 +124,7 @@ _DOING: Final = {
     "rename": "rename files on",
     "symlink": "make symbolic links on",
 }
-"""What a call is for, by its first words as :func:`fsops.probe` names it."""
+"""What a call is for, by its first words as :func:`ipavolume.linux.trial.probe` names it."""
 _CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SETFCAP = 0, 1, 3, 4, 31
 _CAPABILITY_WORDS: Final = {
     _CHOWN: "CAP_CHOWN",

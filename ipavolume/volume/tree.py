@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import files as fsops
+from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, DiskState, LinkStanding, Xattrs
 from ipavolume.volume.layout import SAVED
 
@@ -100,12 +100,12 @@ class Tree:
         directory = self.directory(parent)
         if directory is None:
             return None
-        return fsops.lstat(directory, name)
+        return files.lstat(directory, name)
 
     def state(self, path: str) -> DiskState | None:
         """Return the state of *path*, or ``None`` when there is nothing."""
         st = self.stat(path)
-        return None if st is None else fsops.disk_state(st)
+        return None if st is None else files.disk_state(st)
 
     def digest(self, path: str, state: DiskState | None = None) -> str:
         """Return the SHA-256 of the regular file *path*, or "" when it is none (any more).
@@ -115,7 +115,7 @@ class Tree:
         """
         parent, _, name = path.rpartition("/")
         directory = self.directory(parent)
-        fd = None if directory is None else fsops.open_regular(directory, name)
+        fd = None if directory is None else files.open_regular(directory, name)
         if fd is None:
             return ""
         with open(fd, "rb", buffering=0) as reader:
@@ -141,14 +141,14 @@ class Tree:
         directory = self.directory(parent)
         if directory is None:
             return ()
-        return fsops.xattrs_at(directory, name)
+        return files.xattrs_at(directory, name)
 
     def children(self, path: str) -> list[str]:
         """Return the names in the directory *path*, sorted by bytes; none if it is none."""
         above = self.directory(path)
         if above is None:
             return []
-        fd = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=above)
+        fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=above)
         try:
             return sorted(os.listdir(fd), key=os.fsencode)
         finally:
@@ -268,7 +268,7 @@ def walk(
     """
     device = os.fstat(root).st_dev
     stack: list[tuple[str, tuple[int, int], list[str]]] = []
-    fd = os.open(".", fsops.DIRECTORY_FLAGS, dir_fd=root)
+    fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=root)
     try:
         st = os.fstat(fd)
         path = mount
@@ -279,7 +279,7 @@ def walk(
                 if not stack:
                     return
                 path, identity, names = stack.pop()
-                above = os.open("..", fsops.DIRECTORY_FLAGS, dir_fd=fd)
+                above = os.open("..", files.DIRECTORY_FLAGS, dir_fd=fd)
                 os.close(fd)
                 fd = above
                 st = os.fstat(fd)
@@ -290,7 +290,7 @@ def walk(
                     )
             name = names.pop()
             ours = path == mount and name == STATE_DIRECTORY
-            found = fsops.lstat(fd, name)
+            found = files.lstat(fd, name)
             if found is None or (mounted and f"{path}/{name}" in mounted):
                 continue
             if len(path) > _MAX_PATH_CHARACTERS:
@@ -303,7 +303,7 @@ def walk(
                 yield f"{path}/{name}", fd, name, found
             if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
                 try:
-                    below = os.open(name, fsops.DIRECTORY_FLAGS, dir_fd=fd)
+                    below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except OSError as err:

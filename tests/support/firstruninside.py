@@ -11,7 +11,7 @@ import sys
 
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError
-from ipavolume.firstrun import run as installing
+from ipavolume.firstrun import run
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.request import make_request
 from ipavolume.volume.lock import Lock
@@ -45,11 +45,11 @@ def main() -> int:
             lock.take(context.volumes.values(), say, timeout_s=0)
             asked = make_request(arguments, os.environ)
             if only_ask:
-                show(f"due: {installing.due(context, asked, say=say) is not None}")
+                show(f"due: {run.due(context, asked, say=say) is not None}")
             else:
                 standing = firstrun.Standing.DONE
-                if (ready := installing.due(context, asked, say=say)) is not None:
-                    standing = installing.run(context, ready, say=say, output=output)
+                if (ready := run.due(context, asked, say=say)) is not None:
+                    standing = run.run(context, ready, say=say, output=output)
                 show(f"standing: {standing}")
             show(f"now: {firstrun.standing(context)}")
     except IpaVolumeError as err:
