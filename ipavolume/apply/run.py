@@ -30,9 +30,9 @@ from ipavolume.linux import files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import (
-    PHASES,
     REPEATED_FAILURES,
     Failure,
+    Phase,
     Task,
     TaskLog,
     TaskRecord,
@@ -330,7 +330,7 @@ class _Run:
             output=output,
         )
         try:
-            for phase in PHASES:
+            for phase in Phase:
                 if phase in self._phases:
                     execution.run(phase)
         except IpaVolumeError as err:

@@ -10,6 +10,7 @@ import click
 
 from ipavolume.cli import text
 from ipavolume.errors import IpaVolumeError
+from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.progress import say_nothing
 
 # What a command needs is loaded with the command.
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
     from ipavolume.commands.work import Shown
 
 _SEVERITY_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "blue"}
-_VERB_COLOURS: Final = {
-    "create": "green",
-    "replace": "yellow",
-    "rpmnew": "yellow",
-    "save": "yellow",
-    "erase": "red",
-    "rmdir": "red",
-    "metadata": "cyan",
-    "keep": "blue",
-}
 
 
 def fail(err: IpaVolumeError) -> NoReturn:
@@ -110,13 +101,27 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
     plan = found.draft.plan
     totals = ", ".join(f"{number} {word}" for word, number in text.counts(plan.actions).items())
     click.echo(f"  plan: {totals or 'record the new id, change nothing'}")
-    for line in text.plan_lines(plan) if full else ():
-        word, _, rest = line.partition(" ")
-        colour = _VERB_COLOURS.get(word)
-        click.echo(f"    {click.style(f'{word:<9}', fg=colour)} {rest.strip()}")
+    for action in plan.actions if full else ():
+        word = verb(action)
+        head = click.style(f"{word:<9}", fg=_colour(word))
+        click.echo(f"    {head} {text.escape(describe(action))}")
     if plan.tasks:
         click.echo(f"  then: {text.tasks_count(plan.tasks)}")
     for task in plan.tasks if full else ():
         preview = found.draft.previews.get(task.key)
         for line in text.preview_lines(task, preview, verbose=verbose):
             click.echo(f"    {line}")
+
+
+def _colour(word: Verb) -> str:
+    match word:
+        case Verb.CREATE:
+            return "green"
+        case Verb.REPLACE | Verb.RPMNEW | Verb.SAVE:
+            return "yellow"
+        case Verb.ERASE | Verb.RMDIR:
+            return "red"
+        case Verb.METADATA:
+            return "cyan"
+        case Verb.KEEP:
+            return "blue"

@@ -6,10 +6,10 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ipavolume.formats.plan import action_data
-from ipavolume.model.actions import Action, Install, Keep, Plan, describe, verb
+from ipavolume.model.actions import Action, Install, Keep, Plan, Verb, describe, past, verb
 from ipavolume.model.tasks import Task, task_data
 from ipavolume.steps.api import describe as describe_step
 
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from ipavolume.plan.tasks import Preview
     from ipavolume.prepare.run import PrepareResult
     from ipavolume.rpm.transaction import Explanation
-
-_ORDER: Final = ("create", "replace", "rpmnew", "save", "erase", "rmdir", "metadata", "keep")
-_WORDS: Final = {
-    "create": "created",
-    "replace": "replaced",
-    "rpmnew": "put beside the edited file as .rpmnew",
-    "save": "moved to another name",
-    "erase": "removed, no longer shipped",
-    "rmdir": "directories removed if empty",
-    "metadata": "given another owner, mode or ACL",
-    "keep": "kept as they are",
-}
 
 
 def escape(text: str) -> str:
@@ -164,11 +152,6 @@ def conflict_data(conflict: Conflict) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """Return the lines of a dry run, one an action, without a heading."""
-    return [f"{verb(action):<9} {escape(describe(action))}" for action in plan.actions]
-
-
 def plan_data(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain data."""
     return {
@@ -256,10 +239,10 @@ def scriptlet_data(found: Explanation) -> dict[str, Any]:
     }
 
 
-def counts(actions: Sequence[Action]) -> dict[str, int]:
+def counts(actions: Sequence[Action]) -> dict[Verb, int]:
     """Return how many actions of each verb there are, in a fixed order."""
     found = Counter(verb(action) for action in actions)
-    return {word: found[word] for word in _ORDER if found[word]}
+    return {word: found[word] for word in Verb if found[word]}
 
 
 def summary_lines(outcome: Outcome) -> list[str]:
@@ -272,8 +255,8 @@ def summary_lines(outcome: Outcome) -> list[str]:
         totals = counts(plan.actions)
         if not totals:
             lines.append("  no file on the volume had to change")
-        lines += [f"  {number:>6} {_WORDS[word]}" for word, number in totals.items()]
-        review = [action for action in plan.actions if verb(action) in ("rpmnew", "save")]
+        lines += [f"  {number:>6} {past(word)}" for word, number in totals.items()]
+        review = [action for action in plan.actions if verb(action) in (Verb.RPMNEW, Verb.SAVE)]
         review += [
             action
             for action in plan.actions
@@ -348,7 +331,7 @@ def history_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         totals = run.get("counts", {})
         if totals:
-            text = ", ".join(f"{totals[word]} {word}" for word in _ORDER if word in totals)
+            text = ", ".join(f"{totals[word]} {word}" for word in Verb if word in totals)
             lines.append(f"    {text}")
         lines += [
             escape(f"    {name} {before} -> {after}")

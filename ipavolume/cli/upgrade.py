@@ -9,7 +9,7 @@ import click
 from ipavolume.cli import options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
-from ipavolume.model.tasks import PHASES
+from ipavolume.model.tasks import Phase
 
 
 @click.command(cls=HelpedCommand)
@@ -20,7 +20,7 @@ from ipavolume.model.tasks import PHASES
 @click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
 @click.option(
     "--phase",
-    type=click.Choice(PHASES),
+    type=click.Choice(tuple(Phase)),
     default=None,
     help="Only this phase: files and what runs before init, or what runs under it.",
 )
@@ -54,7 +54,7 @@ def upgrade(
         found = check.inspect(options)
         output.print_inspection(found, as_json=as_json, full=True, verbose=verbose)
         called.exit(found.exit_status)
-    phases = PHASES if phase is None else (phase,)
+    phases = tuple(Phase) if phase is None else (Phase(phase),)
     with Work(options) as work:
         context = work.context
         redactor = start.begin(context, ()).redactor

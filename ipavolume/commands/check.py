@@ -32,8 +32,9 @@ from ipavolume.image.image import Image
 from ipavolume.model.actions import Keep
 from ipavolume.plan import assess
 from ipavolume.plan import draft as drafting
+from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.draft import Draft
-from ipavolume.plan.verdict import NEEDS_WORK, State, Verdict
+from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import index, ownership
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.lock import is_locked
@@ -189,10 +190,10 @@ def _inspect(
     if verdict.error is not None:
         findings.append(_finding(verdict.error))
         status = verdict.error.exit_status
-    elif verdict.state in NEEDS_WORK:
+    elif (does := conduct(verdict.state).does) is not Does.NOTHING:
         status = EXIT_UPGRADE_NEEDED
         try:
-            if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
+            if does is Does.RESUME:
                 run.read_open_plan(context, facts)
             else:
                 made = drafting.draft(context, verdict, facts, looking=True)
@@ -204,19 +205,7 @@ def _inspect(
             if isinstance(err, UnsafeVolumeError):
                 found, reason = State.UNSAFE, str(err)
     elif context.options.checksum:
-        outdated = replace(verdict, state=State.OUTDATED)
-        made = drafting.draft(context, outdated, facts, looking=True)
-        changed = [item for item in made.plan.actions if not isinstance(item, Keep)]
-        findings += [
-            Finding(
-                code="drift",
-                severity="warning",
-                path=item.path,
-                message="is not as the image shipped it; an upgrade would change it",
-            )
-            for item in changed
-        ]
-        made = None
+        findings += _drift(context, verdict, facts)
     if made is not None:
         findings += [
             Finding(
@@ -261,6 +250,22 @@ def _inspect(
         findings=tuple(findings),
         exit_status=status,
     )
+
+
+def _drift(context: Context, verdict: Verdict, facts: Mapping[str, Facts]) -> list[Finding]:
+    """Return what an upgrade to the very same image would change."""
+    outdated = replace(verdict, state=State.OUTDATED)
+    made = drafting.draft(context, outdated, facts, looking=True)
+    return [
+        Finding(
+            code="drift",
+            severity="warning",
+            path=item.path,
+            message="is not as the image shipped it; an upgrade would change it",
+        )
+        for item in made.plan.actions
+        if not isinstance(item, Keep)
+    ]
 
 
 def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | None:

@@ -11,6 +11,7 @@ from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_catalogue
 from ipavolume.model.images import ImageHeader
 from ipavolume.plan import assess, draft, tasks
+from ipavolume.plan.conduct import conduct
 from ipavolume.plan.verdict import State
 from ipavolume.rpm import scriptlets, transaction
 from ipavolume.rpm.transaction import Explanation
@@ -50,11 +51,7 @@ class Known:
     @property
     def when(self) -> When:
         """Which steps the next start asks."""
-        if self.state is State.EMPTY:
-            return When.POPULATE
-        if self.state in (State.CURRENT, State.REBUILT):
-            return When.START
-        return When.UPGRADE
+        return conduct(self.state).asks
 
 
 def list_steps(options: Options) -> list[ListedStep]:
@@ -125,7 +122,7 @@ def _known(options: Options) -> Known | None:
             return Known(
                 state=verdict.state,
                 recorded=draft.recorded_of(context, facts),
-                complete=verdict.state not in (State.LEGACY, State.STATELESS),
+                complete=conduct(verdict.state).is_known,
             )
     except VolumeIOError as err:
         # While an image is built there is none, and that is no fault.

@@ -27,7 +27,7 @@ from ipavolume.linux import files, signals, umask
 from ipavolume.linux.command import run_command
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.redaction import Redactor
-from ipavolume.model.tasks import PHASES
+from ipavolume.model.tasks import Phase
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.volume import failures, history
@@ -157,7 +157,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
             first_run.check_request(context, beginning.request)
         volatile.fill_volatile(context, speaker.say)
 
-    phases = ("offline",) if beginning.systemd else PHASES
+    phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
     outcome = upgrade.bring_up(
         context, speaker, phases=phases, joined=work.lock.joined, first=first
     )
@@ -168,8 +168,10 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
 
 def _go_online(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
     """Do what is left to the online phase: tasks, and the first run."""
-    outcome = upgrade.bring_up(work.context, speaker, phases=("online",), joined=work.lock.joined)
-    return _after(work.context, beginning, outcome, speaker, ("online",))
+    outcome = upgrade.bring_up(
+        work.context, speaker, phases=(Phase.ONLINE,), joined=work.lock.joined
+    )
+    return _after(work.context, beginning, outcome, speaker, (Phase.ONLINE,))
 
 
 def _after(
@@ -180,7 +182,7 @@ def _after(
     phases: Sequence[str],
 ) -> Outcome:
     """Do what follows once the volumes are current: steps of every start, first run."""
-    if context.is_inside and "offline" in phases:
+    if context.is_inside and Phase.OFFLINE in phases:
         _run_start_steps(context, speaker)
     config = context.image.config.first_run
     if config is None:

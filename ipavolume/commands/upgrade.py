@@ -16,9 +16,10 @@ from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, VolumeIO
 from ipavolume.model.actions import Plan
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
-from ipavolume.model.tasks import PHASES, Task, TaskRecord, TaskState, pending
+from ipavolume.model.tasks import Phase, Task, TaskRecord, TaskState, pending
 from ipavolume.plan import assess
 from ipavolume.plan.assess import refuse
+from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.draft import Draft, draft
 from ipavolume.plan.tasks import refuse_outside
 from ipavolume.plan.verdict import State, Verdict
@@ -79,7 +80,7 @@ def bring_up(
     context: Context,
     speaker: Speaker,
     *,
-    phases: Collection[str] = PHASES,
+    phases: Collection[str] = tuple(Phase),
     joined: bool = False,
     first: Callable[[Verdict], None] | None = None,
 ) -> Outcome:
@@ -110,21 +111,22 @@ def bring_up(
             found = verdict
             if first is not None:
                 first(verdict)
-        if verdict.state is State.CURRENT:
+        does = conduct(verdict.state).does
+        if does is Does.NOTHING:
             _drop_stale(context, facts)
             for volume in context.volumes.values():
                 discard_staging(volume)
             return _outcome(found, ends, warnings, recorded=context.image.build_id)
         _refuse_phase(context, verdict, facts, phases, joined=joined)
         speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
-        if verdict.state in (State.UPGRADING, State.TAKEN_OVER):
+        if does is Does.RESUME:
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
             _refuse_while_waiting(context, verdict)
             _drop_stale(context, facts)
             made = draft(context, verdict, facts)
             _refuse_unreadable(made)
-            if "online" in phases:
+            if Phase.ONLINE in phases:
                 refuse_outside(context, made.plan.tasks)
             warnings += [warning.text for warning in made.warnings]
             end = carry_out(context, made, facts, speaker, phases=phases)
@@ -140,7 +142,7 @@ def _refuse_while_waiting(context: Context, verdict: Verdict) -> None:
     Raises:
         RefusedError: If there is one.
     """
-    if verdict.state in (State.EMPTY, State.REBUILT) or context.image.config.first_run is None:
+    if not conduct(verdict.state).replaces_files or context.image.config.first_run is None:
         return
     from ipavolume.firstrun import standing
 
@@ -168,7 +170,7 @@ def _refuse_phase(
     """
     primary = facts[context.primary.mount]
     swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
-    if "offline" not in phases and not (verdict.state is State.UPGRADING and swapped):
+    if Phase.OFFLINE not in phases and not (verdict.state is State.UPGRADING and swapped):
         raise RefusedError(
             f"the volume is {verdict.state}, its files are not those of this image: "
             f"{verdict.reason}",
@@ -184,7 +186,7 @@ def _refuse_phase(
             "another one, does it.",
             state=failures.STATE_UNTOUCHED,
         )
-    if verdict.state is State.UPGRADING and "online" in phases:
+    if verdict.state is State.UPGRADING and Phase.ONLINE in phases:
         plan = read_open_plan(context, facts)
         refuse_outside(context, pending(plan.tasks, primary.tasks))
 

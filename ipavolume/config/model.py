@@ -7,7 +7,6 @@ from typing import Final
 
 CONFIGURATION_PATH: Final = "/etc/ipavolume.toml"
 MAX_CONFIGURATION_BYTES: Final = 1 << 20
-PHASES: Final = ("offline", "online")
 SCRIPTLET_KINDS: Final = ("post", "trigger", "posttrans")
 
 

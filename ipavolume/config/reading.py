@@ -13,7 +13,6 @@ from typing import Any, Final
 from ipavolume.config.model import (
     CONFIGURATION_PATH,
     GENERIC,
-    PHASES,
     SCRIPTLET_KINDS,
     Config,
     FirstRunConfig,
@@ -27,6 +26,7 @@ from ipavolume.config.profiles import PROFILES
 from ipavolume.config.tomllines import KeyPath, key_lines
 from ipavolume.errors import ConfigurationError
 from ipavolume.model.paths import is_within
+from ipavolume.model.tasks import Phase
 
 _OTHER_KINDS: Final = {
     "pretrans": "comes before a package's files, which an image has already",
@@ -291,7 +291,7 @@ def _read_scriptlets(top: _Table, default: ScriptletsConfig | None) -> Scriptlet
     config = ScriptletsConfig(
         packages=table.texts("packages", usual.packages, check=_package_fault),
         kinds=table.texts("kinds", usual.kinds, check=_kind_fault),
-        phase=table.text("phase", usual.phase, check=_one_of(PHASES)),
+        phase=table.text("phase", usual.phase, check=_one_of(tuple(Phase))),
         timeout_s=table.count("timeout_s", usual.timeout_s),
         substitute=substitute,
         repeatable=table.texts("repeatable", usual.repeatable, check=_filled),
@@ -332,7 +332,7 @@ def _read_first_run(top: _Table, default: FirstRunConfig | None) -> FirstRunConf
         table.fault("", "has no command")
     config = FirstRunConfig(
         command=table.texts("command", usual.command, check=_filled),
-        phase=table.text("phase", usual.phase, check=_one_of(PHASES)),
+        phase=table.text("phase", usual.phase, check=_one_of(tuple(Phase))),
         done_when=table.path_text("done-when", usual.done_when),
         waiting_when=table.path_text("waiting-when", usual.waiting_when),
         ruins_when=table.path_text("ruins-when", usual.ruins_when),

@@ -176,25 +176,59 @@ class Plan:
     overrides: tuple[str, ...] = ()
 
 
-def verb(action: Action) -> str:
-    """Return the one word by which people and scripts know an action."""
+class Verb(enum.StrEnum):
+    """The words by which people and scripts know actions, in the order of a summary."""
+
+    CREATE = "create"
+    REPLACE = "replace"
+    RPMNEW = "rpmnew"
+    SAVE = "save"
+    ERASE = "erase"
+    RMDIR = "rmdir"
+    METADATA = "metadata"
+    KEEP = "keep"
+
+
+def verb(action: Action) -> Verb:
+    """Return the word for an action."""
     match action:
         case CreateTree():
-            return "create"
+            return Verb.CREATE
         case Install(path=path, record=record, before=before):
             if path != record:
-                return "rpmnew"
-            return "create" if before is None else "replace"
+                return Verb.RPMNEW
+            return Verb.CREATE if before is None else Verb.REPLACE
         case Save():
-            return "save"
+            return Verb.SAVE
         case Erase():
-            return "erase"
+            return Verb.ERASE
         case RemoveDirectory():
-            return "rmdir"
+            return Verb.RMDIR
         case SetMetadata():
-            return "metadata"
+            return Verb.METADATA
         case Keep():
-            return "keep"
+            return Verb.KEEP
+
+
+def past(word: Verb) -> str:
+    """Return how a summary counts actions: "3 ..."."""
+    match word:
+        case Verb.CREATE:
+            return "created"
+        case Verb.REPLACE:
+            return "replaced"
+        case Verb.RPMNEW:
+            return "put beside the edited file as .rpmnew"
+        case Verb.SAVE:
+            return "moved to another name"
+        case Verb.ERASE:
+            return "removed, no longer shipped"
+        case Verb.RMDIR:
+            return "directories removed if empty"
+        case Verb.METADATA:
+            return "given another owner, mode or ACL"
+        case Verb.KEEP:
+            return "kept as they are"
 
 
 def describe(action: Action) -> str:

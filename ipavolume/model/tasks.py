@@ -18,6 +18,15 @@ _MAX_FAILURES_KEPT: Final = 20
 _MAX_TASKS: Final = 10_000
 
 
+class Phase(enum.StrEnum):
+    """When the turn of a step, a scriptlet or the first run comes."""
+
+    OFFLINE = "offline"
+    """Before the container's init."""
+    ONLINE = "online"
+    """Under the container's init, before the application."""
+
+
 class TaskKind(enum.StrEnum):
     """What a task is."""
 
@@ -259,6 +268,3 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise TypeError(value)
     return tuple(_text(item) for item in value)
-
-
-PHASES: Final = ("offline", "online")

@@ -13,10 +13,11 @@ from ipavolume.model.actions import Install, Plan
 from ipavolume.model.files import DiskState, Record
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.plan import assess, preflight, tasks
+from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.planner import Planner, plan_populate
 from ipavolume.plan.tasks import Preview
-from ipavolume.plan.verdict import State, Verdict
+from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import adopt, candidates, history
 from ipavolume.volume.facts import Facts
@@ -66,12 +67,8 @@ def draft(
     image = context.image.header
     run = _run_id(context, image.build_id)
     primary = facts[context.primary.mount]
-    kind = {
-        State.EMPTY: "populate",
-        State.LEGACY: "adopt",
-        State.STATELESS: "adopt",
-        State.REBUILT: "rebuilt",
-    }.get(verdict.state, "upgrade")
+    conducted = conduct(verdict.state)
+    kind = conducted.kind
     plan = Plan(
         run=run,
         kind=kind,
@@ -80,9 +77,9 @@ def draft(
         fingerprint=image.fingerprint,
         overrides=verdict.overrides,
     )
-    if kind == "rebuilt":
+    if kind is Kind.REBUILT:
         made = _draft_rebuilt(context, plan, primary)
-    elif kind == "populate" and (trees := _free_trees(context)) is not None:
+    elif kind is Kind.POPULATE and (trees := _free_trees(context)) is not None:
         made = Draft(
             plan=replace(plan, actions=plan_populate(trees)),
             positions={},
@@ -90,7 +87,9 @@ def draft(
         )
     else:
         made = _draft_compared(context, plan, facts)
-    choice = tasks.choose(context, made.plan, recorded_of(context, facts), complete=kind != "adopt")
+    choice = tasks.choose(
+        context, made.plan, recorded_of(context, facts), complete=conducted.is_known
+    )
     decided = tasks.with_choice(made.plan, choice)
     overrides = preflight.check(
         decided,
@@ -170,7 +169,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     image = context.image.header
     primary = facts[context.primary.mount]
     fresh, unknown = _estranged(context, facts)
-    unknown_old = plan.kind == "adopt"
+    unknown_old = plan.kind == Kind.ADOPT
     positions: dict[str, int] = {}
     pristine: list[Record] = []
     unreadable: list[tuple[str, str]] = []
@@ -198,7 +197,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
             old=old_header,
             new=image,
             run=plan.run,
-            populate=plan.kind == "populate",
+            populate=plan.kind == Kind.POPULATE,
             unknown_old=unknown_old,
             fresh=fresh,
             unknown=unknown,

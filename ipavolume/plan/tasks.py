@@ -15,9 +15,9 @@ from ipavolume.context import Context
 from ipavolume.errors import RefusedError
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.tasks import Task, TaskKind
+from ipavolume.model.tasks import Phase, Task, TaskKind
 from ipavolume.steps import loading, views
-from ipavolume.steps.api import Command, Declaration, Phase, Refuse, StepAction, Warn, When
+from ipavolume.steps.api import Command, Declaration, Refuse, StepAction, Warn, When
 from ipavolume.steps.declaration import applies, check_refusal, steps_of
 from ipavolume.steps.views import TemplateView, VolumeView, opened_views
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from ipavolume.config import releases
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
@@ -34,18 +33,6 @@ class State(enum.StrEnum):
     PARTIAL = "partial"
     STATELESS = "stateless"
     EMPTY = "empty"
-
-
-NEEDS_WORK: Final = frozenset(
-    {
-        State.UPGRADING,
-        State.TAKEN_OVER,
-        State.REBUILT,
-        State.OUTDATED,
-        State.LEGACY,
-        State.EMPTY,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

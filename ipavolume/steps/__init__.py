@@ -1,11 +1,11 @@
 """Upgrade steps. What a step imports is here; it is written in :mod:`ipavolume.steps.api`."""
 
+from ipavolume.model.tasks import Phase
 from ipavolume.steps.api import (
     DEFAULT_TIMEOUT_S,
     Command,
     Declaration,
     MakeLink,
-    Phase,
     PlanFunction,
     Refuse,
     Remove,

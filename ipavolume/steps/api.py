@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ipavolume.model.tasks import Phase
+
 DEFAULT_TIMEOUT_S = 600
 """Seconds that a command may take when its step says nothing else."""
 
@@ -27,15 +29,6 @@ class When(enum.StrEnum):
     POPULATE = "populate"
     START = "start"
     """At every start, once the volume is current: outside of any transaction."""
-
-
-class Phase(enum.StrEnum):
-    """When a step's turn comes."""
-
-    OFFLINE = "offline"
-    """Before the container's init."""
-    ONLINE = "online"
-    """Under the container's init, before the application."""
 
 
 class View(Protocol):

@@ -24,10 +24,10 @@ from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS, is_within
+from ipavolume.model.tasks import Phase
 from ipavolume.rpm import versions
 from ipavolume.steps.api import (
     Declaration,
-    Phase,
     Refuse,
     When,
 )
