@@ -17,7 +17,17 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Phase, Task, TaskKind
 from ipavolume.steps import loading, views
-from ipavolume.steps.api import Command, Declaration, Refuse, StepAction, Warn, When
+from ipavolume.steps.api import (
+    Command,
+    Declaration,
+    MakeLink,
+    Refuse,
+    Remove,
+    StepAction,
+    Warn,
+    When,
+    Write,
+)
 from ipavolume.steps.declaration import applies, check_refusal, steps_of
 from ipavolume.steps.views import TemplateView, VolumeView, opened_views
 
@@ -246,7 +256,7 @@ class _Chooser:
                     self.overridden.append(
                         check_refusal(declaration.name, action, self._context.options.allow)
                     )
-                case _:
+                case Write() | Remove() | MakeLink() | Command():
                     kept.append(action)
         return tuple(kept)
 

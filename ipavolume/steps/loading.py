@@ -10,7 +10,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_args
 
 from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
 from ipavolume.image.tree import ImageTree
@@ -36,7 +36,7 @@ MAX_CONTENT_BYTES: Final = 16 << 20
 """What a step may write into one file, and read from one (see :mod:`ipavolume.steps.views`)."""
 _MAX_ACTIONS: Final = 100_000
 _CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_PLANNED: Final = (Write, Remove, MakeLink, Command, Warn, Refuse)
+_PLANNED: Final = get_args(StepAction)
 _Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
 
 
@@ -127,7 +127,7 @@ def _called(
         if not isinstance(action, allowed)
         else f"{name}() returned as action {number} {type(action).__name__}, {fault}"
         for number, action in enumerate(actions, 1)
-        if (fault := _action_fault(action)) or not isinstance(action, allowed)
+        if not isinstance(action, allowed) or (fault := _action_fault(action))
     ]
     if faults:
         raise _broken(path, 1, "; ".join(faults[:10]))
@@ -154,7 +154,7 @@ def _broken(path: str, line: int, what: str) -> ConfigurationError:
     )
 
 
-def _action_fault(action: object) -> str:
+def _action_fault(action: StepAction) -> str:
     """Say what is wrong with what a step returned; "" when nothing is."""
     match action:
         case Write(path=path, content=content, reason=reason, mode=mode):
@@ -178,8 +178,6 @@ def _action_fault(action: object) -> str:
             return _code_fault(code) or _text_fault("text", text) or hinted
         case Refuse(code=code, text=text, hint=hint):
             return _code_fault(code) or _text_fault("text", text) or _text_fault("hint", hint)
-        case _:
-            return ""
 
 
 def path_fault(path: object) -> str:
