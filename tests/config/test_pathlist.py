@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
+from support.command import PROJECT
 
 from ipavolume.config.pathlist import ListEntry, normalise, parse_path_list
 from ipavolume.errors import ConfigurationError
 
-DATA = Path(__file__).parent / "data"
+DATA = PROJECT / "tests/data"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.command import PROJECT
 from support.filesystems import Filesystems
 from support.images import (
     LONG_AGO,
@@ -36,7 +37,7 @@ from ipavolume.model.files import FileFlags, FileType
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
-DATA = Path(__file__).parent / "data"
+DATA = PROJECT / "tests/data"
 CONFIG_NOREPLACE = FileFlags.CONFIG | FileFlags.NOREPLACE
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.command import clean_environment
+from support.command import PROJECT, clean_environment
 from support.filesystems import Filesystems
 from support.images import LONG_AGO, MANIFEST, Image, Packaged, age, build_rpm, make_image, picture
 from support.requirements import need_tool
@@ -78,8 +78,7 @@ def _run(root: Path, package: Path, *strace: str) -> subprocess.CompletedProcess
 
 
 def _program() -> str:
-    project = Path(__file__).resolve().parents[1]
-    return f"import sys; sys.path.insert(0, {str(project)!r}); sys.dont_write_bytecode = True\n" + (
+    return f"import sys; sys.path.insert(0, {str(PROJECT)!r}); sys.dont_write_bytecode = True\n" + (
         PROGRAM
     )
 

@@ -22,7 +22,7 @@ from support.upgrades import Site, actions
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
-DATA: Final = Path(__file__).parent / "data"
+DATA: Final = PROJECT / "tests/data"
 README: Final = (PROJECT / "README.rst").read_text(encoding="utf-8")
 SERVICE: Final = "%attr(0750,svc,svc)"
 NOREPLACE: Final = "%config(noreplace)"

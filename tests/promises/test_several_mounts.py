@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.command import PROJECT
 from support.filesystems import Filesystems
 from support.images import GROUPS, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
@@ -19,7 +20,7 @@ from support.upgrades import Site, actions, owner, set_acl
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
-DATA = Path(__file__).parent / "data"
+DATA = PROJECT / "tests/data"
 BOTH = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
 LISTS = {"/data": ["/etc/app/", "/var/lib/app/"], "/logs": ["/var/log/app/"]}
 ONE_LIST = {"/data": [*LISTS["/data"], *LISTS["/logs"]]}
