@@ -1,4 +1,4 @@
-"""The directories of ours on a volume that a run works in, and how its failures are told."""
+"""The directories of ours on a volume that a run works in."""
 
 from __future__ import annotations
 

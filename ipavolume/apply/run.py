@@ -1,4 +1,4 @@
-"""What the commands do: look, plan, carry out, resume, and hand over.
+"""A run: a plan carried out from stage to commit, and an open one gone on with.
 
 Everything is decided before the first write; what is decided is the plan, and the plan is
 what is carried out.

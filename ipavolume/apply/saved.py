@@ -1,4 +1,4 @@
-"""What the history records of a run."""
+"""What a run left in the directories of saved copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``check`` and ``status``: what a volume is, whether it is healthy, what an image would do.
+"""``check``: what a volume is, whether it is healthy, what an image would do.
 
 Nothing is changed, nothing of the image is executed, no link of the volume is followed.
 """

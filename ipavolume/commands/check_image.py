@@ -1,4 +1,4 @@
-"""What the engines of this host have: images to check volumes with, named volumes, containers.
+"""``check`` with an image of docker or podman, and with named volumes.
 
 Nothing of an image is executed, and nothing is pulled.
 """

@@ -1,4 +1,7 @@
-"""Releases of distributions and ranges of versions. The only importer of packaging."""
+"""Releases of distributions and ranges of versions. The only importer of packaging.
+
+It is imported where it is needed, because the start on a current volume has no use for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a container was started with, and the command line of the first run that it makes.
+"""What a container was started with, as far as the first run cares.
 
 The existing FreeIPA images take the installer's options from the container's arguments, from
 a file on the volume and from the environment; whoever moves from them finds the same here.

@@ -1,4 +1,4 @@
-"""The first run: the command that configures a fresh volume, once.
+"""How far the first run is, judged by its record and by what it left.
 
 Whether it has to run is recorded on the volume and told from what the command leaves there,
 never guessed from whether the volume looks empty: an installation that was interrupted is

@@ -1,4 +1,4 @@
-"""Paths of the image and of the volumes: where things are, and what lies in what."""
+"""Paths: where things are in an image, and what lies in what."""
 
 from __future__ import annotations
 

@@ -1,39 +1,4 @@
-"""Scriptlets of packages: which of them an upgrade runs, in which order, with which arguments.
-
-An image is a fresh installation, so the scriptlets that an upgrade by rpm would have run on
-the volume's configuration and data have not run. The transaction that rpm would have made,
-from the packages recorded on the volume to those of the image, is gone through here step by
-step, and what it calls is returned. As measured with rpm 4.18, and read in its source:
-
-* Packages are installed one after the other, each followed by its ``%post``, by the triggers
-  of all packages on it, and by its own triggers on every package of the names that they
-  wait for, the old ones of this transaction among them. Only when all are installed the old
-  packages are erased, each after the ``%triggerun`` and followed by the ``%triggerpostun`` of
-  all packages on it. ``%posttrans`` comes last, in the order of the installation.
-* Old packages stay in the database until they are erased, and count: ``$1`` is how many
-  packages of its own name there are, ``$2`` how many of the other's; those of a ``%post``
-  include the old one.
-* Of a package's triggers of one kind at most one runs for one package that sets it off: the
-  first whose condition holds, in the order of the header, where conditions are sorted by name.
-* A trigger without a condition on versions that waits for its own package runs twice when
-  that is installed: as the trigger of a package on it, and as its own.
-* A condition is a package's name; its version is compared with everything of that name that
-  the other package provides. Names that are only provided set nothing off.
-* A scriptlet that is only a program gets no arguments. A trigger that is only a program gets
-  an empty file and its arguments.
-
-Deliberate differences. Only scriptlets of the image's packages can run, so those of the old
-ones (``%preun``, ``%postun``) are left out, as is what comes before a package's files. What
-rpm erases in the order of requirements, which no volume records, is erased in the reverse
-order of installation. A package that replaces another one of what it provides counts as an
-upgrade of it. A package that is new altogether runs nothing but triggers on what is erased:
-what its first installation sets up was done when the image was built, and comes with the
-template.
-
-Source:
-    rpm ``lib/psm.c``, ``rpmPackageInstall()``, ``rpmPackageErase()``, ``handleOneTrigger()``,
-    ``runImmedTriggers()``; ``lib/order.c``, ``rpmtsOrder()``.
-"""
+"""Scriptlets of packages as data, and which of them never run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Versions: rpm's order and ranges, releases of an operating system, ranges of components.
+"""Versions of packages, by rpm's own order.
 
-An ``epoch:version-release`` is compared by rpm's own algorithm. ``packaging`` sees only
-releases of an operating system and upstream versions; it is imported where it is needed,
-because the start on a current volume has no use for it.
+An ``epoch:version-release`` is never handed to ``packaging``: ``4.12.2-1.fc43`` is none of its
+versions, and ``4.12.2-1`` it takes for a post release.
 """
 
 from __future__ import annotations
@@ -10,13 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ipavolume.model.packages import Package
-
-if TYPE_CHECKING:
-    pass
-
 
 _DIGITS: Final = frozenset("0123456789")
 _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")

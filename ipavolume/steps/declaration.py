@@ -1,4 +1,4 @@
-"""The upgrade steps of an image: found, validated as text, ordered; loaded only to be run.
+"""The upgrade steps of an image: found, ordered, and read as text; nothing is executed.
 
 What a step says of itself is read from its source by :mod:`ast`, as literals: nothing of it
 is imported or executed, so that this can be done on a host with an image that nobody trusts.

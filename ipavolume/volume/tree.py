@@ -1,4 +1,4 @@
-"""Looking at a volume without following a link, and finding what a plan must decide on."""
+"""Looking at a volume without following a link."""
 
 from __future__ import annotations
 
