@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 
@@ -33,6 +34,24 @@ def test_the_rules_name_what_is_there() -> None:
     assert len(LAYERS) == len(set(LAYERS))
     named = frozenset().union(*CONFINED.values(), DECIDING, MAY_CHANGE_FILES, MAY_START_PROCESSES)
     assert named <= rooms
+
+
+def test_the_map_has_every_room_in_its_order_with_its_sentence() -> None:
+    text = (PROJECT / PACKAGE / "README.rst").read_text("utf-8")
+    table = re.split(r"^={16}  =+$", text, flags=re.MULTILINE)[1]
+    rows: dict[str, str] = {}
+    for line in table.splitlines():
+        if line.startswith("``"):
+            name = line.split()[0].strip("`")
+            rows[name] = line.split(maxsplit=1)[1]
+        elif line.startswith(" "):
+            rows[name] += f" {line.strip()}"
+    assert list(rows) == ["__main__", "fastpath", *LAYERS]
+    sources = read_sources(PROJECT / PACKAGE)
+    for room, sentence in rows.items():
+        module = f"{room}.__init__" if f"{room}.__init__" in sources else room
+        doc = ast.get_docstring(ast.parse(sources[module])) or ""
+        assert sentence == doc.split("\n\n")[0].replace("\n", " "), room
 
 
 def test_what_docstrings_refer_to_is_there() -> None:

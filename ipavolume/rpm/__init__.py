@@ -1,1 +1,1 @@
-"""What rpm knows and does: versions, fates, readers, scriptlets. The only importer of rpmfile."""
+"""What rpm knows and does: versions, readers, scriptlets. The only importer of rpmfile."""

@@ -291,13 +291,13 @@ ENGINE = """
     def output(line):
         print(line, flush=True)
 
-    interruption.install()
+    signals.install()
     try:
         ended = run_command(
             ["sh", "-c", sys.argv[1]], timeout_s=60, grace_s=float(sys.argv[2]), output=output
         )
         print("ended", ended.status, flush=True)
-        interruption.check()
+        signals.check()
     except StoppedError as err:
         print(err, err.code, flush=True)
         sys.exit(err.exit_status)
@@ -352,12 +352,12 @@ def test_a_signal_between_commands_ends_the_run_at_the_next_check() -> None:
         from ipavolume.linux import signals
         from ipavolume.errors import StoppedError
         from ipavolume.linux.command import run_command
-        interruption.install()
+        signals.install()
         os.kill(os.getpid(), signal.SIGTERM)
         print("goes on")
         def run():
             run_command(["echo", "ran"], timeout_s=60, output=print)
-        for end in (interruption.check, run):
+        for end in (signals.check, run):
             try:
                 end()
             except StoppedError as err:
@@ -373,9 +373,9 @@ def test_what_is_executed_afterwards_finds_signals_and_parenthood_as_they_were()
         from ipavolume.linux import signals
         from ipavolume.linux.command import run_command
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        interruption.install()
+        signals.install()
         run_command(["true"], timeout_s=60, output=print)
-        interruption.restore()
+        signals.restore()
         subreaper = ctypes.c_int(7)
         ctypes.CDLL(None).prctl(37, ctypes.byref(subreaper), 0, 0, 0)
         print(subreaper.value, flush=True)
