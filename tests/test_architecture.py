@@ -39,13 +39,8 @@ def test_the_rules_name_what_is_there() -> None:
 def test_the_map_has_every_room_in_its_order_with_its_sentence() -> None:
     text = (PROJECT / PACKAGE / "README.rst").read_text("utf-8")
     table = re.split(r"^={16}  =+$", text, flags=re.MULTILINE)[1]
-    rows: dict[str, str] = {}
-    for line in table.splitlines():
-        if line.startswith("``"):
-            name = line.split()[0].strip("`")
-            rows[name] = line.split(maxsplit=1)[1]
-        elif line.startswith(" "):
-            rows[name] += f" {line.strip()}"
+    joined = re.sub(r"\n {2,}", " ", table)
+    rows = dict(re.findall(r"^``(\w+)`` +(.+)$", joined, flags=re.MULTILINE))
     assert list(rows) == ["__main__", "fastpath", *LAYERS]
     sources = read_sources(PROJECT / PACKAGE)
     for room, sentence in rows.items():

@@ -10,12 +10,13 @@ from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.actions import Install, Plan
-from ipavolume.model.files import DiskState, Record
+from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.plan import assess, preflight, tasks
 from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
-from ipavolume.plan.planner import Planner, plan_populate
+from ipavolume.plan.fileplan import PlanOptions
+from ipavolume.plan.planner import plan_files, plan_populate
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
@@ -170,92 +171,75 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     primary = facts[context.primary.mount]
     fresh, unknown = _estranged(context, facts)
     unknown_old = plan.kind == Kind.ADOPT
-    positions: dict[str, int] = {}
-    pristine: list[Record] = []
     unreadable: list[tuple[str, str]] = []
-    new_index = bytearray(image.records * INDEX_ENTRY.size)
-
-    def verified(position: int, disk: DiskState) -> None:
-        start = position * INDEX_ENTRY.size
-        new_index[start : start + INDEX_ENTRY.size] = INDEX_ENTRY.pack(
-            disk.size, disk.mtime_ns, disk.ctime_ns, disk.ino
-        )
+    index = bytearray(image.records * INDEX_ENTRY.size)
 
     def cannot_read(path: str, err: OSError) -> None:
         unreadable.append((path, err.strerror or str(err)))
 
+    def everything() -> Iterator[tuple[str, DiskState, Xattrs]]:
+        for mount, volume in context.volumes.items():
+            for path, directory, name, st in walk(
+                volume.fd, mount, mounted=context.mounted_below(), unreadable=cannot_read
+            ):
+                yield path, files.disk_state(st), files.xattrs_at(directory, name)
+
     same = None
     if not fresh and not unknown:
         same = _same_records(context, primary, unknown_old=unknown_old)
-    if same is None:
-        old_header, old_lines, old_index = _old(context, primary, unknown_old=unknown_old)
-    else:
-        old_header, old_lines, old_index = primary.baseline, iter(()), same
     with context.tree() as tree:
-        planner = Planner(
-            view=tree,
-            old=old_header,
-            new=image,
-            run=plan.run,
-            populate=plan.kind == Kind.POPULATE,
-            unknown_old=unknown_old,
-            fresh=fresh,
-            unknown=unknown,
-            allow=context.options.allow,
-            mounted=context.mounted_below(),
-            verified=verified,
-        )
         if same is None:
+            old, old_lines, old_index = _old(context, primary, unknown_old=unknown_old)
             found = candidates.candidates(
                 old_lines,
                 context.image.lines(),
                 tree,
                 old_index=b"" if context.options.checksum else old_index,
-                new_index=new_index,
+                new_index=index,
                 unreadable=cannot_read,
             )
         else:
+            old = primary.baseline
             suspects = candidates.find_suspects(context.image.lines, context.volumes, same)
-            new_index[:] = same
-            _forget(new_index, suspects)
-            found = (
-                candidates.suspected(context.image.lines(), suspects, tree, cannot_read)
-                if any(suspects)
-                else iter(())
-            )
-        for candidate in found:
-            if unreadable and unreadable[-1][0] == candidate.path:
-                continue
-            try:
-                planner.consider(candidate)
-            except OSError as err:
-                cannot_read(candidate.path, err)
-                continue
-            if candidate.new is not None:
-                positions[candidate.path] = candidate.position
-                if is_config(candidate.new) and candidate.new.present:
-                    pristine.append(candidate.new)
-        if planner.renumbered and old_header is not None:
-            for mount, volume in context.volumes.items():
-                planner.translate(
-                    (path, files.disk_state(st), files.xattrs_at(directory, name))
-                    for path, directory, name, st in walk(
-                        volume.fd,
-                        mount,
-                        mounted=context.mounted_below(),
-                        unreadable=cannot_read,
-                    )
-                )
-        actions = planner.finish()
-    installed = {action.path for action in actions if isinstance(action, Install)}
+            index[:] = same
+            _forget(index, suspects)
+            found = iter(())
+            if any(suspects):
+                found = candidates.suspected(context.image.lines(), suspects, tree, cannot_read)
+        made = plan_files(
+            tree,
+            (one for one in found if not (unreadable and unreadable[-1][0] == one.path)),
+            old,
+            image,
+            PlanOptions(
+                run=plan.run,
+                populate=plan.kind == Kind.POPULATE,
+                unknown_old=unknown_old,
+                fresh=fresh,
+                unknown=unknown,
+                allow=context.options.allow,
+                mounted=context.mounted_below(),
+            ),
+            everything=everything,
+        )
+    for path, err in made.unreadable:
+        cannot_read(path, err)
+    for position, disk in made.verified.items():
+        start = position * INDEX_ENTRY.size
+        index[start : start + INDEX_ENTRY.size] = INDEX_ENTRY.pack(
+            disk.size, disk.mtime_ns, disk.ctime_ns, disk.ino
+        )
+    installed = {action.path for action in made.actions if isinstance(action, Install)}
     return Draft(
         plan=replace(
-            plan, actions=actions, overrides=(*plan.overrides, *sorted(planner.overridden))
+            plan,
+            actions=made.actions,
+            overrides=(*plan.overrides, *sorted(made.overridden)),
         ),
-        index=bytes(new_index),
-        positions={path: number for path, number in positions.items() if path in installed},
-        pristine=tuple(pristine),
-        old=old_header,
+        index=bytes(index),
+        positions={path: at for path, at in made.considered.items() if path in installed},
+        pristine=made.pristine,
+        old=old,
         unreadable=tuple(unreadable),
     )
 

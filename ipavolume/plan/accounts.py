@@ -1,0 +1,144 @@
+"""Accounts that have another number in the new image: everything that is theirs follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from ipavolume.errors import UnsafeVolumeError
+from ipavolume.model.actions import Rule, SetMetadata
+from ipavolume.model.attributes import ACL_NAMES, acl_ids, from_parts
+from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
+from ipavolume.model.images import Accounts
+from ipavolume.plan.attributes import Owners
+from ipavolume.plan.collected import Collected
+
+
+class Renumbering:
+    """Changes of owner over whole volumes."""
+
+    def __init__(self, collected: Collected, owners: Owners, old: Accounts, new: Accounts) -> None:
+        """Take the plan so far, what files get, and the accounts of both images."""
+        self._collected = collected
+        self._owners = owners
+        self._old = old
+        self._new = new
+
+    @property
+    def renumbered(self) -> bool:
+        """Some account has another number in the new image, so everything must be looked at."""
+        return bool(self._owners.users or self._owners.groups or self._orphans())
+
+    def _orphans(self) -> tuple[dict[int, tuple[str, str]], dict[int, tuple[str, str]]] | None:
+        users = reused(self._old.users, self._new.users)
+        groups = reused(self._old.groups, self._new.groups)
+        return (users, groups) if users or groups else None
+
+    def translate(self, everything: Iterable[tuple[str, DiskState, Xattrs]]) -> None:
+        """Plan new owners for all that belongs to an account with another number now.
+
+        Args:
+            everything: Every path of the volumes with its state and extended attributes.
+
+        Raises:
+            UnsafeVolumeError: If something belongs to a number whose old account is gone
+                and which another account has now.
+        """
+        orphans = self._orphans()
+        for path, state, xattrs in everything:
+            if orphans is not None:
+                self._check_orphan(path, state, xattrs, *orphans)
+            uid = self._owners.users.get(state.uid, state.uid)
+            gid = self._owners.groups.get(state.gid, state.gid)
+            # Every path has its attributes: an ACL can name an account that owns nothing.
+            translated = self._owners.translate_acls(xattrs)
+            if (uid, gid) == (state.uid, state.gid) and translated == xattrs:
+                continue
+            attributes = from_parts(uid, gid, state.mode, translated)
+            self._collected.translations.append(
+                SetMetadata(
+                    path=path,
+                    before=state,
+                    metadata=Metadata(
+                        uid=uid, gid=gid, mode=state.mode, xattrs=attributes.xattrs()
+                    ),
+                    rule=Rule.OWNER_TRANSLATION,
+                    reason="its account has another number in this image",
+                )
+            )
+
+    def _check_orphan(
+        self,
+        path: str,
+        state: DiskState,
+        xattrs: Xattrs,
+        users: Mapping[int, tuple[str, str]],
+        groups: Mapping[int, tuple[str, str]],
+    ) -> None:
+        named_users, named_groups = {state.uid}, {state.gid}
+        for name, value in xattrs:
+            if name in ACL_NAMES:
+                more_users, more_groups = acl_ids(value)
+                named_users |= more_users
+                named_groups |= more_groups
+        for kind, numbers, table in (
+            ("user", named_users, users),
+            ("group", named_groups, groups),
+        ):
+            for number in sorted(numbers):
+                if number in table:
+                    if "reused-id" in self._collected.allow:
+                        self._collected.overridden.add("reused-id")
+                        return
+                    gone, now = table[number]
+                    raise UnsafeVolumeError(
+                        f"{path!r} belongs to {kind} {number}, which was {gone!r}; this image "
+                        f"has no {gone!r} and gives {number} to {now!r}",
+                        code="reused-id",
+                        path=path,
+                        hint=f"Build the image with an account {gone!r}, or leave such files to "
+                        f"{now!r} with --allow reused-id.",
+                    )
+
+
+def translation(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, int]:
+    """Return the new number by old number of the accounts whose number changed; never 0."""
+    result: dict[int, int] = {}
+    for name in sorted(old, reverse=True):
+        if name in new and old[name] and new[name]:
+            result[old[name]] = new[name]
+    return {number: now for number, now in result.items() if number != now}
+
+
+def reused(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, tuple[str, str]]:
+    """Return by number: the account that is gone, and the one that has the number now."""
+    names_now = {number: name for name, number in sorted(new.items(), reverse=True)}
+    kept = {number for name, number in old.items() if name in new}
+    return {
+        number: (name, names_now[number])
+        for name, number in sorted(old.items(), reverse=True)
+        if name not in new and number in names_now and number not in kept and number
+    }
+
+
+def mark_private(actions: Iterable[SetMetadata]) -> list[SetMetadata]:
+    """Mark the changes of inodes that have names outside of the plan.
+
+    A service could have linked a file of somebody else to a name where it expects the
+    owner to be changed. Where every name of an inode is in the plan, nothing is given away.
+    """
+    items = list(actions)
+    names: dict[tuple[int, int], set[Metadata]] = {}
+    count: dict[tuple[int, int], int] = {}
+    for item in items:
+        if item.before.nlink > 1 and item.before.type is not FileType.DIRECTORY:
+            key = (item.before.dev, item.before.ino)
+            names.setdefault(key, set()).add(item.metadata)
+            count[key] = count.get(key, 0) + 1
+    return [
+        replace(item, private=True)
+        if (key := (item.before.dev, item.before.ino)) in names
+        and (count[key] != item.before.nlink or len(names[key]) > 1)
+        else item
+        for item in items
+    ]

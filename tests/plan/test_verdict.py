@@ -1,0 +1,481 @@
+"""In which state a volume is, compared as values: each state, each refusal, each override."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from support.values import image
+
+from ipavolume.model.images import Accounts, ImageHeader
+from ipavolume.model.packages import Package, Provide
+from ipavolume.plan import verdict
+from ipavolume.plan.conduct import Does, conduct
+from ipavolume.plan.verdict import Question, State, Verdict, judge
+from ipavolume.volume.facts import Facts, Identity, Transaction
+
+PRIMARY: Final = "/data"
+SECOND: Final = "/more"
+
+
+def release(
+    build_id: str, *, os: tuple[str, str] = ("fedora", "43"), version: str = "1", **more: Any
+) -> ImageHeader:
+    """Return the header of an image with FreeIPA in it."""
+    package = Package(name="freeipa-server", epoch=0, version=version, release="1", arch="noarch")
+    values: dict[str, Any] = {"fingerprint": f"f-{build_id}", "packages": (package,)}
+    return image(build_id, os_id=os[0], os_version=os[1], **{**values, **more})
+
+
+OLD: Final = release("old")
+NEW: Final = release("new", version="2", image_name="ipa:2")
+NEWER: Final = release("newer", version="3")
+FEDORA_41: Final = release("f41", os=("fedora", "41"))
+UNNAMED: Final = image("unnamed")
+
+
+def identity(uuid: str, primary: str = "") -> Identity:
+    return Identity(uuid=uuid, primary=primary or uuid, created="", image="old")
+
+
+def transaction(
+    to: ImageHeader, *, phase: str = "marked", primary: str = "p", **more: Any
+) -> Transaction:
+    values: dict[str, Any] = {"kind": "upgrade", "from_build": "old", "run": "r"}
+    return Transaction(
+        phase=phase,
+        to_build=to.build_id,
+        fingerprint=to.fingerprint,
+        primary=primary,
+        **{**values, **more},
+    )
+
+
+NOTHING: Final = Facts(
+    build_id=None, identity=None, baseline=None, transaction=None, target=None, legacy=False
+)
+
+
+def of(baseline: ImageHeader, **more: Any) -> Facts:
+    """Return what is found on a volume that an image has filled."""
+    values: dict[str, Any] = {"build_id": baseline.build_id, "identity": identity("p")}
+    return replace(NOTHING, baseline=baseline, **{**values, **more})
+
+
+def amid(to: ImageHeader, **more: Any) -> Facts:
+    """Return what is found on a volume of *OLD* in the middle of an upgrade."""
+    values: dict[str, Any] = {"build_id": None, "transaction": transaction(to), "target": to}
+    return of(OLD, **{**values, **more})
+
+
+LEGACY: Final = replace(NOTHING, build_id="theirs", legacy=True)
+NO_STATE: Final = replace(NOTHING, build_id="theirs")
+
+
+def question(primary: Facts, second: Facts | None = None, **more: Any) -> Question:
+    facts = {PRIMARY: primary} | ({SECOND: second} if second else {})
+    values: dict[str, Any] = {
+        "image": NEW,
+        "accept": ("fedora:same-or-previous",),
+        "guard": ("freeipa-server",),
+        "allow": frozenset(),
+        "occupied": dict.fromkeys(facts, ""),
+    }
+    return Question(mounts=tuple(facts), facts=facts, **{**values, **more})
+
+
+# -- states ------------------------------------------------------------------------------
+
+OF_OLD: Final = "of old; this image is ipa:2 (new)"
+STATES: Final[Mapping[State, tuple[Question, str]]] = {
+    State.UNSAFE: (
+        question(of(OLD), replace(NOTHING, identity=identity("s", "q"))),
+        "the volume at /more belongs to another primary volume (q) than the one at /data (p)",
+    ),
+    State.UPGRADING: (question(amid(NEW)), "run r to new is not finished (marked)"),
+    State.TAKEN_OVER: (question(amid(OLD)), "run r to old of another image is not finished"),
+    State.BLOCKED: (
+        question(amid(NEWER)),
+        "the volume is in the middle of an upgrade to newer, which has freeipa-server 3-1; this "
+        "image has freeipa-server 2-1",
+    ),
+    State.CURRENT: (question(of(NEW)), "of this image, new"),
+    State.REBUILT: (
+        question(of(release("twin", fingerprint=NEW.fingerprint))),
+        "of twin, which ships the same",
+    ),
+    State.NEWER: (
+        question(of(NEWER)),
+        "the volume has freeipa-server 3-1, this image, ipa:2 (new), has freeipa-server 2-1: "
+        "going back is not supported",
+    ),
+    State.INCOMPATIBLE: (
+        question(of(FEDORA_41)),
+        "the volume comes from fedora 41, this image is fedora 43; it accepts: "
+        "fedora:same-or-previous",
+    ),
+    State.OUTDATED: (question(of(OLD)), OF_OLD),
+    State.LEGACY: (
+        question(LEGACY, legacy=OLD),
+        "populated without ipavolume, from fedora:43",
+    ),
+    State.STATELESS: (
+        question(NO_STATE),
+        "the volume at /data holds the recorded id 'theirs', but not our state directory: lost, "
+        "or restored from a backup without it, or not ours",
+    ),
+    State.EMPTY: (question(NOTHING), "no file of the template is there"),
+}
+ELSEWHERE: Final = {
+    State.LOCKED: "told by whoever tries to lock the volumes, before they are judged",
+    State.UNCONFIGURED: "told by the first run's own record, of a volume that is current",
+    State.WAITING: "as UNCONFIGURED",
+    State.PARTIAL: "as UNCONFIGURED",
+}
+"""What is never the answer here, and why."""
+REFUSED: Final = {
+    State.UNSAFE,
+    State.BLOCKED,
+    State.NEWER,
+    State.INCOMPATIBLE,
+    State.STATELESS,
+}
+"""States that nothing starts in without an override."""
+
+
+def test_every_state_has_a_case_or_a_reason_to_have_none() -> None:
+    assert set(STATES) | set(ELSEWHERE) == set(State)
+    assert set(STATES) & set(ELSEWHERE) == set()
+
+
+@pytest.mark.parametrize("state", [pytest.param(state, id=state) for state in STATES])
+def test_each_state(state: State) -> None:
+    asked, reason = STATES[state]
+    found = judge(asked)
+    assert (found.state, found.reason, found.overrides) == (state, reason, ())
+    assert (found.error is not None) == (state in REFUSED)
+    if found.error is not None:
+        assert str(found.error) == reason
+
+
+def test_where_something_has_to_be_done() -> None:
+    found = {state: conduct(state).does for state in STATES}
+    assert {state for state in STATES if found[state] is Does.REFUSE} == REFUSED
+    assert {state for state in STATES if found[state] is Does.NOTHING} == {State.CURRENT}
+
+
+# -- refusals ----------------------------------------------------------------------------
+
+FOREIGN: Final = replace(NOTHING, identity=identity("s", "q"))
+REFUSALS: Final = [
+    pytest.param(STATES[State.UNSAFE][0], "foreign-volume", 65, State.UNSAFE, id="foreign"),
+    pytest.param(
+        question(NOTHING, FOREIGN), "foreign-volume", 65, State.UNSAFE, id="foreign, primary empty"
+    ),
+    pytest.param(
+        question(amid(NEW), replace(NOTHING, transaction=transaction(NEW, primary="q"))),
+        "foreign-volume",
+        65,
+        State.UNSAFE,
+        id="foreign, both in transactions",
+    ),
+    pytest.param(question(of(OLD), NOTHING), "lost-secondary", 65, State.UNSAFE, id="lost"),
+    pytest.param(
+        question(NOTHING, expect_existing=True),
+        "expected-existing",
+        77,
+        State.EMPTY,
+        id="empty, but expected to exist",
+    ),
+    pytest.param(STATES[State.BLOCKED][0], "blocked", 77, State.BLOCKED, id="blocked"),
+    pytest.param(
+        question(amid(NEWER), allow={"newer"}), "blocked", 77, State.BLOCKED, id="half allowed"
+    ),
+    pytest.param(
+        question(amid(NEWER), allow={"blocked"}),
+        "blocked",
+        77,
+        State.BLOCKED,
+        id="half allowed, the other half",
+    ),
+    pytest.param(STATES[State.STATELESS][0], "stateless", 65, State.STATELESS, id="stateless"),
+    pytest.param(
+        question(NOTHING, occupied={PRIMARY: "/data/etc/krb5.conf"}),
+        "stateless",
+        65,
+        State.STATELESS,
+        id="files, and no id",
+    ),
+    pytest.param(
+        question(LEGACY), "unknown-version", 77, State.INCOMPATIBLE, id="nobody knows the release"
+    ),
+    pytest.param(
+        question(LEGACY, legacy=UNNAMED),
+        "unknown-version",
+        77,
+        State.INCOMPATIBLE,
+        id="packages are known, the release is not",
+    ),
+    pytest.param(
+        question(NO_STATE, allow={"stateless"}),
+        "unknown-version",
+        77,
+        State.INCOMPATIBLE,
+        id="stateless and allowed, the release is not known",
+    ),
+    pytest.param(
+        question(of(OLD), consent=False), "no-consent", 77, State.OUTDATED, id="no consent"
+    ),
+    pytest.param(
+        question(LEGACY, legacy=OLD, consent=False),
+        "no-consent",
+        77,
+        State.LEGACY,
+        id="no consent to adopt",
+    ),
+    pytest.param(STATES[State.NEWER][0], "newer", 77, State.NEWER, id="newer"),
+    pytest.param(
+        question(of(NEWER), consent=False),
+        "newer",
+        77,
+        State.NEWER,
+        id="before consent",
+    ),
+    pytest.param(
+        question(LEGACY, legacy=NEWER), "newer", 77, State.NEWER, id="newer, by what is told of it"
+    ),
+    pytest.param(
+        STATES[State.INCOMPATIBLE][0], "incompatible", 77, State.INCOMPATIBLE, id="incompatible"
+    ),
+    pytest.param(
+        question(of(release("c10", os=("centos", "10"))), accept=()),
+        "incompatible",
+        77,
+        State.INCOMPATIBLE,
+        id="incompatible without a rule",
+    ),
+]
+
+
+def test_every_refusal_has_a_case() -> None:
+    assert {param.values[1] for param in REFUSALS} == set(
+        re.findall(r'code="([a-z-]+)"', inspect.getsource(verdict))
+    )
+
+
+@pytest.mark.parametrize(("asked", "code", "exit_status", "state"), REFUSALS)
+def test_each_refusal(asked: Question, code: str, exit_status: int, state: State) -> None:
+    found = judge(asked)
+    assert found.error is not None
+    assert (found.state, found.error.code, found.error.exit_status) == (state, code, exit_status)
+    assert found.reason == str(found.error)
+    assert found.error.hint
+
+
+def test_what_is_in_the_way_is_named_on_whichever_volume_it_is() -> None:
+    found = judge(question(NOTHING, NOTHING, occupied={PRIMARY: "", SECOND: "/more/srv/x"}))
+    assert found.state is State.STATELESS
+    assert found.reason.startswith("the volume at /data holds '/more/srv/x', but not our state")
+
+
+def test_a_blocked_volume_says_which_image_can_finish() -> None:
+    named = replace(NEWER, image_name="ipa:3")
+    for target, name in ((NEWER, "newer"), (named, "ipa:3 (newer)")):
+        error = judge(question(amid(target))).error
+        assert error is not None
+        assert f"Start the image {name} again" in error.hint
+
+
+# -- overrides ---------------------------------------------------------------------------
+
+ADOPTED: Final = "populated without ipavolume, from fedora:43"
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "reason", "overrides"),
+    [
+        pytest.param(
+            question(of(NEWER), allow={"newer"}),
+            State.OUTDATED,
+            "of newer; this image is ipa:2 (new)",
+            ("newer",),
+            id="newer",
+        ),
+        pytest.param(
+            question(of(FEDORA_41), allow={"incompatible"}),
+            State.OUTDATED,
+            "of f41; this image is ipa:2 (new)",
+            ("incompatible",),
+            id="incompatible",
+        ),
+        pytest.param(
+            question(
+                of(release("f45", os=("fedora", "45"), version="3")),
+                allow={"incompatible", "newer"},
+            ),
+            State.OUTDATED,
+            "of f45; this image is ipa:2 (new)",
+            ("newer", "incompatible"),
+            id="both directions",
+        ),
+        pytest.param(
+            question(of(OLD), NOTHING, allow={"lost-secondary"}),
+            State.OUTDATED,
+            f"{OF_OLD}; recorded id and baseline disagree, so everything is compared",
+            ("lost-secondary",),
+            id="lost secondary",
+        ),
+        pytest.param(
+            question(NO_STATE, allow={"stateless"}, legacy=OLD),
+            State.STATELESS,
+            ADOPTED,
+            ("stateless",),
+            id="stateless",
+        ),
+        pytest.param(
+            question(NO_STATE, allow={"stateless", "newer"}, legacy=release("x", version="3")),
+            State.STATELESS,
+            ADOPTED,
+            ("stateless", "newer"),
+            id="stateless and newer",
+        ),
+        pytest.param(
+            question(amid(NEWER), allow={"blocked", "newer"}),
+            State.TAKEN_OVER,
+            "run r to newer of another image is not finished",
+            ("blocked",),
+            id="blocked",
+        ),
+        pytest.param(
+            question(of(OLD), allow={"newer", "incompatible", "stateless", "lost-secondary"}),
+            State.OUTDATED,
+            OF_OLD,
+            (),
+            id="what need not be overridden is not recorded",
+        ),
+    ],
+)
+def test_what_an_override_makes_of_a_refusal(
+    asked: Question, state: State, reason: str, overrides: tuple[str, ...]
+) -> None:
+    assert judge(asked) == Verdict(state=state, reason=reason, overrides=overrides)
+
+
+# -- which row comes first, and what tells them apart ------------------------------------
+
+SECONDARY: Final = of(OLD, identity=identity("s", "p"))
+
+
+def providing(name: str, version: str) -> tuple[Package, ...]:
+    """Return a package that is FreeIPA's server under another name."""
+    provides = (Provide(name="freeipa-server"),)
+    return (Package(name=name, epoch=0, version=version, release="1", arch="x", provides=provides),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [
+        pytest.param(question(of(OLD), SECONDARY), State.OUTDATED, id="two that belong together"),
+        pytest.param(
+            question(of(NEW), replace(SECONDARY, build_id="new")),
+            State.CURRENT,
+            id="two that are current",
+        ),
+        pytest.param(
+            question(of(NEW), SECONDARY), State.OUTDATED, id="only the primary one is current"
+        ),
+        pytest.param(question(of(OLD, build_id="new")), State.OUTDATED, id="another baseline"),
+        pytest.param(question(of(NEW, build_id="old")), State.OUTDATED, id="another id"),
+        pytest.param(question(of(NEW, build_id=None)), State.OUTDATED, id="the id is lost"),
+        pytest.param(
+            question(of(replace(OLD, fingerprint="")), image=replace(NEW, fingerprint="")),
+            State.OUTDATED,
+            id="no fingerprint is no same fingerprint",
+        ),
+        pytest.param(
+            question(
+                of(release("twin", fingerprint="f-new", accounts=Accounts(users={"svc": 990})))
+            ),
+            State.OUTDATED,
+            id="ships the same, but for other accounts",
+        ),
+        pytest.param(
+            question(amid(release("twin", fingerprint="f-new"))),
+            State.UPGRADING,
+            id="a transaction to an image that ships the same",
+        ),
+        pytest.param(question(amid(NEW), consent=False), State.UPGRADING, id="asked only before"),
+        pytest.param(
+            question(amid(NEWER, target=None)), State.TAKEN_OVER, id="a transaction to nobody knows"
+        ),
+        pytest.param(
+            question(amid(NEW), replace(NOTHING, transaction=transaction(NEW))),
+            State.UPGRADING,
+            id="both in the same transaction",
+        ),
+        pytest.param(
+            question(NOTHING, replace(NOTHING, transaction=transaction(NEW, primary="q"))),
+            State.EMPTY,
+            id="populating began with the secondary one",
+        ),
+        pytest.param(
+            question(of(replace(OLD, volumes=())), NOTHING),
+            State.OUTDATED,
+            id="a secondary that is new to the image",
+        ),
+        pytest.param(
+            question(LEGACY, legacy=OLD, occupied={PRIMARY: "/data/etc/x"}),
+            State.LEGACY,
+            id="legacy comes before stateless",
+        ),
+        pytest.param(question(of(OLD), expect_existing=True), State.OUTDATED, id="it does exist"),
+        pytest.param(
+            question(of(release("x", packages=providing("ipa-server", "3")))),
+            State.NEWER,
+            id="newer, under another name",
+        ),
+        pytest.param(
+            question(of(release("x", packages=providing("ipa-server", "1")))),
+            State.OUTDATED,
+            id="older, under another name",
+        ),
+        pytest.param(
+            question(of(release("x", packages=providing("ipa-server", "3"))), guard=("*ipa-*",)),
+            State.OUTDATED,
+            id="a glob compares only the same name",
+        ),
+        pytest.param(question(of(NEWER), guard=()), State.OUTDATED, id="newer, but not guarded"),
+        pytest.param(
+            question(of(release("f42", os=("fedora", "42")))),
+            State.OUTDATED,
+            id="the release before",
+        ),
+        pytest.param(
+            question(of(release("f42", os=("fedora", "42"))), accept=()),
+            State.INCOMPATIBLE,
+            id="the release before, without a rule",
+        ),
+        pytest.param(
+            question(of(image("x"))), State.OUTDATED, id="a baseline without a release is let pass"
+        ),
+        pytest.param(
+            question(amid(replace(NEW, fingerprint="another"))),
+            State.UPGRADING,
+            id="a transaction to this image, prepared anew",
+        ),
+        pytest.param(
+            question(amid(NEW), NOTHING), State.UPGRADING, id="the secondary one is not filled yet"
+        ),
+        pytest.param(
+            question(of(OLD), replace(NOTHING, transaction=transaction(NEW))),
+            State.OUTDATED,
+            id="a transaction began on the secondary one",
+        ),
+    ],
+)
+def test_which_state_it_is(asked: Question, state: State) -> None:
+    assert judge(asked).state is state
