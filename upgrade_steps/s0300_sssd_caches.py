@@ -5,8 +5,8 @@ and groups are found as they were when the cache was written (P49).
 
 Source: the freeipa-container images emptied /var/lib/sss/db at each upgrade, and the
 %post scriptlet of sssd-common removes the memory caches in /var/lib/sss/mc. All of it is
-fetched anew; what is lost is the right to log in while no server can be reached, until the
-next login with one.
+fetched anew, which takes a minute or two; what is lost is the right to log in while no server
+can be reached, until the next login with one. So nothing goes where the version is the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ PHASE = "offline"
 
 
 def plan(volume: View, template: View) -> Iterator[StepAction]:
-    """Remove the files; directories below are not caches."""
-    del template
+    """Remove the files of another version; directories below are not caches."""
+    before = volume.package(COMPONENT)
+    if before is not None and before == template.package(COMPONENT):
+        return
     for path in (*volume.glob("/var/lib/sss/db/*"), *volume.glob("/var/lib/sss/mc/*")):
         if volume.kind(path) == "file":
             yield Remove(path=path, reason="a cache of the old version", keep_copy=False)

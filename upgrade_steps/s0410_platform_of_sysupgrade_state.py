@@ -6,9 +6,10 @@ Symptom: "Unable to execute IPA upgrade: platform mismatch (expected 'fedora', c
 Source: FreeIPA notes the name of its platform in /var/lib/ipa/sysupgrade/sysupgrade.state,
 section [ipa], and refuses data with another name, also where only the name differs: images
 set IPAPLATFORM_OVERRIDE for systemd. Without a name it goes on, and notes its own at the end
-(check_version and store_version of ipaserver/install/installutils.py). The
-freeipa-container images wrote the name that they believed in. Which releases a volume may
-come from is said elsewhere, before this.
+(check_version and store_version of ipaserver/install/installutils.py). What it notes and
+compares with is without "_container" at the end, so that what it noted itself in a container
+is right for one. The freeipa-container images wrote the name that they believed in. Which
+releases a volume may come from is said elsewhere, before this.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OVERRIDE = re.compile(rb"^[^#;]*\bIPAPLATFORM_OVERRIDE=([a-z0-9_]+)", re.MULTILI
 
 
 def plan(volume: View, template: View) -> Iterator[StepAction]:
-    """Take the line out, unless it is the name that the image goes by."""
+    """Take the line out, unless it is the name that the image notes itself."""
     content = volume.read(PATH)
     if content is None:
         return
@@ -54,9 +55,9 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
 
 
 def _platform(template: View) -> str:
-    """Return the name that FreeIPA in the image goes by, as far as can be seen."""
+    """Return the name that FreeIPA in the image notes, as far as can be seen."""
     for path in template.glob("/usr/lib/systemd/system.conf.d/*.conf"):
         match = OVERRIDE.search(template.read(path) or b"")
         if match:
-            return match[1].decode()
+            return match[1].decode().removesuffix("_container")
     return template.os[0]

@@ -11,10 +11,11 @@ is run again.
 
 Source: IPAUpgrade in ipaserver/install/upgradeinstance.py. Before it closes the listeners it
 copies dse.ldif to dse.ldif.ipa.*, and notes port, security, global lock and the state of the
-schema compatibility plugin in /var/lib/ipa/sysrestore/sysrestore.state, section [dirsrv]; a
-second attempt notes the closed ones over them. So the copies are believed first, those in
-which the port is open and as far as they agree, then the notes, then what every FreeIPA has:
-389, and security on.
+schema compatibility plugin in /var/lib/ipa/sysrestore/sysrestore.state, section [dirsrv]. Since
+4.9 a second attempt leaves the notes of the first as they are (upgrade-in-progress is set);
+before, it noted the closed listeners over them. So the notes are believed where they have a
+port, then the copies in which it is open and as far as they agree, then what every FreeIPA
+has: 389, and security on.
 """
 
 from __future__ import annotations
@@ -43,12 +44,19 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
         content = volume.read(path)
         if content is not None:
             yield from _opened(volume, path, content)
-    yield Command(
-        words=("ipa-server-upgrade",),
-        reason="its data are those of "
-        + (volume.package(COMPONENT) or "another version")
-        + f", the image has {template.package(COMPONENT) or 'another one'}",
-        timeout_s=TIMEOUT_S,
+    yield Command(words=("ipa-server-upgrade",), reason=_why(volume, template), timeout_s=TIMEOUT_S)
+
+
+def _why(volume: View, template: View) -> str:
+    before, after = volume.package(COMPONENT), template.package(COMPONENT)
+    if before is not None and before == after:
+        return (
+            f"the image has the same {COMPONENT}, {after}, and other packages or files: it finds "
+            "nothing to change and takes about a minute"
+        )
+    return (
+        f"its data are those of {before or 'another version'}, the image has "
+        f"{after or 'another one'}"
     )
 
 
@@ -60,12 +68,12 @@ def _opened(volume: View, path: str, content: bytes) -> Iterator[StepAction]:
     copies = [copy for copy in copies if _is_port(copy.value(CONFIG, "nsslapd-port"))]
     notes = _notes(volume.read(STATE) or b"")
     if not _is_port(notes.get("nsslapd-port", "")):
-        # They are those of a second attempt.
+        # They are those of a second attempt of an old FreeIPA.
         notes = {}
-    port = _agreed(copies, CONFIG, "nsslapd-port") or notes.get("nsslapd-port", "")
-    security = _agreed(copies, CONFIG, "nsslapd-security") or notes.get("nsslapd-security", "")
-    compat = _agreed(copies, COMPAT, "nsslapd-pluginenabled") or notes.get(
-        "schema_compat_enabled", ""
+    port = notes.get("nsslapd-port", "") or _agreed(copies, CONFIG, "nsslapd-port")
+    security = notes.get("nsslapd-security", "") or _agreed(copies, CONFIG, "nsslapd-security")
+    compat = notes.get("schema_compat_enabled", "") or _agreed(
+        copies, COMPAT, "nsslapd-pluginenabled"
     )
     lock = _agreed(copies, CONFIG, "nsslapd-global-backend-lock")
     ldif.replace(CONFIG, "nsslapd-port", port or "389")

@@ -563,6 +563,14 @@ def test_the_caches_of_sssd_go_and_nothing_is_kept_of_them(scene: Scene) -> None
     assert below(scene, "var/lib/sss/pubconf") != set()
 
 
+def test_the_caches_of_the_same_sssd_stay(scene: Scene) -> None:
+    make_freeipa(scene)
+    scene.recorded = (*scene.recorded, package("sssd-common", "2.11.1-1.fc43"))
+    assert scene.plan(step_of(scene, "s0300")) == ()
+    scene.recorded = (package("sssd-common", "2.11.0-1.fc43"),)
+    assert len(scene.plan(step_of(scene, "s0300"))) == 4
+
+
 def test_noted_addresses_of_kdcs_go_at_every_start(scene: Scene) -> None:
     make_freeipa(scene)
     assert steps_in(scene.image)["s0310_kdcinfo"].when == (When.START,)
@@ -606,9 +614,11 @@ def test_pki_tomcat_is_led_to_the_resteasy_of_the_image(
     ("platform", "after"),
     [
         ("platform = rhel\n", ""),
-        ("platform = fedora\n", ""),
-        ("platform=fedora\n", ""),
-        ("platform = fedora_container\n", "platform = fedora_container\n"),
+        ("platform = rhel_container\n", ""),
+        # FreeIPA notes and compares it without the ending, in a container, too (F66).
+        ("platform = fedora\n", "platform = fedora\n"),
+        ("platform=fedora\n", "platform=fedora\n"),
+        ("platform = fedora_container\n", ""),
         ("", ""),
     ],
 )
@@ -624,7 +634,7 @@ def test_another_platform_is_forgotten_for_freeipa_to_note_its_own(
     if platform != after:
         (action,) = actions
         assert isinstance(action, Write)
-        assert "'fedora_container'" in action.reason
+        assert "the image is 'fedora'" in action.reason
 
 
 def test_an_image_without_an_override_is_of_the_platform_of_its_release(scene: Scene) -> None:
@@ -646,6 +656,7 @@ SECOND: Final = "nsslapd-port = 0\nnsslapd-security = off\nschema_compat_enabled
     ("copies", "notes", "after", "compat", "warned"),
     [
         ([(OPEN, "on")], NOTES, OPEN, "on", False),
+        ([(OPEN.replace("389", "1389"), "off")], NOTES, OPEN, "on", False),
         ([(OPEN, "on")], SECOND, OPEN, "on", False),
         ([(OPEN, "on"), (CLOSED, "off"), (OPEN, "on")], SECOND, OPEN, "on", False),
         ([(OPEN, "off")], SECOND, OPEN, "off", False),
@@ -693,6 +704,15 @@ def test_a_directory_server_that_is_not_closed_is_left_as_it_is(scene: Scene, co
     assert isinstance(action, Command)
     assert "4.12.2-1.fc42" in action.reason
     assert "4.13.0-1.fc43" in action.reason
+
+
+def test_the_same_server_in_both_images_is_said(scene: Scene) -> None:
+    make_freeipa(scene)
+    scene.put(f"{INSTANCE}/dse.ldif", dse(OPEN))
+    scene.recorded = (package("freeipa-server", "4.13.0-1.fc43"),)
+    (action,) = scene.plan(step_of(scene, "s9000"))
+    assert isinstance(action, Command)
+    assert action.reason.startswith("the image has the same freeipa-server, 4.13.0-1.fc43")
 
 
 def test_the_server_upgrade_is_the_last_step_and_runs_under_init(scene: Scene) -> None:
