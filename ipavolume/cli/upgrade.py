@@ -20,7 +20,7 @@ from ipavolume.model.tasks import Phase
 @click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
 @click.option(
     "--phase",
-    type=click.Choice(tuple(Phase)),
+    type=click.Choice([phase.value for phase in Phase]),
     default=None,
     help="Only this phase: files and what runs before init, or what runs under it.",
 )

@@ -19,7 +19,7 @@ from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase, Task, TaskRecord, TaskState, pending
 from ipavolume.plan import assess
 from ipavolume.plan.assess import refuse
-from ipavolume.plan.conduct import Does, conduct
+from ipavolume.plan.conduct import Does, Kind, conduct
 from ipavolume.plan.draft import Draft, draft
 from ipavolume.plan.tasks import refuse_outside
 from ipavolume.plan.verdict import State, Verdict
@@ -168,6 +168,10 @@ def _refuse_phase(
         RefusedError: If files would have to be touched in the online phase, or programs of
             the image executed outside of its container.
     """
+    if conduct(verdict.state).kind is Kind.REBUILT:
+        # It touches no file and executes nothing. The online phase finds it where the run that
+        # another build of this image began has just been finished.
+        return
     primary = facts[context.primary.mount]
     swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
     if Phase.OFFLINE not in phases and not (verdict.state is State.UPGRADING and swapped):

@@ -366,6 +366,23 @@ def test_a_run_taken_over_and_interrupted_is_not_current_for_its_image(world: Wo
     assert world.build_id() == "v2"
 
 
+def test_a_rebuild_finishes_what_another_build_began_also_in_the_online_phase(world: World) -> None:
+    """F61: committed to the id of the other build, then refused as "offline-first"."""
+    world.populate()
+    mended = 'yield Command(words=("test", "-e", "/data/mended"), reason="to be mended")'
+    image = world.image("2", {"s5000_mended": step(mended)})
+    world.run(image, "upgrade", "--phase", "offline")
+    world.run(image, "upgrade", "--phase", "online", status=13)
+    (world.volume / "mended").touch()
+    before = image.header()
+    image.prepare(build_id="v2-again")
+    assert image.header().fingerprint == before.fingerprint
+    said = world.run(image, "upgrade", "--phase", "online").stderr
+    assert "going on with run" in said
+    assert world.build_id() == "v2-again"
+    assert [run["to"] for run in world.site.history()] == ["v1", "v2", "v2-again"]
+
+
 def test_nothing_of_an_image_is_executed_on_a_host(world: World) -> None:
     world.populate()
     image = world.image("2", {"s5000_runs": step(logs("ran"))})
