@@ -250,7 +250,9 @@ class Relocation:
         found: list[tuple[str, str]] = []
         with reported("look for links in the image"):
             for location, target in tree.links(leave_out=points):
-                text = target if target.startswith("/") else f"{location}/../{target}"
+                # From its directory: through the link itself ".." is beside what it leads to.
+                above = location.rpartition("/")[0]
+                text = target if target.startswith("/") else f"{above}/{target}"
                 try:
                     leads = tree.resolve(text, follow=False)
                 except ConfigurationError:

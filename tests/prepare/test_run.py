@@ -515,11 +515,18 @@ def test_links_of_the_image_into_the_volume_get_directories(bare: Image) -> None
     (root / "run").mkdir()
     (root / "run/x").symlink_to("/data/not/scanned")
     bare.write("/etc/app/conf")
-    bare.list("/etc/app/")
+    bare.write("/var/lib/state/x")
+    # F68: their places are not made yet.
+    (root / "etc/state").symlink_to("../var/lib/state/now")
+    (root / "etc/keyboard.conf").symlink_to("default/keyboard")
+    bare.list("/etc/app/", "/var/lib/state/", "/etc/default/keyboard")
     bare.prepare()
     links = dict(bare.header().links)
     assert links == {
         "/etc/app": "/data/etc/app",
+        "/etc/default/keyboard": "/data/etc/default/keyboard",
+        "/etc/state": "/data/var/lib/state/now",
+        "/var/lib/state": "/data/var/lib/state",
         "/usr/lib/app/direct": "/data/spool/app/queue",
         "/usr/lib/app/relative": "/data/other/file",
         "/usr/lib/app/through": "/data/etc/app/sub/file",
@@ -529,6 +536,8 @@ def test_links_of_the_image_into_the_volume_get_directories(bare: Image) -> None
     assert not (template / "spool/app/queue").exists()
     assert (template / "other").is_dir()
     assert not (template / "etc/app/sub").exists()
+    assert sorted(path.name for path in template.iterdir()) == ["etc", "other", "spool", "var"]
+    assert [path.name for path in (template / "var/lib").iterdir()] == ["state"]
 
 
 def test_everything_about_a_file_survives(bare: Image) -> None:
