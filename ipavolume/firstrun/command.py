@@ -1,4 +1,4 @@
-"""The command line of the first run."""
+"""Which application a first run installs, and the command line that makes of a request."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from os import fsdecode
 
 from ipavolume.config.model import FirstRunConfig
-from ipavolume.firstrun.freeipa import freeipa_command, is_freeipa
-from ipavolume.firstrun.request import (
-    SECRETS,
-    FirstRunCommand,
-    Request,
-    base_name,
-    options_in,
-    secrets_of,
-)
+from ipavolume.firstrun.application import Application, Read
+from ipavolume.firstrun.freeipa import INSTALLERS, FreeIPA
+from ipavolume.firstrun.request import SECRETS, FirstRunCommand, Request, base_name
+
+
+def application_of(config: FirstRunConfig) -> Application:
+    """Return what the configured command installs: FreeIPA, by its name, or anything."""
+    return FreeIPA() if base_name(config.command[0]) in INSTALLERS else Application()
 
 
 def command(
@@ -23,7 +22,7 @@ def command(
     *,
     mount: str,
     names: Sequence[str],
-    read: Callable[[str], bytes | None],
+    read: Read,
     secret: Callable[[str], bytes],
 ) -> FirstRunCommand:
     """Return the command line of the first run.
@@ -45,14 +44,6 @@ def command(
         if path:
             # A file ends with a newline that is no part of a password.
             environment[name] = fsdecode(secret(path)).rstrip("\r\n")
-    if is_freeipa(config):
-        return freeipa_command(config, request, environment, mount, names, read)
-    program = base_name(config.command[0])
-    arguments = request.arguments[request.arguments[:1] == (program,) :]
-    words = (*config.command, *options_in(f"{program}-options", mount, read), *arguments)
-    return FirstRunCommand(
-        words=words,
-        secrets=secrets_of(words, environment, ()),
-        answers=bool(arguments),
-        host=environment.get("IPA_SERVER_HOSTNAME", ""),
+    return application_of(config).command(
+        config, request, environment, mount=mount, names=names, read=read
     )

@@ -10,11 +10,13 @@ from ipavolume.config.model import FirstRunConfig
 from ipavolume.context import Context
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.firstrun import looking
+from ipavolume.firstrun.application import Application, Read
 from ipavolume.firstrun.looking import read_top
 from ipavolume.firstrun.record import MAX_NAME_CHARACTERS
 from ipavolume.firstrun.request import (
     HOLD,
     REPLICA,
+    SECRETS,
     SERVER,
     SHORT_SECRETS,
     FirstRunCommand,
@@ -134,13 +136,8 @@ def stored_host(volume: Volume) -> str:
     return text
 
 
-_INSTALLERS: Final = (SERVER, REPLICA)
+INSTALLERS: Final = (SERVER, REPLICA)
 _ANSWER: Final = "--external-cert-file"
-
-
-def is_freeipa(config: FirstRunConfig) -> bool:
-    """Tell whether the configured command is one of FreeIPA's installers."""
-    return base_name(config.command[0]) in _INSTALLERS
 
 
 def freeipa_command(
@@ -184,7 +181,7 @@ def _choose(
 ) -> tuple[str, Sequence[str]]:
     """Return which of the installers it is, and the arguments that are left."""
     first = arguments[0] if arguments else ""
-    if first in _INSTALLERS:
+    if first in INSTALLERS:
         return first, arguments[1:]
     if first and not first.startswith("-"):
         raise UsageError(
@@ -253,7 +250,7 @@ def keep_request(context: Context, config: FirstRunConfig) -> None:
     """Put the request that the CA has to sign where the FreeIPA images have it."""
     directory, _, name = config.waiting_when.rpartition("/")
     volume = context.primary
-    if not is_freeipa(config) or directory != volume.mount:
+    if directory != volume.mount:
         return
     with context.tree() as tree:
         there = looking.There(context, tree, configured=False)
@@ -262,3 +259,75 @@ def keep_request(context: Context, config: FirstRunConfig) -> None:
             return
     with failures.attempt("write", config.waiting_when):
         files.write_file(volume.fd, name, data)
+
+
+class FreeIPA(Application):
+    """A FreeIPA server: what the existing images know of their containers holds here."""
+
+    is_named = True
+    waits_for = (REQUEST_TO_SIGN,)
+
+    def command(
+        self,
+        config: FirstRunConfig,
+        request: Request,
+        environment: Mapping[str, str],
+        *,
+        mount: str,
+        names: Sequence[str],
+        read: Read,
+    ) -> FirstRunCommand:
+        """See the base."""
+        return freeipa_command(config, request, environment, mount, names, read)
+
+    def environment(self, asked: Request) -> dict[str, str]:
+        """Return the environment of the command.
+
+        What the installer gets as arguments is not in it: an environment is inherited by all
+        that a process starts.
+        """
+        del asked
+        left_out = (*SECRETS, *(f"{name}_FILE" for name in SECRETS))
+        return {name: text for name, text in os.environ.items() if name not in left_out}
+
+    def says(self, read: Read) -> bool | None:
+        """See the base."""
+        return what_freeipa_says(read(INSTALLATION))
+
+    def stored_host(self, volume: Volume) -> str:
+        """See the base."""
+        return stored_host(volume)
+
+    def new_host(self, command: FirstRunCommand, *, own: str) -> str:
+        """See the base."""
+        return new_host(command, own=own)
+
+    def note_host(self, volume: Volume, host: str) -> None:
+        """See the base."""
+        with failures.attempt("write", f"{volume.mount}/{HOSTNAME}"):
+            files.write_file(volume.fd, HOSTNAME, os.fsencode(host) + b"\n")
+
+    def check_host(self, stored: str, asked: Request, *, own: str, allow: frozenset[str]) -> None:
+        """See the base."""
+        check_host(stored, asked, own=own, allow=allow)
+
+    def go_by(self, context: Context, host: str, *, own: str) -> None:
+        """See the base."""
+        go_by(context, host, own=own)
+
+    def keep_request(self, context: Context, config: FirstRunConfig) -> None:
+        """See the base."""
+        keep_request(context, config)
+
+    def waits(self, config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
+        """See the base."""
+        return RefusedError(
+            f"the first run waits for a certificate: an external CA has to sign "
+            f"{config.waiting_when or REQUEST_TO_SIGN!r}",
+            code="waiting",
+            path=config.waiting_when,
+            hint="Put the signed certificate and those of its CAs on the volume, then start the "
+            f"container with the arguments of the first time and --external-cert-file=FILE for "
+            f"each, for example: {command.name} --external-cert-file=/data/ipa.crt "
+            "--external-cert-file=/data/ca.crt",
+        )

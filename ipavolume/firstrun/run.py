@@ -15,22 +15,19 @@ from ipavolume.config.model import FirstRunConfig
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     CommandFailedError,
-    RefusedError,
     StoppedError,
     UsageError,
 )
 from ipavolume.firstrun import command as firstrun_command
-from ipavolume.firstrun import freeipa, looking, request
-from ipavolume.firstrun.freeipa import go_by, keep_request
+from ipavolume.firstrun import looking
+from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, write_record
 from ipavolume.firstrun.request import FirstRunCommand, Request
 from ipavolume.firstrun.standing import Found, Standing, how_it_ended, look
 from ipavolume.image import diagnosis
-from ipavolume.linux import files
 from ipavolume.linux.command import Ended, run_command
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
-from ipavolume.volume import failures
 
 
 def _read_secret(path: str) -> bytes:
@@ -62,8 +59,7 @@ def check_request(context: Context, asked: Request) -> None:
     if not context.is_inside:
         raise refuse_outside(context)
     command = _command(context, config, asked)
-    if freeipa.is_freeipa(config):
-        freeipa.new_host(command, own=host_name())
+    application_of(config).new_host(command, own=host_name())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +108,11 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         standing is Standing.PARTIAL and "partial" in allow
     ):
         raise found.judgement.error
-    if freeipa.is_freeipa(config) and standing in (Standing.DONE, Standing.WAITING):
-        freeipa.check_host(found.host, asked, own=own, allow=allow)
+    application = application_of(config)
+    if standing in (Standing.DONE, Standing.WAITING):
+        application.check_host(found.host, asked, own=own, allow=allow)
         if "hostname" not in allow:
-            go_by(context, found.host, own=own)
+            application.go_by(context, found.host, own=own)
     if standing is Standing.DONE:
         if record.state != DONE:
             say(f"the first run is done: {found.judgement.reason}")
@@ -125,21 +122,19 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
             )
         return None
     if standing is Standing.WAITING:
-        keep_request(context, config)
+        application.keep_request(context, config)
         if record.state != WAITING:
             record = replace(record, state=WAITING)
             write_record(context.primary, record)
     command = _command(context, config, asked)
     if standing is Standing.WAITING:
         if not command.answers:
-            raise _waits(config, command)
+            raise application.waits(config, command)
         host = record.host or own
     else:
-        host = own
-        if freeipa.is_freeipa(config):
-            host = freeipa.new_host(command, own=own)
-            if "hostname" not in allow:
-                go_by(context, host, own=own)
+        host = application.new_host(command, own=own)
+        if "hostname" not in allow:
+            application.go_by(context, host, own=own)
     return Ready(config=config, asked=asked, command=command, record=replace(record, host=host))
 
 
@@ -152,26 +147,6 @@ def _command(context: Context, config: FirstRunConfig, asked: Request) -> FirstR
         names=os.listdir(volume.fd),
         read=lambda name: looking.read_top(volume, name),
         secret=_read_secret,
-    )
-
-
-def _waits(config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
-    if freeipa.is_freeipa(config):
-        return RefusedError(
-            f"the first run waits for a certificate: an external CA has to sign "
-            f"{config.waiting_when or freeipa.REQUEST_TO_SIGN!r}",
-            code="waiting",
-            path=config.waiting_when,
-            hint="Put the signed certificate and those of its CAs on the volume, then start the "
-            f"container with the arguments of the first time and --external-cert-file=FILE for "
-            f"each, for example: {command.name} --external-cert-file=/data/ipa.crt "
-            "--external-cert-file=/data/ca.crt",
-        )
-    return RefusedError(
-        f"the first run waits for an answer to {config.waiting_when!r}",
-        code="waiting",
-        path=config.waiting_when,
-        hint=f"Start the container with the arguments that give {command.name} the answer.",
     )
 
 
@@ -209,9 +184,8 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
         attempts=ready.record.attempts + 1,
     )
     write_record(volume, record)
-    if freeipa.is_freeipa(config):
-        with failures.attempt("write", f"{volume.mount}/{freeipa.HOSTNAME}"):
-            files.write_file(volume.fd, freeipa.HOSTNAME, os.fsencode(record.host) + b"\n")
+    application = application_of(config)
+    application.note_host(volume, record.host)
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
     read_only: list[str] = []
@@ -225,7 +199,7 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
             command.words,
             timeout_s=config.timeout_s,
             output=told,
-            env=_environment(config, ready.asked),
+            env=application.environment(ready.asked),
             terminal=True,
         )
     except StoppedError as err:
@@ -253,18 +227,6 @@ def refuse_outside(context: Context) -> UsageError:
     )
 
 
-def _environment(config: FirstRunConfig, asked: Request) -> dict[str, str]:
-    """Return the environment of the command.
-
-    What a FreeIPA installer gets as arguments is not in it: an environment is inherited by
-    all that a process starts.
-    """
-    if not freeipa.is_freeipa(config):
-        return {**os.environ, **asked.environment}
-    left_out = (*request.SECRETS, *(f"{name}_FILE" for name in request.SECRETS))
-    return {name: text for name, text in os.environ.items() if name not in left_out}
-
-
 def _conclude(
     context: Context,
     config: FirstRunConfig,
@@ -287,10 +249,11 @@ def _conclude(
     standing = found.judgement.standing
     succeeded = ended.status == 0 and not ended.timed_out
     if standing is Standing.WAITING:
-        keep_request(context, config)
+        application = application_of(config)
+        application.keep_request(context, config)
         write_record(volume, replace(record, state=WAITING))
         if succeeded:
-            waits = _waits(config, command)
+            waits = application.waits(config, command)
             say(f"{waits}. {waits.hint}")
             return standing
     if standing is Standing.DONE and succeeded:

@@ -22,13 +22,7 @@ from ipavolume.errors import (
     IpaVolumeError,
     UnsafeVolumeError,
 )
-from ipavolume.firstrun.freeipa import (
-    INSTALLATION,
-    REQUEST_TO_SIGN,
-    is_freeipa,
-    stored_host,
-    what_freeipa_says,
-)
+from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.looking import There
 from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.volume import history, members
@@ -117,7 +111,7 @@ def judge(
         return _partial(config, record, config.done_when, says=says)
     recorded_as_waiting = record is not None and record.state == WAITING
     waiting = bool(config.waiting_when) and exists(config.waiting_when)
-    waiting = waiting or (is_freeipa(config) and exists(REQUEST_TO_SIGN))
+    waiting = waiting or any(exists(path) for path in application_of(config).waits_for)
     if recorded_as_waiting or waiting:
         what = config.waiting_when or "an answer from outside"
         return Judgement(standing=Standing.WAITING, reason=f"the first run waits for {what!r}")
@@ -199,17 +193,20 @@ def look(context: Context) -> Found | None:
     volume = context.primary
     members.check_trust(volume)
     record = read_record(volume)
-    freeipa = is_freeipa(config)
+    application = application_of(config)
     with context.tree() as tree:
         there = There(context, tree, configured=record is not None and record.state == DONE)
-        says = what_freeipa_says(there.read(INSTALLATION)) if freeipa else None
         judgement = judge(
-            config, record, there, says=says, adopted=record is None and _is_adopted(volume)
+            config,
+            record,
+            there,
+            says=application.says(there.read),
+            adopted=record is None and _is_adopted(volume),
         )
         complete = bool(config.done_when) and there(config.done_when)
     host = record.host if record is not None else ""
-    if not host and freeipa:
-        host = stored_host(volume)
+    if not host:
+        host = application.stored_host(volume)
     return Found(judgement=judgement, record=record, host=host, complete=complete)
 
 

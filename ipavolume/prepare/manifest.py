@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from ipavolume import fastpath
 from ipavolume.config.model import MAX_CONFIGURATION_BYTES, Config
 from ipavolume.errors import ConfigurationError, ManifestError, UsageError
-from ipavolume.firstrun.freeipa import is_freeipa
+from ipavolume.firstrun.command import application_of
 from ipavolume.formats import manifest
 from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
@@ -180,7 +180,7 @@ def _start_data(tree: ImageTree, findings: Findings, header: ImageHeader) -> byt
     config = findings.config
     first_run = fastpath.NONE
     if config.first_run is not None:
-        first_run = fastpath.NAMED if is_freeipa(config.first_run) else fastpath.ONCE
+        first_run = fastpath.NAMED if application_of(config.first_run).is_named else fastpath.ONCE
     busy = any(volume.volatile for volume in config.volumes) or any(
         When.START in step.when
         and not step.masked
