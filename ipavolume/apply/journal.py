@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 
 from ipavolume.formats import manifest
 from ipavolume.formats.jsonlines import dump_line
+from ipavolume.formats.tasks import log_data
 from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.tasks import TaskLog, log_data
+from ipavolume.model.tasks import TaskLog
 from ipavolume.volume.facts import Identity, Transaction
 from ipavolume.volume.layout import (
     IDENTITY,

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ipavolume.formats.plan import action_data
+from ipavolume.formats.tasks import task_data
 from ipavolume.model.actions import Action, Install, Keep, Plan, Verb, describe, past, verb
-from ipavolume.model.tasks import Task, task_data
+from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
 
 if TYPE_CHECKING:

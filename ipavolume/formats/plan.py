@@ -10,11 +10,14 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import UnsafeVolumeError
+from ipavolume.formats import checks
 from ipavolume.formats.manifest import MAX_ID, is_safe_path
+from ipavolume.formats.tasks import parse_task, task_data
 from ipavolume.model.actions import (
     Action,
     CreateTree,
@@ -26,8 +29,7 @@ from ipavolume.model.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.model.files import DiskState, FileType, Metadata
-from ipavolume.model.tasks import parse_task, task_data
+from ipavolume.model.files import Xattrs
 
 FORMAT: Final = 1
 _TASK: Final = "task"
@@ -35,99 +37,54 @@ _MAX_LINE_BYTES: Final = 4 << 20
 _MAX_RUN_CHARACTERS: Final = 64
 
 
+_HEADER: Final = {
+    "run": "run",
+    "kind": "kind",
+    "from_build": "from",
+    "to_build": "to",
+    "fingerprint": "fingerprint",
+}
+
+ACTIONS: Final[Mapping[str, type[Action]]] = {
+    "create-tree": CreateTree,
+    "install": Install,
+    "save": Save,
+    "erase": Erase,
+    "remove-directory": RemoveDirectory,
+    "set-metadata": SetMetadata,
+    "keep": Keep,
+}
+"""What is read, by what :func:`action_data` calls it."""
+
+
 def action_data(action: Action) -> dict[str, Any]:
     """Return *action* as plain data, its kind under ``op``."""
+    return {"op": _op(action), **checks.dump(action, _WRITTEN), "rule": str(action.rule)}
+
+
+def _op(action: Action) -> str:
     match action:
         case CreateTree():
-            return {
-                "op": "create-tree",
-                "path": action.path,
-                "entries": action.entries,
-                "bytes": action.bytes,
-                "omit": list(action.omit),
-                "rule": str(action.rule),
-            }
+            return "create-tree"
         case Install():
-            return {
-                "op": "install",
-                "path": action.path,
-                "record": action.record,
-                "metadata": _metadata_data(action.metadata),
-                "bytes": action.bytes,
-                "before": None if action.before is None else _state_data(action.before),
-                "save_to": action.save_to,
-                "rule": str(action.rule),
-                "reason": action.reason,
-            }
+            return "install"
         case Save():
-            return {
-                "op": "save",
-                "path": action.path,
-                "to": action.to,
-                "before": _state_data(action.before),
-                "rule": str(action.rule),
-                "reason": action.reason,
-            }
+            return "save"
         case Erase():
-            return {
-                "op": "erase",
-                "path": action.path,
-                "before": _state_data(action.before),
-                "rule": str(action.rule),
-                "reason": action.reason,
-            }
+            return "erase"
         case RemoveDirectory():
-            return {
-                "op": "remove-directory",
-                "path": action.path,
-                "required": action.required,
-                "rule": str(action.rule),
-                "reason": action.reason,
-            }
+            return "remove-directory"
         case SetMetadata():
-            return {
-                "op": "set-metadata",
-                "path": action.path,
-                "before": _state_data(action.before),
-                "metadata": _metadata_data(action.metadata),
-                "private": action.private,
-                "content": action.content,
-                "rule": str(action.rule),
-                "reason": action.reason,
-            }
+            return "set-metadata"
         case Keep():
-            return {
-                "op": "keep",
-                "path": action.path,
-                "rule": str(action.rule),
-                "reason": action.reason,
-            }
+            return "keep"
 
 
-def _metadata_data(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "uid": metadata.uid,
-        "gid": metadata.gid,
-        "mode": f"{metadata.mode:04o}",
-        "xattrs": {
-            name: base64.b64encode(value).decode("ascii") for name, value in metadata.xattrs
-        },
-    }
+def _xattrs_data(xattrs: Xattrs) -> dict[str, str]:
+    return {name: base64.b64encode(value).decode("ascii") for name, value in xattrs}
 
 
-def _state_data(state: DiskState) -> dict[str, Any]:
-    return {
-        "type": state.type.value,
-        "mode": f"{state.mode:04o}",
-        "uid": state.uid,
-        "gid": state.gid,
-        "size": state.size,
-        "mtime_ns": state.mtime_ns,
-        "ctime_ns": state.ctime_ns,
-        "dev": state.dev,
-        "ino": state.ino,
-        "nlink": state.nlink,
-    }
+_WRITTEN: Final[checks.Special] = {"mode": "{:04o}".format, "xattrs": _xattrs_data}
 
 
 def dump_lines(plan: Plan) -> Iterable[bytes]:
@@ -135,11 +92,7 @@ def dump_lines(plan: Plan) -> Iterable[bytes]:
     digest = hashlib.blake2b(digest_size=32)
     header = {
         "format": FORMAT,
-        "run": plan.run,
-        "kind": plan.kind,
-        "from": plan.from_build,
-        "to": plan.to_build,
-        "fingerprint": plan.fingerprint,
+        **{key: getattr(plan, name) for name, key in _HEADER.items()},
         "overrides": list(plan.overrides),
     }
     tasks = ({"op": _TASK, **task_data(task)} for task in plan.tasks)
@@ -160,36 +113,32 @@ def load(stream: BinaryIO, *, mounts: Iterable[str]) -> Plan:
     Raises:
         UnsafeVolumeError: If it is cut short, altered or names paths elsewhere.
     """
-    below = tuple(mount + "/" for mount in mounts)
     digest = hashlib.blake2b(digest_size=32)
-    items: list[Mapping[str, Any]] = []
+    lines: list[Mapping[str, Any]] = []
     sealed = False
     try:
         while line := stream.readline(_MAX_LINE_BYTES):
-            data = json.loads(line)
+            data = checks.decode(line)
             if "end" in data:
                 sealed = data["end"] == digest.hexdigest() and not stream.read(1)
                 break
             digest.update(line)
-            items.append(data)
-        if not sealed or items[0]["format"] != FORMAT:
+            lines.append(data)
+        if not sealed or not lines or lines[0].get("format") != FORMAT:
             raise _altered()
-        header = items[0]
-        plan = Plan(
-            run=str(header["run"]),
-            kind=str(header["kind"]),
-            from_build=str(header["from"]),
-            to_build=str(header["to"]),
-            fingerprint=str(header["fingerprint"]),
-            actions=tuple(_action(item, below) for item in items[1:] if item["op"] != _TASK),
-            tasks=tuple(parse_task(item) for item in items[1:] if item["op"] == _TASK),
-            overrides=tuple(str(code) for code in header["overrides"]),
+        header, read = lines[0], _action_reader(mounts)
+        if not is_run_id(checks.field(header, "run", checks.text)):
+            raise _altered()
+        ops = [checks.field(item, "op", checks.text) for item in lines[1:]]
+        items = list(zip(ops, lines[1:], strict=True))
+        return Plan(
+            **{name: checks.field(header, key, checks.text) for name, key in _HEADER.items()},
+            actions=tuple([read(op, item) for op, item in items if op != _TASK]),
+            tasks=tuple([parse_task(item) for op, item in items if op == _TASK]),
+            overrides=checks.field(header, "overrides", _texts),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
+    except checks.MalformedError as err:
         raise _altered() from err
-    if not is_run_id(plan.run):
-        raise _altered()
-    return plan
 
 
 def is_run_id(text: str) -> bool:
@@ -206,94 +155,73 @@ def _altered() -> UnsafeVolumeError:
     )
 
 
-def _action(item: Mapping[str, Any], below: tuple[str, ...]) -> Action:
-    path = _path(item["path"], below)
-    rule = str(item["rule"])
-    match item["op"]:
-        case "create-tree":
-            return CreateTree(
-                path=path,
-                entries=int(item["entries"]),
-                bytes=int(item["bytes"]),
-                omit=tuple(_path(omitted, below) for omitted in item["omit"]),
-                rule=rule,
-            )
-        case "install":
-            return Install(
-                path=path,
-                record=_path(item["record"], below),
-                metadata=_metadata(item["metadata"]),
-                bytes=int(item["bytes"]),
-                before=None if item["before"] is None else _state(item["before"]),
-                save_to=_path(item["save_to"], below) if item["save_to"] else "",
-                rule=rule,
-                reason=str(item["reason"]),
-            )
-        case "save":
-            return Save(
-                path=path,
-                to=_path(item["to"], below),
-                before=_state(item["before"]),
-                rule=rule,
-                reason=str(item["reason"]),
-            )
-        case "erase":
-            return Erase(
-                path=path, before=_state(item["before"]), rule=rule, reason=str(item["reason"])
-            )
-        case "remove-directory":
-            return RemoveDirectory(
-                path=path,
-                required=item["required"] is True,
-                rule=rule,
-                reason=str(item["reason"]),
-            )
-        case "set-metadata":
-            return SetMetadata(
-                path=path,
-                before=_state(item["before"]),
-                metadata=_metadata(item["metadata"]),
-                private=item["private"] is True,
-                content=str(item["content"]),
-                rule=rule,
-                reason=str(item["reason"]),
-            )
-        case "keep":
-            return Keep(path=path, rule=rule, reason=str(item["reason"]))
-        case _:
-            raise _altered()
+def _action_reader(mounts: Iterable[str]) -> Callable[[str, Mapping[str, Any]], Action]:
+    """Return what reads an action all of whose paths are below *mounts*."""
+    below = tuple(mount + "/" for mount in mounts)
+
+    def path(value: object) -> str:
+        result = checks.text(value)
+        if not is_safe_path(result) or not result.startswith(below):
+            raise checks.wrong(value, "a path below a mount")
+        return result
+
+    special: checks.Special = {
+        **_READ,
+        "path": path,
+        "record": path,
+        "to": path,
+        "save_to": lambda value: "" if value == "" else path(value),
+        "omit": lambda value: checks.items(value, path),
+    }
+    readers = {op: checks.loader(cls, special) for op, cls in ACTIONS.items()}
+
+    def read(op: str, item: Mapping[str, Any]) -> Action:
+        return readers[checks.one_of(op, readers)](item)
+
+    return read
 
 
-def _path(value: object, below: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or not is_safe_path(value) or not value.startswith(below):
-        raise _altered()
-    return value
+def _texts(value: object) -> tuple[str, ...]:
+    return checks.items(value, checks.text)
 
 
-def _metadata(item: Mapping[str, Any]) -> Metadata:
+def _mode(value: object) -> int:
+    if not isinstance(value, str) or _MODE.fullmatch(value) is None:
+        raise checks.wrong(value, "a mode")
+    return int(value, 8)
+
+
+def _xattrs(value: object) -> Xattrs:
     try:
-        xattrs = tuple(
-            (str(name), base64.b64decode(value, validate=True))
-            for name, value in item["xattrs"].items()
+        return tuple(
+            (checks.text(name), base64.b64decode(checks.text(data), validate=True))
+            for name, data in checks.table(value).items()
         )
     except binascii.Error as err:
-        raise _altered() from err
-    uid, gid, mode = int(item["uid"]), int(item["gid"]), int(item["mode"], 8)
-    if not (0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID and 0 <= mode <= 0o7777):
-        raise _altered()
-    return Metadata(uid=uid, gid=gid, mode=mode, xattrs=xattrs)
+        raise checks.wrong(value, "base64") from err
 
 
-def _state(item: Mapping[str, Any]) -> DiskState:
-    return DiskState(
-        type=FileType(item["type"]),
-        mode=int(item["mode"], 8),
-        uid=int(item["uid"]),
-        gid=int(item["gid"]),
-        size=int(item["size"]),
-        mtime_ns=int(item["mtime_ns"]),
-        ctime_ns=int(item["ctime_ns"]),
-        dev=int(item["dev"]),
-        ino=int(item["ino"]),
-        nlink=int(item["nlink"]),
-    )
+def _id(value: object) -> int:
+    return checks.count(value, MAX_ID)
+
+
+def _whole(value: object) -> int:
+    return checks.count(value, (1 << 64) - 1)
+
+
+def _time(value: object) -> int:
+    # Seconds are 64 bits with a sign, and some file systems keep them all.
+    return checks.count(value, 1 << 94, least=-1 << 94)
+
+
+_MODE: Final = re.compile("[0-7]{4}")
+_READ: Final[checks.Special] = {
+    "mode": _mode,
+    "xattrs": _xattrs,
+    "uid": _id,
+    "gid": _id,
+    "dev": _whole,
+    "ino": _whole,
+    "mtime_ns": _time,
+    "ctime_ns": _time,
+}

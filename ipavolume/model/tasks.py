@@ -9,13 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 REPEATED_FAILURES: Final = 3
 """So many identical failures in a row, and a start no longer tries by itself."""
 
 _MAX_FAILURES_KEPT: Final = 20
-_MAX_TASKS: Final = 10_000
 
 
 class Phase(enum.StrEnum):
@@ -161,110 +160,3 @@ NOTHING: Final = TaskLog(records={})
 def pending(tasks: Sequence[Task], log: TaskLog, phase: str | None = None) -> list[Task]:
     """Return the tasks that have to run still, of one phase or of both."""
     return [task for task in tasks if phase in (None, task.phase) and not log.is_finished(task)]
-
-
-# -- as plain data -----------------------------------------------------------------------
-
-
-def task_data(task: Task) -> dict[str, Any]:
-    """Return *task* as plain data."""
-    return {
-        "kind": str(task.kind),
-        "name": task.name,
-        "digest": task.digest,
-        "phase": task.phase,
-        "summary": task.summary,
-        "reason": task.reason,
-        "arguments": list(task.arguments),
-        "provisional": task.provisional,
-        "turn": task.turn,
-    }
-
-
-def parse_task(data: Mapping[str, Any]) -> Task:
-    """Return the task in *data*.
-
-    Raises:
-        ValueError, KeyError, TypeError: If it is none.
-    """
-    task = Task(
-        kind=TaskKind(data["kind"]),
-        name=_text(data["name"]),
-        digest=_text(data["digest"]),
-        phase=_text(data["phase"]),
-        summary=_text(data["summary"]),
-        reason=_text(data["reason"]),
-        arguments=_texts(data["arguments"]),
-        provisional=data["provisional"] is True,
-        turn=int(data["turn"]),
-    )
-    if task.phase not in ("offline", "online"):
-        raise ValueError(task.phase)
-    return task
-
-
-def log_data(log: TaskLog) -> dict[str, Any]:
-    """Return *log* as plain data."""
-    return {
-        "tasks": [
-            {
-                "key": record.key,
-                "state": str(record.state),
-                "started": record.started,
-                "finished": record.finished,
-                "seconds": record.seconds,
-                "commands": list(record.commands),
-                "messages": list(record.messages),
-            }
-            for record in log.records.values()
-        ],
-        "failures": [
-            {"signature": one.signature, "at": one.at, "message": one.message}
-            for one in log.failures
-        ],
-    }
-
-
-def parse_log(data: Mapping[str, Any]) -> TaskLog:
-    """Return the log in *data*.
-
-    Raises:
-        ValueError, KeyError, TypeError: If it is none.
-    """
-    if len(data["tasks"]) > _MAX_TASKS:
-        raise ValueError("too many tasks")
-    records = [
-        TaskRecord(
-            key=_text(item["key"]),
-            state=TaskState(item["state"]),
-            started=_text(item["started"]),
-            finished=_text(item["finished"]),
-            seconds=int(item["seconds"]),
-            commands=_texts(item["commands"]),
-            messages=_texts(item["messages"]),
-        )
-        for item in data["tasks"]
-    ]
-    return TaskLog(
-        records={record.key: record for record in records},
-        failures=tuple(
-            Failure(
-                signature=_text(item["signature"]),
-                at=_text(item["at"]),
-                message=_text(item["message"]),
-            )
-            for item in data["failures"]
-        ),
-    )
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError(value)
-    return tuple(_text(item) for item in value)

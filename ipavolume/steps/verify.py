@@ -10,11 +10,12 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError
+from ipavolume.formats import checks
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.steps import loading, views
@@ -25,7 +26,7 @@ from ipavolume.volume.failures import attempt
 from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import VERIFIED
 from ipavolume.volume.logs import RunLog
-from ipavolume.volume.members import Volume, damaged, open_state, read_json, text
+from ipavolume.volume.members import Volume, damaged, open_state, read_json
 
 _STEP: Final = "step "
 
@@ -91,11 +92,11 @@ def verify(context: Context, run: str, steps: Sequence[Declaration], output: Run
 
 
 def _record(context: Context, verified: Verified) -> None:
-    data: dict[str, Any] = asdict(verified)
+    line = json.dumps(checks.dump(verified)).encode("ascii") + b"\n"
     with attempt("write to", context.primary.directory):
         fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
         try:
-            files.write_file(fd, VERIFIED, json.dumps(data).encode("ascii") + b"\n")
+            files.write_file(fd, VERIFIED, line)
         finally:
             os.close(fd)
 
@@ -131,13 +132,8 @@ def read_verified(volume: Volume) -> Verified | None:
         if data is None:
             return None
         try:
-            return Verified(
-                run=text(data["run"]),
-                passed=tuple(map(text, data["passed"])),
-                failed=tuple(map(text, data["failed"])),
-                at=text(data["at"]),
-            )
-        except (KeyError, TypeError) as err:
+            return checks.load(Verified, data)
+        except checks.MalformedError as err:
             hint = "Find out who did that, and remove it: what it records is asked again."
             raise damaged(fd, VERIFIED, "was altered", hint=hint) from err
     finally:

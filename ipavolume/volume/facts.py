@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ManifestError, UnsafeVolumeError
-from ipavolume.formats import manifest
+from ipavolume.formats import checks, manifest
+from ipavolume.formats.tasks import parse_log
 from ipavolume.linux import files
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.tasks import NOTHING, TaskLog, parse_log
+from ipavolume.model.tasks import NOTHING, TaskLog
 from ipavolume.volume.layout import BASELINE, IDENTITY, PENDING, PROGRESS, TASKS, TRANSACTION
 from ipavolume.volume.members import (
     KIND_WORDS,
@@ -27,7 +28,6 @@ from ipavolume.volume.members import (
     open_state,
     path_of_member,
     read_json,
-    text,
     unreadable,
 )
 
@@ -205,8 +205,8 @@ def _read_identity(fd: int, volume: Volume) -> Identity | None:
     if data is None:
         return None
     try:
-        return Identity(**{key: text(data[key]) for key in Identity.__dataclass_fields__})
-    except (KeyError, TypeError) as err:
+        return checks.load(Identity, data)
+    except checks.MalformedError as err:
         raise damaged(fd, IDENTITY, "is cut short or was altered") from err
 
 
@@ -220,13 +220,9 @@ def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader
         if data is None:
             raise damaged(inside, PROGRESS, "is missing")
         try:
-            transaction = Transaction(
-                **{key: text(data[key]) for key in Transaction.__dataclass_fields__}
-            )
-        except (KeyError, TypeError) as err:
+            transaction = checks.load(Transaction, data, {"phase": _phase})
+        except checks.MalformedError as err:
             raise damaged(inside, PROGRESS, "was altered") from err
-        if transaction.phase not in _PHASES:
-            raise damaged(inside, PROGRESS, "was altered")
         return (
             transaction,
             _read_header(inside, BASELINE, volume),
@@ -236,13 +232,17 @@ def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader
         os.close(inside)
 
 
+def _phase(value: object) -> str:
+    return checks.one_of(value, _PHASES)
+
+
 def _read_tasks(fd: int, volume: Volume) -> TaskLog:
     data = read_json(fd, TASKS, volume)
     if data is None:
         return NOTHING
     try:
         return parse_log(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except checks.MalformedError as err:
         raise damaged(fd, TASKS, "was altered") from err
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.linux import files
 from ipavolume.model.actions import Action, Install, Keep, Plan, Save, verb
@@ -37,50 +38,44 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
         os.close(fd)
     if data is None:
         return []
-    runs: list[Mapping[str, Any]] = []
-    sound = data.endswith(b"\n")
     try:
-        for line in data.splitlines():
-            runs.append(json.loads(line))
-            sound = sound and _is_run(runs[-1])
-    except (ValueError, RecursionError):
-        sound = False
-    if not sound:
+        if not data.endswith(b"\n"):
+            raise checks.wrong(data[-80:], "the end of a line")
+        return [_run(line) for line in data.splitlines()]
+    except checks.MalformedError as err:
         raise damaged(
             volume.fd,
             f"{STATE_DIRECTORY}/{HISTORY}",
             "is cut short or was altered",
             hint="Find out who did that, and move it away: no upgrade depends on it.",
-        )
-    return runs
+        ) from err
 
 
-def _is_run(value: object) -> bool:
-    """Tell whether a line of the history has the types that everything in it must have."""
-    if not isinstance(value, dict):
-        return False
-    texts = (
-        *("run", "kind", "from", "from_name", "to", "to_name", "started", "finished", "result"),
-        "holder",
-    )
-    tables = {"packages": 3, "copies": 3, "tasks": 5, "failures": 2}
-    counts = value.get("counts", {})
-    return (
-        isinstance(value.get("run"), str)
-        and all(isinstance(value.get(key, ""), str) for key in texts)
-        and isinstance(counts, dict)
-        and all(isinstance(number, int) for number in counts.values())
-        and all(_are_texts(value.get(key, [])) for key in ("overrides", "kept", "warnings"))
-        and all(
-            isinstance(value.get(key, []), list)
-            and all(_are_texts(row) and len(row) == width for row in value.get(key, []))
-            for key, width in tables.items()
-        )
-    )
+_TEXTS: Final = (
+    *("run", "kind", "from", "from_name", "to", "to_name", "started", "finished", "result"),
+    "holder",
+)
+_LISTS: Final = ("overrides", "kept", "warnings")
+_TABLES: Final = {"packages": 3, "copies": 3, "tasks": 5, "failures": 2}
 
 
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _run(line: bytes) -> Mapping[str, Any]:
+    """Return a line of the history, in which everything has the type that it must have."""
+    run = checks.decode(line)
+    checks.field(run, "run", checks.text)
+    for key in _TEXTS:
+        checks.text(run.get(key, ""))
+    for number in checks.table(run.get("counts", {})).values():
+        checks.count(number)
+    for key in _LISTS:
+        checks.items(run.get(key, []), checks.text)
+    for key, width in _TABLES.items():
+        checks.items(run.get(key, []), functools.partial(_row, width=width))
+    return run
+
+
+def _row(value: object, *, width: int) -> tuple[Any, ...]:
+    return checks.row(value, *[checks.text] * width)
 
 
 _KINDS_OF_COPY: Final = (".rpmnew", ".rpmsave", ".rpmorig")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import UnsafeVolumeError, VolumeIOError
+from ipavolume.formats import checks
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.volume import ownership
@@ -162,12 +162,9 @@ def read_json(fd: int, name: str, volume: Volume) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as err:
+        return checks.decode(data)
+    except checks.MalformedError as err:
         raise damaged(fd, name, "is cut short or was altered") from err
-    if not isinstance(value, dict):
-        raise damaged(fd, name, "is cut short or was altered")
-    return value
 
 
 def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes | None:
@@ -230,14 +227,3 @@ def damaged(fd: int, name: str, what: str, *, hint: str = _RESTORE) -> UnsafeVol
     """Return what to raise for the member *name* of a directory of ours, which *what*."""
     path = path_of_member(fd, name)
     return UnsafeVolumeError(f"{path!r} {what}", code="damaged-state", hint=hint, path=path)
-
-
-def text(value: object) -> str:
-    """Return *value*.
-
-    Raises:
-        TypeError: If it is no text.
-    """
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
