@@ -18,6 +18,7 @@ from os import fsencode
 from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import ManifestError
+from ipavolume.formats import checks
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, FileFlags, FileType, Record
 from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
 from ipavolume.model.packages import Package, Provide
@@ -263,29 +264,37 @@ def parse_header(line: bytes) -> ImageHeader:
         ManifestError: If it is not a header of a known format.
     """
     try:
-        data = _decode(line.decode("ascii"))
+        data = checks.decode(line, "ascii")
         if data["format"] != FORMAT:
             raise ManifestError(
                 f"the manifest has format {data['format']!r}, this ipavolume knows {FORMAT}",
                 hint="Use the ipavolume of the image that wrote it, or a newer one.",
             )
         header = ImageHeader(
-            build_id=_text(data["build_id"]),
-            image_name=_text(data["image_name"]),
-            created=_text(data["created"]),
-            os_id=_text(data["os"]["id"]),
-            os_version=_text(data["os"]["version_id"]),
-            fingerprint=_text(data["fingerprint"]),
-            packages=tuple(_package(item) for item in data["packages"]),
+            build_id=checks.name(data["build_id"]),
+            image_name=checks.name(data["image_name"]),
+            created=checks.name(data["created"]),
+            os_id=checks.name(data["os"]["id"]),
+            os_version=checks.name(data["os"]["version_id"]),
+            fingerprint=checks.name(data["fingerprint"]),
+            packages=checks.items(
+                data["packages"],
+                checks.loader(Package, {str: checks.name, "provides": _provides}),
+            ),
             accounts=Accounts(
                 users=_ids(data["accounts"]["users"]), groups=_ids(data["accounts"]["groups"])
             ),
-            volumes=tuple(_volume(item) for item in data["volumes"]),
-            links=tuple((_text(path), _text(target)) for path, target in data["links"]),
-            records=_count(data["records"]),
-            records_digest=_text(data["records_digest"]),
+            volumes=checks.items(data["volumes"], _volume),
+            links=checks.pairs(data["links"]),
+            records=checks.count(data["records"]),
+            records_digest=checks.name(data["records_digest"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+    except checks.MalformedError as err:
+        raise ManifestError(
+            f"the header of the manifest is not one: {err}",
+            hint="Run ipavolume prepare in the image again.",
+        ) from err
+    except (KeyError, TypeError, AttributeError) as err:
         raise ManifestError(
             "the first line of the manifest is not a header",
             hint="Run ipavolume prepare in the image again.",
@@ -293,47 +302,25 @@ def parse_header(line: bytes) -> ImageHeader:
     return header
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ManifestError(f"the header of the manifest has {value!r} where a text belongs")
-    return value
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ManifestError(f"the header of the manifest has {value!r} where a count belongs")
-    return value
-
-
-def _ids(value: Mapping[str, Any]) -> dict[str, int]:
-    return {_text(name): _id(number) for name, number in value.items()}
-
-
 def _id(value: object) -> int:
-    number = _count(value)
-    if number > MAX_ID:
-        raise ManifestError(f"the header of the manifest has {number} where an id belongs")
-    return number
+    return checks.count(value, MAX_ID)
 
 
-def _package(item: Mapping[str, Any]) -> Package:
-    return Package(
-        name=_text(item["name"]),
-        epoch=_count(item["epoch"]),
-        version=_text(item["version"]),
-        release=_text(item["release"]),
-        arch=_text(item["arch"]),
-        provides=tuple(Provide(name=_text(name), evr=_text(evr)) for name, evr in item["provides"]),
-    )
+def _ids(value: object) -> dict[str, int]:
+    return {checks.name(name): _id(number) for name, number in checks.table(value).items()}
+
+
+def _provides(value: object) -> tuple[Provide, ...]:
+    return tuple([Provide(name=name, evr=evr) for name, evr in checks.pairs(value)])
 
 
 def _volume(item: Mapping[str, Any]) -> VolumeSpec:
     spec = VolumeSpec(
-        mount=_text(item["mount"]),
-        template=_text(item["template"]),
-        volatile=item["volatile"] is True,
-        entries=tuple(_text(entry) for entry in item["entries"]),
-        top=None if "top" not in item else tuple(_top(*one) for one in item["top"]),
+        mount=checks.name(item["mount"]),
+        template=checks.name(item["template"]),
+        volatile=checks.flag(item["volatile"]),
+        entries=checks.items(item["entries"], checks.name),
+        top=None if "top" not in item else checks.items(item["top"], _top),
     )
     tops = [one.path for one in spec.top or ()]
     for path in (spec.mount, spec.template, *tops):
@@ -350,13 +337,11 @@ def _top_data(top: TopLevel) -> list[object]:
     return [top.path, top.is_directory, top.entries, top.bytes]
 
 
-def _top(path: object, is_directory: object, entries: object, size: object) -> TopLevel:
-    return TopLevel(
-        path=_text(path),
-        is_directory=is_directory is True,
-        entries=_count(entries),
-        bytes=_count(size),
+def _top(value: object) -> TopLevel:
+    path, is_directory, entries, size = checks.row(
+        value, checks.name, checks.flag, checks.count, checks.count
     )
+    return TopLevel(path=path, is_directory=is_directory, entries=entries, bytes=size)
 
 
 def read_header(stream: BinaryIO) -> ImageHeader:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.errors import ManifestError
+from ipavolume.formats import checks
 from ipavolume.model.packages import Condition
 from ipavolume.rpm.scriptlets import KINDS, Catalogue, Scriptlet
 
@@ -50,7 +51,7 @@ def load(data: bytes) -> Catalogue:
     """
     first, _, body = data.partition(b"\n")
     try:
-        header = json.loads(first.decode("ascii"))
+        header = checks.decode(first, "ascii")
         if header["format"] != FORMAT:
             raise ManifestError(
                 f"the list of scriptlets has format {header['format']!r}, not {FORMAT}", hint=_HINT
@@ -58,11 +59,11 @@ def load(data: bytes) -> Catalogue:
         lua = header["lua"]
         if lua not in LUA_RUNNERS or header["digest"] != _digest(lua, body):
             raise ManifestError("the list of scriptlets is cut short or altered", hint=_HINT)
-        lines = [json.loads(line) for line in body.decode("ascii").splitlines()]
-        count = header["packages"]
+        lines = [checks.decode(line, "ascii") for line in body.splitlines()]
+        count = checks.count(header["packages"])
         if len(lines) != count + header["scriptlets"]:
             raise ManifestError("the list of scriptlets is cut short or altered", hint=_HINT)
-        provides = [_texts(line.get("provides", [])) for line in lines[:count]]
+        provides = [_names(line.get("provides", [])) for line in lines[:count]]
         packages = tuple(_package(line) for line in lines[:count])
         catalogue = Catalogue(
             scriptlets=tuple(_scriptlet(line, packages, provides) for line in lines[count:]),
@@ -114,24 +115,21 @@ def _scriptlet(
     packages: Sequence[tuple[str, str, str]],
     provides: Sequence[tuple[str, ...]],
 ) -> Scriptlet:
-    order = _number(line["order"])
+    order = checks.count(line["order"])
     package, evr, arch = packages[order]
     scriptlet = Scriptlet(
-        name=_text(line["name"]),
+        name=checks.name(line["name"]),
         package=package,
         evr=evr,
         arch=arch,
         kind=line["kind"],
-        interpreter=_texts(line["interpreter"]),
-        digest=_text(line["sha256"]),
-        expand=line.get("expand", False) is True,
-        queryformat=line.get("queryformat", False) is True,
-        conditions=tuple(
-            Condition(name=_text(name), sense=_number(sense), evr=_text(evr), place=_number(place))
-            for name, sense, evr, place in line.get("conditions", [])
-        ),
-        priority=_number(line.get("priority", 0)),
-        number=_number(line.get("number", 0)),
+        interpreter=_names(line["interpreter"]),
+        digest=checks.name(line["sha256"]),
+        expand=checks.flag(line.get("expand", False)),
+        queryformat=checks.flag(line.get("queryformat", False)),
+        conditions=checks.items(line.get("conditions", []), _condition),
+        priority=checks.count(line.get("priority", 0)),
+        number=checks.count(line.get("number", 0)),
         order=order,
         provides=provides[order],
     )
@@ -156,25 +154,18 @@ def is_name(name: str) -> bool:
 
 
 def _package(line: Mapping[str, Any]) -> tuple[str, str, str]:
-    return _text(line["package"]), _text(line["evr"]), _text(line["arch"])
+    return checks.name(line["package"]), checks.name(line["evr"]), checks.name(line["arch"])
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError
-    return tuple(_text(item) for item in value)
+def _names(value: object) -> tuple[str, ...]:
+    return checks.items(value, checks.name)
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise TypeError
-    return value
-
-
-def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError
-    return value
+def _condition(value: object) -> Condition:
+    name, sense, evr, place = checks.row(
+        value, checks.name, checks.count, checks.name, checks.count
+    )
+    return Condition(name=name, sense=sense, evr=evr, place=place)
 
 
 def _digest(lua: str, body: bytes) -> str:
