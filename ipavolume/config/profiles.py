@@ -18,15 +18,18 @@ PROFILES: Final = {
         scriptlets=ScriptletsConfig(
             packages=(
                 "389-ds-base",
-                "pki-server",
-                "pki-base",
-                "bind",
-                "bind-dyndb-ldap",
                 "certmonger",
                 "sssd-common",
+                # A server without a CA or without DNS has none of these.
+                "?pki-server",
+                "?pki-base",
+                "?bind",
+                "?bind-dyndb-ldap",
                 "?ipa-client",
                 "?freeipa-client",
-                "authselect-libs",
+                "?authselect-libs",
+                # Makes the trust store, whose files are ghosts: nothing else brings a new one.
+                "?ca-certificates",
                 "?opendnssec",
                 "?unbound",
                 "?softhsm",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import CONFIGURATION_PATH, ScriptletsConfig
+from ipavolume.config.profiles import PROFILES
 from ipavolume.errors import (
     CannotCreateError,
     CommandFailedError,
@@ -156,11 +157,20 @@ def _is_program(tree: ImageTree, path: str) -> bool:
     return st is not None and stat.S_ISREG(st.st_mode) and bool(st.st_mode & 0o111)
 
 
+def _who_names_packages(config: ScriptletsConfig) -> str:
+    """Return what a person has to look at who looks for the names of the packages."""
+    for name, profile in PROFILES.items():
+        if profile.scriptlets is not None and profile.scriptlets.packages == config.packages:
+            return f'profile = "{name}", where [scriptlets] has no packages of its own,'
+    return "[scriptlets]"
+
+
 def _check(
     tree: ImageTree, packages: Sequence[RpmPackage], catalogue: Catalogue, config: ScriptletsConfig
 ) -> None:
+    who = _who_names_packages(config)
     faults = [
-        f"[scriptlets] names {word!r}, and no package of the image is called so or provides it"
+        f"{who} names {word!r}, and no package of the image is called so or provides it"
         for word in (*config.packages, *config.repeatable)
         if not word.startswith("?")
         and not any(versions.matches_package(word, one.package) for one in packages)
@@ -180,7 +190,8 @@ def _check(
     if faults:
         raise ConfigurationError(
             "; ".join(faults),
-            hint=f"Correct {CONFIGURATION_PATH} or install what is missing; a name that begins "
+            hint="Install what is missing, or write the names into "
+            f"{CONFIGURATION_PATH}: [scriptlets] packages = ['NAME', '?NAME']; one that begins "
             "with '?' need not be there.",
         )
 

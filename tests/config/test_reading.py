@@ -39,9 +39,9 @@ guard = ["ipa-server", "freeipa-server", "389-ds-base", "pki-server"]
 refresh = []
 
 [scriptlets]
-packages = ["389-ds-base", "pki-server", "pki-base", "bind", "bind-dyndb-ldap", "certmonger",
-            "sssd-common", "?ipa-client", "?freeipa-client",
-            "authselect-libs", "?opendnssec", "?unbound", "?softhsm"]
+packages = ["389-ds-base", "certmonger", "sssd-common", "?pki-server", "?pki-base", "?bind",
+            "?bind-dyndb-ldap", "?ipa-client", "?freeipa-client", "?authselect-libs",
+            "?ca-certificates", "?opendnssec", "?unbound", "?softhsm"]
 kinds = ["post", "trigger", "posttrans"]
 phase = "online"
 timeout_s = 600
@@ -100,7 +100,7 @@ timeout_s = 30
     assert config.first_run.timeout_s == 7200
     assert config.scriptlets is not None
     assert config.scriptlets.timeout_s == 30
-    assert "bind" in config.scriptlets.packages
+    assert "?bind" in config.scriptlets.packages
 
 
 def test_without_the_profile_only_what_is_said_holds() -> None:

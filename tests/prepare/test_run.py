@@ -981,3 +981,17 @@ def test_a_full_file_system(
     image.prepare()
     assert (image.root / "data-template/srv/app/big").stat().st_size == 1 << 20
     assert sorted(os.listdir(image.root / "data-template")) == ["srv"]
+
+
+def test_what_a_profile_wants_is_said_to_be_the_profiles(bare: Image) -> None:
+    """F63: "Correct /etc/ipavolume.toml", in which none of the missing packages was."""
+    bare.list("/etc/aaa.conf")
+    bare.write("/etc/ipavolume.toml", 'profile = "freeipa"\n')
+    with pytest.raises(ConfigurationError) as caught:
+        bare.prepare()
+    said = str(caught.value)
+    assert 'profile = "freeipa", where [scriptlets] has no packages of its own, names' in said
+    # What only some servers have need not be there.
+    asked = ("389-ds-base", "certmonger", "bind", "pki-server")
+    assert [word for word in asked if word in said] == ["389-ds-base", "certmonger"]
+    assert "[scriptlets] packages = [" in caught.value.hint
