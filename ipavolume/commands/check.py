@@ -105,7 +105,8 @@ def inspect(options: Options) -> Inspection:
     except IpaVolumeError as err:
         with Image(options.root, called=options.called) as seen:
             spec = next(spec for spec in seen.header.volumes if not spec.volatile)
-            place = options.volumes.get(spec.mount) or seen.mount_directory(spec.mount)
+            given = options.volumes.get("") or options.volumes.get(spec.mount)
+            place = given or seen.mount_directory(spec.mount)
             return failed(place, image_data(seen.header), err)
     with context:
         directory = context.primary.directory

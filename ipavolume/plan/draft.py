@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import fsencode
 from typing import BinaryIO
 
 from ipavolume.context import Context
+from ipavolume.errors import ManifestError
 from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.actions import Install, Plan
@@ -84,7 +86,7 @@ def draft(
         made = Draft(
             plan=replace(plan, actions=plan_populate(trees)),
             positions={},
-            pristine=tuple(_config_records(context)),
+            pristine=tuple(_config_records(context, trees)),
         )
     else:
         made = _draft_compared(context, plan, facts)
@@ -157,12 +159,30 @@ def _free_trees(context: Context) -> list[TopLevel] | None:
     return trees
 
 
-def _config_records(context: Context) -> Iterator[Record]:
+def _config_records(context: Context, trees: Sequence[TopLevel]) -> Iterator[Record]:
+    """Yield the config files that *trees* have.
+
+    Raises:
+        ManifestError: If the manifest is not sorted, or has what its header does not count:
+            what is staged goes by both.
+    """
+    counted = tuple(f"{top.path}/" for top in trees)
+    previous = b""
     with context.tree() as tree:
         for line in context.image.lines():
+            path = manifest.path_of(line)
+            if (key := fsencode(path)) <= previous or len(path) > manifest.MAX_PATH_CHARACTERS:
+                raise ManifestError(
+                    f"the manifest is not sorted, or has too long a path, at {path[:200]!r}"
+                )
+            previous = key
+            if not tree.covers(path):
+                continue
+            if not f"{path}/".startswith(counted) and b'"present":false' not in line:
+                raise ManifestError(f"the header of the manifest does not count {path[:200]!r}")
             if b'"flags":["config"' in line:
                 record = manifest.parse_record(line)
-                if record.present and is_config(record) and tree.covers(record.path):
+                if record.present and is_config(record):
                     yield record
 
 
