@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -26,7 +25,7 @@ from ipavolume.errors import (
 )
 from ipavolume.formats import manifest
 from ipavolume.formats.plan import dump_lines
-from ipavolume.linux import files, signals
+from ipavolume.linux import clock, files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import (
@@ -127,7 +126,7 @@ def _new_transaction(context: Context, plan: Plan, facts: Mapping[str, Facts]) -
         fingerprint=plan.fingerprint,
         primary=identity.uuid if identity else _new_uuid(),
         holder=host_name(),
-        started=_now(),
+        started=clock.now(),
     )
 
 
@@ -345,7 +344,7 @@ class _Run:
         """Record a failed attempt, for the next start to know how often it happened."""
         failure = Failure(
             signature=f"{err.code} {err.path} {self._context.image.build_id}",
-            at=_now(),
+            at=clock.now(),
             message=self._speaker.redactor.text(str(err)),
         )
         # What is in the way of the run may be in the way of this, too.
@@ -445,7 +444,7 @@ def _identity(
     return Identity(
         uuid=transaction.primary if primary else _new_uuid(),
         primary=transaction.primary,
-        created=_now(),
+        created=clock.now(),
         image=image.build_id,
         image_name=image.image_name,
     )
@@ -457,7 +456,3 @@ def _new_uuid() -> str:
     raw[8] = (raw[8] & 0x3F) | 0x80
     text = raw.hex()
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -20,8 +20,8 @@ from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
 from ipavolume.image import diagnosis
 from ipavolume.image.scriptlets import read_body, read_catalogue
+from ipavolume.linux import clock, signals, temporary
 from ipavolume.linux import command as processes
-from ipavolume.linux import signals, temporary
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Task, TaskKind, TaskLog, TaskRecord, TaskState, pending
@@ -98,7 +98,7 @@ class Execution:
         record = TaskRecord(
             key=task.key,
             state=TaskState.STARTED,
-            started=_now(),
+            started=clock.now(),
             commands=known.commands if known else (),
         )
         self._record(record)
@@ -115,7 +115,7 @@ class Execution:
             failed = replace(
                 self.log.records[task.key],
                 state=TaskState.FAILED,
-                finished=_now(),
+                finished=clock.now(),
                 seconds=round(time.monotonic() - begin),
                 messages=(self._shortened(str(err)),),
             )
@@ -128,7 +128,7 @@ class Execution:
         ended = replace(
             self.log.records[task.key],
             state=TaskState.WARNED if messages else TaskState.DONE,
-            finished=_now(),
+            finished=clock.now(),
             seconds=round(time.monotonic() - begin),
             messages=tuple(self._shortened(text) for text in messages),
         )
@@ -277,7 +277,3 @@ def run_start_steps(
     finally:
         if log is not None:
             log.close()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

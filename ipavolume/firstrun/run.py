@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from dataclasses import dataclass, replace
 
 from ipavolume.apply import area
@@ -25,6 +24,7 @@ from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, wr
 from ipavolume.firstrun.request import FirstRunCommand, Request
 from ipavolume.firstrun.standing import Found, Standing, how_it_ended, look
 from ipavolume.image import diagnosis
+from ipavolume.linux import clock
 from ipavolume.linux.command import Ended, run_command
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
@@ -178,7 +178,7 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
         ready.record,
         state=STARTED,
         image=context.image.build_id,
-        started=_now(),
+        started=clock.now(),
         finished="",
         exit_status=None,
         attempts=ready.record.attempts + 1,
@@ -241,7 +241,7 @@ def _conclude(
     # What it wrote is to be on the disk before it is called done.
     for one in context.volumes.values():
         area.sync_area(one)
-    record = replace(record, finished=_now(), exit_status=ended.status)
+    record = replace(record, finished=clock.now(), exit_status=ended.status)
     write_record(volume, record)
     found = look(context)
     if found is None:
@@ -305,7 +305,3 @@ def _failure(
         hint=hint,
         details=[redactor.text(line) for line in ended.lines],
     )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

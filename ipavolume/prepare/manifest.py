@@ -17,6 +17,7 @@ from ipavolume.firstrun.command import application_of
 from ipavolume.formats import manifest
 from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
+from ipavolume.linux import clock
 from ipavolume.linux.files import open_regular, write_stream
 from ipavolume.model.files import BUILD_ID_NAME, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
@@ -330,9 +331,7 @@ class _Spooled:
 def _now() -> str:
     """Return the time of the build; ``SOURCE_DATE_EPOCH`` stands for it in repeatable builds."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = (
-        datetime.datetime.fromtimestamp(int(epoch), tz=datetime.UTC)
-        if epoch.isdigit()
-        else datetime.datetime.now(tz=datetime.UTC)
-    )
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if not epoch.isdigit():
+        return clock.now()
+    built = datetime.datetime.fromtimestamp(int(epoch), tz=datetime.UTC)
+    return built.strftime("%Y-%m-%dT%H:%M:%SZ")

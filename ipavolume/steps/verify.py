@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +15,7 @@ from typing import Final
 from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError
 from ipavolume.formats import checks
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.steps import loading, views
 from ipavolume.steps.api import Declaration
@@ -85,7 +84,7 @@ def verify(context: Context, run: str, steps: Sequence[Declaration], output: Run
             run=run,
             passed=tuple(passed),
             failed=tuple(failed),
-            at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            at=clock.now(),
         ),
     )
     return said

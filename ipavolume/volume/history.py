@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.model.actions import Action, Install, Keep, Plan, Save, verb
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
@@ -123,7 +122,7 @@ def history_entry(
         "to": plan.to_build,
         "to_name": new.image_name,
         "started": transaction.started,
-        "finished": _now(),
+        "finished": clock.now(),
         "holder": transaction.holder,
         "result": "taken over" if unexecuted else "done",
         "counts": dict(sorted(counts.items())),
@@ -154,10 +153,6 @@ def copy_of(action: Action) -> tuple[str, str, str] | None:
             return path, to, kind[1:]
         case _:
             return None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def append_history(fd: int, runs: Iterable[Any], entry: dict[str, Any]) -> None:

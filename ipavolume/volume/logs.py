@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from ipavolume.linux import files, trees
+from ipavolume.linux import clock, files, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
@@ -65,8 +64,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Write a line of ours, with the time, and show it."""
         clean = self._redactor.text(text)
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._write(f"{now} {clean}")
+        self._write(f"{clock.now()} {clean}")
         self._show(clean)
 
     def note(self, text: str) -> None:
