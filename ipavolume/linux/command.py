@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
-from ipavolume.linux import signals
+from ipavolume.linux import libc, signals
 from ipavolume.linux.proc import Process, all_processes
 from ipavolume.linux.terminal import Screen, lent_screen
 from ipavolume.model.progress import Progress, say_nothing
@@ -28,8 +27,6 @@ _KEPT_LINES: Final = 20
 _LINE_BYTES: Final = 8 << 10
 READ_BYTES: Final = 64 << 10
 _LONGEST_POLL_S: Final = 3600.0
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_PR_GET_CHILD_SUBREAPER: Final = 37
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,15 +388,13 @@ def _cannot_execute(
 @contextlib.contextmanager
 def _orphans_come_here() -> Iterator[None]:
     """Be the parent of what descends from this process and loses its own, see ``prctl(2)``."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = ctypes.c_int(0)
-    libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = libc.is_subreaper()
+    libc.set_subreaper(wanted=True)
     try:
         yield
     finally:
         # It would survive the execution of the container's command.
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
+        libc.set_subreaper(wanted=before)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 
 
 def sync_file_system(fd: int) -> None:
@@ -21,7 +25,21 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends (``PR_SET_PDEATHSIG``)."""
     import signal
 
-    libc().prctl(1, signal.SIGKILL, 0, 0, 0)
+    libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def is_subreaper() -> bool:
+    """Tell whether what descends from this process and loses its parent comes to this one."""
+    import ctypes
+
+    answer = ctypes.c_int(0)
+    libc().prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
+    return bool(answer.value)
+
+
+def set_subreaper(*, wanted: bool) -> None:
+    """Have what descends from this process and loses its parent come to this one, or not."""
+    libc().prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 _loaded: list[Any] = []
