@@ -11,7 +11,7 @@ from ipavolume.errors import (
     UnsafeVolumeError,
 )
 from ipavolume.linux import files, libc, trees
-from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.files import STATE_DIRECTORY, Metadata
 from ipavolume.volume import layout, members
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.layout import PRIVATE_MODE, PUBLIC_MODE
@@ -69,7 +69,7 @@ def make_area(volume: Volume) -> Area:
         fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
         # A set-group-id bit or default ACL of the volume's root must not be inherited by
         # all that is staged here.
-        files.set_metadata(fd, uid=0, gid=0, mode=PUBLIC_MODE, acls=True)
+        files.set_metadata(fd, Metadata(uid=0, gid=0, mode=PUBLIC_MODE), acls=True)
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)

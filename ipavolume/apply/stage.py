@@ -245,7 +245,7 @@ class Stage:
         parent, _, name = record.path.rpartition("/")
         st = lstat(self._at(self._template, parent), name)
         fd = self._at(self._staged, place)
-        set_metadata(fd, uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs)
+        set_metadata(fd, record.metadata)
         if st is not None:
             set_times(fd, st.st_mtime_ns)
 
@@ -289,22 +289,12 @@ def not_in_template(path: str) -> ManifestError:
 def place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
     """Put what *record* ships into *directory*, from the open directory *source*."""
     if record.type is FileType.FILE:
-        st = copying.copy_file(
-            source,
-            name,
-            directory,
-            name,
-            uid=record.uid,
-            gid=record.gid,
-            mode=record.mode,
-            xattrs=record.xattrs,
-        )
+        st = copying.copy_file(source, name, directory, name, record.metadata)
         if st.st_size != record.size:
             raise not_in_template(record.path)
         return st
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
-    metadata = Metadata(uid=record.uid, gid=record.gid, mode=record.mode, xattrs=record.xattrs)
-    _place(source, name, st, directory, name, metadata, target=record.content)
+    _place(source, name, st, directory, name, record.metadata, target=record.content)
     return lstat(directory, name)
 
 
@@ -320,24 +310,15 @@ def _place(
 ) -> None:
     """Make a copy of something that is not a directory, with *metadata*."""
     if stat.S_ISREG(st.st_mode):
-        copying.copy_file(
-            source,
-            name,
-            directory,
-            staged,
-            uid=metadata.uid,
-            gid=metadata.gid,
-            mode=metadata.mode,
-            xattrs=metadata.xattrs,
-        )
+        copying.copy_file(source, name, directory, staged, metadata)
         return
     if stat.S_ISLNK(st.st_mode):
         make_symlink(directory, staged, target, uid=metadata.uid, gid=metadata.gid)
+        if metadata.xattrs:
+            with inode(directory, staged) as fd:
+                set_xattrs(fd, metadata.xattrs)
     elif stat.S_ISFIFO(st.st_mode):
-        make_fifo(directory, staged, uid=metadata.uid, gid=metadata.gid, mode=metadata.mode)
+        make_fifo(directory, staged, metadata)
     else:
         raise not_in_template(name)
-    if metadata.xattrs:
-        with inode(directory, staged) as fd:
-            set_xattrs(fd, metadata.xattrs)
     set_link_times(directory, staged, st.st_mtime_ns)

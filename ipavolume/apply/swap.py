@@ -302,9 +302,7 @@ class Swap:
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
             else:
-                files.set_metadata(
-                    fd, uid=new.uid, gid=new.gid, mode=new.mode, xattrs=new.xattrs, acls=True
-                )
+                files.set_metadata(fd, new, acls=True)
         finally:
             os.close(fd)
 
@@ -329,9 +327,7 @@ class Swap:
                 files.make_symlink(area.new, staged, target, uid=new.uid, gid=new.gid)
                 files.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FIFO:
-                files.make_fifo(area.new, staged, uid=new.uid, gid=new.gid, mode=new.mode)
-                with files.inode(area.new, staged) as made:
-                    files.set_xattrs(made, new.xattrs)
+                files.make_fifo(area.new, staged, new)
                 files.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FILE:
                 found = files.read_xattrs(fd)
@@ -343,13 +339,7 @@ class Swap:
                     elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:
                         self.notes.append((action.path, ""))
                         return False
-                    files.set_metadata(
-                        copy,
-                        uid=new.uid,
-                        gid=new.gid,
-                        mode=new.mode,
-                        xattrs=(*other, *new.xattrs),
-                    )
+                    files.set_metadata(copy, replace(new, xattrs=(*other, *new.xattrs)))
                     files.set_times(copy, now.st_mtime_ns)
                     # The one it replaces is gone with the rename, so this cannot wait.
                     files.sync(copy)
@@ -403,9 +393,8 @@ class _Ladder:
 
 def _not_more_privileged(metadata: Metadata, mode: int, xattrs: Xattrs) -> Metadata:
     """Return *metadata* without what the kernel took away since: somebody wrote to the file."""
-    return Metadata(
-        uid=metadata.uid,
-        gid=metadata.gid,
+    return replace(
+        metadata,
         mode=metadata.mode & (mode | ~SET_ID_BITS),
         xattrs=tuple(
             item for item in metadata.xattrs if item[0] != CAPABILITY_NAME or item in xattrs

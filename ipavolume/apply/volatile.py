@@ -81,13 +81,7 @@ def fill(image: Image, mount: str, root: int) -> None:
             with attempt("fill", record.path):
                 fd = volume.directory(record.path)
                 if fd is not None:
-                    files.set_metadata(
-                        fd,
-                        uid=record.uid,
-                        gid=record.gid,
-                        mode=record.mode,
-                        xattrs=record.xattrs,
-                    )
+                    files.set_metadata(fd, record.metadata)
 
 
 def _link_filled(volume: Tree, leader: str, target: int, name: str) -> None:

@@ -16,7 +16,7 @@ from ipavolume.linux.files import (
     proc_path,
     write_all,
 )
-from ipavolume.model.files import Xattrs
+from ipavolume.model.files import Metadata
 
 _COPY_BYTES: Final = 1 << 20
 _IN_KERNEL_FROM_BYTES: Final = 256 << 10
@@ -24,21 +24,12 @@ _IN_KERNEL_FROM_BYTES: Final = 256 << 10
 
 
 def copy_file(
-    source_directory: int,
-    source: str,
-    directory: int,
-    name: str,
-    *,
-    uid: int,
-    gid: int,
-    mode: int,
-    xattrs: Xattrs = (),
-    mtime_ns: int | None = None,
+    source_directory: int, source: str, directory: int, name: str, metadata: Metadata
 ) -> os.stat_result:
-    """Copy the regular file *source* to the new name *name*, metadata included.
+    """Copy the regular file *source* to the new name *name*, with *metadata*.
 
     Holes stay holes and reflinks are used where the file systems have them. The times are
-    those of the source unless *mtime_ns* is given.
+    those of the source.
 
     Returns:
         What ``fstat`` says of the copy at the end.
@@ -53,17 +44,16 @@ def copy_file(
             raise OSError(errno.EINVAL, "not a regular file", source)
         # The mode is right from the beginning where the umask lets it: what is copied lies in
         # a directory of root alone until it is complete.
-        writer = os.open(name, CREATE_FLAGS, mode & 0o777, dir_fd=directory)
+        writer = os.open(name, CREATE_FLAGS, metadata.mode & 0o777, dir_fd=directory)
         try:
             copy_content(reader, writer, st)
-            if uid != OWN_UID or gid != OWN_GID:
-                os.fchown(writer, uid, gid)
-            changed_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
-            os.utime(writer, ns=(changed_ns, changed_ns))
+            if metadata.uid != OWN_UID or metadata.gid != OWN_GID:
+                os.fchown(writer, metadata.uid, metadata.gid)
+            os.utime(writer, ns=(st.st_mtime_ns, st.st_mtime_ns))
             made = os.fstat(writer)
-            if xattrs or stat.S_IMODE(made.st_mode) != mode:
-                os.fchmod(writer, mode)
-                for key, value in xattrs:
+            if metadata.xattrs or stat.S_IMODE(made.st_mode) != metadata.mode:
+                os.fchmod(writer, metadata.mode)
+                for key, value in metadata.xattrs:
                     os.setxattr(writer, key, value)
                 made = os.fstat(writer)
             return made
@@ -147,4 +137,4 @@ def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
 
 def clone_file(source_directory: int, source: str, directory: int, name: str) -> None:
     """Copy the content of a root-owned file of our own to the new name *name*, mode 0600."""
-    copy_file(source_directory, source, directory, name, uid=0, gid=0, mode=0o600)
+    copy_file(source_directory, source, directory, name, Metadata(uid=0, gid=0, mode=0o600))

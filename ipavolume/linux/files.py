@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final
 
 from ipavolume.linux.libc import last_errno, libc
-from ipavolume.model.files import DiskState, FileType, Xattrs
+from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 INODE_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,6 +58,11 @@ def disk_state(st: os.stat_result) -> DiskState:
         ino=st.st_ino,
         nlink=st.st_nlink,
     )
+
+
+def metadata(st: os.stat_result, xattrs: Xattrs = ()) -> Metadata:
+    """Return owner and mode in *st* together with *xattrs* as data of the model."""
+    return Metadata(uid=st.st_uid, gid=st.st_gid, mode=stat.S_IMODE(st.st_mode), xattrs=xattrs)
 
 
 def lstat(directory: int, name: str) -> os.stat_result | None:
@@ -181,16 +186,7 @@ def _remove_xattr(path: str, name: str) -> None:
 # -- creating ----------------------------------------------------------------------------
 
 
-def set_metadata(
-    fd: int,
-    *,
-    uid: int,
-    gid: int,
-    mode: int,
-    xattrs: Xattrs = (),
-    acls: bool = False,
-    current: os.stat_result | None = None,
-) -> None:
+def set_metadata(fd: int, metadata: Metadata, *, acls: bool = False) -> None:
     """Give the inode behind *fd* its owner, mode and attributes, absolutely.
 
     The order matters: chown by root clears the set-id bits and drops
@@ -199,20 +195,16 @@ def set_metadata(
 
     Args:
         fd: Descriptor of a file, directory or FIFO, ``O_PATH`` included.
-        uid: Owner.
-        gid: Group.
-        mode: Permission bits.
-        xattrs: Attributes to set.
-        acls: Also remove ACLs and capabilities that *xattrs* does not have.
-        current: What ``fstat`` says, when the caller knows it.
+        metadata: What it is given; other attributes that it has stay.
+        acls: Also remove ACLs and capabilities that *metadata* does not have.
     """
-    st = current or os.fstat(fd)
+    st = os.fstat(fd)
     path = proc_path(fd)
-    chowned = (st.st_uid, st.st_gid) != (uid, gid)
+    chowned = (st.st_uid, st.st_gid) != (metadata.uid, metadata.gid)
     if chowned:
-        chown_inode(fd, uid, gid)
+        chown_inode(fd, metadata.uid, metadata.gid)
     if acls:
-        wanted = {name for name, _ in xattrs}
+        wanted = {name for name, _ in metadata.xattrs}
         for name in (
             "system.posix_acl_access",
             "system.posix_acl_default",
@@ -220,9 +212,9 @@ def set_metadata(
         ):
             if name not in wanted:
                 _remove_xattr(path, name)
-    if chowned or acls or stat.S_IMODE(st.st_mode) != mode:
-        os.chmod(path, mode)
-    for name, value in xattrs:
+    if chowned or acls or stat.S_IMODE(st.st_mode) != metadata.mode:
+        os.chmod(path, metadata.mode)
+    for name, value in metadata.xattrs:
         os.setxattr(path, name, value)
 
 
@@ -257,11 +249,11 @@ def make_symlink(directory: int, name: str, target: str, *, uid: int, gid: int) 
             chown_inode(fd, uid, gid)
 
 
-def make_fifo(directory: int, name: str, *, uid: int, gid: int, mode: int) -> None:
-    """Create the FIFO *name* with owner and mode."""
+def make_fifo(directory: int, name: str, metadata: Metadata) -> None:
+    """Create the FIFO *name* with owner, mode and attributes."""
     os.mkfifo(name, 0o600, dir_fd=directory)
     with inode(directory, name) as fd:
-        set_metadata(fd, uid=uid, gid=gid, mode=mode)
+        set_metadata(fd, metadata)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -305,9 +297,7 @@ def overwrite_file(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def write_complete(
-    directory: int, name: str, data: bytes, *, uid: int, gid: int, mode: int, xattrs: Xattrs
-) -> None:
+def write_complete(directory: int, name: str, data: bytes, metadata: Metadata) -> None:
     """Create the file *name* afresh with owner, mode and attributes, durably, for a rename.
 
     The directory has to be one in which nobody else can write; an old file is removed.
@@ -315,7 +305,7 @@ def write_complete(
     fd = create_file(directory, name)
     try:
         write_all(fd, data)
-        set_metadata(fd, uid=uid, gid=gid, mode=mode, xattrs=xattrs, acls=True)
+        set_metadata(fd, metadata, acls=True)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -436,15 +426,13 @@ def replace_by_link(directory: int, name: str, target: str) -> None:
     os.rename(LINK_IN_THE_MAKING, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def make_complete_directory(
-    directory: int, name: str, *, uid: int, gid: int, mode: int, xattrs: Xattrs = ()
-) -> None:
+def make_complete_directory(directory: int, name: str, metadata: Metadata) -> None:
     """Create the directory *name*, visible only once it has owner, mode and attributes."""
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(DIRECTORY_IN_THE_MAKING, dir_fd=directory)
     os.mkdir(DIRECTORY_IN_THE_MAKING, 0o700, dir_fd=directory)
     with inode(directory, DIRECTORY_IN_THE_MAKING) as fd:
-        set_metadata(fd, uid=uid, gid=gid, mode=mode, xattrs=xattrs, acls=True)
+        set_metadata(fd, metadata, acls=True)
     os.rename(DIRECTORY_IN_THE_MAKING, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 

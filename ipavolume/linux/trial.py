@@ -7,39 +7,21 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.linux.files import CREATE_FLAGS, DIRECTORY_FLAGS, link, proc_path, rename
 from ipavolume.linux.trees import remove_tree
-from ipavolume.model.files import Xattrs
+from ipavolume.model.files import Metadata
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """What a file on a volume may have to be given.
-
-    Attributes:
-        uid: Owner.
-        gid: Group.
-        mode: Permission bits, which let nobody but the owner write.
-        xattrs: Attributes.
-    """
-
-    uid: int
-    gid: int
-    mode: int = 0o640
-    xattrs: Xattrs = ()
-
-
-def probe(directory: int, trial: Trial, *, thorough: bool) -> tuple[str, OSError] | None:
+def probe(directory: int, metadata: Metadata, *, thorough: bool) -> tuple[str, OSError] | None:
     """Do to a file of our own on the file system of *directory* what an upgrade does to files.
 
     Nothing is left of it, and it has no name where the file system can do without.
 
     Args:
         directory: Descriptor of the directory.
-        trial: What the file is given.
+        metadata: What the file is given; its mode lets nobody but the owner write.
         thorough: Also what may be seen from outside, or takes long: a name for a moment where
             files need one (NFS, vfat, some of FUSE), and waiting for the disk.
 
@@ -53,9 +35,9 @@ def probe(directory: int, trial: Trial, *, thorough: bool) -> tuple[str, OSError
     except OSError as err:
         if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
             return call, err
-        return _probe_with_names(directory, trial) if thorough else None
+        return _probe_with_names(directory, metadata) if thorough else None
     try:
-        return _first_failure(_calls_on(fd, trial, thorough=thorough))
+        return _first_failure(_calls_on(fd, metadata, thorough=thorough))
     finally:
         os.close(fd)
 
@@ -72,16 +54,16 @@ def _first_failure(calls: Iterable[_Call]) -> tuple[str, OSError] | None:
     return None
 
 
-def _calls_on(fd: int, trial: Trial, *, thorough: bool) -> Iterator[_Call]:
-    owner = f"fchown to {trial.uid}:{trial.gid}"
-    mode = f"fchmod to {trial.mode:04o}"
+def _calls_on(fd: int, metadata: Metadata, *, thorough: bool) -> Iterator[_Call]:
+    owner = f"fchown to {metadata.uid}:{metadata.gid}"
+    mode = f"fchmod to {metadata.mode:04o}"
     yield "write", lambda: os.write(fd, b"ipavolume\n")
-    yield owner, lambda: os.fchown(fd, trial.uid, trial.gid)
-    yield owner, lambda: _expect(_owner_of(fd), (trial.uid, trial.gid))
-    yield mode, lambda: os.fchmod(fd, trial.mode)
-    yield mode, lambda: _expect(stat.S_IMODE(os.fstat(fd).st_mode), trial.mode)
+    yield owner, lambda: os.fchown(fd, metadata.uid, metadata.gid)
+    yield owner, lambda: _expect(_owner_of(fd), (metadata.uid, metadata.gid))
+    yield mode, lambda: os.fchmod(fd, metadata.mode)
+    yield mode, lambda: _expect(stat.S_IMODE(os.fstat(fd).st_mode), metadata.mode)
     yield "open of a file of another owner", lambda: os.close(os.open(proc_path(fd), os.O_RDWR))
-    for name, value in trial.xattrs:
+    for name, value in metadata.xattrs:
         yield f"setxattr of {name}", functools.partial(os.setxattr, fd, name, value)
     if thorough:
         yield "fsync", lambda: os.fsync(fd)
@@ -100,7 +82,7 @@ def _expect(found: object, wanted: object) -> None:
 _PROBE: Final = ".ipavolume-probe"
 
 
-def _probe_with_names(directory: int, trial: Trial) -> tuple[str, OSError] | None:
+def _probe_with_names(directory: int, metadata: Metadata) -> tuple[str, OSError] | None:
     """Probe where files need names; the directory's times stay."""
     st = os.fstat(directory)
     try:
@@ -111,7 +93,7 @@ def _probe_with_names(directory: int, trial: Trial) -> tuple[str, OSError] | Non
     try:
         inside = os.open(_PROBE, DIRECTORY_FLAGS, dir_fd=directory)
         try:
-            return _probe_names(inside, trial)
+            return _probe_names(inside, metadata)
         finally:
             os.close(inside)
     except OSError as err:
@@ -121,12 +103,12 @@ def _probe_with_names(directory: int, trial: Trial) -> tuple[str, OSError] | Non
         os.utime(proc_path(directory), ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
-def _probe_names(inside: int, trial: Trial) -> tuple[str, OSError] | None:
+def _probe_names(inside: int, metadata: Metadata) -> tuple[str, OSError] | None:
     fd = os.open("file", CREATE_FLAGS, 0o600, dir_fd=inside)
     try:
         return _first_failure(
             [
-                *_calls_on(fd, trial, thorough=True),
+                *_calls_on(fd, metadata, thorough=True),
                 ("link", lambda: link(inside, "file", inside, "link")),
                 ("rename", lambda: rename(inside, "link", inside, "renamed")),
                 ("symlink", lambda: os.symlink("file", "symlink", dir_fd=inside)),

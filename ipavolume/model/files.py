@@ -94,6 +94,11 @@ class Record:
     hard_link: str = ""
     refresh: bool = False
 
+    @property
+    def metadata(self) -> Metadata:
+        """What a file has to have to be as it is shipped."""
+        return Metadata(uid=self.uid, gid=self.gid, mode=self.mode, xattrs=self.xattrs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskState:
@@ -126,13 +131,13 @@ class DiskState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """Owner, mode and the attributes that go with them.
+    """Owner, mode and extended attributes: what a file has, or is to be given.
 
     Attributes:
         uid: Number of the owner.
         gid: Number of the group.
-        mode: Permission bits.
-        xattrs: ACLs and capabilities (all others too for a new file).
+        mode: Permission bits (``0o7777``).
+        xattrs: ACLs, capabilities and all others that are to be set.
     """
 
     uid: int

@@ -8,14 +8,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CannotCreateError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.linux.trees import Cursor
-from ipavolume.model.files import Xattrs
+from ipavolume.model.files import Metadata, Xattrs
 
 _READ_BYTES: Final = 1 << 20
 _CANNOT_CREATE: Final = frozenset(
@@ -32,6 +31,9 @@ _CANNOT_CREATE: Final = frozenset(
         errno.EBUSY,
     }
 )
+
+PLAIN: Final = Metadata(uid=0, gid=0, mode=0o755)
+"""What a directory gets of which nothing is known."""
 
 DigestKey = tuple[int, int, int, int]
 
@@ -58,23 +60,6 @@ def reported(attempt: str) -> Iterator[None]:
             f"cannot {attempt}: {reason}{name}",
             hint="Remove the cause, then run ipavolume prepare again: it finishes the job.",
         ) from err
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attributes:
-    """Owner, mode and extended attributes of a directory.
-
-    Attributes:
-        uid: Owner.
-        gid: Group.
-        mode: Permission bits.
-        xattrs: Extended attributes.
-    """
-
-    uid: int = 0
-    gid: int = 0
-    mode: int = 0o755
-    xattrs: Xattrs = ()
 
 
 class DigestCache:
@@ -124,45 +109,15 @@ def xattrs_of(directory: int, name: str) -> Xattrs:
         return files.read_xattrs(fd)
 
 
-def attributes_of(directory: int, name: str) -> Attributes | None:
-    """Return the attributes of the directory *name*, or ``None`` when it is none."""
+def metadata_of(directory: int, name: str) -> Metadata | None:
+    """Return the metadata of the directory *name*, or ``None`` when it is none."""
     st = files.lstat(directory, name)
     if st is None or not stat.S_ISDIR(st.st_mode):
         return None
-    return Attributes(
-        uid=st.st_uid,
-        gid=st.st_gid,
-        mode=stat.S_IMODE(st.st_mode),
-        xattrs=xattrs_of(directory, name),
-    )
+    return files.metadata(st, xattrs_of(directory, name))
 
 
-def make_directory(directory: int, name: str, attributes: Attributes) -> None:
-    """Create the directory *name*, visible only once it has its attributes."""
-    files.make_complete_directory(
-        directory,
-        name,
-        uid=attributes.uid,
-        gid=attributes.gid,
-        mode=attributes.mode,
-        xattrs=attributes.xattrs,
-    )
-
-
-def set_attributes(directory: int, name: str, attributes: Attributes) -> None:
-    """Give the directory *name* exactly these attributes."""
-    with files.inode(directory, name) as fd:
-        files.set_metadata(
-            fd,
-            uid=attributes.uid,
-            gid=attributes.gid,
-            mode=attributes.mode,
-            xattrs=attributes.xattrs,
-            acls=True,
-        )
-
-
-def make_missing(tree: ImageTree, location: str, wanted: Callable[[str], Attributes]) -> bool:
+def make_missing(tree: ImageTree, location: str, wanted: Callable[[str], Metadata]) -> bool:
     """Make the directory at *location* and those above it as far as they are missing."""
     changed = False
     with Cursor(tree.fd) as cursor:
@@ -170,7 +125,7 @@ def make_missing(tree: ImageTree, location: str, wanted: Callable[[str], Attribu
         for name in location.split("/")[1:]:
             path = f"{path}/{name}"
             if files.lstat(cursor.fd, name) is None:
-                make_directory(cursor.fd, name, wanted(path))
+                files.make_complete_directory(cursor.fd, name, wanted(path))
                 changed = True
             cursor.enter(name)
     return changed

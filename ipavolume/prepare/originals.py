@@ -18,9 +18,11 @@ from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.linux.trees import remove
+from ipavolume.model.files import Metadata
 from ipavolume.prepare.files import reported
 
 WORK_DIRECTORY: Final = ".ipavolume-prepare"
+PRIVATE: Final = Metadata(uid=0, gid=0, mode=0o700)
 _JOURNAL: Final = "replacing.json"
 _MAX_JOURNAL_BYTES: Final = 64 << 20
 
@@ -44,7 +46,7 @@ def write_journal(top: int, replacements: Sequence[Replacement]) -> None:
     """Record that the copies of these originals are complete; they may be removed now."""
     data = [[item.location, item.target, item.inode] for item in replacements]
     remove(top, WORK_DIRECTORY)
-    files.make_complete_directory(top, WORK_DIRECTORY, uid=0, gid=0, mode=0o700)
+    files.make_complete_directory(top, WORK_DIRECTORY, PRIVATE)
     work = files.open_directory(top, WORK_DIRECTORY)
     try:
         files.write_file(work, _JOURNAL, json.dumps(data).encode("ascii"), mode=0o600)

@@ -16,12 +16,11 @@ from ipavolume.image.release import AccountNames
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.linux.trees import Visit, walk
-from ipavolume.model.files import FileFlags, FileType, Record
+from ipavolume.model.files import FileFlags, FileType, Metadata, Record
 from ipavolume.model.images import TopLevel
 from ipavolume.model.packages import RpmFile
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
-    Attributes,
     DigestCache,
     digests_of,
     reported,
@@ -31,9 +30,9 @@ from ipavolume.prepare.packages import PackagedFile, PackageFacts
 from ipavolume.prepare.placement import is_reserved
 
 
-def packaged_attributes(file: RpmFile, names: AccountNames) -> Attributes:
+def packaged_metadata(file: RpmFile, names: AccountNames) -> Metadata:
     """Return owner and mode as the package has them; an unknown owner is root, as in rpm."""
-    return Attributes(
+    return Metadata(
         uid=names.accounts.users.get(file.owner, 0),
         gid=names.accounts.groups.get(file.group, 0),
         mode=stat.S_IMODE(file.mode),
@@ -223,15 +222,15 @@ class Shipped:
         kind = files.type_of(packaged.file.mode)
         if kind is FileType.OTHER:
             return
-        attributes = packaged_attributes(packaged.file, self._names)
+        metadata = packaged_metadata(packaged.file, self._names)
         yield Record(
             path=path,
             type=kind,
-            mode=attributes.mode,
+            mode=metadata.mode,
             owner=packaged.file.owner,
             group=packaged.file.group,
-            uid=attributes.uid,
-            gid=attributes.gid,
+            uid=metadata.uid,
+            gid=metadata.gid,
             content=packaged.file.target if kind is FileType.SYMLINK else "",
             flags=packaged.file.flags,
             package=packaged.package,

@@ -12,12 +12,13 @@ from ipavolume.errors import ConfigurationError
 from ipavolume.image.release import AccountNames
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files, libc
+from ipavolume.model.files import Metadata
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
-    Attributes,
+    PLAIN,
     DigestCache,
-    attributes_of,
     make_missing,
+    metadata_of,
     reported,
 )
 from ipavolume.prepare.originals import (
@@ -30,7 +31,7 @@ from ipavolume.prepare.originals import (
 )
 from ipavolume.prepare.packages import PackageFacts
 from ipavolume.prepare.placement import Placement
-from ipavolume.prepare.records import packaged_attributes
+from ipavolume.prepare.records import packaged_metadata
 from ipavolume.prepare.template import Template
 
 
@@ -96,7 +97,7 @@ class Relocation:
             self.made += replace_originals(self._tree, replacements)
         forget_journal(top)
 
-    def make(self, location: str, wanted: Callable[[str], Attributes] | None = None) -> None:
+    def make(self, location: str, wanted: Callable[[str], Metadata] | None = None) -> None:
         """Make the directory at *location*, and those above it, as far as they are missing."""
         with reported(f"make the directory {location!r}"):
             self.changed |= make_missing(self._tree, location, wanted or _plain)
@@ -106,9 +107,9 @@ class Relocation:
     ) -> None:
         """Copy, wave after wave, and put links in the place of what was copied."""
 
-        def packaged(location: str) -> Attributes:
+        def packaged(location: str) -> Metadata:
             file = facts.directories.get(location)
-            return packaged_attributes(file, names) if file else Attributes()
+            return packaged_metadata(file, names) if file else PLAIN
 
         for wave in sorted({placement.wave for placement in placements}):
             todo = [one for one in placements if one.wave == wave and not one.covered]
@@ -123,21 +124,21 @@ class Relocation:
                 replacements = [self._copy(one, facts, names, packaged) for one in todo]
                 self._replace(replacements, tops)
 
-    def _make_parents(self, placement: Placement, packaged: Callable[[str], Attributes]) -> None:
+    def _make_parents(self, placement: Placement, packaged: Callable[[str], Metadata]) -> None:
         """Make the directories above an entry, in the image and alike in the template."""
         tree = self._tree
         above = placement.location.rpartition("/")[0]
         self.make(above, packaged)
         tree.forget()
 
-        def wanted(path: str) -> Attributes | None:
+        def wanted(path: str) -> Metadata | None:
             location = tree.resolve(path)
             st = tree.lstat(location)
             if st is None or not location:
                 return packaged(path)
             parent = tree.open_directory(location.rpartition("/")[0])
             try:
-                return attributes_of(parent, location.rpartition("/")[2])
+                return metadata_of(parent, location.rpartition("/")[2])
             finally:
                 os.close(parent)
 
@@ -150,7 +151,7 @@ class Relocation:
         placement: Placement,
         facts: PackageFacts,
         names: AccountNames,
-        packaged: Callable[[str], Attributes],
+        packaged: Callable[[str], Metadata],
     ) -> Replacement:
         template = self._templates[placement.volume.mount]
         st = self._tree.lstat(placement.location)
@@ -176,11 +177,11 @@ class Relocation:
         placement: Placement,
         facts: PackageFacts,
         names: AccountNames,
-        packaged: Callable[[str], Attributes],
-    ) -> Attributes:
+        packaged: Callable[[str], Metadata],
+    ) -> Metadata:
         file = facts.files.get(placement.target)
         if file is not None and stat.S_ISDIR(file.file.mode):
-            return packaged_attributes(file.file, names)
+            return packaged_metadata(file.file, names)
         return packaged(placement.location)
 
     def _open(self, mount: str, stack: contextlib.ExitStack) -> int:
@@ -224,16 +225,16 @@ class Relocation:
 
     def _where_missing(
         self, mount: str, facts: PackageFacts, names: AccountNames
-    ) -> Callable[[str], Attributes | None]:
+    ) -> Callable[[str], Metadata | None]:
         """Return what a missing directory of a template gets; one that is there is left."""
 
-        def wanted(path: str) -> Attributes | None:
+        def wanted(path: str) -> Metadata | None:
             if self._tree.lstat(self._templates[mount].location + path) is not None:
                 return None
             packaged = facts.files.get(mount + path)
             if packaged is None or not stat.S_ISDIR(packaged.file.mode):
-                return Attributes()
-            return packaged_attributes(packaged.file, names)
+                return PLAIN
+            return packaged_metadata(packaged.file, names)
 
         return wanted
 
@@ -273,8 +274,8 @@ class Relocation:
         return tuple(found)
 
 
-def _plain(_: str) -> Attributes:
-    return Attributes()
+def _plain(_: str) -> Metadata:
+    return PLAIN
 
 
 def and_above(path: str) -> list[str]:

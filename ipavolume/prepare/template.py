@@ -18,19 +18,17 @@ from ipavolume.errors import VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import copying, files
 from ipavolume.linux.trees import Cursor, remove, walk
-from ipavolume.model.files import FileType, Xattrs
+from ipavolume.model.files import FileType, Metadata, Xattrs
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
-    Attributes,
+    PLAIN,
     DigestCache,
-    attributes_of,
     digests_of,
-    make_directory,
     make_missing,
-    set_attributes,
+    metadata_of,
     xattrs_of,
 )
-from ipavolume.prepare.originals import WORK_DIRECTORY
+from ipavolume.prepare.originals import PRIVATE, WORK_DIRECTORY
 
 _NEW: Final = "new"
 
@@ -49,7 +47,7 @@ class Template:
 
     def open(self) -> int:
         """Open the top directory, made if it is missing."""
-        make_missing(self._tree, self.location, lambda _: Attributes())
+        make_missing(self._tree, self.location, lambda _: PLAIN)
         return self._tree.open_directory(self.location)
 
     def adopt(self, source: str, place: str, *, target: str) -> bool:
@@ -80,7 +78,7 @@ class Template:
     def _work(self, top: int) -> Iterator[int]:
         """Hold an empty working directory that only root can enter."""
         remove(top, WORK_DIRECTORY)
-        files.make_complete_directory(top, WORK_DIRECTORY, uid=0, gid=0, mode=0o700)
+        files.make_complete_directory(top, WORK_DIRECTORY, PRIVATE)
         work = files.open_directory(top, WORK_DIRECTORY)
         try:
             yield work
@@ -88,12 +86,12 @@ class Template:
             os.close(work)
         remove(top, WORK_DIRECTORY)
 
-    def make_parents(self, place: str, wanted: Callable[[str], Attributes | None]) -> bool:
+    def make_parents(self, place: str, wanted: Callable[[str], Metadata | None]) -> bool:
         """Make the directories above *place*; tell whether anything was changed.
 
         Args:
             place: Path below the template, with a leading slash.
-            wanted: Attributes by path below the template; ``None`` leaves a directory
+            wanted: Metadata by path below the template; ``None`` leaves a directory
                 that is there as it is, and makes a missing one for root.
         """
         changed = False
@@ -104,18 +102,19 @@ class Template:
             path = ""
             for name in place.split("/")[1:-1]:
                 path = f"{path}/{name}"
-                attributes = wanted(path)
-                found = attributes_of(cursor.fd, name)
+                metadata = wanted(path)
+                found = metadata_of(cursor.fd, name)
                 if found is None and files.lstat(cursor.fd, name) is None:
-                    make_directory(cursor.fd, name, attributes or Attributes())
+                    files.make_complete_directory(cursor.fd, name, metadata or PLAIN)
                     changed = True
-                elif found is not None and attributes is not None and found != attributes:
-                    set_attributes(cursor.fd, name, attributes)
+                elif found is not None and metadata is not None and found != metadata:
+                    with files.inode(cursor.fd, name) as fd:
+                        files.set_metadata(fd, metadata, acls=True)
                     changed = True
                 cursor.enter(name)
         return changed
 
-    def make_directory(self, place: str, attributes: Attributes) -> bool:
+    def make_directory(self, place: str, metadata: Metadata) -> bool:
         """Make the directory at *place* if nothing is there; its parent has to exist."""
         top = self.open()
         try:
@@ -123,7 +122,7 @@ class Template:
             try:
                 if files.lstat(above, name) is not None:
                     return False
-                make_directory(above, name, attributes)
+                files.make_complete_directory(above, name, metadata)
             finally:
                 os.close(above)
         finally:
@@ -184,14 +183,7 @@ class Template:
         """Give a copied directory its attributes, after everything in it is there."""
         xattrs = xattrs_of(directory, name)
         with files.inode(target, copy or name) as fd:
-            files.set_metadata(
-                fd,
-                uid=st.st_uid,
-                gid=st.st_gid,
-                mode=stat.S_IMODE(st.st_mode),
-                xattrs=xattrs,
-                acls=True,
-            )
+            files.set_metadata(fd, files.metadata(st, xattrs), acls=True)
             files.set_times(fd, st.st_mtime_ns)
         _compare(st, xattrs, target, copy or name, shown)
 
@@ -206,18 +198,9 @@ class Template:
     ) -> None:
         kind = files.type_of(st.st_mode)
         xattrs = xattrs_of(directory, name)
-        mode = stat.S_IMODE(st.st_mode)
+        metadata = files.metadata(st, xattrs)
         if kind is FileType.FILE:
-            copying.copy_file(
-                directory,
-                name,
-                target,
-                copy,
-                uid=st.st_uid,
-                gid=st.st_gid,
-                mode=mode,
-                xattrs=xattrs,
-            )
+            copying.copy_file(directory, name, target, copy, metadata)
             (original,) = digests_of(directory, name, ("sha256",))
             (copied,) = digests_of(target, copy, ("sha256",))
             if original != copied:
@@ -236,9 +219,7 @@ class Template:
                     files.set_xattrs(fd, xattrs)
             files.set_link_times(target, copy, st.st_mtime_ns)
         else:
-            files.make_fifo(target, copy, uid=st.st_uid, gid=st.st_gid, mode=mode)
-            with files.inode(target, copy) as fd:
-                files.set_xattrs(fd, xattrs)
+            files.make_fifo(target, copy, metadata)
             files.set_link_times(target, copy, st.st_mtime_ns)
         _compare(st, xattrs, target, copy, shown)
 
@@ -316,12 +297,5 @@ def _merge(source: int, new: str, directory: int, name: str) -> None:
 
 def _merge_attributes(source: int, new: str, st: os.stat_result, directory: int, name: str) -> None:
     with files.inode(directory, name) as fd:
-        files.set_metadata(
-            fd,
-            uid=st.st_uid,
-            gid=st.st_gid,
-            mode=stat.S_IMODE(st.st_mode),
-            xattrs=xattrs_of(source, new),
-            acls=True,
-        )
+        files.set_metadata(fd, files.metadata(st, xattrs_of(source, new)), acls=True)
         files.set_times(fd, st.st_mtime_ns)

@@ -17,7 +17,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ipavolume.context import Context
@@ -33,7 +33,7 @@ from ipavolume.linux import files
 from ipavolume.linux.command import Ended
 from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Xattrs
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Metadata, Xattrs
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import mount_of
 from ipavolume.steps import api, declaration, views
@@ -179,25 +179,16 @@ class _Performance:
     # -- the three actions -----------------------------------------------------------------
 
     def _write(self, action: Write, directory: int, name: str) -> str | None:
-        uid, gid, mode = 0, 0, action.mode
-        xattrs: Xattrs = ()
+        metadata = Metadata(uid=0, gid=0, mode=action.mode)
         with self._held(directory, name) as (fd, st):
             if fd is not None and st is not None and stat.S_ISREG(st.st_mode):
                 if _holds(directory, name, st, action.content):
                     files.sync(directory)
                     return self._found_saved()
-                uid, gid, mode = st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode) & ~SET_ID_BITS
-                xattrs = _without_rights(files.read_xattrs(fd))
+                found = files.metadata(st, _without_rights(files.read_xattrs(fd)))
+                metadata = replace(found, mode=found.mode & ~SET_ID_BITS)
             with self._state() as made:
-                files.write_complete(
-                    made,
-                    IN_THE_MAKING,
-                    action.content,
-                    uid=uid,
-                    gid=gid,
-                    mode=mode,
-                    xattrs=xattrs,
-                )
+                files.write_complete(made, IN_THE_MAKING, action.content, metadata)
                 return self._replace(made, directory, name, fd)
 
     def _link(self, action: MakeLink, directory: int, name: str) -> str | None:

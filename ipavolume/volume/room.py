@@ -9,7 +9,7 @@ from typing import Final
 
 from ipavolume.errors import IpaVolumeError, VolumeIOError
 from ipavolume.linux import files
-from ipavolume.linux.trial import Trial, probe
+from ipavolume.linux.trial import probe
 from ipavolume.model.actions import SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME
 from ipavolume.model.files import Metadata
@@ -94,7 +94,7 @@ def try_calls(volume: Volume, wanted: Collection[Metadata], *, looking: bool) ->
     for name in (*ACL_NAMES[:1], CAPABILITY_NAME):
         values = [value for item in wanted for key, value in item.xattrs if key == name]
         samples += [(name, value) for value in values[:1]]
-    trial = Trial(uid=uid, gid=gid, mode=0o750 | bits, xattrs=tuple(samples))
+    trial = Metadata(uid=uid, gid=gid, mode=0o750 | bits, xattrs=tuple(samples))
     with attempt("try calls on", volume.directory, now=STATE_UNTOUCHED):
         failed = probe(volume.fd, trial, thorough=not looking)
     if failed is not None:
