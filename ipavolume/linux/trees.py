@@ -10,57 +10,79 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ipavolume.linux import files
 from ipavolume.linux.files import DIRECTORY_FLAGS, lstat, open_regular, unlink
+
+
+class Cursor:
+    """A directory that is open, and the way back up: one descriptor, however deep."""
+
+    def __init__(self, fd: int) -> None:
+        """Begin at the directory *fd*, which stays open and is not taken over."""
+        self.fd = os.open(".", DIRECTORY_FLAGS, dir_fd=fd)
+        self._above: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        """Return the cursor."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
+
+    def enter(self, name: str) -> None:
+        """Go down into the directory *name*, which may not be a link."""
+        st = os.fstat(self.fd)
+        below = os.open(name, DIRECTORY_FLAGS, dir_fd=self.fd)
+        self._above.append((st.st_dev, st.st_ino))
+        os.close(self.fd)
+        self.fd = below
+
+    def leave(self) -> None:
+        """Go up again.
+
+        Raises:
+            OSError: ``ESTALE`` when the directory was moved meanwhile.
+        """
+        above = os.open("..", DIRECTORY_FLAGS, dir_fd=self.fd)
+        os.close(self.fd)
+        self.fd = above
+        st = os.fstat(above)
+        if (st.st_dev, st.st_ino) != self._above.pop():
+            raise OSError(errno.ESTALE, "the directory was moved meanwhile")
 
 
 def remove_tree(directory: int, name: str) -> None:
     """Remove *name* and everything below it, following nothing; nothing there is fine.
 
-    However deep the tree is, a bounded number of descriptors is open.
+    However deep the tree is, a bounded number of descriptors is open. Nothing is renamed on
+    the way: below an overlay that would fail for what an image's lower layers hold.
 
     Raises:
         OSError: ``ESTALE`` when a directory was moved meanwhile, ``ENOTEMPTY`` or ``EBUSY``
             when something was put into one, or mounted there.
     """
-    st = lstat(directory, name)
-    if st is None:
-        return
-    if not stat.S_ISDIR(st.st_mode):
-        unlink(directory, name)
-        return
-    fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
-    try:
-        above: list[tuple[os.stat_result, str, list[str]]] = []
-        pending = os.listdir(fd)
+    with Cursor(directory) as cursor:
+        levels: list[tuple[str, list[str]]] = []
+        pending = [name]
         while True:
             if pending:
                 entry = pending.pop()
-                found = lstat(fd, entry)
-                if found is None:
+                st = lstat(cursor.fd, entry)
+                if st is None:
                     continue
-                if not stat.S_ISDIR(found.st_mode):
-                    unlink(fd, entry)
+                if not stat.S_ISDIR(st.st_mode):
+                    unlink(cursor.fd, entry)
                     continue
-                below = os.open(entry, DIRECTORY_FLAGS, dir_fd=fd)
-                above.append((os.fstat(fd), entry, pending))
-                os.close(fd)
-                fd = below
-                pending = os.listdir(fd)
-            elif above:
-                expected, entry, pending = above.pop()
-                parent = os.open("..", DIRECTORY_FLAGS, dir_fd=fd)
-                os.close(fd)
-                fd = parent
-                if not os.path.samestat(os.fstat(fd), expected):
-                    raise OSError(errno.ESTALE, "was moved while it was being removed", entry)
-                os.rmdir(entry, dir_fd=fd)
+                cursor.enter(entry)
+                levels.append((entry, pending))
+                pending = os.listdir(cursor.fd)
+            elif levels:
+                cursor.leave()
+                entry, pending = levels.pop()
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(entry, dir_fd=cursor.fd)
             else:
-                break
-    finally:
-        os.close(fd)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=directory)
+                return
 
 
 def sync_tree(directory: int, name: str) -> None:
@@ -104,44 +126,6 @@ class Visit:
     leaving: bool = False
 
 
-class Cursor:
-    """A directory that is open, and the way back up: one descriptor, however deep."""
-
-    def __init__(self, fd: int) -> None:
-        """Begin at the directory *fd*, which stays open and is not taken over."""
-        self.fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=fd)
-        self._above: list[tuple[int, int]] = []
-
-    def __enter__(self) -> Self:
-        """Return the cursor."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the descriptor."""
-        os.close(self.fd)
-
-    def enter(self, name: str) -> None:
-        """Go down into the directory *name*, which may not be a link."""
-        below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=self.fd)
-        st = os.fstat(self.fd)
-        self._above.append((st.st_dev, st.st_ino))
-        os.close(self.fd)
-        self.fd = below
-
-    def leave(self) -> None:
-        """Go up again.
-
-        Raises:
-            OSError: ``ESTALE`` when the directory was moved meanwhile.
-        """
-        above = os.open("..", files.DIRECTORY_FLAGS, dir_fd=self.fd)
-        os.close(self.fd)
-        self.fd = above
-        st = os.fstat(above)
-        if (st.st_dev, st.st_ino) != self._above.pop():
-            raise OSError(errno.ESTALE, "the directory was moved while it was being read")
-
-
 def walk(
     directory: int,
     *,
@@ -152,6 +136,9 @@ def walk(
 
     Nothing is followed. ``a`` comes before ``a-b`` and that before ``a/b``, as when the
     whole paths are sorted, though one directory at a time is held.
+
+    This is for trees that nobody else changes: all that goes wrong is an error, and mounts
+    are entered. A volume is looked at by :func:`ipavolume.volume.tree.walk`.
 
     Args:
         directory: Descriptor of the directory; it is not visited itself.
@@ -183,7 +170,7 @@ def walk(
             _, name, descend = todo.pop()
             path = prefix + name
             if not descend:
-                st = files.lstat(cursor.fd, name)
+                st = lstat(cursor.fd, name)
                 if st is None:
                     continue
                 if stat.S_ISDIR(st.st_mode):
@@ -213,32 +200,3 @@ def _listing(
                 result.append((key if depth_first else key + b"/", name, True))
     result.sort(reverse=True)
     return result
-
-
-def remove(directory: int, name: str) -> None:
-    """Remove *name* and everything below it, following nothing, however deep it is.
-
-    Nothing is renamed on the way: below an overlay that would fail for what an image's
-    lower layers hold.
-    """
-    st = files.lstat(directory, name)
-    if st is None:
-        return
-    if not stat.S_ISDIR(st.st_mode):
-        files.unlink(directory, name)
-        return
-    fd = files.open_directory(directory, name)
-    try:
-        for visit in walk(fd):
-            if visit.leaving:
-                _remove_empty(visit.directory, visit.name)
-            elif not stat.S_ISDIR(visit.st.st_mode):
-                files.unlink(visit.directory, visit.name)
-    finally:
-        os.close(fd)
-    _remove_empty(directory, name)
-
-
-def _remove_empty(directory: int, name: str) -> None:
-    if not files.remove_directory(directory, name):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)

@@ -17,9 +17,8 @@ from ipavolume.errors import IpaVolumeError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
-from ipavolume.linux.trees import remove
 from ipavolume.model.files import Metadata
-from ipavolume.prepare.files import reported
+from ipavolume.prepare.files import remove, reported
 
 WORK_DIRECTORY: Final = ".ipavolume-prepare"
 PRIVATE: Final = Metadata(uid=0, gid=0, mode=0o700)

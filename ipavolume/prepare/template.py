@@ -17,7 +17,7 @@ from typing import Final
 from ipavolume.errors import VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import copying, files
-from ipavolume.linux.trees import Cursor, remove, walk
+from ipavolume.linux.trees import Cursor, walk
 from ipavolume.model.files import FileType, Metadata, Xattrs
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
@@ -26,6 +26,7 @@ from ipavolume.prepare.files import (
     digests_of,
     make_missing,
     metadata_of,
+    remove,
     xattrs_of,
 )
 from ipavolume.prepare.originals import PRIVATE, WORK_DIRECTORY

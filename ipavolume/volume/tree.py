@@ -11,6 +11,7 @@ from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files
+from ipavolume.linux.trees import Cursor
 from ipavolume.model.files import STATE_DIRECTORY, DiskState, LinkStanding, Xattrs
 from ipavolume.volume.layout import SAVED
 
@@ -254,6 +255,11 @@ def walk(
     the volume is not entered. However deep a directory is, a bounded number of descriptors
     is open.
 
+    It is not made of :func:`ipavolume.linux.trees.walk`, which promises other things: an
+    order of whole paths and a second visit of each directory, for which it lists, sorts and
+    remembers more (a third of the time of this one), and that nothing unreadable is passed
+    over. They share the way down and up, which is where one can be led astray.
+
     Args:
         root: Descriptor of the volume's root.
         mount: Its path.
@@ -267,29 +273,19 @@ def walk(
         UnsafeVolumeError: If a directory is moved meanwhile, or a path is too long.
     """
     device = os.fstat(root).st_dev
-    stack: list[tuple[str, tuple[int, int], list[str]]] = []
-    fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=root)
-    try:
-        st = os.fstat(fd)
+    levels: list[tuple[str, list[str]]] = []
+    with Cursor(root) as cursor:
         path = mount
-        names = sorted(os.listdir(fd), reverse=True)
-        identity = (st.st_dev, st.st_ino)
+        names = sorted(os.listdir(cursor.fd), reverse=True)
         while True:
             while not names:
-                if not stack:
+                if not levels:
                     return
-                path, identity, names = stack.pop()
-                above = os.open("..", files.DIRECTORY_FLAGS, dir_fd=fd)
-                os.close(fd)
-                fd = above
-                st = os.fstat(fd)
-                if (st.st_dev, st.st_ino) != identity:
-                    raise UnsafeVolumeError(
-                        f"{path!r} was moved while it was being read",
-                        hint="Stop what is using the volume and try again.",
-                    )
+                path, names = levels.pop()
+                _leave(cursor, path)
             name = names.pop()
             ours = path == mount and name == STATE_DIRECTORY
+            fd = cursor.fd
             found = files.lstat(fd, name)
             if found is None or (mounted and f"{path}/{name}" in mounted):
                 continue
@@ -303,7 +299,7 @@ def walk(
                 yield f"{path}/{name}", fd, name, found
             if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
                 try:
-                    below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
+                    cursor.enter(name)
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except OSError as err:
@@ -313,12 +309,19 @@ def walk(
                         raise
                     unreadable(f"{path}/{name}", err)
                     continue
-                stack.append((path, identity, names))
+                levels.append((path, names))
                 path = f"{path}/{name}"
-                os.close(fd)
-                fd = below
-                st = os.fstat(fd)
-                identity = (st.st_dev, st.st_ino)
-                names = [SAVED] if ours else sorted(os.listdir(fd), reverse=True)
-    finally:
-        os.close(fd)
+                names = [SAVED] if ours else sorted(os.listdir(cursor.fd), reverse=True)
+
+
+def _leave(cursor: Cursor, path: str) -> None:
+    """Go up to the directory *path*."""
+    try:
+        cursor.leave()
+    except OSError as err:
+        if err.errno != errno.ESTALE:
+            raise
+        raise UnsafeVolumeError(
+            f"{path!r} was moved while it was being read",
+            hint="Stop what is using the volume and try again.",
+        ) from err
