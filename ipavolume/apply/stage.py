@@ -29,7 +29,16 @@ from ipavolume.linux.files import (
     set_times,
     set_xattrs,
 )
-from ipavolume.model.actions import CreateTree, Install, Plan
+from ipavolume.model.actions import (
+    CreateTree,
+    Erase,
+    Install,
+    Keep,
+    Plan,
+    RemoveDirectory,
+    Save,
+    SetMetadata,
+)
 from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Progress
@@ -100,7 +109,7 @@ class Stage:
                 case Install(path=path):
                     with attempt("stage", path, now=STATE_UNTOUCHED):
                         self._stage_install(number, action)
-                case _:
+                case Save() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
                     pass
         if trees:
             self._stage_trees(trees)

@@ -425,7 +425,8 @@ class _Planner:
                 to, _ = self._copies.saved_name(path, found, suffix, reuse=False)
                 rule = Rule.COPIES if suffix and to != path + suffix else Rule.RPM
                 self._collected.save(path, to, disk, rule, "no longer shipped, edited")
-            case _:
+            case Fate.SKIP | Fate.TOUCH | Fate.CREATE | Fate.BACKUP | Fate.ALTNAME | Fate.CONFLICT:
+                # What is still shipped, or not there.
                 pass
 
     def _is_covered(self, path: str) -> bool:

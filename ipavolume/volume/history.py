@@ -11,7 +11,18 @@ from typing import Any, Final
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.linux import clock, files
-from ipavolume.model.actions import Action, Install, Keep, Plan, Save, verb
+from ipavolume.model.actions import (
+    Action,
+    CreateTree,
+    Erase,
+    Install,
+    Keep,
+    Plan,
+    RemoveDirectory,
+    Save,
+    SetMetadata,
+    verb,
+)
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import TaskLog
@@ -148,10 +159,12 @@ def copy_of(action: Action) -> tuple[str, str, str] | None:
     match action:
         case Install(path=path, record=record) if path != record:
             return record, path, "rpmnew"
-        case Install(path=path, save_to=to) | Save(path=path, to=to) if to:
+        case Install(path=path, save_to=to) | Save(path=path, to=to):
+            if not to:
+                return None
             kind = next((kind for kind in _KINDS_OF_COPY if to.startswith(path + kind)), ".saved")
             return path, to, kind[1:]
-        case _:
+        case CreateTree() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
             return None
 
 
