@@ -18,9 +18,8 @@ from ipavolume.image.image import Image
 from ipavolume.linux import mounts
 from ipavolume.model.images import VolumeSpec
 from ipavolume.volume import members
-from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.members import Volume
-from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ class Context:
     Attributes:
         image: The image.
         options: What the operator asks for.
-        volumes: The volumes that are upgraded, by mount, the primary one first.
+        volumes: The volumes that are upgraded.
         volatile: The volumes that are emptied and filled at each start.
     """
 
@@ -105,19 +104,20 @@ class Context:
                     f"the image has no volume {sorted(unknown)[0]!r}; it has "
                     + ", ".join(spec.mount for spec in specs)
                 )
-            self.volumes: dict[str, Volume] = {}
+            kept: dict[str, Volume] = {}
             self.volatile: dict[str, Volume] = {}
             for spec in specs:
-                self._open(spec, places.get(spec.mount), stack)
+                volume = self._open(spec, places.get(spec.mount), stack)
+                (self.volatile if spec.volatile else kept)[spec.mount] = volume
+            self.volumes = Volumes(kept, volatile=self.volatile)
             self._stack = stack.pop_all()
 
-    def _open(self, spec: VolumeSpec, directory: str | None, stack: contextlib.ExitStack) -> None:
-        if directory is None:
-            directory = self.image.mount_directory(spec.mount)
+    def _open(self, spec: VolumeSpec, given: str | None, stack: contextlib.ExitStack) -> Volume:
+        directory = self.image.mount_directory(spec.mount) if given is None else given
         kind, mount_options = mounts.file_system_of(directory)
         volume = members.open_volume(spec.mount, directory, file_system=kind, options=mount_options)
         stack.callback(os.close, volume.fd)
-        (self.volatile if spec.volatile else self.volumes)[spec.mount] = volume
+        return volume
 
     def __enter__(self) -> Context:
         """Return the context."""
@@ -131,35 +131,6 @@ class Context:
     def is_inside(self) -> bool:
         """The image is the system that runs here, so that its programs may be executed."""
         return self.options.root == "/"
-
-    @property
-    def primary(self) -> Volume:
-        """The primary volume."""
-        return next(iter(self.volumes.values()))
-
-    def facts(self) -> dict[str, Facts]:
-        """Return what each volume says of itself.
-
-        Raises:
-            UnsafeVolumeError: If one cannot be trusted.
-        """
-        return {mount: read_facts(volume) for mount, volume in self.volumes.items()}
-
-    def tree(self) -> Tree:
-        """Return a fresh view of the volumes."""
-        return Tree({mount: volume.fd for mount, volume in self.volumes.items()})
-
-    def mounted_below(self) -> tuple[str, ...]:
-        """Return the mount points below the volumes that are no volumes of the image."""
-        declared = {os.path.realpath(volume.directory) for volume in self.volumes.values()}
-        declared |= {os.path.realpath(volume.directory) for volume in self.volatile.values()}
-        result = []
-        for mount, volume in self.volumes.items():
-            base = os.path.realpath(volume.directory)
-            for below in mounts.mount_points_below(volume.directory):
-                if f"{base.rstrip('/')}/{below}" not in declared:
-                    result.append(f"{mount}/{below}")
-        return tuple(result)
 
 
 def parse_volume_option(value: str) -> tuple[str, str]:

@@ -43,6 +43,7 @@ from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry
 from ipavolume.volume.logs import RunLog, Speaker
+from ipavolume.volume.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ def carry_out(
     """
     image = context.image
     header = image.header
-    transaction = _new_transaction(context, made.plan, facts)
+    transaction = _new_transaction(context.volumes, made.plan, facts)
     areas = {mount: make_area(volume) for mount, volume in context.volumes.items()}
     try:
         index = Index(header.records, made.index)
@@ -115,8 +116,8 @@ def carry_out(
             area.close()
 
 
-def _new_transaction(context: Context, plan: Plan, facts: Mapping[str, Facts]) -> Transaction:
-    identity = facts[context.primary.mount].identity
+def _new_transaction(volumes: Volumes, plan: Plan, facts: Mapping[str, Facts]) -> Transaction:
+    identity = facts[volumes.primary.mount].identity
     return Transaction(
         run=plan.run,
         kind=plan.kind,
@@ -130,16 +131,16 @@ def _new_transaction(context: Context, plan: Plan, facts: Mapping[str, Facts]) -
     )
 
 
-def read_open_plan(context: Context, facts: Mapping[str, Facts]) -> Plan:
+def read_open_plan(volumes: Volumes, facts: Mapping[str, Facts]) -> Plan:
     """Return what the open transaction does, after a look at all that it needs.
 
     Raises:
         UnsafeVolumeError: If its plan, manifest or index is missing, cut short or altered.
     """
-    primary = facts[context.primary.mount]
-    area = open_area(context.primary)
+    primary = facts[volumes.primary.mount]
+    area = open_area(volumes.primary)
     try:
-        plan = commit.read_plan(area, context.volumes)
+        plan = commit.read_plan(area, volumes)
     finally:
         area.close()
     if primary.transaction is None or plan.run != primary.transaction.run:
@@ -148,7 +149,7 @@ def read_open_plan(context: Context, facts: Mapping[str, Facts]) -> Plan:
             code="altered-transaction",
             hint="Restore the volume from a backup.",
         )
-    check_transaction(context.primary, primary)
+    check_transaction(volumes.primary, primary)
     return plan
 
 
@@ -176,11 +177,11 @@ def resume(
     Raises:
         IpaVolumeError: If it cannot be finished.
     """
-    primary = facts[context.primary.mount]
+    primary = facts[context.volumes.primary.mount]
     transaction = primary.transaction
     if transaction is None:
         raise AssertionError("nothing to resume")
-    plan = read_open_plan(context, facts)
+    plan = read_open_plan(context.volumes, facts)
     plan = replace(plan, overrides=(*plan.overrides, *overrides))
     _refuse_repetition(context, primary, transaction)
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
@@ -217,8 +218,8 @@ def _refuse_repetition(context: Context, primary: Facts, transaction: Transactio
         f"run {transaction.run} failed {REPEATED_FAILURES} times in the same way, last at "
         f"{failure.at}: {failure.message}",
         code="repeated-failure",
-        hint=f"Read {context.primary.mount}/.ipavolume/logs/{transaction.run}.log, remove the "
-        "cause, then: ipavolume upgrade --retry.",
+        hint=f"Read {context.volumes.primary.mount}/.ipavolume/logs/{transaction.run}.log, "
+        "remove the cause, then: ipavolume upgrade --retry.",
         state=failures.STATE_OPEN,
     )
 
@@ -246,7 +247,7 @@ class _Run:
         self._transaction = transaction
         self._plan = plan
         self._facts = facts
-        self._primary = facts[context.primary.mount]
+        self._primary = facts[context.volumes.primary.mount]
         self._first = next(iter(areas.values()))
         self._speaker = speaker
         self._phases = phases
@@ -362,7 +363,7 @@ class _Run:
                 self._facts[mount],
                 self._transaction,
                 target,
-                primary=mount == self._context.primary.mount,
+                primary=mount == self._context.volumes.primary.mount,
             )
             for mount in self._areas
         ]
@@ -380,7 +381,7 @@ class _Run:
             list(self._areas.values()),
             identities,
             self._transaction.to_build,
-            (history.read_history(self._context.primary), entry),
+            (history.read_history(self._context.volumes.primary), entry),
             stepped=self._primary.stepped if unexecuted else None,
             unexecuted=unexecuted,
         )
@@ -392,9 +393,9 @@ def open_log(context: Context, run: str, speaker: Speaker) -> RunLog:
     Raises:
         VolumeIOError: If the log of the run cannot be opened.
     """
-    with failures.attempt("open a log on", context.primary.directory):
+    with failures.attempt("open a log on", context.volumes.primary.directory):
         return RunLog(
-            context.primary,
+            context.volumes.primary,
             run,
             redactor=speaker.redactor,
             show=speaker.show,
@@ -405,7 +406,7 @@ def open_log(context: Context, run: str, speaker: Speaker) -> RunLog:
 def _followed(context: Context) -> list[BinaryIO]:
     """Open the logs that people follow, where they are on a volume and can be written to."""
     streams = []
-    with context.tree() as tree:
+    with context.volumes.tree() as tree:
         for path in context.image.config.log_follow:
             parent, _, name = place(path, context.image.header.volumes).rpartition("/")
             traversed = tree.directory(parent)

@@ -19,6 +19,7 @@ from ipavolume.apply import journal
 from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
 from ipavolume.image import diagnosis
+from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.linux import clock, signals, temporary
 from ipavolume.linux import command as processes
@@ -136,7 +137,7 @@ class Execution:
 
     def _record(self, record: TaskRecord) -> None:
         self.log = self.log.with_record(record)
-        with attempt("write to", self._context.primary.directory, now=STATE_OPEN):
+        with attempt("write to", self._context.volumes.primary.directory, now=STATE_OPEN):
             journal.write_tasks(self._work, self.log)
 
     def _shortened(self, text: str) -> str:
@@ -146,7 +147,7 @@ class Execution:
 
     def _run_step(self, task: Task) -> list[str]:
         """Ask the step what is to be done, now, and do it."""
-        declaration = _declaration(self._context, task)
+        declaration = _declaration(self._context.image, task)
         step = loading.load_step(self._context.image.tree, declaration)
         with asked(self._context, step, self._recorded) as actions:
             messages: list[str] = []
@@ -166,7 +167,7 @@ class Execution:
         if digest.hexdigest() in done:
             self._output.say(f"already done: {shlex.join(command.words)}")
             return []
-        messages = run_command(self._context, task.name, command, self._output)
+        messages = run_command(self._context.image, task.name, command, self._output)
         if command.repeat:
             return messages
         record = self.log.records[task.key]
@@ -235,8 +236,8 @@ class Execution:
         return text
 
 
-def _declaration(context: Context, task: Task) -> Declaration:
-    for declaration in steps_of(context.image):
+def _declaration(image: Image, task: Task) -> Declaration:
+    for declaration in steps_of(image):
         if declaration.name == task.name and declaration.digest == task.digest:
             return declaration
     raise _gone(task)
@@ -271,7 +272,7 @@ def run_start_steps(
                 for action in actions:
                     log = log or output()
                     if isinstance(action, Command):
-                        run_command(context, declaration.name, action, log)
+                        run_command(context.image, declaration.name, action, log)
                     else:
                         perform(context, declaration.name, action, run="start", output=log)
     finally:

@@ -50,8 +50,8 @@ def conflicts(
         click.echo(text.dump_json({"done": done}) if as_json else text.escape(done))
         return
     with Context(options) as context:
-        for conflict in settle.conflicts(context):
-            lines = list(settle.difference(context, conflict)) if diff else []
+        for conflict in settle.conflicts(context.volumes):
+            lines = list(settle.difference(context.volumes, conflict)) if diff else []
             if as_json:
                 data = text.conflict_data(conflict)
                 click.echo(text.dump_json(data | ({"diff": lines} if diff else {})))

@@ -67,7 +67,7 @@ def upgrade(
         )
     if as_json or silent:
         return
-    mount = context.primary.mount
+    mount = context.volumes.primary.mount
     if outcome.waiting:
         click.echo(
             f"the files of {context.image.build_id} are in place at {mount}; "

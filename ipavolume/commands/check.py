@@ -39,6 +39,7 @@ from ipavolume.volume import index, ownership
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.lock import is_locked
 from ipavolume.volume.tree import walk
+from ipavolume.volume.volumes import Volumes
 
 FROM_THE_BEST: Final = (
     *(0, EXIT_UPGRADE_NEEDED, EXIT_LOCKED, EXIT_REFUSED, EXIT_CANNOT_CREATE, EXIT_IO),
@@ -109,15 +110,15 @@ def inspect(options: Options) -> Inspection:
             place = given or seen.mount_directory(spec.mount)
             return failed(place, image_data(seen.header), err)
     with context:
-        directory = context.primary.directory
+        directory = context.volumes.primary.directory
         image = image_data(context.image.header)
         findings: list[Finding] = []
         try:
-            facts = context.facts()
-            index.check_records(context.primary, facts[context.primary.mount])
+            facts = context.volumes.facts()
+            index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
             verdict = assess.judge(context, facts)
             findings += _in_use(context, facts)
-            findings += _of_nobody(context)
+            findings += _of_nobody(context.volumes)
             return _inspect(context, facts, verdict, findings, image)
         except ConfigurationError:
             # It is the image that is wrong, whatever the volume is.
@@ -195,7 +196,7 @@ def _inspect(
         status = EXIT_UPGRADE_NEEDED
         try:
             if does is Does.RESUME:
-                run.read_open_plan(context, facts)
+                run.read_open_plan(context.volumes, facts)
             else:
                 made = drafting.draft(context, verdict, facts, looking=True)
         except ConfigurationError:
@@ -240,9 +241,9 @@ def _inspect(
     if found is State.CURRENT and (first_run := _first_run(context)) is not None:
         found, reason, finding, status = first_run
         findings += [] if finding is None else [finding]
-    primary = facts[context.primary.mount]
+    primary = facts[context.volumes.primary.mount]
     return Inspection(
-        volume=context.primary.directory,
+        volume=context.volumes.primary.directory,
         state=found,
         reason=reason,
         recorded=recorded_data(primary),
@@ -296,27 +297,27 @@ def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | Non
 def _in_use(context: Context, facts: Mapping[str, Facts]) -> list[Finding]:
     if not is_locked(context.volumes.values(), inside=context.is_inside):
         return []
-    open_ = facts[context.primary.mount].transaction
+    open_ = facts[context.volumes.primary.mount].transaction
     what = f"and works on run {open_.run}" if open_ else "and keeps it while it lives"
     return [
         Finding(
             code="in-use",
             severity="note",
-            path=context.primary.directory,
+            path=context.volumes.primary.directory,
             message=f"a container or command holds the lock {what}",
         )
     ]
 
 
-def _of_nobody(context: Context) -> list[Finding]:
+def _of_nobody(volumes: Volumes) -> list[Finding]:
     """Find files whose owner the user namespace of this container does not have."""
     if not ownership.is_remapped():
         return []
     found: list[str] = []
-    mounted = context.mounted_below()
-    with contextlib.suppress(IpaVolumeError), context.tree() as tree:
+    mounted = volumes.mounted_below()
+    with contextlib.suppress(IpaVolumeError), volumes.tree() as tree:
         found += [path for path in mounted if _is_nobodys(tree.stat(path))]
-        for mount, volume in context.volumes.items():
+        for mount, volume in volumes.items():
             looked = walk(volume.fd, mount, mounted=mounted, unreadable=lambda *_: None)
             found += [path for path, _, _, st in looked if _is_nobodys(st)]
     if not found:

@@ -14,7 +14,7 @@ from typing import Final
 
 from ipavolume.apply import area
 from ipavolume.commands.work import Work
-from ipavolume.context import Context, Options
+from ipavolume.context import Options
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import files
@@ -23,6 +23,7 @@ from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Progress
 from ipavolume.volume import facts, failures, history, layout, members
 from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
 
 _MAX_SHOWN_BYTES: Final = 1 << 20
 _KINDS: Final = frozenset({"rpmnew", "rpmsave", "rpmorig", "saved"})
@@ -45,19 +46,19 @@ class Conflict:
     run: str
 
 
-def conflicts(context: Context) -> list[Conflict]:
+def conflicts(volumes: Volumes) -> list[Conflict]:
     """Return the recorded copies that are still there, oldest first.
 
     Raises:
         UnsafeVolumeError: If the volume cannot be trusted.
     """
-    for volume in context.volumes.values():
+    for volume in volumes.values():
         members.check_trust(volume)
     found: dict[str, Conflict] = {}
-    with context.tree() as tree:
-        for run in history.read_history(context.primary):
+    with volumes.tree() as tree:
+        for run in history.read_history(volumes.primary):
             for item in run.get("copies", ()):
-                conflict = _parse(item, str(run.get("run", "")), context)
+                conflict = _parse(item, str(run.get("run", "")), volumes)
                 if conflict is None:
                     continue
                 with failures.attempt("look at", conflict.copy):
@@ -66,21 +67,21 @@ def conflicts(context: Context) -> list[Conflict]:
     return list(found.values())
 
 
-def _parse(item: object, run: str, context: Context) -> Conflict | None:
+def _parse(item: object, run: str, volumes: Volumes) -> Conflict | None:
     if not (isinstance(item, list) and len(item) == 3 and all(isinstance(p, str) for p in item)):
         return None
     path, copy, kind = item
     if not run.replace("-", "").isalnum():
         return None
-    below = tuple(mount + "/" for mount in context.volumes)
+    below = tuple(mount + "/" for mount in volumes)
     if kind not in _KINDS or not all(is_safe_path(p) and p.startswith(below) for p in (path, copy)):
         return None
     return Conflict(path=path, copy=copy, kind=kind, run=run)
 
 
-def difference(context: Context, conflict: Conflict) -> Iterator[str]:
+def difference(volumes: Volumes, conflict: Conflict) -> Iterator[str]:
     """Yield the lines of the difference between yours and the package's, without line ends."""
-    with context.tree() as tree:
+    with volumes.tree() as tree:
         mine, theirs = conflict.path, conflict.copy
         if conflict.kind != "rpmnew":
             mine, theirs = theirs, mine
@@ -117,21 +118,21 @@ def _text(tree: Tree, path: str) -> Sequence[str] | str:
     return data.decode("utf-8", "surrogateescape").splitlines()
 
 
-def find(context: Context, path: str, *, shown: Callable[[str], str]) -> Conflict:
+def find(volumes: Volumes, path: str, *, shown: Callable[[str], str]) -> Conflict:
     """Return the conflict that *path* names: the copy, or the file that has one.
 
     Of a file with several the newest run counts, and of that run what rpm would have left
     comes before what a step put aside.
 
     Args:
-        context: The volumes.
+        volumes: The volumes.
         path: The path, as it is or as it is listed.
         shown: Returns how a path is listed.
 
     Raises:
         UsageError: If there is none.
     """
-    known = conflicts(context)
+    known = conflicts(volumes)
     for spelled in (lambda name: name, shown):
         for conflict in reversed(known):
             if path == spelled(conflict.copy):
@@ -146,11 +147,11 @@ def find(context: Context, path: str, *, shown: Callable[[str], str]) -> Conflic
     )
 
 
-def settle(context: Context, conflict: Conflict, *, take_new: bool) -> str:
+def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
     """Settle a conflict; the lock is held. What loses is not removed if somebody wrote it.
 
     Args:
-        context: The volumes.
+        volumes: The volumes.
         conflict: The conflict.
         take_new: The package's version is to be in place; otherwise yours.
 
@@ -161,25 +162,25 @@ def settle(context: Context, conflict: Conflict, *, take_new: bool) -> str:
         RefusedError: If a run is not finished.
         UnsafeVolumeError: If a path is not what it was.
     """
-    open_ = facts.read_facts(context.primary).transaction
+    open_ = facts.read_facts(volumes.primary).transaction
     if open_ is not None:
         raise RefusedError(
-            f"run {open_.run} on the volume at {context.primary.mount} is not finished",
+            f"run {open_.run} on the volume at {volumes.primary.mount} is not finished",
             code="open-transaction",
             hint="Finish it first: start the container, or ipavolume upgrade.",
         )
     new_is_copy = conflict.kind == "rpmnew"
-    volume = context.volumes[mount_of(conflict.path, context.volumes)]
+    volume = volumes[mount_of(conflict.path, volumes)]
     with failures.attempt("settle", conflict.path):
         if new_is_copy and not take_new:
-            return _remove_shipped(context, conflict)
+            return _remove_shipped(volumes, conflict)
         if not new_is_copy and take_new:
-            away = _put_away(context, conflict.copy, conflict)
+            away = _put_away(volumes, conflict.copy, conflict)
             return f"{conflict.path} stays as it is; {away}"
-        _make_parents(context, conflict.path)
-        kept = _put_away(context, conflict.path, conflict)
-        source, source_name = _open(context, conflict.copy)
-        target, target_name = _open(context, conflict.path)
+        _make_parents(volumes, conflict.path)
+        kept = _put_away(volumes, conflict.path, conflict)
+        source, source_name = _open(volumes, conflict.copy)
+        target, target_name = _open(volumes, conflict.path)
         try:
             files.rename_noreplace(source, source_name, target, target_name)
             files.sync(target)
@@ -190,11 +191,11 @@ def settle(context: Context, conflict: Conflict, *, take_new: bool) -> str:
         return f"{conflict.copy} is {conflict.path} now; {kept}"
 
 
-def _remove_shipped(context: Context, conflict: Conflict) -> str:
-    if not _is_as_shipped(context, conflict.copy):
-        away = _put_away(context, conflict.copy, conflict)
+def _remove_shipped(volumes: Volumes, conflict: Conflict) -> str:
+    if not _is_as_shipped(volumes, conflict.copy):
+        away = _put_away(volumes, conflict.copy, conflict)
         return f"{conflict.path} stays as it is; {away}"
-    directory, name = _open(context, conflict.copy)
+    directory, name = _open(volumes, conflict.copy)
     try:
         files.unlink(directory, name)
         files.sync(directory)
@@ -203,11 +204,11 @@ def _remove_shipped(context: Context, conflict: Conflict) -> str:
     return f"{conflict.path} stays as it is; {conflict.copy} is removed"
 
 
-def _is_as_shipped(context: Context, path: str) -> bool:
+def _is_as_shipped(volumes: Volumes, path: str) -> bool:
     """Tell whether the content of *path* is kept among the pristine files anyway."""
-    with context.tree() as tree:
+    with volumes.tree() as tree:
         digest = tree.digest(path)
-    fd = members.open_state(context.primary)
+    fd = members.open_state(volumes.primary)
     if not digest or fd is None:
         return False
     try:
@@ -216,11 +217,11 @@ def _is_as_shipped(context: Context, path: str) -> bool:
         os.close(fd)
 
 
-def _make_parents(context: Context, path: str) -> None:
+def _make_parents(volumes: Volumes, path: str) -> None:
     """Make the directories above *path* that went with what the image no longer ships."""
-    mount = mount_of(path, context.volumes)
+    mount = mount_of(path, volumes)
     parent = path[len(mount) + 1 :].rpartition("/")[0]
-    root = context.volumes[mount].fd
+    root = volumes[mount].fd
     try:
         fd = files.open_directory(root, parent)
     except FileNotFoundError:
@@ -228,16 +229,16 @@ def _make_parents(context: Context, path: str) -> None:
     os.close(fd)
 
 
-def _open(context: Context, path: str) -> tuple[int, str]:
-    mount = mount_of(path, context.volumes)
-    return files.open_parent(context.volumes[mount].fd, path[len(mount) + 1 :])
+def _open(volumes: Volumes, path: str) -> tuple[int, str]:
+    mount = mount_of(path, volumes)
+    return files.open_parent(volumes[mount].fd, path[len(mount) + 1 :])
 
 
-def _put_away(context: Context, path: str, conflict: Conflict) -> str:
+def _put_away(volumes: Volumes, path: str, conflict: Conflict) -> str:
     """Move *path* to where nothing is in its way and nobody loses it."""
-    mount = mount_of(path, context.volumes)
+    mount = mount_of(path, volumes)
     where = f"{STATE_DIRECTORY}/{layout.SAVED}/settled-{conflict.run}"
-    source, name = _open(context, path)
+    source, name = _open(volumes, path)
     try:
         st = files.lstat(source, name)
         if st is None:
@@ -250,7 +251,7 @@ def _put_away(context: Context, path: str, conflict: Conflict) -> str:
         inside = path[len(mount) + 1 :]
         inside = inside.removeprefix(f"{STATE_DIRECTORY}/{layout.SAVED}/{conflict.run}/")
         parent = f"{where}/{inside}".rpartition("/")[0]
-        target = files.make_directories(context.volumes[mount].fd, parent, mode=0o700)
+        target = files.make_directories(volumes[mount].fd, parent, mode=0o700)
         try:
             for number in range(1000):
                 free = f"{name}.{number}" if number else name
@@ -290,4 +291,6 @@ def settle_one(
     """
     with Work(replace(options, lock_timeout_s=timeout_s)) as work:
         work.take(progress)
-        return settle(work.context, find(work.context, path, shown=shown), take_new=take_new)
+        return settle(
+            work.context.volumes, find(work.context.volumes, path, shown=shown), take_new=take_new
+        )

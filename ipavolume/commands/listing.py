@@ -117,7 +117,7 @@ def _known(options: Options) -> Known | None:
     """Return what a start would find; ``None`` where no volume is mounted."""
     try:
         with Context(options) as context:
-            facts = context.facts()
+            facts = context.volumes.facts()
             verdict = assess.judge(context, facts)
             return Known(
                 state=verdict.state,

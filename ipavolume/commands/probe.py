@@ -65,8 +65,8 @@ def ask(context: Context, probe: Probe) -> Answer:
     Raises:
         IpaVolumeError: If a volume cannot be read or trusted.
     """
-    facts = context.facts()
-    answer = _started(context, facts[context.primary.mount])
+    facts = context.volumes.facts()
+    answer = _started(context, facts[context.volumes.primary.mount])
     if answer.exit_status != 0:
         return answer
     wanted = context.image.header.build_id
@@ -86,7 +86,7 @@ def _started(context: Context, facts: Facts) -> Answer:
             what = facts.build_id or "nothing"
             return _not_yet(
                 context,
-                f"{context.primary.mount} is at {what}, the image is "
+                f"{context.volumes.primary.mount} is at {what}, the image is "
                 f"{context.image.header.build_id}",
             )
         standing = firstrun.standing(context) if context.image.config.first_run else Standing.DONE
@@ -94,7 +94,7 @@ def _started(context: Context, facts: Facts) -> Answer:
             return _not_yet(context, f"first run: {standing}")
         return Answer(exit_status=0, text=f"current ({facts.build_id})")
     text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
-    plan = read_open_plan(context, {context.primary.mount: facts})
+    plan = read_open_plan(context.volumes, {context.volumes.primary.mount: facts})
     left = tasks.pending(plan.tasks, facts.tasks)
     if left:
         number = len(plan.tasks) - len(left) + 1

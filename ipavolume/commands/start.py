@@ -23,6 +23,7 @@ from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.record import read_record
 from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import OVERRIDES, Standing
+from ipavolume.image.image import Image
 from ipavolume.linux import files, signals, umask
 from ipavolume.linux.command import run_command
 from ipavolume.model.files import STATE_DIRECTORY
@@ -110,7 +111,7 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         if not beginning.words or outcome.waits:
             return
         shown.tell(_last_words(context, outcome, beginning))
-        command = [os.fsencode(word) for word in _command_line(context, outcome, beginning)]
+        command = [os.fsencode(word) for word in _command_line(context.image, outcome, beginning)]
         locks = [volume.fd for volume in context.volumes.values()]
         signals.restore()
         keeper = fastpath.keep(command, locks)
@@ -191,7 +192,7 @@ def _after(
     if ready is None:
         return outcome
     if not context.is_inside:
-        raise first_run.refuse_outside(context)
+        raise first_run.refuse_outside(context.image)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
     log = open_log(context, _FIRST_RUN, speaker)
@@ -205,8 +206,8 @@ def _after(
 
 def _record_first_run(context: Context, standing: Standing) -> None:
     """Add the first run to the history of the volume."""
-    record = read_record(context.primary)
-    runs = history.read_history(context.primary)
+    record = read_record(context.volumes.primary)
+    runs = history.read_history(context.volumes.primary)
     if record is None:
         raise AssertionError
     entry = {
@@ -222,8 +223,8 @@ def _record_first_run(context: Context, standing: Standing) -> None:
         "result": str(standing),
         "overrides": sorted(context.options.allow & OVERRIDES),
     }
-    with failures.attempt("write to", context.primary.directory):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
+    with failures.attempt("write to", context.volumes.primary.directory):
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.volumes.primary.fd)
         try:
             history.append_history(fd, runs, entry)
         finally:
@@ -245,7 +246,7 @@ def _run_start_steps(context: Context, speaker: Speaker) -> None:
 
 def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str:
     """Return the line that a start ends with: what the volume is, and what follows."""
-    mount = context.primary.mount
+    mount = context.volumes.primary.mount
     if outcome.waiting:
         what = (
             f"the files of {context.image.build_id} are in place at {mount}, "
@@ -264,10 +265,10 @@ def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str
     )
 
 
-def _command_line(context: Context, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
+def _command_line(image: Image, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
     """Return what is executed: with something left to the online phase, its unit first."""
     if beginning.systemd and (outcome.waiting or outcome.first_run_left):
-        return (*beginning.words, f"--unit={context.image.config.online_unit}")
+        return (*beginning.words, f"--unit={image.config.online_unit}")
     return beginning.words
 
 

@@ -27,6 +27,7 @@ from ipavolume.volume import facts as state
 from ipavolume.volume import failures
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.volumes import Volumes
 
 _MAX_ROUNDS: Final = 4
 """Taken over, then upgraded, then rebuilt: more rounds mean that something goes in circles."""
@@ -102,7 +103,7 @@ def bring_up(
     warnings: list[str] = []
     found: Verdict | None = None
     for _ in range(_MAX_ROUNDS):
-        facts = context.facts()
+        facts = context.volumes.facts()
         verdict = assess.judge(context, facts)
         if verdict.state is State.CURRENT and context.options.again and not ends:
             verdict = replace(verdict, state=State.OUTDATED, reason="everything is run again")
@@ -113,7 +114,7 @@ def bring_up(
                 first(verdict)
         does = conduct(verdict.state).does
         if does is Does.NOTHING:
-            _drop_stale(context, facts)
+            _drop_stale(context.volumes, facts)
             for volume in context.volumes.values():
                 discard_staging(volume)
             return _outcome(found, ends, warnings, recorded=context.image.build_id)
@@ -123,7 +124,7 @@ def bring_up(
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
             _refuse_while_waiting(context, verdict)
-            _drop_stale(context, facts)
+            _drop_stale(context.volumes, facts)
             made = draft(context, verdict, facts)
             _refuse_unreadable(made)
             if Phase.ONLINE in phases:
@@ -172,7 +173,7 @@ def _refuse_phase(
         # It touches no file and executes nothing. The online phase finds it where the run that
         # another build of this image began has just been finished.
         return
-    primary = facts[context.primary.mount]
+    primary = facts[context.volumes.primary.mount]
     swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
     if Phase.OFFLINE not in phases and not (verdict.state is State.UPGRADING and swapped):
         raise RefusedError(
@@ -191,7 +192,7 @@ def _refuse_phase(
             state=failures.STATE_UNTOUCHED,
         )
     if verdict.state is State.UPGRADING and Phase.ONLINE in phases:
-        plan = read_open_plan(context, facts)
+        plan = read_open_plan(context.volumes, facts)
         refuse_outside(context, pending(plan.tasks, primary.tasks))
 
 
@@ -227,10 +228,10 @@ def _refuse_unreadable(made: Draft) -> None:
         )
 
 
-def _drop_stale(context: Context, facts: Mapping[str, Facts]) -> None:
+def _drop_stale(volumes: Volumes, facts: Mapping[str, Facts]) -> None:
     """Drop transactions of secondaries that the primary volume never came to know of."""
-    for mount, volume in context.volumes.items():
-        if mount != context.primary.mount and facts[mount].transaction is not None:
+    for mount, volume in volumes.items():
+        if mount != volumes.primary.mount and facts[mount].transaction is not None:
             area = open_area(volume)
             try:
                 with failures.attempt("drop a stale run on", volume.directory):

@@ -249,10 +249,10 @@ def go_by(context: Context, server: str, *, own: str) -> None:
 def keep_request(context: Context, config: FirstRunConfig) -> None:
     """Put the request that the CA has to sign where the FreeIPA images have it."""
     directory, _, name = config.waiting_when.rpartition("/")
-    volume = context.primary
+    volume = context.volumes.primary
     if directory != volume.mount:
         return
-    with context.tree() as tree:
+    with context.volumes.tree() as tree:
         there = looking.There(context, tree, configured=False)
         data = there.read(REQUEST_TO_SIGN)
         if data is None or there(config.waiting_when):

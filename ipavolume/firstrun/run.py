@@ -24,10 +24,12 @@ from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, wr
 from ipavolume.firstrun.request import FirstRunCommand, Request
 from ipavolume.firstrun.standing import Found, Standing, how_it_ended, look
 from ipavolume.image import diagnosis
+from ipavolume.image.image import Image
 from ipavolume.linux import clock
 from ipavolume.linux.command import Ended, run_command
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
+from ipavolume.volume.volumes import Volumes
 
 
 def _read_secret(path: str) -> bytes:
@@ -57,8 +59,8 @@ def check_request(context: Context, asked: Request) -> None:
     if config is None:
         return
     if not context.is_inside:
-        raise refuse_outside(context)
-    command = _command(context, config, asked)
+        raise refuse_outside(context.image)
+    command = _command(context.volumes, config, asked)
     application_of(config).new_host(command, own=host_name())
 
 
@@ -117,7 +119,7 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         if record.state != DONE:
             say(f"the first run is done: {found.judgement.reason}")
             write_record(
-                context.primary,
+                context.volumes.primary,
                 replace(record, state=DONE, host=record.host or own),
             )
         return None
@@ -125,8 +127,8 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         application.keep_request(context, config)
         if record.state != WAITING:
             record = replace(record, state=WAITING)
-            write_record(context.primary, record)
-    command = _command(context, config, asked)
+            write_record(context.volumes.primary, record)
+    command = _command(context.volumes, config, asked)
     if standing is Standing.WAITING:
         if not command.answers:
             raise application.waits(config, command)
@@ -138,8 +140,8 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     return Ready(config=config, asked=asked, command=command, record=replace(record, host=host))
 
 
-def _command(context: Context, config: FirstRunConfig, asked: Request) -> FirstRunCommand:
-    volume = context.primary
+def _command(volumes: Volumes, config: FirstRunConfig, asked: Request) -> FirstRunCommand:
+    volume = volumes.primary
     return firstrun_command.command(
         config,
         asked,
@@ -171,9 +173,9 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
         UsageError: If this is no container of the image.
     """
     if not context.is_inside:
-        raise refuse_outside(context)
+        raise refuse_outside(context.image)
     config = ready.config
-    volume, command = context.primary, ready.command
+    volume, command = context.volumes.primary, ready.command
     record = replace(
         ready.record,
         state=STARTED,
@@ -217,9 +219,9 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
         raise
 
 
-def refuse_outside(context: Context) -> UsageError:
+def refuse_outside(image: Image) -> UsageError:
     """Return what to raise where the first run would have to run outside of a container."""
-    config = context.image.config.first_run
+    config = image.config.first_run
     command = repr(config.command[0]) if config is not None else "a command"
     return UsageError(
         f"the first run executes {command} of the image, which is done in its container only",
@@ -237,7 +239,7 @@ def _conclude(
     say: Progress,
 ) -> Standing:
     """Judge by what the command left, and record it."""
-    volume = context.primary
+    volume = context.volumes.primary
     # What it wrote is to be on the disk before it is called done.
     for one in context.volumes.values():
         area.sync_area(one)

@@ -190,11 +190,11 @@ def look(context: Context) -> Found | None:
     config = context.image.config.first_run
     if config is None:
         return None
-    volume = context.primary
+    volume = context.volumes.primary
     members.check_trust(volume)
     record = read_record(volume)
     application = application_of(config)
-    with context.tree() as tree:
+    with context.volumes.tree() as tree:
         there = There(context, tree, configured=record is not None and record.state == DONE)
         judgement = judge(
             config,

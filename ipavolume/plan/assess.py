@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ipavolume.context import Context
 from ipavolume.formats.manifest import parse_record
+from ipavolume.image.image import Image
 from ipavolume.model.files import FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
@@ -16,7 +17,7 @@ from ipavolume.volume.facts import Facts
 
 def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     """Name the state the volumes are in."""
-    primary = facts[context.primary.mount]
+    primary = facts[context.volumes.primary.mount]
     legacy = None
     occupied = dict.fromkeys(context.volumes, "")
     if primary.baseline is None and primary.transaction is None:
@@ -42,16 +43,16 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
 
 def learn(context: Context) -> ImageHeader:
     """Return what can be learned of the last image of a volume without our state."""
-    return adopt.learn(context.primary, operator_says=context.options.came_from)
+    return adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
 
 
 def _occupied(context: Context, mount: str) -> str:
     """Return a path of the template that is on the volume, or ""."""
     (spec,) = (one for one in context.image.header.volumes if one.mount == mount)
-    with context.tree() as tree:
+    with context.volumes.tree() as tree:
         if spec.top is not None and not any(tree.state(top.path) for top in spec.top):
             return ""
-        for record in _records(context, mount):
+        for record in _records(context.image, mount):
             found = tree.state(record.path)
             if found is not None and (
                 found.type is not FileType.DIRECTORY or record.type is not FileType.DIRECTORY
@@ -60,8 +61,8 @@ def _occupied(context: Context, mount: str) -> str:
     return ""
 
 
-def _records(context: Context, mount: str) -> Iterator[Record]:
-    for line in context.image.lines():
+def _records(image: Image, mount: str) -> Iterator[Record]:
+    for line in image.lines():
         record = parse_record(line)
         if record.path.startswith(mount + "/"):
             yield record

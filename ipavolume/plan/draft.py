@@ -26,6 +26,7 @@ from ipavolume.volume import adopt, candidates, history
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, read_baseline, read_index
 from ipavolume.volume.tree import walk
+from ipavolume.volume.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +69,8 @@ def draft(
         IpaVolumeError: If the plan cannot be made safely, or would not fit.
     """
     image = context.image.header
-    run = _run_id(context, image.build_id)
-    primary = facts[context.primary.mount]
+    run = _run_id(context.volumes, image.build_id)
+    primary = facts[context.volumes.primary.mount]
     conducted = conduct(verdict.state)
     kind = conducted.kind
     plan = Plan(
@@ -116,7 +117,7 @@ def recorded_of(context: Context, facts: Mapping[str, Facts]) -> ImageHeader | N
         Its header, what could be learned of it for a volume without our state, or ``None``
         for an empty volume.
     """
-    primary = facts[context.primary.mount]
+    primary = facts[context.volumes.primary.mount]
     if primary.stepped is not None:
         return primary.stepped
     if primary.legacy or primary.build_id is not None:
@@ -124,12 +125,12 @@ def recorded_of(context: Context, facts: Mapping[str, Facts]) -> ImageHeader | N
     return None
 
 
-def _run_id(context: Context, build_id: str) -> str:
+def _run_id(volumes: Volumes, build_id: str) -> str:
     """Return the id of the next run: its number, and the beginning of the image's id.
 
     It follows from what is recorded, so that a dry run names what the run will name.
     """
-    number = len(history.read_history(context.primary)) + 1
+    number = len(history.read_history(volumes.primary)) + 1
     word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
     return f"{number:04}-{word[:8] or 'image'}"
 
@@ -138,15 +139,15 @@ def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
     index = b""
     baseline = primary.baseline
     if baseline is not None and baseline.records_digest == context.image.header.records_digest:
-        index = read_index(context.primary, baseline)
+        index = read_index(context.volumes.primary, baseline)
     return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
 
 
 def _free_trees(context: Context) -> list[TopLevel] | None:
     """Return the directories right below the mounts, if none of them is on the volumes."""
     trees: list[TopLevel] = []
-    mounted = context.mounted_below()
-    with context.tree() as tree:
+    mounted = context.volumes.mounted_below()
+    with context.volumes.tree() as tree:
         for spec in context.image.header.volumes:
             if spec.volatile:
                 continue
@@ -168,7 +169,7 @@ def _config_records(context: Context, trees: Sequence[TopLevel]) -> Iterator[Rec
     """
     counted = tuple(f"{top.path}/" for top in trees)
     previous = b""
-    with context.tree() as tree:
+    with context.volumes.tree() as tree:
         for line in context.image.lines():
             path = manifest.path_of(line)
             if (key := fsencode(path)) <= previous or len(path) > manifest.MAX_PATH_CHARACTERS:
@@ -188,8 +189,8 @@ def _config_records(context: Context, trees: Sequence[TopLevel]) -> Iterator[Rec
 
 def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
     image = context.image.header
-    primary = facts[context.primary.mount]
-    fresh, unknown = _estranged(context, facts)
+    primary = facts[context.volumes.primary.mount]
+    fresh, unknown = _estranged(context.volumes, facts)
     unknown_old = plan.kind == Kind.ADOPT
     unreadable: list[tuple[str, str]] = []
     index = bytearray(image.records * INDEX_ENTRY.size)
@@ -200,14 +201,14 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     def everything() -> Iterator[tuple[str, DiskState, Xattrs]]:
         for mount, volume in context.volumes.items():
             for path, directory, name, st in walk(
-                volume.fd, mount, mounted=context.mounted_below(), unreadable=cannot_read
+                volume.fd, mount, mounted=context.volumes.mounted_below(), unreadable=cannot_read
             ):
                 yield path, files.disk_state(st), files.xattrs_at(directory, name)
 
     same = None
     if not fresh and not unknown:
         same = _same_records(context, primary, unknown_old=unknown_old)
-    with context.tree() as tree:
+    with context.volumes.tree() as tree:
         if same is None:
             old, old_lines, old_index = _old(context, primary, unknown_old=unknown_old)
             found = candidates.candidates(
@@ -238,7 +239,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
                 fresh=fresh,
                 unknown=unknown,
                 allow=context.options.allow,
-                mounted=context.mounted_below(),
+                mounted=context.volumes.mounted_below(),
             ),
             everything=everything,
         )
@@ -264,15 +265,15 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     )
 
 
-def _estranged(context: Context, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
+def _estranged(volumes: Volumes, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:
     """Return the secondaries that the baseline of the primary volume does not describe.
 
     Returns:
         Mounts of those that are new or were lost, and of those with another recorded id, such
         as one that was restored from an older backup.
     """
-    baseline = facts[context.primary.mount].baseline
-    mounts = [mount for mount in context.volumes if mount != context.primary.mount]
+    baseline = facts[volumes.primary.mount].baseline
+    mounts = [mount for mount in volumes if mount != volumes.primary.mount]
     if baseline is None:
         return [], []
     fresh = [mount for mount in mounts if facts[mount].identity is None]
@@ -287,7 +288,7 @@ def _same_records(context: Context, primary: Facts, *, unknown_old: bool) -> byt
         return None
     if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
         return None
-    index = read_index(context.primary, baseline)
+    index = read_index(context.volumes.primary, baseline)
     return index if len(index) == image.records * INDEX_ENTRY.size else None
 
 
@@ -304,12 +305,12 @@ def _old(
     context: Context, primary: Facts, *, unknown_old: bool
 ) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
     if unknown_old:
-        volume = context.primary
+        volume = context.volumes.primary
         return assess.learn(context), iter(adopt.old_lines(volume, volume.mount)), b""
     if primary.baseline is None:
         return None, iter(()), b""
-    header, stream = read_baseline(context.primary)
-    return header, _lines(stream), read_index(context.primary, header)
+    header, stream = read_baseline(context.volumes.primary)
+    return header, _lines(stream), read_index(context.volumes.primary, header)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -28,6 +28,7 @@ from ipavolume.errors import (
     UnsafeVolumeError,
 )
 from ipavolume.image import diagnosis
+from ipavolume.image.image import Image
 from ipavolume.linux import command as processes
 from ipavolume.linux import files
 from ipavolume.linux.command import Ended
@@ -430,7 +431,7 @@ def perform(
             return []
 
 
-def run_command(context: Context, step: str, command: Command, output: RunLog) -> list[str]:
+def run_command(image: Image, step: str, command: Command, output: RunLog) -> list[str]:
     """Run a step's command; return what is to be told when it may fail and did.
 
     Raises:
@@ -454,7 +455,7 @@ def run_command(context: Context, step: str, command: Command, output: RunLog) -
         output.say(f"warning: {message}; going on, as the step allows it")
         return [message]
     hint = (
-        diagnosis.read_only_hint(lines.read_only, context.image.config)
+        diagnosis.read_only_hint(lines.read_only, image.config)
         if lines.read_only
         else f"Read {output.path} to its end and remove the cause; the next start goes on from "
         "there. To look around in the container meanwhile, start it with "

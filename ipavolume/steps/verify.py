@@ -26,6 +26,7 @@ from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import VERIFIED
 from ipavolume.volume.logs import RunLog
 from ipavolume.volume.members import Volume, damaged, open_state, read_json
+from ipavolume.volume.volumes import Volumes
 
 _STEP: Final = "step "
 
@@ -37,14 +38,14 @@ def pending(context: Context) -> tuple[str, list[Declaration]]:
         UnsafeVolumeError: If the history or the record was altered.
         ConfigurationError: If a step of the image is malformed.
     """
-    runs = read_history(context.primary)
+    runs = read_history(context.volumes.primary)
     if not runs:
         return "", []
     last = runs[-1]
     executed = {row[0].removeprefix(_STEP) for row in last.get("tasks", [])}
     if not executed:
         return last["run"], []
-    known = read_verified(context.primary)
+    known = read_verified(context.volumes.primary)
     passed = known.passed if known is not None and known.run == last["run"] else ()
     return last["run"], [
         declaration
@@ -62,7 +63,7 @@ def verify(context: Context, run: str, steps: Sequence[Declaration], output: Run
     Returns:
         What is not right yet, or "".
     """
-    known = read_verified(context.primary)
+    known = read_verified(context.volumes.primary)
     passed = list(known.passed) if known is not None and known.run == run else []
     failed: list[str] = []
     said = ""
@@ -72,14 +73,14 @@ def verify(context: Context, run: str, steps: Sequence[Declaration], output: Run
             commands = tuple(step.verify(volume)) if step.verify is not None else ()
         try:
             for command in commands:
-                run_command(context, declaration.name, command, output)
+                run_command(context.image, declaration.name, command, output)
         except CommandFailedError as err:
             failed.append(declaration.name)
             said = said or str(err)
         else:
             passed.append(declaration.name)
     _record(
-        context,
+        context.volumes,
         Verified(
             run=run,
             passed=tuple(passed),
@@ -90,10 +91,10 @@ def verify(context: Context, run: str, steps: Sequence[Declaration], output: Run
     return said
 
 
-def _record(context: Context, verified: Verified) -> None:
+def _record(volumes: Volumes, verified: Verified) -> None:
     line = json.dumps(checks.dump(verified)).encode("ascii") + b"\n"
-    with attempt("write to", context.primary.directory):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.primary.fd)
+    with attempt("write to", volumes.primary.directory):
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volumes.primary.fd)
         try:
             files.write_file(fd, VERIFIED, line)
         finally:

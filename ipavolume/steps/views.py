@@ -570,7 +570,7 @@ def opened_views(
     """
     image = context.image
     with (
-        context.tree() as tree,
+        context.volumes.tree() as tree,
         TemplateView(image.templates(), image.header, image.tree) as template,
     ):
         yield (

@@ -415,7 +415,7 @@ def test_a_planned_upgrade_is_seen_as_it_comes_out(
     root = str(world.image(image))
     options = Options(root=root, volumes={f"/{mount}": str(where / mount) for mount in MOUNTS})
     with Context(options) as context:
-        facts = context.facts()
+        facts = context.volumes.facts()
         plan = draft(context, assess.judge(context, facts), facts, looking=True).plan
         header = context.image.header
         with (

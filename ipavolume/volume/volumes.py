@@ -1,0 +1,61 @@
+"""The volumes of one container that are kept, opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from ipavolume.linux import mounts
+from ipavolume.volume.facts import Facts, read_facts
+from ipavolume.volume.members import Volume
+from ipavolume.volume.tree import Tree
+
+
+class Volumes(Mapping[str, Volume]):
+    """Volumes by mount, the primary one first."""
+
+    def __init__(self, volumes: Mapping[str, Volume], *, volatile: Mapping[str, Volume]) -> None:
+        """Take them, and the volatile ones, which are declared as well."""
+        self._volumes = dict(volumes)
+        self._declared = {
+            os.path.realpath(volume.directory) for volume in (*volumes.values(), *volatile.values())
+        }
+
+    def __getitem__(self, mount: str) -> Volume:
+        """Return the volume at *mount*."""
+        return self._volumes[mount]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the mounts."""
+        return iter(self._volumes)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._volumes)
+
+    @property
+    def primary(self) -> Volume:
+        """The primary volume."""
+        return next(iter(self._volumes.values()))
+
+    def facts(self) -> dict[str, Facts]:
+        """Return what each volume says of itself.
+
+        Raises:
+            UnsafeVolumeError: If one cannot be trusted.
+        """
+        return {mount: read_facts(volume) for mount, volume in self._volumes.items()}
+
+    def tree(self) -> Tree:
+        """Return a fresh view of the volumes."""
+        return Tree({mount: volume.fd for mount, volume in self._volumes.items()})
+
+    def mounted_below(self) -> tuple[str, ...]:
+        """Return the mount points below the volumes that are no volumes of the image."""
+        result = []
+        for mount, volume in self._volumes.items():
+            base = os.path.realpath(volume.directory)
+            for below in mounts.mount_points_below(volume.directory):
+                if f"{base.rstrip('/')}/{below}" not in self._declared:
+                    result.append(f"{mount}/{below}")
+        return tuple(result)
