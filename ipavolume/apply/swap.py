@@ -39,13 +39,12 @@ from ipavolume.model.files import (
     Metadata,
     Xattrs,
 )
-from ipavolume.model.paths import mount_of
+from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
 from ipavolume.volume import layout
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
 
-_MAX_SAVED_COPIES: Final = 1000
 _MAX_STEPS: Final = 64
 
 
@@ -413,9 +412,7 @@ def _is_same(before: DiskState, now: os.stat_result) -> bool:
 
 
 def _numbered(path: str) -> Iterator[str]:
-    yield path
-    for number in range(1, _MAX_SAVED_COPIES):
-        yield f"{path}.{number}"
+    yield from numbered(path)
     raise UnsafeVolumeError(
         f"no free name is left for a copy of {path!r}",
         code="no-free-name",

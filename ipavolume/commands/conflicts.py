@@ -19,7 +19,7 @@ from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
-from ipavolume.model.paths import mount_of
+from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
 from ipavolume.volume import facts, failures, history, layout, members
 from ipavolume.volume.tree import Tree
@@ -253,8 +253,7 @@ def _put_away(volumes: Volumes, path: str, conflict: Conflict) -> str:
         parent = f"{where}/{inside}".rpartition("/")[0]
         target = files.make_directories(volumes[mount].fd, parent, mode=0o700)
         try:
-            for number in range(1000):
-                free = f"{name}.{number}" if number else name
+            for free in numbered(name):
                 if files.lstat(target, free) is None:
                     files.rename_noreplace(source, name, target, free)
                     files.sync(target)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-CONFIGURATION_PATH: Final = "/etc/ipavolume.toml"
 MAX_CONFIGURATION_BYTES: Final = 1 << 20
-SCRIPTLET_KINDS: Final = ("post", "trigger", "posttrans")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +48,7 @@ class ScriptletsConfig:
     Attributes:
         packages: Names, globs of names, or what packages provide; a leading ``?`` means that
             none need be installed.
-        kinds: Kinds of scriptlets, of :data:`SCRIPTLET_KINDS`.
+        kinds: Kinds of scriptlets, of :data:`ipavolume.model.scriptlets.CONFIGURED`.
         phase: When they run.
         timeout_s: Seconds that each may take.
         substitute: What is replaced in them.

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ipavolume.config.model import (
-    CONFIGURATION_PATH,
     GENERIC,
-    SCRIPTLET_KINDS,
     Config,
     FirstRunConfig,
     ScriptletsConfig,
@@ -25,16 +23,9 @@ from ipavolume.config.pathlist import normalise
 from ipavolume.config.profiles import PROFILES
 from ipavolume.config.tomllines import KeyPath, key_lines
 from ipavolume.errors import ConfigurationError
-from ipavolume.model.paths import is_within
+from ipavolume.model.paths import CONFIG_PATH, is_within
+from ipavolume.model.scriptlets import CONFIGURED, GROUPS, KINDS, cannot_run
 from ipavolume.model.tasks import Phase
-
-_OTHER_KINDS: Final = {
-    "pretrans": "comes before a package's files, which an image has already",
-    "pre": "comes before a package's files, which an image has already",
-    "preun": "is of the old package, of which nothing is left",
-    "postun": "is of the old package, of which nothing is left",
-    "filetrigger": "acts on the image's files, and did when it was built",
-}
 
 
 def parse_config(data: bytes | None) -> Config:
@@ -45,20 +36,20 @@ def parse_config(data: bytes | None) -> Config:
     """
     if data is None:
         return GENERIC
-    hint = f"Correct {CONFIGURATION_PATH} in the image."
+    hint = f"Correct {CONFIG_PATH} in the image."
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
         # With a newline at the end every fault of the syntax has a line.
         values = tomllib.loads(text + "\n")
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
         reason = str(err) or "nested too deeply"
-        raise ConfigurationError(f"{CONFIGURATION_PATH}: {reason}", hint=hint) from err
+        raise ConfigurationError(f"{CONFIG_PATH}: {reason}", hint=hint) from err
     faults = _Faults(key_lines(text))
     config = _read_config(_Table(values, (), faults))
     if faults.found:
         where = sorted(faults.found)
         raise ConfigurationError(
-            "; ".join(f"{CONFIGURATION_PATH}:{line}: {fault}" for line, fault in where), hint=hint
+            "; ".join(f"{CONFIG_PATH}:{line}: {fault}" for line, fault in where), hint=hint
         )
     return config
 
@@ -305,9 +296,10 @@ def _package_fault(name: str) -> str:
 
 
 def _kind_fault(kind: str) -> str:
-    if kind in _OTHER_KINDS:
-        return f"names {kind!r}, which cannot run: it {_OTHER_KINDS[kind]}"
-    return _one_of(SCRIPTLET_KINDS)(kind)
+    if kind in KINDS and kind not in CONFIGURED:
+        reason = cannot_run(kind) or f"it is called {GROUPS[kind]!r} here"
+        return f"names {kind!r}, which cannot run: {reason}"
+    return _one_of(CONFIGURED)(kind)
 
 
 def _read_substitution(table: _Table) -> Substitution:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final, Self
 
-from ipavolume.config.model import Config
+from ipavolume.config.model import MAX_CONFIGURATION_BYTES, Config
 from ipavolume.config.reading import parse_config
 from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.formats import manifest
@@ -19,7 +19,6 @@ from ipavolume.linux import copying, files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import BUILD_ID_PATH, CONFIG_PATH, MANIFEST_PATH
 
-_MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_ID_BYTES: Final = 1024
 
 
@@ -52,7 +51,7 @@ class Image:
         self._templates: dict[str, int] = {}
         try:
             self.config: Config = parse_config(
-                self._tree.read_file(CONFIG_PATH, limit_bytes=_MAX_CONFIG_BYTES)
+                self._tree.read_file(CONFIG_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
             )
             with self._open_manifest() as stream, self._named():
                 self.header: ImageHeader = manifest.read_header(stream)

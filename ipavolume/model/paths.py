@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
@@ -26,6 +26,19 @@ def mount_of(path: str, mounts: Iterable[str]) -> str:
         f"{path!r} lies on no volume of this image",
         hint="Start the container with every volume that it had before.",
     )
+
+
+_MAX_COPIES: Final = 1000
+
+
+def numbered(path: str) -> Iterator[str]:
+    """Yield the names that copies of *path* get, in their order: itself, ``.1``, ``.2`` ...
+
+    They end, because what is on a volume can have any number of names; the caller says so.
+    """
+    yield path
+    for number in range(1, _MAX_COPIES):
+        yield f"{path}.{number}"
 
 
 SHIPPED_STEPS: Final = "/usr/share/ipavolume/upgrade_steps"

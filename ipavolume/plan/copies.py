@@ -8,10 +8,10 @@ from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.paths import numbered
 from ipavolume.plan.collected import Collected, Found
 
 _MAX_NAME_BYTES: Final = 255
-_MAX_SAVED_COPIES: Final = 1000
 _MAX_COMPARED_BYTES: Final = 64 << 20
 """What is larger is not compared with an earlier copy, but saved again."""
 
@@ -83,19 +83,14 @@ class Copies:
         """
         mount = self._collected.mount_of(path)
         saved = f"{mount}/{STATE_DIRECTORY}/saved/{self._run}{path[len(mount) :]}"
-        last = path.rpartition("/")[2]
-        for number in range(_MAX_SAVED_COPIES if suffix else 0):
-            tail = f"{suffix}.{number}" if number else suffix
-            if len(fsencode(last + tail)) > _MAX_NAME_BYTES:
-                break
-            yield path + tail
-        else:
-            if suffix:
+        if suffix:
+            for name in numbered(path + suffix):
+                if _is_too_long(name):
+                    break
+                yield name
+            else:
                 return
-        for number in range(_MAX_SAVED_COPIES):
-            tail = f".{number}" if number else ""
-            if len(fsencode(last + tail)) <= _MAX_NAME_BYTES:
-                yield saved + tail
+        yield from (name for name in numbered(saved) if not _is_too_long(name))
 
     def no_name(self, path: str) -> UnsafeVolumeError:
         """Return what to raise where every name is taken."""
@@ -105,3 +100,7 @@ class Copies:
             path=path,
             hint="Settle the copies beside it: ipavolume conflicts.",
         )
+
+
+def _is_too_long(path: str) -> bool:
+    return len(fsencode(path.rpartition("/")[2])) > _MAX_NAME_BYTES

@@ -22,6 +22,7 @@ from ipavolume.linux.files import open_regular, write_stream
 from ipavolume.model.files import BUILD_ID_NAME, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
+from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.placement import Listed
@@ -30,9 +31,7 @@ from ipavolume.steps.api import When
 from ipavolume.steps.declaration import find_steps
 from ipavolume.steps.views import find_package
 
-MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
 START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
-BUILD_ID_PATH: Final = "/etc/build-id"
 STEPS_PATHS: Final = ("/usr/share/ipavolume/upgrade_steps", "/etc/ipavolume/upgrade_steps")
 _MAX_BUILD_ID_CHARACTERS: Final = 256
 _MAX_STEP_BYTES: Final = 16 << 20

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.config.model import (
-    CONFIGURATION_PATH,
     MAX_CONFIGURATION_BYTES,
     Config,
     VolumeConfig,
@@ -30,12 +29,11 @@ from ipavolume.image.release import read_accounts
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.paths import is_within
+from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import scriptlets, systemd
 from ipavolume.prepare.files import DigestCache, reported
 from ipavolume.prepare.manifest import (
-    MANIFEST_PATH,
     Findings,
     check_build_id,
     describe,
@@ -110,7 +108,7 @@ def prepare(
     if build_id is not None:
         check_build_id(build_id)
     with reported(f"prepare the image {root!r}"), ImageTree(root, {}) as tree:
-        data = tree.read_file(CONFIGURATION_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
+        data = tree.read_file(CONFIG_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
     config = _with_options(parse_config(data), lists=lists, mount=mount, template=template)
     templates = {volume.mount: volume.template for volume in config.volumes}
     with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:
@@ -139,7 +137,7 @@ def _with_options(
             number = known.index(mount)
         elif config.volumes_given:
             raise ConfigurationError(
-                f"{mount!r} is not a volume of {CONFIGURATION_PATH}",
+                f"{mount!r} is not a volume of {CONFIG_PATH}",
                 hint=f"Add a [[volume]] with this mount, or name one of {', '.join(known)}.",
             )
         else:

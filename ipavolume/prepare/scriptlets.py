@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume.config.model import CONFIGURATION_PATH, ScriptletsConfig
+from ipavolume.config.model import ScriptletsConfig
 from ipavolume.config.profiles import PROFILES
 from ipavolume.errors import (
     CannotCreateError,
@@ -27,6 +27,7 @@ from ipavolume.image.scriptlets import DIRECTORY, INDEX_NAME, MAX_BODY_BYTES, MA
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import command, files
 from ipavolume.model.packages import RpmPackage, RpmScriptlet
+from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import remove, reported
 from ipavolume.rpm import running, scriptlets, versions
@@ -191,7 +192,7 @@ def _check(
         raise ConfigurationError(
             "; ".join(faults),
             hint="Install what is missing, or write the names into "
-            f"{CONFIGURATION_PATH}: [scriptlets] packages = ['NAME', '?NAME']; one that begins "
+            f"{CONFIG_PATH}: [scriptlets] packages = ['NAME', '?NAME']; one that begins "
             "with '?' need not be there.",
         )
 

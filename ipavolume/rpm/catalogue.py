@@ -11,7 +11,8 @@ from typing import Any, Final
 from ipavolume.errors import ManifestError
 from ipavolume.formats import checks
 from ipavolume.model.packages import Condition
-from ipavolume.rpm.scriptlets import KINDS, Catalogue, Scriptlet
+from ipavolume.model.scriptlets import KINDS
+from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
 
 FORMAT: Final = 1
 LUA_RUNNERS: Final = ("", "rpmlua", "rpm")

@@ -7,35 +7,12 @@ from typing import Final
 
 from ipavolume.config.model import ScriptletsConfig
 from ipavolume.model.packages import Condition
+from ipavolume.model.scriptlets import GROUPS, cannot_run
 from ipavolume.rpm import versions
 
 LUA: Final = "<lua>"
 
 TRIGGERS: Final = ("triggerprein", "triggerin", "triggerun", "triggerpostun")
-_GROUPS: Final = {
-    "post": "post",
-    "posttrans": "posttrans",
-    "triggerin": "trigger",
-    "triggerun": "trigger",
-    "triggerpostun": "trigger",
-}
-"""The kinds that can run, by the words of the configuration."""
-
-NOT_RUN: Final = {
-    "pretrans": "it comes before the files, which the image has already",
-    "pre": "it comes before the files, which the image has already",
-    "triggerprein": "it comes before the files, which the image has already",
-    "preun": "it is for when this package is replaced or erased",
-    "postun": "it is for when this package is replaced or erased",
-    "preuntrans": "it is for when this package is replaced or erased",
-    "postuntrans": "it is for when this package is replaced or erased",
-    "verifyscript": "it is for rpm --verify",
-    "trigger": "rpmbuild dropped its condition, so not even rpm ever runs it",
-}
-"""Why other kinds do not run."""
-
-_FILE_TRIGGER: Final = "file triggers act on the image's files, and did when it was built"
-
 IMAGE_PROGRAMS: Final = frozenset(
     {
         *("ldconfig", "iconvconfig", "iconvconfig.i686", "iconvconfig.x86_64"),
@@ -44,13 +21,6 @@ IMAGE_PROGRAMS: Final = frozenset(
     }
 )
 """Programs that act on the image alone; scriptlets that are no more than one do not run."""
-
-KINDS: Final = frozenset(
-    {*NOT_RUN, *_GROUPS, "filetrigger", "transfiletrigger"}
-    | {f"{sort}{when}" for sort in ("filetrigger", "transfiletrigger") for when in ("in", "un")}
-    | {f"{sort}postun" for sort in ("filetrigger", "transfiletrigger")}
-    | {f"{sort}prein" for sort in ("filetrigger", "transfiletrigger")}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +114,12 @@ def named(pattern: str, scriptlet: Scriptlet) -> bool:
 
 def never(scriptlet: Scriptlet, config: ScriptletsConfig) -> str:
     """Say why a scriptlet does not run whatever the versions are; "" if it may."""
-    if scriptlet.kind not in _GROUPS:
-        return NOT_RUN.get(scriptlet.kind, _FILE_TRIGGER)
+    if reason := cannot_run(scriptlet.kind):
+        return reason
     if not is_configured(scriptlet, config):
         return "[scriptlets] does not name its package"
-    if _GROUPS[scriptlet.kind] not in config.kinds:
-        return f"[scriptlets] kinds does not name {_GROUPS[scriptlet.kind]!r}"
+    if GROUPS[scriptlet.kind] not in config.kinds:
+        return f"[scriptlets] kinds does not name {GROUPS[scriptlet.kind]!r}"
     program = scriptlet.interpreter[0].rpartition("/")[2]
     if not scriptlet.digest and (program in IMAGE_PROGRAMS or program == LUA):
         return f"{program} acts on the image, and did when it was built"

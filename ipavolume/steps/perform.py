@@ -36,7 +36,7 @@ from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Metadata, Xattrs
 from ipavolume.model.images import ImageHeader, VolumeSpec
-from ipavolume.model.paths import mount_of
+from ipavolume.model.paths import mount_of, numbered
 from ipavolume.steps import api, declaration, views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, Step, StepAction, Warn, Write
 from ipavolume.steps.loading import path_fault
@@ -54,7 +54,6 @@ IN_THE_MAKING: Final = "step-in-the-making"
 """In the state directory; the name is fixed, so that a leftover of a killed run is reused."""
 
 _STATE: Final = "the volume is in the middle of an upgrade step; the next start goes on with it"
-_MAX_SAVED_COPIES: Final = 1000
 _SECURITY: Final = "security."
 
 
@@ -302,9 +301,8 @@ class _Performance:
         parent, _, name = self._saved.rpartition("/")
         directory = _make_durable_directories(self._volume.fd, parent)
         try:
-            for number in range(_MAX_SAVED_COPIES):
-                numbered = f"{name}.{number}" if number else name
-                yield directory, numbered, f"{self._volume.mount}/{parent}/{numbered}"
+            for copy in numbered(name):
+                yield directory, copy, f"{self._volume.mount}/{parent}/{copy}"
         finally:
             os.close(directory)
         raise UnsafeVolumeError(
@@ -324,12 +322,11 @@ class _Performance:
             return None
         try:
             last = None
-            for number in range(_MAX_SAVED_COPIES):
-                numbered = f"{name}.{number}" if number else name
-                st = files.lstat(directory, numbered)
+            for copy in numbered(name):
+                st = files.lstat(directory, copy)
                 if st is None or stat.S_ISDIR(st.st_mode):
                     break
-                last = f"{self._volume.mount}/{parent}/{numbered}"
+                last = f"{self._volume.mount}/{parent}/{copy}"
             return last
         finally:
             os.close(directory)
