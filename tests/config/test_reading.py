@@ -185,7 +185,9 @@ def test_defaults_of_a_volume() -> None:
         pytest.param("[scriptlets]\ntimeout_s = true", 2, "whole number", id="true is no number"),
         pytest.param("[scriptlets]\nkinds = ['pots']", 2, "none of", id="unknown kind"),
         pytest.param("[scriptlets]\nkinds = ['pre']", 2, "comes before", id="kind before files"),
-        pytest.param("[scriptlets]\nkinds = ['postun']", 2, "of the old", id="kind of the old"),
+        pytest.param(
+            "[scriptlets]\nkinds = ['postun']", 2, "replaced or erased", id="kind of the old"
+        ),
         pytest.param("[scriptlets]\npackages = ['?']", 2, "an empty", id="no name"),
         pytest.param("[scriptlets]\nrepeatable = 1", 2, "array", id="number for names"),
         pytest.param("[scriptlets]\nphase = 'later'", 2, "none of", id="unknown phase"),
