@@ -1,0 +1,89 @@
+"""What a command loads and how often it looks: what nobody needs is not in the way of a start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.command import clean_environment
+from support.images import Packaged, build_rpm
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+WATCHED: Final = """
+import collections, json, os, sys
+calls = collections.Counter()
+def watch(frame, event, _argument):
+    if event == "call":
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("ipavolume."):
+            calls[f"{name}.{frame.f_code.co_qualname}"] += 1
+sys.setprofile(watch)
+from ipavolume import fastpath
+from ipavolume.cli.main import main
+def tell():
+    sys.setprofile(None)
+    ours = sorted(name for name in sys.modules if name.startswith("ipavolume."))
+    with open(os.environ["SEEN"], "w") as stream:
+        json.dump({"calls": calls, "modules": ours}, stream)
+    os._exit(0)
+# A start ends by executing something else.
+fastpath.execute = lambda *_: tell()
+try:
+    main(sys.argv[1:])
+finally:
+    tell()
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A volume of image one, and image two."""
+    site = Site(top=tmp_path)
+    for version in ("1", "2"):
+        files = [Packaged(path="/etc/app/app.conf", words="%config", content=version)]
+        rpm = build_rpm(tmp_path, "app", files, version=version)
+        site.image(
+            f"v{version}", [rpm], lists={"/data": ["/etc/app/"]}, edit=lambda one: one.mask_steps()
+        )
+    return site
+
+
+def watched(site: Site, image: str, command: str, *words: str) -> dict[str, Any]:
+    """Return what *command* called and loaded."""
+    seen = site.top / "seen"
+    argv = [command, "--root", str(site.top / image), "--volume", str(site.volume()), *words]
+    subprocess.run(
+        [sys.executable, "-c", WATCHED, *argv],
+        check=True,
+        capture_output=True,
+        env=clean_environment({"SEEN": str(seen)}),
+        timeout=60,
+    )
+    found = json.loads(seen.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_an_upgrade_judges_before_and_after_and_opens_and_asks_once(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    calls = watched(site, "v2", "start", "--", "true")["calls"]
+    assert (site.volume() / "build-id").read_text() == "v2\n"
+    assert calls["ipavolume.plan.verdict.judge"] == 2
+    assert calls["ipavolume.firstrun.request.make_request"] == 1
+    assert calls["ipavolume.image.image.Image.__init__"] == 1
+    assert calls["ipavolume.image.image.Image.verify"] == 1
+
+
+def test_a_check_loads_nothing_of_a_build(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    found = watched(site, "v2", "check")
+    for folder in ("prepare", "rpm.header", "rpm.database", "rpm.tags", "rpm.query"):
+        assert not [name for name in found["modules"] if name.startswith(f"ipavolume.{folder}")]
+    assert found["calls"]["ipavolume.image.image.Image.__init__"] == 1
+    assert found["calls"]["ipavolume.plan.verdict.judge"] == 1
