@@ -279,6 +279,8 @@ def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | Non
     looked = standing.look(context)
     if looked is None:
         return None
+    if running := standing.under_way(context, looked):
+        return State.UNCONFIGURED, running, None, EXIT_LOCKED
     judgement = looked.judgement
     finding = _finding(judgement.error) if judgement.error is not None else None
     match judgement.standing:

@@ -28,23 +28,36 @@ def is_held_on(err: IpaVolumeError) -> bool:
     return not isinstance(err, StoppedError | LockedError | UsageError)
 
 
-def hold(volumes: Sequence[Volume], lock: Lock, say: Progress) -> None:
+_OF_THE_FIRST_RUN: Final = frozenset(
+    {"configuration-lost", "first-run-failed", "hostname", "partial-install", "waiting"}
+)
+"""Codes of what no upgrade in the container can mend."""
+
+
+def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, err: IpaVolumeError) -> None:
     """Keep the container up until somebody in it has brought the volume up.
 
     Args:
         volumes: The volumes, the primary one first.
         lock: The lock, which others in the container may have meanwhile.
         say: Told that it is on hold.
+        err: What failed.
 
     Raises:
         StoppedError: If a signal asked for an end.
     """
     primary = volumes[0]
     before = _standing(primary)
-    say(
-        "on hold: the application is not started. Look around in the container; 'ipavolume "
-        "upgrade --retry' there tries again, and if that succeeds the start goes on by itself."
+    then = (
+        "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "
+        "itself."
     )
+    if err.code in _OF_THE_FIRST_RUN:
+        then = (
+            "the first run is tried again by the next start: when its cause is removed, restart "
+            "the container (docker restart NAME)."
+        )
+    say(f"on hold: the application is not started. Look around in the container; {then}")
     with _noted():
         lock.pause()
         while True:

@@ -89,9 +89,12 @@ def _started(context: Context, facts: Facts) -> Answer:
                 f"{context.volumes.primary.mount} is at {what}, the image is "
                 f"{context.image.header.build_id}",
             )
-        standing = firstrun.standing(context) if context.image.config.first_run else Standing.DONE
-        if standing is not Standing.DONE:
-            return _not_yet(context, f"first run: {standing}")
+        found = firstrun.look(context)
+        if found is not None:
+            if running := firstrun.under_way(context, found):
+                return _not_yet(context, running)
+            if found.judgement.standing is not Standing.DONE:
+                return _not_yet(context, f"first run: {found.judgement.standing}")
         return Answer(exit_status=0, text=f"current ({facts.build_id})")
     text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
     plan = read_open_plan(context.volumes, {context.volumes.primary.mount: facts})

@@ -104,6 +104,6 @@ class Work:
                 if not hold or not on_hold.is_held_on(err):
                     raise
                 shown.error(err)
-                on_hold.hold(tuple(self.context.volumes.values()), self.lock, shown.say)
+                on_hold.hold(tuple(self.context.volumes.values()), self.lock, shown.say, err)
         upgrade.keep_summary(self.context, outcome, shown.summary(outcome))
         return outcome

@@ -24,8 +24,9 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.looking import There
-from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
+from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, read_record
 from ipavolume.volume import history, members
+from ipavolume.volume.lock import is_locked
 from ipavolume.volume.members import Volume
 
 OVERRIDES: Final = frozenset({"hostname", "partial"})
@@ -208,6 +209,19 @@ def look(context: Context) -> Found | None:
     if not host:
         host = application.stored_host(volume)
     return Found(judgement=judgement, record=record, host=host, complete=complete)
+
+
+def under_way(context: Context, found: Found) -> str:
+    """Say since when another process runs the first run; "" where none does.
+
+    What it has left so far then says nothing of how it will end.
+    """
+    record = found.record
+    if record is None or record.state != STARTED or not record.started or record.finished:
+        return ""
+    if not is_locked(context.volumes.values(), inside=context.is_inside):
+        return ""
+    return f"first run under way since {record.started}, attempt {record.attempts}"
 
 
 def standing(context: Context) -> Standing:

@@ -204,6 +204,40 @@ def test_p8_whoever_asks_during_an_upgrade_is_told_how_far_it_is(world: World) -
     assert "task 2/2 s5010_takes_long, since 20" in said
 
 
+@pytest.mark.parametrize("left", ["svc/half", "svc/nothing", "../../etc/svc/configured"])
+def test_whoever_asks_during_the_first_run_is_told_so(world: World, left: str) -> None:
+    """F69: "partial", wipe it; near the end of the installer even current, 0."""
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write(
+        "/usr/bin/svc-setup",
+        f"#!/bin/sh\ntouch /data/var/lib/{left}\necho waiting\nsleep 1000\n",
+        mode=0o755,
+    )
+    argv = [*inside.IPAVOLUME, "start", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("| waiting" in line for line in lines)
+        for command in (("check", image), ("status", image, "--probe", "startup")):
+            said = world.site.run(*command, status=75).stdout
+            assert "first run under way since 20" in said
+            assert "attempt 1" in said
+            assert "wipe" not in said
+
+
+def test_on_hold_after_a_failed_first_run_the_way_to_try_it_again_is_said(world: World) -> None:
+    """F70: it was said that an upgrade tries again, which does no first run."""
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write("/usr/bin/svc-setup", "#!/bin/sh\nexit 1\n", mode=0o755)
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        said = next(line for line in lines if "on hold" in line)
+    assert "restart the container" in said
+    assert "upgrade --retry" not in said
+
+
 def test_p18_an_installer_that_meets_a_read_only_path_is_told_about_the_list(world: World) -> None:
     image = world.image("1", {}, config=FIRST_RUN)
     image.write("/usr/bin/svc-setup", "#!/bin/sh\ncp /etc/passwd /etc/svc.conf.orig\n", mode=0o755)
