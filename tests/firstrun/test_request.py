@@ -325,6 +325,9 @@ def test_a_request_that_was_altered_is_refused_and_not_shown(data: bytes) -> Non
 @given(st.text(alphabet="ab-=$# \t\n'\"\\", max_size=24))
 @example("= ''")
 @example("'' ''")
+@example("'a\nb' a")
+@example('"a\nb" a')
+@example("a\\\nb a")
 def test_words_are_split_as_xargs_splits_them(text: str) -> None:
     done = subprocess.run(
         [need_tool("xargs"), "printf", "%s\\0"],
