@@ -353,3 +353,9 @@ def test_words_are_split_as_xargs_splits_them(text: str) -> None:
 
 def test_a_line_may_end_as_on_another_system() -> None:
     assert split_words("--realm=X\r\n-U\r\n", where="it") == ["--realm=X", "-U"]
+
+
+@pytest.mark.parametrize("text", ["a '' b ''", "a \"\" b ''", "''", '""\n'])
+def test_an_empty_word_is_a_word(text: str) -> None:
+    words = [word.strip("'\"") for word in text.split()]
+    assert split_words(text, where="it") == words
