@@ -1,4 +1,4 @@
-"""How far the first run is, in an operator's words; the table itself is in test_first_run."""
+"""How far the first run is, in an operator's words; the table itself is in test_run."""
 
 from __future__ import annotations
 

@@ -122,6 +122,7 @@ def test_the_application_follows_the_online_phase_at_the_first_boot_and_at_later
             units = [f"/{UNITS}/ipavolume-{name}.service" for name in ("online", "lock")]
             assert container.run("systemd-analyze", "verify", "--man=no", *units).stderr == ""
             assert container.run("systemctl", "is-active", "ipavolume-lock").stdout == "active\n"
+            container.wait_for_boot()
             said = container.run("ipavolume", "status", "--probe", "ready").stdout
             assert said == "current (one), default.target is active\n"
             assert container.stop() == -signal.SIGINT
@@ -139,6 +140,7 @@ def test_an_upgrade_has_its_online_phase_before_the_application(story: Story) ->
         assert story.recorded() == ""
         go.write_text("go\n")
         container.wait_for("two: the application runs")
+        container.wait_for_boot()
         assert container.run("ipavolume", "status", "--probe", "ready")
         # What the container was started with is nowhere any more.
         assert container.run("find", "/run", "/dev/shm", "-name", "ipavolume-*").stdout == ""

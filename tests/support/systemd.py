@@ -108,6 +108,11 @@ class Machine:
             assert result.returncode == status, (argv, result.stdout, result.stderr, self.seen)
         return result
 
+    def wait_for_boot(self) -> None:
+        """Wait until the default target is reached, which comes after the application."""
+        # This joins the job that the boot, or the end of the online phase, has queued for it.
+        self.run("systemctl", "start", "default.target")
+
     def time(self, unit: str, what: str) -> int:
         """Return when something happened to a unit, in microseconds since the machine started."""
         name = f"{what}TimestampMonotonic"
