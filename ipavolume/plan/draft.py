@@ -24,7 +24,7 @@ from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import adopt, candidates, history
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, read_baseline, read_index
+from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -247,7 +247,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
         cannot_read(path, err)
     for position, disk in made.verified.items():
         start = position * INDEX_ENTRY.size
-        index[start : start + INDEX_ENTRY.size] = INDEX_ENTRY.pack(
+        index[start : start + INDEX_ENTRY.size] = pack_entry(
             disk.size, disk.mtime_ns, disk.ctime_ns, disk.ino
         )
     installed = {action.path for action in made.actions if isinstance(action, Install)}

@@ -13,7 +13,7 @@ from typing import Final
 from ipavolume.formats import manifest
 from ipavolume.linux import files, parallel
 from ipavolume.model.files import DiskState, Record
-from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN
+from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, index_entry
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
 
@@ -66,7 +66,6 @@ def candidates(
         unreadable: Told of a path that could not be looked at; it is yielded as missing.
     """
     size = INDEX_ENTRY.size
-    pack = INDEX_ENTRY.pack
     lstat = os.stat
     old_position = new_position = -1
     parent_path = ""
@@ -98,7 +97,7 @@ def candidates(
             st = None
         trusted = False
         if st is not None:
-            entry = pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
+            entry = index_entry(st)
             trusted = entry == known
             if new_line == old_line and new_line is not None:
                 if trusted:
@@ -133,7 +132,6 @@ def mark_suspects(
         suspects: One byte a record; set to 1 for those that have to be decided on.
     """
     size = INDEX_ENTRY.size
-    pack = INDEX_ENTRY.pack
     lstat = os.stat
     is_directory = stat.S_ISDIR
     here = b""
@@ -161,9 +159,9 @@ def mark_suspects(
             suspects[position] = 1
             continue
         start = position * size
-        if pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino) != index[
-            start : start + size
-        ] and not (is_directory(st.st_mode) and _IS_DIRECTORY in line):
+        if index_entry(st) != index[start : start + size] and not (
+            is_directory(st.st_mode) and _IS_DIRECTORY in line
+        ):
             suspects[position] = 1
 
 

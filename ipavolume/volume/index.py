@@ -17,14 +17,24 @@ from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import BASELINE, INDEX, TRANSACTION
 from ipavolume.volume.members import Volume, damaged, open_member, open_state
 
-INDEX_ENTRY: Final = struct.Struct("<QqqQ")
+INDEX_ENTRY: Final = struct.Struct("<QQQQ")
 """Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""
+_64_BITS: Final = (1 << 64) - 1
 INDEX_UNKNOWN: Final = bytes(INDEX_ENTRY.size)
+
+
+def pack_entry(size: int, mtime_ns: int, ctime_ns: int, inode: int) -> bytes:
+    """Return the index entry of a file.
+
+    Anybody may give his file a time before 1970 or after 2262. Of such a time the entry has the
+    low 64 bits, in nanoseconds, which tell it from another as well.
+    """
+    return INDEX_ENTRY.pack(size, mtime_ns & _64_BITS, ctime_ns & _64_BITS, inode)
 
 
 def index_entry(st: os.stat_result) -> bytes:
     """Return the index entry of a file of which ``lstat`` says *st*."""
-    return INDEX_ENTRY.pack(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
+    return pack_entry(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
 
 
 INDEX_ENTRY_BYTES: Final = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import json
 import os
@@ -264,6 +265,18 @@ def test_a_link_in_the_place_of_a_directory_that_leads_nowhere_safe_is_refused(
 
 
 # -- links in the place of directories ---------------------------------------------------
+
+
+@pytest.mark.parametrize("year", [1902, 2300, 2440])
+def test_times_that_no_clock_of_today_shows_are_times(scene: Scene, year: int) -> None:
+    then = calendar.timegm((year, 7, 1, 0, 0, 0)) * 10**9
+    for name in ("etc", "var"):
+        for path in (scene.volume / name).rglob("*"):
+            os.utime(path, ns=(then, then), follow_symlinks=False)
+
+    scene.handled()
+
+    assert scene.at("etc/svc/same.conf").stat().st_mtime_ns == then
 
 
 def _move(scene: Scene, path: str, to: str) -> Path:
