@@ -241,10 +241,9 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
                 allow=context.options.allow,
                 mounted=context.volumes.mounted_below(),
             ),
+            unreadable=cannot_read,
             everything=everything,
         )
-    for path, err in made.unreadable:
-        cannot_read(path, err)
     for position, disk in made.verified.items():
         start = position * INDEX_ENTRY.size
         index[start : start + INDEX_ENTRY.size] = pack_entry(

@@ -43,7 +43,6 @@ class FilePlan:
             on.
         pristine: Records of config files among them, whose shipped content is to be kept.
         verified: What is on the volume as shipped, by number of the record.
-        unreadable: Paths that could not be looked at, with the error.
     """
 
     actions: tuple[Action, ...]
@@ -51,4 +50,3 @@ class FilePlan:
     considered: Mapping[str, int]
     pristine: tuple[Record, ...]
     verified: Mapping[int, DiskState]
-    unreadable: tuple[tuple[str, OSError], ...]

@@ -49,6 +49,7 @@ def plan_files(
     new: ImageHeader,
     options: PlanOptions,
     *,
+    unreadable: Callable[[str, OSError], None],
     everything: Callable[[], Iterable[tuple[str, DiskState, Xattrs]]] = tuple,
 ) -> FilePlan:
     """Decide what happens to files.
@@ -59,6 +60,9 @@ def plan_files(
         old: Header of the baseline, or ``None`` when there is none.
         new: Header of the image's manifest.
         options: What it depends on besides.
+        unreadable: Told of a path that could not be looked at, before the next candidate is
+            taken: what *candidates* itself tells of is then told in between, in the order of
+            the paths. Such a path is left out.
         everything: Yields every path of the volumes with its state and extended attributes;
             called only where an account has another number now.
 
@@ -68,12 +72,11 @@ def plan_files(
     planner = _Planner(view, old, new, options)
     considered: dict[str, int] = {}
     pristine: list[Record] = []
-    unreadable: list[tuple[str, OSError]] = []
     for candidate in candidates:
         try:
             planner.consider(candidate)
         except OSError as err:
-            unreadable.append((candidate.path, err))
+            unreadable(candidate.path, err)
             continue
         if candidate.new is not None:
             considered[candidate.path] = candidate.position
@@ -87,7 +90,6 @@ def plan_files(
         considered=considered,
         pristine=tuple(pristine),
         verified=planner.verified,
-        unreadable=tuple(unreadable),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import pytest
-from support.values import MORE, RUN, Thing, World, acl, image, record, shipped, thing
+from support.values import MORE, RUN, Disk, Thing, World, acl, image, record, shipped, thing
 
 from ipavolume.errors import IpaVolumeError, ManifestError
 from ipavolume.model.actions import (
@@ -21,10 +21,12 @@ from ipavolume.model.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.model.files import FileFlags, FileType, LinkStanding, Metadata, Record
+from ipavolume.model.files import DiskState, FileFlags, FileType, LinkStanding, Metadata, Record
 from ipavolume.model.images import Accounts, TopLevel, VolumeSpec
 from ipavolume.model.packages import Package
-from ipavolume.plan.planner import plan_populate
+from ipavolume.plan.fileplan import PlanOptions
+from ipavolume.plan.planner import plan_files, plan_populate
+from ipavolume.volume.candidates import Candidate
 
 P: Final = "/data/etc/app.conf"
 D: Final = "/data/etc/app"
@@ -1598,3 +1600,41 @@ def test_what_is_known_of_index_and_packages_spares_a_look(
     world: World, expected: list[Action]
 ) -> None:
     assert world.plan() == tuple(expected)
+
+
+class _Closed(Disk):
+    """A volume whose files cannot be read."""
+
+    def digest(self, path: str, state: DiskState) -> str:
+        raise PermissionError(path, state)
+
+
+def test_what_cannot_be_read_is_told_in_the_order_of_the_paths_and_left_out() -> None:
+    told: list[str] = []
+    paths = [f"/data/etc/{name}" for name in "abcd"]
+
+    def candidates() -> Iterator[Candidate]:
+        for position, path in enumerate(paths):
+            if path in paths[1::2]:
+                # What cannot even be looked at, candidates tell of themselves.
+                told.append(path)
+                continue
+            yield Candidate(
+                path=path,
+                old=record(path, "before", flags=CONFIG),
+                new=record(path, "behind", flags=CONFIG),
+                disk=OWN.state,
+                trusted=False,
+                position=position,
+            )
+
+    made = plan_files(
+        _Closed(dict.fromkeys(paths, OWN)),
+        candidates(),
+        None,
+        image(),
+        PlanOptions(run=RUN),
+        unreadable=lambda path, _: told.append(path),
+    )
+    assert told == paths
+    assert (made.actions, made.considered, made.pristine) == ((), {}, ())

@@ -165,6 +165,9 @@ class World:
             for path in _sorted(self.disk if self.walked else ()):
                 yield path, self.disk[path].state, self.disk[path].xattrs
 
+        def unreadable(_path: str, err: OSError) -> None:
+            raise err
+
         old = {item.path: item for item in self.old}
         new = {item.path: item for item in self.new}
         positions = {path: number for number, path in enumerate(_sorted(new))}
@@ -184,6 +187,7 @@ class World:
             self.before,
             self.after,
             PlanOptions(run=RUN, **self.options),
+            unreadable=unreadable,
             everything=everything,
         )
 
