@@ -31,7 +31,8 @@ class FirstRunRecord:
         host: Name of the server that the volume is, or was to become; "" when not known.
         image: Id of the image whose command it is; "" when it ran before ipavolume came.
         started: When the command was last started, ISO 8601 in UTC, or "".
-        finished: When it ended, or "" while it runs and when it was interrupted.
+        finished: When it ended, or when a later start found that it had been interrupted; ""
+            while it runs, and until such a start.
         exit_status: How it ended, negative for a signal; ``None`` when that is not known.
         attempts: How often it was started.
     """
@@ -43,6 +44,11 @@ class FirstRunRecord:
     finished: str = ""
     exit_status: int | None = None
     attempts: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """The command was started, and nobody has come to its end yet."""
+        return self.state == STARTED and bool(self.started) and not self.finished
 
 
 def parse_record(value: object) -> FirstRunRecord:

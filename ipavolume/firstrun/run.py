@@ -5,6 +5,7 @@ What it left, and whether it has to run at all, is told by :mod:`ipavolume.first
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from ipavolume.config.model import FirstRunConfig
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     CommandFailedError,
+    IpaVolumeError,
     StoppedError,
     UsageError,
 )
@@ -103,6 +105,10 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     standing, allow = found.judgement.standing, context.options.allow
     own = host_name()
     record = found.record or FirstRunRecord(state=STARTED, host=found.host)
+    if record.is_open:
+        # The volumes are locked: whoever ran it is gone.
+        record = replace(record, finished=clock.now())
+        write_record(context.volumes.primary, record)
     if standing is Standing.PARTIAL and "partial" in allow and found.complete:
         say(f"taken for configured (--allow partial): {found.judgement.reason}")
         standing = Standing.DONE
@@ -204,11 +210,15 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
             env=application.environment(ready.asked),
             terminal=True,
         )
-    except StoppedError as err:
-        err.state = "the first run was interrupted; the next start judges by what it left"
-        raise
-    except CommandFailedError as err:
-        err.state = "the volume is unconfigured: the first run could not begin"
+    except (StoppedError, CommandFailedError) as err:
+        err.state = (
+            "the first run was interrupted; the next start judges by what it left"
+            if isinstance(err, StoppedError)
+            else "the volume is unconfigured: the first run could not begin"
+        )
+        # What ended it is what matters; where this cannot be written, the next start does it.
+        with contextlib.suppress(IpaVolumeError):
+            write_record(volume, replace(record, finished=clock.now()))
         raise
     try:
         return _conclude(context, config, command, record, ended, redactor, say)

@@ -24,7 +24,7 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.looking import There
-from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, read_record
+from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_locked
 from ipavolume.volume.members import Volume
@@ -214,12 +214,15 @@ def look(context: Context) -> Found | None:
 def under_way(context: Context, found: Found) -> str:
     """Say since when another process runs the first run; "" where none does.
 
-    What it has left so far then says nothing of how it will end.
+    What it has left so far then says nothing of how it will end. A start that comes to one that
+    was interrupted records that it is over, so an open record is one that runs, or whose container
+    has just been started again. From outside, the lock tells those from a container that is gone.
     """
     record = found.record
-    if record is None or record.state != STARTED or not record.started or record.finished:
+    if record is None or not record.is_open:
         return ""
-    if not is_locked(context.volumes.values(), inside=context.is_inside):
+    # In the container it is ours to run: a probe need not ask who holds the volume.
+    if not context.is_inside and not is_locked(context.volumes.values(), inside=False):
         return ""
     return f"first run under way since {record.started}, attempt {record.attempts}"
 

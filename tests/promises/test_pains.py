@@ -225,6 +225,40 @@ def test_whoever_asks_during_the_first_run_is_told_so(world: World, left: str) -
             assert "wipe" not in said
 
 
+@pytest.mark.parametrize(
+    ("setup", "state", "status"),
+    [
+        pytest.param(
+            "#!/bin/sh\ntouch /data/var/lib/svc/half\necho waiting\nsleep 1000\n",
+            "partial",
+            65,
+            id="killed",
+        ),
+        pytest.param("#!/nowhere\n", "unconfigured", 100, id="could-not-begin"),
+    ],
+)
+def test_what_is_left_of_a_first_run_that_is_over_is_told_on_hold_as_well(
+    world: World, setup: str, state: str, status: int
+) -> None:
+    """F69: a container on hold has the lock, and runs nothing."""
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write("/usr/bin/svc-setup", setup, mode=0o755)
+    if state == "partial":
+        argv = [*inside.IPAVOLUME, "start", "--", "true"]
+        with inside.started(image.root, world.volume, argv) as container:
+            assert container.process.stderr is not None
+            lines = iter(container.process.stderr.readline, "")
+            assert any("| waiting" in line for line in lines)
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("on hold" in line for line in lines)
+        said = world.site.run("check", image, status=status).stdout
+        assert f": {state}\n" in said
+        assert "under way" not in said
+
+
 def test_on_hold_after_a_failed_first_run_the_way_to_try_it_again_is_said(world: World) -> None:
     """F70: it was said that an upgrade tries again, which does no first run."""
     image = world.image("1", {}, config=FIRST_RUN)
