@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import os
+from typing import TYPE_CHECKING
 
 import click
 
 from ipavolume.cli import options, output
 from ipavolume.cli.group import HelpedCommand
+from ipavolume.context import Options
+
+if TYPE_CHECKING:
+    from ipavolume.commands.start import Beginning
 
 
-@click.command(cls=HelpedCommand, hidden=True)
-def online() -> None:
+class _AfterTakingOver(HelpedCommand):
+    """Its options are read from the container's environment, which does not reach a service."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **_: object,
+    ) -> click.Context:
+        """Take over what the start left, its environment before all."""
+        from ipavolume.commands import start
+
+        return super().make_context(info_name, args, parent, obj=start.taken_over())
+
+
+@click.command(cls=_AfterTakingOver, hidden=True)
+@options.deciding_without_places
+@options.on_failure
+@click.pass_obj
+def online(beginning: Beginning, *, options: Options, on_failure: str) -> None:
     """Do what is left to the online phase; ipavolume-online.service runs this."""
     from ipavolume.commands import start
     from ipavolume.systemd import console
 
-    # Before the variables are read: the container's environment does not reach a service.
-    beginning = start.taken_over()
     console.show_by_engine(beginning.keeper)
-    start.online(
-        options.decided(allow=(os.environ.get("IPAVOLUME_ALLOW", ""),)),
-        beginning,
-        output.shown(as_json=False, silent=False),
-        hold=os.environ.get("IPAVOLUME_ON_FAILURE") == "hold",
-    )
+    shown = output.shown(as_json=False, silent=False)
+    start.online(options, beginning, shown, hold=on_failure == "hold")

@@ -30,6 +30,8 @@ from ipavolume.volume.members import Volume
 WORK_DIRECTORY: Final = "/usr/share/ipavolume"
 _LOCK_FIELDS: Final = 6
 _LOCK_POLL_S: Final = 0.1
+_LOOK_S: Final = 0.5
+"""As long as somebody who only looks may be in the way: :func:`is_locked` has it for an instant."""
 
 
 def try_lock(volume: Volume) -> bool:
@@ -184,7 +186,8 @@ class Lock:
                     code="local-lock",
                     hint="Mount it without nolock and local_lock.",
                 )
-        deadline = time.monotonic() + timeout_s
+        begun = time.monotonic()
+        deadline = begun + max(timeout_s, _LOOK_S)
         waiting = False
         while (busy := self._try()) is not None:
             what, holder = busy
@@ -195,7 +198,7 @@ class Lock:
                     "--lock-timeout SECONDS.",
                     state="the volume was not touched",
                 )
-            if not waiting:
+            if not waiting and time.monotonic() >= begun + _LOOK_S:
                 progress(f"waiting for {what}, in use{holder}")
                 waiting = True
             time.sleep(_LOCK_POLL_S)

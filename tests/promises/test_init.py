@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -349,6 +350,28 @@ def test_what_is_handed_over_stays_in_memory_and_is_roots(
     words = ["sh", "-ec", script, "sh", sys.executable, "-c", HANDOVER.format(code=code)]
     done = inside.run(root, {}, words)
     assert done.stdout.strip() == said, done.stderr
+
+
+@pytest.mark.parametrize("by", ["the start", "the unit"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("IPAVOLUME_FROM", "nowhere"), ("IPAVOLUME_LOCK_TIMEOUT", "-1")]
+)
+def test_the_online_phase_heeds_variables_of_the_start_and_of_its_unit(
+    tmp_path: Path, by: str, name: str, value: str
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    left = {"environment": {name: value}} if by == "the start" else {}
+    leave = f"from ipavolume.systemd import handover; handover.write({left})"
+    script = f'{shlex.join([sys.executable, "-c", leave])}; exec "$@"'
+    done = inside.run(
+        tmp_path,
+        {},
+        ["sh", "-ec", script, "sh", *inside.IPAVOLUME, "online"],
+        env=None if left else {name: value, "PATH": inside.PATH},
+    )
+    assert done.returncode == 2
+    assert value in done.stderr
 
 
 # -- what prepare installs -----------------------------------------------------------------
