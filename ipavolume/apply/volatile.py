@@ -47,6 +47,24 @@ def fill_volatile(context: Context, progress: Progress) -> None:
         fill(context.image, mount, volume.fd)
 
 
+def fill_empty(context: Context, progress: Progress) -> None:
+    """Fill the volatile volumes that are empty, for commands that come before any start.
+
+    Raises:
+        VolumeIOError: If that fails.
+    """
+    for mount, volume in context.volatile.items():
+        points = mounts.mount_points_below(volume.directory)
+        if not any(_is_content(name, points) for name in os.listdir(volume.fd)):
+            progress(f"filling {mount}")
+            fill(context.image, mount, volume.fd)
+
+
+def _is_content(name: str, points: Sequence[str]) -> bool:
+    """Tell whether *name* on a volume is neither a mount point nor a way to one."""
+    return not any(f"{point}/".startswith(f"{name}/") for point in points)
+
+
 def fill(image: Image, mount: str, root: int) -> None:
     """Fill the empty volatile volume *mount*, open at *root*, from its template.
 

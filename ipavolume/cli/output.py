@@ -62,17 +62,19 @@ def shown(*, as_json: bool, silent: bool) -> Shown:
     """
     from ipavolume.commands.work import Shown
 
-    def summary(outcome: Outcome) -> Sequence[str]:
-        lines = text.summary_lines(outcome)
+    def result(outcome: Outcome, lines: Sequence[str]) -> None:
         if as_json:
             click.echo(text.dump_json(text.outcome_data(outcome)))
         elif not silent:
             for line in lines:
                 click.echo(line)
-        return lines
 
     return Shown(
-        say=say_nothing if silent else progress, tell=progress, error=show_error, summary=summary
+        say=say_nothing if silent else progress,
+        tell=progress,
+        error=show_error,
+        summary=text.summary_lines,
+        result=result,
     )
 
 

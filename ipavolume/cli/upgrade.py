@@ -46,7 +46,7 @@ def upgrade(
         ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
     """
     from ipavolume.commands import check, start
-    from ipavolume.commands.upgrade import bring_up
+    from ipavolume.commands import upgrade as commands_upgrade
     from ipavolume.commands.work import Work
 
     options = replace(options, retry=retry, again=again)
@@ -57,13 +57,14 @@ def upgrade(
     phases = tuple(Phase) if phase is None else (Phase(phase),)
     with Work(options) as work:
         context = work.context
-        redactor = start.begin(context, ()).redactor
         shown = output.shown(as_json=as_json, silent=silent)
         work.take(shown.say)
         outcome = work.attempt(
-            lambda speaker: bring_up(context, speaker, phases=phases, joined=work.lock.joined),
+            lambda speaker: commands_upgrade.upgrade(
+                context, speaker, phases=phases, joined=work.lock.joined
+            ),
             shown,
-            redactor,
+            start.redactor(),
         )
     if as_json or silent:
         return

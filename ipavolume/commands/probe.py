@@ -160,8 +160,7 @@ def _verify(context: Context) -> str:
     with Lock(inside=context.is_inside) as lock:
         if not lock.go_on(context.volumes.values()):
             return "another command of this container works on the volume"
-        redactor = start.begin(context, ()).redactor
-        speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=redactor)
+        speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=start.redactor())
         output = open_log(context, run, speaker)
         try:
             return verify.verify(context, run, steps, output)

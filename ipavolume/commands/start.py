@@ -82,6 +82,15 @@ def begin(context: Context, arguments: Sequence[str]) -> Beginning:
     )
 
 
+def redactor() -> Redactor:
+    """Return what takes out secrets that the environment gives, for other commands than a start.
+
+    Raises:
+        UsageError: If the environment makes no sense.
+    """
+    return Redactor(make_request((), os.environ).secrets())
+
+
 def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bool) -> None:
     """Bring the volumes to the image, then execute the container's command.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import commit
+from ipavolume.apply import commit, volatile
 from ipavolume.apply.area import discard_staging, open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
@@ -75,6 +75,22 @@ def keep_summary(context: Context, outcome: Outcome, lines: Sequence[str]) -> No
         for line in lines:
             output.note(line)
         output.close()
+
+
+def upgrade(
+    context: Context, speaker: Speaker, *, phases: Collection[str], joined: bool
+) -> Outcome:
+    """Bring the volumes to the image without a start, or while one that failed is on hold.
+
+    Arguments and errors are those of :func:`bring_up`.
+    """
+
+    def first(_: Verdict) -> None:
+        # A start that was refused has not filled them, and the commands may need them.
+        if context.is_inside:
+            volatile.fill_empty(context, speaker.say)
+
+    return bring_up(context, speaker, phases=phases, joined=joined, first=first)
 
 
 def bring_up(

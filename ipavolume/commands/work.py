@@ -27,13 +27,15 @@ class Shown:
         say: Told of progress.
         tell: Told of what is said however quiet it is to be.
         error: Told of a failure that does not end the command.
-        summary: Told of the outcome; returns the lines that the log of the run keeps of it.
+        summary: Returns the lines that sum up an outcome.
+        result: Told of the outcome and of those lines.
     """
 
     say: Progress
     tell: Progress
     error: Callable[[IpaVolumeError], None]
     summary: Callable[[Outcome], Sequence[str]]
+    result: Callable[[Outcome, Sequence[str]], None]
 
 
 class Work:
@@ -84,7 +86,7 @@ class Work:
         *,
         hold: bool = False,
     ) -> Outcome:
-        """Return what *bring_up* returns, once it is shown and in the log of the run.
+        """Return what *bring_up* returns, once it is in the log of the run and shown.
 
         Args:
             bring_up: What is to be done.
@@ -105,5 +107,8 @@ class Work:
                     raise
                 shown.error(err)
                 on_hold.hold(tuple(self.context.volumes.values()), self.lock, shown.say, err)
-        upgrade.keep_summary(self.context, outcome, shown.summary(outcome))
+        lines = shown.summary(outcome)
+        # Kept first: who cannot be told any more is to find it there.
+        upgrade.keep_summary(self.context, outcome, lines)
+        shown.result(outcome, lines)
         return outcome
