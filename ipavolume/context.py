@@ -58,6 +58,7 @@ OVERRIDES: Final = {
     "blocked": "finish what a newer image began, then go on with this one",
     "hostname": "start a volume under another host name than its own",
     "incompatible": "take a volume from a release that the image does not accept",
+    "kept-volume": "empty a volume that was kept, where the image has a volatile one",
     "lost-secondary": "fill a further volume again that was lost",
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",

@@ -12,7 +12,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
 from ipavolume.plan.verdict import Question, Verdict
 from ipavolume.volume import adopt
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, mark_of_kept
 
 
 def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
@@ -34,6 +34,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             guard=context.image.config.accept_guard or ("*",),
             allow=context.options.allow,
             occupied=occupied,
+            kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
             legacy=legacy,
             expect_existing=context.options.expect_existing,
             consent=context.options.consent,

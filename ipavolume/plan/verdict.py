@@ -64,6 +64,7 @@ class Question:
         guard: Packages that must not go back.
         allow: Codes of refusals that the operator overrides.
         occupied: A path of the template that is on the volume, by mount; "" for none.
+        kept: By mount of a volatile volume what only one has whose content is kept; "" for none.
         legacy: What could be learned of a legacy or stateless volume's last image.
         expect_existing: The operator expects a volume with data.
         consent: The operator lets upgrades happen.
@@ -76,6 +77,7 @@ class Question:
     guard: Sequence[str]
     allow: Collection[str]
     occupied: Mapping[str, str]
+    kept: Mapping[str, str]
     legacy: ImageHeader | None = None
     expect_existing: bool = False
     consent: bool = True
@@ -84,7 +86,7 @@ class Question:
 def judge(question: Question) -> Verdict:
     """Name the state of the volumes; the rows of the design, tested from the top."""
     primary = question.facts[question.mounts[0]]
-    unsafe = _judge_secondaries(question, primary)
+    unsafe = _judge_volatile(question) or _judge_secondaries(question, primary)
     if unsafe is not None:
         return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
     if primary.transaction is not None:
@@ -120,6 +122,20 @@ def judge(question: Question) -> Verdict:
         )
         return Verdict(state=State.EMPTY, reason=str(error), error=error)
     return Verdict(state=State.EMPTY, reason="no file of the template is there")
+
+
+def _judge_volatile(question: Question) -> IpaVolumeError | None:
+    for mount, mark in question.kept.items():
+        if mark and "kept-volume" not in question.allow:
+            return UnsafeVolumeError(
+                f"the image empties what is mounted at {mount} at each start, but that is a volume "
+                f"whose content is kept: it has {mark!r}",
+                code="kept-volume",
+                path=f"{mount}/{mark}",
+                hint="Mount another one there. If the image made a volume volatile that was kept, "
+                "save first what you need of it; to have it emptied: --allow kept-volume.",
+            )
+    return None
 
 
 def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | None:

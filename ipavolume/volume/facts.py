@@ -18,6 +18,7 @@ from ipavolume.linux import files
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import NOTHING, TaskLog
+from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import BASELINE, IDENTITY, PENDING, PROGRESS, TASKS, TRANSACTION
 from ipavolume.volume.members import (
     KIND_WORDS,
@@ -37,6 +38,8 @@ COMMITTING: Final = "committing"
 _PHASES: Final = (MARKED, SWAPPED, COMMITTING)
 
 _MAX_ID_BYTES: Final = 1024
+_LEGACY_NAMES: Final = ("volume-version", ".configfiles", ".configfiles-noreplace")
+"""What the scripts of the freeipa-container project leave on a volume."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,22 @@ class Facts:
         return self.pending or self.baseline
 
 
+def mark_of_kept(volume: Volume) -> str:
+    """Return a name on *volume* that only a volume has whose content is kept; "" for none.
+
+    Only root's counts: a volatile volume is often one that everybody writes to.
+
+    Raises:
+        VolumeIOError: If it cannot be looked at.
+    """
+    for name in (STATE_DIRECTORY, BUILD_ID_NAME, *_LEGACY_NAMES):
+        with attempt("look at", f"{volume.directory.rstrip('/')}/{name}"):
+            st = files.lstat(volume.fd, name)
+        if st is not None and st.st_uid == 0:
+            return name
+    return ""
+
+
 def read_facts(volume: Volume) -> Facts:
     """Read what *volume* says of itself.
 
@@ -125,10 +144,7 @@ def read_facts(volume: Volume) -> Facts:
     """
     check_trust(volume)
     build_id = read_build_id(volume)
-    legacy = any(
-        files.lstat(volume.fd, name) is not None
-        for name in ("volume-version", ".configfiles", ".configfiles-noreplace")
-    )
+    legacy = any(files.lstat(volume.fd, name) is not None for name in _LEGACY_NAMES)
     fd = open_state(volume)
     if fd is None:
         return Facts(

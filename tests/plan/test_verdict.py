@@ -84,6 +84,7 @@ def question(primary: Facts, second: Facts | None = None, **more: Any) -> Questi
         "guard": ("freeipa-server",),
         "allow": frozenset(),
         "occupied": dict.fromkeys(facts, ""),
+        "kept": {"/tmp": ""},
     }
     return Question(mounts=tuple(facts), facts=facts, **{**values, **more})
 
@@ -182,6 +183,9 @@ REFUSALS: Final = [
         65,
         State.UNSAFE,
         id="foreign, both in transactions",
+    ),
+    pytest.param(
+        question(of(NEW), kept={"/tmp": "build-id"}), "kept-volume", 65, State.UNSAFE, id="kept"
     ),
     pytest.param(question(of(OLD), NOTHING), "lost-secondary", 65, State.UNSAFE, id="lost"),
     pytest.param(

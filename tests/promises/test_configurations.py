@@ -7,6 +7,7 @@ the whole life of a volume is played with it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tomllib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support import inside
 from support.command import PROJECT
 from support.images import Image, Packaged, build_rpm, picture
 from support.upgrades import Site, actions
@@ -257,3 +259,67 @@ def test_a_strangers_file_is_compared_with_and_kept(life: Life) -> None:
     assert site.upgrade(life.image("two", "2"))["state"] == "outdated"
     assert life.contents("own") == {"mine"}
     assert life.contents("plain.conf") == {"version 2"}
+
+
+VOLATILE: Final = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/vt"\nvolatile = true\n'
+
+
+def _volatile(site: Site, rpms: Mapping[str, Path], version: str) -> Image:
+    lists = {"/data": ["/etc/app/"], "/vt": ["/var/cache/app/"]}
+    return site.image(version, [rpms[version]], lists=lists, config=VOLATILE)
+
+
+def test_an_upgrade_by_hand_finds_volatile_volumes_filled(
+    tmp_path: Path, rpms: Mapping[str, Path]
+) -> None:
+    """A start that was refused has not filled them, nor did one that never was."""
+    site = Site(top=tmp_path)
+    image = _volatile(site, rpms, "1")
+    volumes = {mount: site.volume(mount) for mount in ("/data", "/vt")}
+    argv = [*inside.IPAVOLUME, "upgrade"]
+    done = inside.run(image.root, volumes, argv)
+    assert done.returncode == 0, done.stderr
+    assert (volumes["/vt"] / "var/cache/app/1").is_file()
+
+    # Not a second time: what runs in the container may be using it.
+    (volumes["/vt"] / "var/cache/app/1").unlink()
+    done = inside.run(image.root, volumes, argv)
+    assert done.returncode == 0, done.stderr
+    assert not (volumes["/vt"] / "var/cache/app/1").exists()
+
+
+@pytest.mark.parametrize("mark", [".ipavolume", "build-id", "volume-version"])
+def test_a_volume_that_was_kept_is_not_emptied(
+    tmp_path: Path, rpms: Mapping[str, Path], mark: str
+) -> None:
+    """Mounted at the wrong place, or a new image declares it volatile."""
+    site = Site(top=tmp_path)
+    volume = site.volume("/vt")
+    images = [_volatile(site, rpms, version) for version in ("1", "2")]
+    site.run("start", images[0], "--", "true")
+    if mark == ".ipavolume":
+        (volume / mark).mkdir()
+    else:
+        (volume / mark).write_text("mine\n")
+    (volume / "var/cache/app/data").write_text("mine\n")
+    before = picture(volume), picture(site.volume("/data"))
+    for image in images:
+        said = site.run("start", image, "--", "true", status=65).stderr
+        assert "[kept-volume]" in said
+        assert "kept-volume" in site.run("check", image, status=65).stdout
+        assert (picture(volume), picture(site.volume("/data"))) == before
+    site.run("start", images[1], "--allow", "kept-volume", "--", "true")
+    assert picture(volume, times=False) == picture(images[1].root / "vt-template", times=False)
+
+
+def test_nobody_but_root_makes_a_volatile_volume_one_that_is_kept(
+    tmp_path: Path, rpms: Mapping[str, Path]
+) -> None:
+    """A place like /tmp, in which everybody may make what he likes."""
+    site = Site(top=tmp_path)
+    image = _volatile(site, rpms, "1")
+    planted = site.volume("/vt") / ".ipavolume"
+    planted.mkdir()
+    os.chown(planted, 65534, 65534)
+    site.run("start", image, "--", "true")
+    assert not planted.exists()
