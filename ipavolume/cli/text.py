@@ -353,9 +353,11 @@ def _duration(run: Mapping[str, Any]) -> str:
     """Return how long a run took from its beginning to its end, pauses included."""
     try:
         begin, end = (datetime.datetime.fromisoformat(run[key]) for key in ("started", "finished"))
-    except (KeyError, ValueError):
+        seconds = (end - begin).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        # One with a time zone and one without are no two times that differ by something.
         return "?"
-    return f"{round((end - begin).total_seconds())} s"
+    return f"{round(seconds)} s"
 
 
 def tasks_count(tasks: Sequence[object]) -> str:

@@ -25,7 +25,7 @@ from ipavolume.config.tomllines import KeyPath, key_lines
 from ipavolume.errors import ConfigurationError
 from ipavolume.model.paths import CONFIG_PATH, is_within
 from ipavolume.model.scriptlets import CONFIGURED, GROUPS, KINDS, cannot_run
-from ipavolume.model.tasks import Phase
+from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
 
 
 def parse_config(data: bytes | None) -> Config:
@@ -41,7 +41,8 @@ def parse_config(data: bytes | None) -> Config:
         text = data.decode("utf-8").replace("\r\n", "\n")
         # With a newline at the end every fault of the syntax has a line.
         values = tomllib.loads(text + "\n")
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:
+        # Besides what tomllib calls an error, a number that has too many digits for Python.
         reason = str(err) or "nested too deeply"
         raise ConfigurationError(f"{CONFIG_PATH}: {reason}", hint=hint) from err
     faults = _Faults(key_lines(text))
@@ -135,10 +136,10 @@ class _Table:
             return default
         return value
 
-    def count(self, key: str, default: int) -> int:
+    def seconds(self, key: str, default: int) -> int:
         value = self._values.pop(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.fault(key, "must be a whole number of at least 1")
+        if type(value) is not int or not 1 <= value <= MAX_TIMEOUT_S:
+            self.fault(key, f"must be a whole number from 1 to {MAX_TIMEOUT_S}")
             return default
         return value
 
@@ -283,7 +284,7 @@ def _read_scriptlets(top: _Table, default: ScriptletsConfig | None) -> Scriptlet
         packages=table.texts("packages", usual.packages, check=_package_fault),
         kinds=table.texts("kinds", usual.kinds, check=_kind_fault),
         phase=table.text("phase", usual.phase, check=_one_of(tuple(Phase))),
-        timeout_s=table.count("timeout_s", usual.timeout_s),
+        timeout_s=table.seconds("timeout_s", usual.timeout_s),
         substitute=substitute,
         repeatable=table.texts("repeatable", usual.repeatable, check=_filled),
     )
@@ -328,7 +329,7 @@ def _read_first_run(top: _Table, default: FirstRunConfig | None) -> FirstRunConf
         done_when=table.path_text("done-when", usual.done_when),
         waiting_when=table.path_text("waiting-when", usual.waiting_when),
         ruins_when=table.path_text("ruins-when", usual.ruins_when),
-        timeout_s=table.count("timeout_s", usual.timeout_s),
+        timeout_s=table.seconds("timeout_s", usual.timeout_s),
     )
     table.done()
     return config if config.command else None

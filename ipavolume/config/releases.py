@@ -76,7 +76,7 @@ def in_range(versions: str, version: str | None) -> bool:
 def validate_range(versions: str) -> str | None:
     """Say what is wrong with a range of versions; ``None`` when nothing is."""
     if _specifiers(versions) is None:
-        return f"{versions!r} is not a range of versions, such as '>=12,<14'"
+        return f"{versions!r:.200} is not a range of versions, such as '>=12,<14'"
     return None
 
 
@@ -122,20 +122,25 @@ def _major(version: str) -> int | str:
 
 
 def _specifiers(versions: str) -> SpecifierSet | None:
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.specifiers import SpecifierSet
 
     try:
-        return SpecifierSet(versions)
-    except InvalidSpecifier:
+        found = SpecifierSet(versions)
+        # What a version in it has too many digits for is found out when it is used.
+        for one in found:
+            one.contains("0")
+    except ValueError:
         return None
+    return found
 
 
 def _contains(versions: SpecifierSet, version: str) -> bool | None:
     """Tell whether a version is in a range; ``None`` when it cannot be compared."""
-    from packaging.version import InvalidVersion, Version
+    from packaging.version import Version
 
     try:
         # Said because releases of packaging differ in what they take for granted.
         return versions.contains(Version(version), prereleases=True)
-    except InvalidVersion:
+    except ValueError:
+        # It is no version, or has a number of too many digits for Python.
         return None

@@ -6,9 +6,11 @@ wrong; who reads a file turns it into the error that names the file.
 
 from __future__ import annotations
 
+import base64
 import enum
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -31,15 +33,25 @@ class MalformedError(ValueError):
 
 
 def decode(data: bytes, encoding: str = "utf-8") -> dict[str, Any]:
-    """Return the JSON object in *data*; what is too deep or has no finite number is none.
+    """Return the JSON object in *data*.
+
+    Raises:
+        MalformedError: If it is none, or :func:`decode_value` finds none.
+    """
+    return table(decode_value(data, encoding))
+
+
+def decode_value(data: bytes, encoding: str = "utf-8") -> object:
+    """Return the JSON value in *data*; what is too deep or has no finite number is none.
 
     Raises:
         MalformedError: If it is none.
     """
     try:
-        return table(_decode(data.decode(encoding)))
+        value: object = _decode(data.decode(encoding))
     except (ValueError, RecursionError) as err:
         raise MalformedError(f"{data[:80]!r} is no JSON") from err
+    return value
 
 
 def _refuse(word: str) -> NoReturn:
@@ -81,6 +93,29 @@ def count(value: object, limit: int = MAX_COUNT, *, least: int = 0) -> int:
     if type(value) is not int or not least <= value <= limit:
         raise wrong(value, f"a number from {least} to {limit}")
     return value
+
+
+def binary(value: object) -> bytes:
+    """Return the bytes that the text *value* has as base64."""
+    try:
+        return base64.b64decode(name(value), validate=True)
+    except ValueError as err:
+        raise wrong(value, "base64") from err
+
+
+def binaries(value: object) -> tuple[tuple[str, bytes], ...]:
+    """Return the names of the object *value*, each with the bytes that it has as base64."""
+    return tuple([(name(key), binary(one)) for key, one in table(value).items()])
+
+
+def mode(value: object) -> int:
+    """Return the permission bits that *value* has as four octal digits."""
+    if not isinstance(value, str) or _MODE.fullmatch(value) is None:
+        raise wrong(value, "a mode")
+    return int(value, 8)
+
+
+_MODE: Final = re.compile("[0-7]{4}")
 
 
 def flag(value: object) -> bool:

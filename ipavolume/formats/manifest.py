@@ -9,7 +9,6 @@ What is read is validated: a manifest may come from a volume or from a hostile i
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -110,75 +109,48 @@ def parse_record(line: bytes) -> Record:
     if match is not None and (record := _plain_file(match)) is not None:
         return record
     try:
-        data = _decode(line.decode("ascii"))
+        data = checks.decode(line, "ascii")
         kind = _SHIPPED_TYPES[data["type"]]
-        path = data["path"]
+        path = checks.name(data["path"])
         size = 0
         content = ""
         if kind is FileType.FILE:
-            size = data["size"]
-            content = data["sha256"]
-            if type(size) is not int or not 0 <= size <= _MAX_SIZE:
-                raise ManifestError(f"malformed record of {path!r:.200} in the manifest")
+            size = checks.count(data["size"], _MAX_SIZE)
+            content = checks.name(data["sha256"])
         elif kind is FileType.SYMLINK:
-            content = data["target"]
+            content = checks.name(data["target"])
         flags = FileFlags.NONE
         if "flags" in data:
             for word in data["flags"]:
                 flags |= _FLAGS_BY_WORD[word]
-        xattrs: tuple[tuple[str, bytes], ...] = ()
-        if "xattrs" in data:
-            xattrs = tuple(
-                (name, base64.b64decode(value, validate=True))
-                for name, value in data["xattrs"].items()
-            )
         record = Record(
             path=path,
             type=kind,
-            mode=int(data["mode"], 8),
-            owner=data["owner"],
-            group=data["group"],
-            uid=data["uid"],
-            gid=data["gid"],
+            mode=checks.mode(data["mode"]),
+            owner=checks.name(data["owner"]),
+            group=checks.name(data["group"]),
+            uid=_id(data["uid"]),
+            gid=_id(data["gid"]),
             size=size,
             content=content,
-            xattrs=xattrs,
+            xattrs=checks.binaries(data["xattrs"]) if "xattrs" in data else (),
             flags=flags,
-            package=data.get("package", ""),
-            rpm_digest=data.get("rpm_digest", ""),
-            present=data.get("present", True) is True,
-            hard_link=data.get("hard_link", ""),
-            refresh=data.get("refresh", False) is True,
+            package=checks.name(data.get("package", "")),
+            rpm_digest=checks.name(data.get("rpm_digest", "")),
+            present=checks.flag(data.get("present", True)),
+            hard_link=checks.name(data.get("hard_link", "")),
+            refresh=checks.flag(data.get("refresh", False)),
         )
         if not (
             is_safe_path(path)
             and len(path) <= MAX_PATH_CHARACTERS
-            and isinstance(content, str)
-            and 0 <= record.mode <= 0o7777
-            and type(record.uid) is int
-            and type(record.gid) is int
-            and 0 <= record.uid <= MAX_ID
-            and 0 <= record.gid <= MAX_ID
-            and isinstance(record.owner, str)
-            and isinstance(record.group, str)
-            and isinstance(record.package, str)
-            and isinstance(record.rpm_digest, str)
             and (record.hard_link == "" or is_safe_path(record.hard_link))
         ):
             raise ManifestError(f"malformed record of {path!r:.200} in the manifest")
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        binascii.Error,
-    ) as err:
+    except (checks.MalformedError, KeyError, TypeError) as err:
         raise ManifestError(f"malformed record in the manifest: {line[:80]!r}") from err
     return record
 
-
-_decode: Final = json.JSONDecoder().decode
 
 _PLAIN_FILE: Final = re.compile(
     rb'\{"path":"([^"\\]+)","size":([0-9]{1,18}),"sha256":"([0-9a-f]{64})","type":"file",'
@@ -388,8 +360,15 @@ def path_of(line: bytes) -> str:
         end = line.find(b'"', 9)
         path = line[9:end]
         # A component that begins with a dot is rare, and could be "..".
-        if end > 9 and b"\\" not in path and b"/." not in path and b"//" not in path:
-            return path.decode("ascii", "surrogateescape")
+        if (
+            end > 9
+            and path.isascii()
+            and b"\\" not in path
+            and b"\0" not in path
+            and b"/." not in path
+            and b"//" not in path
+        ):
+            return path.decode("ascii")
     return parse_record(line).path
 
 

@@ -7,10 +7,8 @@ validated: paths stay below a mount, and a plan that is cut short or altered is 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Final
 
@@ -185,22 +183,6 @@ def _texts(value: object) -> tuple[str, ...]:
     return checks.items(value, checks.text)
 
 
-def _mode(value: object) -> int:
-    if not isinstance(value, str) or _MODE.fullmatch(value) is None:
-        raise checks.wrong(value, "a mode")
-    return int(value, 8)
-
-
-def _xattrs(value: object) -> Xattrs:
-    try:
-        return tuple(
-            (checks.text(name), base64.b64decode(checks.text(data), validate=True))
-            for name, data in checks.table(value).items()
-        )
-    except binascii.Error as err:
-        raise checks.wrong(value, "base64") from err
-
-
 def _id(value: object) -> int:
     return checks.count(value, MAX_ID)
 
@@ -214,10 +196,9 @@ def _time(value: object) -> int:
     return checks.count(value, 1 << 94, least=-1 << 94)
 
 
-_MODE: Final = re.compile("[0-7]{4}")
 _READ: Final[checks.Special] = {
-    "mode": _mode,
-    "xattrs": _xattrs,
+    "mode": checks.mode,
+    "xattrs": checks.binaries,
     "uid": _id,
     "gid": _id,
     "dev": _whole,

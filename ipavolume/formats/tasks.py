@@ -21,7 +21,15 @@ def task_data(task: Task) -> dict[str, Any]:
 
 def parse_task(data: object) -> Task:
     """Return the task in *data*."""
-    return checks.load(Task, data, {"phase": lambda value: checks.one_of(value, _PHASES)})
+    return checks.load(
+        Task,
+        data,
+        {"phase": lambda value: checks.one_of(value, _PHASES), "arguments": _arguments},
+    )
+
+
+def _arguments(value: object) -> tuple[str, ...]:
+    return checks.items(value, checks.name)
 
 
 def log_data(log: TaskLog) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import Final
 REPEATED_FAILURES: Final = 3
 """So many identical failures in a row, and a start no longer tries by itself."""
 
+MAX_TIMEOUT_S: Final = 1_000_000_000
+"""More than this cannot be added to a time everywhere, and is 31 years."""
+
 _MAX_FAILURES_KEPT: Final = 20
 
 

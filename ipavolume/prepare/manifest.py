@@ -330,7 +330,13 @@ class _Spooled:
 def _now() -> str:
     """Return the time of the build; ``SOURCE_DATE_EPOCH`` stands for it in repeatable builds."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if not epoch.isdigit():
+    if not epoch:
         return clock.now()
-    built = datetime.datetime.fromtimestamp(int(epoch), tz=datetime.UTC)
+    try:
+        built = datetime.datetime.fromtimestamp(int(epoch), tz=datetime.UTC)
+    except (ValueError, OverflowError, OSError) as err:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH={epoch[:80]!r} is not a time",
+            hint="It is a number of seconds since 1970, as 'date +%s' prints it.",
+        ) from err
     return built.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.errors import IpaVolumeError
+from ipavolume.formats import checks
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
@@ -73,25 +74,32 @@ def read_journal(top: int) -> list[Replacement]:
     with open(fd, "rb") as stream:
         data = stream.read(_MAX_JOURNAL_BYTES)
     try:
-        items: list[Any] = json.loads(data)
-        result = [
-            Replacement(location=_safe_path(location), target=_safe_path(target), inode=int(inode))
-            for location, target, inode in items
+        rows = checks.items(checks.decode_value(data), _row)
+        return [
+            Replacement(location=location, target=target, inode=inode)
+            for location, target, inode in rows
         ]
-    except (ValueError, TypeError) as err:
+    except checks.MalformedError as err:
         raise IpaVolumeError(
             f"the journal of an interrupted prepare, {WORK_DIRECTORY}/{_JOURNAL} in the "
             "template, is malformed",
             hint="Look what is missing in the image, remove the journal, run prepare again.",
         ) from err
-    return result
+
+
+def _row(value: object) -> tuple[Any, ...]:
+    return checks.row(value, _safe_path, _safe_path, _inode)
 
 
 def _safe_path(value: object) -> str:
-    if not isinstance(value, str) or not is_safe_path(value):
-        message = f"{value!r} is not a path"
-        raise ValueError(message)
-    return value
+    path = checks.name(value)
+    if not is_safe_path(path):
+        raise checks.wrong(value, "a path")
+    return path
+
+
+def _inode(value: object) -> int:
+    return checks.count(value, (1 << 64) - 1)
 
 
 def forget_journal(top: int) -> None:

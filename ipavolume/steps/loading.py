@@ -16,6 +16,7 @@ from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import OWN_STEPS
+from ipavolume.model.tasks import MAX_TIMEOUT_S
 from ipavolume.steps.api import (
     Command,
     Declaration,
@@ -226,7 +227,7 @@ def _command_fault(command: Command) -> str:
         return f"words {words!r} are not a tuple of words"
     if any(not isinstance(word, str) or "\0" in word for word in words) or not words[0]:
         return f"words {words!r} are not words of a command"
-    if not isinstance(timeout_s, int) or isinstance(timeout_s, bool) or timeout_s < 1:
+    if type(timeout_s) is not int or not 1 <= timeout_s <= MAX_TIMEOUT_S:
         return f"timeout_s {timeout_s!r} is not a number of seconds"
     flags: tuple[tuple[str, object], ...] = (
         ("may_fail", command.may_fail),

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ipavolume.errors import CannotCreateError, UnsafeVolumeError
+from ipavolume.formats import checks
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files, mounts
 
@@ -88,13 +89,10 @@ def take() -> dict[str, Any]:
         if st.st_uid != 0 or stat.S_IMODE(st.st_mode) != 0o600 or st.st_nlink != 1:
             raise _altered(f"{place}/{_NAME}")
         try:
-            found = json.loads(data)
-        except ValueError:
+            return checks.decode(data)
+        except checks.MalformedError:
             # Its text would show what it holds.
             raise _altered(f"{place}/{_NAME}") from None
-        if not isinstance(found, dict):
-            raise _altered(f"{place}/{_NAME}")
-        return found
     return {}
 
 

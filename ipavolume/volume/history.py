@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
+from ipavolume.formats.plan import is_run_id
 from ipavolume.linux import clock, files
 from ipavolume.model.actions import (
     Action,
@@ -72,7 +73,7 @@ _TABLES: Final = {"packages": 3, "copies": 3, "tasks": 5, "failures": 2}
 def _run(line: bytes) -> Mapping[str, Any]:
     """Return a line of the history, in which everything has the type that it must have."""
     run = checks.decode(line)
-    checks.field(run, "run", checks.text)
+    checks.field(run, "run", _run_id)
     for key in _TEXTS:
         checks.text(run.get(key, ""))
     for number in checks.table(run.get("counts", {})).values():
@@ -82,6 +83,14 @@ def _run(line: bytes) -> Mapping[str, Any]:
     for key, width in _TABLES.items():
         checks.items(run.get(key, []), functools.partial(_row, width=width))
     return run
+
+
+def _run_id(value: object) -> str:
+    # Files are named by it.
+    result = checks.text(value)
+    if not is_run_id(result):
+        raise checks.wrong(value, "the id of a run")
+    return result
 
 
 def _row(value: object, *, width: int) -> tuple[Any, ...]:

@@ -142,7 +142,9 @@ def _read_index(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
             if magic == _INDEX_MAGIC and belongs_to.hex() != baseline.records_digest:
                 return b""
             digest = stream.read(_DIGEST_BYTES)
-            body = stream.read(baseline.records * INDEX_ENTRY_BYTES + 1)
+            # What the header of an altered baseline counts may be any number.
+            size = os.fstat(stream.fileno()).st_size
+            body = stream.read(min(baseline.records * INDEX_ENTRY_BYTES, size) + 1)
     except VolumeIOError as err:
         if err.code != "unreadable":
             raise

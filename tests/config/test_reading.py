@@ -181,7 +181,7 @@ def test_defaults_of_a_volume() -> None:
         pytest.param("[[volume]]\nmount = '/a'\nlists = [\n1]", 3, "array of", id="list of ints"),
         pytest.param("[accept]\nfrom = ['fedora:newer']", 2, "accept.from", id="accept rule"),
         pytest.param("[accept]\nfrom = ['el']", 2, "accept.from", id="half an accept rule"),
-        pytest.param("[scriptlets]\ntimeout_s = 0", 2, "at least 1", id="no time"),
+        pytest.param("[scriptlets]\ntimeout_s = 0", 2, "a whole number", id="no time"),
         pytest.param("[scriptlets]\ntimeout_s = true", 2, "whole number", id="true is no number"),
         pytest.param("[scriptlets]\nkinds = ['pots']", 2, "none of", id="unknown kind"),
         pytest.param("[scriptlets]\nkinds = ['pre']", 2, "comes before", id="kind before files"),

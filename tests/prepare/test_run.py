@@ -503,6 +503,16 @@ def test_what_is_no_build_id(bare: Image, build_id: str) -> None:
         bare.prepare(build_id=build_id)
 
 
+@pytest.mark.parametrize("epoch", ["now", "\u00b2", "-1e3", "9" * 30, "9" * 5000])
+def test_a_time_of_the_build_that_is_none(
+    bare: Image, monkeypatch: pytest.MonkeyPatch, epoch: str
+) -> None:
+    bare.list("/etc/aaa.conf")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
+        bare.prepare()
+
+
 def test_links_of_the_image_into_the_volume_get_directories(bare: Image) -> None:
     root = bare.root
     bare.write("/usr/lib/app/x")

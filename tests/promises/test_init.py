@@ -331,6 +331,13 @@ except IpaVolumeError as err:
             id="no object",
         ),
         pytest.param(
+            "umount /run; cd /dev/shm; printf '%0100000d' 0 | tr 0 [ > x; chmod 600 x; "
+            "mv x ipavolume-start",
+            "handover.take()",
+            "altered-handover 65",
+            id="deep",
+        ),
+        pytest.param(
             "umount /run; ln -s /etc/passwd /dev/shm/ipavolume-start",
             "handover.write({'a': 'b'}); print(open('/etc/passwd').read()[:4], handover.take())",
             "root {'a': 'b'}",
