@@ -7,7 +7,7 @@ import stat
 import sys
 from typing import Final
 
-from ipavolume.errors import ConfigurationError
+from ipavolume.errors import ConfigurationError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.model.progress import Progress
@@ -17,9 +17,14 @@ from ipavolume.systemd.handover import ONLINE_UNIT, UNIT_DIRECTORY
 
 SYSTEMD: Final = "/usr/lib/systemd/systemd"
 LOCK_UNIT: Final = "ipavolume-lock.service"
+TARGET: Final = "ipavolume.target"
 WRAPPER: Final = "/usr/local/sbin/init"
 _WANTS: Final = f"{UNIT_DIRECTORY}/default.target.wants"
 _PROGRAM: Final = "/usr/bin/ipavolume"
+_UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", UNIT_DIRECTORY)
+_WAITS: Final = frozenset(
+    {"after", "requires", "requisite", "bindsto", "wants", "partof", "upholds"}
+)
 _MARK: Final = b"exec ipavolume start "
 _MAX_BYTES: Final = 64 << 10
 
@@ -52,7 +57,7 @@ def install(
         program = _PROGRAM
         warn(f"ipavolume is not in the image; its units and {WRAPPER} expect it at {program!r}")
     changed = False
-    for shipped, name in ((ONLINE_UNIT, online_unit), (LOCK_UNIT, LOCK_UNIT)):
+    for shipped, name in ((ONLINE_UNIT, online_unit), (LOCK_UNIT, LOCK_UNIT), (TARGET, TARGET)):
         text = _read_shipped(shipped).decode("utf-8")
         text = text.replace(f"={_PROGRAM} ", f"={program} ").replace(ONLINE_UNIT, online_unit)
         changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", text.encode(), 0o644, make=make)
@@ -66,7 +71,57 @@ def install(
         changed |= _put(tree, WRAPPER, _read_shipped("init"), 0o755, make=make)
     if changed:
         tree.forget()
+    for path in _waiting(tree, online_unit):
+        warn(
+            f"{path} comes after {online_unit} or needs it: a start of that unit by the first run "
+            f"or by a scriptlet waits for ever. Write After={TARGET} in its place, and nothing else"
+        )
     return changed
+
+
+def _waiting(tree: ImageTree, online_unit: str) -> list[str]:
+    """Return the files and links of units that have to do with *online_unit* itself."""
+    own = {f"{UNIT_DIRECTORY}/{TARGET}", f"{_WANTS}/{online_unit}"}
+    found = []
+    for directory in _UNIT_DIRECTORIES:
+        for name in _names(tree, directory):
+            path = f"{directory}/{name}"
+            if name.endswith((".d", ".wants", ".requires", ".upholds")):
+                paths = [f"{path}/{below}" for below in _names(tree, path)]
+            else:
+                paths = [path]
+            found += [
+                one for one in paths if one not in own and _names_unit(tree, one, online_unit)
+            ]
+    return sorted(found)
+
+
+def _names(tree: ImageTree, directory: str) -> list[str]:
+    try:
+        fd = tree.open_directory(tree.resolve(directory))
+    except (OSError, ConfigurationError):
+        return []
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def _names_unit(tree: ImageTree, path: str, unit: str) -> bool:
+    """Tell whether *path* makes a unit wait for *unit*, by a line or as a link."""
+    parent, _, name = path.rpartition("/")
+    if parent.endswith((".wants", ".requires", ".upholds")):
+        return name == unit
+    try:
+        content = tree.read_file(path, limit_bytes=_MAX_BYTES)
+    except (ConfigurationError, VolumeIOError):
+        # A mask, or a link into nowhere: systemd makes nothing of it, either.
+        return False
+    lines = (content or b"").decode("utf-8", "replace").replace("\\\n", " ").splitlines()
+    settings = (line.partition("=") for line in lines)
+    return any(
+        key.strip().lower() in _WAITS and unit in value.split() for key, _, value in settings
+    )
 
 
 def find_program(tree: ImageTree) -> str:

@@ -64,13 +64,11 @@ class Story:
         self.versions = versions
         self.volume = self.site.volume()
 
-    def image(
-        self, version: int, script: str = "", *, config: str = CONFIG, online: str = ""
-    ) -> Image:
+    def image(self, version: int, script: str = "", *, config: str = CONFIG) -> Image:
         """Return an image whose upgrade runs *script* in the online phase."""
 
         def edit(image: Image) -> None:
-            add_systemd(image, online=online or "ipavolume-online.service")
+            add_systemd(image)
             if script:
                 path = "/etc/ipavolume/upgrade_steps/s5000_run_a_command.py"
                 image.write(path, STEP.lstrip().format(script=script))
@@ -120,7 +118,8 @@ def test_the_application_follows_the_online_phase_at_the_first_boot_and_at_later
             assert ("the volume is empty" in shown) == (boot == "first")
             ended = container.time("ipavolume-online", "ExecMainExit")
             assert 0 < ended <= container.time("application", "ExecMainStart")
-            units = [f"/{UNITS}/ipavolume-{name}.service" for name in ("online", "lock")]
+            names = ("-online.service", "-lock.service", ".target")
+            units = [f"/{UNITS}/ipavolume{name}" for name in names]
             assert container.run("systemd-analyze", "verify", "--man=no", *units).stderr == ""
             assert container.run("systemctl", "is-active", "ipavolume-lock").stdout == "active\n"
             container.wait_for_boot()
@@ -262,7 +261,7 @@ def test_a_start_without_systemd_ends_when_it_is_asked_to_and_the_next_one_finis
 def test_a_unit_with_another_name_does_the_online_phase(story: Story) -> None:
     story.populate()
     config = CONFIG + 'online-unit = "application-upgrade.service"\n'
-    image = story.image(2, "touch /data/done", config=config, online="application-upgrade.service")
+    image = story.image(2, "touch /data/done", config=config)
     with machine(image, story.volume) as container:
         container.wait_for("two: the application runs")
         said = container.run("journalctl", "--quiet", "-u", "application-upgrade").stdout
@@ -390,6 +389,7 @@ def test_prepare_installs_units_and_wrapper_once(story: Story) -> None:
         text = (image.root / UNITS / f"ipavolume-{name}.service").read_text()
         assert f"\nExecStart=/usr/local/bin/ipavolume {name}\n" in text
         assert image.readlink(f"{WANTS}/ipavolume-{name}.service") == f"../ipavolume-{name}.service"
+    assert image.readlink(f"{WANTS}/ipavolume.target") == "../ipavolume.target"
     assert os.access(image.root / "usr/local/sbin/init", os.X_OK)
     assert not image.prepare().changed
     # A run that was killed before it made this.

@@ -36,22 +36,21 @@ UNITS: Final = {
         "Wants=application.service\nAllowIsolate=yes\n"
     ),
     "application.service": (
-        "[Unit]\nRequires=ipavolume-online.service\nAfter=ipavolume-online.service\n"
-        "[Service]\nType=oneshot\nRemainAfterExit=yes\n"
+        "[Unit]\nAfter=ipavolume.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n"
         "ExecStart=/bin/sh -c 'read id < /data/build-id; echo $${id}: the application runs'\n"
         "StandardOutput=tty\n"
     ),
 }
 
 
-def add_systemd(image: Image, *, online: str = "ipavolume-online.service") -> None:
+def add_systemd(image: Image) -> None:
     """Put systemd, an application and the program into an image that is not prepared yet."""
     if not SYSTEMD.exists():
         unavailable("needs systemd, which is not installed")
     place = image.write(str(SYSTEMD), b"", mode=0o755)
     shutil.copyfile(SYSTEMD, place)
     for name, text in UNITS.items():
-        image.write(f"{_SYSTEM}/{name}", text.replace("ipavolume-online.service", online))
+        image.write(f"{_SYSTEM}/{name}", text)
     system = image.root / _SYSTEM[1:]
     for wanted in SYSTEMD.parent.glob("system/*.wants/*"):
         if not wanted.name.startswith("systemd-journald") and wanted.suffix != ".target":

@@ -1,0 +1,227 @@
+"""Which units come before and after the online phase, with a real systemd (F60)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support.images import Image, Packaged, build_rpm
+from support.requirements import need_root
+from support.systemd import SYSTEMD, Machine, add_systemd, machine
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
+
+UNITS: Final = "/etc/systemd/system"
+CONFIG: Final = f"""
+[start]
+exec = ["{SYSTEMD}"]
+
+[scriptlets]
+packages = ["app"]
+
+[first-run]
+command = ["/usr/local/bin/setup"]
+done-when = "/etc/app/configured"
+"""
+SAYS: Final = """\
+[Unit]
+After=ipavolume.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c '{script}'
+StandardOutput=tty
+
+[Install]
+WantedBy=application.target
+"""
+RESTARTED: Final = SAYS.format(script="echo restarted.service runs")
+ENABLED: Final = SAYS.format(script="echo enabled.service runs")
+# Nothing restarts it; it goes on when the test lets it.
+APPLICATION: Final = SAYS.format(script="echo application.service runs; read go < /data/start")
+SETUP: Final = """\
+#!/bin/sh -e
+systemctl restart restarted.service
+systemctl enable enabled.service
+echo begun > /data/begun
+read go < /data/go
+touch /etc/app/configured
+"""
+SCRIPTLET: Final = """\
+systemctl restart restarted.service
+echo begun > /data/begun
+read go < /data/go
+"""
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package whose scriptlet restarts its unit, in two versions."""
+    need_root()
+    top = tmp_path_factory.mktemp("ordering")
+    files = [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content="x")]
+    one, two = (
+        build_rpm(top, "app", files, version=version, scriptlets=f"%posttrans\n{SCRIPTLET}")
+        for version in "12"
+    )
+    return one, two
+
+
+class Story:
+    """Images with an application, and the volume that they meet."""
+
+    def __init__(self, top: Path, versions: tuple[Path, Path]) -> None:
+        """Make nothing yet."""
+        self.site = Site(top=top)
+        self.versions = versions
+        self.volume = self.site.volume()
+        self.begun, self.go, self.start = (self.volume / name for name in ("begun", "go", "start"))
+
+    def image(self, version: int) -> Image:
+        """Return an image; the first run of each restarts and enables units."""
+
+        def edit(image: Image) -> None:
+            add_systemd(image)
+            image.write("/usr/bin/sh", Path("/bin/sh").read_bytes(), mode=0o755)
+            (image.root / "bin").symlink_to("usr/bin")
+            image.write(f"{UNITS}/application.service", APPLICATION)
+            image.write(f"{UNITS}/restarted.service", RESTARTED)
+            image.write(f"{UNITS}/enabled.service", ENABLED)
+            wants = image.root / f"{UNITS[1:]}/application.target.wants"
+            wants.mkdir()
+            (wants / "restarted.service").symlink_to("../restarted.service")
+            image.write("/usr/local/bin/setup", SETUP, mode=0o755)
+
+        lists = {"/data": ["/etc/app/", f"{UNITS}/application.target.wants/"]}
+        rpm = self.versions[version - 1]
+        name = ("one", "two")[version - 1]
+        return self.site.image(name, [rpm], lists=lists, config=CONFIG, edit=edit)
+
+    def fifos(self) -> None:
+        """Make what the container and the test wait for each other at."""
+        for path in (self.begun, self.go, self.start):
+            os.mkfifo(path)
+
+
+@pytest.fixture
+def story(tmp_path: Path, versions: tuple[Path, Path]) -> Story:
+    """What each test begins with."""
+    return Story(tmp_path, versions)
+
+
+def _probe(container: Machine, probe: str, status: int) -> str:
+    return container.run("ipavolume", "status", "--probe", probe, status=status).stdout
+
+
+def _state(container: Machine, unit: str) -> str:
+    return container.run("systemctl", "is-active", unit, status=None).stdout.strip()
+
+
+def _started_after_the_phase(container: Machine, unit: str) -> bool:
+    ended = container.time("ipavolume-online", "ExecMainExit")
+    return 0 < ended <= container.time(unit, "ExecMainStart")
+
+
+def _boot_goes_on(container: Machine, story: Story, build_id: str) -> None:
+    """See the rest of a boot through: the phase is over, and the application starts."""
+    container.wait_for("application.service runs")
+    assert _probe(container, "startup", 0) == f"current ({build_id})\n"
+    assert _probe(container, "ready", 75) == "not yet: default.target is inactive\n"
+    story.start.write_text("go\n")
+    container.wait_for_boot()
+    assert _probe(container, "startup", 0) == f"current ({build_id})\n"
+    assert _probe(container, "ready", 0).startswith(f"current ({build_id}), ")
+    assert _started_after_the_phase(container, "application")
+
+
+def test_units_that_the_first_run_restarts_enables_or_knows_nothing_of(story: Story) -> None:
+    story.fifos()
+    image = story.image(1)
+    with machine(image, story.volume) as container:
+        assert story.begun.read_text() == "begun\n"
+        # The first run has restarted this, and was not made to wait for itself.
+        assert _state(container, "restarted") == "active"
+        assert _state(container, "application") == _state(container, "enabled") == "inactive"
+        for probe in ("startup", "ready"):
+            assert _probe(container, probe, 75).startswith("not yet: first run under way since ")
+        story.go.write_text("go\n")
+        _boot_goes_on(container, story, "one")
+        assert _state(container, "enabled") == "active"
+        assert _started_after_the_phase(container, "enabled")
+        # The boot that follows leaves it running.
+        assert container.seen.count("restarted.service runs") == 1
+        assert container.stop() == -signal.SIGINT
+    # Another boot has nothing to do; all of it comes after the phase.
+    with machine(image, story.volume) as container:
+        _boot_goes_on(container, story, "one")
+        for unit in ("restarted", "enabled"):
+            assert _state(container, unit) == "active"
+            assert _started_after_the_phase(container, unit)
+        assert container.stop() == -signal.SIGINT
+
+
+def test_a_unit_that_a_scriptlet_restarts(story: Story) -> None:
+    story.fifos()
+    with machine(story.image(1), story.volume) as container:
+        assert story.begun.read_text() == "begun\n"
+        story.go.write_text("go\n")
+        container.wait_for("application.service runs")
+        assert container.stop() == -signal.SIGINT
+    with machine(story.image(2), story.volume) as container:
+        assert story.begun.read_text() == "begun\n"
+        assert _state(container, "restarted") == "active"
+        assert _state(container, "application") == _state(container, "enabled") == "inactive"
+        for probe in ("startup", "ready"):
+            said = _probe(container, probe, 75)
+            assert said.startswith("not yet: upgrade to two: swapped, task 1/1 app-posttrans")
+        story.go.write_text("go\n")
+        _boot_goes_on(container, story, "two")
+        assert container.seen.count("restarted.service runs") == 1
+        assert container.stop() == -signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("own.service", "[Unit]\nRequires=ipavolume-online.service\n"),
+        ("own.service.d/order.conf", "[Unit]\nafter = a.service \\\n  ipavolume-online.service\n"),
+        ("own.socket", "[Unit]\nBindsTo=ipavolume-online.service\n"),
+        ("own.service.wants/ipavolume-online.service", "-> ../ipavolume-online.service"),
+    ],
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_who_names_the_online_unit_itself_is_told_when_the_image_is_built(
+    tmp_path: Path, versions: tuple[Path, Path], path: str, text: str, *, listed: bool
+) -> None:
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        if text.startswith("-> "):
+            (image.root / UNITS[1:] / path).parent.mkdir()
+            (image.root / UNITS[1:] / path).symlink_to(text[3:])
+        else:
+            image.write(f"{UNITS}/{path}", text)
+
+    lists = ["/etc/app/", *([f"{UNITS}/"] if listed else [])]
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": lists}, edit=edit)
+    for _ in range(2):
+        (warning,) = (line for line in image.warnings if "After=ipavolume.target" in line)
+        assert warning.startswith(f"{UNITS}/{path} ")
+        image.prepare(build_id="again")
+
+
+def test_who_comes_after_the_target_is_not_told(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        image.write(f"{UNITS}/own.service", "[Unit]\nBefore=ipavolume-online.service\n")
+        image.write(f"{UNITS}/other.service", "# After=ipavolume-online.service\n")
+        (image.root / UNITS[1:] / "masked.service").symlink_to("/dev/null")
+
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
+    assert [line for line in image.warnings if "ipavolume.target" in line] == []
