@@ -28,7 +28,9 @@ from ipavolume.formats.plan import dump_lines
 from ipavolume.linux import clock, files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import (
+    MAX_MESSAGE_CHARACTERS,
     REPEATED_FAILURES,
     Failure,
     Phase,
@@ -344,9 +346,9 @@ class _Run:
     def _remember(self, err: IpaVolumeError) -> None:
         """Record a failed attempt, for the next start to know how often it happened."""
         failure = Failure(
-            signature=f"{err.code} {err.path} {self._context.image.build_id}",
+            signature=encodable(f"{err.code} {err.path} {self._context.image.build_id}"),
             at=clock.now(),
-            message=self._speaker.redactor.text(str(err)),
+            message=self._speaker.redactor.text(str(err))[:MAX_MESSAGE_CHARACTERS],
         )
         # What is in the way of the run may be in the way of this, too.
         with contextlib.suppress(OSError):

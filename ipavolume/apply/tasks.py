@@ -11,7 +11,7 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -25,7 +25,16 @@ from ipavolume.linux import clock, signals, temporary
 from ipavolume.linux import command as processes
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.tasks import Task, TaskKind, TaskLog, TaskRecord, TaskState, pending
+from ipavolume.model.tasks import (
+    MAX_MESSAGE_CHARACTERS,
+    MAX_MESSAGES,
+    Task,
+    TaskKind,
+    TaskLog,
+    TaskRecord,
+    TaskState,
+    pending,
+)
 from ipavolume.plan import tasks
 from ipavolume.rpm import running
 from ipavolume.rpm.scriptlets import Call
@@ -39,7 +48,6 @@ from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform,
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.logs import RunLog
 
-_MAX_MESSAGE_CHARACTERS: Final = 500
 _MAX_TEXT_BYTES: Final = 16 << 20
 
 
@@ -118,7 +126,7 @@ class Execution:
                 state=TaskState.FAILED,
                 finished=clock.now(),
                 seconds=round(time.monotonic() - begin),
-                messages=(self._shortened(str(err)),),
+                messages=self._messages([str(err)]),
             )
             self._record(failed)
             err.state = err.state or (
@@ -131,7 +139,7 @@ class Execution:
             state=TaskState.WARNED if messages else TaskState.DONE,
             finished=clock.now(),
             seconds=round(time.monotonic() - begin),
-            messages=tuple(self._shortened(text) for text in messages),
+            messages=self._messages(messages),
         )
         self._record(ended)
 
@@ -140,8 +148,14 @@ class Execution:
         with attempt("write to", self._context.volumes.primary.directory, now=STATE_OPEN):
             journal.write_tasks(self._work, self.log)
 
-    def _shortened(self, text: str) -> str:
-        return self._output.clean(text)[:_MAX_MESSAGE_CHARACTERS]
+    def _messages(self, messages: Sequence[str]) -> tuple[str, ...]:
+        """Return what is recorded of *messages*: no more than is read again."""
+        more = len(messages) - MAX_MESSAGES
+        counted = [f"{more} more; the log of the run has them"] if more > 0 else []
+        return tuple(
+            self._output.clean(text)[:MAX_MESSAGE_CHARACTERS]
+            for text in [*messages[:MAX_MESSAGES], *counted]
+        )
 
     # -- steps ---------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Secrets that are known are not shown."""
+"""What others say, made fit to be shown and kept: without secrets, and in characters that exist."""
 
 from __future__ import annotations
 
@@ -29,5 +29,17 @@ class Redactor:
         self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
 
     def text(self, text: str) -> str:
-        """Return *text* with every secret in it replaced by three stars."""
-        return self._pattern.sub(SHOWN, text) if self._pattern else text
+        """Return *text* with every secret in it replaced by three stars, and encodable."""
+        return encodable(self._pattern.sub(SHOWN, text) if self._pattern else text)
+
+
+def encodable(text: str) -> str:
+    r"""Return *text* with a surrogate that stands for no undecodable byte as ``\ud800``.
+
+    What a program made up, a step's exception for one, may hold such a thing; it is in no
+    encoding, so that nothing could be written with it, or read that has it.
+    """
+    return text if text.isascii() else _LONE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+_LONE: Final = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")

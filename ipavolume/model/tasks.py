@@ -17,6 +17,11 @@ REPEATED_FAILURES: Final = 3
 MAX_TIMEOUT_S: Final = 1_000_000_000
 """More than this cannot be added to a time everywhere, and is 31 years."""
 
+MAX_MESSAGE_CHARACTERS: Final = 500
+"""Of what is recorded; the log of the run has all of it."""
+MAX_MESSAGES: Final = 100
+"""So many of one task are recorded."""
+
 _MAX_FAILURES_KEPT: Final = 20
 
 

@@ -351,6 +351,9 @@ class _Source:
             return None
         value = self._values[key][0]
         if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            if not value.value.isprintable():
+                self._fault(key, "cannot be printed")
+                return None
             return value.value
         self._fault(key, "has to be a string, written as it is")
         return None

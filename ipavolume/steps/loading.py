@@ -16,6 +16,7 @@ from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import OWN_STEPS
+from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import MAX_TIMEOUT_S
 from ipavolume.steps.api import (
     Command,
@@ -169,8 +170,12 @@ def _action_fault(action: StepAction) -> str:
             kept = "" if isinstance(keep_copy, bool) else "keep_copy is neither True nor False"
             return path_fault(path) or _text_fault("reason", reason) or kept
         case MakeLink(path=path, target=target, reason=reason):
+            odd = "" if _is_encodable(target) else f"target {target!r} is in no encoding"
             return (
-                path_fault(path) or _text_fault("target", target) or _text_fault("reason", reason)
+                path_fault(path)
+                or _text_fault("target", target)
+                or odd
+                or _text_fault("reason", reason)
             )
         case Command(reason=reason):
             return _text_fault("reason", reason) or _command_fault(action)
@@ -185,12 +190,19 @@ def path_fault(path: object) -> str:
     """Say why *path* cannot be changed by a step; "" when it can."""
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         return f"path {path!r} is not an absolute path"
+    if not _is_encodable(path):
+        return f"path {path!r} is in no encoding"
     parts = path.split("/")[1:]
     if any(part in ("", ".", "..") for part in parts):
         return f"path {path!r} is not written plainly: no '..', no '//', no '/' at the end"
     if STATE_DIRECTORY in parts:
         return f"path {path!r} lies in ipavolume's own directory"
     return ""
+
+
+def _is_encodable(value: object) -> bool:
+    """Tell whether a text can be a file name or a word of a command."""
+    return not isinstance(value, str) or encodable(value) == value
 
 
 def _text_fault(name: str, value: object) -> str:
@@ -225,7 +237,11 @@ def _command_fault(command: Command) -> str:
     timeout_s: object = command.timeout_s
     if not isinstance(words, tuple) or not words:
         return f"words {words!r} are not a tuple of words"
-    if any(not isinstance(word, str) or "\0" in word for word in words) or not words[0]:
+    if (
+        any(not isinstance(word, str) or "\0" in word for word in words)
+        or not words[0]
+        or not all(map(_is_encodable, words))
+    ):
         return f"words {words!r} are not words of a command"
     if type(timeout_s) is not int or not 1 <= timeout_s <= MAX_TIMEOUT_S:
         return f"timeout_s {timeout_s!r} is not a number of seconds"

@@ -77,7 +77,7 @@ class RunLog:
         return self._redactor.text(text)
 
     def _write(self, text: str) -> None:
-        data = os.fsencode(text.replace("\n", "\\n")) + b"\n"
+        data = text.replace("\n", "\\n").encode("utf-8", "surrogateescape") + b"\n"
         for stream in self._files:
             with contextlib.suppress(OSError):
                 stream.write(data)

@@ -554,3 +554,66 @@ def test_a_run_whose_taking_over_broke_off_is_not_finished_without_its_steps(
     world.run(second, "start", "--", "true")
     assert world.log() == ["of image 2"]
     assert world.build_id() == "v2"
+
+
+def test_a_failure_whose_text_nothing_can_be_written_with_is_recorded_and_gone_on_with(
+    world: World,
+) -> None:
+    """A lone surrogate, as what json.loads makes of a file may have, is in no encoding."""
+    world.populate()
+    image = world.image(
+        "2",
+        {
+            "s5000_first": step(
+                """
+if not volume.kind("/var/lib/svc/begun"):
+    yield Command(words=("touch", "/data/var/lib/svc/begun"), reason="to be seen")
+yield Warn(code="odd", text="odd \\ud800 \\udcff", hint="\\udbff")
+"""
+            ),
+            "s5010_fails": step(
+                """
+if not volume.kind("/var/lib/svc/begun") or volume.kind("/var/lib/svc/corrected"):
+    return ()
+raise ValueError("cannot read \\ud800 here" + "!" * 100_000)
+"""
+            ),
+        },
+    )
+    for _ in range(2):
+        failed = world.run(image, "upgrade", status=78)
+        assert "[broken-step]" in failed.stderr
+        assert "Traceback" not in failed.stderr
+    (log,) = (world.volume / ".ipavolume/logs").glob("0002-*.log")
+    assert "raised ValueError: cannot read \\ud800 here" in log.read_text(errors="replace")
+    state = run_ipavolume("check", "--root", image.root, world.volume, status=100).stdout
+    assert ": upgrading\n" in state
+    (world.volume / "var/lib/svc/corrected").touch()
+    world.run(image, "upgrade")
+    run = world.last_run()
+    assert run["warnings"][0].startswith("odd \\ud800 \udcff")
+    assert all(len(text) < 1000 and "\\ud800 here" in text for _, text in run["failures"])
+
+
+def test_so_many_warnings_are_counted_and_gone_on_with(world: World) -> None:
+    world.populate()
+    body = """
+yield Command(words=("true",), reason="to be selected")
+for number in range(40_000):
+    yield Warn(code="odd", text=f"{number} " + "x" * 450)
+"""
+    image = world.image("2", {"s5000_warns": step(body), "s5010_fails": step(FAILS_ONCE)})
+    world.run(image, "upgrade", "-q", status=13)
+    world.run(image, "upgrade", "-q")
+    warnings = world.last_run()["warnings"]
+    assert warnings[0].startswith("0 x")
+    assert warnings[-1] == "39900 more; the log of the run has them"
+    assert len(warnings) == 101
+
+
+FAILS_ONCE = """
+yield Command(
+    words=("sh", "-c", "cd /data/var/lib/svc; test -e failed || { touch failed; exit 1; }"),
+    reason="to fail once",
+)
+"""
