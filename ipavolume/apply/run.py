@@ -25,6 +25,7 @@ from ipavolume.errors import (
 )
 from ipavolume.formats import manifest
 from ipavolume.formats.plan import dump_lines
+from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
@@ -45,6 +46,7 @@ from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry
 from ipavolume.volume.logs import RunLog, Speaker
+from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
 
@@ -185,7 +187,8 @@ def resume(
         raise AssertionError("nothing to resume")
     plan = read_open_plan(context.volumes, facts)
     plan = replace(plan, overrides=(*plan.overrides, *overrides))
-    _refuse_repetition(context, primary, transaction)
+    if not context.options.retry:
+        _refuse_repetition(context.volumes.primary, primary, transaction)
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
     areas = {}
     for mount, volume in context.volumes.items():
@@ -207,20 +210,20 @@ def resume(
             area.close()
 
 
-def _refuse_repetition(context: Context, primary: Facts, transaction: Transaction) -> None:
+def _refuse_repetition(volume: Volume, primary: Facts, transaction: Transaction) -> None:
     """Refuse to try once more what failed in the same way several times.
 
     Raises:
-        RefusedError: Unless the operator says that it is to be tried again.
+        RefusedError: If it did.
     """
     failure = primary.tasks.repeated()
-    if failure is None or context.options.retry:
+    if failure is None:
         return
     raise RefusedError(
         f"run {transaction.run} failed {REPEATED_FAILURES} times in the same way, last at "
         f"{failure.at}: {failure.message}",
         code="repeated-failure",
-        hint=f"Read {context.volumes.primary.mount}/.ipavolume/logs/{transaction.run}.log, "
+        hint=f"Read {volume.mount}/.ipavolume/logs/{transaction.run}.log, "
         "remove the cause, then: ipavolume upgrade --retry.",
         state=failures.STATE_OPEN,
     )
@@ -322,12 +325,17 @@ class _Run:
         # Later, so that a run without tasks does not load what only they need.
         from ipavolume.apply.tasks import Execution
 
-        output = open_log(self._context, self._plan.run, self._speaker)
+        context = self._context
+        output = open_log(context.image, context.volumes, self._plan.run, self._speaker)
         execution = Execution(
             self._context,
             self._plan,
             self._log,
-            recorded_of(self._context, self._facts),
+            recorded_of(
+                context.volumes.primary,
+                self._primary,
+                came_from=context.options.came_from,
+            ),
             work=self._first.work,
             output=output,
         )
@@ -389,28 +397,28 @@ class _Run:
         )
 
 
-def open_log(context: Context, run: str, speaker: Speaker) -> RunLog:
+def open_log(image: Image, volumes: Volumes, run: str, speaker: Speaker) -> RunLog:
     """Open the log of a run, and those of the configuration that people follow.
 
     Raises:
         VolumeIOError: If the log of the run cannot be opened.
     """
-    with failures.attempt("open a log on", context.volumes.primary.directory):
+    with failures.attempt("open a log on", volumes.primary.directory):
         return RunLog(
-            context.volumes.primary,
+            volumes.primary,
             run,
             redactor=speaker.redactor,
             show=speaker.show,
-            followed=_followed(context),
+            followed=_followed(image, volumes),
         )
 
 
-def _followed(context: Context) -> list[BinaryIO]:
+def _followed(image: Image, volumes: Volumes) -> list[BinaryIO]:
     """Open the logs that people follow, where they are on a volume and can be written to."""
     streams = []
-    with context.volumes.tree() as tree:
-        for path in context.image.config.log_follow:
-            parent, _, name = place(path, context.image.header.volumes).rpartition("/")
+    with volumes.tree() as tree:
+        for path in image.config.log_follow:
+            parent, _, name = place(path, image.header.volumes).rpartition("/")
             traversed = tree.directory(parent)
             if traversed is None:
                 continue

@@ -163,7 +163,8 @@ class Execution:
         """Ask the step what is to be done, now, and do it."""
         declaration = _declaration(self._context.image, task)
         step = loading.load_step(self._context.image.tree, declaration)
-        with asked(self._context, step, self._recorded) as actions:
+        context = self._context
+        with asked(context.image, context.volumes, step, self._recorded) as actions:
             messages: list[str] = []
             for action in actions:
                 signals.check()
@@ -280,9 +281,9 @@ def run_start_steps(
     """
     log: RunLog | None = None
     try:
-        for declaration, _ in tasks.start_steps(context, recorded):
+        for declaration, _ in tasks.start_steps(context.image, recorded):
             step = loading.load_step(context.image.tree, declaration)
-            with asked(context, step, recorded) as actions:
+            with asked(context.image, context.volumes, step, recorded) as actions:
                 for action in actions:
                     log = log or output()
                     if isinstance(action, Command):

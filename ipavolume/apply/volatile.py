@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ipavolume.apply.stage import not_in_template, place_record
-from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files, mounts, trees
@@ -14,6 +13,7 @@ from ipavolume.model.files import FileType, Record
 from ipavolume.model.progress import Progress
 from ipavolume.volume import failures
 from ipavolume.volume.failures import attempt
+from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
 
 
@@ -33,31 +33,31 @@ def _empty(directory: int, path: str, points: Sequence[str]) -> None:
             os.close(inside)
 
 
-def fill_volatile(context: Context, progress: Progress) -> None:
+def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progress) -> None:
     """Empty every volatile volume and fill it from its template.
 
     Raises:
         VolumeIOError: If that fails.
     """
-    for mount, volume in context.volatile.items():
+    for mount, volume in volatile.items():
         progress(f"filling {mount}")
         points = mounts.mount_points_below(volume.directory)
         with failures.attempt("empty", mount):
             _empty(volume.fd, "", points)
-        fill(context.image, mount, volume.fd)
+        fill(image, mount, volume.fd)
 
 
-def fill_empty(context: Context, progress: Progress) -> None:
+def fill_empty(image: Image, volatile: Mapping[str, Volume], progress: Progress) -> None:
     """Fill the volatile volumes that are empty, for commands that come before any start.
 
     Raises:
         VolumeIOError: If that fails.
     """
-    for mount, volume in context.volatile.items():
+    for mount, volume in volatile.items():
         points = mounts.mount_points_below(volume.directory)
         if not any(_is_content(name, points) for name in os.listdir(volume.fd)):
             progress(f"filling {mount}")
-            fill(context.image, mount, volume.fd)
+            fill(image, mount, volume.fd)
 
 
 def _is_content(name: str, points: Sequence[str]) -> bool:

@@ -117,7 +117,7 @@ def inspect(options: Options) -> Inspection:
             facts = context.volumes.facts()
             index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
             verdict = assess.judge(context, facts)
-            findings += _in_use(context, facts)
+            findings += _in_use(context.volumes, facts, inside=context.is_inside)
             findings += _of_nobody(context.volumes)
             return _inspect(context, facts, verdict, findings, image)
         except ConfigurationError:
@@ -279,7 +279,7 @@ def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | Non
     looked = standing.look(context)
     if looked is None:
         return None
-    if running := standing.under_way(context, looked):
+    if running := standing.under_way(looked, context.volumes, inside=context.is_inside):
         return State.UNCONFIGURED, running, None, EXIT_LOCKED
     judgement = looked.judgement
     finding = _finding(judgement.error) if judgement.error is not None else None
@@ -296,16 +296,16 @@ def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | Non
             return State.UNSAFE, judgement.reason, finding, EXIT_UNSAFE
 
 
-def _in_use(context: Context, facts: Mapping[str, Facts]) -> list[Finding]:
-    if not is_locked(context.volumes.values(), inside=context.is_inside):
+def _in_use(volumes: Volumes, facts: Mapping[str, Facts], *, inside: bool) -> list[Finding]:
+    if not is_locked(volumes.values(), inside=inside):
         return []
-    open_ = facts[context.volumes.primary.mount].transaction
+    open_ = facts[volumes.primary.mount].transaction
     what = f"and works on run {open_.run}" if open_ else "and keeps it while it lives"
     return [
         Finding(
             code="in-use",
             severity="note",
-            path=context.volumes.primary.directory,
+            path=volumes.primary.directory,
             message=f"a container or command holds the lock {what}",
         )
     ]

@@ -121,7 +121,11 @@ def _known(options: Options) -> Known | None:
             verdict = assess.judge(context, facts)
             return Known(
                 state=verdict.state,
-                recorded=draft.recorded_of(context, facts),
+                recorded=draft.recorded_of(
+                    context.volumes.primary,
+                    facts[context.volumes.primary.mount],
+                    came_from=options.came_from,
+                ),
                 complete=conduct(verdict.state).is_known,
             )
     except VolumeIOError as err:

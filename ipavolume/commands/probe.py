@@ -91,7 +91,7 @@ def _started(context: Context, facts: Facts) -> Answer:
             )
         found = firstrun.look(context)
         if found is not None:
-            if running := firstrun.under_way(context, found):
+            if running := firstrun.under_way(found, context.volumes, inside=context.is_inside):
                 return _not_yet(context, running)
             if found.judgement.standing is not Standing.DONE:
                 return _not_yet(context, f"first run: {found.judgement.standing}")
@@ -154,15 +154,15 @@ def _first_process() -> str:
 
 def _verify(context: Context) -> str:
     """Have verified what is not verified yet; return what is not right, or ""."""
-    run, steps = verify.pending(context)
+    run, steps = verify.pending(context.image, context.volumes.primary)
     if not steps:
         return ""
     with Lock(inside=context.is_inside) as lock:
         if not lock.go_on(context.volumes.values()):
             return "another command of this container works on the volume"
         speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=start.redactor())
-        output = open_log(context, run, speaker)
+        output = open_log(context.image, context.volumes, run, speaker)
         try:
-            return verify.verify(context, run, steps, output)
+            return verify.verify(context.image, context.volumes, run, steps, output)
         finally:
             output.close()

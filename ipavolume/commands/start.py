@@ -165,7 +165,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
             first_run.check_request(context, beginning.request)
-        volatile.fill_volatile(context, speaker.say)
+        volatile.fill_volatile(context.image, context.volatile, speaker.say)
 
     phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
     outcome = upgrade.bring_up(
@@ -193,7 +193,13 @@ def _after(
 ) -> Outcome:
     """Do what follows once the volumes are current: steps of every start, first run."""
     if context.is_inside and Phase.OFFLINE in phases:
-        _run_start_steps(context, speaker)
+        from ipavolume.apply import tasks
+
+        tasks.run_start_steps(
+            context,
+            context.image.header,
+            lambda: open_log(context.image, context.volumes, _START_RUN, speaker),
+        )
     config = context.image.config.first_run
     if config is None:
         return outcome
@@ -204,7 +210,7 @@ def _after(
         raise first_run.refuse_outside(context.image)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
-    log = open_log(context, _FIRST_RUN, speaker)
+    log = open_log(context.image, context.volumes, _FIRST_RUN, speaker)
     try:
         standing = first_run.run(context, ready, say=log.say, output=log.line)
     finally:
@@ -238,16 +244,6 @@ def _record_first_run(context: Context, standing: Standing) -> None:
             history.append_history(fd, runs, entry)
         finally:
             os.close(fd)
-
-
-def _run_start_steps(context: Context, speaker: Speaker) -> None:
-    from ipavolume.apply import tasks
-
-    tasks.run_start_steps(
-        context,
-        context.image.header,
-        lambda: open_log(context, _START_RUN, speaker),
-    )
 
 
 # -- handing over ------------------------------------------------------------------------

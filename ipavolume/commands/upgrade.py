@@ -13,6 +13,7 @@ from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, res
 from ipavolume.commands import hold
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, VolumeIOError
+from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
@@ -62,7 +63,7 @@ class Outcome:
     waits: bool = False
 
 
-def keep_summary(context: Context, outcome: Outcome, lines: Sequence[str]) -> None:
+def keep_summary(image: Image, volumes: Volumes, outcome: Outcome, lines: Sequence[str]) -> None:
     """Write the summary of a run that changed the volumes into its log there.
 
     It says what the history records; what cannot be written is no failure of the run.
@@ -71,7 +72,7 @@ def keep_summary(context: Context, outcome: Outcome, lines: Sequence[str]) -> No
         return
     quiet = Speaker(say=say_nothing, show=say_nothing, redactor=Redactor(()))
     with contextlib.suppress(IpaVolumeError):
-        output = open_log(context, outcome.plans[-1].run, quiet)
+        output = open_log(image, volumes, outcome.plans[-1].run, quiet)
         for line in lines:
             output.note(line)
         output.close()
@@ -88,7 +89,7 @@ def upgrade(
     def first(_: Verdict) -> None:
         # A start that was refused has not filled them, and the commands may need them.
         if context.is_inside:
-            volatile.fill_empty(context, speaker.say)
+            volatile.fill_empty(context.image, context.volatile, speaker.say)
 
     return bring_up(context, speaker, phases=phases, joined=joined, first=first)
 
@@ -134,7 +135,9 @@ def bring_up(
             for volume in context.volumes.values():
                 discard_staging(volume)
             return _outcome(found, ends, warnings, recorded=context.image.build_id)
-        _refuse_phase(context, verdict, facts, phases, joined=joined)
+        _refuse_phase(
+            context.volumes, verdict, facts, phases, joined=joined, root=context.options.root
+        )
         speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
         if does is Does.RESUME:
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
@@ -144,7 +147,7 @@ def bring_up(
             made = draft(context, verdict, facts)
             _refuse_unreadable(made)
             if Phase.ONLINE in phases:
-                refuse_outside(context, made.plan.tasks)
+                refuse_outside(made.plan.tasks, root=context.options.root)
             warnings += [warning.text for warning in made.warnings]
             end = carry_out(context, made, facts, speaker, phases=phases)
         ends.append(end)
@@ -172,12 +175,13 @@ def _refuse_while_waiting(context: Context, verdict: Verdict) -> None:
 
 
 def _refuse_phase(
-    context: Context,
+    volumes: Volumes,
     verdict: Verdict,
     facts: Mapping[str, Facts],
     phases: Collection[str],
     *,
     joined: bool,
+    root: str,
 ) -> None:
     """Refuse what the phases that are wanted cannot do.
 
@@ -189,7 +193,7 @@ def _refuse_phase(
         # It touches no file and executes nothing. The online phase finds it where the run that
         # another build of this image began has just been finished.
         return
-    primary = facts[context.volumes.primary.mount]
+    primary = facts[volumes.primary.mount]
     swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
     if Phase.OFFLINE not in phases and not (verdict.state is State.UPGRADING and swapped):
         raise RefusedError(
@@ -208,8 +212,8 @@ def _refuse_phase(
             state=failures.STATE_UNTOUCHED,
         )
     if verdict.state is State.UPGRADING and Phase.ONLINE in phases:
-        plan = read_open_plan(context.volumes, facts)
-        refuse_outside(context, pending(plan.tasks, primary.tasks))
+        plan = read_open_plan(volumes, facts)
+        refuse_outside(pending(plan.tasks, primary.tasks), root=root)
 
 
 def _outcome(

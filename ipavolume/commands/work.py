@@ -109,6 +109,6 @@ class Work:
                 on_hold.hold(tuple(self.context.volumes.values()), self.lock, shown.say, err)
         lines = shown.summary(outcome)
         # Kept first: who cannot be told any more is to find it there.
-        upgrade.keep_summary(self.context, outcome, lines)
+        upgrade.keep_summary(self.context.image, self.context.volumes, outcome, lines)
         shown.result(outcome, lines)
         return outcome

@@ -103,7 +103,7 @@ class Application:
             RefusedError: If it is not.
         """
 
-    def go_by(self, context: Context, host: str, *, own: str) -> None:
+    def go_by(self, host: str, *, own: str) -> None:
         """Let the container's name lead to the server's, where the two differ.
 
         Raises:

@@ -219,7 +219,7 @@ def _is_answer(word: str) -> bool:
     return len(name) > len("--external-c") and _ANSWER.startswith(name)
 
 
-def go_by(context: Context, server: str, *, own: str) -> None:
+def go_by(server: str, *, own: str) -> None:
     """Let the container's name lead to the server's, where the two differ.
 
     Source: ``init-data`` of the freeipa-container project does it for a container whose name
@@ -228,7 +228,7 @@ def go_by(context: Context, server: str, *, own: str) -> None:
     Raises:
         RefusedError: If it cannot be done.
     """
-    if not context.is_inside or not server or plain(server) == plain(own):
+    if not server or plain(server) == plain(own):
         return
     try:
         with open(HOSTS, encoding="utf-8", errors="surrogateescape") as stream:
@@ -253,7 +253,9 @@ def keep_request(context: Context, config: FirstRunConfig) -> None:
     if directory != volume.mount:
         return
     with context.volumes.tree() as tree:
-        there = looking.There(context, tree, configured=False)
+        there = looking.There(
+            tree, context.image.header.volumes, inside=context.is_inside, configured=False
+        )
         data = there.read(REQUEST_TO_SIGN)
         if data is None or there(config.waiting_when):
             return
@@ -311,9 +313,9 @@ class FreeIPA(Application):
         """See the base."""
         check_host(stored, asked, own=own, allow=allow)
 
-    def go_by(self, context: Context, host: str, *, own: str) -> None:
+    def go_by(self, host: str, *, own: str) -> None:
         """See the base."""
-        go_by(context, host, own=own)
+        go_by(host, own=own)
 
     def keep_request(self, context: Context, config: FirstRunConfig) -> None:
         """See the base."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from typing import Final
 
-from ipavolume.context import Context
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files
+from ipavolume.model.images import VolumeSpec
 from ipavolume.steps import views
 from ipavolume.volume import failures
 from ipavolume.volume.members import Volume
@@ -24,11 +25,20 @@ class There:
     a file or a directory was put there by somebody else.
     """
 
-    def __init__(self, context: Context, tree: Tree, *, configured: bool) -> None:
-        """Look at the volumes of *context* in *tree*."""
-        self._mounts = context.image.header.volumes
+    def __init__(
+        self, tree: Tree, mounts: Sequence[VolumeSpec], *, inside: bool, configured: bool
+    ) -> None:
+        """Look at the volumes in *tree*.
+
+        Args:
+            tree: The volumes.
+            mounts: The volumes as the image declares them.
+            inside: What lies behind a link that root has made may be looked at.
+            configured: The first run is recorded as done.
+        """
+        self._mounts = mounts
         self._tree = tree
-        self._is_inside = context.is_inside
+        self._is_inside = inside
         self._configured = configured
 
     def __call__(self, path: str) -> bool:

@@ -119,8 +119,8 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     application = application_of(config)
     if standing in (Standing.DONE, Standing.WAITING):
         application.check_host(found.host, asked, own=own, allow=allow)
-        if "hostname" not in allow:
-            application.go_by(context, found.host, own=own)
+        if context.is_inside and "hostname" not in allow:
+            application.go_by(found.host, own=own)
     if standing is Standing.DONE:
         if record.state != DONE:
             say(f"the first run is done: {found.judgement.reason}")
@@ -141,8 +141,8 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         host = record.host or own
     else:
         host = application.new_host(command, own=own)
-        if "hostname" not in allow:
-            application.go_by(context, host, own=own)
+        if context.is_inside and "hostname" not in allow:
+            application.go_by(host, own=own)
     return Ready(config=config, asked=asked, command=command, record=replace(record, host=host))
 
 

@@ -28,6 +28,7 @@ from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_locked
 from ipavolume.volume.members import Volume
+from ipavolume.volume.volumes import Volumes
 
 OVERRIDES: Final = frozenset({"hostname", "partial"})
 """Refusals of this module that can be overridden."""
@@ -196,7 +197,12 @@ def look(context: Context) -> Found | None:
     record = read_record(volume)
     application = application_of(config)
     with context.volumes.tree() as tree:
-        there = There(context, tree, configured=record is not None and record.state == DONE)
+        there = There(
+            tree,
+            context.image.header.volumes,
+            inside=context.is_inside,
+            configured=record is not None and record.state == DONE,
+        )
         judgement = judge(
             config,
             record,
@@ -211,7 +217,7 @@ def look(context: Context) -> Found | None:
     return Found(judgement=judgement, record=record, host=host, complete=complete)
 
 
-def under_way(context: Context, found: Found) -> str:
+def under_way(found: Found, volumes: Volumes, *, inside: bool) -> str:
     """Say since when another process runs the first run; "" where none does.
 
     What it has left so far then says nothing of how it will end. A start that comes to one that
@@ -222,7 +228,7 @@ def under_way(context: Context, found: Found) -> str:
     if record is None or not record.is_open:
         return ""
     # In the container it is ours to run: a probe need not ask who holds the volume.
-    if not context.is_inside and not is_locked(context.volumes.values(), inside=False):
+    if not inside and not is_locked(volumes.values(), inside=False):
         return ""
     return f"first run under way since {record.started}, attempt {record.attempts}"
 

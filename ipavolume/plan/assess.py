@@ -8,11 +8,11 @@ from ipavolume.context import Context
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
 from ipavolume.model.files import FileType, Record
-from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
 from ipavolume.plan.verdict import Question, Verdict
 from ipavolume.volume import adopt
 from ipavolume.volume.facts import Facts, mark_of_kept
+from ipavolume.volume.volumes import Volumes
 
 
 def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
@@ -22,9 +22,9 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     occupied = dict.fromkeys(context.volumes, "")
     if primary.baseline is None and primary.transaction is None:
         for mount in context.volumes:
-            occupied[mount] = _occupied(context, mount)
+            occupied[mount] = _occupied(context.image, context.volumes, mount)
         if primary.legacy or primary.build_id is not None or any(occupied.values()):
-            legacy = learn(context)
+            legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
     return verdict.judge(
         Question(
             mounts=tuple(context.volumes),
@@ -42,18 +42,13 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     )
 
 
-def learn(context: Context) -> ImageHeader:
-    """Return what can be learned of the last image of a volume without our state."""
-    return adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
-
-
-def _occupied(context: Context, mount: str) -> str:
+def _occupied(image: Image, volumes: Volumes, mount: str) -> str:
     """Return a path of the template that is on the volume, or ""."""
-    (spec,) = (one for one in context.image.header.volumes if one.mount == mount)
-    with context.volumes.tree() as tree:
+    (spec,) = (one for one in image.header.volumes if one.mount == mount)
+    with volumes.tree() as tree:
         if spec.top is not None and not any(tree.state(top.path) for top in spec.top):
             return ""
-        for record in _records(context.image, mount):
+        for record in _records(image, mount):
             found = tree.state(record.path)
             if found is not None and (
                 found.type is not FileType.DIRECTORY or record.type is not FileType.DIRECTORY

@@ -10,11 +10,12 @@ from typing import BinaryIO
 from ipavolume.context import Context
 from ipavolume.errors import ManifestError
 from ipavolume.formats import manifest
+from ipavolume.image.image import Image
 from ipavolume.linux import files
 from ipavolume.model.actions import Install, Plan
 from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
-from ipavolume.plan import assess, preflight, tasks
+from ipavolume.plan import preflight, tasks
 from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
@@ -25,6 +26,7 @@ from ipavolume.steps.api import Warn
 from ipavolume.volume import adopt, candidates, history
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
+from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -82,23 +84,26 @@ def draft(
         overrides=verdict.overrides,
     )
     if kind is Kind.REBUILT:
-        made = _draft_rebuilt(context, plan, primary)
-    elif kind is Kind.POPULATE and (trees := _free_trees(context)) is not None:
+        made = _draft_rebuilt(image, context.volumes.primary, plan, primary)
+    elif kind is Kind.POPULATE and (trees := _free_trees(image, context.volumes)) is not None:
         made = Draft(
             plan=replace(plan, actions=plan_populate(trees)),
             positions={},
-            pristine=tuple(_config_records(context, trees)),
+            pristine=tuple(_config_records(context.image, context.volumes, trees)),
         )
     else:
         made = _draft_compared(context, plan, facts)
     choice = tasks.choose(
-        context, made.plan, recorded_of(context, facts), complete=conducted.is_known
+        context,
+        made.plan,
+        recorded_of(context.volumes.primary, primary, came_from=context.options.came_from),
+        complete=conducted.is_known,
     )
     decided = tasks.with_choice(made.plan, choice)
     overrides = preflight.check(
         decided,
         context.volumes,
-        context.image.header,
+        image,
         context.options.allow,
         looking=looking,
     )
@@ -110,18 +115,22 @@ def draft(
     )
 
 
-def recorded_of(context: Context, facts: Mapping[str, Facts]) -> ImageHeader | None:
+def recorded_of(volume: Volume, primary: Facts, *, came_from: str) -> ImageHeader | None:
     """Return what is known of the last image whose steps all ran on the volumes.
+
+    Args:
+        volume: The primary volume.
+        primary: What was found on it.
+        came_from: The release that the operator says it comes from, or "".
 
     Returns:
         Its header, what could be learned of it for a volume without our state, or ``None``
         for an empty volume.
     """
-    primary = facts[context.volumes.primary.mount]
     if primary.stepped is not None:
         return primary.stepped
     if primary.legacy or primary.build_id is not None:
-        return assess.learn(context)
+        return adopt.learn(volume, operator_says=came_from)
     return None
 
 
@@ -135,20 +144,20 @@ def _run_id(volumes: Volumes, build_id: str) -> str:
     return f"{number:04}-{word[:8] or 'image'}"
 
 
-def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
+def _draft_rebuilt(image: ImageHeader, volume: Volume, plan: Plan, primary: Facts) -> Draft:
     index = b""
     baseline = primary.baseline
-    if baseline is not None and baseline.records_digest == context.image.header.records_digest:
-        index = read_index(context.volumes.primary, baseline)
+    if baseline is not None and baseline.records_digest == image.records_digest:
+        index = read_index(volume, baseline)
     return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
 
 
-def _free_trees(context: Context) -> list[TopLevel] | None:
+def _free_trees(image: ImageHeader, volumes: Volumes) -> list[TopLevel] | None:
     """Return the directories right below the mounts, if none of them is on the volumes."""
     trees: list[TopLevel] = []
-    mounted = context.volumes.mounted_below()
-    with context.volumes.tree() as tree:
-        for spec in context.image.header.volumes:
+    mounted = volumes.mounted_below()
+    with volumes.tree() as tree:
+        for spec in image.volumes:
             if spec.volatile:
                 continue
             if spec.top is None or any(
@@ -160,7 +169,7 @@ def _free_trees(context: Context) -> list[TopLevel] | None:
     return trees
 
 
-def _config_records(context: Context, trees: Sequence[TopLevel]) -> Iterator[Record]:
+def _config_records(image: Image, volumes: Volumes, trees: Sequence[TopLevel]) -> Iterator[Record]:
     """Yield the config files that *trees* have.
 
     Raises:
@@ -169,8 +178,8 @@ def _config_records(context: Context, trees: Sequence[TopLevel]) -> Iterator[Rec
     """
     counted = tuple(f"{top.path}/" for top in trees)
     previous = b""
-    with context.volumes.tree() as tree:
-        for line in context.image.lines():
+    with volumes.tree() as tree:
+        for line in image.lines():
             path = manifest.path_of(line)
             if (key := fsencode(path)) <= previous or len(path) > manifest.MAX_PATH_CHARACTERS:
                 raise ManifestError(
@@ -206,11 +215,16 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
                 yield path, files.disk_state(st), files.xattrs_at(directory, name)
 
     same = None
-    if not fresh and not unknown:
-        same = _same_records(context, primary, unknown_old=unknown_old)
+    if not (fresh or unknown or unknown_old or context.options.checksum):
+        same = _same_records(image, context.volumes.primary, primary.baseline)
     with context.volumes.tree() as tree:
         if same is None:
-            old, old_lines, old_index = _old(context, primary, unknown_old=unknown_old)
+            if unknown_old:
+                old, old_lines, old_index = _told(
+                    context.volumes.primary, came_from=context.options.came_from
+                )
+            else:
+                old, old_lines, old_index = _applied(context.volumes.primary, primary.baseline)
             found = candidates.candidates(
                 old_lines,
                 context.image.lines(),
@@ -280,14 +294,13 @@ def _estranged(volumes: Volumes, facts: Mapping[str, Facts]) -> tuple[list[str],
     return fresh, [mount for mount in others if facts[mount].build_id != baseline.build_id]
 
 
-def _same_records(context: Context, primary: Facts, *, unknown_old: bool) -> bytes | None:
+def _same_records(image: ImageHeader, volume: Volume, baseline: ImageHeader | None) -> bytes | None:
     """Return the index, if the manifest is record by record the one applied before."""
-    baseline, image = primary.baseline, context.image.header
-    if unknown_old or context.options.checksum or baseline is None:
+    if baseline is None:
         return None
     if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
         return None
-    index = read_index(context.volumes.primary, baseline)
+    index = read_index(volume, baseline)
     return index if len(index) == image.records * INDEX_ENTRY.size else None
 
 
@@ -300,16 +313,20 @@ def _forget(index: bytearray, suspects: bytes) -> None:
         position = suspects.find(1, position + 1)
 
 
-def _old(
-    context: Context, primary: Facts, *, unknown_old: bool
+def _told(volume: Volume, *, came_from: str) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
+    """Return what can be learned of what a volume without our state was made from."""
+    header = adopt.learn(volume, operator_says=came_from)
+    return header, iter(adopt.old_lines(volume, volume.mount)), b""
+
+
+def _applied(
+    volume: Volume, baseline: ImageHeader | None
 ) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
-    if unknown_old:
-        volume = context.volumes.primary
-        return assess.learn(context), iter(adopt.old_lines(volume, volume.mount)), b""
-    if primary.baseline is None:
+    """Return header, records and index of the manifest that was applied last."""
+    if baseline is None:
         return None, iter(()), b""
-    header, stream = read_baseline(context.volumes.primary)
-    return header, _lines(stream), read_index(context.volumes.primary, header)
+    header, stream = read_baseline(volume)
+    return header, _lines(stream), read_index(volume, header)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ipavolume.context import Context
 from ipavolume.errors import RefusedError
+from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Phase, Task, TaskKind
@@ -93,9 +94,10 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
     if recorded is not None and complete and not recorded.build_id:
         # It was populated by an image whose steps did not run.
         recorded, when = None, When.POPULATE
-    steps = list(_chosen_steps(context, when, recorded, complete=complete))
-    calls = _chosen_calls(context, when, recorded, complete=complete)
-    with opened_views(context, recorded, planned=plan.actions) as (template, volume):
+    image, again = context.image, context.options.again
+    steps = list(_chosen_steps(image, when, recorded, complete=complete, again=again))
+    calls = _chosen_calls(image, when, recorded, complete=complete, again=again)
+    with opened_views(image, context.volumes, recorded, planned=plan.actions) as (template, volume):
         chooser = _Chooser(context, template, volume)
         for phase in Phase:
             for declaration, why in steps:
@@ -113,40 +115,40 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
     )
 
 
-def refuse_outside(context: Context, tasks: Sequence[Task]) -> None:
-    """Refuse to execute *tasks* of an image that is not the system that runs here.
+def refuse_outside(tasks: Sequence[Task], *, root: str) -> None:
+    """Refuse to execute *tasks* of an image at *root* that is not the system that runs here.
 
     Raises:
         RefusedError: If there are any.
     """
-    if tasks and not context.is_inside:
+    if tasks and root != "/":
         raise RefusedError(
             f"{len(tasks)} steps and scriptlets of the image have to run, {tasks[0].name} first; "
-            f"they only run in its container, not from {context.options.root!r}",
+            f"they only run in its container, not from {root!r}",
             code="needs-container",
             hint="Start the container. To have the files brought up to date from here and the "
             "rest done by the container's start: --phase offline.",
         )
 
 
-def start_steps(context: Context, recorded: ImageHeader | None) -> list[tuple[Declaration, str]]:
+def start_steps(image: Image, recorded: ImageHeader | None) -> list[tuple[Declaration, str]]:
     """Return the steps that are asked at every start, and why."""
-    return list(_chosen_steps(context, When.START, recorded, complete=True))
+    return list(_chosen_steps(image, When.START, recorded, complete=True, again=False))
 
 
 def _chosen_steps(
-    context: Context, when: When, recorded: ImageHeader | None, *, complete: bool
+    image: Image, when: When, recorded: ImageHeader | None, *, complete: bool, again: bool
 ) -> Iterator[tuple[Declaration, str]]:
     # Of an empty volume nothing is recorded, and at a start it is the image's own versions.
-    known = recorded if when is When.UPGRADE and recorded is not None else context.image.header
-    for declaration in steps_of(context.image):
+    known = recorded if when is When.UPGRADE and recorded is not None else image.header
+    for declaration in steps_of(image):
         asked, why = is_asked(
             declaration,
             when=when,
             recorded=known,
-            image=context.image.header,
+            image=image.header,
             complete=complete,
-            again=context.options.again,
+            again=again,
         )
         if asked:
             yield declaration, why
@@ -189,9 +191,9 @@ def _evr(header: ImageHeader, name: str) -> str | None:
 
 
 def _chosen_calls(
-    context: Context, when: When, recorded: ImageHeader | None, *, complete: bool
+    image: Image, when: When, recorded: ImageHeader | None, *, complete: bool, again: bool
 ) -> tuple[Call, ...]:
-    config = context.image.config.scriptlets
+    config = image.config.scriptlets
     if config is None or recorded is None or when is not When.UPGRADE:
         return ()
     # Most images have none to run, and a start should not load what it does not need.
@@ -199,12 +201,12 @@ def _chosen_calls(
     from ipavolume.rpm import transaction
 
     return transaction.select(
-        read_catalogue(context.image.tree),
+        read_catalogue(image.tree),
         config,
         old=recorded.packages,
         complete=complete,
-        new=context.image.header.packages,
-        again=context.options.again,
+        new=image.header.packages,
+        again=again,
     )
 
 

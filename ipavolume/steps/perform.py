@@ -47,6 +47,7 @@ from ipavolume.volume.layout import PRIVATE_MODE, PUBLIC_MODE
 from ipavolume.volume.logs import RunLog
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
 
 FileAction = Write | Remove | MakeLink
 
@@ -387,10 +388,10 @@ class CommandOutput:
 
 @contextlib.contextmanager
 def asked(
-    context: Context, step: Step, recorded: ImageHeader | None
+    image: Image, volumes: Volumes, step: Step, recorded: ImageHeader | None
 ) -> Iterator[Sequence[StepAction]]:
     """Give what *step* wants done on the volumes as they are."""
-    with views.opened_views(context, recorded) as (template, volume):
+    with views.opened_views(image, volumes, recorded) as (template, volume):
         yield tuple(step.plan(volume, template))
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError
 from ipavolume.formats import checks
+from ipavolume.image.image import Image
 from ipavolume.linux import clock, files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.steps import loading, views
@@ -31,25 +31,25 @@ from ipavolume.volume.volumes import Volumes
 _STEP: Final = "step "
 
 
-def pending(context: Context) -> tuple[str, list[Declaration]]:
+def pending(image: Image, volume: Volume) -> tuple[str, list[Declaration]]:
     """Return the last run, and its steps that have something to verify still.
 
     Raises:
         UnsafeVolumeError: If the history or the record was altered.
         ConfigurationError: If a step of the image is malformed.
     """
-    runs = read_history(context.volumes.primary)
+    runs = read_history(volume)
     if not runs:
         return "", []
     last = runs[-1]
     executed = {row[0].removeprefix(_STEP) for row in last.get("tasks", [])}
     if not executed:
         return last["run"], []
-    known = read_verified(context.volumes.primary)
+    known = read_verified(volume)
     passed = known.passed if known is not None and known.run == last["run"] else ()
     return last["run"], [
         declaration
-        for declaration in steps_of(context.image)
+        for declaration in steps_of(image)
         if declaration.verifies
         and not declaration.masked
         and declaration.name in executed
@@ -57,30 +57,32 @@ def pending(context: Context) -> tuple[str, list[Declaration]]:
     ]
 
 
-def verify(context: Context, run: str, steps: Sequence[Declaration], output: RunLog) -> str:
+def verify(
+    image: Image, volumes: Volumes, run: str, steps: Sequence[Declaration], output: RunLog
+) -> str:
     """Run what *steps* want verified, and record what it came to.
 
     Returns:
         What is not right yet, or "".
     """
-    known = read_verified(context.volumes.primary)
+    known = read_verified(volumes.primary)
     passed = list(known.passed) if known is not None and known.run == run else []
     failed: list[str] = []
     said = ""
     for declaration in steps:
-        step = loading.load_step(context.image.tree, declaration)
-        with views.opened_views(context, context.image.header) as (_, volume):
+        step = loading.load_step(image.tree, declaration)
+        with views.opened_views(image, volumes, image.header) as (_, volume):
             commands = tuple(step.verify(volume)) if step.verify is not None else ()
         try:
             for command in commands:
-                run_command(context.image, declaration.name, command, output)
+                run_command(image, declaration.name, command, output)
         except CommandFailedError as err:
             failed.append(declaration.name)
             said = said or str(err)
         else:
             passed.append(declaration.name)
     _record(
-        context.volumes,
+        volumes,
         Verified(
             run=run,
             passed=tuple(passed),

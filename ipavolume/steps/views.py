@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from ipavolume.context import Context
 from ipavolume.errors import ConfigurationError, UnsafeVolumeError, VolumeIOError
+from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.model.actions import (
@@ -34,6 +34,7 @@ from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
 from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
 
 MAX_READ_BYTES: Final = 16 << 20
 """The largest file that a step reads; no configuration is."""
@@ -559,18 +560,22 @@ class VolumeView(_View):
 
 @contextlib.contextmanager
 def opened_views(
-    context: Context, recorded: ImageHeader | None, *, planned: Sequence[Action] = ()
+    image: Image,
+    volumes: Volumes,
+    recorded: ImageHeader | None,
+    *,
+    planned: Sequence[Action] = (),
 ) -> Iterator[tuple[TemplateView, VolumeView]]:
     """Give the views that steps read through.
 
     Args:
-        context: Image and volumes.
+        image: The image.
+        volumes: Its volumes.
         recorded: What is recorded of the last image whose steps ran.
         planned: Actions on files whose outcome the view of the volumes shows.
     """
-    image = context.image
     with (
-        context.volumes.tree() as tree,
+        volumes.tree() as tree,
         TemplateView(image.templates(), image.header, image.tree) as template,
     ):
         yield (
