@@ -389,7 +389,7 @@ def opened_image(
     Raises:
         IpaVolumeError: If no engine answers or has it, or it cannot be copied.
     """
-    with signals.installed():
+    with signals.looking():
         try:
             engine, image_id = find_image(choice, reference)
             with copied(engine, image_id, reference, also=also) as copy:

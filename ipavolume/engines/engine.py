@@ -249,7 +249,7 @@ class Engine:
             StoppedError: If a signal asked for an end; it is removed all the same.
         """
         name = f"ipavolume-{uuid.uuid4()}"
-        with signals.installed(), contextlib.ExitStack() as stack:
+        with signals.looking(), contextlib.ExitStack() as stack:
             signals.check()
             stack.callback(self._remove, name)
             try:

@@ -88,9 +88,7 @@ def output_of(
         VolumeIOError: If there is no room for a temporary file.
         StoppedError: If a signal asked for an end.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(signals.installed())
-        stack.enter_context(_nothing_goes_on())
+    with _nothing_goes_on(), signals.looking(), contextlib.ExitStack() as stack:
         if not to_the_end:
             signals.check()
         wake = stack.enter_context(wakened())

@@ -56,6 +56,29 @@ def installed() -> Iterator[None]:
             restore()
 
 
+@contextlib.contextmanager
+def looking() -> Iterator[None]:
+    """Note signals that ask for an end while the body runs programs only to look.
+
+    Nothing passes a hangup on to such a program: it asks for an end, too, unless it is ignored.
+
+    Raises:
+        StoppedError: If one came and the body did not end by it, as one does that comes behind
+            the last bytes of a program.
+    """
+    if _before:
+        yield
+        return
+    hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    for number in (*STOPPING, *((signal.SIGHUP,) if hangup else ())):
+        _before[number] = signal.signal(number, _note_stop)
+    try:
+        yield
+    finally:
+        restore()
+    check()
+
+
 def stop_signal() -> int | None:
     """Return the first signal that asked for an end, or ``None``."""
     return _stop[0] if _stop else None

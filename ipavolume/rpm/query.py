@@ -16,7 +16,9 @@ _MAX_OUTPUT_BYTES: Final = 16 << 30
 
 
 @contextlib.contextmanager
-def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
+def rpm_database_xml(
+    database: int, *, name: str, limit_bytes: int = _MAX_OUTPUT_BYTES
+) -> Iterator[BinaryIO]:
     """Run ``rpm -qa --xml`` on a database and give its output.
 
     rpm gets a private copy of the database: even a query opens the write-ahead log and the
@@ -27,6 +29,7 @@ def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
     Args:
         database: Descriptor of the directory that holds the database.
         name: Path of it, for messages.
+        limit_bytes: What rpm may print at most.
 
     Yields:
         The output, to be read to its end.
@@ -47,7 +50,7 @@ def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
         words = ("rpm", "--dbpath", copy, "--nosignature", "--nodigest", "-qa", "--xml")
         try:
             output = stack.enter_context(
-                output_of(words, timeout_s=_RPM_TIMEOUT_S, limit_bytes=_MAX_OUTPUT_BYTES)
+                output_of(words, timeout_s=_RPM_TIMEOUT_S, limit_bytes=limit_bytes)
             )
         except CommandFailedError as err:
             raise PackageError(
@@ -58,7 +61,7 @@ def rpm_database_xml(database: int, *, name: str) -> Iterator[BinaryIO]:
             yield output.stream
             status = output.finish()
         except CommandFailedError as err:
-            raise _failure(name, "did not end in time", output.complaints()) from err
+            raise _failure(name, f"failed: {err}", output.complaints()) from err
         except PackageError as err:
             # A reader that stumbles over output which ends too soon is not told why; rpm may
             # have said it.

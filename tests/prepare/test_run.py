@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.command import PROJECT
+from support.command import PROJECT, run_ipavolume
 from support.filesystems import Filesystems
 from support.images import (
     LONG_AGO,
@@ -34,6 +35,7 @@ from ipavolume.errors import (
     UsageError,
 )
 from ipavolume.model.files import FileFlags, FileType
+from ipavolume.rpm.query import rpm_database_xml
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -772,6 +774,39 @@ def test_without_the_command_rpm(bare: Image, monkeypatch: pytest.MonkeyPatch) -
     bare.list("/etc/aaa.conf")
     monkeypatch.setenv("PATH", "/nonexistent")
     _refuses(bare, PackageError, "cannot run rpm")
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("TERM", 143), ("INT", 130), ("HUP", 129), ("USR1", -signal.SIGUSR1)]
+)
+def test_a_signal_that_comes_behind_the_last_bytes_of_rpm(
+    bare: Image, tmp_path: Path, name: str, status: int
+) -> None:
+    rpm = tmp_path / "bin/rpm"
+    rpm.parent.mkdir()
+    rpm.write_text(f'#!/bin/sh\n{need_tool("rpm")} "$@" || exit\nexec >&-\nkill -{name} $PPID\n')
+    rpm.chmod(0o755)
+    bare.list("/etc/aaa.conf")
+    age(bare.root)
+    before = picture(bare.root)
+    path = f"{rpm.parent}:{os.environ['PATH']}"
+    done = run_ipavolume("prepare", "--root", bare.root, status=status, env={"PATH": path})
+    assert picture(bare.root) == before
+    assert f"stopped by SIG{name}" in done.stderr or status < 0
+
+
+def test_what_ails_rpm_is_told(tmp_path: Path, packages: dict[str, Path]) -> None:
+    image = make_image(tmp_path / "root", [packages["aaa"]])
+    database = os.open(image.root / "var/lib/rpm", os.O_RDONLY)
+    try:
+        with (
+            pytest.raises(PackageError, match="writes more than can be right") as caught,
+            rpm_database_xml(database, name="/var/lib/rpm", limit_bytes=100) as stream,
+        ):
+            stream.read()
+    finally:
+        os.close(database)
+    assert "in time" not in str(caught.value)
 
 
 def test_a_database_whose_place_is_a_link(bare: Image) -> None:
