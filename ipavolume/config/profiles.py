@@ -1,10 +1,31 @@
-"""What a profile sets."""
+"""What a profile sets.
+
+Source of the packages' names: the spec files of freeipa at 4.12 and 4.14 (``freeipa.spec.in`` at
+b16f3b80d), of Fedora rawhide in February 2025 (r0x0d/fedora-rpm-specs at 1c71cca), and of
+Enterprise Linux 8 and 9 (OpenELA, branches ``el8`` and ``el9`` of ipa, 389-ds-base, pki-core,
+bind, bind-dyndb-ldap, certmonger, opendnssec, softhsm, unbound, authselect, ca-certificates); for
+Enterprise Linux 10 what upstream's spec files say of ``rhel >= 10``. Everywhere
+
+* the server requires 389-ds-base, certmonger, sssd-dbus (which has sssd-common), softhsm, pki-ca
+  and pki-kra (which have pki-server and pki-base: dogtag-pki-server in Fedora and idm-pki-server in
+  Enterprise Linux 8 and 9 both provide that name), the client, and through it authselect;
+* only ``server-dns`` requires bind, bind-dyndb-ldap and opendnssec, only ``client-encrypted-dns``
+  (4.12 and later) unbound;
+* ipa-client and freeipa-client provide one another's name.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from ipavolume.config.model import GENERIC, Config, FirstRunConfig, ScriptletsConfig, Substitution
+from ipavolume.config.model import (
+    GENERIC,
+    Config,
+    FirstRunConfig,
+    ScriptletsConfig,
+    Substitution,
+    VolumeConfig,
+)
 
 PROFILES: Final = {
     "": GENERIC,
@@ -20,7 +41,7 @@ PROFILES: Final = {
                 "389-ds-base",
                 "certmonger",
                 "sssd-common",
-                # A server without a CA or without DNS has none of these.
+                # A server without DNS, or one that was built without a CA, has not all of these.
                 "?pki-server",
                 "?pki-base",
                 "?bind",
@@ -50,3 +71,19 @@ PROFILES: Final = {
         ),
     ),
 }
+
+PATH_LISTS: Final = {"freeipa": ("/etc/volume-data-list", "/etc/volume-tmp-list")}
+"""Path lists that come with a profile, by where an image has them: of what is kept, and of what
+is volatile. Where an image has none, ``prepare`` puts them there."""
+
+VOLATILE: Final = {
+    "freeipa": VolumeConfig(
+        # Not /tmp: a unit with PrivateTmp= has another one, and would not find through it what
+        # gssproxy and certmonger have for everybody.
+        mount="/volatile",
+        template="/volatile-template",
+        lists=("/etc/volume-tmp-list",),
+        volatile=True,
+    ),
+}
+"""The volatile volume of a profile, where the image has the lists and declares no volumes."""

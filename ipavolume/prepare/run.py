@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,7 +31,7 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import scriptlets, systemd
+from ipavolume.prepare import profile, scriptlets, systemd
 from ipavolume.prepare.files import DigestCache, reported
 from ipavolume.prepare.manifest import (
     Findings,
@@ -46,7 +46,8 @@ from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
 from ipavolume.prepare.steps import ship_steps
 
-_MAX_LIST_BYTES: Final = 16 << 20
+_MAX_LIST_BYTES: Final = profile.MAX_LIST_BYTES
+_MAX_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +110,15 @@ def prepare(
         check_build_id(build_id)
     with reported(f"prepare the image {root!r}"), ImageTree(root, {}) as tree:
         data = tree.read_file(CONFIG_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
-    config = _with_options(parse_config(data), lists=lists, mount=mount, template=template)
+        config, new_lists = profile.complete(
+            tree, parse_config(data), configured=not lists and mount is None
+        )
+    config = _with_options(config, lists=lists, mount=mount, template=template)
     templates = {volume.mount: volume.template for volume in config.volumes}
     with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:
         return _Run(tree, config, progress).run(
             configuration=data or b"",
+            new_lists=new_lists,
             lists=lists,
             mount=mount,
             rpms=rpms,
@@ -188,6 +193,7 @@ class _Run:
         self,
         *,
         configuration: bytes,
+        new_lists: Mapping[str, bytes],
         lists: Sequence[str],
         mount: str | None,
         rpms: Sequence[str],
@@ -197,7 +203,7 @@ class _Run:
         tree, relocation = self._tree, self._relocation
         relocation.finish_interrupted()
         before = read_previous(tree, warn=self._warn)
-        listed = self._read_lists(lists, mount, before)
+        listed = self._read_lists(lists, mount, before, new_lists)
         placements = place_entries(tree, listed, self._config.volumes)
         points = self._check_mount_points(placements)
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
@@ -207,12 +213,17 @@ class _Run:
         described = scriptlets.describe(
             tree, facts.installed, self._config.scriptlets, warn=self._warn
         )
+        lists_changed = profile.write(
+            tree, new_lists, make=relocation.make, progress=self._progress
+        )
+        self._make_mounts()
         relocation.move(placements, facts, names)
         relocation.make_covered(placements, facts, names)
         for location in tree.places:
             relocation.make(location)
         tree.forget()
         self._warn_of_leftovers(placements)
+        self._warn_of_absent(placements)
         self._warn_of_first_run(listed)
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
@@ -249,6 +260,7 @@ class _Run:
         return PrepareResult(
             build_id=header.build_id,
             changed=written
+            or lists_changed
             or relocation.changed
             or steps_changed
             or scriptlets_changed
@@ -272,7 +284,11 @@ class _Run:
             raise ConfigurationError("; ".join(faults), hint="Choose other templates.")
 
     def _read_lists(
-        self, lists: Sequence[str], mount: str | None, before: ImageHeader | None
+        self,
+        lists: Sequence[str],
+        mount: str | None,
+        before: ImageHeader | None,
+        new_lists: Mapping[str, bytes],
     ) -> list[Listed]:
         result: list[Listed] = []
         faults: list[str] = []
@@ -281,7 +297,8 @@ class _Run:
             given = bool(lists) and volume.mount == chosen
             for name in lists if given else volume.lists:
                 try:
-                    data = _read_given(name) if given else self._read_list(name)
+                    data = _read_given(name) if given else new_lists.get(name)
+                    data = self._read_list(name) if data is None else data
                     entries = parse_path_list(data, name=name)
                 except ConfigurationError as err:
                     faults.append(str(err))
@@ -292,6 +309,12 @@ class _Run:
                 "; ".join(faults), hint="Correct the path lists, or name others with --list."
             )
         return result + self._inherited(result, before)
+
+    def _make_mounts(self) -> None:
+        """Make where volatile volumes are: a container that may write needs no mount for them."""
+        for volume in self._config.volumes:
+            if volume.volatile:
+                self._relocation.make(self._tree.resolve_outside(volume.mount))
 
     def _read_list(self, name: str) -> bytes:
         data = self._tree.read_file(name, limit_bytes=_MAX_LIST_BYTES)
@@ -391,6 +414,27 @@ class _Run:
                         f"rpm left {path!r} beside the link {placement.path!r}; look whether "
                         f"{placement.volume.template + placement.place!r} should get it"
                     )
+
+    def _warn_of_absent(self, placements: Sequence[Placement]) -> None:
+        """Warn of listed files that the image does not have: their links lead to nothing.
+
+        A listed directory was made, and what is listed inside another entry is no link.
+        """
+        templates = self._relocation.locations
+        absent = [
+            repr(one.path)
+            for one in placements
+            if not one.covered and self._tree.lstat(templates[one.volume.mount] + one.place) is None
+        ]
+        if absent:
+            more = f" and {len(absent) - _MAX_NAMED} more" if len(absent) > _MAX_NAMED else ""
+            self._warn(
+                f"not in the image, and not listed as directories: {', '.join(absent[:_MAX_NAMED])}"
+                f"{more}. Until a program makes them their links lead to nothing. One that creates "
+                "its file with O_CREAT|O_EXCL fails there, and one that writes another file and "
+                "renames it replaces the link; for such a one list the directory, or make the file "
+                "when the image is built"
+            )
 
     def _warn_of_first_run(self, listed: Sequence[Listed]) -> None:
         """Warn of what the first run is judged by, where a volume would not keep it."""

@@ -1,4 +1,4 @@
-"""Where the files are that this version ships for images: steps, the init wrapper, units."""
+"""Where the files are that this version ships for images: steps, init wrapper, units, lists."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def directory(name: str) -> Path:
     installed = _PACKAGE / "shipped" / name
     # In a checkout the files stand where people look for them.
     return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def profile(name: str) -> Path:
+    """Return the directory with the path lists of the profile *name*."""
+    return _PACKAGE / "profiles" / name

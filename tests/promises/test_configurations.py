@@ -12,7 +12,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,10 +37,12 @@ class Configuration:
     Attributes:
         text: Its ``ipavolume.toml``; "" for none.
         lists: Paths by the mount they belong to.
+        shipped: The image has no lists; those are the profile's.
     """
 
     text: str
     lists: Mapping[str, Sequence[str]]
+    shipped: bool = False
 
     @property
     def kept(self) -> list[str]:
@@ -87,6 +89,11 @@ CONFIGURATIONS: Final = {
         text='profile = "freeipa"\n[[volume]]\nmount = "/data"\n'
         '[[volume]]\nmount = "/tmp"\nvolatile = true\n[scriptlets]\npackages = []\n',
         lists=FREEIPA,
+    ),
+    "freeipa alone": Configuration(
+        text='profile = "freeipa"\n[scriptlets]\npackages = []\n',
+        lists={"/data": FREEIPA["/data"], "/volatile": FREEIPA["/tmp"]},
+        shipped=True,
     ),
     **{
         f"readme {number}": Configuration(text=text, lists=_lists_for(text))
@@ -140,7 +147,7 @@ class Life:
         return self.site.image(
             name,
             [self.rpms[version]],
-            lists=self.configuration.lists,
+            lists={} if self.configuration.shipped else self.configuration.lists,
             config=self.configuration.text,
             edit=lambda image: image.mask_steps(),
         )
@@ -181,7 +188,7 @@ def life(request: pytest.FixtureRequest, tmp_path: Path, rpms: dict[str, Path]) 
     if "exec" not in tomllib.loads(text).get("start", {}) and "freeipa" in text:
         text += '[start]\nexec = ["true"]\n'
     text = text.replace('"/usr/sbin/init"', '"true"')
-    configuration = Configuration(text=text, lists=configuration.lists)
+    configuration = replace(configuration, text=text)
     site = Site(top=tmp_path)
     for mount in configuration.lists:
         site.volume(mount)
