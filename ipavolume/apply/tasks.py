@@ -18,7 +18,6 @@ from typing import Final
 from ipavolume.apply import journal
 from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
-from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.linux import clock, signals, temporary
@@ -224,8 +223,8 @@ class Execution:
         last = next((line for line in reversed(ended.lines) if line.strip()), "")
         if last:
             message += f"; its last line: {last.strip()}"
-        if output.read_only:
-            message += f". {diagnosis.read_only_hint(output.read_only, self._context.image.config)}"
+        if cause := output.suspects.cause(self._context.image):
+            message += f". {cause.hint}"
         self._output.say(f"warning: {message}; going on, as rpm does")
         return [message]
 

@@ -196,11 +196,11 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
     application.note_host(volume, record.host)
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
-    read_only: list[str] = []
+    suspects = diagnosis.Suspects()
 
     def told(line: str) -> None:
         output(redactor.text(line))
-        read_only.extend(path for path in (diagnosis.read_only_path([line]),) if path)
+        suspects.take(line)
 
     try:
         ended = run_command(
@@ -223,9 +223,8 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
     try:
         return _conclude(context, config, command, record, ended, redactor, say)
     except CommandFailedError as err:
-        if read_only:
-            err.path = read_only[-1]
-            err.hint = f"{diagnosis.read_only_hint(err.path, context.image.config)} {err.hint}"
+        if cause := suspects.cause(context.image):
+            err.path, err.hint = cause.path, f"{cause.hint} {err.hint}"
         raise
 
 

@@ -3,50 +3,114 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import Config
+from ipavolume.image.image import Image
 
-_READ_ONLY: Final = (
-    # Python: [Errno 30] Read-only file system: '/etc/named.conf.ipa-backup'
-    re.compile(r"[Rr]ead-only file system: b?['\"](/[^'\"]+)['\"]"),
-    # coreutils: cp: cannot create regular file '/root/x': Read-only file system
-    re.compile(r"['\"\u2018`](/[^'\"\u2018\u2019`]+)['\"\u2019]: [Rr]ead-only file system"),
-    # shells: /bin/sh: 3: cannot create /etc/x: Read-only file system
-    re.compile(r"(?:^|[\s:=])(/[^\s:'\"]+): [Rr]ead-only file system"),
-)
+_READ_ONLY: Final = "ead-only file system"
+_EXISTS: Final = "ile exists"
+_MISSING: Final = "o such file or directory"
+_KEPT: Final = 64
+_LAST_LINES: Final = 5
 
 
-def read_only_path(lines: Iterable[str]) -> str:
-    """Return the last path that a command could not write to, or "".
+def _patterns(error: str) -> tuple[re.Pattern[str], ...]:
+    error = f"\\w{error}"
+    return (
+        # Python: [Errno 17] File exists: '/etc/own' -> '/etc/new', the second is what was made
+        re.compile(rf"{error}: b?['\"][^'\"]+['\"] -> b?['\"](/[^'\"]+)['\"]"),
+        # Python: [Errno 30] Read-only file system: '/etc/named.conf.ipa-backup'
+        re.compile(rf"{error}: b?['\"](/[^'\"]+)['\"]"),
+        # coreutils: cp: cannot create regular file '/root/x': Read-only file system
+        re.compile(rf"['\"\u2018`](/[^'\"\u2018\u2019`]+)['\"\u2019]: {error}"),
+        # shells: /bin/sh: 3: cannot create /etc/x: Read-only file system
+        re.compile(rf"(?:^|[\s:=])(/[^\s:'\"]+): {error}"),
+    )
 
-    In a container with a read-only root that is a path which belongs on the image's volume
-    list (P18).
+
+_ERRORS: Final = {error: _patterns(error) for error in (_READ_ONLY, _EXISTS, _MISSING)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """A cause of a failure that the image has.
+
+    Attributes:
+        code: Code of the error.
+        path: The path that it is about.
+        hint: What it is, and what to do about it.
     """
-    found = ""
-    for line in lines:
-        if "ead-only file system" not in line:
-            continue
-        for pattern in _READ_ONLY:
-            match = pattern.search(line)
-            if match:
-                found = match.group(1)
-                break
-    return found
+
+    code: str
+    path: str
+    hint: str
 
 
-def read_only_hint(path: str, config: Config) -> str:
-    """Return what to do about *path*, which a command could not write to.
+class Suspects:
+    """Takes the lines of a command, and remembers the paths that it had trouble with."""
 
-    Args:
-        path: The path.
-        config: The image's configuration.
-    """
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._seen: deque[tuple[int, str, str]] = deque(maxlen=_KEPT)
+        self._lines = 0
+
+    def take(self, line: str) -> None:
+        """Take a line."""
+        self._lines += 1
+        for error, patterns in _ERRORS.items():
+            if error in line:
+                found = next(filter(None, (one.search(line) for one in patterns)), None)
+                if found is not None:
+                    self._seen.append((self._lines, error, found.group(1)))
+
+    def cause(self, image: Image) -> Cause | None:
+        """Return what the command failed for, when the image it ran in is the cause.
+
+        In a container with a read-only root a path that cannot be written to is one that belongs on
+        the image's volume list (P18). A path that is there already, or is not there at the very
+        end, can be a link of the image to what is not on the volume (F64). The last one counts.
+        """
+        image.tree.forget()
+        links = dict(image.header.links)
+        for line, error, path in reversed(self._seen):
+            # Many programs look for what need not be there.
+            if error == _MISSING and line <= self._lines - _LAST_LINES:
+                continue
+            if error == _READ_ONLY:
+                return Cause(
+                    code="read-only-path", path=path, hint=_read_only_hint(path, image.config)
+                )
+            if path in links and not image.tree.exists(path):
+                return Cause(
+                    code="missing-target",
+                    path=path,
+                    hint=_missing_target_hint(path, links[path], image.config),
+                )
+        return None
+
+
+def _read_only_hint(path: str, config: Config) -> str:
     lists = [name for volume in config.volumes for name in volume.lists]
     where = " or ".join(lists) or "the path list"
     return (
         f"{path!r} is not on this image's volume list, so it is read-only. Use an image with the "
         f"line {path!r} in {where} (ipavolume prepare after it); until then mount a tmpfs or a "
         "volume there."
+    )
+
+
+def _missing_target_hint(path: str, target: str, config: Config) -> str:
+    freeipa = (
+        "; for FreeIPA itself, with IPAPLATFORM_OVERRIDE in the environment, as README says"
+        if config.profile == "freeipa"
+        else ""
+    )
+    return (
+        f"{path!r} is listed, so it is a link of the image to {target!r}, which is missing, "
+        "and a program that creates its file with O_CREAT|O_EXCL, or renames another one, does not "
+        "create it through a link. Use an image that has the file when ipavolume prepare runs, or "
+        f"that lists its directory{freeipa}."
     )

@@ -375,15 +375,15 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(slots=True, kw_only=True)
 class CommandOutput:
-    """Passes lines of a command on, and remembers a path that it could not write to."""
+    """Passes lines of a command on, and remembers the paths that it had trouble with."""
 
     log: RunLog
-    read_only: str = field(default="")
+    suspects: diagnosis.Suspects = field(default_factory=diagnosis.Suspects)
 
     def __call__(self, line: str) -> None:
         """Take a line."""
         self.log.line(line)
-        self.read_only = diagnosis.read_only_path([line]) or self.read_only
+        self.suspects.take(line)
 
 
 @contextlib.contextmanager
@@ -452,19 +452,20 @@ def run_command(image: Image, step: str, command: Command, output: RunLog) -> li
     if command.may_fail:
         output.say(f"warning: {message}; going on, as the step allows it")
         return [message]
+    cause = lines.suspects.cause(image)
     hint = (
-        diagnosis.read_only_hint(lines.read_only, image.config)
-        if lines.read_only
+        cause.hint
+        if cause
         else f"Read {output.path} to its end and remove the cause; the next start goes on from "
         "there. To look around in the container meanwhile, start it with "
         "IPAVOLUME_ON_FAILURE=hold."
     )
     raise CommandFailedError(
         output.clean(message),
-        code="read-only-path" if lines.read_only else "",
+        code=cause.code if cause else "",
         hint=hint,
         details=[output.clean(line) for line in ended.lines],
-        path=lines.read_only or command.words[0],
+        path=cause.path if cause else command.words[0],
     )
 
 

@@ -463,6 +463,19 @@ def test_a_path_on_a_read_only_root_is_named_as_missing_on_the_list(world: World
     assert "/etc/volume-data-list" in said
 
 
+def test_a_listed_path_that_a_step_does_not_create_through_its_link_is_named(world: World) -> None:
+    """F64, of a step: mkdir on a link that leads to nothing."""
+    world.populate()
+    body = 'yield Command(words=("mkdir", "/etc/svc.d"), reason="makes it")'
+    image = world.image("2", {"s5000_makes": step(body)})
+    image.list("/etc/svc/", "/var/lib/svc/", "/etc/svc.d")
+    image.prepare()
+    said = world.run(image, "upgrade", status=13).stderr
+    assert "[missing-target]" in said
+    assert "'/etc/svc.d' is listed" in said
+    assert "'/data/etc/svc.d', which is missing" in said
+
+
 def test_a_command_that_does_not_end_is_ended(world: World) -> None:
     world.populate()
     body = 'yield Command(words=("sleep", "1000"), reason="hangs", timeout_s=1)'

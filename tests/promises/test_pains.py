@@ -278,3 +278,55 @@ def test_p18_an_installer_that_meets_a_read_only_path_is_told_about_the_list(wor
     said = world.run(image, "start", "--", "true", status=13, before="mount -o remount,ro /").stderr
     assert "first run failed: svc-setup ended with status 1" in said
     assert "'/etc/svc.conf.orig' is not on this image's volume list" in said
+
+
+EXCLUSIVE = 'python3 -c \'open("/etc/svc.keytab", "x")\''
+
+
+@pytest.mark.parametrize(
+    "creates",
+    [
+        pytest.param(EXCLUSIVE, id="O_EXCL, Python"),
+        pytest.param("mkdir /etc/svc.keytab", id="a directory"),
+        pytest.param("ln -s /etc/passwd /etc/svc.keytab", id="a link"),
+        pytest.param(
+            "chown root /etc/svc.keytab || { echo setup failed; echo see the log; exit 1; }",
+            id="missing at the end",
+        ),
+    ],
+)
+def test_an_installer_that_does_not_create_through_a_link_is_told_of_the_link(
+    world: World, creates: str
+) -> None:
+    """F64: krb5 creates its keytab with O_EXCL; '/etc/krb5.keytab' and a traceback was all."""
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.list("/etc/svc/", "/var/lib/svc/", "/etc/svc.keytab")
+    image.write("/usr/bin/svc-setup", f"#!/bin/sh\n{creates}\n", mode=0o755)
+    image.prepare()
+    said = world.run(image, "start", "--", "true", status=13).stderr
+    (hint,) = [line for line in said.splitlines() if "hint:" in line]
+    assert "'/etc/svc.keytab' is listed" in hint
+    assert "'/data/etc/svc.keytab', which is missing" in hint
+    assert "O_EXCL" in hint
+
+
+@pytest.mark.parametrize(
+    "creates",
+    [
+        pytest.param("mkdir /etc/svc", id="a listed one that is there"),
+        pytest.param("mkdir /etc/passwd", id="one that is not listed"),
+        pytest.param(
+            "cat /etc/svc.keytab; for n in 1 2 3 4 5; do echo $n; done; exit 1",
+            id="one that was looked for long ago",
+        ),
+    ],
+)
+def test_a_failure_that_no_link_is_the_cause_of_is_not_put_down_to_one(
+    world: World, creates: str
+) -> None:
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.list("/etc/svc/", "/var/lib/svc/", "/etc/svc.keytab")
+    image.write("/usr/bin/svc-setup", f"#!/bin/sh\n{creates}\n", mode=0o755)
+    image.prepare()
+    said = world.run(image, "start", "--", "true", status=13).stderr
+    assert "is listed" not in said
