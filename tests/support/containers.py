@@ -218,6 +218,8 @@ READ_ONLY: Final = ("--read-only", *WRITABLE)
 
 def options_of(image: str) -> tuple[str, ...]:
     """Return what a container of *image* (``server:1``) is started with."""
+    if image.startswith("freeipa:"):
+        return (*SYSTEMD, "--add-host", "server.example.test:127.0.0.1")
     return SYSTEMD if image.startswith(("server:", "rebuilt:")) else ()
 
 
