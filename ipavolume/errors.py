@@ -6,7 +6,8 @@ next safe command. Any other exception is a bug and ends with a traceback and st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 EXIT_BUG: Final = 1
@@ -54,6 +55,19 @@ class IpaVolumeError(Exception):
         self.details = tuple(details)
         if code:
             self.code = code
+
+
+@contextlib.contextmanager
+def told_as(error: Callable[[OSError], IpaVolumeError]) -> Iterator[None]:
+    """Turn an :class:`OSError` into what *error* makes of it.
+
+    Raises:
+        IpaVolumeError: That.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise error(err) from err
 
 
 class UsageError(IpaVolumeError):

@@ -7,10 +7,10 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from ipavolume.errors import CannotCreateError, VolumeIOError
+from ipavolume.errors import CannotCreateError, IpaVolumeError, VolumeIOError, told_as
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.linux.trees import Cursor, remove_tree
@@ -38,28 +38,26 @@ PLAIN: Final = Metadata(uid=0, gid=0, mode=0o755)
 DigestKey = tuple[int, int, int, int]
 
 
-@contextlib.contextmanager
-def reported(attempt: str) -> Iterator[None]:
+def reported(attempt: str) -> contextlib.AbstractContextManager[None]:
     """Turn an :class:`OSError` into an error that names what was attempted.
 
     Raises:
         CannotCreateError: If something is in the way or not supported there.
         VolumeIOError: If reading or writing failed.
     """
-    try:
-        yield
-    except OSError as err:
-        reason = err.strerror or str(err)
-        name = f" (at {err.filename!r})" if err.filename else ""
-        if err.errno in _CANNOT_CREATE:
-            raise CannotCreateError(
-                f"cannot {attempt}: {reason}{name}",
-                hint="Correct the image or its lists, then run ipavolume prepare again.",
-            ) from err
-        raise VolumeIOError(
-            f"cannot {attempt}: {reason}{name}",
-            hint="Remove the cause, then run ipavolume prepare again: it finishes the job.",
-        ) from err
+    return told_as(lambda err: _error(attempt, err))
+
+
+def _error(attempt: str, err: OSError) -> IpaVolumeError:
+    name = f" (at {err.filename!r})" if err.filename else ""
+    text = f"cannot {attempt}: {err.strerror or err}{name}"
+    if err.errno in _CANNOT_CREATE:
+        return CannotCreateError(
+            text, hint="Correct the image or its lists, then run ipavolume prepare again."
+        )
+    return VolumeIOError(
+        text, hint="Remove the cause, then run ipavolume prepare again: it finishes the job."
+    )
 
 
 class DigestCache:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from ipavolume.errors import ConfigurationError, UnsafeVolumeError, VolumeIOError
+from ipavolume.errors import ConfigurationError, UnsafeVolumeError, VolumeIOError, told_as
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
@@ -258,17 +258,15 @@ class _View(abc.ABC):
         return total
 
 
-@contextlib.contextmanager
-def _reported(path: str) -> Iterator[None]:
+def _reported(path: str) -> contextlib.AbstractContextManager[None]:
     """Turn an :class:`OSError` into an error that names the path."""
-    try:
-        yield
-    except OSError as err:
-        raise VolumeIOError(
+    return told_as(
+        lambda err: VolumeIOError(
             f"cannot look at {path!r} for an upgrade step: {err.strerror or err}",
             hint="Run it as root, and check the disk and the mount.",
             path=path,
-        ) from err
+        )
+    )
 
 
 class TemplateView(_View):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
 from typing import Final
 
-from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError
+from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError, told_as
 
 STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
 STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
@@ -17,8 +16,7 @@ STATE_CLOSED: Final = (
 )
 
 
-@contextlib.contextmanager
-def attempt(doing: str, path: str, *, now: str = "") -> Iterator[None]:
+def attempt(doing: str, path: str, *, now: str = "") -> contextlib.AbstractContextManager[None]:
     """Turn an :class:`OSError` into one that says what was attempted on which path.
 
     Args:
@@ -30,10 +28,7 @@ def attempt(doing: str, path: str, *, now: str = "") -> Iterator[None]:
         VolumeIOError: For every error of the operating system.
         UnsafeVolumeError: When a component is a link or not a directory.
     """
-    try:
-        yield
-    except OSError as err:
-        raise io_error(doing, path, err, now=now) from err
+    return told_as(lambda err: io_error(doing, path, err, now=now))
 
 
 def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolumeError:
