@@ -33,10 +33,6 @@ class Owners:
         self.users = users
         self.groups = groups
 
-    def shipped(self, new: Record) -> Metadata:
-        """Return what *new* has in the image."""
-        return Metadata(uid=new.uid, gid=new.gid, mode=new.mode, xattrs=new.xattrs)
-
     def _old_attributes(self, old: Record) -> Attributes:
         uid = self.users.get(old.uid, old.uid)
         gid = self.groups.get(old.gid, old.gid)
@@ -61,7 +57,7 @@ class Owners:
     def merged(self, path: str, old: Record | None, found: Found, new: Record) -> Metadata:
         """Return what the new file gets in the place of an old one."""
         if old is None or not found.type is old.type is new.type:
-            return self.shipped(new)
+            return new.metadata
         disk = self._disk_attributes(path, found.disk)
         shipped = from_parts(new.uid, new.gid, new.mode, new.xattrs)
         result, dropped = merge(self._old_attributes(old), disk, shipped, shipped=True)

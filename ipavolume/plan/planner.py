@@ -190,15 +190,15 @@ class _Planner:
         expected = new if new is not None else old
         if expected is None or expected.type is not FileType.DIRECTORY:
             return False
+        target = self._collected.view.target(path)
         if (
             new is not None
             and old is not None
             and old.type is FileType.SYMLINK
-            and self._collected.view.target(path) == old.content
+            and target == old.content
         ):
             return False
         standing = self._collected.view.link_standing(path)
-        target = self._collected.view.target(path)
         if standing is LinkStanding.NOWHERE and new is not None:
             raise UnsafeVolumeError(
                 f"{path!r} was moved elsewhere by a symbolic link to {target!r}, "
@@ -237,9 +237,7 @@ class _Planner:
         parent = path.rpartition("/")[0]
         tree = self._created.get(parent)
         if tree is None and new.type is not FileType.DIRECTORY:
-            self._collected.install(
-                path, new, self._owners.shipped(new), None, reason="missing on the volume"
-            )
+            self._collected.install(path, new, new.metadata, None, reason="missing on the volume")
             return
         if tree is None:
             if not self._collected.may_touch(path):
@@ -385,13 +383,11 @@ class _Planner:
             tree = self._roots[path] = self._created[path] = _Tree()
             tree.entries = 1
         else:
-            self._collected.install(
-                path, new, self._owners.shipped(new), None, reason="takes its place"
-            )
+            self._collected.install(path, new, new.metadata, None, reason="takes its place")
 
     def _replace_directory(self, path: str, found: Found, new: Record) -> None:
         """Plan to put something else in a directory's place, if nothing unknown is in it."""
-        self._pending[path] = (new, found.disk, self._owners.shipped(new))
+        self._pending[path] = (new, found.disk, new.metadata)
 
     def _drop(self, path: str, old: Record, disk: DiskState) -> None:
         if not self._is_covered(path):
@@ -440,7 +436,7 @@ class _Planner:
         ) and inside not in self._collected.entries.get(mount, ())
 
     def _altname(self, path: str, new: Record, rule: Rule, reason: str) -> None:
-        metadata = self._owners.shipped(new)
+        metadata = new.metadata
         for name in self._copies.names(path, ".rpmnew"):
             state = self._collected.view.state(name)
             if state is None and not self._copies.is_taken(name):
