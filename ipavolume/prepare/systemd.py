@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from ipavolume.errors import ConfigurationError, VolumeIOError
@@ -22,9 +23,11 @@ WRAPPER: Final = "/usr/local/sbin/init"
 _WANTS: Final = f"{UNIT_DIRECTORY}/default.target.wants"
 _PROGRAM: Final = "/usr/bin/ipavolume"
 _UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", UNIT_DIRECTORY)
-_WAITS: Final = frozenset(
-    {"after", "requires", "requisite", "bindsto", "wants", "partof", "upholds"}
-)
+_NEEDS: Final = frozenset({"Requires", "Requisite", "BindsTo", "Wants", "Upholds"})
+_WAITS: Final = _NEEDS | {"After", "PartOf"}
+# What basic.target comes after, and so what every service comes after that does not say otherwise.
+_EARLY: Final = frozenset({"socket", "path", "mount", "automount", "swap", "slice"})
+_LINKS: Final = (".wants", ".requires", ".upholds")
 _MARK: Final = b"exec ipavolume start "
 _MAX_BYTES: Final = 64 << 10
 
@@ -71,29 +74,51 @@ def install(
         changed |= _put(tree, WRAPPER, _read_shipped("init"), 0o755, make=make)
     if changed:
         tree.forget()
-    for path in _waiting(tree, online_unit):
-        warn(
-            f"{path} comes after {online_unit} or needs it: a start of that unit by the first run "
-            f"or by a scriptlet waits for ever. Write After={TARGET} in its place, and nothing else"
-        )
+    for fault in _faults(tree, online_unit):
+        warn(fault)
     return changed
 
 
-def _waiting(tree: ImageTree, online_unit: str) -> list[str]:
-    """Return the files and links of units that have to do with *online_unit* itself."""
-    own = {f"{UNIT_DIRECTORY}/{TARGET}", f"{_WANTS}/{online_unit}"}
-    found = []
+def _faults(tree: ImageTree, online_unit: str) -> Iterator[str]:
+    """Yield what units and drop-ins say of ours that is a deadlock or a cycle, and the remedy."""
+    own = (f"{UNIT_DIRECTORY}/{TARGET}", f"{_WANTS}/{online_unit}")
+    for path, kind in _unit_files(tree):
+        if path in own:
+            continue
+        if _says(tree, path, _WAITS, online_unit):
+            ours = online_unit
+        elif _says(tree, path, _WAITS if kind in _EARLY else _NEEDS, TARGET) and kind != "target":
+            ours = TARGET
+        else:
+            continue
+        said = f"{path} comes after {ours} or needs it"
+        if kind in _EARLY:
+            yield (
+                f"{said}, and that comes after every {kind}: of such a cycle systemd leaves one "
+                f"out. Take it out; the service that the {kind} is for has After={TARGET}"
+            )
+        else:
+            yield (
+                f"{said}: a start of that unit by the first run or by a scriptlet waits for ever. "
+                f"Write After={TARGET} in its place, and nothing else"
+            )
+
+
+def _unit_files(tree: ImageTree) -> list[tuple[str, str]]:
+    """Return the files that make up units, with the kind of the unit, as far as they are used."""
+    found: dict[str, tuple[str, str]] = {}
     for directory in _UNIT_DIRECTORIES:
         for name in _names(tree, directory):
-            path = f"{directory}/{name}"
-            if name.endswith((".d", ".wants", ".requires", ".upholds")):
-                paths = [f"{path}/{below}" for below in _names(tree, path)]
-            else:
-                paths = [path]
-            found += [
-                one for one in paths if one not in own and _names_unit(tree, one, online_unit)
-            ]
-    return sorted(found)
+            unit = name
+            below = [name]
+            for suffix in (".d", *_LINKS):
+                if name.endswith(suffix):
+                    unit = name.removesuffix(suffix)
+                    below = [f"{name}/{file}" for file in _names(tree, f"{directory}/{name}")]
+            for file in below:
+                # The first directory's hides those of the same name, systemd.unit(5).
+                found.setdefault(file, (f"{directory}/{file}", unit.rpartition(".")[2]))
+    return sorted(found.values())
 
 
 def _names(tree: ImageTree, directory: str) -> list[str]:
@@ -107,10 +132,10 @@ def _names(tree: ImageTree, directory: str) -> list[str]:
         os.close(fd)
 
 
-def _names_unit(tree: ImageTree, path: str, unit: str) -> bool:
-    """Tell whether *path* makes a unit wait for *unit*, by a line or as a link."""
+def _says(tree: ImageTree, path: str, settings: Collection[str], unit: str) -> bool:
+    """Tell whether *unit* is in one of *settings* of a file, or is what a link is for."""
     parent, _, name = path.rpartition("/")
-    if parent.endswith((".wants", ".requires", ".upholds")):
+    if parent.endswith(_LINKS):
         return name == unit
     try:
         content = tree.read_file(path, limit_bytes=_MAX_BYTES)
@@ -118,10 +143,8 @@ def _names_unit(tree: ImageTree, path: str, unit: str) -> bool:
         # A mask, or a link into nowhere: systemd makes nothing of it, either.
         return False
     lines = (content or b"").decode("utf-8", "replace").replace("\\\n", " ").splitlines()
-    settings = (line.partition("=") for line in lines)
-    return any(
-        key.strip().lower() in _WAITS and unit in value.split() for key, _, value in settings
-    )
+    said = (line.partition("=") for line in lines)
+    return any(key.strip() in settings and unit in value.split() for key, _, value in said)
 
 
 def find_program(tree: ImageTree) -> str:

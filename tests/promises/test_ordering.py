@@ -16,6 +16,7 @@ from support.upgrades import Site
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
 
 UNITS: Final = "/etc/systemd/system"
+ONLINE: Final = "ipavolume-online.service"
 CONFIG: Final = f"""
 [start]
 exec = ["{SYSTEMD}"]
@@ -40,17 +41,32 @@ StandardOutput=tty
 [Install]
 WantedBy=application.target
 """
-RESTARTED: Final = SAYS.format(script="echo restarted.service runs")
+# Who restarts it waits until the test lets it go on; a boot that has nothing to do does not.
+RESTARTED: Final = SAYS.format(
+    script="echo restarted.service runs; test ! -p /data/on || "
+    "{ echo starting > /data/starting; read go < /data/on; }"
+)
+# The phase begins when the test lets it.
+EARLY: Final = """\
+[Unit]
+Before=ipavolume-online.service
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'test ! -p /data/first || echo booting > /data/booting'
+ExecStart=/bin/sh -c 'test ! -p /data/first || read go < /data/first'
+"""
 ENABLED: Final = SAYS.format(script="echo enabled.service runs")
 # Nothing restarts it; it goes on when the test lets it.
 APPLICATION: Final = SAYS.format(script="echo application.service runs; read go < /data/start")
+# As FreeIPA's does, it is configured before its unit is restarted, the last but one thing.
 SETUP: Final = """\
 #!/bin/sh -e
-systemctl restart restarted.service
 systemctl enable enabled.service
+touch /etc/app/configured
+systemctl restart restarted.service
 echo begun > /data/begun
 read go < /data/go
-touch /etc/app/configured
 """
 SCRIPTLET: Final = """\
 systemctl restart restarted.service
@@ -81,6 +97,8 @@ class Story:
         self.versions = versions
         self.volume = self.site.volume()
         self.begun, self.go, self.start = (self.volume / name for name in ("begun", "go", "start"))
+        self.booting, self.first = self.volume / "booting", self.volume / "first"
+        self.starting, self.on = self.volume / "starting", self.volume / "on"
 
     def image(self, version: int) -> Image:
         """Return an image; the first run of each restarts and enables units."""
@@ -92,6 +110,8 @@ class Story:
             image.write(f"{UNITS}/application.service", APPLICATION)
             image.write(f"{UNITS}/restarted.service", RESTARTED)
             image.write(f"{UNITS}/enabled.service", ENABLED)
+            image.write(f"{UNITS}/early.service", EARLY)
+            image.write(f"{UNITS}/{ONLINE}.d/early.conf", "[Unit]\nWants=early.service\n")
             wants = image.root / f"{UNITS[1:]}/application.target.wants"
             wants.mkdir()
             (wants / "restarted.service").symlink_to("../restarted.service")
@@ -105,6 +125,11 @@ class Story:
     def fifos(self) -> None:
         """Make what the container and the test wait for each other at."""
         for path in (self.begun, self.go, self.start):
+            os.mkfifo(path)
+
+    def more_fifos(self) -> None:
+        """Make what a boot with something to do also waits at."""
+        for path in (self.booting, self.first, self.starting, self.on):
             os.mkfifo(path)
 
 
@@ -127,6 +152,30 @@ def _started_after_the_phase(container: Machine, unit: str) -> bool:
     return 0 < ended <= container.time(unit, "ExecMainStart")
 
 
+def _phase_goes_on(container: Machine, story: Story, *, before: str, says: str) -> None:
+    """See the phase through, up to what it was told to end with; nothing is up at any instant."""
+    assert story.booting.read_text() == "booting\n"
+    _is_up(container, "inactive", before)
+    story.first.write_text("go\n")
+    story.first.unlink()
+    assert story.starting.read_text() == "starting\n"
+    _is_up(container, "activating", says)
+    story.on.write_text("go\n")
+    story.on.unlink()
+    assert story.begun.read_text() == "begun\n"
+    # What has restarted this was not made to wait for itself.
+    _is_up(container, "active", says)
+    story.go.write_text("go\n")
+
+
+def _is_up(container: Machine, restarted: str, says: str) -> None:
+    """See that one unit alone is *restarted*, and that both probes say *says*."""
+    assert _state(container, "restarted") == restarted
+    assert _state(container, "application") == _state(container, "enabled") == "inactive"
+    for probe in ("startup", "ready"):
+        assert _probe(container, probe, 75).startswith(f"not yet: {says}")
+
+
 def _boot_goes_on(container: Machine, story: Story, build_id: str) -> None:
     """See the rest of a boot through: the phase is over, and the application starts."""
     container.wait_for("application.service runs")
@@ -141,15 +190,11 @@ def _boot_goes_on(container: Machine, story: Story, build_id: str) -> None:
 
 def test_units_that_the_first_run_restarts_enables_or_knows_nothing_of(story: Story) -> None:
     story.fifos()
+    story.more_fifos()
     image = story.image(1)
     with machine(image, story.volume) as container:
-        assert story.begun.read_text() == "begun\n"
-        # The first run has restarted this, and was not made to wait for itself.
-        assert _state(container, "restarted") == "active"
-        assert _state(container, "application") == _state(container, "enabled") == "inactive"
-        for probe in ("startup", "ready"):
-            assert _probe(container, probe, 75).startswith("not yet: first run under way since ")
-        story.go.write_text("go\n")
+        before, says = "first run: unconfigured", "first run under way since "
+        _phase_goes_on(container, story, before=before, says=says)
         _boot_goes_on(container, story, "one")
         assert _state(container, "enabled") == "active"
         assert _started_after_the_phase(container, "enabled")
@@ -172,14 +217,10 @@ def test_a_unit_that_a_scriptlet_restarts(story: Story) -> None:
         story.go.write_text("go\n")
         container.wait_for("application.service runs")
         assert container.stop() == -signal.SIGINT
+    story.more_fifos()
     with machine(story.image(2), story.volume) as container:
-        assert story.begun.read_text() == "begun\n"
-        assert _state(container, "restarted") == "active"
-        assert _state(container, "application") == _state(container, "enabled") == "inactive"
-        for probe in ("startup", "ready"):
-            said = _probe(container, probe, 75)
-            assert said.startswith("not yet: upgrade to two: swapped, task 1/1 app-posttrans")
-        story.go.write_text("go\n")
+        says = "upgrade to two: swapped, task 1/1 app-posttrans"
+        _phase_goes_on(container, story, before=says, says=says)
         _boot_goes_on(container, story, "two")
         assert container.seen.count("restarted.service runs") == 1
         assert container.stop() == -signal.SIGINT
@@ -189,13 +230,15 @@ def test_a_unit_that_a_scriptlet_restarts(story: Story) -> None:
     ("path", "text"),
     [
         ("own.service", "[Unit]\nRequires=ipavolume-online.service\n"),
-        ("own.service.d/order.conf", "[Unit]\nafter = a.service \\\n  ipavolume-online.service\n"),
-        ("own.socket", "[Unit]\nBindsTo=ipavolume-online.service\n"),
+        ("own.service.d/order.conf", "[Unit]\nAfter = a.service \\\n  ipavolume-online.service\n"),
         ("own.service.wants/ipavolume-online.service", "-> ../ipavolume-online.service"),
+        # The target then has a job, too, and that waits for the phase.
+        ("own.timer", "[Unit]\nWants=ipavolume.target\n"),
+        ("own.service.requires/ipavolume.target", "-> /usr/lib/systemd/system/ipavolume.target"),
     ],
 )
 @pytest.mark.parametrize("listed", [False, True])
-def test_who_names_the_online_unit_itself_is_told_when_the_image_is_built(
+def test_whose_restart_would_wait_for_ever_is_told_when_the_image_is_built(
     tmp_path: Path, versions: tuple[Path, Path], path: str, text: str, *, listed: bool
 ) -> None:
     def edit(image: Image) -> None:
@@ -209,9 +252,25 @@ def test_who_names_the_online_unit_itself_is_told_when_the_image_is_built(
     lists = ["/etc/app/", *([f"{UNITS}/"] if listed else [])]
     image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": lists}, edit=edit)
     for _ in range(2):
-        (warning,) = (line for line in image.warnings if "After=ipavolume.target" in line)
+        (warning,) = (line for line in image.warnings if "ipavolume.target" in line)
         assert warning.startswith(f"{UNITS}/{path} ")
+        assert "Write After=ipavolume.target in its place" in warning
         image.prepare(build_id="again")
+
+
+@pytest.mark.parametrize("kind", ["socket", "path", "mount"])
+@pytest.mark.parametrize("line", ["After=ipavolume.target", "BindsTo=ipavolume-online.service"])
+def test_what_comes_before_the_phase_is_not_told_to_come_after_it(
+    tmp_path: Path, versions: tuple[Path, Path], kind: str, line: str
+) -> None:
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        image.write(f"/usr/lib/systemd/system/own.{kind}.d/order.conf", f"[Unit]\n{line}\n")
+
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
+    (warning,) = (line for line in image.warnings if "ipavolume.target" in line)
+    assert warning.startswith(f"/usr/lib/systemd/system/own.{kind}.d/order.conf ")
+    assert "Take it out" in warning
 
 
 def test_who_comes_after_the_target_is_not_told(
@@ -221,7 +280,12 @@ def test_who_comes_after_the_target_is_not_told(
         add_systemd(image)
         image.write(f"{UNITS}/own.service", "[Unit]\nBefore=ipavolume-online.service\n")
         image.write(f"{UNITS}/other.service", "# After=ipavolume-online.service\n")
+        # The default target, or what it wants, may need ours, as a link of our own has it.
+        image.write(f"{UNITS}/own.target", "[Unit]\nWants=ipavolume.target\n")
+        for name in ("masked.service", "other.service.d/old.conf"):
+            image.write(f"/usr/lib/systemd/system/{name}", f"[Unit]\nAfter={ONLINE}\n")
         (image.root / UNITS[1:] / "masked.service").symlink_to("/dev/null")
+        image.write(f"{UNITS}/other.service.d/old.conf", "[Unit]\nAfter=ipavolume.target\n")
 
     image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
     assert [line for line in image.warnings if "ipavolume.target" in line] == []
