@@ -6,12 +6,13 @@ Symptom: deep in the errors of dirsrv, after everything else of the upgrade has 
 
 Source: libback-ldbm of 389-ds-base needs libdb; since version 3 distributions put what needs
 it into a library of its own, libback-bdb, that they leave out or that nobody installs (EL 10),
-or build it with a reader instead (librobdb; Fedora 43). Which it is, get_bdb_impl_status in
-src/lib389/lib389/cli_ctl/dblib.py reads in the library, as this does. dse.ldif says in the
-entry cn=config,cn=ldbm database,cn=plugins,cn=config which database an instance uses; where
-it says nothing, DBVERSION beside the database does. Where the database can be converted,
-s0210_directory_server_to_lmdb does it; this step refuses what is left, and what is left to do
-where that one is masked.
+or build it with a reader instead, librobdb (since 3.1.4; Fedora 43). Which it is, is seen as
+get_bdb_impl_status of 389-ds-base 3.1.4, src/lib389/lib389/cli_ctl/dblib.py, sees it: by
+librobdb.so, then libback-bdb.so, then the name of libdb in libback-ldbm.so. dse.ldif says in
+the entry cn=config,cn=ldbm database,cn=plugins,cn=config which database an instance uses;
+where it says nothing, DBVERSION beside the database does. Where the database can be
+converted, s0210_directory_server_to_lmdb does it; this step refuses what is left, and what is
+left to do where that one is masked.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ WHEN = "upgrade"
 PHASE = "offline"
 
 PLUGINS = ("/usr/lib*/dirsrv/plugins/", "/usr/lib/*/dirsrv/plugins/")
+READERS = ("/usr/lib*/dirsrv/librobdb.so*", "/usr/lib/*/dirsrv/librobdb.so*")
 CONFIG = "cn=config,cn=ldbm database,cn=plugins,cn=config"
 CONVERSION = "s0210_directory_server_to_lmdb"
 
@@ -83,14 +85,12 @@ def _name(path: str) -> str:
 
 def _support(template: View, libraries: list[str]) -> str:
     """Return what the image's server can do with a Berkeley database: all, "read", or ""."""
+    if any(template.glob(pattern) for pattern in READERS):
+        return "read"
     if any(template.glob(f"{directory}libback-bdb.so") for directory in PLUGINS):
         return "all"
-    for path in libraries:
-        content = template.read(path) or b""
-        if b"bdbro_getcb_vector" in content:
-            return "read"
-        if b"libdb-" in content:
-            return "all"
+    if any(b"libdb-" in (template.read(path) or b"") for path in libraries):
+        return "all"
     return ""
 
 

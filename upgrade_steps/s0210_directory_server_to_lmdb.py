@@ -54,6 +54,7 @@ IMPORT_CHANGES = (
     'test "$(dbscan -D mdb -f "$1" -X /dev/stdout | sha256sum)" = "$(sha256sum <"$0")"'
 )
 PLUGINS = ("/usr/lib*/dirsrv/plugins/", "/usr/lib/*/dirsrv/plugins/")
+READERS = ("/usr/lib*/dirsrv/librobdb.so*", "/usr/lib/*/dirsrv/librobdb.so*")
 LDBM = "cn=ldbm database,cn=plugins,cn=config"
 CONFIG = f"cn=config,{LDBM}"
 CHANGELOG = "replication_changelog.db"
@@ -88,15 +89,13 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
 
 def _support(template: View) -> str:
     """Return what the image's server can do with a Berkeley database: all, "read", or ""."""
+    if any(template.glob(pattern) for pattern in READERS):
+        return "read"
     if any(template.glob(f"{directory}libback-bdb.so") for directory in PLUGINS):
         return "all"
-    for directory in PLUGINS:
-        for path in template.glob(f"{directory}libback-ldbm.so"):
-            content = template.read(path) or b""
-            if b"bdbro_getcb_vector" in content:
-                return "read"
-            if b"libdb-" in content:
-                return "all"
+    libraries = (p for one in PLUGINS for p in template.glob(f"{one}libback-ldbm.so"))
+    if any(b"libdb-" in (template.read(path) or b"") for path in libraries):
+        return "all"
     return ""
 
 

@@ -19,7 +19,7 @@ PLUGINS: Final = "usr/lib/x86_64-linux-gnu/dirsrv/plugins"
 MASK: Final = "etc/ipavolume/upgrade_steps/s0210_directory_server_to_lmdb.py"
 ELF: Final = b"\x7fELF\x02\x01\x01\0%s\0liblmdb.so.0\0"
 WITH_LIBDB: Final = ELF % b"libdb-5.3.so"
-WITH_READER: Final = ELF % b"bdbro_getcb_vector"
+WITH_READER: Final = ELF % b"librobdb.so"
 WITH_NEITHER: Final = ELF % b""
 
 # As 389-ds-base 2.3.1 of Debian 12 wrote it, without what has nothing to do with databases.
@@ -146,6 +146,8 @@ def give_library(scene: Scene, content: bytes) -> None:
     library = scene.image / PLUGINS / "libback-ldbm.so"
     library.parent.mkdir(parents=True, exist_ok=True)
     library.write_bytes(content)
+    if content == WITH_READER:
+        (library.parent.parent / "librobdb.so").write_bytes(b"\x7fELF")
 
 
 def convert(scene: Scene) -> tuple[StepAction, ...]:
@@ -344,7 +346,7 @@ def test_what_the_image_can_open_as_it_is_stays_as_it_is(scene: Scene, why: str)
         case "no regions":
             (scene.volume() / STATE / "db/__db.001").unlink()
         case "libdb of a package of its own":
-            give_library(scene, WITH_READER)
+            give_library(scene, WITH_NEITHER)
             (scene.image / PLUGINS / "libback-bdb.so").write_bytes(b"\x7fELF")
             (scene.volume() / STATE / "db/__db.001").unlink()
         case _:
