@@ -61,6 +61,10 @@ PROFILES: Final = {
                     find="/etc/named.conf",
                     replace="/data/etc/named.conf",
                 ),
+                # freeipa-client provides it, too: named twice it would be replaced twice.
+                Substitution(
+                    package="ipa-client", find="/etc/krb5.conf", replace="/data/etc/krb5.conf"
+                ),
             ),
         ),
         first_run=FirstRunConfig(

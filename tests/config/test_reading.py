@@ -46,7 +46,8 @@ kinds = ["post", "trigger", "posttrans"]
 phase = "online"
 timeout_s = 600
 substitute = [{ package = "bind-dyndb-ldap", find = "/etc/named.conf",
-    replace = "/data/etc/named.conf" }]
+    replace = "/data/etc/named.conf" },
+    { package = "ipa-client", find = "/etc/krb5.conf", replace = "/data/etc/krb5.conf" }]
 
 [first-run]
 command = ["/usr/sbin/ipa-server-install"]
@@ -69,7 +70,7 @@ def test_without_a_file() -> None:
 
 def test_the_profile_is_what_the_design_shows() -> None:
     profile = parse_config(b'profile = "freeipa"\n')
-    shown = parse_config(DESIGN.replace(b",\n    replace", b", replace"))
+    shown = parse_config(DESIGN.replace(b",\n    ", b", "))
     assert not profile.volumes_given
     assert shown.volumes_given
     assert profile == Config(

@@ -16,6 +16,7 @@ from support.images import Image, make_image, picture
 from support.requirements import need_tool
 
 from ipavolume.config.model import ScriptletsConfig, Substitution
+from ipavolume.config.reading import parse_config
 from ipavolume.errors import (
     CannotCreateError,
     ConfigurationError,
@@ -706,6 +707,21 @@ def test_replacements_are_shown_as_a_diff() -> None:
         " echo \udcff",
     ]
     assert running.difference(b"echo", POST, config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("ipa-client", "freeipa-client"), ("freeipa-client", "ipa-client")]
+)
+def test_freeipas_client_edits_krb5_conf_on_the_volume(name: str, other: str) -> None:
+    """``sed -i`` and ``mv`` would put a file, gone with the container, in the link's place."""
+    config = parse_config(b'profile = "freeipa"\n').scriptlets
+    assert config is not None
+    post = replace(POST, package=name, provides=(name, other))
+    body = b"sed -i /^includedir/d /etc/krb5.conf\nmv -Z /etc/krb5.conf.new /etc/krb5.conf\n"
+    assert running.substituted(body, post, config) == (
+        b"sed -i /^includedir/d /data/etc/krb5.conf\n"
+        b"mv -Z /data/etc/krb5.conf.new /data/etc/krb5.conf\n"
+    )
 
 
 LUA = """
