@@ -3,13 +3,16 @@
 Symptom: "Unable to execute IPA upgrade: platform mismatch (expected 'fedora', current
 'fedora_container')" (P15: freeipa-container issues 214 and 337).
 
-Source: FreeIPA notes the name of its platform in /var/lib/ipa/sysupgrade/sysupgrade.state,
-section [ipa], and refuses data with another name, also where only the name differs: images
-set IPAPLATFORM_OVERRIDE for systemd. Without a name it goes on, and notes its own at the end
-(check_version and store_version of ipaserver/install/installutils.py). What it notes and
-compares with is without "_container" at the end, so that what it noted itself in a container
-is right for one. The freeipa-container images wrote the name that they believed in. Which
-releases a volume may come from is said elsewhere, before this.
+Source: FreeIPA 4.9 to 4.13, check_version and store_version in
+ipaserver/install/installutils.py: it notes the name of its platform in
+/var/lib/ipa/sysupgrade/sysupgrade.state, section [ipa], and refuses data with another name.
+Without a name it goes on, and notes its own at the end. What it notes and compares with is
+without "_container" at the end (get_current_platform; since 4.9), so that what it noted itself
+in a container is right for one. Which name that is, platform_ids in ipaplatform/osinfo.py says:
+IPAPLATFORM_OVERRIDE, which images set for systemd, else what the package was built for
+(ipaplatform/override.py: "rhel" also on AlmaLinux and Rocky Linux). The freeipa-container
+images wrote the name that they believed in. Which releases a volume may come from is said
+elsewhere, before this.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ WHEN = "upgrade"
 PHASE = "offline"
 
 PATH = "/var/lib/ipa/sysupgrade/sysupgrade.state"
-OVERRIDE = re.compile(rb"^[^#;]*\bIPAPLATFORM_OVERRIDE=([a-z0-9_]+)", re.MULTILINE)
+OVERRIDES = (
+    ("/usr/lib/systemd/system.conf.d/*.conf", rb"^[^#;]*\bIPAPLATFORM_OVERRIDE=([a-z0-9_]+)"),
+    ("/usr/lib/python3*/*-packages/ipaplatform/override.py", rb"^OVERRIDE = '([a-z0-9_]+)'"),
+)
 
 
 def plan(volume: View, template: View) -> Iterator[StepAction]:
@@ -56,8 +62,9 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
 
 def _platform(template: View) -> str:
     """Return the name that FreeIPA in the image notes, as far as can be seen."""
-    for path in template.glob("/usr/lib/systemd/system.conf.d/*.conf"):
-        match = OVERRIDE.search(template.read(path) or b"")
-        if match:
-            return match[1].decode().removesuffix("_container")
+    for pattern, text in OVERRIDES:
+        for path in template.glob(pattern):
+            match = re.search(text, template.read(path) or b"", re.MULTILINE)
+            if match:
+                return match[1].decode().removesuffix("_container")
     return template.os[0]

@@ -645,6 +645,21 @@ def test_an_image_without_an_override_is_of_the_platform_of_its_release(scene: S
     assert scene.plan(step_of(scene, "s0410")) == ()
 
 
+def test_an_image_without_an_override_is_of_the_platform_its_package_was_built_for(
+    scene: Scene,
+) -> None:
+    """A server on Rocky Linux notes "rhel": it is right, and stays (F66)."""
+    (scene.image / "usr/lib/systemd/system.conf.d/ipaplatform-override.conf").unlink()
+    scene.image_os = ("rocky", "9.6")
+    built_for = scene.image / "usr/lib/python3.9/site-packages/ipaplatform/override.py"
+    built_for.parent.mkdir(parents=True)
+    built_for.write_text("OVERRIDE = 'rhel'\n")
+    scene.put(
+        "var/lib/ipa/sysupgrade/sysupgrade.state", SYSUPGRADE.format(platform="platform = rhel\n")
+    )
+    assert scene.plan(step_of(scene, "s0410")) == ()
+
+
 # -- ipa-server-upgrade -------------------------------------------------------------------
 
 COPY: Final = f"{INSTANCE}/dse.ldif.ipa"
