@@ -3,17 +3,19 @@
 Symptom: systemd complains at each start of units that are not there; or, where the image
 still has them, the old upgrade runs beside this one, and powers the container off.
 
-Source: ipa-server-configure-first of those images enables ipa-server-upgrade.service and
+Source: freeipa-container, ipa-server-configure-first: it enables ipa-server-upgrade.service and
 ipa-server-update-self-ip-address.service on the volume once the server is configured, and
 its template enables ipa-server-configure-first.service. ipavolume does what the first and
-the last did; the one that updates the address stays where the image still has it.
+the last did. The one that updates the address stays where the image still has it; as it
+requires the first, which would start it at every boot, the volume gets a copy that does not.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from ipavolume.steps import Remove, StepAction, View
+from ipavolume.steps import Remove, StepAction, View, Write
 
 COMPONENT = "freeipa-server"
 APPLIES_FROM = ""
@@ -23,11 +25,16 @@ PHASE = "offline"
 UNITS = ("/usr/lib/systemd/system", "/lib/systemd/system", "/usr/local/lib/systemd/system")
 OURS = "ipavolume-online.service"
 SUPERSEDED = ("ipa-server-configure-first.service", "ipa-server-upgrade.service")
-OLD = (*SUPERSEDED, "ipa-server-update-self-ip-address.service")
+ADDRESS = "ipa-server-update-self-ip-address.service"
+OLD = (*SUPERSEDED, ADDRESS)
+COPY = f"/etc/systemd/system/{ADDRESS}"
+MARK = b"# The image's unit without what ipavolume does (upgrade step s0110).\n"
+REQUIRES = re.compile(rb"^(?:Requires|Wants|BindsTo)=ipa-server-upgrade\.service\n", re.MULTILINE)
 
 
 def plan(volume: View, template: View) -> Iterator[StepAction]:
     """Remove those links that lead to nothing or to something superseded."""
+    yield from _address(volume, template)
     for directory in ("/etc/systemd/system/*.wants", "/etc/systemd/system/*.requires"):
         for name in OLD:
             for path in volume.glob(f"{directory}/{name}"):
@@ -44,13 +51,39 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
                 yield Remove(path=path, reason=reason, keep_copy=False)
 
 
+def _address(volume: View, template: View) -> Iterator[StepAction]:
+    found = volume.read(COPY)
+    units = [template.read(f"{directory}/{ADDRESS}") for directory in UNITS]
+    unit = next((content for content in units if content is not None), None)
+    if unit is None:
+        if _is_copy(found):
+            yield Remove(path=COPY, reason="the image has no such unit", keep_copy=False)
+        return
+    wanted = MARK + REQUIRES.sub(b"", unit)
+    if (
+        volume.glob(f"/etc/systemd/system/*.wants/{ADDRESS}")
+        and _has_unit(template, OURS)
+        and REQUIRES.search(unit)
+        and (volume.kind(COPY) is None or _is_copy(found))
+        and found != wanted
+    ):
+        yield Write(
+            path=COPY, content=wanted, reason=f"the image's requires {SUPERSEDED[1]} at every boot"
+        )
+
+
+def _is_copy(content: bytes | None) -> bool:
+    return content is not None and content.startswith(MARK)
+
+
 def _has_unit(template: View, name: str) -> bool:
     return any(template.kind(f"{directory}/{name}") is not None for directory in UNITS)
 
 
 def _is_there(volume: View, template: View, name: str) -> bool:
-    own = volume.kind(f"/etc/systemd/system/{name}")
-    return own is not None or _has_unit(template, name)
+    own = f"/etc/systemd/system/{name}"
+    is_own = volume.kind(own) is not None and not _is_copy(volume.read(own))
+    return is_own or _has_unit(template, name)
 
 
 def _is_masked(volume: View, name: str) -> bool:

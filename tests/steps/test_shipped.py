@@ -446,6 +446,55 @@ def test_links_to_units_of_old_images_stay_where_nothing_else_does_their_work(
     assert scene.plan(step_of(scene, "s0110")) == ()
 
 
+ADDRESS: Final = "ipa-server-update-self-ip-address.service"
+ADDRESS_UNIT: Final = """\
+[Unit]
+Description=Update self IP address of the IPA server
+{requires}After=ipa.service
+After=ipa-server-upgrade.service
+
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/ipa-server-configure-first update-self-ip-address
+"""
+
+
+def test_the_unit_that_updates_the_address_no_longer_starts_the_old_upgrade(scene: Scene) -> None:
+    make_freeipa(scene)
+    unit = scene.image / "usr/lib/systemd/system" / ADDRESS
+    unit.write_text(ADDRESS_UNIT.format(requires="Requires=ipa-server-upgrade.service\n"))
+    (unit.parent / "ipa-server-upgrade.service").write_text("[Service]\n")
+    step = step_of(scene, "s0110")
+    scene.perform(*scene.plan(step))
+    assert set(links(scene, "container-ipa.target.wants")) == {ADDRESS}
+    copy = scene.volume() / UNITS / ADDRESS
+    assert copy.read_text().endswith(ADDRESS_UNIT.format(requires=""))
+    assert scene.plan(step) == ()
+    # A later image has another unit, and one after it none.
+    unit.write_text(unit.read_text().replace("oneshot", "exec"))
+    scene.perform(*scene.plan(step))
+    assert "Type=exec" in copy.read_text()
+    unit.unlink()
+    scene.perform(*scene.plan(step))
+    assert not copy.exists()
+    assert links(scene, "container-ipa.target.wants") == {}
+
+
+@pytest.mark.parametrize("own", ["[Service]\nExecStart=/mine\n", None])
+def test_an_administrators_own_unit_that_updates_the_address_stays(
+    scene: Scene, own: str | None
+) -> None:
+    make_freeipa(scene)
+    unit = scene.image / "usr/lib/systemd/system" / ADDRESS
+    unit.write_text(ADDRESS_UNIT.format(requires="Requires=ipa-server-upgrade.service\n"))
+    if own is None:
+        path = scene.link(f"{UNITS}/{ADDRESS}", "/dev/null")
+    else:
+        path = scene.put(f"{UNITS}/{ADDRESS}", own)
+    scene.perform(*scene.plan(step_of(scene, "s0110")))
+    assert (path.read_text() if own else os.readlink(path)) == (own or "/dev/null")
+
+
 def test_a_link_that_the_image_itself_ships_stays(scene: Scene) -> None:
     make_freeipa(scene)
     name = "multi-user.target.wants/ipa-server-configure-first.service"
