@@ -1,11 +1,15 @@
 """Lead pki-tomcat to the RESTEasy libraries of the image.
 
-Symptom: the certificate authority answers 404 or does not start at all after an upgrade,
-because JAVA_OPTS names a directory of the old distribution (P17 looks like it).
+Symptom: the REST interface of the certificate authority does not work after an upgrade, because
+JAVA_OPTS names a directory of the old distribution.
 
-Source: pkispawn once wrote -DRESTEASY_LIB=/usr/share/java/resteasy (or resteasy-base, in
-EL 7) to /etc/sysconfig/pki-tomcat, where it stays for ever. The freeipa-container images
-put the directory that they had in its place; a server without a CA has no such file (P25).
+Source: pkispawn of Dogtag 10.2 to 10.6 wrote -DRESTEASY_LIB=/usr/share/java/resteasy (or
+resteasy-base, in EL 7) to /etc/sysconfig/pki-tomcat (base/server/share/conf/tomcat.conf), and
+the security manager's policy gave the libraries their rights by it. Since 10.7.1 Dogtag takes
+the option out itself (base/server/upgrade/10.7.1/01-RemoveResteasyPath, run by "pki-server
+upgrade" before each start of the service), and no volume of a later one has it. The
+freeipa-container images put the directory that they had in its place; a server without a CA
+has no such file (P25).
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from collections.abc import Iterator
 from ipavolume.steps import StepAction, View, Write
 
 COMPONENT = "pki-server"
-APPLIES_FROM = ""
+APPLIES_FROM = "<10.7.1"
 WHEN = "upgrade"
 PHASE = "offline"
 

@@ -709,6 +709,13 @@ def test_an_image_without_an_override_is_of_the_platform_its_package_was_built_f
     assert scene.plan(step_of(scene, "s0410")) == ()
 
 
+def test_what_dogtag_does_itself_since_10_7_1_is_left_to_it(scene: Scene) -> None:
+    step = steps_in(scene.image)["s0400_resteasy_of_pki_tomcat"]
+    for version, asked in (("10.6.9-1.fc29", True), ("10.7.1-1.fc30", False)):
+        recorded = {"pki-server": f"0:{version}"}
+        assert applies(step, when=When.UPGRADE, recorded=recorded.get, known=True)[0] is asked
+
+
 # -- ipa-server-upgrade -------------------------------------------------------------------
 
 COPY: Final = f"{INSTANCE}/dse.ldif.ipa"
