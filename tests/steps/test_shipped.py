@@ -123,6 +123,7 @@ def scene(tmp_path: Path) -> Scene:
         "/usr/lib64/dirsrv/plugins/libback-ldbm.so",
         "/usr/share/java/resteasy/resteasy-core.jar",
         "/usr/lib/systemd/system/ipavolume-online.service",
+        "/usr/lib/systemd/system/ipa-ccache-sweep.timer",
     ):
         file = scene.image / path[1:]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -714,6 +715,34 @@ def test_what_dogtag_does_itself_since_10_7_1_is_left_to_it(scene: Scene) -> Non
     for version, asked in (("10.6.9-1.fc29", True), ("10.7.1-1.fc30", False)):
         recorded = {"pki-server": f"0:{version}"}
         assert applies(step, when=When.UPGRADE, recorded=recorded.get, known=True)[0] is asked
+
+
+# -- expired credential caches ------------------------------------------------------------
+
+TIMER: Final = "ipa-ccache-sweep.timer"
+
+
+def test_the_timer_that_removes_expired_credential_caches_is_enabled(scene: Scene) -> None:
+    make_freeipa(scene)
+    (action,) = scene.plan(step_of(scene, "s0420"))
+    assert isinstance(action, Command)
+    assert action.words == ("systemctl", "enable", TIMER)
+    assert action.may_fail
+
+
+@pytest.mark.parametrize("why", ["enabled", "masked", "no such timer", "not installed"])
+def test_the_timer_is_left_as_it_is(scene: Scene, why: str) -> None:
+    make_freeipa(scene)
+    match why:
+        case "enabled":
+            scene.link(f"{UNITS}/timers.target.wants/{TIMER}", f"/usr/lib/systemd/system/{TIMER}")
+        case "masked":
+            scene.link(f"{UNITS}/{TIMER}", "/dev/null")
+        case "no such timer":
+            (scene.image / "usr/lib/systemd/system" / TIMER).unlink()
+        case _:
+            (scene.volume() / "etc/ipa/ca.crt").unlink()
+    assert scene.plan(step_of(scene, "s0420")) == ()
 
 
 # -- ipa-server-upgrade -------------------------------------------------------------------
