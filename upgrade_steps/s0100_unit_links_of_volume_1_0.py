@@ -3,12 +3,11 @@
 Symptom: no service starts, because the volume enables them for multi-user.target, and the
 image boots into container-ipa.target.
 
-Source: volumes of format 1.0 (``/data/volume-version``) had a real directory
-``multi-user.target.wants``. From format 1.1 on ``container-ipa.target.wants`` holds the
-links, ``multi-user.target.wants`` is a link to it, and ``default.target`` leads to
-container-ipa.target; the images' own script for 1.0 to 1.1 did the same. Images for EL 10 and
-Fedora ship both names in their template, so the directory is there when this step's turn
-comes.
+Source: freeipa-container, ipa-volume-upgrade-1.0-1.1: volumes of format 1.0
+(``/data/volume-version``) had a real directory ``multi-user.target.wants``. From format 1.1 on
+``container-ipa.target.wants`` holds the links, ``multi-user.target.wants`` is a link to it, and
+``default.target`` leads to container-ipa.target. Images for EL 10 and Fedora ship both names in
+their template, so the directory is there when this step's turn comes.
 """
 
 from __future__ import annotations

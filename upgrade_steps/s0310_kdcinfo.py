@@ -3,9 +3,10 @@
 Symptom: kinit and the services wait for an address that the container had before, until they
 give up; a container gets another address at almost every start.
 
-Source: sssd's Kerberos locator plugin reads kdcinfo.REALM and kpasswdinfo.REALM in
-/var/lib/sss/pubconf, and sssd writes them anew when it finds a server. The
-freeipa-container images removed kdcinfo.* at each start.
+Source: sssd's Kerberos locator plugin (src/krb5_plugin/sssd_krb5_locator_plugin.c) reads
+kdcinfo.REALM and kpasswdinfo.REALM in /var/lib/sss/pubconf, and sssd writes them anew when it
+finds a server. The freeipa-container images removed kdcinfo.* at each start, and FreeIPA 4.9 to
+4.13 removes both at each upgrade (cleanup_kdcinfo of ipaserver/install/server/upgrade.py).
 """
 
 from __future__ import annotations

@@ -9,13 +9,20 @@ that follows waits for port 389 for ever (P2: freeipa-container issue 88). They 
 first, by this same step, so that it is also done where this very command was interrupted and
 is run again.
 
-Source: IPAUpgrade in ipaserver/install/upgradeinstance.py. Before it closes the listeners it
-copies dse.ldif to dse.ldif.ipa.*, and notes port, security, global lock and the state of the
-schema compatibility plugin in /var/lib/ipa/sysrestore/sysrestore.state, section [dirsrv]. Since
-4.9 a second attempt leaves the notes of the first as they are (upgrade-in-progress is set);
-before, it noted the closed listeners over them. So the notes are believed where they have a
-port, then the copies in which it is open and as far as they agree, then what every FreeIPA
-has: 389, and security on.
+Source: FreeIPA 4.9 to 4.13, ipaserver/install/upgradeinstance.py, IPAUpgrade. Before it closes
+the listeners it copies dse.ldif to dse.ldif.ipa.*, and notes port, security, global lock and the
+state of the schema compatibility plugin in /var/lib/ipa/sysrestore/sysrestore.state, section
+[dirsrv]. Since 4.9 a second attempt leaves the notes of the first as they are
+(upgrade-in-progress is set); before, it noted the closed listeners over them. So the notes are
+believed where they have a port, then the copies in which it is open and as far as they agree,
+then what every FreeIPA has: 389, and security on.
+
+However old the data are, one run brings them up: check_version of
+ipaserver/install/installutils.py refuses newer ones only, and every run goes through all
+updates and all of upgrade_configuration in ipaserver/install/server/upgrade.py. That writes,
+among others, named.conf from the image's template, ipa.conf and its like where the template's
+VERSION is higher, and makes the certmonger helpers that are missing. The files of the
+certificate authority are upgraded by Dogtag's own service before each start.
 """
 
 from __future__ import annotations
