@@ -1,12 +1,22 @@
-"""What README.rst shows of a file is what is in that file."""
+"""What README.rst shows of a file is what is in that file, and its chapter on FreeIPA holds."""
 
 from __future__ import annotations
 
+import configparser
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support import inside
 from support.command import PROJECT
+from support.images import Image, Packaged, build_rpm, make_image, picture
+
+from ipavolume.config.model import Config
+from ipavolume.config.profiles import PROFILES, VOLATILE
+from ipavolume.config.reading import parse_config
+from ipavolume.prepare.systemd import TARGET, WRAPPER
 
 README = (PROJECT / "README.rst").read_text(encoding="utf-8")
 
@@ -33,3 +43,148 @@ def test_all_that_is_shown_is_found() -> None:
         "tests/container/images/plain/Dockerfile",
         "tests/container/server.yaml",
     }
+
+
+# -- FreeIPA -----------------------------------------------------------------------------
+
+
+def _blocks() -> list[str]:
+    """Return the literal blocks of the chapter on FreeIPA."""
+    chapter = README.split("\nFreeIPA\n-------\n")[1].split("\n\n\n")[0]
+    return [
+        re.sub(r"^    ", "", block, flags=re.MULTILINE).strip("\n") + "\n"
+        for block in re.findall(r"::\n\n((?:(?:    .*)?\n)+)", chapter + "\n")
+    ]
+
+
+def _instructions(text: str) -> list[tuple[str, str]]:
+    """Return the instructions of a Dockerfile, each on one line."""
+    lines = re.sub(r"\s*\\\n\s*", " ", text).splitlines()
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+DOCKERFILES = {text.split()[1]: _instructions(text) for text in _blocks() if "FROM" in text}
+CONFIGURATIONS = [text for text in _blocks() if text.startswith("profile = ")]
+
+
+def test_there_is_a_dockerfile_for_either_family() -> None:
+    assert [base.partition(":")[0] for base in DOCKERFILES] == ["fedora", "almalinux"]
+
+
+@pytest.mark.parametrize("base", list(DOCKERFILES))
+def test_a_dockerfile_of_freeipa_is_complete(base: str) -> None:
+    """F64: what an image needs, each of which cost a failed installation."""
+    instructions = DOCKERFILES[base]
+    words = [word for word, _ in instructions]
+    assert set(words) == {"FROM", "RUN", "COPY", "ENV", "VOLUME", "STOPSIGNAL", "ENTRYPOINT"}
+    said = dict(instructions)
+    # Prepared last, when packages and files are there; then only what the engine is told.
+    (prepared,) = (
+        number for number, (_, rest) in enumerate(instructions) if "ipavolume prepare" in rest
+    )
+    assert words[prepared + 1 :] == ["VOLUME", "STOPSIGNAL", "ENTRYPOINT"]
+    assert ("COPY", "rootfs/ /") in instructions[:prepared]
+    volumes = [*PROFILES["freeipa"].volumes, VOLATILE["freeipa"]]
+    assert json.loads(said["VOLUME"]) == [volume.mount for volume in volumes]
+    assert json.loads(said["ENTRYPOINT"]) == [WRAPPER]
+    family, packages = ("rhel", "ipa") if base.startswith("alma") else ("fedora", "freeipa")
+    assert f"IPAPLATFORM_OVERRIDE={family}_container" in said["ENV"].split()
+    installed = instructions[1][1].split()
+    assert {f"{packages}-server", f"{packages}-server-dns"} <= set(installed)
+    # The interpreter of the environment is one that was installed.
+    (python,) = re.findall(r"([\w.]+) -m venv", str(instructions))
+    assert python in installed
+
+
+def test_systemd_is_told_of_the_platform_too() -> None:
+    (text,) = (text for text in _blocks() if "[Manager]" in text)
+    parser = configparser.ConfigParser()
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    told = parser["Manager"]["DefaultEnvironment"]
+    assert told in dict(DOCKERFILES["fedora:44"])["ENV"].split()
+    assert f"After={TARGET}" in README
+
+
+def test_the_profile_is_what_readme_prints() -> None:
+    """F63: an error named packages that nobody had written anywhere."""
+    printed = parse_config(CONFIGURATIONS[0].encode())
+    assert printed == parse_config(b'profile = "freeipa"\n')
+    # Not because the profile filled in what is not printed.
+    bare = parse_config(CONFIGURATIONS[0].partition("\n")[2].encode())
+    for name in Config.__dataclass_fields__:
+        if name != "profile":
+            assert getattr(bare, name) == getattr(printed, name), name
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Packages with FreeIPA's names in two versions; the DNS server is not installed."""
+    top = tmp_path_factory.mktemp("servers")
+
+    def build(version: str) -> list[Path]:
+        files = {
+            "freeipa-server": ("/etc/ipa/default.conf", "/var/lib/ipa/state"),
+            "389-ds-base": ("/etc/dirsrv/config", "/var/lib/dirsrv/state"),
+            "certmonger": ("/etc/certmonger/certmonger.conf", "/var/lib/certmonger/lock"),
+            "sssd-common": ("/etc/sssd/sssd.conf", "/var/lib/gssproxy/state"),
+        }
+        said = f"echo {version} $1 >>/data/var/log/ipaupgrade.log"
+        return [
+            build_rpm(
+                top,
+                name,
+                [
+                    Packaged(path=kept, words="%config(noreplace)", content=f"{kept} {version}\n"),
+                    Packaged(path=state, content=f"{version}\n"),
+                ],
+                version=version,
+                scriptlets=f"%post\n{said}\n" if name == "389-ds-base" else "",
+            )
+            for name, (kept, state) in files.items()
+        ]
+
+    return {version: build(version) for version in ("1", "2")}
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize("number", range(len(CONFIGURATIONS)))
+def test_an_image_as_readme_shows_it_lives(
+    tmp_path: Path, servers: dict[str, list[Path]], number: int
+) -> None:
+    """Its configuration and the lists that come with it: prepare, start, edit, upgrade."""
+    text = re.sub(r"^(command|exec) = .*$", r"\1 = []", CONFIGURATIONS[number], flags=re.MULTILINE)
+    if number:
+        text += "[first-run]\ncommand = []\n[start]\nexec = []\n"
+    volumes = {mount: tmp_path / mount[1:] for mount in ("/data", "/volatile")}
+    for volume in volumes.values():
+        volume.mkdir(mode=0o755)
+
+    def image(version: str) -> Image:
+        image = make_image(tmp_path / version, servers[version])
+        image.mask_steps()
+        image.write("/usr/bin/sh", Path("/bin/sh").read_bytes(), mode=0o755)
+        (image.root / "bin").symlink_to("usr/bin")
+        image.write("/etc/ipavolume.toml", text)
+        image.write("/etc/volume-own-list", "/etc/own/\n")
+        image.write("/etc/own/conf", f"own {version}\n")
+        image.write("/var/lib/dirsrv/cache", f"{version}\n")
+        image.prepare(build_id=version)
+        done = inside.run(image.root, volumes, [*inside.IPAVOLUME, "start", "--", "true"])
+        assert done.returncode == 0, done.stderr
+        return image
+
+    image("1")
+    edited = volumes["/data"] / "etc/sssd/sssd.conf"
+    assert edited.read_text() == "/etc/sssd/sssd.conf 1\n"
+    edited.write_text("edited\n")
+    second = image("2")
+    assert edited.read_text() == "edited\n"
+    assert edited.with_name("sssd.conf.rpmnew").read_text() == "/etc/sssd/sssd.conf 2\n"
+    assert (volumes["/data"] / "etc/dirsrv/config").read_text() == "/etc/dirsrv/config 2\n"
+    assert (volumes["/data"] / "var/log/ipaupgrade.log").read_text() == "2 2\n"
+    assert (volumes["/data"] / "etc/own").is_dir() == bool(number)
+    shipped = picture(second.root / "volatile-template", times=False)
+    assert "/var/lib/gssproxy/state" in shipped
+    assert picture(volumes["/volatile"], times=False) == shipped
