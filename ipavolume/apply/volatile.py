@@ -17,18 +17,20 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
 
 
-def _empty(directory: int, path: str, points: Sequence[str]) -> None:
-    """Remove all that is in a directory of a volume, but for mount points and the way there."""
-    for name in os.listdir(directory):
-        below = path + name
-        if below in points:
-            continue
-        if not any(point.startswith(below + "/") for point in points):
-            trees.remove_tree(directory, name)
-            continue
-        inside = files.open_directory(directory, name)
+def _empty(directory: int, points: Sequence[str]) -> None:
+    """Remove all that is on a volume, but for mount points and the ways there."""
+    ways = {""}
+    for point in points:
+        if not any(point.startswith(other + "/") for other in points):
+            while point := point.rpartition("/")[0]:
+                ways.add(point)
+    for way in ways:
+        inside = files.open_directory(directory, way)
         try:
-            _empty(inside, below + "/", points)
+            for name in os.listdir(inside):
+                below = f"{way}/{name}" if way else name
+                if below not in points and below not in ways:
+                    trees.remove_tree(inside, name)
         finally:
             os.close(inside)
 
@@ -43,7 +45,7 @@ def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progre
         progress(f"filling {mount}")
         points = mounts.mount_points_below(volume.directory)
         with failures.attempt("empty", mount):
-            _empty(volume.fd, "", points)
+            _empty(volume.fd, points)
         fill(image, mount, volume.fd)
 
 

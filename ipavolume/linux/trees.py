@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -55,11 +54,12 @@ def remove_tree(directory: int, name: str) -> None:
     """Remove *name* and everything below it, following nothing; nothing there is fine.
 
     However deep the tree is, a bounded number of descriptors is open. Nothing is renamed on
-    the way: below an overlay that would fail for what an image's lower layers hold.
+    the way: below an overlay that would fail for what an image's lower layers hold. What is
+    mounted in the tree is not entered.
 
     Raises:
-        OSError: ``ESTALE`` when a directory was moved meanwhile, ``ENOTEMPTY`` or ``EBUSY``
-            when something was put into one, or mounted there.
+        OSError: ``ESTALE`` when a directory was moved meanwhile; ``ENOTEMPTY``, with the words of
+            what it is, when something was put into a directory or is mounted there.
     """
     with Cursor(directory) as cursor:
         levels: list[tuple[str, list[str]]] = []
@@ -72,36 +72,78 @@ def remove_tree(directory: int, name: str) -> None:
                     continue
                 if not stat.S_ISDIR(st.st_mode):
                     unlink(cursor.fd, entry)
-                    continue
-                cursor.enter(entry)
-                levels.append((entry, pending))
-                pending = os.listdir(cursor.fd)
+                # A mount point is busy and not called full, whatever is mounted there.
+                elif (said := _remove_directory(cursor.fd, entry)) in (
+                    errno.ENOTEMPTY,
+                    errno.EEXIST,
+                ):
+                    cursor.enter(entry)
+                    levels.append((entry, pending))
+                    pending = os.listdir(cursor.fd)
+                elif said:
+                    raise _in_the_way(said, entry)
             elif levels:
-                cursor.leave()
                 entry, pending = levels.pop()
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(entry, dir_fd=cursor.fd)
+                try:
+                    cursor.leave()
+                except OSError as err:
+                    if err.errno != errno.ESTALE:
+                        raise
+                    text = "was moved while it was being removed"
+                    raise OSError(errno.ESTALE, text, entry) from err
+                if said := _remove_directory(cursor.fd, entry):
+                    raise _in_the_way(said, entry)
             else:
                 return
+
+
+def _remove_directory(directory: int, name: str) -> int:
+    """Remove the empty directory *name*; return what is in the way, 0 when it is gone."""
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except FileNotFoundError:
+        return 0
+    except OSError as err:
+        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY):
+            raise
+        return err.errno
+    return 0
+
+
+def _in_the_way(code: int, name: str) -> OSError:
+    # Something on this machine is in the way, which is no matter of how the tree was made.
+    return OSError(errno.ENOTEMPTY, os.strerror(code), name)
 
 
 def sync_tree(directory: int, name: str) -> None:
     """``fsync`` every file and directory below *name*: for file systems without ``syncfs``."""
     st = lstat(directory, name)
-    if st is None or not (stat.S_ISDIR(st.st_mode) or stat.S_ISREG(st.st_mode)):
+    if st is None:
         return
-    if stat.S_ISREG(st.st_mode):
-        fd = open_regular(directory, name)
-        if fd is not None:
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    if not stat.S_ISDIR(st.st_mode):
+        _sync_file(directory, name, st)
         return
     fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
     try:
-        for entry in os.listdir(fd):
-            sync_tree(fd, entry)
+        for visit in walk(fd, depth_first=True):
+            if visit.leaving:
+                _sync(os.open(visit.name, DIRECTORY_FLAGS, dir_fd=visit.directory))
+            else:
+                _sync_file(visit.directory, visit.name, visit.st)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_file(directory: int, name: str, st: os.stat_result) -> None:
+    fd = open_regular(directory, name) if stat.S_ISREG(st.st_mode) else None
+    if fd is not None:
+        _sync(fd)
+
+
+def _sync(fd: int) -> None:
+    """``fsync`` what is behind *fd*, and close it."""
+    try:
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ from typing import Final
 from ipavolume.errors import CannotCreateError, IpaVolumeError, VolumeIOError, told_as
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
-from ipavolume.linux.trees import Cursor, remove_tree
+from ipavolume.linux.trees import Cursor
 from ipavolume.model.files import Metadata, Xattrs
 
 _READ_BYTES: Final = 1 << 20
@@ -113,21 +113,6 @@ def metadata_of(directory: int, name: str) -> Metadata | None:
     if st is None or not stat.S_ISDIR(st.st_mode):
         return None
     return files.metadata(st, xattrs_of(directory, name))
-
-
-def remove(directory: int, name: str) -> None:
-    """Remove *name* and everything below it.
-
-    Raises:
-        OSError: ``ENOTEMPTY`` for a directory that cannot be removed, so that the error is that
-            of something in the way on this machine and not of an image to be corrected.
-    """
-    try:
-        remove_tree(directory, name)
-    except OSError as err:
-        if err.errno != errno.EBUSY:
-            raise
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), err.filename) from err
 
 
 def make_missing(tree: ImageTree, location: str, wanted: Callable[[str], Metadata]) -> bool:

@@ -18,8 +18,9 @@ from ipavolume.formats import checks
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
+from ipavolume.linux.trees import remove_tree
 from ipavolume.model.files import Metadata
-from ipavolume.prepare.files import remove, reported
+from ipavolume.prepare.files import reported
 
 WORK_DIRECTORY: Final = ".ipavolume-prepare"
 PRIVATE: Final = Metadata(uid=0, gid=0, mode=0o700)
@@ -45,7 +46,7 @@ class Replacement:
 def write_journal(top: int, replacements: Sequence[Replacement]) -> None:
     """Record that the copies of these originals are complete; they may be removed now."""
     data = [[item.location, item.target, item.inode] for item in replacements]
-    remove(top, WORK_DIRECTORY)
+    remove_tree(top, WORK_DIRECTORY)
     files.make_complete_directory(top, WORK_DIRECTORY, PRIVATE)
     work = files.open_directory(top, WORK_DIRECTORY)
     try:
@@ -104,7 +105,7 @@ def _inode(value: object) -> int:
 
 def forget_journal(top: int) -> None:
     """Remove the working directory, and the journal in it."""
-    remove(top, WORK_DIRECTORY)
+    remove_tree(top, WORK_DIRECTORY)
 
 
 def replace_originals(tree: ImageTree, replacements: Sequence[Replacement]) -> int:
@@ -133,7 +134,7 @@ def _replace(parent: int, name: str, item: Replacement) -> bool:
     if st.st_ino != item.inode:
         return False
     if stat.S_ISDIR(st.st_mode):
-        remove(parent, name)
+        remove_tree(parent, name)
         files.make_symlink(parent, name, item.target, uid=0, gid=0)
     else:
         files.replace_by_link(parent, name, item.target)

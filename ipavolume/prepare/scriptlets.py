@@ -26,10 +26,11 @@ from ipavolume.errors import (
 from ipavolume.image.scriptlets import DIRECTORY, INDEX_NAME, MAX_BODY_BYTES, MAX_CATALOGUE_BYTES
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import command, files
+from ipavolume.linux.trees import remove_tree
 from ipavolume.model.packages import RpmPackage, RpmScriptlet
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.progress import Progress
-from ipavolume.prepare.files import remove, reported
+from ipavolume.prepare.files import reported
 from ipavolume.rpm import running, scriptlets, versions
 from ipavolume.rpm.catalogue import dump, safe_names, sealed
 from ipavolume.rpm.scriptlets import LUA, Catalogue, Scriptlet
@@ -265,7 +266,7 @@ def _remove_others(directory: int, described: Described) -> bool:
         if name != INDEX_NAME and name not in described.bodies
     ]
     for name in others:
-        remove(directory, name)
+        remove_tree(directory, name)
     return bool(others)
 
 
@@ -275,7 +276,7 @@ def _holds(directory: int, name: str, content: bytes) -> bool:
         return False
     if not stat.S_ISREG(st.st_mode):
         # A directory would be in the way of the rename.
-        remove(directory, name)
+        remove_tree(directory, name)
         return False
     if (
         st.st_size != len(content)

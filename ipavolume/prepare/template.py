@@ -17,7 +17,7 @@ from typing import Final
 from ipavolume.errors import VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import copying, files
-from ipavolume.linux.trees import Cursor, walk
+from ipavolume.linux.trees import Cursor, remove_tree, walk
 from ipavolume.model.files import FileType, Metadata, Xattrs
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
@@ -26,7 +26,6 @@ from ipavolume.prepare.files import (
     digests_of,
     make_missing,
     metadata_of,
-    remove,
     xattrs_of,
 )
 from ipavolume.prepare.originals import PRIVATE, WORK_DIRECTORY
@@ -78,14 +77,14 @@ class Template:
     @contextlib.contextmanager
     def _work(self, top: int) -> Iterator[int]:
         """Hold an empty working directory that only root can enter."""
-        remove(top, WORK_DIRECTORY)
+        remove_tree(top, WORK_DIRECTORY)
         files.make_complete_directory(top, WORK_DIRECTORY, PRIVATE)
         work = files.open_directory(top, WORK_DIRECTORY)
         try:
             yield work
         finally:
             os.close(work)
-        remove(top, WORK_DIRECTORY)
+        remove_tree(top, WORK_DIRECTORY)
 
     def make_parents(self, place: str, wanted: Callable[[str], Metadata | None]) -> bool:
         """Make the directories above *place*; tell whether anything was changed.
@@ -268,7 +267,7 @@ def _merge(source: int, new: str, directory: int, name: str) -> None:
         return
     if there is None or not (stat.S_ISDIR(st.st_mode) and stat.S_ISDIR(there.st_mode)):
         if there is not None and stat.S_ISDIR(there.st_mode) != stat.S_ISDIR(st.st_mode):
-            remove(directory, name)
+            remove_tree(directory, name)
         files.rename(source, new, directory, name)
         return
     with contextlib.ExitStack() as stack:
@@ -285,7 +284,7 @@ def _merge(source: int, new: str, directory: int, name: str) -> None:
             taken = files.lstat(cursor.fd, visit.name)
             is_directory = stat.S_ISDIR(visit.st.st_mode)
             if taken is not None and stat.S_ISDIR(taken.st_mode) != is_directory:
-                remove(cursor.fd, visit.name)
+                remove_tree(cursor.fd, visit.name)
                 taken = None
             if is_directory:
                 if taken is None:

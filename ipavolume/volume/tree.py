@@ -157,12 +157,15 @@ class Tree:
 
     def content_below(self, path: str) -> Iterator[str]:
         """Yield every path below the directory *path*, parents first."""
-        for name in self.children(path):
-            below = f"{path}/{name}"
-            yield below
-            st = self.stat(below)
-            if st is not None and stat.S_ISDIR(st.st_mode):
-                yield from self.content_below(below)
+        todo = [path]
+        while todo:
+            above = todo.pop()
+            if above != path:
+                yield above
+                st = self.stat(above)
+                if st is None or not stat.S_ISDIR(st.st_mode):
+                    continue
+            todo += [f"{above}/{name}" for name in reversed(self.children(above))]
 
     def is_roots_alone(self, path: str) -> bool:
         """Tell whether nobody but root can have put *path* where it is.
