@@ -128,11 +128,6 @@ class Context:
         """Close everything; with the volumes the lock goes."""
         self._stack.close()
 
-    @property
-    def is_inside(self) -> bool:
-        """The image is the system that runs here, so that its programs may be executed."""
-        return self.options.root == "/"
-
 
 def parse_volume_option(value: str) -> tuple[str, str]:
     """Split ``[MOUNT=]DIR``; the mount is "" for the primary volume's.

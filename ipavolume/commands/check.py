@@ -117,7 +117,7 @@ def inspect(options: Options) -> Inspection:
             facts = context.volumes.facts()
             index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
             verdict = assess.judge(context, facts)
-            findings += _in_use(context.volumes, facts, inside=context.is_inside)
+            findings += _in_use(context.volumes, facts, inside=context.image.is_inside)
             findings += _of_nobody(context.volumes)
             return _inspect(context, facts, verdict, findings, image)
         except ConfigurationError:
@@ -238,7 +238,10 @@ def _inspect(
                     message="the plan leaves out what could not be read",
                 )
             )
-    if found is State.CURRENT and (first_run := _first_run(context)) is not None:
+    if (
+        found is State.CURRENT
+        and (first_run := _first_run(context.image, context.volumes)) is not None
+    ):
         found, reason, finding, status = first_run
         findings += [] if finding is None else [finding]
     primary = facts[context.volumes.primary.mount]
@@ -270,16 +273,16 @@ def _drift(context: Context, verdict: Verdict, facts: Mapping[str, Facts]) -> li
     ]
 
 
-def _first_run(context: Context) -> tuple[State, str, Finding | None, int] | None:
+def _first_run(image: Image, volumes: Volumes) -> tuple[State, str, Finding | None, int] | None:
     """Return state, reason, finding and exit status where the first run is not done.
 
     Raises:
         UnsafeVolumeError: If what has to be looked at is not what it can be.
     """
-    looked = standing.look(context)
+    looked = standing.look(image, volumes)
     if looked is None:
         return None
-    if running := standing.under_way(looked, context.volumes, inside=context.is_inside):
+    if running := standing.under_way(looked, volumes, inside=image.is_inside):
         return State.UNCONFIGURED, running, None, EXIT_LOCKED
     judgement = looked.judgement
     finding = _finding(judgement.error) if judgement.error is not None else None

@@ -22,6 +22,7 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.standing import Standing
+from ipavolume.image.image import Image
 from ipavolume.linux import command
 from ipavolume.model import tasks
 from ipavolume.model.progress import say_nothing
@@ -30,6 +31,7 @@ from ipavolume.steps import verify
 from ipavolume.volume import logs
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.lock import Lock
+from ipavolume.volume.volumes import Volumes
 
 _BOOTED: Final = "/run/systemd/system"
 _TARGET: Final = "default.target"
@@ -66,38 +68,37 @@ def ask(context: Context, probe: Probe) -> Answer:
         IpaVolumeError: If a volume cannot be read or trusted.
     """
     facts = context.volumes.facts()
-    answer = _started(context, facts[context.volumes.primary.mount])
+    answer = _started(context.image, context.volumes, facts[context.volumes.primary.mount])
     if answer.exit_status != 0:
         return answer
     wanted = context.image.header.build_id
     for mount, found in facts.items():
         if found.transaction is not None or found.build_id != wanted:
             what = found.build_id or "nothing"
-            return _not_yet(context, f"{mount} is at {what}, the image is {wanted}")
+            return _not_yet(context.image, f"{mount} is at {what}, the image is {wanted}")
     if probe is Probe.READY:
-        return _is_ready(context, answer)
+        return _is_ready(context.image, context.volumes, answer)
     return answer
 
 
-def _started(context: Context, facts: Facts) -> Answer:
+def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
     open_ = facts.transaction
     if open_ is None:
-        if facts.build_id != context.image.header.build_id:
+        if facts.build_id != image.header.build_id:
             what = facts.build_id or "nothing"
             return _not_yet(
-                context,
-                f"{context.volumes.primary.mount} is at {what}, the image is "
-                f"{context.image.header.build_id}",
+                image,
+                f"{volumes.primary.mount} is at {what}, the image is {image.header.build_id}",
             )
-        found = firstrun.look(context)
+        found = firstrun.look(image, volumes)
         if found is not None:
-            if running := firstrun.under_way(found, context.volumes, inside=context.is_inside):
-                return _not_yet(context, running)
+            if running := firstrun.under_way(found, volumes, inside=image.is_inside):
+                return _not_yet(image, running)
             if found.judgement.standing is not Standing.DONE:
-                return _not_yet(context, f"first run: {found.judgement.standing}")
+                return _not_yet(image, f"first run: {found.judgement.standing}")
         return Answer(exit_status=0, text=f"current ({facts.build_id})")
     text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
-    plan = read_open_plan(context.volumes, {context.volumes.primary.mount: facts})
+    plan = read_open_plan(volumes, {volumes.primary.mount: facts})
     left = tasks.pending(plan.tasks, facts.tasks)
     if left:
         number = len(plan.tasks) - len(left) + 1
@@ -106,17 +107,17 @@ def _started(context: Context, facts: Facts) -> Answer:
     states = [record.state for record in facts.tasks.records.values()]
     if TaskState.FAILED in states and TaskState.STARTED not in states:
         return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"failed: {text}")
-    return _not_yet(context, text)
+    return _not_yet(image, text)
 
 
-def _not_yet(context: Context, text: str) -> Answer:
-    if context.is_inside and hold.is_on_hold():
+def _not_yet(image: Image, text: str) -> Answer:
+    if image.is_inside and hold.is_on_hold():
         return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {text}")
     return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {text}")
 
 
-def _is_ready(context: Context, started: Answer) -> Answer:
-    if not context.is_inside:
+def _is_ready(image: Image, volumes: Volumes, started: Answer) -> Answer:
+    if not image.is_inside:
         return started
     text = started.text
     first = _first_process()
@@ -134,7 +135,7 @@ def _is_ready(context: Context, started: Answer) -> Answer:
             state = ended.lines[-1] if ended.lines else f"systemctl ended with {ended.status}"
             return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
         text += f", {_TARGET} is active"
-    wrong = _verify(context)
+    wrong = _verify(image, volumes)
     if wrong:
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
     return Answer(exit_status=0, text=text)
@@ -152,17 +153,17 @@ def _first_process() -> str:
         return ""
 
 
-def _verify(context: Context) -> str:
+def _verify(image: Image, volumes: Volumes) -> str:
     """Have verified what is not verified yet; return what is not right, or ""."""
-    run, steps = verify.pending(context.image, context.volumes.primary)
+    run, steps = verify.pending(image, volumes.primary)
     if not steps:
         return ""
-    with Lock(inside=context.is_inside) as lock:
-        if not lock.go_on(context.volumes.values()):
+    with Lock(inside=image.is_inside) as lock:
+        if not lock.go_on(volumes.values()):
             return "another command of this container works on the volume"
         speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=start.redactor())
-        output = open_log(context.image, context.volumes, run, speaker)
+        output = open_log(image, volumes, run, speaker)
         try:
-            return verify.verify(context.image, context.volumes, run, steps, output)
+            return verify.verify(image, volumes, run, steps, output)
         finally:
             output.close()

@@ -62,13 +62,13 @@ class Beginning:
     keeper: int = 0
 
 
-def begin(context: Context, arguments: Sequence[str]) -> Beginning:
+def begin(image: Image, arguments: Sequence[str]) -> Beginning:
     """Tell from configuration and command line what is to be done.
 
     Raises:
         UsageError: If the arguments make no sense.
     """
-    configured = context.image.config.start_exec
+    configured = image.config.start_exec
     words = configured or tuple(arguments)
     given = tuple(arguments) if configured else ()
     request = make_request(given, os.environ)
@@ -77,8 +77,8 @@ def begin(context: Context, arguments: Sequence[str]) -> Beginning:
         arguments=given,
         request=request,
         redactor=Redactor(request.secrets()),
-        systemd=context.is_inside
-        and handover.is_systemd(words, context.options.root, unit=context.image.config.online_unit),
+        systemd=image.is_inside
+        and handover.is_systemd(words, image.root, unit=image.config.online_unit),
     )
 
 
@@ -109,7 +109,7 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
     """
     with Work(options) as work:
         context = work.context
-        beginning = begin(context, arguments)
+        beginning = begin(context.image, arguments)
         work.take(shown.say)
         outcome = work.attempt(
             lambda speaker: _bring_up(work, beginning, speaker),
@@ -164,7 +164,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
 
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
-            first_run.check_request(context, beginning.request)
+            first_run.check_request(context.image, context.volumes, beginning.request)
         volatile.fill_volatile(context.image, context.volatile, speaker.say)
 
     phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
@@ -192,7 +192,7 @@ def _after(
     phases: Sequence[str],
 ) -> Outcome:
     """Do what follows once the volumes are current: steps of every start, first run."""
-    if context.is_inside and Phase.OFFLINE in phases:
+    if context.image.is_inside and Phase.OFFLINE in phases:
         from ipavolume.apply import tasks
 
         tasks.run_start_steps(
@@ -206,13 +206,15 @@ def _after(
     ready = first_run.due(context, beginning.request, say=speaker.say)
     if ready is None:
         return outcome
-    if not context.is_inside:
+    if not context.image.is_inside:
         raise first_run.refuse_outside(context.image)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
     log = open_log(context.image, context.volumes, _FIRST_RUN, speaker)
     try:
-        standing = first_run.run(context, ready, say=log.say, output=log.line)
+        standing = first_run.run(
+            context.image, context.volumes, ready, say=log.say, output=log.line
+        )
     finally:
         log.close()
     _record_first_run(context, standing)

@@ -88,7 +88,7 @@ def upgrade(
 
     def first(_: Verdict) -> None:
         # A start that was refused has not filled them, and the commands may need them.
-        if context.is_inside:
+        if context.image.is_inside:
             volatile.fill_empty(context.image, context.volatile, speaker.say)
 
     return bring_up(context, speaker, phases=phases, joined=joined, first=first)
@@ -142,7 +142,7 @@ def bring_up(
         if does is Does.RESUME:
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
-            _refuse_while_waiting(context, verdict)
+            _refuse_while_waiting(context.image, context.volumes, verdict)
             _drop_stale(context.volumes, facts)
             made = draft(context, verdict, facts)
             _refuse_unreadable(made)
@@ -156,17 +156,17 @@ def bring_up(
     raise AssertionError("the volume does not become current")
 
 
-def _refuse_while_waiting(context: Context, verdict: Verdict) -> None:
+def _refuse_while_waiting(image: Image, volumes: Volumes, verdict: Verdict) -> None:
     """Refuse new files under an installation that waits for an answer from outside.
 
     Raises:
         RefusedError: If there is one.
     """
-    if not conduct(verdict.state).replaces_files or context.image.config.first_run is None:
+    if not conduct(verdict.state).replaces_files or image.config.first_run is None:
         return
     from ipavolume.firstrun import standing
 
-    if standing.standing(context) is standing.Standing.WAITING:
+    if standing.standing(image, volumes) is standing.Standing.WAITING:
         raise RefusedError(
             f"the first run waits for an answer, and the volume is {verdict.reason}",
             code="waiting",

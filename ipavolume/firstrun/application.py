@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from ipavolume.config.model import FirstRunConfig
-from ipavolume.context import Context
 from ipavolume.errors import RefusedError
 from ipavolume.firstrun.request import (
     FirstRunCommand,
@@ -15,7 +14,9 @@ from ipavolume.firstrun.request import (
     options_in,
     secrets_of,
 )
+from ipavolume.image.image import Image
 from ipavolume.volume.members import Volume
+from ipavolume.volume.volumes import Volumes
 
 Read = Callable[[str], bytes | None]
 """Returns the content of a file, or ``None`` when there is none."""
@@ -110,7 +111,7 @@ class Application:
             RefusedError: If it cannot be done.
         """
 
-    def keep_request(self, context: Context, config: FirstRunConfig) -> None:
+    def keep_request(self, image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
         """Put what somebody outside has to answer where that is looked for."""
 
     def waits(self, config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:

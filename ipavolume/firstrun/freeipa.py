@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ipavolume.config.model import FirstRunConfig
-from ipavolume.context import Context
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.firstrun import looking
 from ipavolume.firstrun.application import Application, Read
@@ -28,9 +27,11 @@ from ipavolume.firstrun.request import (
     split_words,
     value_of,
 )
+from ipavolume.image.image import Image
 from ipavolume.linux import files
 from ipavolume.volume import failures
 from ipavolume.volume.members import Volume
+from ipavolume.volume.volumes import Volumes
 
 HOSTNAME: Final = "hostname"
 HOSTS: Final = "/etc/hosts"
@@ -246,16 +247,14 @@ def go_by(server: str, *, own: str) -> None:
         ) from err
 
 
-def keep_request(context: Context, config: FirstRunConfig) -> None:
+def keep_request(image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
     """Put the request that the CA has to sign where the FreeIPA images have it."""
     directory, _, name = config.waiting_when.rpartition("/")
-    volume = context.volumes.primary
+    volume = volumes.primary
     if directory != volume.mount:
         return
-    with context.volumes.tree() as tree:
-        there = looking.There(
-            tree, context.image.header.volumes, inside=context.is_inside, configured=False
-        )
+    with volumes.tree() as tree:
+        there = looking.There(tree, image.header.volumes, inside=image.is_inside, configured=False)
         data = there.read(REQUEST_TO_SIGN)
         if data is None or there(config.waiting_when):
             return
@@ -317,9 +316,9 @@ class FreeIPA(Application):
         """See the base."""
         go_by(host, own=own)
 
-    def keep_request(self, context: Context, config: FirstRunConfig) -> None:
+    def keep_request(self, image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
         """See the base."""
-        keep_request(context, config)
+        keep_request(image, volumes, config)
 
     def waits(self, config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
         """See the base."""

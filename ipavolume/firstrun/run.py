@@ -50,19 +50,19 @@ def _read_secret(path: str) -> bytes:
     return data
 
 
-def check_request(context: Context, asked: Request) -> None:
+def check_request(image: Image, volumes: Volumes, asked: Request) -> None:
     """Refuse, before an empty volume is populated, what the first run would refuse after it.
 
     Raises:
         UsageError: If the request makes no sense, or there is no container to run it in.
         RefusedError: If the container's name is none for a server.
     """
-    config = context.image.config.first_run
+    config = image.config.first_run
     if config is None:
         return
-    if not context.is_inside:
-        raise refuse_outside(context.image)
-    command = _command(context.volumes, config, asked)
+    if not image.is_inside:
+        raise refuse_outside(image)
+    command = _command(volumes, config, asked)
     application_of(config).new_host(command, own=host_name())
 
 
@@ -99,7 +99,7 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
             makes no sense.
     """
     config = context.image.config.first_run
-    found = look(context)
+    found = look(context.image, context.volumes)
     if config is None or found is None:
         return None
     standing, allow = found.judgement.standing, context.options.allow
@@ -119,7 +119,7 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     application = application_of(config)
     if standing in (Standing.DONE, Standing.WAITING):
         application.check_host(found.host, asked, own=own, allow=allow)
-        if context.is_inside and "hostname" not in allow:
+        if context.image.is_inside and "hostname" not in allow:
             application.go_by(found.host, own=own)
     if standing is Standing.DONE:
         if record.state != DONE:
@@ -130,7 +130,7 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
             )
         return None
     if standing is Standing.WAITING:
-        application.keep_request(context, config)
+        application.keep_request(context.image, context.volumes, config)
         if record.state != WAITING:
             record = replace(record, state=WAITING)
             write_record(context.volumes.primary, record)
@@ -141,7 +141,7 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         host = record.host or own
     else:
         host = application.new_host(command, own=own)
-        if context.is_inside and "hostname" not in allow:
+        if context.image.is_inside and "hostname" not in allow:
             application.go_by(host, own=own)
     return Ready(config=config, asked=asked, command=command, record=replace(record, host=host))
 
@@ -158,13 +158,16 @@ def _command(volumes: Volumes, config: FirstRunConfig, asked: Request) -> FirstR
     )
 
 
-def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> Standing:
+def run(
+    image: Image, volumes: Volumes, ready: Ready, *, say: Progress, output: Progress
+) -> Standing:
     """Run the first run; say how far it is then.
 
     It is recorded as started, durably, before the command starts. The volumes are locked.
 
     Args:
-        context: The volumes; of a container, nothing of an image is executed on a host.
+        image: The image; of a container, nothing of an image is executed on a host.
+        volumes: The volumes.
         ready: What is to be run.
         say: Told of what happens.
         output: Told of each line that the command prints, secrets taken out, where it has no
@@ -178,14 +181,14 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
         StoppedError: If a signal asked for an end.
         UsageError: If this is no container of the image.
     """
-    if not context.is_inside:
-        raise refuse_outside(context.image)
+    if not image.is_inside:
+        raise refuse_outside(image)
     config = ready.config
-    volume, command = context.volumes.primary, ready.command
+    volume, command = volumes.primary, ready.command
     record = replace(
         ready.record,
         state=STARTED,
-        image=context.image.build_id,
+        image=image.build_id,
         started=clock.now(),
         finished="",
         exit_status=None,
@@ -221,9 +224,9 @@ def run(context: Context, ready: Ready, *, say: Progress, output: Progress) -> S
             write_record(volume, replace(record, finished=clock.now()))
         raise
     try:
-        return _conclude(context, config, command, record, ended, redactor, say)
+        return _conclude(image, volumes, ready, record, ended, redactor, say)
     except CommandFailedError as err:
-        if cause := suspects.cause(context.image):
+        if cause := suspects.cause(image):
             err.path, err.hint = cause.path, f"{cause.hint} {err.hint}"
         raise
 
@@ -239,29 +242,29 @@ def refuse_outside(image: Image) -> UsageError:
 
 
 def _conclude(
-    context: Context,
-    config: FirstRunConfig,
-    command: FirstRunCommand,
+    image: Image,
+    volumes: Volumes,
+    ready: Ready,
     record: FirstRunRecord,
     ended: Ended,
     redactor: Redactor,
     say: Progress,
 ) -> Standing:
     """Judge by what the command left, and record it."""
-    volume = context.volumes.primary
+    config, command, volume = ready.config, ready.command, volumes.primary
     # What it wrote is to be on the disk before it is called done.
-    for one in context.volumes.values():
+    for one in volumes.values():
         area.sync_area(one)
     record = replace(record, finished=clock.now(), exit_status=ended.status)
     write_record(volume, record)
-    found = look(context)
+    found = look(image, volumes)
     if found is None:
         raise AssertionError
     standing = found.judgement.standing
     succeeded = ended.status == 0 and not ended.timed_out
     if standing is Standing.WAITING:
         application = application_of(config)
-        application.keep_request(context, config)
+        application.keep_request(image, volumes, config)
         write_record(volume, replace(record, state=WAITING))
         if succeeded:
             waits = application.waits(config, command)

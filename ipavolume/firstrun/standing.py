@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import FirstRunConfig
-from ipavolume.context import Context
 from ipavolume.errors import (
     IpaVolumeError,
     UnsafeVolumeError,
@@ -25,6 +24,7 @@ from ipavolume.errors import (
 from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.looking import There
 from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
+from ipavolume.image.image import Image
 from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_locked
 from ipavolume.volume.members import Volume
@@ -183,24 +183,24 @@ def how_it_ended(exit_status: int) -> str:
 # -- looking -----------------------------------------------------------------------------
 
 
-def look(context: Context) -> Found | None:
+def look(image: Image, volumes: Volumes) -> Found | None:
     """Say how far the first run is; ``None`` when none is configured. Changes nothing.
 
     Raises:
         UnsafeVolumeError: If what has to be looked at is not what it can be.
     """
-    config = context.image.config.first_run
+    config = image.config.first_run
     if config is None:
         return None
-    volume = context.volumes.primary
+    volume = volumes.primary
     members.check_trust(volume)
     record = read_record(volume)
     application = application_of(config)
-    with context.volumes.tree() as tree:
+    with volumes.tree() as tree:
         there = There(
             tree,
-            context.image.header.volumes,
-            inside=context.is_inside,
+            image.header.volumes,
+            inside=image.is_inside,
             configured=record is not None and record.state == DONE,
         )
         judgement = judge(
@@ -233,13 +233,13 @@ def under_way(found: Found, volumes: Volumes, *, inside: bool) -> str:
     return f"first run under way since {record.started}, attempt {record.attempts}"
 
 
-def standing(context: Context) -> Standing:
+def standing(image: Image, volumes: Volumes) -> Standing:
     """Return how far the first run is; done where none is configured.
 
     Raises:
         UnsafeVolumeError: If what has to be looked at is not what it can be.
     """
-    found = look(context)
+    found = look(image, volumes)
     return Standing.DONE if found is None else found.judgement.standing
 
 

@@ -66,6 +66,11 @@ class Image:
         """The tree, with every link resolved below its root."""
         return self._tree
 
+    @property
+    def is_inside(self) -> bool:
+        """The image is the system that runs here, so that its programs may be executed."""
+        return self.root == "/"
+
     def __enter__(self) -> Self:
         """Return the image."""
         return self

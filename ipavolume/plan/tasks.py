@@ -231,10 +231,10 @@ class _Chooser:
             phase=declaration.phase,
             summary=declaration.summary,
             reason=why,
-            provisional=self._after_command or not self._context.is_inside,
+            provisional=self._after_command or not self._context.image.is_inside,
         )
         actions: tuple[StepAction, ...] = ()
-        if self._context.is_inside:
+        if self._context.image.is_inside:
             step = loading.load_step(self._context.image.tree, declaration)
             actions = self._accept(declaration, step.plan(self._volume, self._template))
             if not actions and not self._after_command:

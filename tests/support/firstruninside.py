@@ -49,9 +49,11 @@ def main() -> int:
             else:
                 standing = firstrun.Standing.DONE
                 if (ready := run.due(context, asked, say=say)) is not None:
-                    standing = run.run(context, ready, say=say, output=output)
+                    standing = run.run(
+                        context.image, context.volumes, ready, say=say, output=output
+                    )
                 show(f"standing: {standing}")
-            show(f"now: {firstrun.standing(context)}")
+            show(f"now: {firstrun.standing(context.image, context.volumes)}")
     except IpaVolumeError as err:
         show(f"error: {err} [{err.code}]\nstate: {err.state}\nhint: {err.hint}")
         for line in err.details:
