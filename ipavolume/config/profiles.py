@@ -55,11 +55,15 @@ PROFILES: Final = {
                 "?unbound",
                 "?softhsm",
             ),
+            # They edit with sed -i, which puts a file in the place of the link to the volume.
             substitute=(
                 Substitution(
                     package="bind-dyndb-ldap",
                     find="/etc/named.conf",
                     replace="/data/etc/named.conf",
+                ),
+                Substitution(
+                    package="bind", find="/etc/named.conf", replace="/data/etc/named.conf"
                 ),
                 # freeipa-client provides it, too: named twice it would be replaced twice.
                 Substitution(

@@ -47,6 +47,7 @@ phase = "online"
 timeout_s = 600
 substitute = [{ package = "bind-dyndb-ldap", find = "/etc/named.conf",
     replace = "/data/etc/named.conf" },
+    { package = "bind", find = "/etc/named.conf", replace = "/data/etc/named.conf" },
     { package = "ipa-client", find = "/etc/krb5.conf", replace = "/data/etc/krb5.conf" }]
 
 [first-run]

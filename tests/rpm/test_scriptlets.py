@@ -724,6 +724,16 @@ def test_freeipas_client_edits_krb5_conf_on_the_volume(name: str, other: str) ->
     )
 
 
+def test_bind_edits_named_conf_on_the_volume() -> None:
+    """That of EL 8 takes a key out of it that FreeIPA before 4.8.7 wrote."""
+    config = parse_config(b'profile = "freeipa"\n').scriptlets
+    assert config is not None
+    post = replace(POST, package="bind", provides=("bind", "bind-config"))
+    body = b"sed s/a/b/ -i.rpmbackup /etc/named.conf\n"
+    changed = b"sed s/a/b/ -i.rpmbackup /data/etc/named.conf\n"
+    assert running.substituted(body, post, config) == changed
+
+
 LUA = """
 assert(#arg == 3 and arg[1] == "<lua>" and arg[2] == 2 and arg[3] == 1, arg[2])
 assert(opt ~= nil and rpm.vercmp("1", "2") < 0 and posix.getcwd() == "/")
