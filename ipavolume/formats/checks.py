@@ -171,6 +171,17 @@ def field(data: Mapping[str, Any], key: str, read: Callable[[Any], _T]) -> _T:
     return read(data[key])
 
 
+def is_newer(data: Mapping[str, Any], known: int) -> bool:
+    """Tell whether *data* says that it has a later format than *known*.
+
+    Whatever else is in it is not looked at: only who made it knows what that is.
+
+    Raises:
+        MalformedError: If it says nothing of a format, or has an earlier one.
+    """
+    return field(data, "format", functools.partial(count, least=known)) > known
+
+
 def load(cls: type[_T], data: object, special: Special = _USUALLY) -> _T:
     """Return the *cls* that :func:`dump` made *data* of; keys it does not know are left.
 

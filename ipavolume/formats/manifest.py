@@ -23,6 +23,8 @@ from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
 from ipavolume.model.packages import Package, Provide
 
 FORMAT: Final = 1
+NEWER: Final = "newer-format"
+"""Code of the error for a manifest that was made by a newer ipavolume."""
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
@@ -236,11 +238,13 @@ def parse_header(line: bytes) -> ImageHeader:
         ManifestError: If it is not a header of a known format.
     """
     try:
-        data = checks.decode(line, "ascii")
-        if data["format"] != FORMAT:
+        data = checks.decode(line)
+        if checks.is_newer(data, FORMAT):
             raise ManifestError(
-                f"the manifest has format {data['format']!r}, this ipavolume knows {FORMAT}",
-                hint="Use the ipavolume of the image that wrote it, or a newer one.",
+                f"the manifest has format {data['format']} and was made by a newer ipavolume; "
+                f"this one knows {FORMAT}",
+                code=NEWER,
+                hint="Use the image that was last used, or one with a newer ipavolume.",
             )
         header = ImageHeader(
             build_id=checks.name(data["build_id"]),

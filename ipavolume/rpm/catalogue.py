@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ipavolume.errors import ManifestError
 from ipavolume.formats import checks
+from ipavolume.formats.manifest import NEWER
 from ipavolume.model.packages import Condition
 from ipavolume.model.scriptlets import KINDS
 from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
@@ -53,9 +54,12 @@ def load(data: bytes) -> Catalogue:
     first, _, body = data.partition(b"\n")
     try:
         header = checks.decode(first, "ascii")
-        if header["format"] != FORMAT:
+        if checks.is_newer(header, FORMAT):
             raise ManifestError(
-                f"the list of scriptlets has format {header['format']!r}, not {FORMAT}", hint=_HINT
+                f"the list of scriptlets has format {header['format']} and was made by a newer "
+                f"ipavolume; this one knows {FORMAT}",
+                code=NEWER,
+                hint="Use an ipavolume as new as the image's.",
             )
         lua = header["lua"]
         if lua not in LUA_RUNNERS or header["digest"] != _digest(lua, body):

@@ -25,6 +25,7 @@ from ipavolume.volume.members import (
     Volume,
     check_trust,
     damaged,
+    not_readable,
     open_member,
     open_state,
     path_of_member,
@@ -270,4 +271,4 @@ def _read_header(fd: int, name: str, volume: Volume) -> ImageHeader | None:
         try:
             return manifest.read_header(stream)
         except ManifestError as err:
-            raise damaged(fd, name, f"is not readable: {err}") from err
+            raise not_readable(fd, name, err) from err

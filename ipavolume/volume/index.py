@@ -15,7 +15,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import BASELINE, INDEX, TRANSACTION
-from ipavolume.volume.members import Volume, damaged, open_member, open_state
+from ipavolume.volume.members import Volume, damaged, not_readable, open_member, open_state
 
 INDEX_ENTRY: Final = struct.Struct("<QQQQ")
 """Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""
@@ -127,7 +127,7 @@ def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
         stream.seek(start)
     except ManifestError as err:
         stream.close()
-        raise damaged(fd, BASELINE, f"is not readable: {err}") from err
+        raise not_readable(fd, BASELINE, err) from err
     return header
 
 

@@ -7,8 +7,9 @@ import stat
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from ipavolume.errors import UnsafeVolumeError, VolumeIOError
+from ipavolume.errors import ManifestError, UnsafeVolumeError, VolumeIOError
 from ipavolume.formats import checks
+from ipavolume.formats.manifest import NEWER
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.volume import ownership
@@ -227,3 +228,11 @@ def damaged(fd: int, name: str, what: str, *, hint: str = _RESTORE) -> UnsafeVol
     """Return what to raise for the member *name* of a directory of ours, which *what*."""
     path = path_of_member(fd, name)
     return UnsafeVolumeError(f"{path!r} {what}", code="damaged-state", hint=hint, path=path)
+
+
+def not_readable(fd: int, name: str, err: ManifestError) -> UnsafeVolumeError:
+    """Return what to raise for the manifest *name* in a directory of ours."""
+    if err.code != NEWER:
+        return damaged(fd, name, f"is not readable: {err}")
+    path = path_of_member(fd, name)
+    return UnsafeVolumeError(f"{path!r}: {err}", code=NEWER, hint=err.hint, path=path)

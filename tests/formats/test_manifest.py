@@ -183,9 +183,26 @@ def test_a_header_comes_back() -> None:
     assert manifest.parse_header(manifest.dump_header(HEADER)) == HEADER
 
 
-def test_a_header_of_another_format_is_refused_with_both_numbers() -> None:
-    line = manifest.dump_header(HEADER).replace(b'"format":1', b'"format":99')
-    with pytest.raises(ManifestError, match=r"99.* 1\b"):
+@pytest.mark.parametrize(
+    "line",
+    [
+        manifest.dump_header(HEADER).replace(b'"format":1', b'"format":99'),
+        b'{"format":99}\n',
+        '{"else":["\u00e9"],"format":99,"build_id":7}\n'.encode(),
+    ],
+)
+def test_a_header_of_a_later_format_is_of_a_newer_program_whatever_else_is_in_it(
+    line: bytes,
+) -> None:
+    with pytest.raises(ManifestError, match=r"99.*newer.* 1\b") as caught:
+        manifest.parse_header(line)
+    assert caught.value.code == "newer-format"
+
+
+@pytest.mark.parametrize("form", ["true", "1.0", '"1"', "0", "-1", "null", "[1]"])
+def test_what_is_no_format_makes_no_header(form: str) -> None:
+    line = manifest.dump_header(HEADER).replace(b'"format":1', f'"format":{form}'.encode())
+    with pytest.raises(ManifestError, match="is not one"):
         manifest.parse_header(line)
 
 

@@ -198,6 +198,8 @@ ROOTS: Final[dict[str, Any]] = {"uid": 0, "gid": 0, "mode": "0600", "xattrs": {}
         pytest.param([b"\xff\n"], id="no text"),
         pytest.param(seal([]), id="no header"),
         pytest.param(altered(0, format=2), id="a later format"),
+        pytest.param(altered(0, format=True), id="true is no format"),
+        pytest.param(altered(0, format=1.0), id="1.0 is no format"),
         pytest.param(altered(0, run="../x"), id="the run leads elsewhere"),
         pytest.param(altered(0, run="r" * 65), id="the run is long"),
         pytest.param(altered(0, run="\u00e9"), id="the run is not ASCII"),

@@ -604,6 +604,17 @@ def test_a_run_of_the_history_whose_id_no_file_can_have(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("name", ["baseline.jsonl", "pending.jsonl", "transaction/baseline.jsonl"])
+def test_a_volume_of_a_newer_program_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    make_volume(tmp_path, open_run=True)
+    (tmp_path / ".ipavolume" / name).write_text('{"format":2,"build":["other","things"]}\n')
+    with pytest.raises(IpaVolumeError, match="newer ipavolume") as caught:
+        read_volume(tmp_path)
+    assert (caught.value.code, caught.value.exit_status) == ("newer-format", 65)
+    assert "backup" not in caught.value.hint
+
+
+@pytest.mark.root
 def test_a_run_that_has_no_time_zone_has_no_duration(tmp_path: Path) -> None:
     make_volume(tmp_path, open_run=False)
     path = tmp_path / ".ipavolume/history.jsonl"
