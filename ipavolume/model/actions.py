@@ -13,6 +13,25 @@ from ipavolume.model.files import DiskState, Metadata
 from ipavolume.model.tasks import Task
 
 
+class Rule(enum.StrEnum):
+    """Why something is done: rpm's table, or the difference from rpm that applies."""
+
+    CREATE = "create"
+    RPM = "rpm"
+    METADATA = "metadata-merge"
+    COPIES = "numbered-copies"
+    DATA_KEPT = "data-kept"
+    LIST_LOST = "list-lost"
+    TYPE_CHANGE = "type-change"
+    UNOWNED = "unowned"
+    REFRESH = "refresh"
+    OWNER_TRANSLATION = "owner-translation"
+    RELOCATED = "relocated-directory"
+    PACKAGE_UNCHANGED = "package-unchanged"
+    UNKNOWN_OLD = "unknown-old"
+    MOUNTED_OVER = "mounted-over"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateTree:
     """Put a directory that is not there, with all the image has below it.
@@ -29,7 +48,7 @@ class CreateTree:
     entries: int
     bytes: int
     omit: tuple[str, ...] = ()
-    rule: str = "create"
+    rule: str = Rule.CREATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,21 +269,3 @@ def describe(action: Action) -> str:
             return f"{path} ({reason})"
         case Keep(path=path, reason=reason):
             return f"{path} ({reason})"
-
-
-class Rule(enum.StrEnum):
-    """Why something is done: rpm's table, or the difference from rpm that applies."""
-
-    RPM = "rpm"
-    METADATA = "metadata-merge"
-    COPIES = "numbered-copies"
-    DATA_KEPT = "data-kept"
-    LIST_LOST = "list-lost"
-    TYPE_CHANGE = "type-change"
-    UNOWNED = "unowned"
-    REFRESH = "refresh"
-    OWNER_TRANSLATION = "owner-translation"
-    RELOCATED = "relocated-directory"
-    PACKAGE_UNCHANGED = "package-unchanged"
-    UNKNOWN_OLD = "unknown-old"
-    MOUNTED_OVER = "mounted-over"

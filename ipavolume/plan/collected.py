@@ -117,11 +117,11 @@ class Collected:
         rule: str = Rule.RPM,
         reason: str,
         at: str = "",
-    ) -> None:
-        """Have what *new* ships put at *path*, or at *at*."""
+    ) -> bool:
+        """Have what *new* ships put at *path*, or at *at*; tell whether it may be."""
         where = at or path
-        if not self.may_touch(where):
-            return
+        if not self.may_touch(where, of=path):
+            return False
         self.installs.append(
             Install(
                 path=where,
@@ -134,31 +134,38 @@ class Collected:
                 reason=reason,
             )
         )
+        return True
 
-    def save(self, path: str, to: str, disk: DiskState, rule: str, reason: str) -> None:
-        """Have what is at *path* moved to *to*."""
-        if self.may_touch(path):
-            self.going.add(path)
-            self.removals.append(Save(path=path, to=to, before=disk, rule=rule, reason=reason))
+    def save(self, path: str, to: str, disk: DiskState, rule: str, reason: str) -> bool:
+        """Have what is at *path* moved to *to*; tell whether it may be."""
+        if not self.may_touch(path):
+            return False
+        self.going.add(path)
+        self.removals.append(Save(path=path, to=to, before=disk, rule=rule, reason=reason))
+        return True
 
-    def erase(self, path: str, disk: DiskState, rule: str, reason: str) -> None:
-        """Have what is at *path* removed."""
-        if self.may_touch(path):
-            self.going.add(path)
-            self.removals.append(Erase(path=path, before=disk, rule=rule, reason=reason))
+    def erase(self, path: str, disk: DiskState, rule: str, reason: str) -> bool:
+        """Have what is at *path* removed; tell whether it may be."""
+        if not self.may_touch(path):
+            return False
+        self.going.add(path)
+        self.removals.append(Erase(path=path, before=disk, rule=rule, reason=reason))
+        return True
 
     def keep(self, path: str, rule: str, reason: str) -> None:
         """Say that what is at *path* stays as it is."""
         self.keeps.append(Keep(path=path, rule=rule, reason=reason))
 
-    def may_touch(self, path: str, *, whole: bool = True) -> bool:
+    def may_touch(self, path: str, *, whole: bool = True, of: str = "") -> bool:
         """Tell whether nothing is mounted over *path*; with *whole* also not below it.
+
+        Otherwise it is said of *path*, or of *of*, which has its copy there.
 
         Raises:
             UnsafeVolumeError: If something is, and nobody said to leave it as it is.
         """
         if self._is_mounted_over(path, whole=whole):
-            self.keep(path, Rule.MOUNTED_OVER, "something is mounted over it; left as it is")
+            self.keep(of or path, Rule.MOUNTED_OVER, "something is mounted over it; left as it is")
             return False
         return True
 

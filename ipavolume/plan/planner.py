@@ -339,10 +339,10 @@ class _Planner:
     def _replace(self, path: str, old: Record | None, found: Found, new: Record) -> None:
         if old is not None and not old.flags & FileFlags.GHOST and found.same(old):
             if new.type is FileType.DIRECTORY:
-                self._collected.erase(
+                if self._collected.erase(
                     path, found.disk, Rule.TYPE_CHANGE, "a directory takes its place"
-                )
-                self._put_in_free_place(path, old, new)
+                ):
+                    self._put_in_free_place(path, new)
             else:
                 self._collected.install(
                     path,
@@ -359,26 +359,22 @@ class _Planner:
         self, path: str, old: Record | None, found: Found, new: Record, suffix: str, reason: str
     ) -> None:
         """Keep what is there under another name and put the new file in its place."""
-        rule = Rule.RPM if suffix else Rule.DATA_KEPT
-        to, taken = self._copies.saved_name(path, found, suffix)
         metadata = self._owners.merged(path, old, found, new)
         in_place = FileType.DIRECTORY not in (found.type, new.type)
+        to, taken = self._copies.saved_name(path, found, suffix, reuse=in_place)
+        rule = Rule.RPM if suffix else Rule.DATA_KEPT
         if suffix and to != path + suffix:
             rule = Rule.COPIES
-        if taken:
-            # The very same copy is there already, from an earlier run.
-            to = ""
         if in_place:
+            # The very same copy may be there already, from an earlier run.
+            save_to = "" if taken else to
             self._collected.install(
-                path, new, metadata, found.disk, save_to=to, rule=rule, reason=reason
+                path, new, metadata, found.disk, save_to=save_to, rule=rule, reason=reason
             )
-            return
-        if not to:
-            to, _ = self._copies.saved_name(path, found, suffix, reuse=False)
-        self._collected.save(path, to, found.disk, rule, reason)
-        self._put_in_free_place(path, old, new)
+        elif self._collected.save(path, to, found.disk, rule, reason):
+            self._put_in_free_place(path, new)
 
-    def _put_in_free_place(self, path: str, old: Record | None, new: Record) -> None:
+    def _put_in_free_place(self, path: str, new: Record) -> None:
         if new.type is FileType.DIRECTORY:
             tree = self._roots[path] = self._created[path] = _Tree()
             tree.entries = 1
@@ -441,7 +437,7 @@ class _Planner:
             state = self._collected.view.state(name)
             if state is None and not self._copies.is_taken(name):
                 self._copies.take(name)
-                self._collected.install(
+                if self._collected.install(
                     path,
                     new,
                     metadata,
@@ -449,8 +445,8 @@ class _Planner:
                     rule=rule if name == f"{path}.rpmnew" else Rule.COPIES,
                     reason=reason,
                     at=name,
-                )
-                self._collected.keep(path, rule, f"{reason}; see {name}")
+                ):
+                    self._collected.keep(path, rule, f"{reason}; see {name}")
                 return
             if (
                 state is not None

@@ -319,6 +319,7 @@ _LINKED: Final = World(
     disk={D: MOVED_BY_ROOT},
 )
 RULES: Final[Mapping[Rule, tuple[World, list[Action]]]] = {
+    Rule.CREATE: (at(None, None, now("", DIRECTORY)), [CreateTree(path=P, entries=1, bytes=0)]),
     Rule.RPM: (at(was(), OLD, None), [erase(OLD, GONE)]),
     Rule.METADATA: (
         at(was(), OLD, now("old", mode=0o600)),
@@ -559,6 +560,15 @@ _TREE: Final = CreateTree(path=P, entries=1, bytes=0)
             at(was(flags=CONFIG), OWN, now("", DIRECTORY)),
             [save(P + ".rpmsave", OWN, EDITED), _TREE],
             id="edited config file to directory",
+        ),
+        pytest.param(
+            World(
+                old=(was(flags=CONFIG),),
+                new=(now("", DIRECTORY),),
+                disk={P: OWN, f"{P}.rpmsave": OWN},
+            ),
+            [save(P + ".rpmsave.1", OWN, EDITED, rule=Rule.COPIES), _TREE],
+            id="edited config file to directory, with a copy that is the same",
         ),
         pytest.param(
             World(
@@ -1395,6 +1405,34 @@ def over(world: World, mounted: str) -> World:
             P,
             [keep(Rule.MOUNTED_OVER, OVER)],
             id="created above a mount",
+        ),
+        pytest.param(
+            over(at(was(), OLD, now("", DIRECTORY)), P),
+            "mounted-over",
+            P,
+            [keep(Rule.MOUNTED_OVER, OVER)],
+            id="a directory in a file's place where a mount is",
+        ),
+        pytest.param(
+            over(at(was(flags=CONFIG), OWN, now("", DIRECTORY)), P),
+            "mounted-over",
+            P,
+            [keep(Rule.MOUNTED_OVER, OVER)],
+            id="a directory in an edited file's place where a mount is",
+        ),
+        pytest.param(
+            over(at(was("/a", LINK), OWN, now("/b", LINK)), "/data/etc"),
+            "mounted-over",
+            P,
+            [keep(Rule.MOUNTED_OVER, OVER)],
+            id="a link in a file's place below a mount",
+        ),
+        pytest.param(
+            over(at(was(flags=NOREPLACE), OWN, now(flags=NOREPLACE)), "/data/etc"),
+            "mounted-over",
+            f"{P}.rpmnew",
+            [keep(Rule.MOUNTED_OVER, OVER)],
+            id="a copy beside a file below a mount",
         ),
         pytest.param(
             over(at(was(), OLD, was(mode=0o600)), P),
