@@ -268,6 +268,79 @@ def test_a_strangers_file_is_compared_with_and_kept(life: Life) -> None:
     assert life.contents("plain.conf") == {"version 2"}
 
 
+# Waits the first time it is asked to, and is killed there.
+WAITS: Final = "test -e /data/{0} || {{ touch /data/{0}; echo waiting; sleep 1000; }}"
+FIRST_RUN: Final = """
+[first-run]
+command = ["/usr/bin/svc-setup"]
+done-when = "{done}"
+"""
+STEP: Final = f"""
+\"\"\"Run a command.
+
+Symptom: none.
+
+Source: this test.
+\"\"\"
+
+from ipavolume.steps import Command
+
+COMPONENT = "my-server"
+APPLIES_FROM = ""
+WHEN = "upgrade"
+PHASE = "online"
+
+
+def plan(volume, template):
+    yield Command(words=("sh", "-c", {WAITS.format("upgraded")!r}), reason="to be tested")
+"""
+
+
+def _with_first_run(life: Life) -> Life:
+    """Return *life* with a first run whose command the test has."""
+    text = life.configuration.text.replace("[first-run]\ncommand = []\n", "")
+    if (at := text.find("[first-run]")) >= 0:
+        rest = re.search(r"^\[(?!first-run)", text[at:], re.MULTILINE)
+        text = text[:at] + (text[at + rest.start() :] if rest else "")
+    if "exec" not in tomllib.loads(text).get("start", {}):
+        text += '[start]\nexec = ["true"]\n'
+    lists = life.configuration.lists
+    listed = next(path for path in lists["/data"] if path in {"/etc/app/", "/etc/ipa/"})
+    text += FIRST_RUN.format(done=f"{listed}configured")
+    return Life(site=life.site, configuration=Configuration(text=text, lists=lists), rpms=life.rpms)
+
+
+def test_a_read_only_container_is_killed_in_its_first_run_and_in_an_upgrade(life: Life) -> None:
+    """Nothing is written but on volumes; a volatile one is a file system in memory."""
+    life = _with_first_run(life)
+    done = tomllib.loads(life.configuration.text)["first-run"]["done-when"]
+    volumes = {mount: life.site.volume(mount) for mount in life.configuration.kept}
+    argv = ["sh", "-ec", 'mount -o remount,ro /; mount -o remount,ro /usr; exec "$@"', "sh"]
+    argv += [*inside.IPAVOLUME, "start", "--"]
+    for version in ("1", "2"):
+        image = life.image(f"image {version}", version)
+        image.write(
+            "/usr/bin/svc-setup",
+            f"#!/bin/sh -e\n{WAITS.format('begun')}\ntouch {done}\n",
+            mode=0o755,
+        )
+        image.write("/etc/ipavolume/upgrade_steps/s5000_run_a_command.py", STEP.lstrip())
+        image.prepare(build_id=f"image {version}")
+        with inside.started(image.root, volumes, argv) as container:
+            assert container.process.stderr is not None
+            assert any("| waiting" in line for line in container.process.stderr)
+        for what in ("is done", "is current") if version == "1" else ("s5000", "is current"):
+            finished = inside.run(image.root, volumes, argv)
+            assert finished.returncode == 0, finished.stderr
+            assert what in finished.stderr
+        assert life.contents("plain.conf") == {f"version {version}"}
+        if version == "1":
+            for path in life.files("edited.conf"):
+                path.write_text("edited")
+    assert life.contents("edited.conf") == {"edited"}
+    assert life.contents("edited.conf.rpmnew") == {"version 2"}
+
+
 VOLATILE: Final = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/vt"\nvolatile = true\n'
 
 
