@@ -86,7 +86,7 @@ def write(
     if lists:
         tree.forget()
         progress(
-            f"the profile's own path list is copied to {' and '.join(sorted(lists))}; what the "
-            "image has there is never replaced"
+            f"the profile's path lists are copied to {' and '.join(sorted(lists))}; what an image "
+            "has there is never replaced"
         )
     return bool(lists)

@@ -427,13 +427,19 @@ class _Run:
             if not one.covered and self._tree.lstat(templates[one.volume.mount] + one.place) is None
         ]
         if absent:
+            freeipa = (
+                ". FreeIPA makes its own where the links lead to, with IPAPLATFORM_OVERRIDE in the "
+                "environment: see README"
+                if self._config.profile == "freeipa"
+                else ""
+            )
             more = f" and {len(absent) - _MAX_NAMED} more" if len(absent) > _MAX_NAMED else ""
             self._warn(
                 f"not in the image, and not listed as directories: {', '.join(absent[:_MAX_NAMED])}"
                 f"{more}. Until a program makes them their links lead to nothing. One that creates "
                 "its file with O_CREAT|O_EXCL fails there, and one that writes another file and "
                 "renames it replaces the link; for such a one list the directory, or make the file "
-                "when the image is built"
+                f"when the image is built{freeipa}"
             )
 
     def _warn_of_first_run(self, listed: Sequence[Listed]) -> None:

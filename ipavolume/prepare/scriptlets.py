@@ -193,8 +193,8 @@ def _check(
         raise ConfigurationError(
             "; ".join(faults),
             hint="Install what is missing, or write the names into "
-            f"{CONFIG_PATH}: [scriptlets] packages = ['NAME', '?NAME']; one that begins "
-            "with '?' need not be there.",
+            f"{CONFIG_PATH}: [scriptlets] packages = ['NAME', '?NAME'], in the place of a "
+            "profile's; one that begins with '?' need not be there.",
         )
 
 

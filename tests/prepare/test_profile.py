@@ -177,6 +177,7 @@ def test_listed_files_that_are_not_there_are_named(image: Image) -> None:
     for _ in range(2):
         image.prepare()
         (warning,) = [text for text in image.warnings if "O_EXCL" in text]
+        assert "IPAPLATFORM_OVERRIDE" in warning
         named = ("/etc/krb5.keytab", "/var/log/none.log")
         assert [path for path in named if repr(path) in warning] == list(named)
         # What is inside of a listed directory is no link, and the others are there.

@@ -1040,3 +1040,4 @@ def test_what_a_profile_wants_is_said_to_be_the_profiles(bare: Image) -> None:
     asked = ("389-ds-base", "certmonger", "bind", "pki-server")
     assert [word for word in asked if word in said] == ["389-ds-base", "certmonger"]
     assert "[scriptlets] packages = [" in caught.value.hint
+    assert "in the place of a profile's" in caught.value.hint
