@@ -186,7 +186,7 @@ def resume(
     if transaction is None:
         raise AssertionError("nothing to resume")
     plan = read_open_plan(context.volumes, facts)
-    plan = replace(plan, overrides=(*plan.overrides, *overrides))
+    plan = replace(plan, overrides=tuple(dict.fromkeys((*plan.overrides, *overrides))))
     if not context.options.retry:
         _refuse_repetition(context.volumes.primary, primary, transaction)
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")

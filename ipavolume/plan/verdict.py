@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ipavolume.config import releases
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
@@ -89,15 +89,29 @@ def judge(question: Question) -> Verdict:
     unsafe = _judge_volatile(question) or _judge_secondaries(question, primary)
     if unsafe is not None:
         return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
+    found = _judge_primary(question, primary)
+    if found.error is not None:
+        return found
+    # What would have been refused above was overridden, whatever the state.
+    kept = ("kept-volume",) if any(question.kept.values()) else ()
+    lost = ("lost-secondary",) if _has_lost(question, primary) else ()
+    return replace(found, overrides=(*kept, *lost, *found.overrides))
+
+
+def _has_lost(question: Question, primary: Facts) -> bool:
+    return any(_is_lost(question, primary, mount) for mount in question.mounts[1:])
+
+
+def _judge_primary(question: Question, primary: Facts) -> Verdict:
     if primary.transaction is not None:
         return _judge_transaction(question, primary, primary.transaction)
     image = question.image
     ids = {question.facts[mount].build_id for mount in question.mounts}
     if primary.baseline is not None:
-        same_baseline = primary.baseline.build_id == image.build_id
-        if ids == {image.build_id} and same_baseline:
+        # A lost secondary may have its id still; it is filled, and gets its state again.
+        consistent = ids == {primary.baseline.build_id} and not _has_lost(question, primary)
+        if consistent and primary.baseline.build_id == image.build_id:
             return Verdict(state=State.CURRENT, reason=f"of this image, {image.build_id}")
-        consistent = ids == {primary.baseline.build_id}
         if (
             consistent
             and primary.baseline.fingerprint == image.fingerprint != ""
@@ -198,7 +212,7 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
     return Verdict(
         state=State.TAKEN_OVER,
         reason=f"run {open_.run} to {open_.to_build} of another image is not finished",
-        overrides=("blocked",) if newer is not None else (),
+        overrides=("blocked", "newer") if newer is not None else (),
     )
 
 
@@ -206,9 +220,6 @@ def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool)
     refused, overrides = _refuse_direction(question, baseline)
     if refused is not None:
         return refused
-    primary = question.facts[question.mounts[0]]
-    if any(_is_lost(question, primary, mount) for mount in question.mounts[1:]):
-        overrides = (*overrides, "lost-secondary")
     reason = f"of {name_of(baseline)}; this image is {name_of(question.image)}"
     if not consistent:
         reason += "; recorded id and baseline disagree, so everything is compared"

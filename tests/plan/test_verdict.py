@@ -334,6 +334,33 @@ ADOPTED: Final = "populated without ipavolume, from fedora:43"
             id="lost secondary",
         ),
         pytest.param(
+            question(of(NEW), replace(NOTHING, build_id=NEW.build_id), allow={"lost-secondary"}),
+            State.OUTDATED,
+            "of ipa:2 (new); this image is ipa:2 (new); recorded id and baseline disagree, so "
+            "everything is compared",
+            ("lost-secondary",),
+            id="lost secondary that has its id still",
+        ),
+        pytest.param(
+            question(of(OLD), kept={"/tmp": "build-id"}, allow={"kept-volume"}),
+            State.OUTDATED,
+            OF_OLD,
+            ("kept-volume",),
+            id="kept volume",
+        ),
+        pytest.param(
+            question(
+                of(OLD),
+                NOTHING,
+                kept={"/tmp": "build-id"},
+                allow={"kept-volume", "lost-secondary"},
+            ),
+            State.OUTDATED,
+            f"{OF_OLD}; recorded id and baseline disagree, so everything is compared",
+            ("kept-volume", "lost-secondary"),
+            id="kept volume and lost secondary",
+        ),
+        pytest.param(
             question(NO_STATE, allow={"stateless"}, legacy=OLD),
             State.STATELESS,
             ADOPTED,
@@ -351,7 +378,7 @@ ADOPTED: Final = "populated without ipavolume, from fedora:43"
             question(amid(NEWER), allow={"blocked", "newer"}),
             State.TAKEN_OVER,
             "run r to newer of another image is not finished",
-            ("blocked",),
+            ("blocked", "newer"),
             id="blocked",
         ),
         pytest.param(

@@ -202,6 +202,19 @@ def test_a_lost_second_volume_is_refused_and_filled_again_when_that_is_wanted(
     assert site.upgrade(second)["state"] == "outdated"
 
 
+def test_a_second_volume_that_lost_its_state_alone_gets_it_again(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, _ = _images(site, versions)
+    site.upgrade(first)
+    shutil.rmtree(site.volume("/logs") / ".ipavolume")
+    site.refused(first, "lost-secondary")
+    site.upgrade(first, "--allow", "lost-secondary")
+    assert site.history()[-1]["overrides"] == ["lost-secondary"]
+    assert _identity(site.volume("/logs"))["primary"] == _identity(site.volume("/data"))["uuid"]
+    assert site.upgrade(first)["state"] == "current"
+
+
 def test_a_lost_second_volume_is_filled_by_a_newer_image_as_well(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
