@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -111,11 +112,13 @@ class Execution:
         )
         self._record(record)
         begin = time.monotonic()
+        links = self._links()
         try:
             if task.kind is TaskKind.STEP:
                 messages = self._run_step(task)
             else:
                 messages = self._run_scriptlet(task)
+            messages += self._lost(task, links)
         except StoppedError:
             # It did not fail: it stays recorded as begun, which is what it is.
             raise
@@ -155,6 +158,32 @@ class Execution:
             self._output.clean(text)[:MAX_MESSAGE_CHARACTERS]
             for text in [*messages[:MAX_MESSAGES], *counted]
         )
+
+    def _links(self) -> dict[str, str]:
+        """Return where the image leads into the volumes, and whereto, as it is now."""
+        tree = self._context.image.tree
+        return {
+            path: target
+            for path, target in self._context.image.header.links
+            if (st := tree.lstat(path)) is not None and stat.S_ISLNK(st.st_mode)
+        }
+
+    def _lost(self, task: Task, before: Mapping[str, str]) -> list[str]:
+        """Tell of links that a program has put something else in the place of (``sed -i``)."""
+        now = self._links()
+        messages = []
+        for path, target in before.items():
+            if path in now:
+                continue
+            message = (
+                f"{task.summary}: the link {path} to {target} is gone; what is there now ends with "
+                "this container"
+            )
+            if task.kind is TaskKind.SCRIPTLET:
+                message += f". In its text, replace {path} ([scriptlets] substitute)"
+            self._output.say(f"warning: {message}")
+            messages.append(message)
+        return messages
 
     # -- steps ---------------------------------------------------------------------------
 

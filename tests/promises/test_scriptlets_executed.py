@@ -30,6 +30,12 @@ HANGS = "%posttrans\nexec sleep 1000\n"
 OTHERS = "%preun\nexit 0\n%transfiletriggerin -- /usr/lib\nexit 0\n"
 
 
+def give_shell(image: Image) -> None:
+    """Give an image what runs its scriptlets."""
+    image.write("/usr/bin/sh", Path("/bin/sh").read_bytes(), mode=0o755)
+    (image.root / "bin").symlink_to("usr/bin")
+
+
 @pytest.fixture(scope="module")
 def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     top = tmp_path_factory.mktemp("rpms")
@@ -52,12 +58,8 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def images(tmp_path: Path, rpms: Mapping[str, Path]) -> tuple[Site, Image, Image]:
     site = Site(top=tmp_path)
 
-    def edit(image: Image) -> None:
-        image.write("/usr/bin/sh", Path("/bin/sh").read_bytes(), mode=0o755)
-        (image.root / "bin").symlink_to("usr/bin")
-
     first, second = (
-        site.image(f"v{version}", [rpms[version]], lists=LISTS, config=CONFIG, edit=edit)
+        site.image(f"v{version}", [rpms[version]], lists=LISTS, config=CONFIG, edit=give_shell)
         for version in ("1", "2")
     )
     inside.run(first.root, site.volume(), [*inside.IPAVOLUME, "upgrade", "-q"])
@@ -95,6 +97,38 @@ def test_one_that_fails_or_hangs_is_a_warning_and_the_summary_says_so(
     log = (site.volume() / ".ipavolume/logs/0002-v2.log").read_text()
     assert "  | the cause" in log
     assert "2 warnings:" in log
+
+
+def test_one_that_puts_a_file_in_the_place_of_a_link_into_the_volume_is_told(
+    tmp_path: Path,
+) -> None:
+    """``sed -i`` on a listed file: what it wrote is gone with the container."""
+    site = Site(top=tmp_path)
+    first, second = (
+        site.image(
+            f"v{version}",
+            [
+                build_rpm(
+                    tmp_path,
+                    "svc",
+                    [Packaged(path="/etc/svc.conf", content="old\n", words="%config")],
+                    version=version,
+                    scriptlets="%post\nsed -i s/old/new/ /etc/svc.conf\n",
+                )
+            ],
+            lists={"/data": ["/etc/svc.conf"]},
+            config='[scriptlets]\npackages = ["svc"]\n',
+            edit=give_shell,
+        )
+        for version in ("1", "2")
+    )
+    inside.run(first.root, site.volume(), [*inside.IPAVOLUME, "upgrade", "-q"])
+    done = inside.run(second.root, site.volume(), [*inside.IPAVOLUME, "upgrade"])
+    assert done.returncode == 0, done.stderr
+    assert "the link /etc/svc.conf to /data/etc/svc.conf is gone" in done.stdout
+    assert "[scriptlets] substitute" in done.stdout
+    assert (site.volume() / "etc/svc.conf").read_text() == "old\n"
+    assert [row[2] for row in site.history()[-1]["tasks"]] == ["warned"]
 
 
 def test_scriptlets_lists_all_of_them_run_or_not_and_why(
