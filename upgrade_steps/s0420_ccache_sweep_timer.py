@@ -4,9 +4,11 @@ Symptom: /run/ipa/ccaches grows for as long as the container runs, by a file for
 
 Source: since FreeIPA 4.9 every connection has a cache of its own, and ipa-ccache-sweep.timer
 removes the expired ones. The installer enables it since 4.9.9 and 4.10 (enable_ccache_sweep in
-ipaserver/install/httpinstance.py); ipa-server-upgrade never does. On a server that was installed
-before, %posttrans of freeipa-server does at each upgrade, unless it is masked, and so does this:
-that scriptlet is not run in containers, as it restarts the whole server, too.
+ipaserver/install/httpinstance.py); ipa-server-upgrade, up to 4.13, never does. On a server that
+was installed before, %posttrans of freeipa-server does at each upgrade, unless it is masked, and
+so does this: that scriptlet is not run in containers, as it restarts the whole server, too. The
+timer runs where the image's target wants timers.target, which container-ipa.target of
+freeipa-container does not; enabled it does no harm there.
 """
 
 from __future__ import annotations
