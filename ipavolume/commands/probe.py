@@ -1,8 +1,9 @@
 """``ipavolume status --probe``: what an orchestrator asks a container again and again.
 
 The answer is what is recorded, so a start that takes twenty minutes says for twenty minutes
-that it is not done, and how far it got. Once the application has been started, what upgrade
-steps want verified is part of being ready: it runs until it has ended well once.
+that it is not done, and how far it got. Once the application has been started, being ready is
+asked of it, see :mod:`ipavolume.commands.ready`, and what upgrade steps want verified is part of
+that: it runs until it has ended well once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.apply.run import open_log, read_open_plan
-from ipavolume.commands import hold, start
+from ipavolume.commands import hold, ready, start
 from ipavolume.context import Context
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
@@ -21,22 +22,20 @@ from ipavolume.errors import (
     CommandFailedError,
 )
 from ipavolume.firstrun import standing as firstrun
+from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
-from ipavolume.linux import command
 from ipavolume.model import tasks
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.steps import verify
+from ipavolume.systemd import units
 from ipavolume.volume import logs
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.volumes import Volumes
 
-_BOOTED: Final = "/run/systemd/system"
-_TARGET: Final = "default.target"
 _CMDLINE_BYTES: Final = 64 << 10
-_TIMEOUT_S: Final = 10
 
 
 class Probe(enum.StrEnum):
@@ -45,7 +44,7 @@ class Probe(enum.StrEnum):
     STARTUP = "startup"
     """Is the volume current, is the first run done?"""
     READY = "ready"
-    """Has the application been started as well?"""
+    """Has the application been started as well, and is it all right?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,19 +122,20 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer) -> Answer:
     first = _first_process()
     if first.startswith("ipavolume"):
         return Answer(exit_status=EXIT_LOCKED, text="not yet: the start has not handed over")
-    if first == "systemd" and not os.path.isdir(_BOOTED):
+    if first == "systemd" and not units.is_booted():
         return Answer(exit_status=EXIT_LOCKED, text="not yet: systemd begins to boot")
-    if os.path.isdir(_BOOTED):
-        words = ("systemctl", "is-active", _TARGET)
-        try:
-            ended = command.run_command(words, timeout_s=_TIMEOUT_S, output=say_nothing)
-        except CommandFailedError as err:
-            return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
-        if ended.status != 0:
-            state = ended.lines[-1] if ended.lines else f"systemctl ended with {ended.status}"
-            return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {_TARGET} is {state}")
-        text += f", {_TARGET} is active"
-    wrong = _verify(image, volumes)
+    config = image.config
+    own = application_of(config.first_run).started() if config.first_run is not None else ()
+    try:
+        if units.is_booted():
+            state = units.state_of_default_target()
+            if state != "active":
+                text = f"not yet: {units.DEFAULT_TARGET} is {state}"
+                return Answer(exit_status=EXIT_LOCKED, text=text)
+            text += f", {units.DEFAULT_TARGET} is active"
+        wrong = ready.what_is_wrong(config.ready, own, start.redactor()) or _verify(image, volumes)
+    except CommandFailedError as err:
+        return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
     if wrong:
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
     return Answer(exit_status=0, text=text)

@@ -86,6 +86,27 @@ class FirstRunConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyConfig:
+    """What the application is asked for, once it has been started, before it is called ready.
+
+    Attributes:
+        units: Names of systemd units that are to be active, or globs of those that systemd
+            has loaded; of a glob's at least one is to be there.
+        ports: TCP ports to which one can connect by the container's loopback address.
+        command: Words of a command that is to end with status 0; empty: none.
+        timeout_s: Seconds that the command may take.
+        ignore: Globs of systemd units that may fail.
+    """
+
+    units: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    command: tuple[str, ...] = ()
+    timeout_s: int = 1
+    # Much of what systemd itself brings up cannot work in a container, and nobody misses it.
+    ignore: tuple[str, ...] = ("systemd-*",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The configuration, defaults filled in.
 
@@ -102,6 +123,7 @@ class Config:
             may replace while they are unedited.
         scriptlets: Which scriptlets run, or ``None`` for none.
         first_run: What configures a fresh volume, or ``None`` for nothing.
+        ready: When the application is ready.
     """
 
     profile: str
@@ -115,6 +137,7 @@ class Config:
     files_refresh: tuple[str, ...] = ()
     scriptlets: ScriptletsConfig | None = None
     first_run: FirstRunConfig | None = None
+    ready: ReadyConfig = ReadyConfig()
 
 
 def default_volume(mount: str) -> VolumeConfig:

@@ -22,6 +22,7 @@ from ipavolume.config.model import (
     GENERIC,
     Config,
     FirstRunConfig,
+    ReadyConfig,
     ScriptletsConfig,
     Substitution,
     VolumeConfig,
@@ -76,6 +77,12 @@ PROFILES: Final = {
             done_when="/etc/ipa/ca.crt",
             waiting_when="/data/ipa.csr",
             ruins_when="/var/lib/ipa/sysrestore/sysrestore.index",
+        ),
+        # What is enabled is ipa.service, which starts the others by ipactl. Every server has
+        # these; of what else ipactl has started a server's own list tells.
+        ready=ReadyConfig(
+            units=("ipa.service", "dirsrv@*.service", "krb5kdc.service", "httpd.service"),
+            ports=(88, 389, 443),
         ),
     ),
 }

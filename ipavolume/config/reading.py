@@ -6,6 +6,7 @@ makes no sense are faults; all of them are reported at once, each with its line.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -14,6 +15,7 @@ from ipavolume.config.model import (
     GENERIC,
     Config,
     FirstRunConfig,
+    ReadyConfig,
     ScriptletsConfig,
     Substitution,
     VolumeConfig,
@@ -26,6 +28,13 @@ from ipavolume.errors import ConfigurationError
 from ipavolume.model.paths import CONFIG_PATH, is_within
 from ipavolume.model.scriptlets import CONFIGURED, GROUPS, KINDS, cannot_run
 from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
+
+_MAX_PORT: Final = 65535
+_UNIT: Final = re.compile(
+    r"[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
+    r"|automount)",
+    re.ASCII,
+)
 
 
 def parse_config(data: bytes | None) -> Config:
@@ -143,6 +152,15 @@ class _Table:
             return default
         return value
 
+    def ports(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        value = self._values.pop(key, list(default))
+        if not isinstance(value, list) or not all(
+            type(item) is int and 1 <= item <= _MAX_PORT for item in value
+        ):
+            self.fault(key, f"must be an array of whole numbers from 1 to {_MAX_PORT}, TCP ports")
+            return default
+        return tuple(value)
+
     def table(self, key: str) -> _Table:
         value = self._values.pop(key, {})
         if not isinstance(value, dict):
@@ -176,6 +194,12 @@ def _service_fault(value: str) -> str:
     allowed = name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
     if name == value or not allowed:
         return f"{value!r} is not a name such as 'application-upgrade.service'"
+    return ""
+
+
+def _unit_fault(value: str) -> str:
+    if not _UNIT.fullmatch(value):
+        return f"{value!r} is neither a unit such as 'my-server.service' nor a glob of units"
     return ""
 
 
@@ -217,6 +241,7 @@ def _read_config(top: _Table) -> Config:
         files_refresh=files.texts("refresh", default.files_refresh, check=_path_fault),
         scriptlets=_read_scriptlets(top, default.scriptlets),
         first_run=_read_first_run(top, default.first_run),
+        ready=_read_ready(top, default.ready),
     )
     for table in (start, accept, files, top):
         table.done()
@@ -333,3 +358,16 @@ def _read_first_run(top: _Table, default: FirstRunConfig | None) -> FirstRunConf
     )
     table.done()
     return config if config.command else None
+
+
+def _read_ready(top: _Table, default: ReadyConfig) -> ReadyConfig:
+    table = top.table("ready")
+    config = ReadyConfig(
+        units=table.texts("units", default.units, check=_unit_fault),
+        ports=table.ports("ports", default.ports),
+        command=table.texts("command", default.command, check=_filled),
+        timeout_s=table.seconds("timeout_s", default.timeout_s),
+        ignore=table.texts("ignore", default.ignore, check=_filled),
+    )
+    table.done()
+    return config

@@ -111,6 +111,10 @@ class Application:
             RefusedError: If it cannot be done.
         """
 
+    def started(self) -> tuple[str, ...]:
+        """Return the systemd units that, as it says itself, it has started in this container."""
+        return ()
+
     def keep_request(self, image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
         """Put what somebody outside has to answer where that is looked for."""
 

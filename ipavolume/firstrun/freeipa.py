@@ -27,6 +27,7 @@ from ipavolume.firstrun.request import (
     split_words,
     value_of,
 )
+from ipavolume.formats import checks
 from ipavolume.image.image import Image
 from ipavolume.linux import files
 from ipavolume.volume import failures
@@ -37,6 +38,20 @@ HOSTNAME: Final = "hostname"
 HOSTS: Final = "/etc/hosts"
 REQUEST_TO_SIGN: Final = "/root/ipa.csr"
 INSTALLATION: Final = "/var/lib/ipa/sysrestore/sysrestore.state"
+STARTED: Final = "/run/ipa/services.list"
+_MAX_STARTED_BYTES: Final = 64 << 10
+_UNITS: Final = {
+    "krb5kdc": "krb5kdc.service",
+    "kadmin": "kadmin.service",
+    "named": "named.service",
+    "httpd": "httpd.service",
+    "ipa-custodia": "ipa-custodia.service",
+    "pki-tomcatd": "pki-tomcatd@*.service",
+    "smb": "smb.service",
+    "winbind": "winbind.service",
+    "ods-enforcerd": "ods-enforcerd.service",
+    "ipa-dnskeysyncd": "ipa-dnskeysyncd.service",
+}
 
 
 def check_host(
@@ -262,6 +277,21 @@ def keep_request(image: Image, volumes: Volumes, config: FirstRunConfig) -> None
         files.write_file(volume.fd, name, data)
 
 
+def units_in(data: bytes) -> tuple[str, ...]:
+    """Return the units of the services that ``ipactl`` says it has started, or globs of them.
+
+    Source: ``start`` of ``PlatformService`` in FreeIPA's ``ipaplatform/base/services.py``, which
+    adds names to the list, ``SERVICES`` in ``ipaserver/masters.py``, and ``ipa_status`` in
+    ``ipaserver/install/ipactl.py``, to which those that a socket starts need not run.
+    """
+    try:
+        names = checks.decode_value(data)
+    except checks.MalformedError:
+        return ()
+    listed = names if isinstance(names, list) else []
+    return tuple(unit for name, unit in _UNITS.items() if name in listed)
+
+
 class FreeIPA(Application):
     """A FreeIPA server: what the existing images know of their containers holds here."""
 
@@ -315,6 +345,14 @@ class FreeIPA(Application):
     def go_by(self, host: str, *, own: str) -> None:
         """See the base."""
         go_by(host, own=own)
+
+    def started(self) -> tuple[str, ...]:
+        """See the base."""
+        try:
+            with open(STARTED, "rb") as stream:
+                return units_in(stream.read(_MAX_STARTED_BYTES))
+        except OSError:
+            return ()
 
     def keep_request(self, image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
         """See the base."""

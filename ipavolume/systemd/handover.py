@@ -46,23 +46,23 @@ def write(data: Mapping[str, Any]) -> None:
     Raises:
         CannotCreateError: If the container has no place for it that is in memory.
     """
-    places = _places()
-    if not places:
+    found = places()
+    if not found:
         raise CannotCreateError(
             "there is no file system in memory for what the online phase has to know",
             code="no-memory-file-system",
             hint="Give the container one, as systemd wants it: --tmpfs /run.",
             state="the volume is fine",
         )
-    directory = os.open(places[0], files.DIRECTORY_FLAGS)
+    directory = os.open(found[0], files.DIRECTORY_FLAGS)
     try:
         files.write_file(directory, _NAME, json.dumps(data).encode("ascii"), mode=0o600)
     except OSError as err:
         raise CannotCreateError(
-            f"cannot write {places[0]}/{_NAME}: {err.strerror}",
+            f"cannot write {found[0]}/{_NAME}: {err.strerror}",
             hint="The online phase has to know what the container was started with.",
             state="the volume is fine",
-            path=places[0],
+            path=found[0],
         ) from err
     finally:
         os.close(directory)
@@ -74,7 +74,7 @@ def take() -> dict[str, Any]:
     Raises:
         UnsafeVolumeError: If it was not root that wrote it, or it is not what was written.
     """
-    for place in _places():
+    for place in places():
         directory = os.open(place, files.DIRECTORY_FLAGS)
         try:
             fd = files.open_regular(directory, _NAME)
@@ -105,6 +105,7 @@ def _altered(path: str) -> UnsafeVolumeError:
     )
 
 
-def _places() -> list[str]:
+def places() -> list[str]:
+    """Return the directories of this container that are in memory, best first."""
     mounted = {where: kind for where, kind, _ in mounts.mounts()}
     return [place for place in _PLACES if mounted.get(place) in ("tmpfs", "ramfs")]

@@ -10,6 +10,7 @@ from ipavolume.config.model import (
     GENERIC,
     Config,
     FirstRunConfig,
+    ReadyConfig,
     ScriptletsConfig,
     Substitution,
     VolumeConfig,
@@ -56,6 +57,13 @@ phase = "online"
 done-when = "/etc/ipa/ca.crt"
 waiting-when = "/data/ipa.csr"
 ruins-when = "/var/lib/ipa/sysrestore/sysrestore.index"
+
+[ready]
+units = ["ipa.service", "dirsrv@*.service", "krb5kdc.service", "httpd.service"]
+ports = [88, 389, 443]
+command = []
+timeout_s = 1
+ignore = ["systemd-*"]
 """
 
 
@@ -66,6 +74,7 @@ def test_without_a_file() -> None:
         VolumeConfig(mount="/data", template="/data-template", lists=("/etc/volume-data-list",)),
     )
     assert (config.scriptlets, config.first_run, config.start_exec) == (None, None, ())
+    assert config.ready == ReadyConfig(ignore=("systemd-*",))
     assert config.accept_from == ()
 
 
@@ -132,8 +141,11 @@ from = ["fedora>=42", "debian>=12,<14"]
 def test_switching_parts_of_the_profile_off() -> None:
     config = parse_config(
         b'profile = "freeipa"\n[scriptlets]\npackages = []\n[first-run]\ncommand = []\n'
+        b"[ready]\nports = []\n"
     )
     assert (config.scriptlets, config.first_run) == (None, None)
+    assert config.ready.ports == ()
+    assert "ipa.service" in config.ready.units
 
 
 def test_defaults_of_a_volume() -> None:
@@ -198,6 +210,15 @@ def test_defaults_of_a_volume() -> None:
         pytest.param(
             "[first-run]\ncommand=['x']\ndone-when='y'", 3, "absolute", id="relative condition"
         ),
+        pytest.param("[ready]\nunits = ['app']", 2, "neither a unit", id="no unit"),
+        pytest.param("[ready]\nunits = ['-a.service']", 2, "neither a unit", id="an option"),
+        pytest.param("[ready]\nports = 389", 2, "whole numbers from 1", id="one port"),
+        pytest.param("[ready]\nports = ['udp/88']", 2, "TCP ports", id="port of another kind"),
+        pytest.param("[ready]\n\nports = [65536]", 3, "to 65535", id="port too high"),
+        pytest.param("[ready]\nports = [true]", 2, "whole numbers", id="true is no port"),
+        pytest.param("[ready]\ncommand = ['']", 2, "an empty", id="no command to ask"),
+        pytest.param("[ready]\ntimeout_s = 0.5", 2, "whole number", id="part of a second"),
+        pytest.param("[ready]\nunit = []", 2, "ready.unit is not a known", id="unknown of ready"),
         pytest.param("[files]\nrefresh = ['*.conf']", 2, "absolute", id="relative glob"),
         pytest.param('[start]\nexec = ["a\\u0000b"]', 2, "NUL", id="NUL"),
         pytest.param("[start\n", 1, "line 1", id="no TOML"),

@@ -1,0 +1,191 @@
+"""What ``[ready]`` of the configuration asks of an application that has been started.
+
+Units and ports are asked each time, the command at most every ten seconds and by one probe at a
+time: several ask a container, and some commands are slow or log in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.config.model import ReadyConfig
+from ipavolume.formats import checks
+from ipavolume.linux import command, files
+from ipavolume.model.progress import say_nothing
+from ipavolume.model.redaction import Redactor
+from ipavolume.steps.perform import describe_end
+from ipavolume.systemd import handover, units
+
+_LOOPBACK: Final = ("127.0.0.1", "::1")
+_CONNECT_S: Final = 0.5
+_GRACE_S: Final = 0.1
+_CACHED_S: Final = 10
+_POLL_S: Final = 0.05
+_NAME: Final = "ipavolume-ready"
+_MAX_BYTES: Final = 64 << 10
+
+
+def what_is_wrong(config: ReadyConfig, started: Sequence[str], redactor: Redactor) -> str:
+    """Return what is not as it has to be for the application to be ready, or "".
+
+    Args:
+        config: What is asked.
+        started: Further units, which the application itself says it has started.
+        redactor: Takes the secrets out of what the command prints.
+
+    Raises:
+        CommandFailedError: If systemd cannot be asked, or there is no such command.
+    """
+    if units.is_booted():
+        wanted = [*config.units, *(unit for unit in started if unit not in config.units)]
+        wanted = [unit for unit in wanted if not units.matches(unit, config.ignore)]
+        wrong = _failed(config) or _inactive(wanted)
+        if wrong:
+            return wrong
+    for port in config.ports:
+        if not _listens(port):
+            return f"nothing listens on TCP port {port}"
+    return redactor.text(_asked(config)) if config.command else ""
+
+
+def _failed(config: ReadyConfig) -> str:
+    failed = [name for name in units.failed_services() if not units.matches(name, config.ignore)]
+    if failed:
+        # Looked up last: mostly there is none.
+        wanted = units.wanted_by_default()
+        failed = [name for name in failed if name in wanted]
+    return f"{', '.join(failed)} failed" if failed else ""
+
+
+def _inactive(patterns: Sequence[str]) -> str:
+    if not patterns:
+        return ""
+    found = units.units(patterns)
+    for pattern in patterns:
+        those = [
+            unit for unit in found if any(units.matches(name, [pattern]) for name in unit.names)
+        ]
+        if not those:
+            return f"no unit {pattern} is loaded"
+        for unit in those:
+            if unit.state != "active":
+                return f"{unit.names[0]} is {unit.state}"
+    return ""
+
+
+def _listens(port: int) -> bool:
+    for address in _LOOPBACK:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), _CONNECT_S):
+            return True
+    return False
+
+
+# -- the command -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What the command said last.
+
+    Attributes:
+        command: Its words.
+        wrong: What it found wrong, or "".
+        at_ms: When, in milliseconds of the machine.
+    """
+
+    command: tuple[str, ...]
+    wrong: str
+    at_ms: int
+
+
+def _asked(config: ReadyConfig) -> str:
+    """Return what the command finds wrong, or found within the last ten seconds."""
+    with contextlib.ExitStack() as stack:
+        directory = _memory(stack)
+        if directory is None:
+            return _run(config)
+        if not _alone(stack, directory, config.timeout_s + 1):
+            return f"{shlex.join(config.command)} is still asked by another probe"
+        known = _remembered(directory, config.command)
+        if known is not None:
+            return known
+        wrong = _run(config)
+        answer = _Answer(command=config.command, wrong=wrong, at_ms=_now_ms())
+        data = json.dumps(checks.dump(answer)).encode("ascii")
+        # Without a memory it is asked again.
+        with contextlib.suppress(OSError):
+            files.write_file(directory, _NAME, data, mode=0o600)
+        return wrong
+
+
+def _run(config: ReadyConfig) -> str:
+    words = shlex.join(config.command)
+    ended = command.run_command(
+        config.command, timeout_s=config.timeout_s, output=say_nothing, grace_s=_GRACE_S
+    )
+    if ended.status == 0 and not ended.timed_out:
+        return ""
+    last = next((line.strip() for line in reversed(ended.lines) if line.strip()), "")
+    return f"{words} {describe_end(ended, config.timeout_s)}" + (f": {last}" if last else "")
+
+
+def _memory(stack: contextlib.ExitStack) -> int | None:
+    """Return a directory in memory, open until *stack* ends; ``None`` where there is none."""
+    for place in handover.places():
+        with contextlib.suppress(OSError):
+            directory = os.open(place, files.DIRECTORY_FLAGS)
+            stack.callback(os.close, directory)
+            return directory
+    return None
+
+
+def _alone(stack: contextlib.ExitStack, directory: int, timeout_s: float) -> bool:
+    """Wait for other probes that ask the command; tell whether they ended in time."""
+    try:
+        lock = stack.enter_context(files.open_for_appending(directory, f"{_NAME}.lock"))
+    except OSError:
+        # Somebody else's file lies there: then each probe asks for itself.
+        return True
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        else:
+            return True
+
+
+def _remembered(directory: int, words: Sequence[str]) -> str | None:
+    """Return what *words* found wrong within the last ten seconds; ``None``: nobody knows."""
+    fd = files.open_regular(directory, _NAME)
+    if fd is None:
+        return None
+    with open(fd, "rb") as stream:
+        st = os.fstat(fd)
+        data = stream.read(_MAX_BYTES)
+    if st.st_uid != 0 or stat.S_IMODE(st.st_mode) != 0o600:
+        return None
+    try:
+        known = checks.load(_Answer, checks.decode(data))
+    except checks.MalformedError:
+        return None
+    is_fresh = 0 <= _now_ms() - known.at_ms < _CACHED_S * 1000
+    return known.wrong if is_fresh and known.command == tuple(words) else None
+
+
+def _now_ms() -> int:
+    """Return a time that nobody sets and that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
