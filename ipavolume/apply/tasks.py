@@ -28,6 +28,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import (
     MAX_MESSAGE_CHARACTERS,
     MAX_MESSAGES,
+    Phase,
     Task,
     TaskKind,
     TaskLog,
@@ -45,6 +46,7 @@ from ipavolume.steps.api import (
 )
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
+from ipavolume.systemd.journal import Watch
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.logs import RunLog
 
@@ -111,8 +113,7 @@ class Execution:
             commands=known.commands if known else (),
         )
         self._record(record)
-        begin = time.monotonic()
-        links = self._links()
+        begin, watch, links = time.monotonic(), Watch.begin(), self._links()
         try:
             if task.kind is TaskKind.STEP:
                 messages = self._run_step(task)
@@ -123,6 +124,7 @@ class Execution:
             # It did not fail: it stays recorded as begun, which is what it is.
             raise
         except IpaVolumeError as err:
+            err.details += self._journal(task, watch, err.details)
             failed = replace(
                 self.log.records[task.key],
                 state=TaskState.FAILED,
@@ -136,6 +138,8 @@ class Execution:
                 "the next start tries it again"
             )
             raise
+        if messages and (cause := self._journal(task, watch, messages)):
+            messages = [*messages, f"{cause[0]} {cause[-1]}"]
         ended = replace(
             self.log.records[task.key],
             state=TaskState.WARNED if messages else TaskState.DONE,
@@ -144,6 +148,12 @@ class Execution:
             messages=self._messages(messages),
         )
         self._record(ended)
+
+    def _journal(self, task: Task, watch: Watch, said: Sequence[str]) -> tuple[str, ...]:
+        """Log what units that failed meanwhile say; return what the one that matters says."""
+        if task.phase != Phase.ONLINE:
+            return ()
+        return tuple(self._output.clean(line) for line in watch.tell(self._output.line, said))
 
     def _record(self, record: TaskRecord) -> None:
         self.log = self.log.with_record(record)

@@ -31,6 +31,8 @@ from ipavolume.linux import clock
 from ipavolume.linux.command import Ended, run_command
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
+from ipavolume.model.tasks import Phase
+from ipavolume.systemd.journal import Watch
 from ipavolume.volume.volumes import Volumes
 
 
@@ -200,6 +202,7 @@ def run(
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
     suspects = diagnosis.Suspects()
+    watch = Watch.begin()
 
     def told(line: str) -> None:
         output(redactor.text(line))
@@ -228,6 +231,9 @@ def run(
     except CommandFailedError as err:
         if cause := suspects.cause(image):
             err.path, err.hint = cause.path, f"{cause.hint} {err.hint}"
+        if config.phase == Phase.ONLINE:
+            said = watch.tell(lambda line: output(redactor.text(line)), ended.lines)
+            err.details += tuple(redactor.text(line) for line in said)
         raise
 
 
