@@ -204,7 +204,11 @@ def _warn_of_substitutions(
     config: ScriptletsConfig,
     warn: Progress,
 ) -> None:
+    # A profile is for many releases, and what it replaces is not in the scriptlets of each.
+    profiles = [one.scriptlets.substitute for one in PROFILES.values() if one.scriptlets]
     for item in config.substitute:
+        if any(item in substitute for substitute in profiles):
+            continue
         texts = [
             bodies.get(one.name, b"")
             for one in catalogue.scriptlets

@@ -247,6 +247,16 @@ def test_a_replacement_that_finds_nothing_is_pointed_out(image: Image, tmp_path:
 
 @pytest.mark.root
 @pytest.mark.rpm
+def test_a_replacement_of_the_profile_may_find_nothing(image: Image, tmp_path: Path) -> None:
+    """It is for releases of many years: bind's %post edits named.conf in EL 8 alone."""
+    rpm = build(tmp_path, "bind", "%post\ntrue\n")
+    image.write("/etc/ipavolume.toml", 'profile = "freeipa"\n[scriptlets]\npackages = ["bind"]\n')
+    image.prepare(rpms=[rpm])
+    assert [text for text in image.warnings if "substitute" in text] == []
+
+
+@pytest.mark.root
+@pytest.mark.rpm
 def test_interpreters_are_looked_for_in_the_image_alone(image: Image, tmp_path: Path) -> None:
     """A link that leads to a program of the host is one that leads nowhere."""
     host = tmp_path / "program"
