@@ -92,9 +92,15 @@ def new_host(command: FirstRunCommand, *, own: str) -> str:
     Nothing is resolved: before the volume is populated nothing could be.
 
     Raises:
+        UsageError: If it is no name at all.
         RefusedError: If it is not fully qualified.
     """
     name = command.host or own
+    if not _can_be_recorded(name):
+        raise UsageError(
+            f"{name[:80]!r} is no name of a host",
+            hint="Give IPA_SERVER_HOSTNAME or --hostname as NAME.DOMAIN.",
+        )
     if "." in name.strip("."):
         return name.rstrip(".")
     asked = "IPA_SERVER_HOSTNAME or --hostname" if command.host else "the container"
@@ -139,10 +145,15 @@ def what_freeipa_says(data: bytes | None) -> bool | None:
     return None
 
 
+def _can_be_recorded(name: str) -> bool:
+    """Tell whether *name* would be read again where it is recorded as a host's."""
+    return len(name) <= MAX_NAME_CHARACTERS and name.isprintable() and " " not in name
+
+
 def stored_host(volume: Volume) -> str:
     """Return the name that the FreeIPA images keep on the volume, or ""."""
     text = (read_top(volume, HOSTNAME) or b"").decode("utf-8", "replace").strip()
-    if len(text) > MAX_NAME_CHARACTERS or not text.isprintable() or " " in text:
+    if not _can_be_recorded(text):
         path = f"{volume.mount}/{HOSTNAME}"
         raise UnsafeVolumeError(
             f"{path!r} does not hold one host name",

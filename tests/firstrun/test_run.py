@@ -417,6 +417,21 @@ def test_another_host_name_is_refused_and_can_be_overridden(fresh: FirstRun) -> 
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("name", ["a" * 250 + ".example.test", "ipa .example.test", "ipa\t.test"])
+def test_a_name_that_could_not_be_read_again_is_refused_before_it_is_recorded(
+    fresh: FirstRun, name: str
+) -> None:
+    before = picture(fresh.volume)
+    for arguments, env in (
+        (["-U", f"--hostname={name}"], {}),
+        (["-U"], {"IPA_SERVER_HOSTNAME": name}),
+    ):
+        said = fresh.run(*arguments, env=env, status=2).stdout
+        assert "is no name of a host" in said
+        assert picture(fresh.volume) == before
+
+
+@pytest.mark.root
 def test_a_name_without_a_domain_is_refused_before_anything_is_done(fresh: FirstRun) -> None:
     fresh.name = "0f3c"
     before = picture(fresh.volume)
