@@ -25,18 +25,18 @@ from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import OVERRIDES, Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import files, signals, umask
-from ipavolume.linux.command import run_command
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
+from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
+from ipavolume.systemd.boot import Boot
 from ipavolume.volume import failures, history
 from ipavolume.volume.logs import Speaker
 
 _START_RUN: Final = "start"
 _FIRST_RUN: Final = "first-run"
-_SYSTEMCTL_TIMEOUT_S: Final = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class Beginning:
         systemd: What is executed is systemd, with our online unit in the image.
         online_unit: Name of that unit.
         keeper: The process that keeps what the container prints to, in the online phase.
+        alone: systemd was told to boot into that unit alone.
     """
 
     words: tuple[str, ...]
@@ -60,6 +61,7 @@ class Beginning:
     systemd: bool
     online_unit: str = handover.ONLINE_UNIT
     keeper: int = 0
+    alone: bool = False
 
 
 def begin(image: Image, arguments: Sequence[str]) -> Beginning:
@@ -120,11 +122,13 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         if not beginning.words or outcome.waits:
             return
         shown.tell(_last_words(context, outcome, beginning))
-        command = [os.fsencode(word) for word in _command_line(context.image, outcome, beginning)]
+        alone = beginning.systemd and bool(outcome.waiting or outcome.first_run_left)
+        words = _command_line(context.image, beginning, alone=alone)
+        command = [os.fsencode(word) for word in words]
         locks = [volume.fd for volume in context.volumes.values()]
         signals.restore()
         keeper = fastpath.keep(command, locks)
-        _hand_over(beginning, keeper=keeper)
+        _hand_over(beginning, keeper=keeper, alone=alone)
         umask.restore_umask()
         try:
             fastpath.execute(command, locks, keeper)
@@ -148,14 +152,18 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
     """
     with Work(options) as work:
         work.take(shown.say)
+        unit = work.context.image.config.online_unit
+        boot = Boot(alone=beginning.alone, unit=unit, say=shown.say)
         outcome = work.attempt(
-            lambda speaker: _go_online(work, beginning, speaker),
+            lambda speaker: _go_online(work, beginning, speaker, boot),
             shown,
             beginning.redactor,
             hold=hold or beginning.request.hold,
         )
-        words = ("exit", "0") if outcome.waits else ("--no-block", "start", "default.target")
-        run_command(("systemctl", *words), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=shown.say)
+        if outcome.waits:
+            boot.end()
+        else:
+            boot.go_on()
 
 
 def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
@@ -176,12 +184,17 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
     return _after(context, beginning, outcome, speaker, phases)
 
 
-def _go_online(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
+def _go_online(work: Work, beginning: Beginning, speaker: Speaker, boot: Boot) -> Outcome:
     """Do what is left to the online phase: tasks, and the first run."""
+
+    def first(verdict: Verdict) -> None:
+        if conduct(verdict.state).does is Does.RESUME:
+            boot.leave()
+
     outcome = upgrade.bring_up(
-        work.context, speaker, phases=(Phase.ONLINE,), joined=work.lock.joined
+        work.context, speaker, phases=(Phase.ONLINE,), joined=work.lock.joined, first=first
     )
-    return _after(work.context, beginning, outcome, speaker, (Phase.ONLINE,))
+    return _after(work.context, beginning, outcome, speaker, (Phase.ONLINE,), boot)
 
 
 def _after(
@@ -190,6 +203,7 @@ def _after(
     outcome: Outcome,
     speaker: Speaker,
     phases: Sequence[str],
+    boot: Boot | None = None,
 ) -> Outcome:
     """Do what follows once the volumes are current: steps of every start, first run."""
     if context.image.is_inside and Phase.OFFLINE in phases:
@@ -210,6 +224,8 @@ def _after(
         raise first_run.refuse_outside(context.image)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
+    if boot is not None:
+        boot.leave()
     log = open_log(context.image, context.volumes, _FIRST_RUN, speaker)
     try:
         standing = first_run.run(
@@ -272,19 +288,20 @@ def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str
     )
 
 
-def _command_line(image: Image, outcome: Outcome, beginning: Beginning) -> tuple[str, ...]:
+def _command_line(image: Image, beginning: Beginning, *, alone: bool) -> tuple[str, ...]:
     """Return what is executed: with something left to the online phase, its unit first."""
-    if beginning.systemd and (outcome.waiting or outcome.first_run_left):
+    if alone:
         return (*beginning.words, f"--unit={image.config.online_unit}")
     return beginning.words
 
 
-def _hand_over(beginning: Beginning, *, keeper: int) -> None:
+def _hand_over(beginning: Beginning, *, keeper: int, alone: bool) -> None:
     """Leave for the online phase what it cannot know.
 
     Args:
         beginning: What the container was started with.
         keeper: The process that keeps what this one prints to.
+        alone: systemd is told to boot into the unit of the online phase alone.
 
     Raises:
         CannotCreateError: If there is no place for it that is not on a disk.
@@ -299,6 +316,7 @@ def _hand_over(beginning: Beginning, *, keeper: int) -> None:
             "request": beginning.request.dump().decode("ascii"),
             "environment": environment,
             "keeper": keeper,
+            "alone": alone,
         }
     )
 
@@ -320,4 +338,5 @@ def taken_over() -> Beginning:
         redactor=Redactor(request.secrets()),
         systemd=True,
         keeper=int(data.get("keeper", 0)),
+        alone=bool(data.get("alone", False)),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support import inside
 from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root
 from support.systemd import SYSTEMD, Machine, add_systemd, machine
@@ -46,10 +47,10 @@ RESTARTED: Final = SAYS.format(
     script="echo restarted.service runs; test ! -p /data/on || "
     "{ echo starting > /data/starting; read go < /data/on; }"
 )
-# The phase begins when the test lets it.
+# The phase begins when the test lets it. systemd has then read the default target.
 EARLY: Final = """\
 [Unit]
-Before=ipavolume-online.service
+Before=ipavolume-online.service application.target
 
 [Service]
 Type=oneshot
@@ -63,6 +64,7 @@ APPLICATION: Final = SAYS.format(script="echo application.service runs; read go 
 SETUP: Final = """\
 #!/bin/sh -e
 systemctl enable enabled.service
+ln -s ../linked.service /etc/systemd/system/application.target.wants/
 touch /etc/app/configured
 systemctl restart restarted.service
 echo begun > /data/begun
@@ -110,6 +112,12 @@ class Story:
             image.write(f"{UNITS}/application.service", APPLICATION)
             image.write(f"{UNITS}/restarted.service", RESTARTED)
             image.write(f"{UNITS}/enabled.service", ENABLED)
+            # systemd would enable these at the first boot.
+            image.write(
+                "/etc/systemd/system-preset/00-own.preset",
+                "disable enabled.service\ndisable linked.service\n",
+            )
+            image.write(f"{UNITS}/linked.service", SAYS.format(script="echo linked.service runs"))
             image.write(f"{UNITS}/early.service", EARLY)
             image.write(f"{UNITS}/{ONLINE}.d/early.conf", "[Unit]\nWants=early.service\n")
             wants = image.root / f"{UNITS[1:]}/application.target.wants"
@@ -188,29 +196,41 @@ def _boot_goes_on(container: Machine, story: Story, build_id: str) -> None:
     assert _started_after_the_phase(container, "application")
 
 
-def test_units_that_the_first_run_restarts_enables_or_knows_nothing_of(story: Story) -> None:
+# Init is started by us, or not: then systemd begins to boot into the default target at once.
+INITS: Final = pytest.mark.parametrize("init", ["/usr/local/sbin/init", str(SYSTEMD)])
+
+
+@INITS
+def test_units_that_the_first_run_restarts_enables_or_knows_nothing_of(
+    story: Story, init: str
+) -> None:
+    image = story.image(1)
+    if init == str(SYSTEMD):
+        # Fills the volume; the first run is left to a start.
+        inside.run(image.root, story.volume, [*inside.IPAVOLUME, "upgrade"]).check_returncode()
     story.fifos()
     story.more_fifos()
-    image = story.image(1)
-    with machine(image, story.volume) as container:
+    with machine(image, story.volume, init=(init,)) as container:
         before, says = "first run: unconfigured", "first run under way since "
         _phase_goes_on(container, story, before=before, says=says)
         _boot_goes_on(container, story, "one")
-        assert _state(container, "enabled") == "active"
-        assert _started_after_the_phase(container, "enabled")
+        for unit in ("enabled", "linked"):
+            assert _state(container, unit) == "active"
+            assert _started_after_the_phase(container, unit)
         # The boot that follows leaves it running.
         assert container.seen.count("restarted.service runs") == 1
         assert container.stop() == -signal.SIGINT
     # Another boot has nothing to do; all of it comes after the phase.
-    with machine(image, story.volume) as container:
+    with machine(image, story.volume, init=(init,)) as container:
         _boot_goes_on(container, story, "one")
-        for unit in ("restarted", "enabled"):
+        for unit in ("restarted", "enabled", "linked"):
             assert _state(container, unit) == "active"
             assert _started_after_the_phase(container, unit)
         assert container.stop() == -signal.SIGINT
 
 
-def test_a_unit_that_a_scriptlet_restarts(story: Story) -> None:
+@INITS
+def test_a_unit_that_a_scriptlet_restarts(story: Story, init: str) -> None:
     story.fifos()
     with machine(story.image(1), story.volume) as container:
         assert story.begun.read_text() == "begun\n"
@@ -218,11 +238,49 @@ def test_a_unit_that_a_scriptlet_restarts(story: Story) -> None:
         container.wait_for("application.service runs")
         assert container.stop() == -signal.SIGINT
     story.more_fifos()
-    with machine(story.image(2), story.volume) as container:
+    image = story.image(2)
+    if init == str(SYSTEMD):
+        # It cannot do what comes before init; that has been done when this is killed.
+        with machine(image, story.volume) as container:
+            assert story.booting.read_text() == "booting\n"
+            container.container.send(signal.SIGKILL)
+            container.wait()
+    with machine(image, story.volume, init=(init,)) as container:
         says = "upgrade to two: swapped, task 1/1 app-posttrans"
         _phase_goes_on(container, story, before=says, says=says)
         _boot_goes_on(container, story, "two")
         assert container.seen.count("restarted.service runs") == 1
+        assert container.stop() == -signal.SIGINT
+
+
+def test_what_comes_after_a_phase_that_fails_is_not_started(story: Story) -> None:
+    inside.run(story.image(1).root, story.volume, [*inside.IPAVOLUME, "upgrade"]).check_returncode()
+    with machine(story.image(2), story.volume, init=(str(SYSTEMD),)) as container:
+        assert container.wait() == 77
+        assert ".service runs" not in container.seen
+        assert "offline-first" in container.seen
+
+
+def test_the_lock_is_kept_whatever_the_container_is_switched_to(story: Story) -> None:
+    image = story.image(1)
+    image.write(f"{UNITS}/other.target", "[Unit]\nAllowIsolate=yes\n")
+    story.fifos()
+    with machine(image, story.volume) as container:
+        assert story.begun.read_text() == "begun\n"
+        story.go.write_text("go\n")
+        container.wait_for("application.service runs")
+        assert container.stop() == -signal.SIGINT
+    with machine(image, story.volume, init=(str(SYSTEMD),)) as container:
+        container.wait_for("application.service runs")
+        story.start.write_text("go\n")
+        container.wait_for_boot()
+        container.run("systemctl", "isolate", "other.target")
+        assert _state(container, "application") == "inactive"
+        done = inside.run(image.root, story.volume, [*inside.IPAVOLUME, "upgrade"])
+        assert done.returncode == 75
+        # The way back: the phase runs again, and has nothing to do.
+        container.run("systemctl", "--no-block", "isolate", "default.target")
+        _boot_goes_on(container, story, "one")
         assert container.stop() == -signal.SIGINT
 
 

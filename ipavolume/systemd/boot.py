@@ -1,0 +1,61 @@
+"""The boot around the online phase: what systemd starts beside it, and once it is done."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ipavolume.linux.command import run_command
+from ipavolume.model.progress import Progress
+
+_TIMEOUT_S: Final = 120
+
+
+class Boot:
+    """What systemd has been told to start."""
+
+    def __init__(self, *, alone: bool, unit: str, say: Progress) -> None:
+        """Do nothing yet.
+
+        Args:
+            alone: systemd has booted into *unit* alone.
+            unit: The unit of the online phase.
+            say: Told of what systemctl prints.
+        """
+        self._alone = alone
+        self._unit = unit
+        self._say = say
+
+    def leave(self) -> None:
+        """Have nothing be started beside the phase, before it starts units itself.
+
+        Where init was not started by us, the default target has been begun, and what comes after
+        our target waits for the phase. So would a start of it by the phase, which waits for that.
+
+        Raises:
+            CommandFailedError: If systemctl does not end.
+        """
+        if not self._alone:
+            self._systemctl("--no-block", "isolate", self._unit)
+            self._alone = True
+
+    def go_on(self) -> None:
+        """Have the default target be started.
+
+        Raises:
+            CommandFailedError: If systemctl does not end.
+        """
+        if self._alone:
+            # The phase may have written and enabled units that systemd has read already.
+            self._systemctl("daemon-reload")
+        self._systemctl("--no-block", "start", "default.target")
+
+    def end(self) -> None:
+        """Have the container be ended.
+
+        Raises:
+            CommandFailedError: If systemctl does not end.
+        """
+        self._systemctl("exit", "0")
+
+    def _systemctl(self, *words: str) -> None:
+        run_command(("systemctl", *words), timeout_s=_TIMEOUT_S, output=self._say)
