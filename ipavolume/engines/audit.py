@@ -7,6 +7,7 @@ declares; nothing here looks at a file or asks an engine.
 from __future__ import annotations
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ ACCOUNTS: Final = frozenset(
     for mark in ("", "-")
 ) | {"/etc/.pwd.lock"}
 """The accounts are the image's: those of a volume are translated into them by name."""
+
+_BYTECODE: Final = "__pycache__"
+"""Python writes there what it compiled, and makes it anew where it is missing: no state."""
+
+_OF_ONE_MACHINE: Final = re.compile(r"/[0-9a-f]{32}(?:\.[^/]*)?(?=/|$)")
+"""A directory or file of one machine, named by its id (``machine-id(5)``), for a journal's
+namespace with that behind it: another container has another one."""
 
 _TOGETHER: Final = 2
 """From so many changes on right below one directory, the directory is the line."""
@@ -211,14 +219,18 @@ class _World:
     def __init__(self, question: Question) -> None:
         self._question = question
         self._mounted = {*question.mounted}
+        places = [change.path for change in question.changes]
         self._changes = [
             change
             for change in question.changes
             if change.path != "/"
             and not any(is_within(change.path, place) for place in (*ENGINE, *self._mounted))
+            and not _is_bytecode(change.path)
         ]
-        # Above these the engine had to make directories, or something to mount on.
-        made_way = {above for place in (*ENGINE, *self._mounted) for above in _above(place)}
+        # Above these the engine had to make directories, or something to mount on; above
+        # bytecode nothing need have changed but for it.
+        left_out = (*ENGINE, *self._mounted, *filter(_is_bytecode, places))
+        made_way = {above for place in left_out for above in _above(place)}
         self._written_below = {
             above
             for change in self._changes
@@ -396,7 +408,12 @@ def _stray(found: There, target: str, wide: str) -> str:
 
 
 def _usable(line: str) -> str:
-    """Return *line*, or a line for the directory above it, if a path list can hold it."""
+    """Return *line*, or a line for the directory above it, if a path list can hold it.
+
+    What is of one machine is kept by the directory above it, which holds for every machine.
+    """
+    if own := _OF_ONE_MACHINE.search(line):
+        line = line[: own.start()] + "/"
     while line.strip("/"):
         path = line.rstrip("/")
         if path in SHARED:
@@ -405,6 +422,11 @@ def _usable(line: str) -> str:
             return line
         line = path.rpartition("/")[0] + "/"
     return ""
+
+
+def _is_bytecode(path: str) -> bool:
+    """Tell whether *path* is in a directory of Python's bytecode, or is one."""
+    return f"/{_BYTECODE}/" in f"{path}/"
 
 
 def is_within(path: str, place: str) -> bool:

@@ -107,6 +107,46 @@ def test_several_changes_in_one_directory_make_it_the_line() -> None:
     assert audit.lines(found(shared)) == ("/etc/a", "/etc/b")
 
 
+@pytest.mark.parametrize(
+    ("below", "line"),
+    [
+        ("A /var/log/journal\nA /var/log/journal/ID\n", "/var/log/journal/"),
+        ("C /var/log/journal\nA /var/log/journal/ID\n", "/var/log/journal/"),
+        ("C /var/log/journal\nA /var/log/journal/ID.app\n", "/var/log/journal/"),
+        (
+            "C /var/log/journal\nC /var/log/journal/ID\n"
+            "C /var/log/journal/ID/system.journal\nA /var/log/journal/ID/user-1000.journal\n",
+            "/var/log/journal/",
+        ),
+        (
+            "C /var/log/journal\nC /var/log/journal/ID\nD /var/log/journal/ID/x\n",
+            "/var/log/journal/",
+        ),
+        ("A /var/log/ID\n", ""),
+        ("A /var/log/ID0\n", "/var/log/ID0"),
+    ],
+)
+def test_a_line_holds_for_every_machine(below: str, line: str) -> None:
+    """Another container has another machine id (F73)."""
+    diff = f"C /var\nC /var/log\n{below}".replace("ID", "0f3c4d5e6a7b8c9d" * 2)
+    wanted = line.replace("ID", "0f3c4d5e6a7b8c9d" * 2)
+    assert audit.lines(found(diff)) == ((wanted,) if wanted else ())
+
+
+def test_compiled_python_is_nothing_that_was_written() -> None:
+    """Python makes it anew where it is missing (F73)."""
+    diff = (
+        "C /usr\nC /usr/lib\nC /usr/lib/app\nA /usr/lib/app/__pycache__\n"
+        "A /usr/lib/app/__pycache__/a.pyc\nC /usr/lib/old\nC /usr/lib/old/__pycache__\n"
+        "C /usr/lib/old/__pycache__/b.pyc\nD /usr/lib/old/__pycache__/c.pyc\n"
+        "A /usr/lib/new\nA /usr/lib/new/__pycache__\n"
+    )
+    assert found(diff) == ()
+    assert one(diff + "A /usr/lib/new/data\n").line == "/usr/lib/new/"
+    assert one(diff + "A /usr/lib/app/state\n").line == "/usr/lib/app/state"
+    assert one("C /opt\nA /opt/my__pycache__\n").line == "/opt/my__pycache__"
+
+
 def test_accounts_are_never_to_be_listed() -> None:
     findings = found("C /etc\nC /etc/passwd\nA /etc/shadow-\nA /etc/.pwd.lock\n")
     assert [finding.line for finding in findings] == ["", "", ""]
