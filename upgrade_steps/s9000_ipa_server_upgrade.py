@@ -54,6 +54,12 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
     yield Command(words=("ipa-server-upgrade",), reason=_why(volume, template), timeout_s=TIMEOUT_S)
 
 
+def verify(volume: View) -> Iterator[Command]:
+    """Have FreeIPA say itself that the services of this server run."""
+    if volume.kind("/etc/ipa/ca.crt") == "file":
+        yield Command(words=("ipactl", "status"), reason="its services run", timeout_s=60)
+
+
 def _why(volume: View, template: View) -> str:
     before, after = volume.package(COMPONENT), template.package(COMPONENT)
     if before is not None and before == after:

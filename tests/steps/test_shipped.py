@@ -820,7 +820,21 @@ def test_the_server_upgrade_is_the_last_step_and_runs_under_init(scene: Scene) -
     assert steps["s9000_ipa_server_upgrade"].phase == "online"
 
 
-def test_a_server_that_is_not_installed_is_not_upgraded(scene: Scene) -> None:
+def test_a_server_that_is_not_installed_is_not_upgraded_nor_asked(scene: Scene) -> None:
     make_freeipa(scene)
     (scene.volume() / "etc/ipa/ca.crt").unlink()
     assert scene.plan(step_of(scene, "s9000")) == ()
+    assert _verified(scene) == []
+
+
+def test_after_the_upgrade_freeipa_itself_says_whether_its_services_run(scene: Scene) -> None:
+    """F62."""
+    make_freeipa(scene)
+    assert _verified(scene) == [("ipactl", "status")]
+
+
+def _verified(scene: Scene) -> list[tuple[str, ...]]:
+    verify = step_of(scene, "s9000").verify
+    assert verify is not None
+    with scene.views() as (volume, _):
+        return [command.words for command in verify(volume)]
