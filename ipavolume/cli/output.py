@@ -32,7 +32,7 @@ def show_error(err: IpaVolumeError) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do."""
     _labelled("error", f"{err} [{err.code}]", "red")
     for line in err.details:
-        click.echo(f"ipavolume:   | {text.escape(line)}", err=True)
+        click.echo(f"ipavolume:   | {text.escape(line.expandtabs())}", err=True)
     _labelled("state", err.state, "blue")
     _labelled("hint", err.hint, "green")
 

@@ -71,7 +71,7 @@ def upgrade(
     mount = context.volumes.primary.mount
     if outcome.waiting:
         click.echo(
-            f"the files of {context.image.build_id} are in place at {mount}; "
+            f"the files of {outcome.plans[-1].to_build} are in place at {mount}; "
             f"{text.tasks_count(outcome.waiting)} left to the online phase"
         )
     else:

@@ -20,7 +20,7 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import CannotCreateError
 from ipavolume.firstrun import run as first_run
-from ipavolume.firstrun.record import read_record
+from ipavolume.firstrun.record import DONE, read_record
 from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import OVERRIDES, Standing
 from ipavolume.image.image import Image
@@ -217,8 +217,12 @@ def _after(
     config = context.image.config.first_run
     if config is None:
         return outcome
+    before = read_record(context.volumes.primary)
     ready = first_run.due(context, beginning.request, say=speaker.say)
     if ready is None:
+        if before is not None and before.state != DONE:
+            # It came to its end without us: what it left says so.
+            _record_first_run(context, Standing.DONE)
         return outcome
     if not context.image.is_inside:
         raise first_run.refuse_outside(context.image)
@@ -272,7 +276,7 @@ def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str
     mount = context.volumes.primary.mount
     if outcome.waiting:
         what = (
-            f"the files of {context.image.build_id} are in place at {mount}, "
+            f"the files of {outcome.plans[-1].to_build} are in place at {mount}, "
             f"{len(outcome.waiting)} steps and scriptlets follow under {beginning.words[0]}"
         )
     elif outcome.first_run_left:

@@ -59,7 +59,7 @@ class RunLog:
         """Write a line that a command printed, and show it."""
         clean = self._redactor.text(text)
         self._write(f"  | {clean}")
-        self._show(f"| {clean}")
+        self._show(f"| {clean.expandtabs()}")
 
     def say(self, text: str) -> None:
         """Write a line of ours, with the time, and show it."""

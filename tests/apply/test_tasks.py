@@ -630,3 +630,12 @@ yield Command(
     reason="to fail once",
 )
 """
+
+
+def test_tabs_that_a_command_prints_are_shown_as_blanks(world: World) -> None:
+    """F73."""
+    world.populate()
+    body = 'yield Command(words=("sh", "-c", "printf \'one\\\\ttwo\\\\n\'; exit 1"), reason="tabs")'
+    said = world.run(world.image("2", {"s5000_tabs": step(body)}), "upgrade", status=13).stderr
+    # While it ran, and below the message.
+    assert said.count("| one     two\n") == 2, said

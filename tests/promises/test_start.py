@@ -16,6 +16,7 @@ import pytest
 from support.command import clean_environment, run_ipavolume
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
+from support.steps import put_step, step_text
 from support.upgrades import Site
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -309,6 +310,37 @@ def test_only_a_first_run_that_is_done_lets_a_start_take_the_short_way(
         record.write_text(recorded + '"image":"one"}\n')
         record.chmod(0o644)
     assert _takes_the_short_way(image, tmp_path) is short
+
+
+def test_the_files_that_are_in_place_are_those_of_the_open_run(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """F73: another build of the same image goes on with it."""
+    site = Site(top=tmp_path)
+    site.upgrade(site.image("one", versions[:1], lists=LISTS))
+
+    def edit(image: Image) -> None:
+        body = "def plan(volume, template):\n    yield Command(words=('true',), reason='a test')\n"
+        text = step_text(phase="online", imports="from ipavolume.steps import Command", body=body)
+        put_step(image.root, "s5000_a_test.py", text, own=True)
+
+    for name in ("two", "again"):
+        image = site.image(name, versions[1:], lists=LISTS, edit=edit)
+        said = site.run("upgrade", image, "--phase", "offline").stdout
+        assert said.splitlines()[-1].startswith("the files of two are in place at /data; 1 "), said
+
+
+def test_a_first_run_that_is_found_to_be_done_is_in_the_history_once(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """F73: it came to its end, and the container was killed before that was written down."""
+    image, record = _with_first_run(tmp_path, versions, "setup")
+    record.write_text('{"state":"started","host":"h","image":"one","started":"then"}\n')
+    for _ in range(2):
+        run_ipavolume("start", "--root", str(image.root), "--allow", "hostname")
+    lines = run_ipavolume("history", "--json", str(image.root / "data")).stdout.splitlines()
+    found = [run for run in map(json.loads, lines) if run["kind"] == "first-run"]
+    assert [(run["started"], run["result"]) for run in found] == [("then", "done")]
 
 
 @pytest.mark.parametrize("spoil", ["link", "owner", "mode"])
