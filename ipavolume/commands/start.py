@@ -49,7 +49,6 @@ class Beginning:
         request: What the first run cares for.
         redactor: Takes the secrets out of all that is shown or logged.
         systemd: What is executed is systemd, with our online unit in the image.
-        online_unit: Name of that unit.
         keeper: The process that keeps what the container prints to, in the online phase.
         alone: systemd was told to boot into that unit alone.
     """
@@ -59,7 +58,6 @@ class Beginning:
     request: Request
     redactor: Redactor
     systemd: bool
-    online_unit: str = handover.ONLINE_UNIT
     keeper: int = 0
     alone: bool = False
 
