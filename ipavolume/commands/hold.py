@@ -54,8 +54,8 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, err: IpaVolumeErr
     )
     if err.code in _OF_THE_FIRST_RUN:
         then = (
-            "the first run is tried again by the next start: when its cause is removed, restart "
-            "the container (docker restart NAME)."
+            "no command there runs the first run again. The next start (docker restart NAME) does, "
+            "where the lines above say that it can."
         )
     say(f"on hold: the application is not started. Look around in the container; {then}")
     with _noted():

@@ -15,6 +15,7 @@ from ipavolume.firstrun.request import (
     secrets_of,
 )
 from ipavolume.image.image import Image
+from ipavolume.model.progress import Progress
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
@@ -117,6 +118,18 @@ class Application:
 
     def keep_request(self, image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
         """Put what somebody outside has to answer where that is looked for."""
+
+    def finish(self, image: Image, volumes: Volumes, say: Progress) -> None:
+        """Do what the command does last, where it was ended after its work was done.
+
+        Args:
+            image: The image, in its container.
+            volumes: The volumes.
+            say: Told of what is done.
+
+        Raises:
+            CommandFailedError: If it fails; the next start tries it again.
+        """
 
     def waits(self, config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
         """Return what a start without the answer that is waited for is refused with."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ipavolume.config.model import FirstRunConfig
-from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
+from ipavolume.errors import CommandFailedError, RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.firstrun import looking
 from ipavolume.firstrun.application import Application, Read
 from ipavolume.firstrun.looking import read_top
@@ -30,6 +30,8 @@ from ipavolume.firstrun.request import (
 from ipavolume.formats import checks
 from ipavolume.image.image import Image
 from ipavolume.linux import files
+from ipavolume.linux.command import run_command
+from ipavolume.model.progress import Progress
 from ipavolume.volume import failures
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
@@ -52,6 +54,9 @@ _UNITS: Final = {
     "ods-enforcerd": "ods-enforcerd.service",
     "ipa-dnskeysyncd": "ipa-dnskeysyncd.service",
 }
+_UNIT: Final = "ipa.service"
+_UNIT_FILE: Final = f"/usr/lib/systemd/system/{_UNIT}"
+_SYSTEMCTL_TIMEOUT_S: Final = 120
 
 
 def check_host(
@@ -368,6 +373,31 @@ class FreeIPA(Application):
     def keep_request(self, image: Image, volumes: Volumes, config: FirstRunConfig) -> None:
         """See the base."""
         keep_request(image, volumes, config)
+
+    def finish(self, image: Image, volumes: Volumes, say: Progress) -> None:
+        """Have systemd start the server, which the installer sees to after all else.
+
+        Killed before, it left an installation that is complete and that no boot starts.
+
+        Source: ``install`` in FreeIPA's ``ipaserver/install/server/install.py``, from
+        "Everything installed properly, activate ipa service".
+        """
+        with volumes.tree() as tree:
+            mounts = image.header.volumes
+            there = looking.There(tree, mounts, inside=image.is_inside, configured=False)
+            if not self.says(there.read) or not os.path.lexists(_UNIT_FILE):
+                return
+        ended = run_command(
+            ("systemctl", "enable", _UNIT), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=say
+        )
+        if ended.status != 0 or ended.timed_out:
+            raise CommandFailedError(
+                f"the installation is complete, but {_UNIT} could not be enabled, as the installer "
+                "does at its end",
+                hint="Remove what systemctl complains of, then start again.",
+                state="the server is installed, and would not be started",
+                details=ended.lines,
+            )
 
     def waits(self, config: FirstRunConfig, command: FirstRunCommand) -> RefusedError:
         """See the base."""

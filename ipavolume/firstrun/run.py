@@ -126,6 +126,9 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     if standing is Standing.DONE:
         if record.state != DONE:
             say(f"the first run is done: {found.judgement.reason}")
+            if found.record is not None and context.image.is_inside:
+                application.finish(context.image, context.volumes, say)
+                _sync(context.volumes)
             write_record(
                 context.volumes.primary,
                 replace(record, state=DONE, host=record.host or own),
@@ -281,6 +284,11 @@ def _conclude(
         say(f"first run: {command.name} is done")
         return standing
     raise _failure(config, command, ended, found, redactor)
+
+
+def _sync(volumes: Volumes) -> None:
+    for one in volumes.values():
+        area.sync_area(one)
 
 
 def _failure(
