@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import containers, standin
+from support import containers, site, standin
 from support.command import RunIpavolume
 from support.containers import Container
 from support.standin import CLOSED, OPEN, Control
@@ -57,16 +57,17 @@ class Installed:
     written: str
 
 
+def probed(container: Container, probe: str) -> tuple[int, str]:
+    done = container.run("ipavolume", "status", "--probe", probe, status=None)
+    return done.status, done.stdout + done.stderr
+
+
 def look(container: Container, volume: Path, ipavolume: RunIpavolume) -> Look:
-    probes = {}
-    for probe in ("startup", "ready"):
-        done = container.run("ipavolume", "status", "--probe", probe, status=None)
-        probes[probe] = (done.status, done.stdout + done.stderr)
     image = f"{containers.PREFIX}/freeipa:1"
     checked = ipavolume("check", str(volume), "--image", image, status=None)
     return Look(
-        startup=probes["startup"],
-        ready=probes["ready"],
+        startup=probed(container, "startup"),
+        ready=probed(container, "ready"),
         check=(checked.returncode, checked.stdout + checked.stderr),
         ca_crt=(volume / "etc/ipa/ca.crt").is_file(),
     )
@@ -269,3 +270,93 @@ def test_an_upgrade_to_the_same_freeipa_says_that_it_finds_nothing(
     for text in (preview, log):
         assert "the image has the same freeipa-server, 4.13.1-1" in text
     assert "no data were modified" in log
+
+
+def content(volume: Path) -> dict[str, object]:
+    """Return what a volume holds, but for what is recorded of the runs."""
+    found = site.content(volume).items()
+    return {path: what for path, what in found if not path.startswith(".ipavolume")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "status"),
+    [("install.dirsrv", 0), ("install.kerberos", 65), (WRITTEN, 65), ("install.enable", 0)],
+)
+def test_a_first_run_that_was_killed_is_run_again_refused_or_finished(
+    tmp_path: Path, control: Control, stage: str, status: int
+) -> None:
+    """What it left decides; complete but for its unit, it is not half a server for ever."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    control.hold(stage)
+    with control.up("1", volume) as container:
+        control.until(stage, container)
+        container.kill()
+        container.wait()
+    control.go_on(stage)
+    before = content(volume)
+    with control.up("1", volume) as container:
+        if status:
+            assert container.wait() == status
+            assert "partial-install" in container.logs()
+            assert content(volume) == before
+            return
+        container.until_ready()
+        assert container.run("ipactl", "status").stdout.count("RUNNING") == 3
+        assert container.run("systemctl", "is-active", "ipa.service").stdout == "active\n"
+        assert standin.has_ticket(container)
+
+
+def test_a_unit_that_the_installer_restarts_and_that_fails_is_explained(
+    tmp_path: Path, control: Control
+) -> None:
+    """F71: the journal ends with the container, so what it says is told and kept."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    control.fail("gssproxy.service")
+    with control.up("1", volume) as container:
+        assert container.wait() == 13
+        log = container.logs()
+    cause = "Option 'euid' is missing from [service/no-account]"
+    assert cause in log
+    assert cause in next((volume / ".ipavolume/logs").glob("*first-run.log")).read_text()
+
+
+def test_on_hold_after_a_failed_first_run_nothing_is_promised_that_does_not_come(
+    tmp_path: Path, control: Control
+) -> None:
+    """F70."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    control.fail("install.dirsrv")
+    hold = ("-e", "IPAVOLUME_ON_FAILURE=hold")
+    with control.up("1", volume, options=hold) as container:
+        container.until(lambda: "on hold" in container.logs())
+        status, text = probed(container, "ready")
+        assert status == 13
+        assert "on hold" in text
+        (line,) = (line for line in container.logs().splitlines() if "on hold" in line)
+        assert "upgrade --retry" not in line
+        assert "docker restart" in line
+        control.mend("install.dirsrv")
+        containers.engine("restart", container.name)
+        container.until_ready()
+        assert standin.has_ticket(container)
+
+
+def test_a_server_whose_unit_fails_is_not_ready_until_it_is_mended(
+    volume: Path, control: Control
+) -> None:
+    """F62."""
+    control.fail("ipactl.krb5kdc")
+    with control.up("1", volume) as container:
+        control.until("ipactl.krb5kdc", container)
+        container.until(lambda: probed(container, "startup")[0] == 0)
+        container.until(lambda: "ipa.service" in probed(container, "ready")[1])
+        assert probed(container, "ready")[0] != 0
+        control.mend("ipactl.krb5kdc")
+        container.run("systemctl", "restart", "ipa.service")
+        container.until_ready()
+        container.run("systemctl", "kill", "--signal", "KILL", "krb5kdc.service")
+        container.until(lambda: probed(container, "ready")[0] != 0)
+        assert "krb5kdc.service" in probed(container, "ready")[1]

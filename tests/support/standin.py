@@ -31,8 +31,8 @@ class Control:
     def up(
         self, image: str, volume: Path, *, options: Sequence[str] = ()
     ) -> AbstractContextManager[Container]:
-        """Start a container, read-only, with ``/tmp`` as the volatile volume."""
-        mounted = ("-v", f"{self._directory}:/standin")
+        """Start a container: read-only, the volatile volume in memory."""
+        mounted = ("--tmpfs", "/volatile", "-v", f"{self._directory}:/standin")
         return containers.container(
             f"freeipa:{image}",
             volume,

@@ -53,8 +53,13 @@ def stage(name):
             pass
         while os.path.lexists(f"{CONTROL}/hold-{name}"):
             time.sleep(0.05)
-    if any(os.path.lexists(f"{place}/fail-{name}") for place in (CONTROL, BUILT_IN)):
+    if is_told_to_fail(name):
         raise StandinError(f"{name} was told to fail")
+
+
+def is_told_to_fail(name):
+    """Tell whether the test, or the image, wants a stage or a unit to fail."""
+    return any(os.path.lexists(f"{place}/fail-{name}") for place in (CONTROL, BUILT_IN))
 
 
 class Steps:
