@@ -20,19 +20,16 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import CannotCreateError
 from ipavolume.firstrun import run as first_run
-from ipavolume.firstrun.record import DONE, read_record
 from ipavolume.firstrun.request import Request, make_request
-from ipavolume.firstrun.standing import OVERRIDES, Standing
+from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
-from ipavolume.linux import files, signals, umask
-from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.linux import signals, umask
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
-from ipavolume.volume import failures, history
 from ipavolume.volume.logs import Speaker
 
 _START_RUN: Final = "start"
@@ -215,12 +212,8 @@ def _after(
     config = context.image.config.first_run
     if config is None:
         return outcome
-    before = read_record(context.volumes.primary)
     ready = first_run.due(context, beginning.request, say=speaker.say)
     if ready is None:
-        if before is not None and before.state != DONE:
-            # It came to its end without us: what it left says so.
-            _record_first_run(context, Standing.DONE)
         return outcome
     if not context.image.is_inside:
         raise first_run.refuse_outside(context.image)
@@ -235,35 +228,7 @@ def _after(
         )
     finally:
         log.close()
-    _record_first_run(context, standing)
     return replace(outcome, waits=standing is Standing.WAITING)
-
-
-def _record_first_run(context: Context, standing: Standing) -> None:
-    """Add the first run to the history of the volume."""
-    record = read_record(context.volumes.primary)
-    runs = history.read_history(context.volumes.primary)
-    if record is None:
-        raise AssertionError
-    entry = {
-        "run": f"{len(runs) + 1:04}-{_FIRST_RUN}",
-        "kind": _FIRST_RUN,
-        "from": context.image.build_id,
-        "from_name": context.image.header.image_name,
-        "to": context.image.build_id,
-        "to_name": context.image.header.image_name,
-        "started": record.started,
-        "finished": record.finished,
-        "holder": record.host,
-        "result": str(standing),
-        "overrides": sorted(context.options.allow & OVERRIDES),
-    }
-    with failures.attempt("write to", context.volumes.primary.directory):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=context.volumes.primary.fd)
-        try:
-            history.append_history(fd, runs, entry)
-        finally:
-            os.close(fd)
 
 
 # -- handing over ------------------------------------------------------------------------

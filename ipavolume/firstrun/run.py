@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from ipavolume.apply import area
 from ipavolume.config.model import FirstRunConfig
@@ -16,24 +18,32 @@ from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     CommandFailedError,
     IpaVolumeError,
+    RefusedError,
     StoppedError,
     UsageError,
 )
 from ipavolume.firstrun import command as firstrun_command
 from ipavolume.firstrun import looking
+from ipavolume.firstrun.application import Application
 from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.record import DONE, STARTED, WAITING, FirstRunRecord, write_record
 from ipavolume.firstrun.request import FirstRunCommand, Request
 from ipavolume.firstrun.standing import Found, Standing, how_it_ended, look
 from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
-from ipavolume.linux import clock
+from ipavolume.linux import clock, files
 from ipavolume.linux.command import Ended, run_command
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
 from ipavolume.systemd.journal import Watch
+from ipavolume.volume import failures, history
+from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
+
+_KIND: Final = "first-run"
+"""What the history calls it."""
 
 
 def _read_secret(path: str) -> bytes:
@@ -77,12 +87,14 @@ class Ready:
         asked: What the container was started with.
         command: What is executed.
         record: How far it was.
+        overrides: Refusals that were overridden to get here, by code.
     """
 
     config: FirstRunConfig
     asked: Request
     command: FirstRunCommand
     record: FirstRunRecord
+    overrides: tuple[str, ...] = ()
 
 
 def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
@@ -111,16 +123,17 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         # The volumes are locked: whoever ran it is gone.
         record = replace(record, finished=clock.now())
         write_record(context.volumes.primary, record)
-    if standing is Standing.PARTIAL and "partial" in allow and found.complete:
+    overrides: tuple[str, ...] = ()
+    if standing is Standing.PARTIAL and "partial" in allow:
+        overrides = ("partial",)
+    if overrides and found.complete:
         say(f"taken for configured (--allow partial): {found.judgement.reason}")
         standing = Standing.DONE
-    elif found.judgement.error is not None and not (
-        standing is Standing.PARTIAL and "partial" in allow
-    ):
+    elif found.judgement.error is not None and not overrides:
         raise found.judgement.error
     application = application_of(config)
     if standing in (Standing.DONE, Standing.WAITING):
-        application.check_host(found.host, asked, own=own, allow=allow)
+        overrides += _check_host(application, found.host, asked, own=own, allow=allow)
         if context.image.is_inside and "hostname" not in allow:
             application.go_by(found.host, own=own)
     if standing is Standing.DONE:
@@ -129,15 +142,15 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
             if found.record is not None and context.image.is_inside:
                 application.finish(context.image, context.volumes, say)
                 _sync(context.volumes)
-            write_record(
-                context.volumes.primary,
-                replace(record, state=DONE, host=record.host or own),
-            )
+            record = replace(record, state=DONE, host=record.host or own)
+            _enter(context.image, context.volumes.primary, record, standing, overrides)
+            write_record(context.volumes.primary, record)
         return None
     if standing is Standing.WAITING:
         application.keep_request(context.image, context.volumes, config)
         if record.state != WAITING:
             record = replace(record, state=WAITING)
+            _enter(context.image, context.volumes.primary, record, standing, overrides)
             write_record(context.volumes.primary, record)
     command = _command(context.volumes, config, asked)
     if standing is Standing.WAITING:
@@ -148,7 +161,32 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
         host = application.new_host(command, own=own)
         if context.image.is_inside and "hostname" not in allow:
             application.go_by(host, own=own)
-    return Ready(config=config, asked=asked, command=command, record=replace(record, host=host))
+        elif application.is_named and "hostname" in allow and host != own:
+            overrides += ("hostname",)
+    return Ready(
+        config=config,
+        asked=asked,
+        command=command,
+        record=replace(record, host=host),
+        overrides=overrides,
+    )
+
+
+def _check_host(
+    application: Application, host: str, asked: Request, *, own: str, allow: frozenset[str]
+) -> tuple[str, ...]:
+    """Return the refusals of this name that were overridden.
+
+    Raises:
+        RefusedError: If the name is refused, and that is not overridden.
+    """
+    try:
+        application.check_host(host, asked, own=own, allow=allow - {"hostname"})
+    except RefusedError as err:
+        if err.code not in allow:
+            raise
+        return (err.code,)
+    return ()
 
 
 def _command(volumes: Volumes, config: FirstRunConfig, asked: Request) -> FirstRunCommand:
@@ -274,12 +312,15 @@ def _conclude(
     if standing is Standing.WAITING:
         application = application_of(config)
         application.keep_request(image, volumes, config)
+        if succeeded:
+            _enter(image, volume, record, standing, ready.overrides)
         write_record(volume, replace(record, state=WAITING))
         if succeeded:
             waits = application.waits(config, command)
             say(f"{waits}. {waits.hint}")
             return standing
     if standing is Standing.DONE and succeeded:
+        _enter(image, volume, record, standing, ready.overrides)
         write_record(volume, replace(record, state=DONE))
         say(f"first run: {command.name} is done")
         return standing
@@ -289,6 +330,54 @@ def _conclude(
 def _sync(volumes: Volumes) -> None:
     for one in volumes.values():
         area.sync_area(one)
+
+
+def _enter(
+    image: Image,
+    volume: Volume,
+    record: FirstRunRecord,
+    standing: Standing,
+    overrides: Sequence[str],
+) -> None:
+    """Enter a first run into the history, before its record says what it came to.
+
+    A start that is killed between the two comes here again, and enters it once.
+
+    Args:
+        image: The image that judges it, not always the one whose command it was.
+        volume: The primary volume.
+        record: What is recorded of it.
+        standing: What it came to.
+        overrides: Refusals that were overridden for it.
+    """
+    if not record.started and not overrides:
+        # It was over before ipavolume came.
+        return
+    runs = history.read_history(volume)
+    entry = {
+        "kind": _KIND,
+        "started": record.started,
+        "result": str(standing),
+    }
+    if any(entry.items() <= run.items() for run in runs):
+        return
+    build_id = record.image or image.build_id
+    name = image.header.image_name if build_id == image.build_id else ""
+    entry |= {
+        "run": f"{len(runs) + 1:04}-{_KIND}",
+        "from": build_id,
+        "from_name": name,
+        "to": build_id,
+        "to_name": name,
+        "finished": record.finished,
+        "holder": record.host,
+    }
+    with failures.attempt("write to", volume.directory):
+        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        try:
+            history.append_history(fd, runs, {**entry, "overrides": list(overrides)})
+        finally:
+            os.close(fd)
 
 
 def _failure(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import (
@@ -29,9 +28,6 @@ from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_locked
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
-
-OVERRIDES: Final = frozenset({"hostname", "partial"})
-"""Refusals of this module that can be overridden."""
 
 
 class Standing(enum.StrEnum):

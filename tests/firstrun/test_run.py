@@ -290,6 +290,8 @@ def test_a_failure_behind_the_certificate_is_not_taken_for_the_end(fresh: FirstR
     assert "say: taken for configured (--allow partial)" in said
     assert fresh.runs() == 1
     assert fresh.record()["state"] == "done"
+    (entry,) = fresh.history()
+    assert (entry["result"], entry["overrides"]) == ("done", ["partial"])
 
 
 @pytest.mark.root
@@ -313,6 +315,32 @@ def test_killed_in_the_middle_it_is_judged_by_what_is_there(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize(
+    ("words", "result"), [(["--die=end"], "done"), (["--external-ca", "--die=csr"], "waiting")]
+)
+def test_what_a_later_start_takes_as_its_end_is_in_the_history(
+    fresh: FirstRun, words: list[str], result: str
+) -> None:
+    """It came to its end and was killed before that was recorded (F73)."""
+    fresh.run("-U", *words, status=137)
+    for _ in range(2):
+        fresh.run("-U", status=77 if result == "waiting" else 0)
+        (entry,) = fresh.history()
+        assert (entry["result"], entry["overrides"]) == (result, [])
+        assert entry["started"] == fresh.record()["started"]
+        assert entry["finished"] == fresh.record()["finished"]
+        assert (entry["to"], entry["holder"]) == ("one", NAME)
+
+
+@pytest.mark.root
+def test_the_override_that_was_needed_is_recorded_and_no_other(fresh: FirstRun) -> None:
+    fresh.run("-U", "--external-ca", allow=["partial", "hostname"])
+    fresh.name = "other.example.test"
+    fresh.run("--external-cert-file=/data/ipa.crt", allow=["partial", "hostname"])
+    assert [run["overrides"] for run in fresh.history()] == [[], ["hostname"]]
+
+
+@pytest.mark.root
 @pytest.mark.crash
 @pytest.mark.parametrize("call", ["renameat", "fsync"])
 def test_killed_before_any_of_our_own_calls_it_runs_exactly_once(
@@ -331,6 +359,7 @@ def test_killed_before_any_of_our_own_calls_it_runs_exactly_once(
             assert one.record()["state"] in ("started", "done")
         one.run("-U")
         assert (one.record()["state"], one.runs()) == ("done", 1)
+        assert [run["result"] for run in one.history()] == ["done"]
         if survived:
             # There were that many calls, and each was the last one once.
             assert number > 4

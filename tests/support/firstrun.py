@@ -103,6 +103,11 @@ class FirstRun:
         assert isinstance(value, dict)
         return value
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return what the history has of it, oldest first."""
+        lines = (self.volume / ".ipavolume/history.jsonl").read_text().splitlines()
+        return [run for run in map(json.loads, lines) if run["kind"] == "first-run"]
+
     def runs(self) -> int:
         """Return how often the installer was started."""
         path = self.volume / "runs"
