@@ -28,13 +28,45 @@ def fail(err: IpaVolumeError) -> NoReturn:
     sys.exit(err.exit_status)
 
 
+_DETAIL_LINES: Final = 10
+_TAIL_BYTES: Final = 2048
+"""What an orchestrator may keep of the log of a container that failed: Kubernetes'
+``FallbackToLogsOnError``. Cause, state and hint are to be in it."""
+_LABEL_BYTES: Final = len("ipavolume: error: \n")
+_LEAST_CHARACTERS: Final = 200
+
+
 def show_error(err: IpaVolumeError) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do."""
-    _labelled("error", f"{err} [{err.code}]", "red")
-    for line in err.details:
-        click.echo(f"ipavolume:   | {text.escape(line.expandtabs())}", err=True)
+    message = f"{err} [{err.code}]"
+    others = sum(
+        len(text.escape(one).encode()) + _LABEL_BYTES for one in (message, err.state, err.hint)
+    )
+    _labelled("error", message, "red")
+    for line in _last(err.details, room=_TAIL_BYTES - others):
+        click.echo(f"ipavolume:   | {line}", err=True)
     _labelled("state", err.state, "blue")
     _labelled("hint", err.hint, "green")
+
+
+def _last(details: Sequence[str], *, room: int) -> list[str]:
+    """Return the last lines of *details*: most were shown as they came, and are in the log.
+
+    Args:
+        details: The lines.
+        room: Bytes for them; the very last is shown in any case, its beginning at least.
+    """
+    lines: list[str] = []
+    for detail in reversed(details[-_DETAIL_LINES:]):
+        line = text.escape(detail.expandtabs())
+        needed = len(line.encode()) + len("ipavolume:   | \n")
+        if needed > room:
+            if not lines:
+                lines = [f"{line[:_LEAST_CHARACTERS]} ..."]
+            break
+        room -= needed
+        lines.insert(0, line)
+    return lines
 
 
 def show_warning(warning: str) -> None:

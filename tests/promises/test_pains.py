@@ -56,6 +56,26 @@ def test_p1_the_last_lines_are_the_failure_and_what_to_do_never_a_banner(world: 
     assert len(said) == error + 4
 
 
+@pytest.mark.parametrize(("length", "first_left_out"), [(1, 189), (3000, 198)])
+def test_p1_what_ran_long_is_shown_once_and_only_its_end_again(
+    world: World, length: int, first_left_out: int
+) -> None:
+    """The tail that an orchestrator keeps has cause, state and hint (F73)."""
+    world.populate()
+    script = f"x=$(printf %0{length}d 0); for n in $(seq 100 199); do echo line $n $x; done; exit 3"
+    body = f"yield Command(words=('sh', '-c', {script!r}), reason='to fail')"
+    said = world.run(
+        world.image("2", {"s5010_fails": step(body)}), "start", "--", "true", status=13
+    ).stderr
+    shown, _, failure = said.partition("ipavolume: error: ")
+    assert [shown.count(f"| line {n} ") for n in range(100, 200)] == [1] * 100
+    assert "  | line 199 " in failure
+    assert f"line {first_left_out} " not in failure
+    tail = "\n".join(said.encode()[-2048:].decode("utf-8", "replace").splitlines()[-20:])
+    for part in ("ipavolume: error: ", "s5010_fails", "ipavolume: state: ", "ipavolume: hint: "):
+        assert part in tail
+
+
 def test_p1_what_follows_the_volume_is_told_apart_from_the_volume(world: World) -> None:
     image = world.image("1", {})
     said = world.run(image, "start", "--", "/no/such/init", status=73).stderr
