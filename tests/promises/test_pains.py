@@ -288,7 +288,7 @@ def test_on_hold_after_a_failed_first_run_the_way_to_try_it_again_is_said(world:
         assert container.process.stderr is not None
         lines = iter(container.process.stderr.readline, "")
         said = next(line for line in lines if "on hold" in line)
-    assert "restart the container" in said
+    assert "The next start (docker restart NAME) does" in said
     assert "upgrade --retry" not in said
 
 
