@@ -212,7 +212,7 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
     return Verdict(
         state=State.TAKEN_OVER,
         reason=f"run {open_.run} to {open_.to_build} of another image is not finished",
-        overrides=("blocked", "newer") if newer is not None else (),
+        overrides=("blocked",) if newer is not None else (),
     )
 
 

@@ -378,7 +378,7 @@ ADOPTED: Final = "populated without ipavolume, from fedora:43"
             question(amid(NEWER), allow={"blocked", "newer"}),
             State.TAKEN_OVER,
             "run r to newer of another image is not finished",
-            ("blocked", "newer"),
+            ("blocked",),
             id="blocked",
         ),
         pytest.param(
