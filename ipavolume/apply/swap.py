@@ -342,7 +342,7 @@ class Swap:
                     files.set_times(copy, now.st_mtime_ns)
                     # The one it replaces is gone with the rename, so this cannot wait.
                     files.sync(copy)
-            case _:
+            case FileType.DIRECTORY | FileType.OTHER:
                 return False
         st = files.lstat(area.new, staged)
         if st is not None:

@@ -7,6 +7,7 @@ not that had ended well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -115,11 +116,7 @@ class Execution:
         self._record(record)
         begin, watch, links = time.monotonic(), Watch.begin(), self._links()
         try:
-            if task.kind is TaskKind.STEP:
-                messages = self._run_step(task)
-            else:
-                messages = self._run_scriptlet(task)
-            messages += self._lost(task, links)
+            messages = self._execute(task) + self._lost(task, links)
         except StoppedError:
             # It did not fail: it stays recorded as begun, which is what it is.
             raise
@@ -170,23 +167,25 @@ class Execution:
         )
 
     def _links(self) -> dict[str, str]:
-        """Return where the image leads into the volumes, and whereto, as it is now."""
-        tree = self._context.image.tree
-        return {
-            path: target
-            for path, target in self._context.image.header.links
-            if (st := tree.lstat(path)) is not None and stat.S_ISLNK(st.st_mode)
-        }
+        """Return where the links of the image into the volumes lead, as they are now."""
+        tree, found = self._context.image.tree, {}
+        for path, _ in self._context.image.header.links:
+            # What cannot be looked at, in a directory that is a link in a circle, is gone as well.
+            with contextlib.suppress(OSError):
+                st = tree.lstat(path)
+                if st is not None and stat.S_ISLNK(st.st_mode):
+                    found[path] = tree.readlink(path)
+        return found
 
     def _lost(self, task: Task, before: Mapping[str, str]) -> list[str]:
         """Tell of links that a program has put something else in the place of (``sed -i``)."""
         now = self._links()
         messages = []
         for path, target in before.items():
-            if path in now:
+            if now.get(path) == target:
                 continue
             message = (
-                f"{task.summary}: the link {path} to {target} is gone; what is there now ends with "
+                f"{task.name}: the link {path} to {target} is gone; what is there now ends with "
                 "this container"
             )
             if task.kind is TaskKind.SCRIPTLET:
@@ -194,6 +193,13 @@ class Execution:
             self._output.say(f"warning: {message}")
             messages.append(message)
         return messages
+
+    def _execute(self, task: Task) -> list[str]:
+        match task.kind:
+            case TaskKind.STEP:
+                return self._run_step(task)
+            case TaskKind.SCRIPTLET:
+                return self._run_scriptlet(task)
 
     # -- steps ---------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from ipavolume.linux import signals
     metavar="[MOUNT=]NAME",
     help="A named volume of docker or podman, in the place of its directory.",
 )
-@options.deciding_without_places
+@options.judging
 @options.as_json
 @options.verbose
 @click.argument("directories", nargs=-1, metavar="[VOLUME]...")

@@ -115,20 +115,30 @@ def deciding(function: _F) -> _F:
 
 
 def deciding_without_places(function: _F) -> _F:
-    """Add what commands have that decide on an upgrade; they are called with ``options``."""
+    """Add what commands have that decide on an upgrade and take the lock.
+
+    They are called with ``options``.
+    """
+
+    @functools.wraps(function)
+    def command(*, options: Options, lock_timeout: float, **others: object) -> object:
+        return function(options=replace(options, lock_timeout_s=lock_timeout), **others)
+
+    return lock_timeout(judging(command))  # type: ignore[return-value] # as above
+
+
+def judging(function: _F) -> _F:
+    """Add what commands have that judge volumes; they are called with ``options``."""
 
     @functools.wraps(function)
     def command(
         *,
         allow: Sequence[str],
         came_from: str,
-        lock_timeout: float,
         checksum: bool,
         **others: object,
     ) -> object:
-        options = decided(
-            allow=allow, came_from=came_from, lock_timeout_s=lock_timeout, checksum=checksum
-        )
+        options = decided(allow=allow, came_from=came_from, checksum=checksum)
         return function(options=options, **others)
 
     decorated: Any = command
@@ -150,7 +160,6 @@ def deciding_without_places(function: _F) -> _F:
                 metavar="ID:VERSION",
                 help="The release that a volume of unknown origin comes from, as fedora:43.",
             ),
-            lock_timeout,
             click.option("--checksum", is_flag=True, help="Hash everything, trust no index."),
         )
     ):
@@ -162,7 +171,6 @@ def decided(
     *,
     allow: Sequence[str],
     came_from: str = "",
-    lock_timeout_s: float = 0.0,
     checksum: bool = False,
 ) -> Options:
     """Return what the operator asks for, by the command line and by variables.
@@ -174,7 +182,6 @@ def decided(
         raise UsageError(f"--from {came_from!r}: write it as ID:VERSION, for example fedora:43")
     return Options(
         allow=codes(allow),
-        lock_timeout_s=lock_timeout_s,
         came_from=came_from,
         checksum=checksum,
         expect_existing=_choice("IPAVOLUME_EXPECT", ("", "existing", "any")) == "existing",

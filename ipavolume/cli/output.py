@@ -15,11 +15,9 @@ from ipavolume.model.progress import say_nothing
 
 # What a command needs is loaded with the command.
 if TYPE_CHECKING:
-    from ipavolume.commands.check import Inspection
+    from ipavolume.commands.check import Inspection, Severity
     from ipavolume.commands.upgrade import Outcome
     from ipavolume.commands.work import Shown
-
-_SEVERITY_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "blue"}
 
 
 def fail(err: IpaVolumeError) -> NoReturn:
@@ -125,7 +123,7 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
     click.echo(f"{text.escape(found.volume)}: {click.style(str(found.state), bold=True)}")
     click.echo(f"  {text.escape(found.reason)}")
     for item in found.findings:
-        label = click.style(f"{item.severity}:", fg=_SEVERITY_COLOURS[item.severity])
+        label = click.style(f"{item.severity}:", fg=_colour_of(item.severity))
         where = f"{text.escape(item.path)}: " if item.path else ""
         click.echo(f"  {label} {where}{text.escape(item.message)} [{item.code}]")
         if item.hint:
@@ -145,6 +143,16 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
         preview = found.draft.previews.get(task.key)
         for line in text.preview_lines(task, preview, verbose=verbose):
             click.echo(f"    {line}")
+
+
+def _colour_of(severity: Severity) -> str:
+    match severity.value:
+        case "error":
+            return "red"
+        case "warning":
+            return "yellow"
+        case "note":
+            return "blue"
 
 
 def _colour(word: Verb) -> str:

@@ -6,6 +6,7 @@ Nothing is changed, nothing of the image is executed, no link of the volume is f
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -49,20 +50,28 @@ FROM_THE_BEST: Final = (
 _SHOWN_PATHS: Final = 5
 
 
+class Severity(enum.StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something worth knowing of a volume.
 
     Attributes:
         code: Stable word.
-        severity: ``error``, ``warning`` or ``note``.
+        severity: How bad it is.
         path: Where, or "".
         message: What.
         hint: What to do, or "".
     """
 
     code: str
-    severity: str
+    severity: Severity
     path: str
     message: str
     hint: str = ""
@@ -129,7 +138,7 @@ def inspect(options: Options) -> Inspection:
             findings.append(
                 Finding(
                     code="unreadable",
-                    severity="error",
+                    severity=Severity.ERROR,
                     path=directory,
                     message=f"cannot read the volume: {err.strerror}",
                     hint="Run it as root.",
@@ -212,7 +221,7 @@ def _inspect(
         findings += [
             Finding(
                 code=warning.code,
-                severity="warning",
+                severity=Severity.WARNING,
                 path="",
                 message=warning.text,
                 hint=warning.hint,
@@ -222,7 +231,7 @@ def _inspect(
         findings += [
             Finding(
                 code="unreadable",
-                severity="warning",
+                severity=Severity.WARNING,
                 path=path,
                 message=f"cannot be looked at: {why}",
                 hint="Run it as root to know what happens to it.",
@@ -233,7 +242,7 @@ def _inspect(
             findings.append(
                 Finding(
                     code="incomplete",
-                    severity="warning",
+                    severity=Severity.WARNING,
                     path="",
                     message="the plan leaves out what could not be read",
                 )
@@ -264,7 +273,7 @@ def _drift(context: Context, verdict: Verdict, facts: Mapping[str, Facts]) -> li
     return [
         Finding(
             code="drift",
-            severity="warning",
+            severity=Severity.WARNING,
             path=item.path,
             message="is not as the image shipped it; an upgrade would change it",
         )
@@ -282,7 +291,7 @@ def _first_run(image: Image, volumes: Volumes) -> tuple[State, str, Finding | No
     looked = standing.look(image, volumes)
     if looked is None:
         return None
-    if running := standing.under_way(looked, volumes, inside=image.is_inside):
+    if running := standing.under_way(looked, volumes):
         return State.UNCONFIGURED, running, None, EXIT_LOCKED
     judgement = looked.judgement
     finding = _finding(judgement.error) if judgement.error is not None else None
@@ -307,7 +316,7 @@ def _in_use(volumes: Volumes, facts: Mapping[str, Facts], *, inside: bool) -> li
     return [
         Finding(
             code="in-use",
-            severity="note",
+            severity=Severity.NOTE,
             path=volumes.primary.directory,
             message=f"a container or command holds the lock {what}",
         )
@@ -331,7 +340,7 @@ def _of_nobody(volumes: Volumes) -> list[Finding]:
     return [
         Finding(
             code="unknown-owner",
-            severity="warning",
+            severity=Severity.WARNING,
             path=found[0],
             message=f"nobody ({ownership.OVERFLOW_ID}) is the owner of {shown}: the real one is "
             "outside of this container's user namespace, and its root cannot change that",
@@ -346,4 +355,10 @@ def _is_nobodys(st: os.stat_result | None) -> bool:
 
 
 def _finding(err: IpaVolumeError) -> Finding:
-    return Finding(code=err.code, severity="error", path=err.path, message=str(err), hint=err.hint)
+    return Finding(
+        code=err.code,
+        severity=Severity.ERROR,
+        path=err.path,
+        message=str(err),
+        hint=err.hint,
+    )

@@ -28,20 +28,14 @@ def is_held_on(err: IpaVolumeError) -> bool:
     return not isinstance(err, StoppedError | LockedError | UsageError)
 
 
-_OF_THE_FIRST_RUN: Final = frozenset(
-    {"configuration-lost", "first-run-failed", "hostname", "partial-install", "waiting"}
-)
-"""Codes of what no upgrade in the container can mend."""
-
-
-def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, err: IpaVolumeError) -> None:
+def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str) -> None:
     """Keep the container up until somebody in it has brought the volume up.
 
     Args:
         volumes: The volumes, the primary one first.
         lock: The lock, which others in the container may have meanwhile.
         say: Told that it is on hold.
-        err: What failed.
+        build_id: Id of the image: where the volumes have it, no upgrade is left to be tried.
 
     Raises:
         StoppedError: If a signal asked for an end.
@@ -52,9 +46,9 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, err: IpaVolumeErr
         "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "
         "itself."
     )
-    if err.code in _OF_THE_FIRST_RUN:
+    if not before[0] and before[1] is not None and before[1].strip() == build_id.encode():
         then = (
-            "no command there runs the first run again. The next start (docker restart NAME) does, "
+            "no command there does what failed again. The next start (docker restart NAME) does, "
             "where the lines above say that it can."
         )
     say(f"on hold: the application is not started. Look around in the container; {then}")

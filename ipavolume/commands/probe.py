@@ -75,6 +75,9 @@ def ask(context: Context, probe: Probe) -> Answer:
         if found.transaction is not None or found.build_id != wanted:
             what = found.build_id or "nothing"
             return _not_yet(context.image, f"{mount} is at {what}, the image is {wanted}")
+    if context.image.is_inside and hold.is_on_hold():
+        # The volume is all right, and what failed comes after it: a step of every start.
+        return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {answer.text}")
     if probe is Probe.READY:
         return _is_ready(context.image, context.volumes, answer)
     return answer
@@ -91,7 +94,7 @@ def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
             )
         found = firstrun.look(image, volumes)
         if found is not None:
-            if running := firstrun.under_way(found, volumes, inside=image.is_inside):
+            if running := firstrun.under_way(found, volumes):
                 return _not_yet(image, running)
             if found.judgement.standing is not Standing.DONE:
                 return _not_yet(image, f"first run: {found.judgement.standing}")

@@ -33,6 +33,8 @@ _CACHED_S: Final = 10
 _POLL_S: Final = 0.05
 _NAME: Final = "ipavolume-ready"
 _MAX_BYTES: Final = 64 << 10
+_ACTIVE: Final = ("active", "reloading", "refreshing")
+"""What ``systemctl is-active`` takes for active."""
 
 
 def what_is_wrong(config: ReadyConfig, started: Sequence[str], redactor: Redactor) -> str:
@@ -47,9 +49,8 @@ def what_is_wrong(config: ReadyConfig, started: Sequence[str], redactor: Redacto
         CommandFailedError: If systemd cannot be asked, or there is no such command.
     """
     if units.is_booted():
-        wanted = [*config.units, *(unit for unit in started if unit not in config.units)]
-        wanted = [unit for unit in wanted if not units.matches(unit, config.ignore)]
-        wrong = _failed(config) or _inactive(wanted)
+        own = (unit for unit in started if not units.matches(unit, config.ignore))
+        wrong = _failed(config) or _inactive([*dict.fromkeys((*config.units, *own))])
         if wrong:
             return wrong
     for port in config.ports:
@@ -78,7 +79,7 @@ def _inactive(patterns: Sequence[str]) -> str:
         if not those:
             return f"no unit {pattern} is loaded"
         for unit in those:
-            if unit.state != "active":
+            if unit.state not in _ACTIVE:
                 return f"{unit.names[0]} is {unit.state}"
     return ""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.commands import check, status
-from ipavolume.commands.check import Finding, Inspection
+from ipavolume.commands.check import Finding, Inspection, Severity
 from ipavolume.engines.copy import TEMPLATE_ID, ImageCopy
 from ipavolume.errors import EXIT_CONFIGURATION, IpaVolumeError, ManifestError
 from ipavolume.image.release import read_os_release
@@ -96,7 +96,7 @@ def inspect(image: UnpreparedImage, directory: str) -> Inspection:
     release = f"{image.os_id} {image.os_version}".strip() or "an unknown release"
     finding = Finding(
         code="no-manifest",
-        severity="warning" if found is State.CURRENT else "error",
+        severity=Severity.WARNING if found is State.CURRENT else Severity.ERROR,
         path="",
         message=f"the image {image.reference!r} ({image.build_id}, {release}) was not prepared "
         "by ipavolume: without a manifest nobody can say what it would do to the volume",

@@ -139,7 +139,7 @@ def bring_up(
             context.volumes, verdict, facts, phases, joined=joined, root=context.options.root
         )
         speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
-        if does is Does.RESUME:
+        if _goes_on(does):
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
             _refuse_while_waiting(context.image, context.volumes, verdict)
@@ -154,6 +154,16 @@ def bring_up(
         if end.waiting:
             return _outcome(found, ends, warnings, recorded="")
     raise AssertionError("the volume does not become current")
+
+
+def _goes_on(does: Does) -> bool:
+    """Tell whether an open run is gone on with; otherwise one is planned."""
+    match does:
+        case Does.RESUME:
+            return True
+        case Does.PLAN | Does.REFUSE | Does.FIRST_RUN | Does.NOTHING:
+            # What would be refused was overridden; the first run comes after the volumes.
+            return False
 
 
 def _refuse_while_waiting(image: Image, volumes: Volumes, verdict: Verdict) -> None:

@@ -106,7 +106,12 @@ class Work:
                 if not hold or not on_hold.is_held_on(err):
                     raise
                 shown.error(err)
-                on_hold.hold(tuple(self.context.volumes.values()), self.lock, shown.say, err)
+                on_hold.hold(
+                    tuple(self.context.volumes.values()),
+                    self.lock,
+                    shown.say,
+                    build_id=self.context.image.build_id,
+                )
         lines = shown.summary(outcome)
         # Kept first: who cannot be told any more is to find it there.
         upgrade.keep_summary(self.context.image, self.context.volumes, outcome, lines)

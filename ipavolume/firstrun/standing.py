@@ -25,7 +25,7 @@ from ipavolume.firstrun.looking import There
 from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.image.image import Image
 from ipavolume.volume import history, members
-from ipavolume.volume.lock import is_locked
+from ipavolume.volume.lock import is_held
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
@@ -213,18 +213,15 @@ def look(image: Image, volumes: Volumes) -> Found | None:
     return Found(judgement=judgement, record=record, host=host, complete=complete)
 
 
-def under_way(found: Found, volumes: Volumes, *, inside: bool) -> str:
+def under_way(found: Found, volumes: Volumes) -> str:
     """Say since when another process runs the first run; "" where none does.
 
     What it has left so far then says nothing of how it will end. A start that comes to one that
-    was interrupted records that it is over, so an open record is one that runs, or whose container
-    has just been started again. From outside, the lock tells those from a container that is gone.
+    was interrupted records that it is over, so an open record of a volume that somebody holds is
+    of one that runs, or of a container that has just been started again.
     """
     record = found.record
-    if record is None or not record.is_open:
-        return ""
-    # In the container it is ours to run: a probe need not ask who holds the volume.
-    if not inside and not is_locked(volumes.values(), inside=False):
+    if record is None or not record.is_open or not is_held(volumes.values()):
         return ""
     return f"first run under way since {record.started}, attempt {record.attempts}"
 

@@ -244,7 +244,7 @@ def parse_header(line: bytes) -> ImageHeader:
                 f"the manifest has format {data['format']} and was made by a newer ipavolume; "
                 f"this one knows {FORMAT}",
                 code=NEWER,
-                hint="Use the image that was last used, or one with a newer ipavolume.",
+                hint="Use the ipavolume of the image that wrote it, or a newer one.",
             )
         header = ImageHeader(
             build_id=checks.name(data["build_id"]),

@@ -294,8 +294,10 @@ class _Planner:
         if new.type is FileType.DIRECTORY and found.type is FileType.DIRECTORY:
             if old is not None and decide(old, found, new) is Fate.SAVE:
                 # Somebody put it where a config file was; it is not the package's directory.
-                self._save_and_put(path, old, found, new, ".rpmsave", "edited, and replaced")
-                self._vacated.append(path + "/")
+                reason = "edited, and replaced"
+                gone = self._save_and_put(path, old, found, new, ".rpmsave", reason)
+                # Where it stays because of a mount, so does what is below it.
+                (self._vacated if gone else self._relocated).append(path + "/")
             elif old is not None:
                 self._owners.merge_in_place(path, old, found, new)
             return
@@ -357,8 +359,8 @@ class _Planner:
 
     def _save_and_put(
         self, path: str, old: Record | None, found: Found, new: Record, suffix: str, reason: str
-    ) -> None:
-        """Keep what is there under another name and put the new file in its place."""
+    ) -> bool:
+        """Keep what is there under another name and put the new file in its place, if it may be."""
         metadata = self._owners.merged(path, old, found, new)
         in_place = FileType.DIRECTORY not in (found.type, new.type)
         to, taken = self._copies.saved_name(path, found, suffix, reuse=in_place)
@@ -368,11 +370,13 @@ class _Planner:
         if in_place:
             # The very same copy may be there already, from an earlier run.
             save_to = "" if taken else to
-            self._collected.install(
+            return self._collected.install(
                 path, new, metadata, found.disk, save_to=save_to, rule=rule, reason=reason
             )
-        elif self._collected.save(path, to, found.disk, rule, reason):
-            self._put_in_free_place(path, new)
+        if not self._collected.save(path, to, found.disk, rule, reason):
+            return False
+        self._put_in_free_place(path, new)
+        return True
 
     def _put_in_free_place(self, path: str, new: Record) -> None:
         if new.type is FileType.DIRECTORY:

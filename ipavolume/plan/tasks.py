@@ -17,6 +17,7 @@ from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Phase, Task, TaskKind
+from ipavolume.plan.conduct import Kind
 from ipavolume.steps import loading, views
 from ipavolume.steps.api import (
     Command,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 LATE_STEPS: Final = "s9000"
 """Steps from this name on run after the scriptlets."""
-
-_WHEN: Final = {"populate": When.POPULATE, "upgrade": When.UPGRADE, "adopt": When.UPGRADE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +87,9 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
             container.
         ConfigurationError: If a step or scriptlet of the image is malformed.
     """
-    if plan.kind not in _WHEN:
+    when = _asked_by(Kind(plan.kind))
+    if when is None:
         return Choice()
-    when = _WHEN[plan.kind]
     if recorded is not None and complete and not recorded.build_id:
         # It was populated by an image whose steps did not run.
         recorded, when = None, When.POPULATE
@@ -113,6 +112,17 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
         warnings=tuple(chooser.warnings),
         overridden=tuple(chooser.overridden),
     )
+
+
+def _asked_by(kind: Kind) -> When | None:
+    """Return which steps a run of a kind asks; ``None``: none."""
+    match kind:
+        case Kind.POPULATE:
+            return When.POPULATE
+        case Kind.UPGRADE | Kind.ADOPT:
+            return When.UPGRADE
+        case Kind.REBUILT:
+            return None
 
 
 def refuse_outside(tasks: Sequence[Task], *, root: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from ipavolume.config.model import Config
+from ipavolume.config.model import Config, VolumeConfig
 from ipavolume.config.profiles import PATH_LISTS, VOLATILE
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
@@ -16,6 +16,8 @@ from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
 
 MAX_LIST_BYTES: Final = 16 << 20
+_PEERS: Final = VolumeConfig(mount="/tmp", template="/tmp-template", lists=())  # noqa: S108
+"""Where the images of the freeipa-container project have what is volatile."""
 
 
 def complete(
@@ -51,7 +53,11 @@ def complete(
     if not configured and kept in absent:
         absent.remove(kept)
     if not config.volumes_given and (kept in absent or volatile not in absent):
-        config = replace(config, volumes=(*config.volumes, VOLATILE[config.profile]))
+        volatile_volume = VOLATILE[config.profile]
+        if tree.exists(_PEERS.template):
+            # Its paths lead there already: a second volume in between would lead to nothing.
+            volatile_volume = replace(volatile_volume, mount=_PEERS.mount, template=_PEERS.template)
+        config = replace(config, volumes=(*config.volumes, volatile_volume))
     named = {name for volume in config.volumes for name in volume.lists}
     directory = shipment.profile(config.profile)
     return config, {

@@ -32,7 +32,7 @@ class Boot:
         our target waits for the phase. So would a start of it by the phase, which waits for that.
 
         Raises:
-            CommandFailedError: If systemctl does not end.
+            CommandFailedError: If there is no systemctl. What it says of a failure is told.
         """
         if not self._alone:
             self._systemctl("--no-block", "isolate", self._unit)
@@ -42,7 +42,7 @@ class Boot:
         """Have the default target be started.
 
         Raises:
-            CommandFailedError: If systemctl does not end.
+            CommandFailedError: If there is no systemctl. What it says of a failure is told.
         """
         if self._alone:
             # The phase may have written and enabled units that systemd has read already.
@@ -53,7 +53,7 @@ class Boot:
         """Have the container be ended.
 
         Raises:
-            CommandFailedError: If systemctl does not end.
+            CommandFailedError: If there is no systemctl. What it says of a failure is told.
         """
         self._systemctl("exit", "0")
 

@@ -6,6 +6,7 @@ A command that restarts a service says of its failure "see journalctl", and most
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Watch:
             for unit in failed:
                 for line in (f"{unit} failed; the end of its journal:", *self._lines(unit)):
                     output(line)
-            named = [unit for unit in failed if any(unit in line for line in said)]
+            named = [unit for unit in failed if is_named(unit, said)]
             cause = next(iter([*named, *reversed(failed)]), "")
             return (f"{cause} failed:", *self._own_lines(cause)) if cause else ()
         except CommandFailedError:
@@ -89,3 +90,9 @@ def _journalctl(*words: str) -> tuple[str, ...]:
         line_bytes=_LINE_BYTES,
     )
     return ended.lines
+
+
+def is_named(unit: str, lines: Sequence[str]) -> bool:
+    """Tell whether *lines* name *unit*, not another one whose name has its as a part."""
+    name = re.compile(rf"(?<![\w@:.-]){re.escape(unit)}(?![\w@-])")
+    return any(name.search(line) for line in lines)

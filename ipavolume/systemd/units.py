@@ -30,10 +30,6 @@ class Unit:
     names: tuple[str, ...]
     state: str
 
-    def is_named(self, pattern: str) -> bool:
-        """Tell whether *pattern* is one of its names, or a glob of one."""
-        return any(fnmatchcase(name, pattern) for name in self.names)
-
 
 def is_booted() -> bool:
     """Tell whether systemd is the container's init, see ``sd_booted(3)``."""
@@ -103,10 +99,10 @@ def _shown(field: str, patterns: Sequence[str]) -> list[tuple[tuple[str, ...], s
     found = []
     fields: dict[str, str] = {}
     for line in (*_asked("show", f"--property=Names,{field}", "--", *patterns), ""):
-        key, mark, value = line.partition("=")
-        if mark:
+        key, _, value = line.partition("=")
+        if key in ("Names", field):
             fields[key] = value
-        elif fields:
+        elif not line and len(fields) > 1:
             found.append((tuple(fields["Names"].split()), fields[field]))
             fields = {}
     return found
@@ -138,5 +134,6 @@ def _first_words(lines: Iterable[str]) -> Iterable[str]:
     """Return the units of a list; systemd of old puts a mark before some."""
     for line in lines:
         words = line.removeprefix("●").split()
-        if words:
+        # A message of systemctl's begins with no name of a unit.
+        if words and "." in words[0]:
             yield words[0]

@@ -123,12 +123,13 @@ class Facts:
 def mark_of_kept(volume: Volume) -> str:
     """Return a name on *volume* that only a volume has whose content is kept; "" for none.
 
-    Only root's counts: a volatile volume is often one that everybody writes to.
+    Only root's counts: a volatile volume is often one that everybody writes to. What else the
+    freeipa-container project's scripts leave is on its volatile volume as well.
 
     Raises:
         VolumeIOError: If it cannot be looked at.
     """
-    for name in (STATE_DIRECTORY, BUILD_ID_NAME, *_LEGACY_NAMES):
+    for name in (STATE_DIRECTORY, BUILD_ID_NAME, _LEGACY_NAMES[0]):
         with attempt("look at", f"{volume.directory.rstrip('/')}/{name}"):
             st = files.lstat(volume.fd, name)
         if st is not None and st.st_uid == 0:

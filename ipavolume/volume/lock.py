@@ -233,6 +233,19 @@ class Lock:
         return True
 
 
+def is_held(volumes: Iterable[Volume]) -> bool:
+    """Tell whether somebody holds one of *volumes*, this container included; nothing is kept."""
+    for volume in volumes:
+        try:
+            fcntl.flock(volume.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
+        fcntl.flock(volume.fd, fcntl.LOCK_UN)
+    return False
+
+
 def is_locked(volumes: Iterable[Volume], *, inside: bool) -> bool:
     """Tell whether another container or command works on *volumes*; nothing is kept.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from support.requirements import need_tool
 
 from ipavolume.errors import CannotCreateError, VolumeIOError
-from ipavolume.linux import trees
+from ipavolume.linux import files, trees
 from ipavolume.prepare.files import reported
 from ipavolume.volume.tree import Tree
 
@@ -48,11 +50,21 @@ def test_a_deep_tree_is_made_durable(top: int) -> None:
 
 
 def test_the_content_of_a_deep_directory_is_found(top: int) -> None:
-    with Tree({"/data": top}) as tree:
-        found = list(tree.content_below("/data"))
-    assert len(found) == 2 * DEEP
+    levels = 300
+    below = "/".join(["d"] * (DEEP - levels))
+    fd = files.open_directory(top, below)
+    # Fewer frames than levels.
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        with Tree({"/data": fd}) as tree:
+            found = list(tree.content_below("/data"))
+    finally:
+        sys.setrecursionlimit(limit)
+        os.close(fd)
+    assert len(found) == 2 * levels + 1
     assert found[:3] == ["/data/d", "/data/d/d", "/data/d/d/d"]
-    assert found[-2:] == ["/data/d/d/f", "/data/d/f"]
+    assert found[-2:] == ["/data/d/f", "/data/f"]
 
 
 @pytest.mark.filesystem

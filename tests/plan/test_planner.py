@@ -1676,3 +1676,14 @@ def test_what_cannot_be_read_is_told_in_the_order_of_the_paths_and_left_out() ->
     )
     assert told == paths
     assert (made.actions, made.considered, made.pristine) == ((), {}, ())
+
+
+def test_below_what_stays_because_of_a_mount_nothing_is_replaced_either() -> None:
+    """A directory in a config file's place, which the image replaces by one of its own."""
+    world = World(
+        old=(record(D, "old", flags=CONFIG),),
+        new=(record(D, kind=DIRECTORY), record(f"{D}/x", "theirs"), record(f"{D}/new", "theirs")),
+        disk={D: thing("", DIRECTORY), f"{D}/x": OWN},
+        options={"mounted": [f"{D}/mount"], "allow": ["mounted-over"]},
+    )
+    assert {action.path for action in world.plan() if not isinstance(action, Keep)} == set()

@@ -112,6 +112,21 @@ def test_an_image_with_a_list_of_its_own_gets_nothing(image: Image) -> None:
     assert _declared(image) == {"/data": False}
 
 
+def test_what_is_volatile_in_an_image_of_freeipa_container_stays_at_its_place(image: Image) -> None:
+    """Its own build has moved the paths to /tmp, by links that a second volume would break."""
+    for name in ("data", "tmp"):
+        image.write(f"/etc/volume-{name}-list", _shipped(name).encode())
+    place = image.root / "var/lib/gssproxy"
+    (image.root / "tmp-template/var/lib").mkdir(parents=True)
+    place.rename(image.root / "tmp-template/var/lib/gssproxy")
+    place.symlink_to("/tmp/var/lib/gssproxy")
+    image.prepare()
+    assert _declared(image) == {"/data": False, "/tmp": True}
+    assert image.readlink("/var/lib/gssproxy") == "/tmp/var/lib/gssproxy"
+    assert (image.root / "tmp-template/var/lib/gssproxy/state").read_text() == "state\n"
+    assert not (image.root / "volatile").exists()
+
+
 def test_a_list_of_the_command_line_is_an_own_one(image: Image, tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.write_text("/etc/sssd/\n")

@@ -392,6 +392,17 @@ def test_a_volume_that_was_kept_is_not_emptied(
     assert picture(volume, times=False) == picture(images[1].root / "vt-template", times=False)
 
 
+def test_what_another_project_leaves_on_its_volatile_volume_is_no_mark_of_a_kept_one(
+    tmp_path: Path, rpms: Mapping[str, Path]
+) -> None:
+    """The freeipa-container project's start copies its records of config files to /tmp, too."""
+    site = Site(top=tmp_path)
+    image = _volatile(site, rpms, "1")
+    (site.volume("/vt") / ".configfiles").mkdir()
+    site.run("start", image, "--", "true")
+    assert not (site.volume("/vt") / ".configfiles").exists()
+
+
 def test_nobody_but_root_makes_a_volatile_volume_one_that_is_kept(
     tmp_path: Path, rpms: Mapping[str, Path]
 ) -> None:

@@ -6,6 +6,7 @@ Each test is named for the row that it answers.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from support import inside
 from support.command import run_ipavolume
 from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_tool
 from support.taskworlds import LOG, World, build_packages, logs, step
 from support.upgrades import Site
 
@@ -269,6 +271,11 @@ def test_what_is_left_of_a_first_run_that_is_over_is_told_on_hold_as_well(
             assert container.process.stderr is not None
             lines = iter(container.process.stderr.readline, "")
             assert any("| waiting" in line for line in lines)
+    if state == "partial":
+        # In a container that runs nothing, and on the host.
+        looked = inside.run(image.root, world.volume, [*inside.IPAVOLUME, "check"])
+        assert looked.returncode == status, looked.stdout
+        assert world.site.run("check", image, status=status).stdout.count("partial") > 0
     argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
     with inside.started(image.root, world.volume, argv) as container:
         assert container.process.stderr is not None
@@ -290,6 +297,35 @@ def test_on_hold_after_a_failed_first_run_the_way_to_try_it_again_is_said(world:
         said = next(line for line in lines if "on hold" in line)
     assert "The next start (docker restart NAME) does" in said
     assert "upgrade --retry" not in said
+
+
+def test_on_hold_after_a_step_of_every_start_nothing_is_ready_and_no_upgrade_is_promised(
+    world: World,
+) -> None:
+    """F70: the volume is current, so an upgrade in the container would do nothing."""
+    world.populate()
+    step = FAILS.replace('WHEN = "upgrade"', 'WHEN = "start"')
+    assert step != FAILS
+    image = world.image("2", {"s5010_fails": step})
+    world.run(image, "upgrade")
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        said = next(line for line in lines if "on hold" in line)
+        assert "upgrade --retry" not in said
+        enter = [need_tool("nsenter"), "--target", str(container.pid())]
+        enter += ["--mount", "--pid", "--root", "--wd", "--", *inside.IPAVOLUME]
+        for probe in ("startup", "ready"):
+            done = subprocess.run(
+                [*enter, "status", "--probe", probe],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={"PATH": inside.PATH},
+            )
+            assert done.returncode == 13, done.stdout + done.stderr
+            assert done.stdout.startswith("on hold: ")
 
 
 def test_p18_an_installer_that_meets_a_read_only_path_is_told_about_the_list(world: World) -> None:
