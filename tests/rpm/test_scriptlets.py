@@ -26,6 +26,7 @@ from ipavolume.errors import (
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import Condition, Package, Provide
+from ipavolume.model.scriptlets import GROUPS
 from ipavolume.rpm import running, transaction
 from ipavolume.rpm.catalogue import dump, is_name, load, safe_names, sealed
 from ipavolume.rpm.scriptlets import Call, Catalogue, Scriptlet
@@ -634,6 +635,19 @@ def test_all_installed_versions_count() -> None:
         ),
     )
     assert chosen(catalogue, old, new) == [("a.i686-post", "3"), ("a.x86_64-post", "4")]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_every_kind_that_the_configuration_can_ask_for_is_called_at_an_upgrade(kind: str) -> None:
+    """A kind that is added there and to nothing else is found here."""
+    new = [package("a", "2-1"), package("b", "1-1")]
+    made = (
+        trigger("b", kind, Condition(name="a"))
+        if kind.startswith("trigger")
+        else _made(f"a-{kind}", kind)
+    )
+    called = chosen(image_of(new, made), [package("a", "1-1"), package("b", "1-1")], new)
+    assert [name for name, *_ in called] == [made.name]
 
 
 def test_kinds_that_are_not_wanted_do_not_run() -> None:
