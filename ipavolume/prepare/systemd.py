@@ -27,6 +27,7 @@ _NEEDS: Final = frozenset({"Requires", "Requisite", "BindsTo", "Wants", "Upholds
 _WAITS: Final = _NEEDS | {"After", "PartOf"}
 # What basic.target comes after, and so what every service comes after that does not say otherwise.
 _EARLY: Final = frozenset({"socket", "path", "mount", "automount", "swap", "slice"})
+_KINDS: Final = _EARLY | {"service", "timer", "target", "device", "scope"}
 _LINKS: Final = (".wants", ".requires", ".upholds")
 _MARK: Final = b"exec ipavolume start "
 _MAX_BYTES: Final = 64 << 10
@@ -87,6 +88,13 @@ def _faults(tree: ImageTree, online_unit: str) -> Iterator[str]:
             continue
         if _says(tree, path, _WAITS, online_unit):
             ours = online_unit
+        elif path.rpartition("/")[0].endswith("/service.d") and _says(tree, path, _WAITS, TARGET):
+            yield (
+                f"{path} has every service come after {TARGET}, also those that it comes after: of "
+                f"such a cycle systemd leaves one out. Write After={TARGET} for those that use the "
+                "volume"
+            )
+            continue
         elif _says(tree, path, _WAITS if kind in _EARLY else _NEEDS, TARGET) and kind != "target":
             ours = TARGET
         else:
@@ -114,7 +122,13 @@ def _unit_files(tree: ImageTree) -> list[tuple[str, str]]:
             for suffix in (".d", *_LINKS):
                 if name.endswith(suffix):
                     unit = name.removesuffix(suffix)
-                    below = [f"{name}/{file}" for file in _names(tree, f"{directory}/{name}")]
+                    below = [
+                        f"{name}/{file}"
+                        for file in _names(tree, f"{directory}/{name}")
+                        if suffix != ".d" or file.endswith(".conf")
+                    ]
+            if unit.rpartition(".")[2] not in _KINDS:
+                continue
             for file in below:
                 # The first directory's hides those of the same name, systemd.unit(5).
                 found.setdefault(file, (f"{directory}/{file}", unit.rpartition(".")[2]))
@@ -142,9 +156,26 @@ def _says(tree: ImageTree, path: str, settings: Collection[str], unit: str) -> b
     except (ConfigurationError, VolumeIOError):
         # A mask, or a link into nowhere: systemd makes nothing of it, either.
         return False
-    lines = (content or b"").decode("utf-8", "replace").replace("\\\n", " ").splitlines()
-    said = (line.partition("=") for line in lines)
-    return any(key.strip() in settings and unit in value.split() for key, _, value in said)
+    said = (line.partition("=") for line in _lines((content or b"").decode("utf-8", "replace")))
+    return any(
+        key.strip() in settings and unit in value.replace('"', " ").split()
+        for key, _, value in said
+    )
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a unit file, put together; a comment may stand in between."""
+    begun = ""
+    for line in text.splitlines():
+        if line.lstrip().startswith(("#", ";")):
+            continue
+        begun += line
+        if begun.endswith("\\"):
+            begun = begun[:-1] + " "
+            continue
+        yield begun
+        begun = ""
+    yield begun
 
 
 def find_program(tree: ImageTree) -> str:

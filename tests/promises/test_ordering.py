@@ -289,6 +289,8 @@ def test_the_lock_is_kept_whatever_the_container_is_switched_to(story: Story) ->
     [
         ("own.service", "[Unit]\nRequires=ipavolume-online.service\n"),
         ("own.service.d/order.conf", "[Unit]\nAfter = a.service \\\n  ipavolume-online.service\n"),
+        ("own.service", "[Unit]\nRequires=a.target \\\n# a remark\n ipavolume.target\n"),
+        ("own.service", '[Unit]\n# ends in \\\nWants="ipavolume.target"\n'),
         ("own.service.wants/ipavolume-online.service", "-> ../ipavolume-online.service"),
         # The target then has a job, too, and that waits for the phase.
         ("own.timer", "[Unit]\nWants=ipavolume.target\n"),
@@ -331,6 +333,20 @@ def test_what_comes_before_the_phase_is_not_told_to_come_after_it(
     assert "Take it out" in warning
 
 
+def test_not_every_service_can_come_after_the_target(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """Those that the phase comes after are services as well."""
+
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        image.write(f"{UNITS}/service.d/order.conf", "[Unit]\nAfter=ipavolume.target\n")
+
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
+    (warning,) = (line for line in image.warnings if "ipavolume.target" in line)
+    assert warning.startswith(f"{UNITS}/service.d/order.conf ")
+
+
 def test_who_comes_after_the_target_is_not_told(
     tmp_path: Path, versions: tuple[Path, Path]
 ) -> None:
@@ -344,6 +360,9 @@ def test_who_comes_after_the_target_is_not_told(
             image.write(f"/usr/lib/systemd/system/{name}", f"[Unit]\nAfter={ONLINE}\n")
         (image.root / UNITS[1:] / "masked.service").symlink_to("/dev/null")
         image.write(f"{UNITS}/other.service.d/old.conf", "[Unit]\nAfter=ipavolume.target\n")
+        # systemd reads neither.
+        for name in ("other.service.d/old.conf.bak", "own.service.rpmsave"):
+            image.write(f"{UNITS}/{name}", f"[Unit]\nAfter={ONLINE}\n")
 
     image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
     assert [line for line in image.warnings if "ipavolume.target" in line] == []
