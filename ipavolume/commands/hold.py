@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, LockedError, StoppedError, UsageError
+from ipavolume.firstrun.record import close_record
 from ipavolume.linux import files, signals
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.progress import Progress
@@ -41,6 +42,9 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
         StoppedError: If a signal asked for an end.
     """
     primary = volumes[0]
+    # Or who looks from outside would take it for one that this container runs.
+    with contextlib.suppress(IpaVolumeError):
+        close_record(primary)
     before = _standing(primary)
     then = (
         "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.volume import failures, layout, members
 from ipavolume.volume.members import Volume
@@ -31,8 +31,8 @@ class FirstRunRecord:
         host: Name of the server that the volume is, or was to become; "" when not known.
         image: Id of the image whose command it is; "" when it ran before ipavolume came.
         started: When the command was last started, ISO 8601 in UTC, or "".
-        finished: When it ended, or when a later start found that it had been interrupted; ""
-            while it runs, and until such a start.
+        finished: When it ended, or when a later start that is not refused, or is on hold, found
+            that it had been interrupted; "" while it runs, and until such a start.
         exit_status: How it ended, negative for a signal; ``None`` when that is not known.
         attempts: How often it was started.
     """
@@ -120,3 +120,15 @@ def write_record(volume: Volume, record: FirstRunRecord) -> None:
             files.write_file(fd, layout.FIRST_RUN, dump_record(record))
         finally:
             os.close(fd)
+
+
+def close_record(volume: Volume) -> None:
+    """Record that an attempt which was interrupted is over. The volumes are locked.
+
+    Raises:
+        UnsafeVolumeError: If what is recorded was altered.
+        VolumeIOError: If it cannot be read or written.
+    """
+    record = read_record(volume)
+    if record is not None and record.is_open:
+        write_record(volume, replace(record, finished=clock.now()))

@@ -120,9 +120,8 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     own = host_name()
     record = found.record or FirstRunRecord(state=STARTED, host=found.host)
     if record.is_open:
-        # The volumes are locked: whoever ran it is gone.
+        # The volumes are locked: whoever ran it is gone. A start that is refused writes nothing.
         record = replace(record, finished=clock.now())
-        write_record(context.volumes.primary, record)
     overrides: tuple[str, ...] = ()
     if standing is Standing.PARTIAL and "partial" in allow:
         overrides = ("partial",)

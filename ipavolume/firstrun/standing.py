@@ -216,9 +216,9 @@ def look(image: Image, volumes: Volumes) -> Found | None:
 def under_way(found: Found, volumes: Volumes) -> str:
     """Say since when another process runs the first run; "" where none does.
 
-    What it has left so far then says nothing of how it will end. A start that comes to one that
-    was interrupted records that it is over, so an open record of a volume that somebody holds is
-    of one that runs, or of a container that has just been started again.
+    What it has left so far then says nothing of how it will end. A start that goes on, or is on
+    hold, records that one which was interrupted is over, so an open record of a volume that
+    somebody holds is of one that runs, or of a container that has just been started again.
     """
     record = found.record
     if record is None or not record.is_open or not is_held(volumes.values()):

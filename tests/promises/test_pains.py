@@ -276,6 +276,10 @@ def test_what_is_left_of_a_first_run_that_is_over_is_told_on_hold_as_well(
         looked = inside.run(image.root, world.volume, [*inside.IPAVOLUME, "check"])
         assert looked.returncode == status, looked.stdout
         assert world.site.run("check", image, status=status).stdout.count("partial") > 0
+        # A start that refuses it changes nothing.
+        before = picture(world.volume)
+        world.run(image, "start", "--", "true", status=status)
+        assert picture(world.volume) == before
     argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
     with inside.started(image.root, world.volume, argv) as container:
         assert container.process.stderr is not None
