@@ -46,8 +46,6 @@ def upgrade(
         ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
     """
     from ipavolume.commands import check, start
-    from ipavolume.commands import upgrade as commands_upgrade
-    from ipavolume.commands.work import Work
 
     options = replace(options, retry=retry, again=again)
     if dry_run:
@@ -55,20 +53,10 @@ def upgrade(
         output.print_inspection(found, as_json=as_json, full=True, verbose=verbose)
         called.exit(found.exit_status)
     phases = tuple(Phase) if phase is None else (Phase(phase),)
-    with Work(options) as work:
-        context = work.context
-        shown = output.shown(as_json=as_json, silent=silent)
-        work.take(shown.say)
-        outcome = work.attempt(
-            lambda speaker: commands_upgrade.upgrade(
-                context, speaker, phases=phases, joined=work.lock.joined
-            ),
-            shown,
-            start.redactor(),
-        )
+    shown = output.shown(as_json=as_json, silent=silent)
+    outcome, mount = start.upgrade_by_hand(options, shown, phases=phases)
     if as_json or silent:
         return
-    mount = context.volumes.primary.mount
     if outcome.waiting:
         click.echo(
             f"the files of {outcome.plans[-1].to_build} are in place at {mount}; "

@@ -133,6 +133,34 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
             ) from err
 
 
+def upgrade_by_hand(
+    options: Options, shown: Shown, *, phases: Sequence[str]
+) -> tuple[Outcome, str]:
+    """Bring the volumes to the image without a start, in the order of one.
+
+    Args:
+        options: What the operator asks for.
+        shown: Where what happens is said.
+        phases: What is done now.
+
+    Returns:
+        What it came to, and where the primary volume is mounted.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    with Work(options) as work:
+        work.take(shown.say)
+        outcome = work.attempt(
+            lambda speaker: upgrade.upgrade(
+                work.context, speaker, phases=phases, joined=work.lock.joined
+            ),
+            shown,
+            redactor(),
+        )
+        return outcome, work.context.volumes.primary.mount
+
+
 def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) -> None:
     """Do what is left to the online phase, then have systemd start what the container is for.
 

@@ -56,8 +56,9 @@ Story = tuple[Engine, Mapping[str, str]]
 @pytest.fixture(scope="module")
 def stories() -> Iterator[dict[str, Story]]:
     """What was seen already, by kind of engine."""
+    # Those of the other engines go with their storage; a run that was killed has left this one.
+    docker().call("volume", "rm", "--force", VOLUME)
     yield {}
-    # Those of the other engines go with their storage.
     docker().call("volume", "rm", "--force", VOLUME)
 
 
