@@ -46,7 +46,7 @@ def what_is_wrong(config: ReadyConfig, started: Sequence[str], redactor: Redacto
         redactor: Takes the secrets out of what the command prints.
 
     Raises:
-        CommandFailedError: If systemd cannot be asked, or there is no such command.
+        CommandFailedError: If there is no systemctl or no such command, or systemctl hangs.
     """
     if units.is_booted():
         own = (unit for unit in started if not units.matches(unit, config.ignore))

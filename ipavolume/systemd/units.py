@@ -40,7 +40,8 @@ def state_of_default_target() -> str:
     """Return how the default target is, as ``systemctl is-active`` has it.
 
     Raises:
-        CommandFailedError: If systemd cannot be asked.
+        CommandFailedError: If there is no systemctl, or it does not end in time. One that fails is
+            taken to have named no unit.
     """
     return (_asked("is-active", DEFAULT_TARGET) or ("unknown",))[-1]
 
@@ -49,7 +50,8 @@ def failed_services() -> tuple[str, ...]:
     """Return the services that failed, or that are started again because they ended.
 
     Raises:
-        CommandFailedError: If systemd cannot be asked.
+        CommandFailedError: If there is no systemctl, or it does not end in time. One that fails is
+            taken to have named no unit.
     """
     return _failed("--type=service")
 
@@ -61,7 +63,8 @@ def failed_since(begun_us: int) -> list[str]:
         begun_us: The time, in microseconds of ``CLOCK_MONOTONIC``.
 
     Raises:
-        CommandFailedError: If systemd cannot be asked.
+        CommandFailedError: If there is no systemctl, or it does not end in time. One that fails is
+            taken to have named no unit.
     """
     failed = _failed()
     if not failed:
@@ -80,7 +83,8 @@ def wanted_by_default() -> frozenset[str]:
     """Return the units that the default target wants or requires, itself or by other targets.
 
     Raises:
-        CommandFailedError: If systemd cannot be asked.
+        CommandFailedError: If there is no systemctl, or it does not end in time. One that fails is
+            taken to have named no unit.
     """
     return frozenset(_first_words(_asked("list-dependencies", "--plain", "--full", DEFAULT_TARGET)))
 
@@ -89,7 +93,8 @@ def units(patterns: Sequence[str]) -> list[Unit]:
     """Return what systemd says of the units that *patterns* name; of globs, of those loaded.
 
     Raises:
-        CommandFailedError: If systemd cannot be asked.
+        CommandFailedError: If there is no systemctl, or it does not end in time. One that fails is
+            taken to have named no unit.
     """
     return [Unit(names=names, state=state) for names, state in _shown("ActiveState", patterns)]
 
