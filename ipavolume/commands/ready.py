@@ -32,6 +32,8 @@ _GRACE_S: Final = 0.1
 _CACHED_S: Final = 10
 _POLL_S: Final = 0.05
 _NAME: Final = "ipavolume-ready"
+_ANSWER: Final = "answer.json"
+_LOCK: Final = "lock"
 _MAX_BYTES: Final = 64 << 10
 _ACTIVE: Final = ("active", "reloading", "refreshing")
 """What ``systemctl is-active`` takes for active."""
@@ -125,7 +127,7 @@ def _asked(config: ReadyConfig) -> str:
         data = json.dumps(checks.dump(answer)).encode("ascii")
         # Without a memory it is asked again.
         with contextlib.suppress(OSError):
-            files.write_file(directory, _NAME, data, mode=0o600)
+            files.write_file(directory, _ANSWER, data, mode=0o600)
         return wrong
 
 
@@ -141,22 +143,29 @@ def _run(config: ReadyConfig) -> str:
 
 
 def _memory(stack: contextlib.ExitStack) -> int | None:
-    """Return a directory in memory, open until *stack* ends; ``None`` where there is none."""
+    """Return this container's own directory in memory, open until *stack* ends.
+
+    Everybody may write to ``/dev/shm``, and containers of a pod may share it: hence a directory
+    of root's, named by what no other container has. ``None``: there is none, or somebody else
+    has made it; then each probe asks for itself.
+    """
     for place in handover.places():
         with contextlib.suppress(OSError):
-            directory = os.open(place, files.DIRECTORY_FLAGS)
+            name = f"{_NAME}-{os.stat('/proc/self/ns/mnt').st_ino}"
+            parent = os.open(place, files.DIRECTORY_FLAGS)
+            stack.callback(os.close, parent)
+            files.make_directory(parent, name)
+            directory = os.open(name, files.DIRECTORY_FLAGS, dir_fd=parent)
             stack.callback(os.close, directory)
-            return directory
+            st = os.fstat(directory)
+            if st.st_uid == 0 and stat.S_IMODE(st.st_mode) == 0o700:
+                return directory
     return None
 
 
 def _alone(stack: contextlib.ExitStack, directory: int, timeout_s: float) -> bool:
     """Wait for other probes that ask the command; tell whether they ended in time."""
-    try:
-        lock = stack.enter_context(files.open_for_appending(directory, f"{_NAME}.lock"))
-    except OSError:
-        # Somebody else's file lies there: then each probe asks for itself.
-        return True
+    lock = stack.enter_context(files.open_for_appending(directory, _LOCK))
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -171,14 +180,11 @@ def _alone(stack: contextlib.ExitStack, directory: int, timeout_s: float) -> boo
 
 def _remembered(directory: int, words: Sequence[str]) -> str | None:
     """Return what *words* found wrong within the last ten seconds; ``None``: nobody knows."""
-    fd = files.open_regular(directory, _NAME)
+    fd = files.open_regular(directory, _ANSWER)
     if fd is None:
         return None
     with open(fd, "rb") as stream:
-        st = os.fstat(fd)
         data = stream.read(_MAX_BYTES)
-    if st.st_uid != 0 or stat.S_IMODE(st.st_mode) != 0o600:
-        return None
     try:
         known = checks.load(_Answer, checks.decode(data))
     except checks.MalformedError:

@@ -104,20 +104,29 @@ def test_the_command_is_asked_once_in_a_while_and_what_it_said_last_is_shown(
         assert (volume / "log").read_text() == "asked\n"
         (volume / "status").write_text("0\n")
         # As after ten seconds.
-        container.run("rm", "/run/ipavolume-ready")
+        container.run("sh", "-c", "rm /run/ipavolume-ready-*/answer.json")
         for _ in range(2):
             _probe(container, 0)
         assert (volume / "log").read_text() == "asked\n" * 2
 
 
-def test_what_somebody_else_wrote_down_is_not_believed(running: Running) -> None:
-    with running("command = ['false']\ntimeout_s = 60") as container:
-        assert "false ended with status 1" in _probe(container, 75)
-        script = """sed -i 's/"wrong": *"[^"]*"/"wrong": ""/' ipavolume-ready"""
-        container.run("sh", "-ec", f'cd /run; {script}; grep -q \'"wrong": ""\' ipavolume-ready')
+def test_a_directory_of_somebody_else_is_not_used(running: Running, volume: Path) -> None:
+    """``/dev/shm`` is everybody's: an answer or a lock that is planted there changes nothing."""
+    script = "echo asked >> /data/log; false"
+    with running(f"command = ['sh', '-c', {script!r}]\ntimeout_s = 60") as container:
+        container.run("umount", "/run")
+        _probe(container, 75)
+        place = "/dev/shm/ipavolume-ready-$(stat -Lc %i /proc/self/ns/mnt)"
+        edit = """sed -i 's/"wrong": *"[^"]*"/"wrong": ""/' answer.json; grep -q '"wrong": ""' *"""
+        container.run("sh", "-ec", f"cd {place}; {edit}")
         _probe(container, 0)
-        container.run("chown", "250", "/run/ipavolume-ready")
-        assert "false ended with status 1" in _probe(container, 75)
+        container.run("sh", "-ec", f"chown 250 {place}")
+        _probe(container, 75)
+        container.run("sh", "-ec", f"chown 0 {place}; chmod 777 {place}")
+        _probe(container, 75)
+        container.run("sh", "-ec", f"rm -r {place}; ln -s /tmp {place}")
+        _probe(container, 75)
+        assert (volume / "log").read_text() == "asked\n" * 4
 
 
 def test_two_probes_at_once_ask_the_command_once(running: Running, volume: Path) -> None:
