@@ -101,13 +101,22 @@ class Renumbering:
                     )
 
 
+def is_renumbered(old: Accounts, new: Accounts) -> bool:
+    """Tell whether some account has another number in the new image."""
+    return bool(translation(old.users, new.users) or translation(old.groups, new.groups))
+
+
 def translation(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, int]:
-    """Return the new number by old number of the accounts whose number changed; never 0."""
+    """Return the new number by old number of the accounts whose number changed; never 0.
+
+    Several names can have one number: it stays while one of them still has it.
+    """
     result: dict[int, int] = {}
     for name in sorted(old, reverse=True):
         if name in new and old[name] and new[name]:
             result[old[name]] = new[name]
-    return {number: now for number, now in result.items() if number != now}
+    kept = {number for name, number in old.items() if new.get(name) == number}
+    return {number: now for number, now in result.items() if number not in kept}
 
 
 def reused(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, tuple[str, str]]:

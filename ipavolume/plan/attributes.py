@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ipavolume.model.actions import Rule, SetMetadata
 from ipavolume.model.attributes import (
@@ -33,14 +34,22 @@ class Owners:
         self.users = users
         self.groups = groups
 
-    def _old_attributes(self, old: Record) -> Attributes:
-        uid = self.users.get(old.uid, old.uid)
-        gid = self.groups.get(old.gid, old.gid)
-        return from_parts(uid, gid, old.mode, self.translate_acls(old.xattrs))
+    def translated(self, old: Record) -> Record:
+        """Return what the old image shipped with the numbers that accounts have in this image.
+
+        Accounts are the same by their names: a number can be somebody else's now.
+        """
+        if not (self.users or self.groups):
+            return old
+        uid, gid = self.owner(old)
+        return replace(old, uid=uid, gid=gid, xattrs=self.translate_acls(old.xattrs))
+
+    def owner(self, of: Record | DiskState) -> tuple[int, int]:
+        """Return the numbers that user and group of something old have in this image."""
+        return self.users.get(of.uid, of.uid), self.groups.get(of.gid, of.gid)
 
     def _disk_attributes(self, path: str, disk: DiskState) -> Attributes:
-        uid = self.users.get(disk.uid, disk.uid)
-        gid = self.groups.get(disk.gid, disk.gid)
+        uid, gid = self.owner(disk)
         return from_parts(
             uid, gid, disk.mode, self.translate_acls(self._collected.view.xattrs(path))
         )
@@ -55,12 +64,12 @@ class Owners:
         )
 
     def merged(self, path: str, old: Record | None, found: Found, new: Record) -> Metadata:
-        """Return what the new file gets in the place of an old one."""
+        """Return what the new file gets in the place of an *old* one, which is translated."""
         if old is None or not found.type is old.type is new.type:
             return new.metadata
         disk = self._disk_attributes(path, found.disk)
-        shipped = from_parts(new.uid, new.gid, new.mode, new.xattrs)
-        result, dropped = merge(self._old_attributes(old), disk, shipped, shipped=True)
+        shipped = _attributes(new)
+        result, dropped = merge(_attributes(old), disk, shipped, shipped=True)
         self._report_acl(path, dropped=dropped)
         other = tuple(item for item in new.xattrs if item not in shipped.xattrs())
         return Metadata(
@@ -75,11 +84,13 @@ class Owners:
         )
 
     def merge_in_place(self, path: str, old: Record, found: Found, new: Record) -> bool:
-        """Plan what owner, mode and ACL become; tell whether anything changes."""
+        """Plan what owner, mode and ACL become; tell whether anything changes.
+
+        *old* is translated already.
+        """
         if found.type is not new.type:
             return False
-        before = self._old_attributes(old)
-        after = from_parts(new.uid, new.gid, new.mode, new.xattrs)
+        before, after = _attributes(old), _attributes(new)
         if before == after:
             return False
         disk = self._disk_attributes(path, found.disk)
@@ -122,3 +133,7 @@ class Owners:
                 Rule.METADATA,
                 "the package changed owner or mode; the ACL set here is dropped",
             )
+
+
+def _attributes(record: Record) -> Attributes:
+    return from_parts(record.uid, record.gid, record.mode, record.xattrs)

@@ -16,6 +16,7 @@ from ipavolume.model.actions import Install, Plan
 from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.plan import preflight, tasks
+from ipavolume.plan.accounts import is_renumbered
 from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
@@ -214,8 +215,11 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
             ):
                 yield path, files.disk_state(st), files.xattrs_at(directory, name)
 
+    renumbered = primary.baseline is not None and is_renumbered(
+        primary.baseline.accounts, image.accounts
+    )
     same = None
-    if not (fresh or unknown or unknown_old or context.options.checksum):
+    if not (fresh or unknown or unknown_old or renumbered or context.options.checksum):
         same = _same_records(image, context.volumes.primary, primary.baseline)
     with context.volumes.tree() as tree:
         if same is None:
@@ -231,6 +235,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
                 tree,
                 old_index=b"" if context.options.checksum else old_index,
                 new_index=index,
+                renumbered=renumbered,
                 unreadable=cannot_read,
             )
         else:

@@ -8,6 +8,7 @@ name of a rule (:class:`ipavolume.model.actions.Rule`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from os import fsencode
 
 from ipavolume.errors import UnsafeVolumeError
@@ -149,6 +150,8 @@ class _Planner:
         unknown = path.startswith(self._unknown)
         if unknown or path.startswith(self._fresh):
             old = None
+        if old is not None:
+            old = self._owners.translated(old)
         if any(path.startswith(prefix) for prefix in self._relocated):
             return
         if any(path.startswith(prefix) for prefix in self._vacated):
@@ -176,7 +179,9 @@ class _Planner:
             self._unowned(path, old, found, new)
         elif old is not None and (
             (candidate.trusted and same_content(old, new) and _same_attributes(old, new))
-            or (old == new and new.package in self._unchanged and found.type is new.type)
+            or (
+                new.package in self._unchanged and found.type is new.type and _same_record(old, new)
+            )
         ):
             # Nothing to decide: untouched, or its package is the very same, so that rpm
             # would not have come here.
@@ -301,7 +306,7 @@ class _Planner:
             elif old is not None:
                 self._owners.merge_in_place(path, old, found, new)
             return
-        if old is not None and old == new and new.package in self._unchanged:
+        if old is not None and new.package in self._unchanged and _same_record(old, new):
             self._collected.keep(path, Rule.PACKAGE_UNCHANGED, "its package did not change")
             return
         match decide(old, found, new):
@@ -455,7 +460,7 @@ class _Planner:
             if (
                 state is not None
                 and Found(self._collected.view, name, state).same(new)
-                and (state.uid, state.gid) == (metadata.uid, metadata.gid)
+                and self._owners.owner(state) == (metadata.uid, metadata.gid)
                 and (new.type is FileType.SYMLINK or state.mode == metadata.mode)
             ):
                 self._collected.keep(path, rule, f"{reason}; see {name}")
@@ -561,6 +566,11 @@ class _Planner:
 def plan_populate(trees: Iterable[TopLevel]) -> tuple[Action, ...]:
     """Return the actions that fill volumes on which none of the directories *trees* is there."""
     return tuple(CreateTree(path=top.path, entries=top.entries, bytes=top.bytes) for top in trees)
+
+
+def _same_record(old: Record, new: Record) -> bool:
+    """Tell whether two records say the same; an account can have got another name."""
+    return replace(old, owner=new.owner, group=new.group) == new
 
 
 def _same_attributes(old: Record, new: Record) -> bool:

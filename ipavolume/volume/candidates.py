@@ -40,6 +40,7 @@ class Candidate:
 
 
 _IS_DIRECTORY: Final = b'"type":"directory"'
+_HAS_ACL: Final = b'"system.posix_acl_'
 
 
 def candidates(
@@ -49,6 +50,7 @@ def candidates(
     *,
     old_index: bytes,
     new_index: bytearray,
+    renumbered: bool,
     unreadable: Callable[[str, OSError], None],
 ) -> Iterator[Candidate]:
     """Compare two manifests and the volume; yield what is not evidently as it should be.
@@ -63,6 +65,8 @@ def candidates(
         tree: The volumes.
         old_index: Entries of the index that belongs to *old*, or b"" for none.
         new_index: Filled with the entries that stay valid for *new*.
+        renumbered: Some account has another number in the image: two equal ACLs can be of
+            different accounts.
         unreadable: Told of a path that could not be looked at; it is yielded as missing.
     """
     size = INDEX_ENTRY.size
@@ -99,7 +103,11 @@ def candidates(
         if st is not None:
             entry = index_entry(st)
             trusted = entry == known
-            if new_line == old_line and new_line is not None:
+            if (
+                new_line == old_line
+                and new_line is not None
+                and not (renumbered and _HAS_ACL in new_line)
+            ):
                 if trusted:
                     new_index[new_position * size : new_position * size + size] = entry
                     continue

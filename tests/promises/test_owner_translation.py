@@ -6,12 +6,15 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from support import tracing
+from support.command import clean_environment
 from support.filesystems import Filesystems
-from support.images import Packaged, build_rpm, picture
+from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import (
     CAPABILITY,
@@ -496,3 +499,139 @@ def test_what_was_translated_on_a_copy_and_saved_is_not_saved_again_after_a_fail
         *(["changes.rpmsave"] if edited else []),
         "last",
     ]
+
+
+# Every account's number in the first image and in the second; what the package gave to
+# "giver" it gives to "heir".
+HANDED_ON: dict[str, dict[str, tuple[int, int]]] = {
+    "to one who has the giver's number now": {"giver": (310, 311), "heir": (312, 310)},
+    "to one who exchanged numbers with the giver": {"giver": (310, 312), "heir": (312, 310)},
+    "in a circle of three": {"giver": (310, 311), "third": (311, 312), "heir": (312, 310)},
+    "to one who is new and has the giver's number": {"giver": (310, 311), "heir": (0, 310)},
+    "and nobody has another number": {"giver": (310, 310), "heir": (312, 312)},
+}
+
+
+@pytest.fixture(scope="session")
+def handing_on(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A package whose next version gives files of one account to another."""
+    packages = []
+    for version, whose in (("1", "giver"), ("2", "heir")):
+        owned = f"%attr(0640,{whose},{whose})"
+        noreplace = f"%config(noreplace) {owned}"
+        files = [
+            Packaged(path="/etc/app", directory=True),
+            Packaged(path="/etc/app/acl", content="same"),
+            Packaged(path="/etc/app/file", words=owned, content="same"),
+            Packaged(path="/etc/app/other", words=owned, content=version),
+            Packaged(path="/etc/app/group", words=f"%attr(0640,root,{whose})", content="same"),
+            Packaged(path="/etc/app/link", words=f"%attr(-,{whose},{whose})", target="file"),
+            Packaged(
+                path="/etc/app/directory", words=f"%attr(0750,{whose},{whose})", directory=True
+            ),
+            Packaged(path="/etc/app/edited", words=noreplace, content="same"),
+            Packaged(path="/etc/app/beside", words=noreplace, content=version),
+            Packaged(path="/etc/app/stays", words="%attr(0640,giver,giver)", content="same"),
+        ]
+        packages.append(build_rpm(tmp_path_factory.mktemp("on"), "app", files, version=version))
+    return packages
+
+
+@pytest.mark.parametrize(
+    ("how", "interrupted"),
+    [*((how, False) for how in HANDED_ON), ("in a circle of three", True)],
+)
+def test_what_the_package_gives_to_another_account_becomes_that_account_s(
+    how: str,
+    interrupted: bool,  # noqa: FBT001 - the same story, told twice
+    site: Site,
+    handing_on: list[Path],
+) -> None:
+    """F21: whose a record is says the account's name, not a number that is another's now."""
+    images = []
+    for rpm, new, whose in zip(handing_on, (0, 1), ("giver", "heir"), strict=True):
+        users = {name: each[new] for name, each in HANDED_ON[how].items() if each[new]}
+
+        def by_dockerfile(image: Image, named: str = f"u:{users[whose]}:rw") -> None:
+            set_acl(image.root / "etc/app/acl", named)
+
+        images.append(
+            site.image(
+                f"image-{new + 1}",
+                [rpm],
+                lists={"/data": ["/etc/app/"]},
+                passwd=_passwd(users),
+                group=_group({name: number + 1000 for name, number in users.items()}),
+                edit=by_dockerfile,
+            )
+        )
+    site.upgrade(images[0])
+    app = site.volume() / "etc/app"
+    was, giver = HANDED_ON[how]["giver"]
+    (app / "edited").write_text("edited")
+    (app / "beside").write_text("edited")
+    own = _make(app / "own", was, was + 1000)
+    if interrupted:
+        command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(images[1])]
+        third = tracing.Call(name="fchownat", number=3, text="")
+        tracing.killed(command, third, env=clean_environment())
+        assert not (site.volume() / "build-id").exists()
+    site.upgrade(images[1])
+
+    heir = HANDED_ON[how]["heir"][1]
+    for name in ("file", "other", "edited", "beside", "beside.rpmnew"):
+        assert owner(app / name) == (heir, heir + 1000, 0o640), name
+    assert owner(app / "group") == (0, heir + 1000, 0o640)
+    assert owner(app / "link")[:2] == (heir, heir + 1000)
+    assert owner(app / "directory") == (heir, heir + 1000, 0o750)
+    for path in (app / "stays", own):
+        assert owner(path) == (giver, giver + 1000, 0o640)
+    assert [line for line in acl(app / "acl") if ":3" in line] == [f"user:{heir}:rw-"]
+    assert (app / "edited").read_text() == (app / "beside").read_text() == "edited"
+    assert (app / "other").read_text() == "2"
+    seen = picture(app)
+    site.upgrade(images[1], "--again")
+    assert picture(app) == seen
+
+
+def test_an_edited_file_of_a_package_that_did_not_change_stays_whatever_its_account_s_number(
+    site: Site, handing_on: list[Path]
+) -> None:
+    """F21: the same record with another number in it is the same record."""
+    images = [
+        site.image(
+            name,
+            handing_on[:1],
+            lists={"/data": ["/etc/app/"]},
+            passwd=_passwd({"giver": number}),
+            group=_group({"giver": 1310}),
+        )
+        for name, number in (("one", 310), ("two", 311))
+    ]
+    site.upgrade(images[0])
+    program = site.volume() / "etc/app/other"
+    program.write_text("edited")
+    site.upgrade(images[1])
+    assert program.read_text() == "edited"
+    assert owner(program) == (311, 1310, 0o640)
+
+
+def test_an_account_with_a_second_name_for_its_number_keeps_that_number(
+    site: Site, handing_on: list[Path]
+) -> None:
+    """F21: a number of two names stays while one of them has it still."""
+    images = [
+        site.image(
+            name,
+            handing_on[:1],
+            lists={"/data": ["/etc/app/"]},
+            passwd=_passwd({"giver": 310, "alias": alias}),
+            group=_group({"giver": 1310}),
+        )
+        for name, alias in (("one", 310), ("two", 311))
+    ]
+    site.upgrade(images[0])
+    own = _make(site.volume() / "etc/app/own", 310, 0)
+    site.upgrade(images[1])
+    assert owner(own) == (310, 0, 0o640)
+    assert owner(site.volume() / "etc/app/stays") == (310, 1310, 0o640)
