@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from ipavolume.cli import options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
+from ipavolume.errors import ConfigurationError
+from ipavolume.steps.api import describe
+
+if TYPE_CHECKING:
+    from ipavolume.commands.listing import ListedStep
 
 
 @click.command(cls=HelpedCommand)
 @options.located_options
 @options.as_json
 @click.option("--again", is_flag=True, help="As if everything were run again.")
-def steps(*, options: Options, as_json: bool, again: bool) -> None:
+@click.option(
+    "--try",
+    "volume",
+    metavar="VOLUME",
+    help="Ask every step what it would do on this volume as it is now; nothing is changed. Only in "
+    "a container of the image.",
+)
+def steps(*, options: Options, as_json: bool, again: bool, volume: str | None) -> None:
     r"""List the upgrade steps of the image, whether they would run on the volume, and why.
 
     \b
     Example:
         ipavolume steps --root /srv/image --volume /srv/ipa-data
+        docker run --rm -v ipa-data:/data IMAGE ipavolume steps --try /data
     """
+    options = replace(options, again=again)
+    if volume is not None:
+        _try(options, volume, as_json=as_json)
+        return
     from ipavolume.commands import listing
 
-    for step in listing.list_steps(replace(options, again=again)):
+    for step in listing.list_steps(options):
         if as_json:
             click.echo(text.dump_json(text.step_data(step)))
+        else:
+            _show(step)
+
+
+def _show(step: ListedStep) -> None:
+    word = {True: "runs", False: "not", None: "may"}[step.runs]
+    colour = {"runs": "green", "not": None, "may": "yellow"}[word]
+    for number, line in enumerate(text.step_lines(step)):
+        head = f"{word:<5}" if number == 0 else " " * 5
+        click.echo(f"{click.style(head, fg=colour)}{line}")
+
+
+def _try(options: Options, volume: str, *, as_json: bool) -> None:
+    from ipavolume.commands import trial
+
+    faulty = False
+    for tried in trial.try_steps(options, volume):
+        faulty = faulty or bool(tried.fault)
+        if as_json:
+            click.echo(text.dump_json(text.tried_data(tried)))
             continue
-        word = {True: "runs", False: "not", None: "may"}[step.runs]
-        colour = {"runs": "green", "not": None, "may": "yellow"}[word]
-        for number, line in enumerate(text.step_lines(step)):
-            head = f"{word:<5}" if number == 0 else " " * 5
-            click.echo(f"{click.style(head, fg=colour)}{line}")
+        _show(tried.listed)
+        for action in tried.actions:
+            click.echo(f"       {text.escape(describe(action))}")
+        if tried.fault:
+            click.echo(f"       {click.style('error:', fg='red')} {text.escape(tried.fault)}")
+        elif not tried.actions:
+            click.echo("       nothing to do")
+    if faulty:
+        sys.exit(ConfigurationError.exit_status)

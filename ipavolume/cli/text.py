@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ipavolume.commands.conflicts import Conflict
     from ipavolume.commands.listing import ListedStep
     from ipavolume.commands.status import Card
+    from ipavolume.commands.trial import TriedStep
     from ipavolume.commands.upgrade import Outcome
     from ipavolume.engines.audit import Finding as AuditFinding
     from ipavolume.plan.draft import Draft
@@ -214,6 +215,15 @@ def step_data(step: ListedStep) -> dict[str, Any]:
         "replaces": found.replaces,
         "runs": step.runs,
         "why": step.why,
+    }
+
+
+def tried_data(tried: TriedStep) -> dict[str, Any]:
+    """Return a step and what it wants done as plain data."""
+    return {
+        **step_data(tried.listed),
+        "actions": [describe_step(action) for action in tried.actions],
+        "fault": tried.fault,
     }
 
 

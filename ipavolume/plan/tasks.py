@@ -18,7 +18,7 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import Phase, Task, TaskKind
 from ipavolume.plan.conduct import Kind
-from ipavolume.steps import loading, views
+from ipavolume.steps import judging, loading, views
 from ipavolume.steps.api import (
     Command,
     Declaration,
@@ -247,6 +247,9 @@ class _Chooser:
         if self._context.image.is_inside:
             step = loading.load_step(self._context.image.tree, declaration)
             actions = self._accept(declaration, step.plan(self._volume, self._template))
+            if not self._after_command:
+                mounts = self._context.image.header.volumes
+                judging.check_actions(declaration, actions, self._volume, mounts)
             if not actions and not self._after_command:
                 return
             self._volume = self._volume.after(actions)

@@ -44,7 +44,7 @@ from ipavolume.prepare.packages import PackageFacts, read_facts
 from ipavolume.prepare.placement import Listed, Placement, place_entries, record_path
 from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
-from ipavolume.prepare.steps import ship_steps
+from ipavolume.prepare.steps import check_steps, ship_steps
 
 _MAX_LIST_BYTES: Final = profile.MAX_LIST_BYTES
 _MAX_NAMED: Final = 20
@@ -256,6 +256,7 @@ class _Run:
             header = describe(
                 tree, findings, shipped, spool, build_id=build_id, image_name=image_name
             )
+            check_steps(tree, header)
             written = write(tree, findings, header, spool, make=relocation.make)
         return PrepareResult(
             build_id=header.build_id,

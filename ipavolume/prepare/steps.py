@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -10,11 +11,22 @@ from typing import Final
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
+from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import SHIPPED_STEPS, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
-from ipavolume.steps.declaration import MAX_STEP_BYTES, STEP_NAME, find_steps, is_shipped_number
+from ipavolume.steps.api import Refuse, Step, Warn
+from ipavolume.steps.declaration import (
+    MAX_STEP_BYTES,
+    STEP_NAME,
+    find_steps,
+    is_shipped_number,
+)
+from ipavolume.steps.judging import check_actions
+from ipavolume.steps.loading import load_step
+from ipavolume.steps.views import TemplateView, VolumeView, find_package
+from ipavolume.volume.tree import Tree
 
 _LEFT_OVER: Final = ".new"
 
@@ -102,3 +114,65 @@ def _content(directory: int, name: str) -> bytes | None:
         return None
     with open(fd, "rb") as stream:
         return stream.read(MAX_STEP_BYTES + 1)
+
+
+def check_steps(tree: ImageTree, header: ImageHeader) -> None:
+    """Find out of the steps of an image what would otherwise show at an upgrade.
+
+    A step of the image's own is for a package that the image has. In a container that is its own
+    root, each step that an upgrade may ask is asked about a volume with nothing on it and about
+    one that was just populated; elsewhere nothing of the image is executed.
+
+    Args:
+        tree: The image.
+        header: What its manifest is going to say.
+
+    Raises:
+        ConfigurationError: If a step is for a package that is not there, raises an exception,
+            takes too long, or wants something done that cannot be done.
+    """
+    steps = [step for step in find_steps(tree) if not step.masked]
+    faults = [
+        f"{step.source}: COMPONENT: no package of the image is called {step.component!r} or "
+        "provides it"
+        for step in steps
+        if not (step.is_optional or step.source.startswith(SHIPPED_STEPS))
+        and find_package(header.packages, step.component) is None
+    ]
+    if faults:
+        raise ConfigurationError(
+            "; ".join(faults),
+            code="no-component",
+            hint="The step would never be asked. Correct the name; where the package is only in "
+            'some images, write it with a question mark: COMPONENT = "?name".',
+        )
+    if tree.root != "/":
+        return
+    with contextlib.ExitStack() as stack:
+        templates: dict[str, int] = {}
+        for spec in header.volumes:
+            with reported(f"open the template {spec.template!r}"):
+                templates[spec.mount] = tree.open_directory(tree.resolve(spec.template))
+            stack.callback(os.close, templates[spec.mount])
+        template = stack.enter_context(TemplateView(templates, header, tree))
+        empty = stack.enter_context(Tree({}))
+        for declaration in steps:
+            if find_package(header.packages, declaration.component) is not None:
+                step = load_step(tree, declaration)
+                _try(step, empty, template, header, "a volume with nothing on it")
+                _try(step, template.tree, template, header, "a volume just populated")
+
+
+def _try(step: Step, on: Tree, template: TemplateView, header: ImageHeader, what: str) -> None:
+    volumes = header.volumes
+    volume = VolumeView(on, volumes, header.packages, (header.os_id, header.os_version))
+    try:
+        actions = [one for one in step.plan(volume, template) if not isinstance(one, Warn | Refuse)]
+        if on is template.tree:
+            check_actions(step.declaration, actions, volume, volumes)
+        if step.verify is not None:
+            step.verify(volume)
+    except ConfigurationError as err:
+        raise ConfigurationError(
+            f"{err} (asked about {what})", code=err.code, hint=err.hint, path=err.path
+        ) from err

@@ -151,6 +151,12 @@ class Command:
     may_fail: bool = False
     repeat: bool = False
 
+    def __post_init__(self) -> None:
+        """Take a list of words for the tuple that is meant."""
+        words: object = self.words
+        if isinstance(words, list):
+            object.__setattr__(self, "words", tuple(words))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warn:
@@ -201,6 +207,7 @@ class Declaration:
         applies_from: Range of that version; "" is every version.
         when: At which runs it is asked, at least one.
         phase: When its turn comes.
+        is_optional: The image need not have that package: it was written ``?name``.
         verifies: It has a ``verify`` function.
         replaces: Path of the shipped step that it replaces, or "".
         masked: It is masked by a link to ``/dev/null``.
@@ -214,6 +221,7 @@ class Declaration:
     applies_from: str
     when: tuple[When, ...]
     phase: Phase
+    is_optional: bool = False
     verifies: bool = False
     replaces: str = ""
     masked: bool = False

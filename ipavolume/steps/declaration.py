@@ -31,6 +31,7 @@ from ipavolume.steps.api import (
     Refuse,
     When,
 )
+from ipavolume.steps.names import name_faults
 
 IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
 """Names in a directory of steps that may stand beside them; so may hidden files."""
@@ -52,7 +53,7 @@ _FORBIDDEN: Final = frozenset(
     {"__import__", "breakpoint", "compile", "eval", "exec", "exit", "input", "open", "print"}
 )
 _CONSTANTS: Final = ("COMPONENT", "APPLIES_FROM", "WHEN", "PHASE")
-_COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
+_COMPONENT: Final = re.compile(r"\??[A-Za-z0-9][A-Za-z0-9+._-]*")
 _TOP_LEVEL: Final = (
     *(ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef),
 )
@@ -259,10 +260,18 @@ def _declare(name: str, path: str, data: bytes) -> Declaration:
     except (ValueError, RecursionError, MemoryError) as err:
         raise FaultyError(f": cannot be read as Python: {err or 'nested too deeply'}") from err
     source = _Source(module)
+    source.faults.update(_name_faults(text, module, path))
     found = source.declaration(name.removesuffix(".py"), path, hashlib.sha256(data).hexdigest())
     if source.faults or found is None:
         raise FaultyError(*(f":{line}: {fault}" for line, fault in sorted(source.faults)))
     return found
+
+
+def _name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int, str]]:
+    try:
+        yield from name_faults(text, module, path)
+    except SyntaxError as err:
+        yield err.lineno or 1, err.msg
 
 
 class _Source:
@@ -300,7 +309,8 @@ class _Source:
             source=source,
             digest=digest,
             summary=summary,
-            component=component or "",
+            component=(component or "").removeprefix("?"),
+            is_optional=(component or "").startswith("?"),
             applies_from=applies_from or "",
             when=tuple(word for word in When if word in when),
             phase=Phase(phase or ""),

@@ -9,11 +9,12 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, TypeVar, get_args
 
 from ipavolume.errors import ConfigurationError, IpaVolumeError, VolumeIOError
 from ipavolume.image.tree import ImageTree
+from ipavolume.linux.timer import TimeUpError, limited
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import OWN_STEPS
 from ipavolume.model.redaction import encodable
@@ -22,12 +23,10 @@ from ipavolume.steps.api import (
     Command,
     Declaration,
     MakeLink,
-    PlanFunction,
     Refuse,
     Remove,
     Step,
     StepAction,
-    VerifyFunction,
     View,
     Warn,
     Write,
@@ -42,7 +41,11 @@ _PLANNED: Final = get_args(StepAction)
 _Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
 
 
-def load_step(tree: ImageTree, declaration: Declaration) -> Step:
+PLAN_LIMIT_S: Final = 300.0
+"""Seconds that a function of a step may take; it only reads."""
+
+
+def load_step(tree: ImageTree, declaration: Declaration, *, limit_s: float = PLAN_LIMIT_S) -> Step:
     """Execute the text of a step and return its functions.
 
     Only inside the container, where all that can be executed is the image's anyhow. What
@@ -51,34 +54,40 @@ def load_step(tree: ImageTree, declaration: Declaration) -> Step:
     Args:
         tree: The image.
         declaration: The step, as :func:`find_steps` gave it.
+        limit_s: Seconds that one of its functions may take.
 
     Raises:
         ConfigurationError: If its text is no longer that of the declaration, or if it
-            cannot be executed. The functions raise it for every exception in them and for
-            everything wrong that they return, with the name of the step and the line.
+            cannot be executed. The functions raise it for every exception in them, for
+            everything wrong that they return, and when their time is up, with the name of the
+            step and the line.
         VolumeIOError: If it cannot be read.
     """
     path = declaration.source
     data = _read_again(tree, path)
     if hashlib.sha256(data).hexdigest() != declaration.digest:
-        raise _broken(path, 1, "is not the text that the image was prepared with or planned on")
+        raise broken(path, 1, "is not the text that the image was prepared with or planned on")
     module = types.ModuleType(f"ipavolume_upgrade_step.{declaration.name}")
     module.__file__ = path
     # Where dataclasses look up the names in annotations.
     sys.modules[module.__name__] = module
     try:
-        exec(compile(data, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is what a step is for; see above
-    except (Exception, SystemExit) as err:
-        raise _raised(path, err) from err
-    plan: PlanFunction = module.__dict__["plan"]
-    verify: VerifyFunction | None = module.__dict__.get("verify")
+        with limited(limit_s):
+            exec(compile(data, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is what a step is for; see above
+    except (Exception, SystemExit, TimeUpError) as err:
+        raise _raised(path, err, limit_s) from err
+    plan, verify = (module.__dict__.get(name) for name in ("plan", "verify"))
+    for function in (plan, verify):
+        if function is not None and not isinstance(function, types.FunctionType):
+            raise broken(path, 1, "gives another value to the name of its function")
 
     def checked_plan(volume: View, template: View) -> tuple[StepAction, ...]:
-        return _called(path, "plan", lambda: plan(volume, template), _PLANNED)
+        assert plan is not None
+        return _called(path, plan, (volume, template), _PLANNED, limit_s)
 
     def checked_verify(volume: View) -> tuple[Command, ...]:
         assert verify is not None
-        return _called(path, "verify", lambda: verify(volume), (Command,))
+        return _called(path, verify, (volume,), (Command,), limit_s)
 
     return Step(
         declaration=declaration,
@@ -105,25 +114,28 @@ def _read_again(tree: ImageTree, path: str) -> bytes:
 
 def _called(
     path: str,
-    name: str,
-    function: Callable[[], object],
+    function: types.FunctionType,
+    views: tuple[View, ...],
     allowed: tuple[type[_Allowed], ...],
+    limit_s: float,
 ) -> tuple[_Allowed, ...]:
     """Call a function of a step and return the actions that it returns, checked."""
+    name, line = function.__name__, function.__code__.co_firstlineno
     try:
-        returned = function()
-        actions: tuple[object, ...] | None = None
-        if not isinstance(returned, str | bytes) and isinstance(returned, Iterable):
-            actions = tuple(itertools.islice(returned, _MAX_ACTIONS + 1))
+        with limited(limit_s):
+            returned = function(*views)
+            actions: tuple[object, ...] | None = None
+            if not isinstance(returned, str | bytes) and isinstance(returned, Iterable):
+                actions = tuple(itertools.islice(returned, _MAX_ACTIONS + 1))
     except IpaVolumeError:
         raise
-    except (Exception, SystemExit) as err:
-        raise _raised(path, err) from err
+    except (Exception, SystemExit, TimeUpError) as err:
+        raise _raised(path, err, limit_s) from err
     if actions is None:
         what = type(returned).__name__
-        raise _broken(path, 1, f"{name}() returned {what}, not a sequence of actions")
+        raise broken(path, line, f"{name}() returned {what}, not a sequence of actions")
     if len(actions) > _MAX_ACTIONS:
-        raise _broken(path, 1, f"{name}() returned more than {_MAX_ACTIONS} actions")
+        raise broken(path, line, f"{name}() returned more than {_MAX_ACTIONS} actions")
     faults = [
         f"{name}() returned {type(action).__name__} as action {number}, which is none for it"
         if not isinstance(action, allowed)
@@ -132,21 +144,24 @@ def _called(
         if not isinstance(action, allowed) or (fault := _action_fault(action))
     ]
     if faults:
-        raise _broken(path, 1, "; ".join(faults[:10]))
+        raise broken(path, line, "; ".join(faults[:10]))
     return tuple(action for action in actions if isinstance(action, allowed))
 
 
-def _raised(path: str, err: BaseException) -> ConfigurationError:
+def _raised(path: str, err: BaseException, limit_s: float) -> ConfigurationError:
     line = 1
     for frame, number in traceback.walk_tb(err.__traceback__):
         if frame.f_code.co_filename == path:
             line = number
     if isinstance(err, SyntaxError) and err.filename == path:
         line = err.lineno or line
-    return _broken(path, line, f"raised {type(err).__name__}: {err}")
+    if isinstance(err, TimeUpError):
+        return broken(path, line, f"took longer than {limit_s:g} s and was ended here")
+    return broken(path, line, f"raised {type(err).__name__}: {err}")
 
 
-def _broken(path: str, line: int, what: str) -> ConfigurationError:
+def broken(path: str, line: int, what: str) -> ConfigurationError:
+    """Return the error that names what is wrong with the step at *path*."""
     return ConfigurationError(
         f"the upgrade step {path}:{line}: {what}",
         code="broken-step",

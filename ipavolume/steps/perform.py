@@ -39,6 +39,7 @@ from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import mount_of, numbered
 from ipavolume.steps import api, declaration, views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, Step, StepAction, Warn, Write
+from ipavolume.steps.judging import PATH
 from ipavolume.steps.loading import path_fault
 from ipavolume.steps.views import is_covered, place
 from ipavolume.volume import layout
@@ -367,10 +368,6 @@ def _without_rights(xattrs: Xattrs) -> Xattrs:
     """Return the attributes that a file with other content may have as well."""
     assert CAPABILITY_NAME.startswith(_SECURITY)
     return tuple(item for item in xattrs if not item[0].startswith(_SECURITY))
-
-
-PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where commands of steps are found."""
 
 
 @dataclass(slots=True, kw_only=True)

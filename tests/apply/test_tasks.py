@@ -104,6 +104,64 @@ yield Warn(code="look", text="look at it", hint="with your eyes")
     assert copy.read_text() == "precious\n"
 
 
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("Write(path='/opt/x', content=b'', reason='r')", "'/opt/x', which no list of the image"),
+        (
+            "Write(path='/etc/svc/mine/x', content=b'', reason='r')",
+            "the directory '/data/etc/svc/mine' is not there",
+        ),
+        ("Remove(path='/var/lib/svc', reason='r')", "'/var/lib/svc', in which there is 'full'"),
+        ("Command(words=('no-such',), reason='r')", "'no-such', which the image does not have"),
+    ],
+)
+def test_what_a_step_cannot_do_is_refused_before_the_first_write(
+    world: World, action: str, said: str
+) -> None:
+    """F31: it is known when the step is planned."""
+    world.populate()
+    (world.volume / "var/lib/svc/full").write_text("")
+    before = picture(world.volume)
+    image = world.image("2", {"s5000_fails": step(f"yield {action}")})
+    for words in (("upgrade", "--dry-run"), ("upgrade",)):
+        done = world.run(image, *words, status=78)
+        assert "s5000_fails.py:1: wants to " in done.stderr
+        assert said in done.stderr
+    assert picture(world.volume) == before
+
+
+def test_each_step_can_be_tried_on_a_volume_that_is_there(world: World) -> None:
+    """Whatever its version; a faulty one does not keep the others from being tried."""
+    world.populate()
+    image = world.image(
+        "2",
+        {
+            "s5000_raises": step("return 1 / 0"),
+            "s5010_for_later_versions": step(
+                "yield Remove(path='/etc/svc/svc.conf', reason='it is ' + volume.package('svc'))",
+                applies=">=2",
+            ),
+            "s5020_done": step("return ()"),
+        },
+    )
+    before = picture(world.volume)
+    said = world.run(image, "steps", "--try", "/data", status=78).stdout
+    assert "error: the upgrade step /etc/ipavolume/upgrade_steps/s5000_raises.py:" in said
+    assert "remove /etc/svc/svc.conf (it is 1-1)" in said
+    assert "1-1 is not in >=2" in said
+    assert said.count("nothing to do") >= 1
+    lines = world.run(image, "steps", "--try", "/data", "--json", status=78).stdout.splitlines()
+    tried = {one["name"]: one for one in map(json.loads, lines)}
+    assert tried["s5010_for_later_versions"]["runs"] is False
+    assert tried["s5020_done"]["actions"] == []
+    assert tried["s5020_done"]["fault"] == ""
+    assert "ZeroDivisionError" in tried["s5000_raises"]["fault"]
+    assert picture(world.volume) == before
+    outside = run_ipavolume("steps", "--root", image.root, "--try", world.volume, status=77)
+    assert "can only be asked in its container" in outside.stderr
+
+
 def test_what_lies_behind_a_link_of_root_is_reported_and_left(world: World) -> None:
     world.populate()
     elsewhere = world.volume / "bigger-disk"

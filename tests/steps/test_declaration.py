@@ -207,6 +207,36 @@ def test_two_steps_with_one_number_are_a_fault(tmp_path: Path) -> None:
         (step_text(body=NOTHING + "__import__('os')\n"), "__import__: a step only"),
         (step_text(body=NOTHING + "for i in ():\n    pass\n"), "only imports, constants"),
         (step_text(body=NOTHING + "plan(1, 2)\n"), "only imports, constants"),
+        (step_text(body="def plan(a, b):\n    return al\n"), ":13: al: is not defined"),
+        (step_text(body=NOTHING + "def other():\n    return [o for p in ()]\n"), "o: is not defi"),
+        (step_text(imports="from ipavolume.steps import Wirte"), "Wirte: ipavolume.steps has"),
+        (
+            step_text(
+                imports="from ipavolume.steps import Write as W",
+                body="def plan(a, b):\n    return [W(path='/a', contents=b'', reason='r')]\n",
+            ),
+            "W: has no contents; it takes path, content, reason, mode",
+        ),
+        (
+            step_text(
+                imports="from ipavolume.steps import Remove",
+                body="def plan(a, b):\n    return [Remove(path='/a')]\n",
+            ),
+            "Remove: reason is missing",
+        ),
+        (
+            step_text(
+                imports="from ipavolume.steps import Remove",
+                body="def plan(a, b):\n    return [Remove('/a', 'r')]\n",
+            ),
+            "Remove: takes path, reason, keep_copy, each by its name",
+        ),
+        (
+            step_text(
+                body="def plan(a, b):\n    try:\n        return ()\n    except:\n        pass\n"
+            ),
+            "catches every exception",
+        ),
         (step_text(body="def plan(a, b:\n"), "was never closed"),
         (step_text(body=NOTHING + "# \udcff\n").encode(errors="surrogateescape"), "not UTF-8"),
         (step_text().encode() + b"\0", "null bytes"),
@@ -555,6 +585,7 @@ def test_a_step_may_have_dataclasses_and_functions_of_its_own(tmp_path: Path) ->
         ("[Command(words=('echo', '\\ud800'), reason='r')]", "not words of a command"),
         ("[Command(words=('true',), reason='r', timeout_s=10**12)]", "timeout_s 1000000000000"),
         ("[Command(words=(), reason='r')]", "are not a tuple of words"),
+        ("[Command(words='true', reason='r')]", "s0300_step.py:13: plan() returned as action 1"),
         ("[Command(words='true', reason='r')]", "are not a tuple of words"),
         ("[Command(words=('true', 1), reason='r')]", "are not words of a command"),
         ("[Command(words=('', 'a'), reason='r')]", "are not words of a command"),
@@ -596,6 +627,38 @@ def test_an_exception_in_a_step_names_the_step_and_the_line(
     assert caught.value.exit_status == 78
     where = f"the upgrade step {SHIPPED_STEPS}/s0300_step.py:{line}"
     assert f"{where}: raised {said}" in str(caught.value)
+
+
+def test_what_a_step_names_by_itself_is_defined(tmp_path: Path) -> None:
+    text = step_text(
+        imports="import json\nfrom ipavolume.steps import Remove\n",
+        body="FOUND = {}\n\n\nclass Own(ValueError):\n    name = __qualname__\n\n\n"
+        "def plan(volume, template):\n    global LATE\n    LATE = [json for json in ()]\n"
+        "    given = {'path': '/a', 'reason': 'r'}\n"
+        "    try:\n        return [Remove(**given) for FOUND in LATE]\n"
+        "    except Own as err:\n        raise TypeError(f'{err} {__file__}') from err\n",
+    )
+    assert planned(tmp_path, text) == ()
+
+
+@pytest.mark.parametrize("where", ["top", "plan", "iteration"])
+def test_a_step_that_does_not_end_is_ended_and_named(tmp_path: Path, where: str) -> None:
+    """F32: what it handles is no way out."""
+    endless = "    while True:\n        try:\n            pass\n"
+    endless += "        except Exception:\n            pass\n"
+    bodies = {
+        "top": f"def loop():\n{endless}\n\nX = loop()\n{NOTHING}",
+        "plan": f"def plan(volume, template):\n{endless}",
+        "iteration": f"def plan(volume, template):\n    yield from ()\n{endless}",
+    }
+    put_step(tmp_path / "scene/image", "s0300_step.py", step_text(body=bodies[where]))
+    scene = Scene(top=tmp_path / "scene")
+    with ImageTree(str(scene.image), {}) as tree:
+        (declaration,) = find_steps(tree)
+        with pytest.raises(ConfigurationError) as caught:
+            scene.plan(load_step(tree, declaration, limit_s=0.1))
+    assert f"{SHIPPED_STEPS}/s0300_step.py:1" in str(caught.value)
+    assert "took longer than 0.1 s and was ended here" in str(caught.value)
 
 
 def test_a_verify_function_returns_commands_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""An end to what would go on for ever in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+_AGAIN_S = 1.0
+
+
+class TimeUpError(BaseException):
+    """Raised wherever the code is when its time is up.
+
+    No :class:`Exception`: what is ended may handle those.
+    """
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Let the body run for so long and no longer. For the main thread only.
+
+    Raises:
+        TimeUpError: In the body, when its time is up, and every second from then on.
+    """
+    before = signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise TimeUpError
