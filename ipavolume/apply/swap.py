@@ -7,7 +7,6 @@ resuming is doing the same again, without guessing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
+from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
 from ipavolume.errors import (
     UnsafeVolumeError,
@@ -24,10 +24,12 @@ from ipavolume.model.actions import (
     Action,
     CreateTree,
     Erase,
+    IfEdited,
     Install,
     Keep,
     Plan,
     RemoveDirectory,
+    Rule,
     Save,
     SetMetadata,
 )
@@ -46,6 +48,9 @@ from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
 
 _MAX_STEPS: Final = 64
+_MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
+_EDITED: Final = "edited"
+"""Begins the further name of what was moved aside because somebody wrote it after the plan."""
 
 
 class Swap:
@@ -72,6 +77,11 @@ class Swap:
             action.path: number
             for number, action in enumerate(plan.actions)
             if isinstance(action, Install | CreateTree)
+        }
+        self._translated = {
+            action.path: action.metadata
+            for action in plan.actions
+            if isinstance(action, SetMetadata)
         }
         self._copies: set[tuple[int, int]] = set()
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
@@ -110,9 +120,9 @@ class Swap:
                         with contextlib.suppress(FileNotFoundError):
                             self._clear(number, action)
                 case CreateTree():
-                    self._put(number, action.path, None, "")
+                    self._put(number, action.path, None)
                 case Install():
-                    self._put(number, action.path, action.before, action.save_to)
+                    self._put(number, action.path, action)
                 case Keep():
                     pass
 
@@ -151,20 +161,27 @@ class Swap:
         finally:
             os.close(directory)
 
-    def _put(self, number: int, path: str, before: DiskState | None, save_to: str) -> None:
+    def _put(self, number: int, path: str, action: Install | None) -> None:
         area = self._areas[mount_of(path, self._areas)]
         staged = str(number)
         found = files.lstat(area.new, staged)
         if found is None:
+            self._note_earlier(number, path)
             return
         # A copy whose name would be too long goes where our other copies are.
         with self._saved_parent(path) as (directory, name):
             now = files.lstat(directory, name)
             if now is not None:
-                if before is None or not self._is_as_planned(before, now):
-                    self._preserve(path, directory, name, now, found)
-                elif save_to:
-                    self._link_to(directory, name, save_to)
+                before = None if action is None else action.before
+                if action is None:
+                    self._preserve(number, path, directory, name)
+                elif before is None or not self._is_as_planned(before, now):
+                    if not self._make_way(number, action, directory, name):
+                        return
+                elif action.save_to:
+                    self._link_to(directory, name, action.save_to)
+                if action is not None and stat.S_ISREG(found.st_mode):
+                    self._merge_staged(number, action, directory, name)
             if stat.S_ISDIR(found.st_mode):
                 files.rename_noreplace(area.new, staged, directory, name)
             else:
@@ -187,45 +204,130 @@ class Swap:
                         files.link_inode(fd, saved, saved_name)
                         return
 
+    def _make_way(self, number: int, action: Install, directory: int, name: str) -> bool:
+        """Deal with what appeared or changed since the plan; tell whether it is replaced.
+
+        What is put beside it instead keeps its staged name: by that the next start finds what
+        this one did, should it be killed.
+        """
+        area = self._areas[mount_of(action.path, self._areas)]
+        with files.inode(directory, name) as fd, files.inode(area.new, str(number)) as staged:
+            if os.path.samestat(os.fstat(fd), os.fstat(staged)):
+                # Put beside by a run that was killed, and taken from there by somebody.
+                return False
+            if _is_same_content(fd, staged):
+                return True
+            match action.if_edited:
+                case IfEdited.KEPT:
+                    self.notes.append((action.path, ""))
+                    return False
+                case IfEdited.RPMNEW:
+                    beside = self._link_free(staged, self._copies_of(action.path, ".rpmnew"))
+                    self.notes.append((action.path, beside))
+                    return False
+                case IfEdited.SAVED | IfEdited.RPMSAVE | IfEdited.RPMORIG:
+                    self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
+                    return True
+
     def _preserve(
-        self,
-        path: str,
-        directory: int,
-        name: str,
-        now: os.stat_result,
-        staged: os.stat_result,
+        self, number: int, path: str, directory: int, name: str, suffix: str = ""
     ) -> None:
         """Save what appeared or changed at *path* since it was planned on.
 
-        It also stays where it is until *staged* replaces it, unless one of the two is a
+        It also stays where it is until what is staged replaces it, unless one of the two is a
         directory: then the place has to be free.
         """
-        mount = mount_of(path, self._areas)
-        to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}{path[len(mount) :]}"
-        if stat.S_ISDIR(now.st_mode) or stat.S_ISDIR(staged.st_mode):
-            to = self._move_to_free(directory, name, to)
-        else:
-            with files.inode(directory, name) as fd:
-                for free in _numbered(to):
-                    with self._saved_parent(free) as (saved, saved_name):
-                        st = files.lstat(saved, saved_name)
-                        if st is None:
-                            files.link_inode(fd, saved, saved_name)
-                        elif st.st_ino != now.st_ino:
-                            continue
-                        to = free
-                        break
+        area = self._areas[mount_of(path, self._areas)]
+        names = self._copies_of(path, suffix)
+        with files.inode(directory, name) as fd:
+            staged = files.lstat(area.new, str(number))
+            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+            if not is_directory:
+                # By this name the next start finds where it went, should this one be killed.
+                # Where a file system has no such names, the history does without.
+                with contextlib.suppress(OSError):
+                    files.unlink(area.old, f"{_EDITED}{number}")
+                    files.link_inode(fd, area.old, f"{_EDITED}{number}")
+            if is_directory or staged is None or stat.S_ISDIR(staged.st_mode):
+                to = self._move_to_free(directory, name, names)
+            else:
+                to = self._link_free(fd, names)
         self.notes.append((path, to))
 
-    def _move_to_free(self, directory: int, name: str, to: str) -> str:
-        for free in _numbered(to):
+    def _note_earlier(self, number: int, path: str) -> None:
+        """Note again what a run that was killed moved aside by :meth:`_preserve`."""
+        area = self._areas[mount_of(path, self._areas)]
+        was = files.lstat(area.old, f"{_EDITED}{number}")
+        if was is None:
+            return
+        for suffix in (".rpmsave", ".rpmorig", ""):
+            for to in self._copies_of(path, suffix):
+                with self._saved_parent(to) as (saved, name):
+                    st = files.lstat(saved, name)
+                if st is None:
+                    break
+                if os.path.samestat(st, was):
+                    self.notes.append((path, to))
+                    return
+
+    def _copies_of(self, path: str, suffix: str) -> Iterator[str]:
+        """Yield the names that a copy of *path* may get, the best first."""
+        mount = mount_of(path, self._areas)
+        if suffix and len(os.fsencode(path.rpartition("/")[2] + suffix)) <= _MAX_SUFFIXED_BYTES:
+            yield from numbered(path + suffix)
+        yield from _numbered(
+            f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}{path[len(mount) :]}"
+        )
+
+    def _link_free(self, fd: int, names: Iterator[str]) -> str:
+        """Give the inode behind *fd* the first of *names* that is free or its own already."""
+        held = os.fstat(fd)
+        for free in names:
+            with self._saved_parent(free) as (saved, saved_name):
+                st = files.lstat(saved, saved_name)
+                if st is None:
+                    files.link_inode(fd, saved, saved_name)
+                elif not os.path.samestat(st, held):
+                    continue
+                return free
+        raise AssertionError("the names end by an error")
+
+    def _merge_staged(self, number: int, action: Install, directory: int, name: str) -> None:
+        """Give what is staged what somebody did to owner and mode since the plan was made."""
+        area = self._areas[mount_of(action.path, self._areas)]
+        before, now = action.before, files.lstat(directory, name)
+        if before is None or now is None or files.type_of(now.st_mode) is not before.type:
+            return
+        translated = self._translated.get(action.path)
+        if not meanwhile.is_changed(before, now, translated):
+            return
+        if translated is not None and (now.st_uid, now.st_gid) == (translated.uid, translated.gid):
+            before = replace(before, uid=translated.uid, gid=translated.gid)
+        acls = files.xattrs_at(directory, name)
+        new = meanwhile.merged(before, now, acls, action.metadata, shipped=True)
+        if new == action.metadata:
+            return
+        # A copy, because what is staged may have further names.
+        made = f"m{number}"
+        with files.inode(area.new, str(number)) as staged:
+            copy = copying.copy_inode(staged, area.new, made)
+            try:
+                files.set_metadata(copy, new)
+                files.set_times(copy, os.fstat(staged).st_mtime_ns)
+                files.sync(copy)
+            finally:
+                os.close(copy)
+        files.rename(area.new, made, area.new, str(number))
+
+    def _move_to_free(self, directory: int, name: str, names: Iterator[str]) -> str:
+        for free in names:
             with self._saved_parent(free) as (saved, saved_name):
                 try:
                     files.rename_noreplace(directory, name, saved, saved_name)
                 except (FileExistsError, IsADirectoryError):
                     continue
                 return free
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), to)
+        raise AssertionError("the names end by an error")
 
     @contextlib.contextmanager
     def _saved_parent(self, path: str) -> Iterator[tuple[int, str]]:
@@ -249,7 +351,7 @@ class Swap:
         with self._parent(action.path) as (_, directory, name):
             now = files.lstat(directory, name)
             if now is not None:
-                self._move_to_free(directory, name, action.to)
+                self._move_to_free(directory, name, _numbered(action.to))
 
     def _erase(self, number: int, action: Erase) -> None:
         with self._parent(action.path) as (area, directory, name):
@@ -257,24 +359,19 @@ class Swap:
                 return
             now = files.lstat(directory, name)
             if now is None:
-                return
-            if self._is_as_planned(action.before, now):
+                self._note_earlier(number, action.path)
+            elif self._is_as_planned(action.before, now):
                 files.rename_noreplace(directory, name, area.old, str(number))
             else:
-                mount = area.volume.mount
-                to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}"
-                saved = self._move_to_free(directory, name, to + action.path[len(mount) :])
-                self.notes.append((action.path, saved))
+                self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
 
     def _remove_directory(self, action: RemoveDirectory) -> None:
-        with self._parent(action.path) as (area, directory, name):
+        with self._parent(action.path) as (_, directory, name):
             if files.remove_directory(directory, name) or not action.required:
                 return
             now = files.lstat(directory, name)
             if now is not None and stat.S_ISDIR(now.st_mode):
-                mount = area.volume.mount
-                to = f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}"
-                saved = self._move_to_free(directory, name, to + action.path[len(mount) :])
+                saved = self._move_to_free(directory, name, self._copies_of(action.path, ""))
                 self.notes.append((action.path, saved))
 
     def _set_metadata(self, number: int, action: SetMetadata) -> None:
@@ -291,6 +388,11 @@ class Swap:
             found = (now.st_ino, files.type_of(now.st_mode))
             if found != (action.before.ino, action.before.type):
                 return
+            if meanwhile.is_changed(action.before, now, action.metadata):
+                if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
+                    # It is somebody else's now, by whoever gave it away.
+                    return
+                action = _as_it_is_now(action, now, files.read_xattrs(fd))
             new = action.metadata
             is_file = action.before.type is FileType.FILE
             taken = action.content and now.st_uid not in (0, new.uid)
@@ -399,6 +501,42 @@ def _not_more_privileged(metadata: Metadata, mode: int, xattrs: Xattrs) -> Metad
             item for item in metadata.xattrs if item[0] != CAPABILITY_NAME or item in xattrs
         ),
     )
+
+
+def _as_it_is_now(action: SetMetadata, now: os.stat_result, acls: Xattrs) -> SetMetadata:
+    shipped = bool(action.content) or action.before.type is FileType.DIRECTORY
+    new = meanwhile.merged(action.before, now, acls, action.metadata, shipped=shipped)
+    return replace(action, metadata=new)
+
+
+def _suffix(edited: IfEdited) -> str:
+    """Return what the name of a copy has behind the path; "" is for our own directory."""
+    match edited:
+        case IfEdited.RPMSAVE:
+            return ".rpmsave"
+        case IfEdited.RPMORIG:
+            return ".rpmorig"
+        case IfEdited.SAVED | IfEdited.RPMNEW | IfEdited.KEPT:
+            return ""
+
+
+def _is_same_content(one: int, other: int) -> bool:
+    """Tell whether two inodes have the same type and content (or link target)."""
+    first, second = os.fstat(one), os.fstat(other)
+    if stat.S_IFMT(first.st_mode) != stat.S_IFMT(second.st_mode):
+        return False
+    if stat.S_ISLNK(first.st_mode):
+        return os.readlink("", dir_fd=one) == os.readlink("", dir_fd=other)
+    if not stat.S_ISREG(first.st_mode) or first.st_size != second.st_size:
+        return False
+    return _digest(one) == _digest(other)
+
+
+def _digest(fd: int) -> bytes:
+    with open(
+        os.open(files.proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
+    ) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _is_same(before: DiskState, now: os.stat_result) -> bool:

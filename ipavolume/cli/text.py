@@ -285,7 +285,10 @@ def summary_lines(outcome: Outcome) -> list[str]:
             lines.append("  left alone:")
             lines += [f"    {escape(describe(action))}" for action in special]
     for path, to in outcome.notes:
-        if to:
+        if to.startswith(f"{path}.rpmnew"):
+            left = f"{escape(path)}; the image's is {escape(to)}"
+            lines.append(f"  changed meanwhile, left as it is: {left}")
+        elif to:
             lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
         else:
             lines.append(f"  changed meanwhile, left as it is: {escape(path)}")

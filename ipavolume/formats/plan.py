@@ -20,6 +20,7 @@ from ipavolume.model.actions import (
     Action,
     CreateTree,
     Erase,
+    IfEdited,
     Install,
     Keep,
     Plan,
@@ -53,6 +54,10 @@ ACTIONS: Final[Mapping[str, type[Action]]] = {
     "keep": Keep,
 }
 """What is read, by what :func:`action_data` calls it."""
+
+
+_IF_EDITED: Final = "if_edited"
+_WITH_IF_EDITED: Final = frozenset({"install", "erase"})
 
 
 def action_data(action: Action) -> dict[str, Any]:
@@ -175,6 +180,9 @@ def _action_reader(mounts: Iterable[str]) -> Callable[[str, Mapping[str, Any]], 
     readers = {op: checks.loader(cls, special) for op, cls in ACTIONS.items()}
 
     def read(op: str, item: Mapping[str, Any]) -> Action:
+        if op in _WITH_IF_EDITED and _IF_EDITED not in item:
+            # A plan of a version that saved every such edit.
+            item = {**item, _IF_EDITED: IfEdited.SAVED}
         return readers[checks.one_of(op, readers)](item)
 
     return read

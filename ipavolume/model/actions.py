@@ -32,6 +32,25 @@ class Rule(enum.StrEnum):
     MOUNTED_OVER = "mounted-over"
 
 
+class IfEdited(enum.StrEnum):
+    """What becomes of what somebody writes at a path when the plan for it is made already.
+
+    A run may be killed between the two, and the next start goes on with its plan; what was
+    written then gets what it would have got before.
+    """
+
+    SAVED = "saved"
+    """It goes to the run's directory of saved files."""
+    RPMSAVE = "rpmsave"
+    """It goes beside, with that suffix."""
+    RPMORIG = "rpmorig"
+    """Likewise."""
+    RPMNEW = "rpmnew"
+    """It stays, and the image's goes beside with that suffix."""
+    KEPT = "kept"
+    """It stays, and the image's is not put anywhere."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateTree:
     """Put a directory that is not there, with all the image has below it.
@@ -62,6 +81,7 @@ class Install:
         bytes: Size of the content.
         before: What is there, or ``None``.
         save_to: Name that what is there gets as well before it is replaced, or "".
+        if_edited: What becomes of what is there if it is not *before*.
         rule: Name of the rule that decided.
         reason: Why, in an administrator's words.
     """
@@ -72,6 +92,7 @@ class Install:
     bytes: int
     before: DiskState | None
     save_to: str = ""
+    if_edited: IfEdited = IfEdited.SAVED
     rule: str
     reason: str
 
@@ -102,12 +123,14 @@ class Erase:
     Attributes:
         path: Where it is.
         before: What is there.
+        if_edited: What becomes of what is there if it is not *before*.
         rule: Name of the rule that decided.
         reason: Why, in an administrator's words.
     """
 
     path: str
     before: DiskState
+    if_edited: IfEdited = IfEdited.SAVED
     rule: str
     reason: str
 

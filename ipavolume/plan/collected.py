@@ -6,7 +6,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.model.actions import Action, Erase, Install, Keep, Rule, Save, SetMetadata
+from ipavolume.model.actions import (
+    Action,
+    Erase,
+    IfEdited,
+    Install,
+    Keep,
+    Rule,
+    Save,
+    SetMetadata,
+)
 from ipavolume.model.files import DiskState, FileType, LinkStanding, Metadata, Record, Xattrs
 
 
@@ -114,6 +123,7 @@ class Collected:
         before: DiskState | None,
         *,
         save_to: str = "",
+        if_edited: IfEdited = IfEdited.SAVED,
         rule: str = Rule.RPM,
         reason: str,
         at: str = "",
@@ -130,6 +140,7 @@ class Collected:
                 bytes=new.size,
                 before=before,
                 save_to=save_to,
+                if_edited=if_edited,
                 rule=rule,
                 reason=reason,
             )
@@ -144,12 +155,16 @@ class Collected:
         self.removals.append(Save(path=path, to=to, before=disk, rule=rule, reason=reason))
         return True
 
-    def erase(self, path: str, disk: DiskState, rule: str, reason: str) -> bool:
+    def erase(
+        self, path: str, disk: DiskState, rule: str, reason: str, *, if_edited: IfEdited
+    ) -> bool:
         """Have what is at *path* removed; tell whether it may be."""
         if not self.may_touch(path):
             return False
         self.going.add(path)
-        self.removals.append(Erase(path=path, before=disk, rule=rule, reason=reason))
+        self.removals.append(
+            Erase(path=path, before=disk, if_edited=if_edited, rule=rule, reason=reason)
+        )
         return True
 
     def keep(self, path: str, rule: str, reason: str) -> None:

@@ -17,6 +17,7 @@ from ipavolume.model.actions import (
     Action,
     CreateTree,
     Erase,
+    IfEdited,
     Install,
     Keep,
     RemoveDirectory,
@@ -101,6 +102,16 @@ class _Tree:
         self.entries = 0
         self.bytes = 0
         self.omit: list[str] = []
+
+
+class _Edited:
+    """A file that is as no image shipped it."""
+
+    type = FileType.FILE
+
+    def same(self, record: Record) -> bool:
+        del record
+        return False
 
 
 class _Planner:
@@ -242,7 +253,14 @@ class _Planner:
         parent = path.rpartition("/")[0]
         tree = self._created.get(parent)
         if tree is None and new.type is not FileType.DIRECTORY:
-            self._collected.install(path, new, new.metadata, None, reason="missing on the volume")
+            self._collected.install(
+                path,
+                new,
+                new.metadata,
+                None,
+                if_edited=self._if_edited(path, old, new),
+                reason="missing on the volume",
+            )
             return
         if tree is None:
             if not self._collected.may_touch(path):
@@ -287,6 +305,7 @@ class _Planner:
                 new,
                 self._owners.merged(path, old, found, new),
                 found.disk,
+                if_edited=IfEdited.KEPT,
                 rule=Rule.REFRESH,
                 reason="not edited, and the configuration lets the image refresh it",
             )
@@ -347,15 +366,20 @@ class _Planner:
         if old is not None and not old.flags & FileFlags.GHOST and found.same(old):
             if new.type is FileType.DIRECTORY:
                 if self._collected.erase(
-                    path, found.disk, Rule.TYPE_CHANGE, "a directory takes its place"
+                    path,
+                    found.disk,
+                    Rule.TYPE_CHANGE,
+                    "a directory takes its place",
+                    if_edited=self._if_edited(path, old, new),
                 ):
-                    self._put_in_free_place(path, new)
+                    self._put_in_free_place(path, old, new)
             else:
                 self._collected.install(
                     path,
                     new,
                     self._owners.merged(path, old, found, new),
                     found.disk,
+                    if_edited=self._if_edited(path, old, new),
                     reason="not edited; the image has another",
                 )
             return
@@ -376,19 +400,33 @@ class _Planner:
             # The very same copy may be there already, from an earlier run.
             save_to = "" if taken else to
             return self._collected.install(
-                path, new, metadata, found.disk, save_to=save_to, rule=rule, reason=reason
+                path,
+                new,
+                metadata,
+                found.disk,
+                save_to=save_to,
+                if_edited=IfEdited(suffix[1:]) if suffix else IfEdited.SAVED,
+                rule=rule,
+                reason=reason,
             )
         if not self._collected.save(path, to, found.disk, rule, reason):
             return False
-        self._put_in_free_place(path, new)
+        self._put_in_free_place(path, old, new)
         return True
 
-    def _put_in_free_place(self, path: str, new: Record) -> None:
+    def _put_in_free_place(self, path: str, old: Record | None, new: Record) -> None:
         if new.type is FileType.DIRECTORY:
             tree = self._roots[path] = self._created[path] = _Tree()
             tree.entries = 1
         else:
-            self._collected.install(path, new, new.metadata, None, reason="takes its place")
+            self._collected.install(
+                path,
+                new,
+                new.metadata,
+                None,
+                if_edited=self._if_edited(path, old, new),
+                reason="takes its place",
+            )
 
     def _replace_directory(self, path: str, found: Found, new: Record) -> None:
         """Plan to put something else in a directory's place, if nothing unknown is in it."""
@@ -416,7 +454,13 @@ class _Planner:
                     )
                 )
             case Fate.ERASE if not old.flags & FileFlags.GHOST and found.same(old):
-                self._collected.erase(path, disk, Rule.RPM, "no longer shipped, not edited")
+                self._collected.erase(
+                    path,
+                    disk,
+                    Rule.RPM,
+                    "no longer shipped, not edited",
+                    if_edited=self._if_edited(path, old, None),
+                )
             case Fate.ERASE:
                 to, _ = self._copies.saved_name(path, found, "", reuse=False)
                 self._collected.save(
@@ -431,6 +475,28 @@ class _Planner:
             case Fate.SKIP | Fate.TOUCH | Fate.CREATE | Fate.BACKUP | Fate.ALTNAME | Fate.CONFLICT:
                 # What is still shipped, or not there.
                 pass
+
+    def _if_edited(self, path: str, old: Record | None, new: Record | None) -> IfEdited:
+        """Return what an edit gets that is made when this plan is made already."""
+        if new is not None and not new.package and not (old and old.package):
+            return IfEdited.KEPT
+        if (
+            new is not None
+            and old is None
+            and (self._unknown_old or path.startswith(self._unknown))
+        ):
+            return IfEdited.RPMNEW if is_config(new) else IfEdited.KEPT
+        match decide(old, _Edited(), new):
+            case Fate.SKIP:
+                return IfEdited.KEPT
+            case Fate.ALTNAME:
+                return IfEdited.RPMNEW
+            case Fate.SAVE:
+                return IfEdited.RPMSAVE
+            case Fate.BACKUP:
+                return IfEdited.RPMORIG
+            case Fate.TOUCH | Fate.CREATE | Fate.ERASE | Fate.CONFLICT:
+                return IfEdited.SAVED
 
     def _is_covered(self, path: str) -> bool:
         mount = self._collected.mount_of(path)

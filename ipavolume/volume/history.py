@@ -133,7 +133,7 @@ def history_entry(
     further: dict[str, list[str]] = {}
     for path, to in copies:
         if to and not any(to == one or to.startswith(one + "/") for one in (*known, *further)):
-            further.setdefault(to, [path, to, "saved"])
+            further.setdefault(to, [path, to, _kind_of_copy(path, to)])
     return {
         "run": plan.run,
         "kind": plan.kind,
@@ -171,10 +171,13 @@ def copy_of(action: Action) -> tuple[str, str, str] | None:
         case Install(path=path, save_to=to) | Save(path=path, to=to):
             if not to:
                 return None
-            kind = next((kind for kind in _KINDS_OF_COPY if to.startswith(path + kind)), ".saved")
-            return path, to, kind[1:]
+            return path, to, _kind_of_copy(path, to)
         case CreateTree() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
             return None
+
+
+def _kind_of_copy(path: str, to: str) -> str:
+    return next((kind[1:] for kind in _KINDS_OF_COPY if to.startswith(path + kind)), "saved")
 
 
 def append_history(fd: int, runs: Iterable[Any], entry: dict[str, Any]) -> None:

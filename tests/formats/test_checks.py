@@ -233,7 +233,8 @@ WRITTEN: dict[str, tuple[Callable[[], bytes], bytes]] = {
             b'{"op":"install","path":"/data/x","record":"/data/x","metadata":{"uid":'
             b'0,"gid":1,"mode":"4755","xattrs":{"user.x":"dg=="}},"bytes":9,"before"'
             b':{"type":"file","mode":"0644","uid":1,"gid":2,"size":3,"mtime_ns":-4,"'
-            b'ctime_ns":5,"dev":6,"ino":7,"nlink":8},"save_to":"","rule":"rpm","reas'
+            b'ctime_ns":5,"dev":6,"ino":7,"nlink":8},"save_to":"",'
+            b'"if_edited":"saved","rule":"rpm","reas'
             b'on":"r"}\n'
         ),
     ),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -257,7 +258,7 @@ STATE = DiskState(
     nlink=2,
 )
 METADATA = Metadata(uid=1, gid=2, mode=0o4755, xattrs=(("user.a", b"\0\xff"),))
-WHY = {"rule": "rpm", "reason": "because\nit is so"}
+WHY: dict[str, Any] = {"rule": "rpm", "reason": "because\nit is so"}
 ODD = "/data/etc/odd\udcff\nname"
 PLAN = Plan(
     run="0002-abc",

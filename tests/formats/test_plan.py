@@ -19,6 +19,7 @@ from ipavolume.model.actions import (
     Action,
     CreateTree,
     Erase,
+    IfEdited,
     Install,
     Keep,
     Plan,
@@ -60,12 +61,13 @@ ACTIONS: Final[tuple[Action, ...]] = (
         bytes=3,
         before=STATE,
         save_to="/data/.ipavolume/saved/x",
+        if_edited=IfEdited.RPMNEW,
         rule="rpm",
         reason=WHY,
     ),
     Install(path=ODD, record=ODD, metadata=METADATA, bytes=0, before=None, rule="", reason=""),
     Save(path=ODD, to="/data/.ipavolume/saved/x", before=STATE, rule="rpm", reason=WHY),
-    Erase(path=ODD, before=STATE, rule="rpm", reason=WHY),
+    Erase(path=ODD, before=STATE, if_edited=IfEdited.RPMSAVE, rule="rpm", reason=WHY),
     RemoveDirectory(path=ODD, required=True, rule="type-change", reason=WHY),
     RemoveDirectory(path=ODD, required=False, rule="rpm", reason=WHY),
     SetMetadata(
@@ -167,6 +169,17 @@ def test_what_is_written_is_read(plan: Plan) -> None:
 )
 def test_each_action_alone(action: Action) -> None:
     assert read(dump_lines(replace(BARE, actions=(action,)))).actions == (action,)
+
+
+def test_a_plan_of_a_version_that_saved_every_late_edit_is_read() -> None:
+    """F46: what such a version left open is gone on with."""
+    lines = []
+    for line in list(dump_lines(WHOLE))[:-1]:
+        data = json.loads(line)
+        data.pop("if_edited", None)
+        lines.append(json.dumps(data).encode() + b"\n")
+    late = [one.if_edited for one in read(seal(lines)).actions if isinstance(one, Install | Erase)]
+    assert late == [IfEdited.SAVED] * 3
 
 
 @pytest.mark.parametrize("kind", FileType)

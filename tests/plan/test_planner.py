@@ -14,6 +14,7 @@ from ipavolume.model.actions import (
     Action,
     CreateTree,
     Erase,
+    IfEdited,
     Install,
     Keep,
     RemoveDirectory,
@@ -85,7 +86,9 @@ def install(
     rule: str = Rule.RPM,
     metadata: Metadata | None = None,
     path: str = "",
+    late: IfEdited | None = None,
 ) -> Install:
+    """Return the action; *late* is left out where it is what flags and names say already."""
     return Install(
         path=path or new.path,
         record=new.path,
@@ -93,17 +96,37 @@ def install(
         bytes=new.size,
         before=before.state if before else None,
         save_to=save_to,
+        if_edited=late or _late(new, save_to, path),
         rule=rule,
         reason=reason,
     )
+
+
+def _late(new: Record, save_to: str, path: str) -> IfEdited:
+    if not new.package or new.flags & GHOST:
+        return IfEdited.KEPT
+    if save_to.startswith(new.path + ".rpmorig"):
+        return IfEdited.RPMORIG
+    if save_to.startswith(new.path + ".rpmsave"):
+        return IfEdited.RPMSAVE
+    if path or save_to or not new.flags & CONFIG:
+        return IfEdited.SAVED
+    return IfEdited.RPMNEW if new.flags & FileFlags.NOREPLACE else IfEdited.RPMSAVE
 
 
 def save(to: str, before: Thing, reason: str, *, rule: str = Rule.RPM, path: str = P) -> Save:
     return Save(path=path, to=to, before=before.state, rule=rule, reason=reason)
 
 
-def erase(before: Thing, reason: str, *, rule: str = Rule.RPM, path: str = P) -> Erase:
-    return Erase(path=path, before=before.state, rule=rule, reason=reason)
+def erase(
+    before: Thing,
+    reason: str,
+    *,
+    rule: str = Rule.RPM,
+    path: str = P,
+    late: IfEdited = IfEdited.SAVED,
+) -> Erase:
+    return Erase(path=path, before=before.state, if_edited=late, rule=rule, reason=reason)
 
 
 def keep(rule: str, reason: str, *, path: str = P) -> Keep:
@@ -260,7 +283,7 @@ MOVED_BY_ROOT: Final = thing("/big", LINK, standing=LinkStanding.TRUSTED)
         ),
         pytest.param(
             at(was(flags=CONFIG), OLD, now()),
-            [install(now(), REPLACED, before=OLD)],
+            [install(now(), REPLACED, before=OLD, late=IfEdited.RPMSAVE)],
             id="no longer config, unedited",
         ),
         # No longer in the image.
@@ -278,7 +301,9 @@ MOVED_BY_ROOT: Final = thing("/big", LINK, standing=LinkStanding.TRUSTED)
         ),
         pytest.param(at(was(flags=CONFIG | GHOST), OWN, None), [], id="dropped config ghost"),
         pytest.param(
-            at(was(flags=CONFIG), OLD, None), [erase(OLD, GONE)], id="dropped config, unedited"
+            at(was(flags=CONFIG), OLD, None),
+            [erase(OLD, GONE, late=IfEdited.RPMSAVE)],
+            id="dropped config, unedited",
         ),
         pytest.param(
             at(was(flags=CONFIG), OWN, None),
@@ -302,13 +327,71 @@ MOVED_BY_ROOT: Final = thing("/big", LINK, standing=LinkStanding.TRUSTED)
         ),
         pytest.param(
             at(was(), OLD, now(package="")),
-            [install(now(package=""), REPLACED, before=OLD)],
+            [install(now(package=""), REPLACED, before=OLD, late=IfEdited.SAVED)],
             id="no longer of a package",
         ),
     ],
 )
 def test_rpms_table(world: World, expected: list[Action]) -> None:
     assert world.plan() == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("world", "late"),
+    [
+        pytest.param(at(None, None, now()), IfEdited.SAVED, id="new"),
+        pytest.param(at(None, None, now(flags=CONFIG)), IfEdited.RPMORIG, id="new config"),
+        pytest.param(at(None, None, now(flags=NOREPLACE)), IfEdited.RPMNEW, id="new noreplace"),
+        pytest.param(at(None, None, now(package="")), IfEdited.KEPT, id="new, of no package"),
+        pytest.param(
+            at(None, None, now(flags=GHOST), populate=True), IfEdited.KEPT, id="populated ghost"
+        ),
+        pytest.param(at(was(), None, now()), IfEdited.SAVED, id="missing"),
+        pytest.param(
+            at(was(flags=CONFIG), None, now("old", flags=CONFIG)),
+            IfEdited.KEPT,
+            id="missing, the package did not change it",
+        ),
+        pytest.param(
+            at(was(flags=NOREPLACE), None, now(flags=NOREPLACE)),
+            IfEdited.RPMNEW,
+            id="missing noreplace",
+        ),
+        pytest.param(at(was(), OLD, now()), IfEdited.SAVED, id="replaced"),
+        pytest.param(
+            at(was(flags=CONFIG), OLD, now(flags=CONFIG)), IfEdited.RPMSAVE, id="replaced config"
+        ),
+        pytest.param(
+            at(was(flags=NOREPLACE), OLD, now(flags=NOREPLACE)),
+            IfEdited.RPMNEW,
+            id="replaced noreplace",
+        ),
+        pytest.param(at(was(flags=NOREPLACE), OLD, now()), IfEdited.RPMSAVE, id="config no more"),
+        pytest.param(at(was(), OWN, now()), IfEdited.SAVED, id="data kept"),
+        pytest.param(at(was(flags=CONFIG), OWN, now(flags=CONFIG)), IfEdited.RPMSAVE, id="rpmsave"),
+        pytest.param(at(None, OWN, now(flags=CONFIG)), IfEdited.RPMORIG, id="rpmorig"),
+        pytest.param(
+            at(was(package=""), OLD, now(package="", refresh=True)), IfEdited.KEPT, id="refreshed"
+        ),
+        pytest.param(
+            at(None, None, now(flags=CONFIG), unknown_old=True), IfEdited.RPMNEW, id="unknown old"
+        ),
+        pytest.param(
+            at(None, None, now(), unknown_old=True), IfEdited.KEPT, id="unknown old, no config"
+        ),
+        pytest.param(at(was(), OLD, None), IfEdited.SAVED, id="erased"),
+        pytest.param(at(was(flags=NOREPLACE), OLD, None), IfEdited.RPMSAVE, id="erased config"),
+        pytest.param(
+            at(was(flags=CONFIG), OLD, now("", DIRECTORY)),
+            IfEdited.RPMSAVE,
+            id="config file whose place a directory takes",
+        ),
+    ],
+)
+def test_what_an_edit_gets_that_comes_after_the_plan(world: World, late: IfEdited) -> None:
+    """F46: it gets what it would have got before, by rpm's table and our differences."""
+    action = next(one for one in world.plan() if isinstance(one, Install | Erase))
+    assert action.if_edited is late
 
 
 # -- one case for each rule --------------------------------------------------------------
@@ -1069,7 +1152,7 @@ _OTHER: Final = record("/more/srv/x", "new", flags=GHOST)
                 replace(_OTHER, flags=MISSINGOK),
                 fresh=[MORE.mount],
             ),
-            [install(replace(_OTHER, flags=MISSINGOK), MISSING)],
+            [install(replace(_OTHER, flags=MISSINGOK), MISSING, late=IfEdited.RPMORIG)],
             id="fresh: the baseline does not count",
         ),
         pytest.param(
@@ -1252,7 +1335,8 @@ def test_a_name_that_would_be_too_long_goes_to_our_directory() -> None:
     for path in (_LONG, _LONGEST):
         new = record(path, "new", flags=CONFIG)
         to = SAVED + path.removeprefix("/data")
-        expected = install(new, EDITED, before=OWN, save_to=to, rule=Rule.COPIES)
+        late = IfEdited.RPMSAVE
+        expected = install(new, EDITED, before=OWN, save_to=to, rule=Rule.COPIES, late=late)
         assert copies(path, "", disk={}, flags=CONFIG).plan() == (expected,)
 
 
@@ -1264,7 +1348,7 @@ def test_a_name_beside_a_file_is_not_free_while_another_file_has_it() -> None:
         disk={P: OWN, other: OLD},
     )
     assert world.plan() == (
-        erase(OLD, GONE, path=other),
+        erase(OLD, GONE, path=other, late=IfEdited.RPMSAVE),
         install(now(flags=CONFIG), EDITED, before=OWN, save_to=f"{P}.rpmsave.1", rule=Rule.COPIES),
     )
 

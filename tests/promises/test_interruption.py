@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,6 +190,9 @@ def test_a_newer_or_a_rebuilt_image_finishes_an_open_upgrade_and_goes_on_from_th
 
 LATE: Final = (
     "data/etc/app/untouched.conf",
+    "data/etc/app/noreplace.conf",
+    "data/etc/app/plain.conf",
+    "data/etc/app/new.conf",
     "data/etc/app/clean.conf",
     "data/etc/app/to-dir",
     "data/etc/app/to-dir-edited",
@@ -231,22 +236,115 @@ def lost_late(place: Path) -> list[str]:
     missing = []
     for path in LATE:
         mount = path.partition("/")[0]
-        files = [place / path, place / f"{path}.rpmsave"]
+        files = [place / f"{path}{suffix}" for suffix in ("", ".rpmsave", ".rpmsave.1", ".rpmorig")]
         found = {(mount, file.read_bytes()) for file in files if file.is_file()}
         if (mount, late_content(path)) not in there | found:
             missing.append(path)
     return missing
 
 
-def stop_after_mark(world: World, place: Path) -> None:
+def stop_after_mark(world: World, place: Path, edit: Callable[[Path], None] = edit_late) -> None:
     """Leave an upgrade that was planned and marked, then killed, and edited after that."""
     expected = undisturbed(world, "upgrade", place)
     mark = expected.changes[phases(expected)["second recorded id moved"]]
     world.copy("edited", place)
     command = world.command("two", place)
     with tracing.stopped(command, mark.name, mark.number, env=world.environment) as program:
-        edit_late(place)
+        edit(place)
         program.kill(program.processes[0])
+
+
+SAVED_BY_RUN: Final = ".ipavolume/saved/0002-buildtwo"
+
+
+@pytest.mark.parametrize(
+    ("path", "there", "beside", "what"),
+    [
+        ("data/etc/app/untouched.conf", "late", ".rpmnew", "package"),
+        ("data/etc/app/noreplace.conf", "late", ".rpmnew", "package"),
+        ("logs/var/log/app/README", "late", ".rpmnew", "package"),
+        ("data/etc/app/plain.conf", "package", ".rpmsave", "late"),
+        ("data/etc/app/secret.conf", "package", ".rpmsave.1", "late"),
+        ("data/etc/app/clean.conf", "", ".rpmsave", "late"),
+        ("data/etc/app/dropped.conf", "", ".rpmsave", "late"),
+        ("data/etc/app/new.conf", "package", ".rpmorig", "late"),
+        ("data/etc/app/same.conf", "late", ".rpmnew", ""),
+        ("data/var/lib/app/program", "package", SAVED_BY_RUN, "late"),
+        ("data/etc/app/kept/dropped", "", SAVED_BY_RUN, "late"),
+        ("logs/var/log/app/new.txt", "package", SAVED_BY_RUN, "late"),
+    ],
+)
+def test_what_is_edited_while_a_killed_run_waits_gets_what_it_would_have_got_before(
+    world: World, place: Path, path: str, there: str, beside: str, what: str
+) -> None:
+    """F46: the plan says so; the edit of a noreplace file stays what the program reads."""
+
+    def edit(place: Path) -> None:
+        (place / path).write_bytes(late_content(path))
+
+    stop_after_mark(world, place, edit)
+    done = world.run("two", place)
+    mount, _, inside = path.partition("/")
+    at = f"{mount}/{beside}/{inside}" if beside == SAVED_BY_RUN else path + beside
+    wanted = {"late": late_content(path), "": None}
+    found = (_content(place / path), _content(place / at))
+    package = (world.directory / f"two/{mount}-template/{inside}").read_bytes() if there else b""
+    assert found == (wanted.get(there, package), wanted.get(what, package))
+    told = [line for line in done.stderr.splitlines() if "changed meanwhile" in line]
+    known = [item for run in _runs(place) for item in run["copies"]]
+    if what:
+        kind = beside.split(".")[1] if beside.startswith(".rpm") else "saved"
+        assert [f"/{path}", f"/{at}", kind] in known
+        assert (place / at).stat().st_nlink == 1
+    assert all(f"/{path}" in line for line in told)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _runs(place: Path) -> list[dict[str, list[object]]]:
+    return [
+        json.loads(line)
+        for line in (place / "data/.ipavolume/history.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "expected"),
+    [
+        ("data/etc/app/untouched.conf", 0o600, (260, 261, 0o600)),
+        ("data/etc/app/untouched.conf", 0o666, (260, 261, 0o640)),
+        ("data/etc/app/plain.conf", 0o600, (0, 0, 0o600)),
+        ("data/etc/app/plain.conf", 0o660, (0, 0, 0o660)),
+        ("data/etc/app/mode.conf", 0o400, (0, 0, 0o400)),
+        ("data/etc/app/mode.conf", 0o666, (0, 0, 0o600)),
+        ("data/var/lib/app", 0o700, (260, 261, 0o700)),
+        ("data/var/lib/app/helper", 0o700, (0, 261, 0o700)),
+        ("data/own/first", 0o400, (260, 261, 0o400)),
+    ],
+)
+def test_a_mode_given_while_a_killed_run_waits_is_merged_as_one_given_before(
+    world: World, place: Path, path: str, mode: int, expected: tuple[int, int, int]
+) -> None:
+    """F46: what was planned when it had another mode opened it again."""
+    stop_after_mark(world, place, lambda place: (place / path).chmod(mode))
+    world.run("two", place)
+    st = (place / path).stat()
+    assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == expected
+
+
+def test_an_owner_given_while_a_killed_run_waits_stays(world: World, place: Path) -> None:
+    """F46: of files that change hands with their account, too."""
+    paths = [place / f"data/{path}" for path in ("etc/app/plain.conf", "own/first")]
+
+    def give_away(_place: Path) -> None:
+        for path in paths:
+            os.chown(path, 77, 78)
+
+    stop_after_mark(world, place, give_away)
+    world.run("two", place)
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in paths] == [(77, 78)] * 2
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ def _changing(version: int) -> tuple[Packaged, ...]:
         _file("/etc/app/noreplace.conf", text, f"{NOREPLACE} {SERVICE}"),
         _file("/etc/app/secret.conf", text, f"{CONFIG} %attr(0600,svc,svc)"),
         _file("/etc/app/untouched.conf", text, f"{NOREPLACE} {SERVICE}"),
+        _file("/etc/app/plain.conf", text, CONFIG),
         _file("/var/lib/app/program", text),
         _file("/var/log/app/README", text, NOREPLACE),
         _file("/var/log/app/banner", text),
