@@ -56,15 +56,19 @@ class Options:
 
 OVERRIDES: Final = {
     "blocked": "finish what a newer image began, then go on with this one",
+    "directory-locked": "work on a volume whose root directory somebody keeps locked",
     "hostname": "start a volume under another host name than its own",
     "incompatible": "take a volume from a release that the image does not accept",
     "kept-volume": "empty a volume that was kept, where the image has a volatile one",
+    "local-lock": "work on NFS that is mounted with local locks",
     "lost-secondary": "fill a further volume again that was lost",
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",
+    "no-lock": "work on a file system that is not known to lock for everybody",
     "partial": "go on over what an interrupted first run left",
     "reused-id": "leave files of an account that is gone to the one with its number now",
     "space": "begin although there may be too little room",
+    "stale-lock": "take the lock on NFS from a host that is dead",
     "stateless": "take over a volume that has files but no state of ours",
     "type-change": "move a directory away that has to become something else",
 }

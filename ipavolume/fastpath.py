@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import sys
+import time
 
 START_DATA = b"/usr/share/ipavolume/start"
 CONFIG = b"/etc/ipavolume.toml"
@@ -19,10 +20,19 @@ STATE_DIRECTORY = ".ipavolume"
 SYSTEMD = b"/systemd/systemd"
 MAGIC = b"ipavolume-start-2"
 SEPARATOR = b"\0"
+LOCK = ".ipavolume/lock"
 FIRST_RUN = b".ipavolume/first-run.json"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
+_ONE = (1).to_bytes(8, sys.byteorder)
+_ID, _SHORT_ID, _UUID = 64, 12, 36
+_LOCKING = frozenset(
+    (b"ext4", b"xfs", b"btrfs", b"tmpfs", b"overlay", b"zfs", b"f2fs", b"bcachefs", b"ceph")
+)
+"""File systems on which the short way is taken; on NFS there is more to look at."""
+_SHOWN = fcntl.F_WRLCK.to_bytes(2, sys.byteorder) + bytes(14) + _ONE + bytes(8)
+"""``struct flock`` for the first byte, as ``linux.locking`` has it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -158,25 +168,106 @@ def _find_command(
     command = words or [os.fsencode(word) for word in arguments]
     if not command:
         return None
+    volumes = []
     for mount in mounts:
-        locks.append(os.open(root + mount, _DIRECTORY))
-        fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_current(locks[-1], build_id):
+        volumes.append(os.open(root + mount, _DIRECTORY))
+        locks.append(volumes[-1])
+        locks.append(_lock(volumes[-1]))
+        fcntl.flock(volumes[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_current(volumes[-1], build_id):
             return None
-    if first_run != NONE and not _is_configured(locks[0], first_run):
+    if first_run != NONE and not _is_configured(volumes[0], first_run):
         return None
+    for fd in locks:
+        if fd not in volumes:
+            name_holder(fd)
     return command, (
         b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
         b"that could not start; the volume is fine.\n" % (mounts[0], build_id, command[0])
     )
 
 
-def _is_current(fd: int, build_id: bytes) -> bool:
+def _lock(volume: int) -> int:
+    """Return a descriptor that has the lock of a volume's lock file.
+
+    Raises:
+        OSError: If it is not there, or somebody else has the lock.
+        ValueError: If it is not as it has to be, or the file system is none that is known to lock
+            for everybody.
+    """
+    if not _is_trusted(volume) or _file_system(volume) not in _LOCKING:
+        raise ValueError
+    if not _is_lock(os.stat(LOCK, dir_fd=volume, follow_symlinks=False)):
+        raise ValueError
+    fd = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=volume)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _SHOWN)
+        opened, there = os.fstat(fd), os.stat(LOCK, dir_fd=volume, follow_symlinks=False)
+        is_there = (opened.st_dev, opened.st_ino) == (there.st_dev, there.st_ino)
+    except OSError:
+        os.close(fd)
+        raise
+    if not is_there or not _is_lock(opened):
+        os.close(fd)
+        raise ValueError
+    return fd
+
+
+def _is_lock(st: os.stat_result) -> bool:
+    return stat.S_ISREG(st.st_mode) and (st.st_uid, st.st_nlink, st.st_mode & 0o077) == (0, 1, 0)
+
+
+def _file_system(fd: int) -> bytes:
+    number = _read(b"/proc/self/fdinfo/%d" % fd).partition(b"mnt_id:")[2].split(maxsplit=1)[0]
+    with open("/proc/self/mountinfo", "rb") as stream:
+        mount = next((line for line in stream if line.startswith(number + b" ")), b"")
+    return b"".join(mount.partition(b" - ")[2].split(maxsplit=1)[:1])
+
+
+def name_holder(fd: int) -> None:
+    """Write into the locked file *fd* that it is this container that has it now.
+
+    One line: host, container and since when. What cannot be written is not said, the lock is held
+    all the same.
+    """
+    host = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_"
+        for letter in os.uname().nodename[:64]
+    )
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = f"{host or '-'} {_container()} {since}\n".encode("ascii")
+    try:
+        os.ftruncate(fd, os.pwrite(fd, line, 0))
+    except OSError:
+        return
+
+
+def _container() -> str:
+    """Return the id of this container as engines show it, or "-"."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as stream:
+            words = stream.read().decode("ascii", "replace").split()
+    except OSError:
+        return "-"
+    for word in words:
+        for folder, digits, shown in (("containers/", _ID, _SHORT_ID), ("/pods/", _UUID, _UUID)):
+            name = word.rpartition(folder)[2].partition("/")[0]
+            if folder in word and len(name) == digits and name.replace("-", "").isalnum():
+                return name[:shown]
+    return "-"
+
+
+def _is_trusted(fd: int) -> bool:
     root = os.fstat(fd)
     state = os.stat(STATE_DIRECTORY, dir_fd=fd, follow_symlinks=False)
-    for st in (root, state):
-        if not stat.S_ISDIR(st.st_mode) or st.st_uid != 0 or st.st_mode & 0o022:
-            return False
+    return all(
+        stat.S_ISDIR(st.st_mode) and st.st_uid == 0 and not st.st_mode & 0o022
+        for st in (root, state)
+    )
+
+
+def _is_current(fd: int, build_id: bytes) -> bool:
     for leftover in ("transaction", "staging", "trash"):
         try:
             os.stat(f"{STATE_DIRECTORY}/{leftover}", dir_fd=fd, follow_symlinks=False)

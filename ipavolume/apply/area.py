@@ -6,15 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume.errors import (
-    CannotCreateError,
-    UnsafeVolumeError,
-)
+from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files, libc, trees
-from ipavolume.model.files import STATE_DIRECTORY, Metadata
-from ipavolume.volume import layout, members
-from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt, io_error
-from ipavolume.volume.layout import PRIVATE_MODE, PUBLIC_MODE
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.volume import layout, lockfile, members
+from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
+from ipavolume.volume.layout import PRIVATE_MODE
 from ipavolume.volume.members import Volume
 
 _NEW: Final = "new"
@@ -54,22 +51,8 @@ def make_area(volume: Volume) -> Area:
         VolumeIOError: For every other failure.
     """
     where = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}"
-    try:
-        files.make_directory(volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
-    except PermissionError as err:
-        raise CannotCreateError(
-            f"cannot create {where!r}: {err.strerror}",
-            hint="Run it as root; on a user-namespaced container check the id mapping, on NFS "
-            "the export options.",
-            state=STATE_UNTOUCHED,
-        ) from err
-    except OSError as err:
-        raise io_error("create", where, err, now=STATE_UNTOUCHED) from err
+    fd = lockfile.make_state(volume)
     with attempt("prepare", where, now=STATE_UNTOUCHED):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
-        # A set-group-id bit or default ACL of the volume's root must not be inherited by
-        # all that is staged here.
-        files.set_metadata(fd, Metadata(uid=0, gid=0, mode=PUBLIC_MODE), acls=True)
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)

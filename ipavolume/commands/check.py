@@ -36,9 +36,8 @@ from ipavolume.plan import draft as drafting
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import State, Verdict
-from ipavolume.volume import index, ownership
+from ipavolume.volume import index, lock, ownership
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.lock import is_locked
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -126,6 +125,8 @@ def inspect(options: Options) -> Inspection:
             facts = context.volumes.facts()
             index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
             verdict = assess.judge(context, facts)
+            for volume in context.volumes.values():
+                lock.check_file_system(volume, context.options.allow)
             findings += _in_use(context.volumes, facts, inside=context.image.is_inside)
             findings += _of_nobody(context.volumes)
             return _inspect(context, facts, verdict, findings, image)
@@ -309,8 +310,19 @@ def _first_run(image: Image, volumes: Volumes) -> tuple[State, str, Finding | No
 
 
 def _in_use(volumes: Volumes, facts: Mapping[str, Facts], *, inside: bool) -> list[Finding]:
-    if not is_locked(volumes.values(), inside=inside):
+    use = lock.in_use(volumes.values(), inside=inside)
+    if not use:
         return []
+    if use == lock.DIRECTORY_LOCKED:
+        return [
+            Finding(
+                code=use,
+                severity=Severity.NOTE,
+                path=volumes.primary.directory,
+                message="a process keeps the root directory of a volume locked, and nothing else",
+                hint="Is it an older ipavolume? A start waits for it, and is then refused.",
+            )
+        ]
     open_ = facts[volumes.primary.mount].transaction
     what = f"and works on run {open_.run}" if open_ else "and keeps it while it lives"
     return [

@@ -162,13 +162,7 @@ def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
         RefusedError: If a run is not finished.
         UnsafeVolumeError: If a path is not what it was.
     """
-    open_ = facts.read_facts(volumes.primary).transaction
-    if open_ is not None:
-        raise RefusedError(
-            f"run {open_.run} on the volume at {volumes.primary.mount} is not finished",
-            code="open-transaction",
-            hint="Finish it first: start the container, or ipavolume upgrade.",
-        )
+    refuse_open(volumes)
     new_is_copy = conflict.kind == "rpmnew"
     volume = volumes[mount_of(conflict.path, volumes)]
     with failures.attempt("settle", conflict.path):
@@ -189,6 +183,21 @@ def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
             os.close(target)
         area.sync_area(volume)
         return f"{conflict.copy} is {conflict.path} now; {kept}"
+
+
+def refuse_open(volumes: Volumes) -> None:
+    """Refuse to settle anything while a run is not finished.
+
+    Raises:
+        RefusedError: If one is not.
+    """
+    open_ = facts.read_facts(volumes.primary).transaction
+    if open_ is not None:
+        raise RefusedError(
+            f"run {open_.run} on the volume at {volumes.primary.mount} is not finished",
+            code="open-transaction",
+            hint="Finish it first: start the container, or ipavolume upgrade.",
+        )
 
 
 def _remove_shipped(volumes: Volumes, conflict: Conflict) -> str:
@@ -290,6 +299,9 @@ def settle_one(
     """
     with Work(replace(options, lock_timeout_s=timeout_s)) as work:
         work.take(progress)
-        return settle(
-            work.context.volumes, find(work.context.volumes, path, shown=shown), take_new=take_new
-        )
+        volumes = work.context.volumes
+        conflict = find(volumes, path, shown=shown)
+        refuse_open(volumes)
+        if work.lock.secure():
+            conflict = find(volumes, path, shown=shown)
+        return settle(volumes, conflict, take_new=take_new)

@@ -120,7 +120,7 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         alone = beginning.systemd and bool(outcome.waiting or outcome.first_run_left)
         words = _command_line(context.image, beginning, alone=alone)
         command = [os.fsencode(word) for word in words]
-        locks = [volume.fd for volume in context.volumes.values()]
+        locks = work.lock.descriptors
         signals.restore()
         keeper = fastpath.keep(command, locks)
         _hand_over(beginning, keeper=keeper, alone=alone)
@@ -153,7 +153,11 @@ def upgrade_by_hand(
         work.take(shown.say)
         outcome = work.attempt(
             lambda speaker: upgrade.upgrade(
-                work.context, speaker, phases=phases, joined=work.lock.joined
+                work.context,
+                speaker,
+                phases=phases,
+                joined=work.lock.joined,
+                secure=work.lock.secure,
             ),
             shown,
             redactor(),
@@ -200,7 +204,12 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
 
     phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
     outcome = upgrade.bring_up(
-        context, speaker, phases=phases, joined=work.lock.joined, first=first
+        context,
+        speaker,
+        phases=phases,
+        joined=work.lock.joined,
+        secure=work.lock.secure,
+        first=first,
     )
     if outcome.waiting:
         return outcome
@@ -215,7 +224,12 @@ def _go_online(work: Work, beginning: Beginning, speaker: Speaker, boot: Boot) -
             boot.leave()
 
     outcome = upgrade.bring_up(
-        work.context, speaker, phases=(Phase.ONLINE,), joined=work.lock.joined, first=first
+        work.context,
+        speaker,
+        phases=(Phase.ONLINE,),
+        joined=work.lock.joined,
+        secure=work.lock.secure,
+        first=first,
     )
     return _after(work.context, beginning, outcome, speaker, (Phase.ONLINE,), boot)
 

@@ -16,10 +16,11 @@ from ipavolume.engines.copy import TEMPLATE_ID, ImageCopy
 from ipavolume.errors import EXIT_CONFIGURATION, IpaVolumeError, ManifestError
 from ipavolume.image.release import read_os_release
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import BUILD_ID_PATH
 from ipavolume.plan.verdict import State
 from ipavolume.volume import members
-from ipavolume.volume.facts import Facts, read_facts
+from ipavolume.volume.facts import Facts, has_only_a_lock, read_facts
 
 _MOUNT: Final = "/data"
 _MAX_ID_BYTES: Final = 1024
@@ -88,6 +89,8 @@ def inspect(image: UnpreparedImage, directory: str) -> Inspection:
         try:
             facts = read_facts(volume)
             names = frozenset(os.listdir(volume.fd))
+            if has_only_a_lock(volume):
+                names -= {STATE_DIRECTORY}
         finally:
             os.close(volume.fd)
     except IpaVolumeError as err:

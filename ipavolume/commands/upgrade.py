@@ -30,8 +30,8 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.volumes import Volumes
 
-_MAX_ROUNDS: Final = 4
-"""Taken over, then upgraded, then rebuilt: more rounds mean that something goes in circles."""
+_MAX_ROUNDS: Final = 5
+"""Locked, taken over, upgraded, then rebuilt: more rounds mean that something goes in circles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,12 @@ def keep_summary(image: Image, volumes: Volumes, outcome: Outcome, lines: Sequen
 
 
 def upgrade(
-    context: Context, speaker: Speaker, *, phases: Collection[str], joined: bool
+    context: Context,
+    speaker: Speaker,
+    *,
+    phases: Collection[str],
+    joined: bool,
+    secure: Callable[[], bool],
 ) -> Outcome:
     """Bring the volumes to the image without a start, or while one that failed is on hold.
 
@@ -91,7 +96,7 @@ def upgrade(
         if context.image.is_inside:
             volatile.fill_empty(context.image, context.volatile, speaker.say)
 
-    return bring_up(context, speaker, phases=phases, joined=joined, first=first)
+    return bring_up(context, speaker, phases=phases, joined=joined, secure=secure, first=first)
 
 
 def bring_up(
@@ -100,9 +105,10 @@ def bring_up(
     *,
     phases: Collection[str] = tuple(Phase),
     joined: bool = False,
+    secure: Callable[[], bool],
     first: Callable[[Verdict], None] | None = None,
 ) -> Outcome:
-    """Bring the volumes to the image, whatever state they are in. The lock is held.
+    """Bring the volumes to the image, whatever state they are in. The lock is taken.
 
     Args:
         context: The volumes.
@@ -110,6 +116,8 @@ def bring_up(
         phases: What is done now. Without the online phase its tasks are left to the next
             call; without the offline phase no file is touched.
         joined: It is another process of this container that holds the volumes.
+        secure: Called before the first write; returns whether the volumes are to be judged anew
+            because they are locked for good only now.
         first: Called with the state that was found, if that is not refused, before anything
             is written.
 
@@ -119,18 +127,22 @@ def bring_up(
     ends: list[Finish] = []
     warnings: list[str] = []
     found: Verdict | None = None
+    late = False
     for _ in range(_MAX_ROUNDS):
         facts = context.volumes.facts()
         verdict = assess.judge(context, facts)
         if verdict.state is State.CURRENT and context.options.again and not ends:
             verdict = replace(verdict, state=State.OUTDATED, reason="everything is run again")
         refuse(verdict)
-        if found is None:
+        again = late and found == verdict
+        if found is None or (late and not again):
             found = verdict
             if first is not None:
                 first(verdict)
         does = conduct(verdict.state).does
         if does is Does.NOTHING:
+            if late := secure():
+                continue
             _drop_stale(context.volumes, facts)
             for volume in context.volumes.values():
                 discard_staging(volume)
@@ -138,16 +150,21 @@ def bring_up(
         _refuse_phase(
             context.volumes, verdict, facts, phases, joined=joined, root=context.options.root
         )
-        speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
+        if not again:
+            speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
         if _goes_on(does):
+            if late := secure():
+                continue
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
             _refuse_while_waiting(context.image, context.volumes, verdict)
-            _drop_stale(context.volumes, facts)
             made = draft(context, verdict, facts)
             _refuse_unreadable(made)
             if Phase.ONLINE in phases:
                 refuse_outside(made.plan.tasks, root=context.options.root)
+            if late := secure():
+                continue
+            _drop_stale(context.volumes, facts)
             warnings += [warning.text for warning in made.warnings]
             end = carry_out(context, made, facts, speaker, phases=phases)
         ends.append(end)

@@ -72,10 +72,15 @@ class Work:
 
         Raises:
             LockedError: If another one holds it longer than the operator waits.
-            UnsafeVolumeError: If the file system cannot lock across hosts.
+            UnsafeVolumeError: If the file system is not known to lock for everybody.
         """
-        volumes = self.context.volumes.values()
-        self.lock.take(volumes, say, timeout_s=self.context.options.lock_timeout_s)
+        options = self.context.options
+        self.lock.take(
+            self.context.volumes.values(),
+            say,
+            timeout_s=options.lock_timeout_s,
+            allow=options.allow,
+        )
         umask.clear_umask()
 
     def attempt(

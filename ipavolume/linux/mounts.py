@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 
 from ipavolume.errors import VolumeIOError
 
@@ -71,3 +72,41 @@ def file_system_of(directory: str) -> tuple[str, str]:
         ):
             best = (where, kind, options)
     return best[1], best[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """What is mounted where a descriptor was opened.
+
+    Attributes:
+        device: Its device as the kernel names it in ``/proc/locks``. ``stat`` has another one for
+            a btrfs subvolume.
+        file_system: Type of its file system.
+        options: Mount options, of the mount and of the file system.
+    """
+
+    device: str
+    file_system: str
+    options: str
+
+
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount that *fd* was opened on, whatever has been mounted over it since.
+
+    Returns:
+        The mount, or ``None`` where ``/proc`` does not tell.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
+            mount = next(line.split()[1] for line in stream if line.startswith(b"mnt_id:"))
+        with open("/proc/self/mountinfo", "rb") as stream:
+            fields = next(line for line in stream if line.split(maxsplit=1)[0] == mount).split()
+        major, _, minor = fields[2].partition(b":")
+        tail = fields[fields.index(b"-") + 1 :]
+        return Mount(
+            device=f"{int(major):02x}:{int(minor):02x}",
+            file_system=tail[0].decode("ascii", "replace"),
+            options=os.fsdecode(b",".join((fields[5], *tail[2:3]))),
+        )
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None

@@ -6,16 +6,19 @@ stands in line behind it. Where init was started without us, it is this that hol
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import socket
+import time
 from collections.abc import Iterable
+from typing import Final
 
+from ipavolume import fastpath
 from ipavolume.errors import LockedError
 from ipavolume.model.progress import Progress
-from ipavolume.volume import lock
+from ipavolume.volume import lock, lockfile
 from ipavolume.volume.members import Volume
+
+_LOOK_S: Final = 10
 
 
 def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
@@ -23,12 +26,12 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
 
     Raises:
         LockedError: If another container holds one.
-        UnsafeVolumeError: If a file system has no locks.
+        IpaVolumeError: If a lock file cannot be opened.
     """
     volumes = tuple(volumes)
-    in_line = [volume for volume in volumes if not lock.try_lock(volume)]
-    for volume in in_line:
-        if not lock.is_held_here(volume):
+    held: dict[str, int] = {}
+    for volume in volumes:
+        if not _hold(volume, held) and not lockfile.is_held_here(volume):
             raise LockedError(
                 f"the volume {volume.directory!r} is in use by another container",
                 hint="Stop that container first.",
@@ -36,10 +39,26 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
             )
     say("this container holds " + ", ".join(volume.mount for volume in volumes))
     notify("READY=1")
-    for volume in in_line:
-        fcntl.flock(volume.fd, fcntl.LOCK_EX)
     while True:
-        signal.pause()
+        # What was another process's may be free by now, and a lock file may have been made.
+        time.sleep(_LOOK_S)
+        for volume in volumes:
+            _hold(volume, held)
+
+
+def _hold(volume: Volume, held: dict[str, int]) -> bool:
+    """Take what is free of the locks of *volume*; tell whether that is all there is."""
+    free = True
+    if volume.mount not in held:
+        try:
+            fd = lockfile.take(volume)
+        except BlockingIOError:
+            free = False
+        else:
+            if fd is not None:
+                held[volume.mount] = fd
+                fastpath.name_holder(fd)
+    return lock.try_lock_directory(volume) and free
 
 
 def notify(text: str) -> None:

@@ -19,7 +19,7 @@ from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import NOTHING, TaskLog
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.layout import BASELINE, IDENTITY, PENDING, PROGRESS, TASKS, TRANSACTION
+from ipavolume.volume.layout import BASELINE, IDENTITY, LOCK, PENDING, PROGRESS, TASKS, TRANSACTION
 from ipavolume.volume.members import (
     KIND_WORDS,
     Volume,
@@ -132,9 +132,22 @@ def mark_of_kept(volume: Volume) -> str:
     for name in (STATE_DIRECTORY, BUILD_ID_NAME, _LEGACY_NAMES[0]):
         with attempt("look at", f"{volume.directory.rstrip('/')}/{name}"):
             st = files.lstat(volume.fd, name)
+            if st is not None and name == STATE_DIRECTORY and has_only_a_lock(volume):
+                continue
         if st is not None and st.st_uid == 0:
             return name
     return ""
+
+
+def has_only_a_lock(volume: Volume) -> bool:
+    """Tell whether the state directory is one that a start had just made when it was killed."""
+    fd = open_state(volume)
+    if fd is None:
+        return False
+    try:
+        return set(os.listdir(fd)) <= {LOCK}
+    finally:
+        os.close(fd)
 
 
 def read_facts(volume: Volume) -> Facts:

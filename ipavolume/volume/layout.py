@@ -19,6 +19,7 @@ PLAN: Final = "plan.jsonl"
 TASKS: Final = "tasks.json"
 PENDING: Final = "pending.jsonl"
 LOGS: Final = "logs"
+LOCK: Final = "lock"
 VERIFIED: Final = "verified.json"
 
 

@@ -1,14 +1,14 @@
 """Who holds a volume: this container, another one, or nobody.
 
-A volume is held by a container for as long as the container lives: ``flock`` on the volume's
-root directory. Whoever runs in the same container works on it under that lock, one at a time:
-``flock`` on a directory of the image, which only this container has open. The second lock is
-always taken before the first, so that who finds the volume held by its own container can be
-sure that it is held by what lives as long as the container.
+A volume is held by a container for as long as the container lives: by the lock of the file
+``.ipavolume/lock``, see :mod:`ipavolume.volume.lockfile`, and besides, for versions of ipavolume
+that know only that, by one of the volume's root directory. The file is made after all that may
+refuse (:meth:`Lock.secure`); then the volume is judged anew.
 
-Under systemd, which closes what it inherits some time after it was executed, a process that
-does nothing else keeps the lock (``fastpath.execute``): between ``ipavolume start`` and the
-end of the container there is no instant at which the lock is free.
+Whoever runs in the same container works on it under that lock, one at a time: ``flock`` on a
+directory of the image, which only this container has open. The second lock is always taken before
+the first and given up after it, so that who finds the volume held by its own container can be sure
+that it is held by what lives as long as the container.
 """
 
 from __future__ import annotations
@@ -18,42 +18,89 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Final, Self
 
+from ipavolume import fastpath
 from ipavolume.errors import IpaVolumeError, LockedError, UnsafeVolumeError
-from ipavolume.linux import files, signals
-from ipavolume.model.progress import Progress
+from ipavolume.linux import files, locking, mounts, signals
+from ipavolume.model.progress import Progress, say_nothing
+from ipavolume.volume import lockfile
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.members import Volume
 
 WORK_DIRECTORY: Final = "/usr/share/ipavolume"
-_LOCK_FIELDS: Final = 6
+LOCKED: Final = "locked"
+DIRECTORY_LOCKED: Final = "directory-locked"
+NO_LOCK: Final = "no-lock"
+LOCAL_LOCK: Final = "local-lock"
+STALE_LOCK: Final = "stale-lock"
+_KNOWN: Final = frozenset(
+    (
+        *("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "bcachefs"),
+        *("ceph", "nfs", "nfs4"),
+    )
+)
+"""File systems that are known to lock a file for everybody who has them mounted."""
+_LOCAL: Final = ("local_lock=all", "local_lock=flock", "nolock")
+_NO_SUCH: Final = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LOCK_POLL_S: Final = 0.1
-_LOOK_S: Final = 0.5
-"""As long as somebody who only looks may be in the way: :func:`is_locked` has it for an instant."""
+_END_S: Final = 0.5
+"""As long as a container or command may take to end once it has been told to."""
 
 
-def try_lock(volume: Volume) -> bool:
-    """Take the lock of *volume* if it is free; tell whether it was.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """What is in use.
+
+    Attributes:
+        code: ``locked``, or ``directory-locked`` where nothing but the root directory is.
+        what: The volume.
+        holder: What is known of who uses it, to follow that.
+    """
+
+    code: str
+    what: str
+    holder: str
+
+
+def check_file_system(volume: Volume, allow: Collection[str]) -> None:
+    """Make sure that a lock on *volume* is one for everybody who can have it mounted.
 
     Raises:
-        UnsafeVolumeError: If its file system has no such locks.
+        UnsafeVolumeError: If it is not known to be, and that is not overridden.
     """
-    try:
-        fcntl.flock(volume.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as err:
-        if err.errno in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+    mount = mounts.mount_of(volume.fd)
+    kind = mount.file_system if mount is not None else volume.file_system
+    options = mount.options if mount is not None else volume.options
+    if kind in ("nfs", "nfs4") and any(word in options.split(",") for word in _LOCAL):
+        if LOCAL_LOCK not in allow:
             raise UnsafeVolumeError(
-                f"the file system of {volume.directory!r} ({volume.file_system}) cannot "
-                f"lock a directory: {err.strerror}",
-                code="no-lock",
-                hint="Keep the volume on a local file system.",
-            ) from err
+                f"{volume.directory!r} is on NFS with local locks: another host could work on it "
+                "at the same time",
+                code=LOCAL_LOCK,
+                hint="Mount it without nolock and local_lock. Where no other host can ever use "
+                "it: --allow local-lock.",
+            )
+    elif kind not in _KNOWN and NO_LOCK not in allow:
+        raise UnsafeVolumeError(
+            f"{volume.directory!r} is on {kind or 'an unknown file system'}, which is not known to "
+            "lock a file for everybody: two containers could work on it at the same time",
+            code=NO_LOCK,
+            hint=f"Keep the volume on one of {', '.join(sorted(_KNOWN))}. Where nothing but this "
+            "container can ever use it: --allow no-lock.",
+        )
+
+
+def try_lock_directory(volume: Volume) -> bool:
+    """Take the lock of the root directory if it is free; tell whether it was, or has none."""
+    try:
+        return locking.try_flock(volume.fd)
+    except OSError as err:
+        if err.errno in _NO_SUCH:
+            return True
         raise
-    return True
 
 
 def try_work_lock(above: int) -> int | None:
@@ -68,68 +115,12 @@ def try_work_lock(above: int) -> int | None:
     """
     fd = os.open(WORK_DIRECTORY, files.DIRECTORY_FLAGS)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locking.try_flock(fd):
+            return None
         # The lock belongs to both descriptors, and stays when the first is closed.
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above + 1)
-    except BlockingIOError:
-        return None
     finally:
         os.close(fd)
-
-
-def holders(fd: int) -> tuple[int, ...]:
-    """Return the processes that took the lock of the directory *fd*, as far as they are seen.
-
-    Source: ``proc_locks(5)``. A process keeps its number when it executes another program, and
-    only those of this process's PID namespace are listed.
-    """
-    try:
-        wanted = f"{_device(fd)}:{os.fstat(fd).st_ino}"
-        with open("/proc/locks", encoding="ascii") as stream:
-            lines = [line.split() for line in stream]
-    except OSError:
-        return ()
-    return tuple(
-        int(fields[4])
-        for fields in lines
-        # One that waits has an arrow in the second place.
-        if len(fields) > _LOCK_FIELDS and fields[1::2][:3] == ["FLOCK", "WRITE", wanted]
-    )
-
-
-def _device(fd: int) -> str:
-    """Return the device of what is behind *fd* as the kernel names it in ``/proc/locks``.
-
-    ``stat`` has another one for a btrfs subvolume; mountinfo has the same.
-    """
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as stream:
-        mount = next(line.split()[1] for line in stream if line.startswith("mnt_id:"))
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for line in mounts:
-            fields = line.split(maxsplit=3)
-            if os.fsdecode(fields[0]) == mount:
-                major, _, minor = fields[2].partition(b":")
-                return f"{int(major):02x}:{int(minor):02x}"
-    raise FileNotFoundError(errno.ENOENT, "no such mount", mount)
-
-
-def is_held_here(volume: Volume) -> bool:
-    """Tell whether it is this container that holds *volume*, so that one may work under that.
-
-    That is the container's first process, or one of root that sees the same mounts: where
-    containers share the host's processes, another container's do not.
-    """
-    return any(pid == 1 or _is_of_this_container(pid) for pid in holders(volume.fd))
-
-
-def _is_of_this_container(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/status", "rb") as stream:
-            (owner,) = (line.split()[1:] for line in stream if line.startswith(b"Uid:"))
-        mounts = [os.readlink(f"/proc/{who}/ns/mnt") for who in (pid, "self")]
-    except (OSError, ValueError):
-        return False
-    return set(owner) == {b"0"} and mounts[0] == mounts[1]
 
 
 class Lock:
@@ -151,6 +142,12 @@ class Lock:
         self.joined = False
         self._inside = inside
         self._volumes: tuple[Volume, ...] = ()
+        self._allow: Collection[str] = ()
+        self._progress: Progress = say_nothing
+        self._timeout_s = 0.0
+        self._files: dict[str, int] = {}
+        self._stale: set[str] = set()
+        self._named = False
         self._work: int | None = None
 
     def __enter__(self) -> Self:
@@ -158,66 +155,153 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give up the lock of those who work here; that of the volumes goes with them."""
+        """Give up the lock."""
+        while self._files:
+            os.close(self._files.popitem()[1])
         self.pause()
 
-    def take(self, volumes: Iterable[Volume], progress: Progress, *, timeout_s: float) -> None:
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors that have the locks of the volumes."""
+        return [*(volume.fd for volume in self._volumes), *self._files.values()]
+
+    def take(
+        self,
+        volumes: Iterable[Volume],
+        progress: Progress,
+        *,
+        timeout_s: float,
+        allow: Collection[str] = (),
+    ) -> None:
         """Take the lock of every volume, or work under the one that this container holds.
 
-        Nothing is created.
+        Nothing is created or changed; see :meth:`secure`.
 
         Args:
             volumes: The volumes.
             progress: Told of what is waited for.
             timeout_s: Seconds to wait for another holder.
+            allow: Codes of refusals that are overridden.
 
         Raises:
             LockedError: If another one holds it longer than that.
-            UnsafeVolumeError: If the file system cannot lock across hosts.
+            UnsafeVolumeError: If the file system is not known to lock for everybody.
+            VolumeIOError: If a lock file cannot be opened.
         """
         self._volumes = tuple(volumes)
+        self._allow = allow
+        self._progress = progress
+        self._timeout_s = timeout_s
         for volume in self._volumes:
-            if volume.file_system.startswith("nfs") and any(
-                word in volume.options for word in ("local_lock=all", "local_lock=flock", "nolock")
-            ):
-                raise UnsafeVolumeError(
-                    f"{volume.directory!r} is on NFS with local locks: another host could work "
-                    "on it at the same time",
-                    code="local-lock",
-                    hint="Mount it without nolock and local_lock.",
-                )
+            check_file_system(volume, allow)
+        self._wait(make=False)
+
+    def secure(self) -> bool:
+        """Make the lock files that are missing, and say in them who holds the volumes.
+
+        This comes after all that may refuse, and before anything else is written.
+
+        Returns:
+            Whether one was locked only now, so that the volumes are to be judged anew.
+
+        Raises:
+            LockedError: If another one holds it longer than it is waited for.
+            IpaVolumeError: If a file cannot be made.
+        """
+        before = len(self._files)
+        self._wait(make=True)
+        if not self._named:
+            for fd in self._files.values():
+                fastpath.name_holder(fd)
+            self._named = True
+        return len(self._files) > before
+
+    def _wait(self, *, make: bool) -> None:
         begun = time.monotonic()
-        deadline = begun + max(timeout_s, _LOOK_S)
+        deadline = begun + max(self._timeout_s, _END_S)
         waiting = False
-        while (busy := self._try()) is not None:
-            what, holder = busy
+        while (busy := self._try(make=make)) is not None:
             if time.monotonic() >= deadline:
-                raise LockedError(
-                    f"{what} is in use{holder}",
-                    hint="Stop that container or command first, or wait for it with "
-                    "--lock-timeout SECONDS.",
-                    state="the volume was not touched",
-                )
-            if not waiting and time.monotonic() >= begun + _LOOK_S:
-                progress(f"waiting for {what}, in use{holder}")
+                raise _locked(busy)
+            if not waiting and time.monotonic() >= begun + _END_S:
+                self._progress(f"waiting for {busy.what}, in use{busy.holder}")
                 waiting = True
             time.sleep(_LOCK_POLL_S)
             signals.check()
 
-    def _try(self) -> tuple[str, str] | None:
+    def _try(self, *, make: bool) -> Busy | None:
         """Take the locks; return what is in use, and by whom, or ``None`` when all are taken."""
         if not self.go_on(self._volumes):
-            what = f"the volume {self._volumes[0].directory!r}"
-            return what, " by another command of this container"
+            return Busy(
+                code=LOCKED,
+                what=f"the volume {self._volumes[0].directory!r}",
+                holder=" by another command of this container",
+            )
         self.joined = False
         for volume in self._volumes:
-            if try_lock(volume):
+            busy = self._try_volume(volume, make=make)
+            if busy is None:
                 continue
-            if not (self._inside and is_held_here(volume)):
+            if not (self._inside and lockfile.is_held_here(volume)):
                 self.pause()
-                return f"the volume {volume.directory!r}", _holder(volume)
+                return busy
             self.joined = True
         return None
+
+    def _try_volume(self, volume: Volume, *, make: bool) -> Busy | None:
+        what = f"the volume {volume.directory!r}"
+        if volume.mount not in self._files:
+            try:
+                fd = self._take_file(volume, make=make)
+            except BlockingIOError:
+                if not self._may_replace(volume):
+                    return Busy(code=LOCKED, what=what, holder=_holder(volume))
+                self._stale.add(volume.mount)
+                fd = None
+            if fd is not None:
+                self._files[volume.mount] = fd
+                self._keep_work_last(fd)
+        if try_lock_directory(volume) or DIRECTORY_LOCKED in self._allow:
+            return None
+        return Busy(code=DIRECTORY_LOCKED, what=what, holder=_directory_holder(volume))
+
+    def _take_file(self, volume: Volume, *, make: bool) -> int | None:
+        try:
+            if not make:
+                return lockfile.take(volume)
+            if volume.mount in self._stale:
+                self._progress(
+                    f"taking the lock of the volume {volume.directory!r} from its holder"
+                    f"{_holder(volume)} (--allow stale-lock)"
+                )
+                lockfile.remove(volume)
+                self._stale.remove(volume.mount)
+            return lockfile.make(volume)
+        except BlockingIOError:
+            raise
+        except OSError as err:
+            if err.errno not in _NO_SUCH:
+                raise
+            if NO_LOCK not in self._allow:
+                raise lockfile.no_lock(volume, err) from err
+            return None
+
+    def _may_replace(self, volume: Volume) -> bool:
+        """Tell whether a lock that is held may be of a host that is dead, and is to be taken.
+
+        On a file system of one host the kernel gives it up when its holder ends.
+        """
+        mount = mounts.mount_of(volume.fd)
+        is_nfs = mount is not None and mount.file_system.startswith("nfs")
+        here = self._inside and lockfile.is_held_here(volume)
+        return is_nfs and STALE_LOCK in self._allow and not here
+
+    def _keep_work_last(self, fd: int) -> None:
+        """Have the lock of those who work here be given up after that of *fd*."""
+        if self._work is not None and self._work < fd:
+            work = fcntl.fcntl(self._work, fcntl.F_DUPFD_CLOEXEC, fd + 1)
+            os.close(self._work)
+            self._work = work
 
     def pause(self) -> None:
         """Let others in this container work on the volumes; it still holds them."""
@@ -228,55 +312,93 @@ class Lock:
     def go_on(self, volumes: Iterable[Volume]) -> bool:
         """Be the one in this container that works on *volumes*; tell whether nobody else is."""
         if self._inside and self._work is None:
-            self._work = try_work_lock(max(volume.fd for volume in volumes))
+            held = (*(volume.fd for volume in volumes), *self._files.values())
+            self._work = try_work_lock(max(held))
             return self._work is not None
         return True
 
 
+def _locked(busy: Busy) -> LockedError:
+    hint = "Stop that container or command first, or wait for it with --lock-timeout SECONDS."
+    if busy.code == DIRECTORY_LOCKED:
+        hint = (
+            "Only the root directory is locked: an older ipavolume does that, and anybody can who "
+            f"can open it. {hint} Where it is no ipavolume: --allow directory-locked."
+        )
+    return LockedError(
+        f"{busy.what} is in use{busy.holder}",
+        code=busy.code,
+        hint=hint,
+        state="the volume was not touched",
+    )
+
+
 def is_held(volumes: Iterable[Volume]) -> bool:
-    """Tell whether somebody holds one of *volumes*, this container included; nothing is kept."""
-    for volume in volumes:
-        try:
-            fcntl.flock(volume.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            continue
-        fcntl.flock(volume.fd, fcntl.LOCK_UN)
-    return False
+    """Tell whether somebody holds one of *volumes*, this container included; nothing is taken."""
+    return any(_use_of(volume) is not None for volume in volumes)
 
 
-def is_locked(volumes: Iterable[Volume], *, inside: bool) -> bool:
-    """Tell whether another container or command works on *volumes*; nothing is kept.
+def in_use(volumes: Iterable[Volume], *, inside: bool) -> str:
+    """Return how another container or command uses *volumes*; nothing is taken.
 
     Args:
         volumes: The volumes.
         inside: As for :class:`Lock`.
+
+    Returns:
+        ``locked``, ``directory-locked`` where nothing but a root directory is, or "".
     """
-    opened = tuple(volumes)
-    for volume in opened:
-        try:
-            fcntl.flock(volume.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not (inside and is_held_here(volume)):
-                return True
-        except OSError:
-            continue
-        else:
-            fcntl.flock(volume.fd, fcntl.LOCK_UN)
-    with Lock(inside=inside) as lock:
-        return not lock.go_on(opened)
+    found = ""
+    for volume in volumes:
+        use = _use_of(volume)
+        if use is not None and not (inside and lockfile.is_held_here(volume)):
+            found = use if found in ("", DIRECTORY_LOCKED) else found
+    if not found and inside and _is_worked_here():
+        return LOCKED
+    return found
+
+
+def _use_of(volume: Volume) -> str | None:
+    if lockfile.is_held(volume):
+        return LOCKED
+    return DIRECTORY_LOCKED if lockfile.directory_holders(volume.fd) else None
+
+
+def _is_worked_here() -> bool:
+    """Tell whether a command of this container has the lock of those who work here."""
+    try:
+        fd = os.open(WORK_DIRECTORY, files.DIRECTORY_FLAGS)
+    except OSError:
+        return False
+    try:
+        return bool(lockfile.directory_holders(fd))
+    finally:
+        os.close(fd)
 
 
 def _holder(volume: Volume) -> str:
-    """Say what is known of who holds the lock."""
-    texts = [_process(pid) for pid in holders(volume.fd)]
+    """Say what is known of who holds the lock of the file."""
+    texts = [_process(pid) for pid in lockfile.holders(volume)]
+    said = lockfile.read_holder(volume)
+    if said is not None:
+        container = f"container {said.container} of " * (said.container != "-")
+        texts.append(f"{container}host {said.host}, since {said.since}")
     with contextlib.suppress(IpaVolumeError):
         open_ = read_facts(volume).transaction
         if open_ is not None:
             texts.append(f"run {open_.run} of container {open_.holder}, since {open_.started}")
+    return _in_brackets(texts) or " by another container"
+
+
+def _directory_holder(volume: Volume) -> str:
+    """Say what is known of who holds the lock of the root directory."""
+    texts = [_process(pid) for pid in lockfile.directory_holders(volume.fd)]
+    return _in_brackets(texts) or " by another container"
+
+
+def _in_brackets(texts: Iterable[str]) -> str:
     known = [text for text in texts if text]
-    return f" ({'; '.join(known)})" if known else " by another container"
+    return f" ({'; '.join(known)})" if known else ""
 
 
 def _process(pid: int) -> str:

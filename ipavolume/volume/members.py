@@ -19,6 +19,7 @@ from ipavolume.volume.layout import (
     HISTORY,
     IDENTITY,
     INDEX,
+    LOCK,
     LOGS,
     PENDING,
     PRISTINE,
@@ -110,6 +111,9 @@ def _check_members(volume: Volume, path: str) -> None:
             st = files.lstat(fd, name)
             if st is None:
                 continue
+            if name == LOCK:
+                check_lock(f"{path}/{name}", st)
+                continue
             expected = (
                 FileType.FILE
                 if name in (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING, VERIFIED)
@@ -143,6 +147,35 @@ def _check_directory(path: str, st: os.stat_result) -> None:
             path=path,
             hint=f"After making sure that nothing on it was planted: chmod go-w {path}",
         )
+
+
+def check_lock(path: str, st: os.stat_result) -> None:
+    """Make sure that a lock file is one that root alone can open.
+
+    Raises:
+        UnsafeVolumeError: If it is not.
+    """
+    found = files.type_of(st.st_mode)
+    if found is not FileType.FILE:
+        raise unsafe_lock(path, f"is {KIND_WORDS[found]}, not a file")
+    if st.st_uid != 0:
+        raise unsafe_lock(path, f"belongs to user {st.st_uid}, not to root")
+    if st.st_nlink != 1:
+        raise unsafe_lock(path, f"has {st.st_nlink} names")
+    if st.st_mode & 0o077:
+        mode = stat.S_IMODE(st.st_mode)
+        raise unsafe_lock(path, f"can be opened by others than root (mode {mode:04o})")
+
+
+def unsafe_lock(path: str, what: str) -> UnsafeVolumeError:
+    """Return what to raise for a lock file, which *what*."""
+    return UnsafeVolumeError(
+        f"the lock file {path!r} {what}",
+        code="unsafe-lock",
+        path=path,
+        hint="Look at who put it there. Once no container and no command uses the volume, remove "
+        "it: the next start makes it anew.",
+    )
 
 
 def open_state(volume: Volume) -> int | None:
@@ -219,8 +252,8 @@ def path_of_member(fd: int, name: str) -> str:
 
 
 _RESTORE: Final = (
-    "Restore the volume from a backup. Without one, move the state directory away: the volume "
-    "can then be taken over with --allow stateless."
+    "Restore the volume from a backup. Without one, move all but 'lock' out of the state "
+    "directory: the volume can then be taken over with --allow stateless."
 )
 
 

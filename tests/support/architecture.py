@@ -71,7 +71,7 @@ NOT_FOR_DECIDING: Final = frozenset(
 HARMLESS: Final = frozenset({"os.fsencode", "os.fsdecode", "os.PathLike"})
 
 FAST: Final = frozenset(
-    {"__future__", "_signal", "errno", "fcntl", "marshal", "os", "posix", "stat", "sys"}
+    {"__future__", "_signal", "errno", "fcntl", "marshal", "os", "posix", "stat", "sys", "time"}
 )
 """All that fastpath may import: loaded by the interpreter anyway, or built into it."""
 
@@ -98,7 +98,7 @@ FILE_CALLS: Final = frozenset(
         *("O_APPEND", "O_CREAT", "O_RDWR", "O_TMPFILE", "O_TRUNC", "O_WRONLY"),
     )
 )
-MAY_CHANGE_FILES: Final = frozenset({"linux"})
+MAY_CHANGE_FILES: Final = frozenset({"linux", "fastpath"})
 
 PATHLIB_CALLS: Final = frozenset(
     {"hardlink_to", "symlink_to", "touch", "write_bytes", "write_text"}
