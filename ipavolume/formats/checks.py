@@ -17,6 +17,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
+from ipavolume.model.attributes import is_of_file
+from ipavolume.model.files import Xattrs
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -103,9 +106,10 @@ def binary(value: object) -> bytes:
         raise wrong(value, "base64") from err
 
 
-def binaries(value: object) -> tuple[tuple[str, bytes], ...]:
-    """Return the names of the object *value*, each with the bytes that it has as base64."""
-    return tuple([(name(key), binary(one)) for key, one in table(value).items()])
+def xattrs(value: object) -> Xattrs:
+    """Return the extended attributes that are a file's own, by name, the values as base64."""
+    found = [(name(key), binary(one)) for key, one in table(value).items()]
+    return tuple([item for item in found if is_of_file(item[0])])
 
 
 def mode(value: object) -> int:

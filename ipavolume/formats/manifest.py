@@ -135,7 +135,7 @@ def parse_record(line: bytes) -> Record:
             gid=_id(data["gid"]),
             size=size,
             content=content,
-            xattrs=checks.binaries(data["xattrs"]) if "xattrs" in data else (),
+            xattrs=checks.xattrs(data["xattrs"]) if "xattrs" in data else (),
             flags=flags,
             package=checks.name(data.get("package", "")),
             rpm_digest=checks.name(data.get("rpm_digest", "")),

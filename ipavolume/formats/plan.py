@@ -207,7 +207,7 @@ def _time(value: object) -> int:
 
 _READ: Final[checks.Special] = {
     "mode": checks.mode,
-    "xattrs": checks.binaries,
+    "xattrs": checks.xattrs,
     "uid": _id,
     "gid": _id,
     "dev": _whole,

@@ -16,15 +16,13 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final
 
 from ipavolume.linux.libc import last_errno, libc
+from ipavolume.model.attributes import is_of_file
 from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 INODE_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-
-NEVER_COPIED: Final = ("security.selinux", "trusted.overlay.")
-"""The label belongs to the volume (``:Z``), the overlay attributes to the image's layers."""
 
 _TYPES: Final = {
     stat.S_IFREG: FileType.FILE,
@@ -138,7 +136,7 @@ def open_regular(directory: int, name: str) -> int | None:
 
 
 def read_xattrs(fd: int) -> Xattrs:
-    """Return the extended attributes of the inode behind *fd* that may be copied, sorted."""
+    """Return the extended attributes that are of the file behind *fd* itself, sorted."""
     path = proc_path(fd)
     try:
         names = os.listxattr(path)
@@ -148,7 +146,7 @@ def read_xattrs(fd: int) -> Xattrs:
         raise
     result = []
     for name in sorted(names):
-        if not name.startswith(NEVER_COPIED):
+        if is_of_file(name):
             value = _xattr(path, name)
             if value is not None:
                 result.append((name, value))

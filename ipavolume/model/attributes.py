@@ -14,6 +14,29 @@ CAPABILITY_NAME: Final = "security.capability"
 SET_ID_BITS: Final = 0o6000
 STICKY_BIT: Final = 0o1000
 
+_NAMESPACES: Final = ("user.", "trusted.", "security.", *ACL_NAMES)
+"""What else is listed is a file system's own word for something: ``btrfs.compression``,
+``system.nfs4_acl``, ``ceph.dir.layout``."""
+_NOT_OF_FILES: Final = frozenset(
+    {
+        # Labels belong to the volume (``:Z``); measurements are of this inode on this machine.
+        *("security.selinux", "security.sehash", "security.restorecon_last", "security.apparmor"),
+        *("security.ima", "security.evm"),
+        # How layers and network file systems keep what they show in another way.
+        *("user.containers.override_stat", "user.rootlesscontainers", "trusted.gfid"),
+        *("trusted.lov", "trusted.lma", "trusted.lmv"),
+    }
+)
+_NEVER_OF_FILES: Final = (
+    "security.SMACK64",
+    # xfs lists its ACLs once more, to whoever may see trusted.*.
+    "trusted.SGI_",
+    *("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "user.virtiofsd."),
+    *("user.virtfs.", "user.cifs.", "user.smb3.", "trusted.glusterfs.", "trusted.gfid2path."),
+    *("trusted.afr.", "trusted.ec.", "trusted.pgfid."),
+)
+"""How the names of a kind begin."""
+
 _ACL_HEADER: Final = struct.Struct("<I")
 _ACL_ENTRY: Final = struct.Struct("<HHI")
 _ACL_VERSION: Final = 2
@@ -23,6 +46,25 @@ _ACL_GROUP_OBJ: Final = 0x04
 _ACL_GROUP: Final = 0x08
 _ACL_MASK: Final = 0x10
 _ACL_OTHER: Final = 0x20
+
+
+def is_of_file(name: str) -> bool:
+    """Tell whether the extended attribute *name* is a file's own, which goes where it goes.
+
+    Others say what the kernel, a file system or a layer has of it: the mirror of an ACL, a
+    label, a measurement. They are not recorded, compared or copied, nor taken from a manifest
+    or a plan that an earlier version wrote with them.
+
+    Source:
+        Linux ``fs/xfs/xfs_xattr.c``, ``fs/nfs/nfs4proc.c``, ``fs/btrfs/props.c``,
+        ``fs/ceph/xattr.c``, ``fs/smb/client/xattr.c``, ``fs/overlayfs/overlayfs.h``,
+        ``include/uapi/linux/xattr.h``. Those of fscrypt and fsverity are never listed.
+    """
+    return (
+        name.startswith(_NAMESPACES)
+        and name not in _NOT_OF_FILES
+        and not name.startswith(_NEVER_OF_FILES)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ class Record:
         size: Bytes of a regular file, otherwise 0.
         content: SHA-256 in hexadecimal of a regular file, target of a link, otherwise "".
         xattrs: Extended attributes, POSIX ACLs and file capabilities among them, by name;
-            never ``security.selinux`` or ``trusted.overlay.*``.
+            none but a file's own, see :func:`ipavolume.model.attributes.is_of_file`.
         flags: What the owning package says of it.
         package: Name of the owning package, or "" when no package owns it.
         rpm_digest: ``algorithm:hex`` of the package's own digest where it differs from

@@ -133,6 +133,15 @@ def test_a_record_that_is_not_well_formed_is_refused(change: dict[str, object]) 
         manifest.parse_record(json.dumps(data).encode() + b"\n")
 
 
+def test_what_an_earlier_version_recorded_of_a_file_system_s_own_is_not_taken_over() -> None:
+    """F9: a manifest that was prepared on xfs by a process that saw trusted.* attributes."""
+    acl = ("system.posix_acl_access", b"acl")
+    mirror = ("trusted.SGI_ACL_FILE", b"the same acl")
+    line = manifest.dump_record(replace(PLAIN, xattrs=(acl, mirror)))
+    assert b"SGI" in line
+    assert manifest.parse_record(line) == replace(PLAIN, xattrs=(acl,))
+
+
 @settings(max_examples=300)
 @given(position=st.integers(0, 400), byte=st.integers(0, 255))
 def test_an_altered_line_is_a_record_or_an_error_of_ours(position: int, byte: int) -> None:

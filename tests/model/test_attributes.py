@@ -7,7 +7,15 @@ from typing import Any, Final
 import pytest
 from support.values import acl
 
-from ipavolume.model.attributes import Attributes, acl_ids, from_parts, gives, merge, translate_acl
+from ipavolume.model.attributes import (
+    Attributes,
+    acl_ids,
+    from_parts,
+    gives,
+    is_of_file,
+    merge,
+    translate_acl,
+)
 
 CAPABILITY: Final = ("security.capability", b"cap")
 DEFAULT: Final = ("system.posix_acl_default", acl(u7=7)[1])
@@ -286,3 +294,36 @@ def test_the_numbers_in_an_acl_are_translated(
 def test_what_is_no_acl_is_left_as_it_is(value: bytes) -> None:
     assert translate_acl(value, {7: 8}, {7: 8}) == value
     assert acl_ids(value) == (set(), set())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("user.note", "user.DOSATTRIB", "user.overlayed", "trusted.note", "security.capability"),
+        *("security.NTACL", "system.posix_acl_access", "system.posix_acl_default"),
+    ],
+)
+def test_what_somebody_or_a_package_gave_a_file_is_the_file_s_own(name: str) -> None:
+    """F9: what goes with a file to another place."""
+    assert is_of_file(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # xfs, NFS, CIFS, btrfs, Ceph, bcachefs, Lustre, Gluster, NTFS
+        *("trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT", "system.nfs4_acl", "system.nfs4_dacl"),
+        *("system.cifs_acl", "system.smb3_ntsd", "user.cifs.dosattrib", "btrfs.compression"),
+        *("ceph.dir.layout", "bcachefs.compression", "lustre.lov", "trusted.lov"),
+        *("trusted.glusterfs.volume-id", "trusted.gfid", "system.ntfs_acl"),
+        # layers, and what stands for owners outside of a namespace or machine
+        *("trusted.overlay.opaque", "user.overlay.origin", "user.fuseoverlayfs.opaque"),
+        *("user.containers.override_stat", "user.virtfs.uid", "user.rootlesscontainers"),
+        # labels and measurements
+        *("security.selinux", "security.SMACK64", "security.SMACK64EXEC", "security.ima"),
+        "security.evm",
+    ],
+)
+def test_what_a_file_system_or_the_kernel_says_of_a_file_is_not_the_file_s_own(name: str) -> None:
+    """F9: mirrors of something else, labels, and a layer's own notes."""
+    assert not is_of_file(name)

@@ -192,6 +192,59 @@ def test_everything_that_a_file_can_have_survives_populate_and_upgrade(
     assert world.upgrade(second)["state"] == "current"
 
 
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.filesystem
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay"])
+def test_an_acl_that_went_does_not_come_back_by_what_the_file_system_calls_it_besides(
+    kind: str, filesystem: Filesystems, tmp_path: Path
+) -> None:
+    """F9: xfs lists each ACL a second time, as trusted.SGI_ACL_*, to whoever has CAP_SYS_ADMIN."""
+
+    def package(version: str) -> Path:
+        whose = "root" if version == "1" else "svc"
+        files = [
+            Packaged(path="/etc/app", directory=True),
+            Packaged(path="/etc/app/removed", content=version),
+            Packaged(path="/etc/app/dropped", words=f"%attr(0640,root,{whose})", content="same"),
+        ]
+        return build_rpm(tmp_path, "app", files, version=version)
+
+    def with_acls(image: Image) -> None:
+        set_acl(image.root / "etc/app", "u:250:rwx")
+        set_acl(image.root / "etc/app", "u:250:rwx", default=True)
+        set_acl(image.root / "etc/app/removed", "u:250:rw")
+
+    top = filesystem("xfs" if kind == "overlay" else kind, 300)
+    site = Site(top=top)
+    lists = {"/data": ["/etc/app/"]}
+    packages = [package(version) for version in ("1", "2")]
+    first, second = (site.image(rpm.name, [rpm], lists=lists, edit=with_acls) for rpm in packages)
+    elsewhere = Site(top=tmp_path).image("1", packages[:1], lists=lists, edit=with_acls)
+    assert first.records() == elsewhere.records()
+    names = {name for record in first.records().values() for name, _ in record.xattrs}
+    assert names == {ACCESS_ACL, DEFAULT_ACL}
+    with _layered(first, second, top, overlay=kind == "overlay"):
+        site.upgrade(first)
+        app = site.volume() / "etc/app"
+        subprocess.run([need_tool("setfacl"), "-b", str(app / "removed")], check=True, timeout=60)
+        (app / "dropped").chmod(0o600)
+        set_acl(app / "dropped", "u:4242:r")
+        os.setxattr(app / "dropped", "user.note", b"somebody's")
+        os.setxattr(app / "dropped", "trusted.note", b"somebody's")
+        # A name from elsewhere has it changed on a copy.
+        (top / "outside").hardlink_to(app / "dropped")
+        site.upgrade(second)
+    assert (app / "removed").read_text() == "2"
+    for name in ("removed", "dropped"):
+        assert not [line for line in acl(app / name) if "250" in line or "4242" in line]
+    assert (app / "dropped").stat().st_nlink == 1
+    assert xattr(app / "dropped", "user.note") == xattr(app / "dropped", "trusted.note")
+    assert xattr(app / "dropped", "user.note") == b"somebody's"
+    assert "user:250:rwx" in acl(app)
+    assert "user:250:rwx" in acl(app, default=True)
+
+
 def _assert_holes(volume: Path) -> None:
     sparse = (volume / "srv/app/sparse").lstat()
     assert sparse.st_size == SPARSE
