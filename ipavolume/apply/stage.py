@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import mmap
 import os
 import stat
@@ -24,10 +25,12 @@ from ipavolume.linux.files import (
     make_directory,
     make_fifo,
     make_symlink,
+    open_regular,
     set_link_times,
     set_metadata,
     set_times,
     set_xattrs,
+    unlink,
 )
 from ipavolume.model.actions import (
     CreateTree,
@@ -39,6 +42,7 @@ from ipavolume.model.actions import (
     Save,
     SetMetadata,
 )
+from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Progress
@@ -47,6 +51,7 @@ from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.index import INDEX_ENTRY, index_entry
 from ipavolume.volume.tree import Tree
 
+_UNPRIVILEGED: Final = Metadata(uid=0, gid=0, mode=0o600)
 _PARALLEL_FROM_FILES: Final = 2000
 """Fewer files are copied before a second process has started."""
 
@@ -101,6 +106,7 @@ class Stage:
             VolumeIOError: If something cannot be written; nothing visible has changed.
         """
         trees: dict[str, int] = {}
+        privileged = self._privileged_records()
         for number, action in enumerate(self._plan.actions):
             signals.check()
             match action:
@@ -108,7 +114,7 @@ class Stage:
                     trees[path] = number
                 case Install(path=path):
                     with attempt("stage", path, now=STATE_UNTOUCHED):
-                        self._stage_install(number, action)
+                        self._stage_install(number, action, privileged.get(action.record))
                 case Save() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
                     pass
         if trees:
@@ -117,7 +123,18 @@ class Stage:
         self._template.close()
         self._staged.close()
 
-    def _stage_install(self, number: int, action: Install) -> None:
+    def _privileged_records(self) -> dict[str, Record]:
+        """Return the records of single files that are given set-id bits or capabilities."""
+        paths = {
+            action.record
+            for action in self._plan.actions
+            if isinstance(action, Install) and is_privileged(action.metadata)
+        }
+        lines = self._image.lines() if paths else ()
+        records = (manifest.parse_record(line) for line in lines if manifest.path_of(line) in paths)
+        return {record.path: record for record in records}
+
+    def _stage_install(self, number: int, action: Install, privileged: Record | None) -> None:
         parent, _, name = action.record.rpartition("/")
         source = self._template.directory(parent)
         st = None if source is None else lstat(source, name)
@@ -142,6 +159,8 @@ class Stage:
         if stat.S_ISREG(st.st_mode):
             if st.st_size != action.bytes:
                 raise not_in_template(action.record)
+            if privileged is not None:
+                check_content(area.new, str(number), privileged)
             self._links[key] = (area.new, str(number))
 
     def _stage_trees(self, trees: Mapping[str, int]) -> None:
@@ -298,13 +317,38 @@ def not_in_template(path: str) -> ManifestError:
 def place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
     """Put what *record* ships into *directory*, from the open directory *source*."""
     if record.type is FileType.FILE:
-        st = copying.copy_file(source, name, directory, name, record.metadata)
+        privileged = is_privileged(record.metadata)
+        metadata = _UNPRIVILEGED if privileged else record.metadata
+        st = copying.copy_file(source, name, directory, name, metadata)
         if st.st_size != record.size:
             raise not_in_template(record.path)
+        if privileged:
+            check_content(directory, name, record)
+            with inode(directory, name) as fd:
+                set_metadata(fd, record.metadata)
+                st = os.fstat(fd)
         return st
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     _place(source, name, st, directory, name, record.metadata, target=record.content)
     return lstat(directory, name)
+
+
+def check_content(directory: int, name: str, record: Record) -> None:
+    """Make sure that the copy *name* is what *record* ships.
+
+    A template is as writable for a service as the file itself: what is written there loses
+    its set-id bits and capabilities, and a copy would get them back from the manifest.
+
+    Raises:
+        ManifestError: If it is not; the copy is gone.
+    """
+    fd = open_regular(directory, name)
+    if fd is not None:
+        with open(fd, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() == record.content:
+                return
+    unlink(directory, name)
+    raise not_in_template(record.path)
 
 
 def _place(

@@ -431,10 +431,11 @@ class Swap:
                 files.make_fifo(area.new, staged, new)
                 files.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FILE:
-                found = files.read_xattrs(fd)
-                other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
-                copy = copying.copy_inode(fd, area.new, staged)
+                copy, now = copying.copy_quiet_inode(fd, area.new, staged)
                 with open(copy, "rb") as stream:
+                    # Looked at only now: whoever wrote what was copied took the bits away.
+                    found = files.read_xattrs(fd)
+                    other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
                     if not action.content:
                         new = _not_more_privileged(new, now.st_mode, found)
                     elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:

@@ -19,6 +19,7 @@ from ipavolume.linux.files import (
 from ipavolume.model.files import Metadata
 
 _COPY_BYTES: Final = 1 << 20
+_ATTEMPTS: Final = 3
 _IN_KERNEL_FROM_BYTES: Final = 256 << 10
 """Below this a read and a write beat ``copy_file_range``, which has a fixed cost."""
 
@@ -82,6 +83,29 @@ def copy_inode(fd: int, directory: int, name: str) -> int:
         return writer
     finally:
         os.close(reader)
+
+
+def copy_quiet_inode(fd: int, directory: int, name: str) -> tuple[int, os.stat_result]:
+    """Copy the content of the regular file behind *fd* to *name*, while nobody changes it.
+
+    It is copied again when it was changed meanwhile, a few times at most.
+
+    Returns:
+        A descriptor of the copy as :func:`copy_inode` does, and what ``fstat`` said of the
+        original after it was read: the kernel takes set-id bits and capabilities away before
+        somebody's text is in a file, so what a copy may be given is to be decided by this.
+    """
+    for _ in range(_ATTEMPTS):
+        before = os.fstat(fd)
+        copy = copy_inode(fd, directory, name)
+        after = os.fstat(fd)
+        if after.st_ctime_ns == before.st_ctime_ns:
+            break
+        os.close(copy)
+    else:
+        copy = copy_inode(fd, directory, name)
+        after = os.fstat(fd)
+    return copy, after
 
 
 def copy_content(reader: int, writer: int, st: os.stat_result) -> None:

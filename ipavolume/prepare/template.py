@@ -203,6 +203,14 @@ class Template:
             copying.copy_file(directory, name, target, copy, metadata)
             (original,) = digests_of(directory, name, ("sha256",))
             (copied,) = digests_of(target, copy, ("sha256",))
+            # What it gets was looked at before it was read: somebody who wrote to it meanwhile
+            # would have his text with the set-id bits that the kernel took from the original.
+            now = files.lstat(directory, name)
+            if now is None or now.st_ctime_ns != st.st_ctime_ns:
+                raise VolumeIOError(
+                    f"{shown!r} was changed while it was copied",
+                    hint="Stop what writes to the image tree, and run ipavolume prepare again.",
+                )
             if original != copied:
                 raise VolumeIOError(
                     f"the copy of {shown!r} differs from the original",

@@ -252,6 +252,36 @@ def _assert_holes(volume: Path) -> None:
     assert (volume / "srv/app/sparse-small").lstat().st_blocks * 512 < 60 << 10
 
 
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize("command", ["populate", "upgrade"])
+@pytest.mark.parametrize("rights", ["set-id bit", "capability"])
+def test_what_somebody_wrote_into_the_template_of_a_privileged_file_gets_no_privilege(
+    rights: str, command: str, two_versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """F44: the manifest says what the file gets, and a service may write to its template."""
+    site = Site(top=tmp_path)
+    images = [
+        site.image(
+            rpm.name,
+            [rpm],
+            lists={"/data": ["/srv/app/"]},
+            edit=lambda image, rpm=rpm: _decorate(image, rpm.name[5]),  # type: ignore[misc]
+        )
+        for rpm in two_versions
+    ]
+    image = images[command == "upgrade"]
+    if command == "upgrade":
+        site.upgrade(images[0])
+    before = picture(site.volume(), leave_out=lambda path: path.startswith("/.ipavolume"))
+    name = "set-id" if rights == "set-id bit" else "capable"
+    template = image.root / f"data-template/srv/app/{name}"
+    template.write_text("x" * template.stat().st_size)
+    said = site.run("upgrade", image, status=78).stderr
+    assert f"/data/srv/app/{name}" in said
+    assert picture(site.volume(), leave_out=lambda path: path.startswith("/.ipavolume")) == before
+
+
 class _layered:  # noqa: N801 - used like a function
     """Put the images behind overlay file systems, as they are in a container."""
 

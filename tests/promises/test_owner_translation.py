@@ -635,3 +635,51 @@ def test_an_account_with_a_second_name_for_its_number_keeps_that_number(
     site.upgrade(images[1])
     assert owner(own) == (310, 0, 0o640)
     assert owner(site.volume() / "etc/app/stays") == (310, 1310, 0o640)
+
+
+@pytest.mark.parametrize("when", ["before it is read", "after it was read"])
+@pytest.mark.parametrize("rights", ["set-id bit", "capability"])
+def test_what_somebody_writes_into_a_privileged_file_meanwhile_gets_no_privilege(
+    rights: str, when: str, site: Site, handing_on: list[Path], tmp_path: Path
+) -> None:
+    """F44: an owner's program that others may write to is copied, to get its bits back."""
+    images = [
+        site.image(
+            name,
+            handing_on[:1],
+            lists={"/data": ["/etc/app/"]},
+            passwd=_passwd({"giver": number}),
+            group=_group({"giver": 1310}),
+        )
+        for name, number in (("one", 310), ("two", 311))
+    ]
+    site.upgrade(images[0])
+    program = site.volume() / "etc/app/program"
+    _make(program, 310, 4343, 0o4775 if rights == "set-id bit" else 0o775)
+    if rights == "capability":
+        set_capability(program, "cap_net_raw=ep")
+    # The same on a copy tells which call it is.
+    same = tmp_path / "same"
+    subprocess.run(["cp", "-a", site.volume(), same], check=True, timeout=60)
+    command = [sys.executable, "-m", "ipavolume", "upgrade", "--root", str(images[1].root)]
+    done, calls = tracing.trace(
+        [*command, "--volume", str(same)], env=clean_environment(), log=tmp_path / "log"
+    )
+    assert done.returncode == 0, done.stderr
+    assert owner(same / "etc/app/program")[0] == 311
+    name = "fchmod" if when == "before it is read" else "write"
+    call = calls[
+        tracing.find(calls, lambda call: call.name == name and "/transaction/new/" in call.text)
+    ]
+    command += ["--volume", str(site.volume())]
+    with tracing.stopped(command, name, call.number, env=clean_environment()) as program_of_ours:
+        program_of_ours.wait_until_stopped()
+        assert owner(program)[0] == 310
+        setpriv = [need_tool("setpriv"), "--reuid=4242", "--regid=4343", "--clear-groups"]
+        with program.open("w") as stream:
+            subprocess.run([*setpriv, "echo", "planted"], stdout=stream, check=True, timeout=60)
+        program_of_ours.go_on(program_of_ours.processes[0])
+        assert program_of_ours.wait().returncode == 0
+    assert program.read_text() == "planted\n"
+    assert owner(program) == (311, 4343, 0o775)
+    assert xattr(program, CAPABILITY) == b""
