@@ -40,7 +40,7 @@ find_python() {
 is_debian_root() { [[ $EUID -eq 0 && -e /etc/debian_version ]] && command -v apt-get >/dev/null; }
 
 install_debian_packages() {
-    local package missing=() wanted=("${debian_packages[@]}")
+    local package missing=() wanted=("${debian_packages[@]}" "$@")
     "$python" -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
     for package in "${wanted[@]}"; do
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
@@ -122,11 +122,12 @@ start_engine() {
     return 1
 }
 
-# prepare_machine: installs or names the missing commands, and makes the environment.
+# prepare_machine PACKAGE...: installs or names the missing commands, and makes the environment;
+# Debian packages that only one script needs are its arguments.
 prepare_machine() {
     python=$(find_python)
     if is_debian_root; then
-        install_debian_packages
+        install_debian_packages "$@"
     else
         name_missing_commands
     fi
