@@ -58,7 +58,7 @@ def move_build_ids(areas: Iterable[Area]) -> None:
 
 def commit(
     areas: Sequence[Area],
-    identities: Sequence[Identity],
+    identities: Sequence[Identity | None],
     build_id: str,
     history: tuple[Iterable[Any], dict[str, Any]],
     *,
@@ -69,7 +69,7 @@ def commit(
 
     Args:
         areas: The areas that are still open, the primary one first.
-        identities: Who their volumes are.
+        identities: Who their volumes are; ``None``: what is recorded of that stays.
         build_id: Id of the image.
         history: The runs that are recorded already, and this one.
         stepped: With *unexecuted*: the last image whose steps all ran; ``None``: none did.
@@ -101,9 +101,8 @@ def commit(
         close_transaction(primary, now=STATE_CLOSED)
 
 
-def _write_identity(area: Area, identity: Identity) -> None:
-    """Record who the volume is, once for all."""
-    if files.lstat(area.state, layout.IDENTITY) is None:
+def _write_identity(area: Area, identity: Identity | None) -> None:
+    if identity is not None:
         journal.write_identity(area.state, identity)
 
 

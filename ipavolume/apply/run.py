@@ -41,6 +41,7 @@ from ipavolume.model.tasks import (
     pending,
 )
 from ipavolume.plan.draft import Draft, recorded_of
+from ipavolume.plan.verdict import State
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
@@ -373,6 +374,7 @@ class _Run:
                 self._facts[mount],
                 self._transaction,
                 target,
+                self._plan,
                 primary=mount == self._context.volumes.primary.mount,
             )
             for mount in self._areas
@@ -448,17 +450,25 @@ def _add_to_index(first: Area, entries: Mapping[int, bytes]) -> None:
 
 
 def _identity(
-    facts: Facts, transaction: Transaction, image: ImageHeader, *, primary: bool
-) -> Identity:
-    if facts.identity is not None:
-        return facts.identity
-    return Identity(
-        uuid=transaction.primary if primary else _new_uuid(),
-        primary=transaction.primary,
-        created=clock.now(),
-        image=image.build_id,
-        image_name=image.image_name,
-    )
+    facts: Facts, transaction: Transaction, image: ImageHeader, plan: Plan, *, primary: bool
+) -> Identity | None:
+    """Return who a volume is, where that is not recorded so already."""
+    if facts.identity is None:
+        return Identity(
+            uuid=transaction.primary if primary else _new_uuid(),
+            primary=transaction.primary,
+            created=clock.now(),
+            image=image.build_id,
+            image_name=image.image_name,
+            application=image.application,
+        )
+    application = facts.identity.application
+    # An image that names none leaves it as it is, but not where it took another one's volume.
+    if image.application or State.FOREIGN in plan.overrides:
+        application = image.application
+    if application == facts.identity.application:
+        return None
+    return replace(facts.identity, application=application)
 
 
 def _new_uuid() -> str:

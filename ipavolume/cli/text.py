@@ -412,6 +412,8 @@ def card_lines(card: Card) -> list[str]:
         return [*lines, "state     says nothing: empty, or not ours"]
     name = f" ({recorded['name']})" if recorded.get("name") else ""
     lines.append(f"image     {escape(str(recorded.get('id') or 'none recorded') + name)}")
+    if recorded.get("application"):
+        lines.append(escape(f"of        {recorded['application']}"))
     system = recorded.get("os")
     if system and system["id"]:
         lines.append(escape(f"release   {system['id']} {system['version_id']}"))

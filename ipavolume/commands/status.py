@@ -20,6 +20,7 @@ def image_data(header: ImageHeader) -> dict[str, Any]:
         "id": header.build_id,
         "name": header.image_name,
         "created": header.created,
+        "application": header.application,
         "os": {"id": header.os_id, "version_id": header.os_version},
         "packages": {package.name: package.evr for package in header.packages},
     }
@@ -29,7 +30,7 @@ def recorded_data(facts: Facts) -> dict[str, Any] | None:
     """Return what a volume says of itself as plain data, or ``None`` when it says nothing."""
     if facts.build_id is None and facts.identity is None and facts.transaction is None:
         return None
-    data: dict[str, Any] = {"id": facts.build_id}
+    data: dict[str, Any] = {"id": facts.build_id, "application": facts.application}
     if facts.baseline is not None:
         image = image_data(facts.baseline)
         data.update(

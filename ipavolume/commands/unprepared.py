@@ -76,6 +76,7 @@ def image_data(image: UnpreparedImage) -> dict[str, Any]:
         "id": image.build_id,
         "name": image.reference,
         "created": "",
+        "application": "",
         "os": {"id": image.os_id, "version_id": image.os_version},
         "packages": {},
     }

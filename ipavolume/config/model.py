@@ -112,6 +112,8 @@ class Config:
 
     Attributes:
         profile: Name of the profile, or "".
+        application: What the application is called: the first word is recorded on the volumes,
+            and those with any of the words are its own. Empty: nobody said.
         volumes: The volumes; the first is the primary one.
         volumes_given: The file itself declares the volumes.
         start_exec: What ``start`` executes at the end; empty: the command line's words.
@@ -128,6 +130,7 @@ class Config:
 
     profile: str
     volumes: tuple[VolumeConfig, ...]
+    application: tuple[str, ...] = ()
     volumes_given: bool = False
     start_exec: tuple[str, ...] = ()
     log_follow: tuple[str, ...] = ()

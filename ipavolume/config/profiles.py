@@ -32,6 +32,7 @@ PROFILES: Final = {
     "": GENERIC,
     "freeipa": Config(
         profile="freeipa",
+        application=("freeipa",),
         volumes=GENERIC.volumes,
         start_exec=("/usr/sbin/init",),
         log_follow=("/var/log/ipa-server-configure-first.log",),

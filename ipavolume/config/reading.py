@@ -35,6 +35,7 @@ _UNIT: Final = re.compile(
     r"|automount)",
     re.ASCII,
 )
+_APPLICATION: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.IGNORECASE | re.ASCII)
 
 
 def parse_config(data: bytes | None) -> Config:
@@ -203,6 +204,13 @@ def _unit_fault(value: str) -> str:
     return ""
 
 
+def application_fault(value: str) -> str:
+    """Say why *value* cannot be what an application is called; "" when it can."""
+    if not _APPLICATION.fullmatch(value):
+        return f"{value!r:.80} is not a word such as 'my-server'"
+    return ""
+
+
 def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
     def check(value: str) -> str:
         return "" if value in words else f"{value!r} is none of {', '.join(words)}"
@@ -232,6 +240,7 @@ def _read_config(top: _Table) -> Config:
     config = Config(
         profile=profile,
         volumes=volumes or default.volumes,
+        application=top.texts("application", default.application, check=application_fault),
         volumes_given=volumes_given,
         start_exec=start.texts("exec", default.start_exec, check=_filled),
         log_follow=start.texts("log-follow", default.log_follow, check=_path_fault),

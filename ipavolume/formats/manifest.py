@@ -227,6 +227,7 @@ def dump_header(header: ImageHeader) -> bytes:
         "links": [list(link) for link in header.links],
         "records": header.records,
         "records_digest": header.records_digest,
+        **({"application": header.application} if header.application else {}),
     }
     return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
 
@@ -264,6 +265,7 @@ def parse_header(line: bytes) -> ImageHeader:
             links=checks.pairs(data["links"]),
             records=checks.count(data["records"]),
             records_digest=checks.name(data["records_digest"]),
+            application=checks.name(data.get("application", "")),
         )
     except checks.MalformedError as err:
         raise ManifestError(

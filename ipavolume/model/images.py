@@ -75,6 +75,7 @@ class ImageHeader:
         links: Symbolic links of the image that lead into a mount: path and target.
         records: Number of path records that follow.
         records_digest: BLAKE2b-256 of the bytes of the record lines.
+        application: The application whose state is kept, by the word it is recorded with, or "".
     """
 
     build_id: str
@@ -89,3 +90,4 @@ class ImageHeader:
     links: tuple[tuple[str, str], ...] = ()
     records: int = 0
     records_digest: str = ""
+    application: str = ""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from ipavolume.context import Context
+from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
 from ipavolume.model.files import FileType, Record
+from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
-from ipavolume.plan.verdict import Question, Verdict
+from ipavolume.plan.verdict import Owners, Question, Verdict
+from ipavolume.rpm import versions
 from ipavolume.volume import adopt
 from ipavolume.volume.facts import Facts, mark_of_kept
+from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.volumes import Volumes
+
+_PACKAGE: Final = re.compile(rb',"package":"([A-Za-z0-9._+-]+)"')
+_DIRECTORY: Final = b',"type":"directory",'
 
 
 def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
@@ -32,6 +41,8 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             image=context.image.header,
             accept=context.image.config.accept_from,
             guard=context.image.config.accept_guard or ("*",),
+            application=_called(context.image),
+            owners=_owners(context, primary, legacy),
             allow=context.options.allow,
             occupied=occupied,
             kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
@@ -39,6 +50,66 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             expect_existing=context.options.expect_existing,
             consent=context.options.consent,
         )
+    )
+
+
+def _called(image: Image) -> tuple[str, ...]:
+    """Return what the image calls its application, as configured and as it will be recorded."""
+    prepared = image.header.application
+    return tuple(dict.fromkeys((*image.config.application, *([prepared] if prepared else []))))
+
+
+def _owners(
+    context: Context, primary: Facts, legacy: ImageHeader | None
+) -> tuple[Owners, Owners] | None:
+    """Return whose application volumes and image are by their packages, where that is asked."""
+    image = context.image
+    if not verdict.is_told_by_packages(image.header, _called(image), primary):
+        return None
+    volume = context.volumes.primary
+    if primary.transaction is not None:
+        header, stream = read_target(volume, primary)
+    elif primary.baseline is not None:
+        header, stream = read_baseline(volume)
+    elif legacy is not None and legacy.packages:
+        # What the application itself says of its version is there because it is that one.
+        theirs = Owners(files=legacy.packages, all=legacy.packages)
+        return theirs, _owners_of(image.header, image.lines(), image.config.accept_guard)
+    else:
+        return None
+    guard = image.config.accept_guard
+    with stream:
+        theirs = _owners_of(header, manifest.read_lines(stream), guard)
+    return theirs, _owners_of(image.header, image.lines(), guard)
+
+
+def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]) -> Owners:
+    """Return the packages of what is listed, and those that the configuration guards."""
+    above = {
+        spec.mount + entry[:end]
+        for spec in header.volumes
+        for entry in spec.entries
+        for end in range(1, len(entry))
+        if entry[end] == "/"
+    }
+    owners: dict[str, bool] = {}
+    for line in lines:
+        found = _PACKAGE.search(line)
+        if found is None or ((name := found[1].decode("ascii")) in owners and owners[name]):
+            continue
+        is_file = _DIRECTORY not in line
+        if is_file or manifest.path_of(line) not in above:
+            owners[name] = is_file
+    owners |= {
+        package.name: True
+        for package in header.packages
+        for pattern in guard
+        if versions.matches_package(pattern, package)
+    }
+    packages = [package for package in header.packages if package.name in owners]
+    return Owners(
+        files=tuple(package for package in packages if owners[package.name]),
+        all=tuple(packages),
     )
 
 

@@ -77,5 +77,12 @@ def conduct(state: State) -> Conduct:
             return Conduct(does=Does.FIRST_RUN, asks=When.START)
         case State.WAITING | State.PARTIAL:
             return Conduct(does=Does.REFUSE, asks=When.START)
-        case State.LOCKED | State.UNSAFE | State.BLOCKED | State.NEWER | State.INCOMPATIBLE:
+        case (
+            State.LOCKED
+            | State.UNSAFE
+            | State.FOREIGN
+            | State.BLOCKED
+            | State.NEWER
+            | State.INCOMPATIBLE
+        ):
             return Conduct(does=Does.REFUSE)

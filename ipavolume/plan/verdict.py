@@ -5,13 +5,18 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from ipavolume.config import releases
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package
+from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import Facts, Transaction
+
+_MAX_NAMED: Final = 5
+_SAYS_NOTHING: Final = frozenset("()/")
 
 
 class State(enum.StrEnum):
@@ -19,6 +24,7 @@ class State(enum.StrEnum):
 
     LOCKED = "locked"
     UNSAFE = "unsafe"
+    FOREIGN = "foreign"
     UPGRADING = "upgrading"
     TAKEN_OVER = "taken over"
     BLOCKED = "blocked"
@@ -53,6 +59,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Owners:
+    """The packages whose application a volume, or an image, keeps the state of.
+
+    Attributes:
+        files: Those that own listed files.
+        all: Those that own anything listed, directories included.
+    """
+
+    files: tuple[Package, ...] = ()
+    all: tuple[Package, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """All that the verdict depends on.
 
@@ -62,6 +81,9 @@ class Question:
         image: Header of the image's manifest.
         accept: Rules of releases a volume may come from.
         guard: Packages that must not go back.
+        application: What the image calls its application; empty: nobody said.
+        owners: Of the volumes and of the image, whose application each is, by their packages;
+            ``None``: it is told by other means.
         allow: Codes of refusals that the operator overrides.
         occupied: A path of the template that is on the volume, by mount; "" for none.
         kept: By mount of a volatile volume what only one has whose content is kept; "" for none.
@@ -78,6 +100,8 @@ class Question:
     allow: Collection[str]
     occupied: Mapping[str, str]
     kept: Mapping[str, str]
+    application: Collection[str] = ()
+    owners: tuple[Owners, Owners] | None = None
     legacy: ImageHeader | None = None
     expect_existing: bool = False
     consent: bool = True
@@ -89,20 +113,113 @@ def judge(question: Question) -> Verdict:
     unsafe = _judge_volatile(question) or _judge_secondaries(question, primary)
     if unsafe is not None:
         return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
-    found = _judge_primary(question, primary)
+    foreign = _judge_application(question, primary)
+    if foreign is not None and State.FOREIGN not in question.allow:
+        return Verdict(state=State.FOREIGN, reason=str(foreign), error=foreign)
+    found = _judge_primary(question, primary, foreign=foreign is not None)
     if found.error is not None:
         return found
     # What would have been refused above was overridden, whatever the state.
+    taken = () if foreign is None else (str(State.FOREIGN),)
     kept = ("kept-volume",) if any(question.kept.values()) else ()
     lost = ("lost-secondary",) if _has_lost(question, primary) else ()
-    return replace(found, overrides=(*kept, *lost, *found.overrides))
+    return replace(found, overrides=(*kept, *lost, *taken, *found.overrides))
 
 
 def _has_lost(question: Question, primary: Facts) -> bool:
     return any(_is_lost(question, primary, mount) for mount in question.mounts[1:])
 
 
-def _judge_primary(question: Question, primary: Facts) -> Verdict:
+def is_told_by_packages(image: ImageHeader, application: Collection[str], primary: Facts) -> bool:
+    """Tell whether only packages can say that volumes are of another application.
+
+    Args:
+        image: Header of the image's manifest.
+        application: What the image calls its application.
+        primary: What was found on the primary volume.
+    """
+    if primary.application and application:
+        return False
+    if primary.transaction is not None:
+        return not _leads_to(image, primary.transaction)
+    known = primary.baseline
+    return known is None or not (
+        known.build_id == image.build_id or known.fingerprint == image.fingerprint != ""
+    )
+
+
+def _leads_to(image: ImageHeader, open_: Transaction) -> bool:
+    return open_.to_build == image.build_id or open_.fingerprint == image.fingerprint != ""
+
+
+def _judge_application(question: Question, primary: Facts) -> IpaVolumeError | None:
+    image = question.image
+    mount = question.mounts[0]
+    recorded = primary.application
+    if recorded and question.application:
+        if recorded in question.application:
+            return None
+        ours = " or ".join(map(repr, question.application))
+        return RefusedError(
+            f"the volume at {mount} belongs to the application {recorded!r}; this image, "
+            f"{name_of(image)}, is of {ours}",
+            code="foreign",
+            hint=f"Mount the volume of {ours}, or start an image of {recorded!r}. If both are the "
+            f"same application, add {recorded!r} to application in {CONFIG_PATH} of the image. To "
+            "take the volume over anyway: --allow foreign.",
+        )
+    if question.owners is None:
+        return None
+    theirs, ours_ = question.owners
+    if not _are_strangers(theirs, ours_):
+        return None
+    known = primary.target or primary.baseline or question.legacy
+    of = f" ({recorded!r})" if recorded else ""
+    return RefusedError(
+        f"the volume at {mount} belongs to another application{of}: it is of "
+        f"{name_of(known) if known and known.build_id else 'an unknown image'} with "
+        f"{_named(theirs)}, none of which has anything to do with {_named(ours_)} of this image, "
+        f"{name_of(image)}",
+        code="foreign",
+        hint="Mount the volume that belongs to this image. If both are the same application, take "
+        "it over once with --allow foreign; an image that names it (application in "
+        f"{CONFIG_PATH}) is not told by its packages.",
+    )
+
+
+def _named(owners: Owners) -> str:
+    names = [package.name for package in owners.files or owners.all]
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
+
+
+def _are_strangers(theirs: Owners, ours: Owners) -> bool:
+    """Tell whether no package of one side is, by name or by what it provides, one of the other's.
+
+    Every distribution has a package with /etc and /var/log in it, which says nothing of what is
+    run: of those that only own directories one side may have some, if the other has files.
+    """
+    if not (theirs.all and ours.all):
+        return False
+    return not (
+        _meet(theirs.files or theirs.all, ours.all) or _meet(theirs.all, ours.files or ours.all)
+    )
+
+
+def _meet(some: Sequence[Package], others: Sequence[Package]) -> bool:
+    known = {name for package in others for name in _names(package)}
+    return any(name in known for package in some for name in _names(package))
+
+
+def _names(package: Package) -> Iterator[str]:
+    yield package.name
+    for provide in package.provides:
+        # "bundled(gnulib)", "libc.so.6()(64bit)" and "/bin/sh" say nothing of what it is.
+        if not _SAYS_NOTHING.intersection(provide.name):
+            yield provide.name
+
+
+def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verdict:
     if primary.transaction is not None:
         return _judge_transaction(question, primary, primary.transaction)
     image = question.image
@@ -110,7 +227,8 @@ def _judge_primary(question: Question, primary: Facts) -> Verdict:
     if primary.baseline is not None:
         # A lost secondary may have its id still; it is filled, and gets its state again.
         consistent = ids == {primary.baseline.build_id} and not _has_lost(question, primary)
-        if consistent and primary.baseline.build_id == image.build_id:
+        # Where it is another one's all the same, everything is recorded anew.
+        if consistent and primary.baseline.build_id == image.build_id and not foreign:
             return Verdict(state=State.CURRENT, reason=f"of this image, {image.build_id}")
         if (
             consistent
@@ -191,8 +309,7 @@ def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
 
 
 def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
-    image = question.image
-    if open_.to_build == image.build_id or open_.fingerprint == image.fingerprint != "":
+    if _leads_to(question.image, open_):
         return Verdict(
             state=State.UPGRADING,
             reason=f"run {open_.run} to {open_.to_build} is not finished ({open_.phase})",
@@ -209,10 +326,35 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
             "there: --allow blocked --allow newer.",
         )
         return Verdict(state=State.BLOCKED, reason=str(error), error=error)
+    refused = None if target is None else _refuse_what_follows(question, open_, target)
+    if refused is not None:
+        return Verdict(state=State.TAKEN_OVER, reason=str(refused), error=refused)
     return Verdict(
         state=State.TAKEN_OVER,
         reason=f"run {open_.run} to {open_.to_build} of another image is not finished",
         overrides=("blocked",) if newer is not None else (),
+    )
+
+
+def _refuse_what_follows(
+    question: Question, open_: Transaction, target: ImageHeader
+) -> IpaVolumeError | None:
+    """Return what refuses the upgrade that follows once the open run is finished.
+
+    What is overridden is recorded by that upgrade, not by the run that is finished.
+    """
+    refused, _ = _refuse_direction(question, target)
+    if refused is None:
+        amid = f"in the middle of an upgrade to {name_of(target)}"
+        refused = _with_consent(question, State.TAKEN_OVER, amid, ())
+    error = refused.error
+    if error is None:
+        return None
+    return RefusedError(
+        f"run {open_.run} to {name_of(target)} is not finished, and what follows it is refused: "
+        f"{error}",
+        code=error.code,
+        hint=f"The image {name_of(target)} can finish it. {error.hint}",
     )
 
 

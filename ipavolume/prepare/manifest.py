@@ -165,6 +165,7 @@ def describe(
         links=findings.links,
         records=spooled.count,
         records_digest=spooled.digest.hexdigest(),
+        application=config.application[0] if config.application else "",
     )
     if before is not None and manifest.dump_header(header) == manifest.dump_header(before):
         return header

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,7 +23,7 @@ from ipavolume.config.model import (
     default_volume,
 )
 from ipavolume.config.pathlist import ListEntry, normalise, parse_path_list
-from ipavolume.config.reading import parse_config, place_fault
+from ipavolume.config.reading import application_fault, parse_config, place_fault
 from ipavolume.errors import ConfigurationError
 from ipavolume.formats import manifest
 from ipavolume.image.release import read_accounts
@@ -258,6 +259,8 @@ class _Run:
             )
             check_steps(tree, header)
             written = write(tree, findings, header, spool, make=relocation.make)
+        if not header.application:
+            self._suggest(header, facts)
         return PrepareResult(
             build_id=header.build_id,
             changed=written
@@ -272,6 +275,17 @@ class _Run:
             records=header.records,
             packages=len(header.packages),
             warnings=tuple(self._warnings),
+        )
+
+    def _suggest(self, header: ImageHeader, facts: PackageFacts) -> None:
+        """Suggest what to call the application, where nobody said."""
+        named = header.image_name.partition("@")[0].rpartition("/")[2].partition(":")[0]
+        owners = Counter(one.package for one in facts.files.values())
+        words = (named, *(package for package, _ in owners.most_common(1)))
+        word = next((word for word in words if not application_fault(word)), "my-server")
+        self._progress(
+            f'application = ["{word}"] in {CONFIG_PATH} would say whose volumes these are: without '
+            "it only packages tell those of another application"
         )
 
     def _check_templates(self) -> None:

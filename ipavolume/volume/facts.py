@@ -41,6 +41,7 @@ _PHASES: Final = (MARKED, SWAPPED, COMMITTING)
 _MAX_ID_BYTES: Final = 1024
 _LEGACY_NAMES: Final = ("volume-version", ".configfiles", ".configfiles-noreplace")
 """What the scripts of the freeipa-container project leave on a volume."""
+_LEGACY_APPLICATION: Final = "freeipa"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ class Identity:
         created: Time of its creation, ISO 8601 in UTC.
         image: Id of the image that created it.
         image_name: Name of that image, or "".
+        application: The application whose volume it is, or "": nobody said.
     """
 
     uuid: str
@@ -87,6 +89,7 @@ class Identity:
     created: str
     image: str
     image_name: str = ""
+    application: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,16 @@ class Facts:
     def stepped(self) -> ImageHeader | None:
         """Header of the last image whose steps all ran on the volume."""
         return self.pending or self.baseline
+
+    @property
+    def application(self) -> str:
+        """The application whose volume it is, or "": nobody said.
+
+        That of an open run counts, because its files may be there already.
+        """
+        headers = (self.target if self.transaction else None, self.identity, self.baseline)
+        recorded = next((one.application for one in headers if one and one.application), "")
+        return recorded or (_LEGACY_APPLICATION if self.legacy else "")
 
 
 def mark_of_kept(volume: Volume) -> str:
@@ -236,7 +249,8 @@ def _read_identity(fd: int, volume: Volume) -> Identity | None:
     if data is None:
         return None
     try:
-        return checks.load(Identity, data)
+        # Of before volumes were of an application, it does not say.
+        return checks.load(Identity, {"application": "", **data})
     except checks.MalformedError as err:
         raise damaged(fd, IDENTITY, "is cut short or was altered") from err
 

@@ -98,20 +98,36 @@ def check_transaction(volume: Volume, facts: Facts) -> None:
     Raises:
         UnsafeVolumeError: If its manifest or its index is missing, cut short or altered.
     """
-    fd = os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    header, stream = read_target(volume, facts)
+    stream.close()
+    fd = _open_transaction(volume)
     try:
-        stream = open_member(fd, BASELINE, volume)
-        if stream is not None:
-            header = _verified(fd, stream)
-        elif facts.target is not None:
-            # It has become the baseline already.
-            header, stream = read_baseline(volume)
-        else:
-            raise damaged(fd, BASELINE, "is missing")
-        stream.close()
         _read_index(fd, volume, header)
     finally:
         os.close(fd)
+
+
+def read_target(volume: Volume, facts: Facts) -> tuple[ImageHeader, BinaryIO]:
+    """Open the manifest that the open transaction leads to, as :func:`read_baseline` does.
+
+    Raises:
+        UnsafeVolumeError: If it is missing, cut short or was altered.
+    """
+    fd = _open_transaction(volume)
+    try:
+        stream = open_member(fd, BASELINE, volume)
+        if stream is not None:
+            return _verified(fd, stream), stream
+        if facts.target is None:
+            raise damaged(fd, BASELINE, "is missing")
+    finally:
+        os.close(fd)
+    # It has become the baseline already.
+    return read_baseline(volume)
+
+
+def _open_transaction(volume: Volume) -> int:
+    return os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", files.DIRECTORY_FLAGS, dir_fd=volume.fd)
 
 
 def _verified(fd: int, stream: BinaryIO) -> ImageHeader:

@@ -15,7 +15,7 @@ from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.packages import Package, Provide
 from ipavolume.plan import verdict
 from ipavolume.plan.conduct import Does, conduct
-from ipavolume.plan.verdict import Question, State, Verdict, judge
+from ipavolume.plan.verdict import Owners, Question, State, Verdict, is_told_by_packages, judge
 from ipavolume.volume.facts import Facts, Identity, Transaction
 
 PRIMARY: Final = "/data"
@@ -72,6 +72,22 @@ def amid(to: ImageHeader, **more: Any) -> Facts:
     return of(OLD, **{**values, **more})
 
 
+def owners(*names: str, files: bool = True, provides: tuple[str, ...] = ()) -> Owners:
+    """Return packages, which own files, or only directories."""
+    packages = tuple(
+        Package(
+            name=name,
+            epoch=0,
+            version="1",
+            release="1",
+            arch="x",
+            provides=tuple(Provide(name=one) for one in (name, *provides)),
+        )
+        for name in names
+    )
+    return Owners(files=packages if files else (), all=packages)
+
+
 LEGACY: Final = replace(NOTHING, build_id="theirs", legacy=True)
 NO_STATE: Final = replace(NOTHING, build_id="theirs")
 
@@ -96,6 +112,11 @@ STATES: Final[Mapping[State, tuple[Question, str]]] = {
     State.UNSAFE: (
         question(of(OLD), replace(NOTHING, identity=identity("s", "q"))),
         "the volume at /more belongs to another primary volume (q) than the one at /data (p)",
+    ),
+    State.FOREIGN: (
+        question(of(replace(OLD, application="dns")), application=("ipa", "idm")),
+        "the volume at /data belongs to the application 'dns'; this image, ipa:2 (new), is of "
+        "'ipa' or 'idm'",
     ),
     State.UPGRADING: (question(amid(NEW)), "run r to new is not finished (marked)"),
     State.TAKEN_OVER: (question(amid(OLD)), "run r to old of another image is not finished"),
@@ -140,6 +161,7 @@ ELSEWHERE: Final = {
 """What is never the answer here, and why."""
 REFUSED: Final = {
     State.UNSAFE,
+    State.FOREIGN,
     State.BLOCKED,
     State.NEWER,
     State.INCOMPATIBLE,
@@ -186,6 +208,24 @@ REFUSALS: Final = [
     ),
     pytest.param(
         question(of(NEW), kept={"/tmp": "build-id"}), "kept-volume", 65, State.UNSAFE, id="kept"
+    ),
+    pytest.param(STATES[State.FOREIGN][0], "foreign", 77, State.FOREIGN, id="of another"),
+    pytest.param(
+        question(of(NEW), owners=(owners("dns"), owners("freeipa-server"))),
+        "foreign",
+        77,
+        State.FOREIGN,
+        id="of another, by its packages",
+    ),
+    pytest.param(
+        question(amid(OLD), consent=False), "no-consent", 77, State.TAKEN_OVER, id="taken over"
+    ),
+    pytest.param(
+        question(amid(FEDORA_41)),
+        "incompatible",
+        77,
+        State.TAKEN_OVER,
+        id="taken over, from a release that is not accepted",
     ),
     pytest.param(question(of(OLD), NOTHING), "lost-secondary", 65, State.UNSAFE, id="lost"),
     pytest.param(
@@ -340,6 +380,27 @@ ADOPTED: Final = "populated without ipavolume, from fedora:43"
             "everything is compared",
             ("lost-secondary",),
             id="lost secondary that has its id still",
+        ),
+        pytest.param(
+            question(of(replace(NEW, application="dns")), application=("ipa",), allow={"foreign"}),
+            State.REBUILT,
+            "of ipa:2 (new), which ships the same",
+            ("foreign",),
+            id="foreign",
+        ),
+        pytest.param(
+            question(of(OLD), owners=(owners("dns"), owners("freeipa-server")), allow={"foreign"}),
+            State.OUTDATED,
+            OF_OLD,
+            ("foreign",),
+            id="foreign, by its packages",
+        ),
+        pytest.param(
+            question(amid(FEDORA_41), allow={"incompatible"}),
+            State.TAKEN_OVER,
+            "run r to f41 of another image is not finished",
+            (),
+            id="incompatible with what is taken over, which is recorded when it is upgraded",
         ),
         pytest.param(
             question(of(OLD), kept={"/tmp": "build-id"}, allow={"kept-volume"}),
@@ -510,3 +571,118 @@ def providing(name: str, version: str) -> tuple[Package, ...]:
 )
 def test_which_state_it_is(asked: Question, state: State) -> None:
     assert judge(asked).state is state
+
+
+# -- whose volume it is ------------------------------------------------------------------
+
+APPLICATION: Final = replace(OLD, application="ipa")
+
+
+@pytest.mark.parametrize(
+    ("facts", "application", "is_foreign"),
+    [
+        pytest.param(of(APPLICATION), ("ipa",), False, id="the same"),
+        pytest.param(of(APPLICATION), ("idm", "ipa"), False, id="renamed, the old name accepted"),
+        pytest.param(of(APPLICATION), ("idm",), True, id="another"),
+        pytest.param(of(APPLICATION), (), False, id="the image does not say"),
+        pytest.param(of(OLD), ("ipa",), False, id="the volume does not say"),
+        pytest.param(LEGACY, ("freeipa",), False, id="legacy"),
+        pytest.param(LEGACY, ("dns",), True, id="legacy, and another"),
+        pytest.param(
+            of(OLD, identity=replace(identity("p"), application="ipa")),
+            ("dns",),
+            True,
+            id="said by the identity alone",
+        ),
+        pytest.param(
+            of(replace(OLD, application="dns"), identity=replace(identity("p"), application="ipa")),
+            ("ipa",),
+            False,
+            id="the identity counts",
+        ),
+        pytest.param(amid(replace(NEW, application="ipa")), ("ipa",), False, id="resumed"),
+        pytest.param(
+            amid(replace(OLD, application="dns")), ("ipa",), True, id="taken over from another"
+        ),
+        pytest.param(
+            replace(amid(replace(OLD, application="ipa")), baseline=None, identity=None),
+            ("dns",),
+            True,
+            id="another populates it",
+        ),
+    ],
+)
+def test_a_recorded_application_tells_whose_a_volume_is(
+    facts: Facts, application: tuple[str, ...], *, is_foreign: bool
+) -> None:
+    """F20: the wrong application was installed over the volume of another one."""
+    found = judge(question(facts, application=application, legacy=OLD))
+    assert (found.state is State.FOREIGN) == is_foreign, found
+    # Where both say it, packages are not looked at.
+    both = bool(facts.application and application)
+    assert not (both and is_told_by_packages(NEW, application, facts))
+
+
+DATA_ONLY: Final = owners("postgresql-server", files=False)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "is_foreign"),
+    [
+        pytest.param(owners("dns"), owners("ipa"), True, id="nothing in common"),
+        pytest.param(owners("dns", "krb5"), owners("ipa", "krb5"), False, id="one in common"),
+        pytest.param(
+            owners("dogtag-pki-server", provides=("pki-server",)),
+            owners("idm-pki-server", provides=("pki-server",)),
+            False,
+            id="both provide the same",
+        ),
+        pytest.param(
+            owners("ipa-server"),
+            owners("freeipa-server", provides=("ipa-server",)),
+            False,
+            id="ours provides theirs",
+        ),
+        pytest.param(
+            owners("freeipa-server", provides=("ipa-server",)),
+            owners("ipa-server"),
+            False,
+            id="theirs provides ours",
+        ),
+        pytest.param(
+            owners("dns", provides=("bundled(gnulib)", "/bin/sh", "config(x)")),
+            owners("ipa", provides=("bundled(gnulib)", "/bin/sh", "config(x)")),
+            True,
+            id="both provide what says nothing",
+        ),
+        pytest.param(owners(), owners("ipa"), False, id="their distribution has no packages"),
+        pytest.param(owners("ipa"), owners(), False, id="ours has none"),
+        pytest.param(DATA_ONLY, owners("mariadb-server", files=False), True, id="data alone"),
+        pytest.param(DATA_ONLY, DATA_ONLY, False, id="data alone, the same"),
+        pytest.param(
+            Owners(files=owners("dns").files, all=owners("dns", "filesystem").all),
+            Owners(files=owners("ipa").files, all=owners("ipa", "filesystem").all),
+            True,
+            id="the package with the usual directories says nothing",
+        ),
+        pytest.param(
+            owners("app"),
+            Owners(files=owners("app-config").files, all=owners("app", "app-config").all),
+            False,
+            id="split, the directory is the old package's still",
+        ),
+    ],
+)
+def test_packages_tell_whose_a_volume_is_where_nobody_said(
+    theirs: Owners, ours: Owners, *, is_foreign: bool
+) -> None:
+    """F47: an image of another application erased what that one had shipped."""
+    found = judge(question(of(OLD), owners=(theirs, ours)))
+    assert (found.state is State.FOREIGN) == is_foreign, found
+
+
+def test_what_is_of_this_image_is_not_told_by_packages() -> None:
+    for facts in (of(NEW), amid(NEW), of(release("twin", fingerprint=NEW.fingerprint))):
+        assert not is_told_by_packages(NEW, (), facts)
+    for facts in (of(OLD), amid(OLD), LEGACY):
+        assert is_told_by_packages(NEW, (), facts)

@@ -66,11 +66,14 @@ FREEIPA: Final = {
 }
 
 
+_TABLE: Final = r"application = |\[{1,2}(volume|start|accept|files|scriptlets|first-run|ready)\b"
+
+
 def _shown() -> Iterator[str]:
     """Yield each literal block of README that is a configuration, or a part of one."""
     for match in re.finditer(r"::\n\n((?:(?:    .*)?\n)+)", README):
         text = re.sub(r"^    ", "", match.group(1), flags=re.MULTILINE)
-        if re.match(r"\[{1,2}(volume|start|accept|files|scriptlets|first-run|ready)\b", text):
+        if re.match(_TABLE, text):
             yield text
 
 

@@ -120,6 +120,7 @@ def build_rpm(
     version: str = "1",
     release: str = "1",
     epoch: int = 0,
+    provides: str = "",
     scriptlets: str = "",
 ) -> Path:
     """Build a package with the real rpmbuild and return its file.
@@ -131,6 +132,7 @@ def build_rpm(
         version: Its version.
         release: Its release.
         epoch: Its epoch, 0 for none.
+        provides: What it provides besides its name and NAME-feature.
         scriptlets: Its scriptlets, as they stand in a spec file.
     """
     rpmbuild = need_tool("rpmbuild")
@@ -152,6 +154,7 @@ def build_rpm(
     spec.write_text(
         f"Name: {name}\nVersion: {version}\nRelease: {release}\n"
         + (f"Epoch: {epoch}\n" if epoch else "")
+        + (f"Provides: {provides}\n" if provides else "")
         + "Summary: test\nLicense: none\nBuildArch: noarch\nAutoReqProv: no\n"
         f"Provides: {name}-feature = {version}\n%description\ntest\n%install\n"
         + "\n".join(install_lines)
