@@ -21,6 +21,8 @@ from ipavolume.volume import members
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
+EXISTING: Final = "existing"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -35,7 +37,8 @@ class Options:
         lock_timeout_s: Seconds to wait for another holder of the lock.
         came_from: ``id:version`` of the release a volume of unknown origin comes from.
         checksum: Hash everything instead of trusting the index.
-        expect_existing: Refuse to populate.
+        expect: What the primary volume is expected to be: "" anything, :data:`EXISTING` one that
+            has data, otherwise the one with this uuid.
         consent: Let upgrades happen.
         again: Run everything for the image that the volume already has.
         retry: Try once more what failed in the same way several times.
@@ -48,7 +51,7 @@ class Options:
     lock_timeout_s: float = 0.0
     came_from: str = ""
     checksum: bool = False
-    expect_existing: bool = False
+    expect: str = ""
     consent: bool = True
     again: bool = False
     retry: bool = False
@@ -66,6 +69,7 @@ OVERRIDES: Final = {
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",
     "no-lock": "work on a file system that is not known to lock for everybody",
+    "occupied": "populate a volume that has data of something else",
     "partial": "go on over what an interrupted first run left",
     "reused-id": "leave files of an account that is gone to the one with its number now",
     "space": "begin although there may be too little room",

@@ -57,6 +57,9 @@ def start(arguments: list[str]) -> None:
         arguments = arguments[2:]
     if arguments and arguments[0] != "--":
         return
+    if os.environ.get("IPAVOLUME_EXPECT", "") not in ("", "existing", "any"):
+        # A certain volume: whether it is that one is not looked up here.
+        return
     locks: list[int] = []
     try:
         found = _find_command(os.fsencode(root), arguments[1:], locks)

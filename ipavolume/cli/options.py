@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
-from ipavolume.context import OVERRIDES, Options, parse_volume_option
+from ipavolume.context import EXISTING, OVERRIDES, Options, parse_volume_option
 from ipavolume.errors import UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
 def root(function: _F) -> _F:
@@ -184,7 +186,7 @@ def decided(
         allow=codes(allow),
         came_from=came_from,
         checksum=checksum,
-        expect_existing=_choice("IPAVOLUME_EXPECT", ("", "existing", "any")) == "existing",
+        expect=_expected(),
         consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
     )
 
@@ -220,10 +222,18 @@ def _is_code_of_step(code: str) -> bool:
     return bool(colon and word) and step[:1] == "s" and step[1:].isdigit()
 
 
-def _choice(name: str, known: tuple[str, ...]) -> str:
+def _expected() -> str:
+    value = os.environ.get("IPAVOLUME_EXPECT", "")
+    if _UUID.fullmatch(value):
+        return value.lower()
+    known = _choice("IPAVOLUME_EXPECT", ("", EXISTING, "any"), "the uuid of a volume")
+    return "" if known == "any" else known
+
+
+def _choice(name: str, known: tuple[str, ...], *more: str) -> str:
     value = os.environ.get(name, "")
     if value not in known:
         raise UsageError(
-            f"{name}={value!r}: it can be " + " or ".join(word for word in known if word)
+            f"{name}={value!r}: it can be " + " or ".join((*filter(None, known), *more))
         )
     return value

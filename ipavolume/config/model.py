@@ -18,12 +18,14 @@ class VolumeConfig:
             ``-template``.
         lists: Path lists; by default ``/etc/volume-NAME-list`` with the mount's last name.
         volatile: Emptied and filled at each start, never upgraded.
+        seed: Globs of what may be there before the volume is populated, whoever it belongs to.
     """
 
     mount: str
     template: str
     lists: tuple[str, ...]
     volatile: bool = False
+    seed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

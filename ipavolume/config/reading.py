@@ -270,6 +270,7 @@ def _read_volumes(top: _Table) -> tuple[VolumeConfig, ...]:
             template=table.path_text("template", usual.template),
             lists=table.texts("lists", usual.lists, check=_path_fault),
             volatile=table.flag("volatile", default=False),
+            seed=table.texts("seed", (), check=_filled),
         )
         for key, path in (("mount", volume.mount), ("template", volume.template)):
             if fault := place_fault(path):

@@ -10,7 +10,7 @@ from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
-from ipavolume.model.files import FileType, Record
+from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
 from ipavolume.plan.verdict import Owners, Question, Verdict
@@ -18,6 +18,7 @@ from ipavolume.rpm import versions
 from ipavolume.volume import adopt
 from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.index import read_baseline, read_target
+from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
 _PACKAGE: Final = re.compile(rb',"package":"([A-Za-z0-9._+-]+)"')
@@ -28,11 +29,17 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     """Name the state the volumes are in."""
     primary = facts[context.volumes.primary.mount]
     legacy = None
-    occupied = dict.fromkeys(context.volumes, "")
-    if primary.baseline is None and primary.transaction is None:
+    instance = dict.fromkeys(context.volumes, "")
+    strangers: dict[str, Sequence[tuple[str, str]]] = {}
+    if primary.transaction is None:
         for mount in context.volumes:
-            occupied[mount] = _occupied(context.image, context.volumes, mount)
-        if primary.legacy or primary.build_id is not None or any(occupied.values()):
+            if primary.baseline is None or _is_nobodys(facts[mount]):
+                instance[mount] = _instance(context.image, context.volumes, mount)
+            if _is_nobodys(facts[mount]) and not instance[mount]:
+                strangers[mount] = _strangers(context, mount)
+    if primary.baseline is None and primary.transaction is None:
+        others = [one for one in facts.values() if one.legacy or one.build_id is not None]
+        if others or any(instance.values()):
             legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
     return verdict.judge(
         Question(
@@ -44,10 +51,11 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             application=_called(context.image),
             owners=_owners(context, primary, legacy),
             allow=context.options.allow,
-            occupied=occupied,
+            instance=instance,
+            strangers=strangers,
             kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
             legacy=legacy,
-            expect_existing=context.options.expect_existing,
+            expect=context.options.expect,
             consent=context.options.consent,
         )
     )
@@ -113,19 +121,43 @@ def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]
     )
 
 
-def _occupied(image: Image, volumes: Volumes, mount: str) -> str:
-    """Return a path of the template that is on the volume, or ""."""
+def _is_nobodys(facts: Facts) -> bool:
+    """Tell whether a volume has nothing of ours, and nothing of the freeipa-container project."""
+    return not (facts.identity or facts.transaction or facts.build_id or facts.legacy)
+
+
+def _strangers(context: Context, mount: str) -> Sequence[tuple[str, str]]:
+    """Return what of the volume at *mount* is data of something else."""
+    return strangers_data(
+        context.volumes[mount],
+        mounted=context.volumes.mounted_below(),
+        seed=next((one.seed for one in context.image.config.volumes if one.mount == mount), ()),
+    )
+
+
+def _instance(image: Image, volumes: Volumes, mount: str) -> str:
+    """Return a path of the template that is on the volume, with content, or ""."""
     (spec,) = (one for one in image.header.volumes if one.mount == mount)
+    mounted = volumes.mounted_below()
     with volumes.tree() as tree:
         if spec.top is not None and not any(tree.state(top.path) for top in spec.top):
             return ""
         for record in _records(image, mount):
             found = tree.state(record.path)
-            if found is not None and (
-                found.type is not FileType.DIRECTORY or record.type is not FileType.DIRECTORY
+            if found is not None and not (
+                (found.type is FileType.DIRECTORY is record.type)
+                or record.path in mounted
+                or _is_empty(found)
             ):
                 return record.path
     return ""
+
+
+def _is_empty(found: DiskState) -> bool:
+    """Tell whether it is such a file as an engine makes to mount something on."""
+    return (
+        found.type is FileType.FILE and (found.size, found.uid) == (0, 0) and not found.mode & 0o022
+    )
 
 
 def _records(image: Image, mount: str) -> Iterator[Record]:

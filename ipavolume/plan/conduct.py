@@ -84,5 +84,6 @@ def conduct(state: State) -> Conduct:
             | State.BLOCKED
             | State.NEWER
             | State.INCOMPATIBLE
+            | State.OCCUPIED
         ):
             return Conduct(does=Does.REFUSE)

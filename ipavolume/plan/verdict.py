@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ipavolume.config import releases
+from ipavolume.context import EXISTING
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
+from ipavolume.model.files import BUILD_ID_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
@@ -38,6 +40,7 @@ class State(enum.StrEnum):
     WAITING = "waiting"
     PARTIAL = "partial"
     STATELESS = "stateless"
+    OCCUPIED = "occupied"
     EMPTY = "empty"
 
 
@@ -85,10 +88,12 @@ class Question:
         owners: Of the volumes and of the image, whose application each is, by their packages;
             ``None``: it is told by other means.
         allow: Codes of refusals that the operator overrides.
-        occupied: A path of the template that is on the volume, by mount; "" for none.
+        instance: A path of the template that is on the volume, by mount; "" for none.
+        strangers: By mount of a volume that would be populated, paths on it that are data of
+            something else, and whose.
         kept: By mount of a volatile volume what only one has whose content is kept; "" for none.
         legacy: What could be learned of a legacy or stateless volume's last image.
-        expect_existing: The operator expects a volume with data.
+        expect: What the operator expects: see :class:`ipavolume.context.Options`.
         consent: The operator lets upgrades happen.
     """
 
@@ -98,12 +103,13 @@ class Question:
     accept: Sequence[str]
     guard: Sequence[str]
     allow: Collection[str]
-    occupied: Mapping[str, str]
+    instance: Mapping[str, str]
     kept: Mapping[str, str]
     application: Collection[str] = ()
     owners: tuple[Owners, Owners] | None = None
+    strangers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     legacy: ImageHeader | None = None
-    expect_existing: bool = False
+    expect: str = ""
     consent: bool = True
 
 
@@ -117,13 +123,19 @@ def judge(question: Question) -> Verdict:
     if foreign is not None and State.FOREIGN not in question.allow:
         return Verdict(state=State.FOREIGN, reason=str(foreign), error=foreign)
     found = _judge_primary(question, primary, foreign=foreign is not None)
+    if found.error is None and (other := _judge_identity(question, primary)) is not None:
+        return replace(found, reason=str(other), error=other)
     if found.error is not None:
         return found
+    occupied = _judge_strangers(question)
+    if occupied is not None and State.OCCUPIED not in question.allow:
+        return Verdict(state=State.OCCUPIED, reason=str(occupied), error=occupied)
     # What would have been refused above was overridden, whatever the state.
     taken = () if foreign is None else (str(State.FOREIGN),)
+    beside = () if occupied is None else (str(State.OCCUPIED),)
     kept = ("kept-volume",) if any(question.kept.values()) else ()
     lost = ("lost-secondary",) if _has_lost(question, primary) else ()
-    return replace(found, overrides=(*kept, *lost, *taken, *found.overrides))
+    return replace(found, overrides=(*kept, *lost, *taken, *beside, *found.overrides))
 
 
 def _has_lost(question: Question, primary: Facts) -> bool:
@@ -223,8 +235,10 @@ def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verd
     if primary.transaction is not None:
         return _judge_transaction(question, primary, primary.transaction)
     image = question.image
-    ids = {question.facts[mount].build_id for mount in question.mounts}
     if primary.baseline is not None:
+        # A volume that is new to the image has nothing to agree with.
+        known = {question.mounts[0], *(volume.mount for volume in primary.baseline.volumes)}
+        ids = {question.facts[mount].build_id for mount in question.mounts if mount in known}
         # A lost secondary may have its id still; it is filled, and gets its state again.
         consistent = ids == {primary.baseline.build_id} and not _has_lost(question, primary)
         # Where it is another one's all the same, everything is recorded anew.
@@ -242,18 +256,49 @@ def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verd
         return _judge_known(question, primary.baseline, consistent=consistent)
     if primary.legacy:
         return _judge_unknown(question, primary, State.LEGACY)
-    found = next((path for path in question.occupied.values() if path), "")
-    if primary.build_id is not None or found:
+    if primary.build_id is not None or _sign_of_instance(question):
         return _judge_unknown(question, primary, State.STATELESS)
-    if question.expect_existing:
+    if question.expect:
         error = RefusedError(
-            f"the volume at {question.mounts[0]} is empty, but IPAVOLUME_EXPECT=existing says "
-            "that it has data: wrong or unmounted volume",
+            f"the volume at {question.mounts[0]} is empty, but IPAVOLUME_EXPECT={question.expect} "
+            "says that it has data: wrong or unmounted volume",
             code="expected-existing",
             hint="Mount the right volume, or unset IPAVOLUME_EXPECT to populate this one.",
         )
         return Verdict(state=State.EMPTY, reason=str(error), error=error)
     return Verdict(state=State.EMPTY, reason="no file of the template is there")
+
+
+def _judge_identity(question: Question, primary: Facts) -> IpaVolumeError | None:
+    """Refuse another volume than the one that the operator expects, by its uuid."""
+    uuid = primary.identity.uuid if primary.identity else ""
+    if primary.transaction is not None:
+        uuid = uuid or primary.transaction.primary
+    if question.expect in ("", EXISTING, uuid):
+        return None
+    return RefusedError(
+        f"the volume at {question.mounts[0]} is {uuid or 'one without a uuid'}, but "
+        f"IPAVOLUME_EXPECT={question.expect}: wrong or unmounted volume",
+        code="expected-other",
+        hint="Mount the right volume; ipavolume status VOLUME says the uuid of one. Or set "
+        f"IPAVOLUME_EXPECT={uuid or EXISTING}.",
+    )
+
+
+def _judge_strangers(question: Question) -> IpaVolumeError | None:
+    for mount, paths in question.strangers.items():
+        if paths:
+            named = ", ".join(f"{path!r} ({whose})" for path, whose in paths)
+            return RefusedError(
+                f"the volume at {mount} is not empty, and what is on it is data of something "
+                f"else: {named}",
+                code="occupied",
+                path=f"{mount}/{paths[0][0]}",
+                hint="Mount an empty volume, or the right one. What an image wants to find there, "
+                f"it names: seed = [globs] at its [[volume]] in {CONFIG_PATH}. To populate beside "
+                "what is there: --allow occupied.",
+            )
+    return None
 
 
 def _judge_volatile(question: Question) -> IpaVolumeError | None:
@@ -373,8 +418,9 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
     mount = question.mounts[0]
     error: IpaVolumeError
     if state is State.STATELESS:
-        what = next((path for path in question.occupied.values() if path), "")
-        found = f"the recorded id {primary.build_id!r}" if primary.build_id else repr(what)
+        found = repr(_sign_of_instance(question))
+        if primary.build_id:
+            found = f"the recorded id {primary.build_id!r}"
         if "stateless" not in question.allow:
             error = UnsafeVolumeError(
                 f"the volume at {mount} holds {found}, but not our state directory: lost, or "
@@ -403,6 +449,16 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
         f"populated without ipavolume, from {known.os_id}:{known.os_version}",
         (*overrides, *more),
     )
+
+
+def _sign_of_instance(question: Question) -> str:
+    """Return a path of the template that is there, or one that says that a volume was used."""
+    for mount, facts in question.facts.items():
+        if question.instance[mount]:
+            return question.instance[mount]
+        if mount != question.mounts[0] and (facts.build_id is not None or facts.legacy):
+            return f"{mount}/{BUILD_ID_NAME}"
+    return ""
 
 
 def _with_consent(

@@ -99,10 +99,13 @@ def question(primary: Facts, second: Facts | None = None, **more: Any) -> Questi
         "accept": ("fedora:same-or-previous",),
         "guard": ("freeipa-server",),
         "allow": frozenset(),
-        "occupied": dict.fromkeys(facts, ""),
+        "instance": dict.fromkeys(facts, ""),
         "kept": {"/tmp": ""},
     }
     return Question(mounts=tuple(facts), facts=facts, **{**values, **more})
+
+
+POSTGRES: Final = (("PG_VERSION", "PostgreSQL"), ("base/1", "user 26"))
 
 
 # -- states ------------------------------------------------------------------------------
@@ -150,6 +153,11 @@ STATES: Final[Mapping[State, tuple[Question, str]]] = {
         "the volume at /data holds the recorded id 'theirs', but not our state directory: lost, "
         "or restored from a backup without it, or not ours",
     ),
+    State.OCCUPIED: (
+        question(NOTHING, strangers={PRIMARY: POSTGRES}),
+        "the volume at /data is not empty, and what is on it is data of something else: "
+        "'PG_VERSION' (PostgreSQL), 'base/1' (user 26)",
+    ),
     State.EMPTY: (question(NOTHING), "no file of the template is there"),
 }
 ELSEWHERE: Final = {
@@ -166,6 +174,7 @@ REFUSED: Final = {
     State.NEWER,
     State.INCOMPATIBLE,
     State.STATELESS,
+    State.OCCUPIED,
 }
 """States that nothing starts in without an override."""
 
@@ -229,11 +238,56 @@ REFUSALS: Final = [
     ),
     pytest.param(question(of(OLD), NOTHING), "lost-secondary", 65, State.UNSAFE, id="lost"),
     pytest.param(
-        question(NOTHING, expect_existing=True),
+        question(NOTHING, expect="existing"),
         "expected-existing",
         77,
         State.EMPTY,
         id="empty, but expected to exist",
+    ),
+    pytest.param(
+        question(NOTHING, expect="5e1f"), "expected-existing", 77, State.EMPTY, id="empty, no uuid"
+    ),
+    pytest.param(
+        question(of(OLD), expect="5e1f"), "expected-other", 77, State.OUTDATED, id="another uuid"
+    ),
+    pytest.param(
+        question(LEGACY, legacy=OLD, expect="5e1f"),
+        "expected-other",
+        77,
+        State.LEGACY,
+        id="another one, which has no uuid",
+    ),
+    pytest.param(
+        question(replace(amid(NEW), identity=None, baseline=None), expect="5e1f"),
+        "expected-other",
+        77,
+        State.UPGRADING,
+        id="another one, which is being populated",
+    ),
+    pytest.param(STATES[State.OCCUPIED][0], "occupied", 77, State.OCCUPIED, id="occupied"),
+    pytest.param(
+        question(NOTHING, NOTHING, strangers={PRIMARY: (), SECOND: POSTGRES}),
+        "occupied",
+        77,
+        State.OCCUPIED,
+        id="the second of two is occupied",
+    ),
+    pytest.param(
+        question(of(replace(OLD, volumes=())), NOTHING, strangers={SECOND: POSTGRES}),
+        "occupied",
+        77,
+        State.OCCUPIED,
+        id="a volume that is new to the image is occupied",
+    ),
+    pytest.param(
+        question(NOTHING, NO_STATE), "stateless", 65, State.STATELESS, id="the second has an id"
+    ),
+    pytest.param(
+        question(NOTHING, strangers={PRIMARY: POSTGRES}, expect="existing"),
+        "expected-existing",
+        77,
+        State.EMPTY,
+        id="occupied, but expected to be ours",
     ),
     pytest.param(STATES[State.BLOCKED][0], "blocked", 77, State.BLOCKED, id="blocked"),
     pytest.param(
@@ -248,7 +302,7 @@ REFUSALS: Final = [
     ),
     pytest.param(STATES[State.STATELESS][0], "stateless", 65, State.STATELESS, id="stateless"),
     pytest.param(
-        question(NOTHING, occupied={PRIMARY: "/data/etc/krb5.conf"}),
+        question(NOTHING, instance={PRIMARY: "/data/etc/krb5.conf"}),
         "stateless",
         65,
         State.STATELESS,
@@ -321,7 +375,7 @@ def test_each_refusal(asked: Question, code: str, exit_status: int, state: State
 
 
 def test_what_is_in_the_way_is_named_on_whichever_volume_it_is() -> None:
-    found = judge(question(NOTHING, NOTHING, occupied={PRIMARY: "", SECOND: "/more/srv/x"}))
+    found = judge(question(NOTHING, NOTHING, instance={PRIMARY: "", SECOND: "/more/srv/x"}))
     assert found.state is State.STATELESS
     assert found.reason.startswith("the volume at /data holds '/more/srv/x', but not our state")
 
@@ -394,6 +448,13 @@ ADOPTED: Final = "populated without ipavolume, from fedora:43"
             OF_OLD,
             ("foreign",),
             id="foreign, by its packages",
+        ),
+        pytest.param(
+            question(NOTHING, strangers={PRIMARY: POSTGRES}, allow={"occupied"}),
+            State.EMPTY,
+            "no file of the template is there",
+            ("occupied",),
+            id="occupied",
         ),
         pytest.param(
             question(amid(FEDORA_41), allow={"incompatible"}),
@@ -520,11 +581,12 @@ def providing(name: str, version: str) -> tuple[Package, ...]:
             id="a secondary that is new to the image",
         ),
         pytest.param(
-            question(LEGACY, legacy=OLD, occupied={PRIMARY: "/data/etc/x"}),
+            question(LEGACY, legacy=OLD, instance={PRIMARY: "/data/etc/x"}),
             State.LEGACY,
             id="legacy comes before stateless",
         ),
-        pytest.param(question(of(OLD), expect_existing=True), State.OUTDATED, id="it does exist"),
+        pytest.param(question(of(OLD), expect="p"), State.OUTDATED, id="it is the expected one"),
+        pytest.param(question(of(OLD), expect="existing"), State.OUTDATED, id="it does exist"),
         pytest.param(
             question(of(release("x", packages=providing("ipa-server", "3")))),
             State.NEWER,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from support import inside
 from support.command import clean_environment, run_ipavolume
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import Site
+
+from ipavolume.volume.members import open_volume
+from ipavolume.volume.strangers import strangers_data
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -275,3 +280,211 @@ def test_a_takeover_is_judged_as_what_follows_it(
         assert site.history()[-1]["overrides"] == ["incompatible"]
     else:
         assert site.upgrade(third)["state"] == "outdated"
+
+
+# -- occupied ----------------------------------------------------------------------------
+
+
+def _make(volume: Path, *paths: str, user: int = 0) -> None:
+    """Make files, or with a slash at the end directories, of an account."""
+    for path in paths:
+        place = volume / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/"):
+            place.mkdir()
+        else:
+            place.write_text("theirs\n")
+        os.chown(place, user, user)
+
+
+OTHERS: Final = {
+    "a mark of root's": (("PG_VERSION",), 0, ("'PG_VERSION' (PostgreSQL)",)),
+    "a mark deep down": (("pg/16/main/PG_VERSION",), 0, ("'pg/16/main/PG_VERSION'",)),
+    "files of an account": (("db/a", "db/b"), 999, ("(user 999)", "'db/a'", "'db/b'")),
+    "a directory that is a mark": (("member/wal/0.wal",), 0, ("'member/wal' (etcd)",)),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_data_of_something_else_is_not_populated_over(
+    site: Site, rpms: dict[str, Path], what: str
+) -> None:
+    """F20: a directory of PostgreSQL was "empty", populated, and installed over."""
+    paths, user, said = OTHERS[what]
+    _make(site.volume(), *paths, user=user)
+    image = _image(site, "mail", [rpms["mail-1"]])
+    refused_everywhere(site, image, "occupied", "occupied", *said, "seed", "--allow occupied")
+    assert site.upgrade(image, "--allow", "occupied")["state"] == "empty"
+    assert site.history()[-1]["overrides"] == ["occupied"]
+    assert all((site.volume() / path).read_text() == "theirs\n" for path in paths)
+    # Ours now, and never asked again.
+    assert site.upgrade(image)["state"] == "current"
+    assert site.upgrade(_image(site, "two", [rpms["mail-2"]]))["state"] == "outdated"
+
+
+def test_a_container_says_the_same_of_an_occupied_volume(site: Site, rpms: dict[str, Path]) -> None:
+    """F20: inside, where the volume is at its mount."""
+    _make(site.volume(), "ibdata1", user=999)
+    image = _image(site, "mail", [rpms["mail-1"]])
+    before = picture(site.volume())
+    for command in (["check"], ["upgrade", "--dry-run"], ["start", "--", "true"]):
+        done = inside.run(image.root, site.volume(), [*inside.IPAVOLUME, *command])
+        assert done.returncode == 77, done.stderr
+        said = done.stdout + done.stderr
+        assert "the volume at /data is not empty" in said
+        assert "'ibdata1' (MySQL or MariaDB)" in said
+    assert picture(site.volume()) == before
+
+
+@pytest.mark.parametrize(
+    "seed", ["import", "import/*", "/data/import", "*.dump"], ids=lambda seed: seed
+)
+def test_what_an_image_wants_to_find_is_named_as_seed(
+    site: Site, rpms: dict[str, Path], seed: str
+) -> None:
+    """F20: an import that a service's account has put there."""
+    _make(site.volume(), "import/all.dump", user=999)
+    config = f'[[volume]]\nmount = "/data"\nseed = ["{seed}"]\n'
+    image = _image(site, "mail", [rpms["mail-1"]], config=config)
+    assert site.upgrade(image)["state"] == "empty"
+    assert (site.volume() / "import/all.dump").stat().st_uid == 999
+    _make(site.volume("/data"), "other.db", user=999)
+    assert site.upgrade(image)["state"] == "current"
+
+
+ROOTS: Final = (
+    "ipa-server-install-options",
+    "hostname",
+    "ca.crt",
+    "certs/http.key",
+    "ldif/users.ldif",
+    "hooks.d/10-first.sh",
+    "etc/own/app.conf",
+    "empty/directories/",
+)
+NOBODYS: Final = ("lost+found/#12", ".snapshot/hourly.0/PG_VERSION", ".zfs/x", ".Trash-1000/info/x")
+
+
+def test_what_people_put_on_a_volume_beforehand_is_no_data_of_something_else(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F20: content of root never makes a volume occupied, stateless or unsafe."""
+    _make(site.volume(), *ROOTS)
+    _make(site.volume(), *NOBODYS, user=1000)
+    _make(site.volume(), "of/a/service/", user=1000)
+    image = _image(site, "mail", [rpms["mail-1"]])
+    before = picture(site.volume(), times=False)
+    assert json.loads(site.run("check", image, "--json", status=100).stdout)["state"] == "empty"
+    assert site.upgrade(image)["state"] == "empty"
+    found = picture(site.volume(), times=False)
+    assert {path: found[path] for path in before} == before
+
+
+def test_what_is_mounted_on_a_volume_beforehand_is_no_data_of_something_else(
+    site: Site, rpms: dict[str, Path], tmp_path: Path
+) -> None:
+    """F6, F20: the engine makes the mount points, and the directories above them."""
+    other = tmp_path / "other"
+    _make(other, "PG_VERSION", "base/1", user=999)
+    (tmp_path / "main.conf").write_text("mine")
+    volume = site.volume()
+    for name in ("srv/db", "etc/mail"):
+        (volume / name).mkdir(parents=True)
+    (volume / "etc/mail/main.conf").touch()
+    image = _image(site, "mail", [rpms["mail-1"]])
+    mount = need_tool("mount")
+    script = (
+        f"{mount} --bind {other} {volume}/srv/db; "
+        f'{mount} --bind {tmp_path}/main.conf {volume}/etc/mail/main.conf; exec "$@"'
+    )
+    command = [need_tool("unshare"), "-m", "sh", "-ec", script, "sh"]
+    command += [sys.executable, "-m", "ipavolume", "check", "--json", *site.arguments(image)]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=clean_environment({}), timeout=60
+    )
+    assert json.loads(done.stdout)["state"] == "empty", done.stderr
+    # Nor is what it leaves when it is not mounted any more.
+    assert site.upgrade(image)["state"] == "empty"
+
+
+def test_of_two_volumes_none_is_populated_where_the_second_is_occupied(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F20: refused before the first is written."""
+    config = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/db"\n'
+    lists = {"/data": ["/etc/mail/"], "/db": ["/var/lib/mail/"]}
+    image = _image(site, "mail", [rpms["mail-1"]], lists=lists, config=config)
+    site.volume()
+    _make(site.volume("/db"), "PG_VERSION", user=999)
+    refused_everywhere(site, image, "occupied", "occupied", "the volume at /db", "PG_VERSION")
+
+
+def test_a_volume_that_is_new_to_the_image_is_not_populated_over_either(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F20, F25: image 2 has a second volume, and somebody else's is mounted there."""
+    one = _image(site, "one", [rpms["mail-1"]], lists={"/data": ["/etc/mail/"]})
+    site.upgrade(one)
+    config = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/db"\n'
+    lists = {"/data": ["/etc/mail/"], "/db": ["/var/lib/mail/"]}
+    two = _image(site, "two", [rpms["mail-2"]], lists=lists, config=config)
+    _make(site.volume("/db"), "PG_VERSION", user=999)
+    refused_everywhere(site, two, "occupied", "occupied", "the volume at /db", "PG_VERSION")
+    (site.volume("/db") / "PG_VERSION").unlink()
+    outcome = site.upgrade(two)
+    assert outcome["state"] == "outdated"
+    assert "disagree" not in outcome["reason"]
+
+
+def test_a_volatile_volume_is_not_asked(site: Site, rpms: dict[str, Path]) -> None:
+    """F20: it is emptied anyway."""
+    config = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/vt"\nvolatile = true\n'
+    lists = {"/data": ["/etc/mail/"], "/vt": ["/var/lib/mail/"]}
+    image = _image(site, "mail", [rpms["mail-1"]], lists=lists, config=config)
+    site.volume()
+    _make(site.volume("/vt"), "dump.rdb", user=999)
+    assert site.upgrade(image)["state"] == "empty"
+
+
+def test_the_look_ends_however_much_there_is(tmp_path: Path) -> None:
+    """F20: a hostile chain of directories is not gone down to its end."""
+    volume = open_volume("/data", str(tmp_path))
+    try:
+        below = os.open(tmp_path, os.O_RDONLY)
+        for _ in range(2000):
+            os.mkdir("d", dir_fd=below)
+            deeper = os.open("d", os.O_RDONLY, dir_fd=below)
+            os.close(below)
+            below = deeper
+        os.mknod("PG_VERSION", dir_fd=below)
+        os.close(below)
+        assert strangers_data(volume, mounted=(), seed=()) == ()
+        _make(tmp_path, "e/PG_VERSION")
+        assert strangers_data(volume, mounted=(), seed=()) == (("e/PG_VERSION", "PostgreSQL"),)
+    finally:
+        os.close(volume.fd)
+        # Deeper than pytest would remove.
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True, timeout=60)
+
+
+# -- expected ----------------------------------------------------------------------------
+
+
+def test_another_volume_than_the_one_with_the_expected_uuid_is_not_started_on(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F35: also where it is current, and a start has nothing to do."""
+    image = _image(site, "mail", [rpms["mail-1"]])
+    wrong = "00000000-1111-4222-8333-444444444444"
+    site.volume()
+    empty = {"IPAVOLUME_EXPECT": wrong}
+    refused_everywhere(site, image, "expected-existing", "empty", wrong, "wrong", env=empty)
+    site.upgrade(image)
+    card = json.loads((site.volume() / ".ipavolume/identity.json").read_text())
+    refused_everywhere(site, image, "expected-other", "current", wrong, card["uuid"], env=empty)
+    right = {"IPAVOLUME_EXPECT": card["uuid"].upper()}
+    site.run("start", image, "--", "true", env=right)
+    start = [*inside.IPAVOLUME, "start", "--", "true"]
+    for env, status in ((right, 0), (empty, 77)):
+        assert inside.run(image.root, site.volume(), start, env=env).returncode == status
+    assert site.run("check", image, env={"IPAVOLUME_EXPECT": "mine"}, status=2)
