@@ -386,7 +386,10 @@ class _Run:
             self._primary.baseline,
             target,
             log=self._log,
-            copies=[*notes, *saved.saved_copies(self._areas.values(), self._plan.run)],
+            copies=[
+                *notes,
+                *saved.saved_copies([area.volume for area in self._areas.values()], self._plan.run),
+            ],
             unexecuted=unexecuted,
         )
         commit.commit(

@@ -7,11 +7,9 @@ not that had ended well.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shlex
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +18,7 @@ from typing import Final
 from ipavolume.apply import journal
 from ipavolume.context import Context
 from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
+from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.linux import clock, signals, temporary
@@ -47,11 +46,13 @@ from ipavolume.steps.api import (
 )
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
+from ipavolume.steps.strays import Links
 from ipavolume.systemd.journal import Watch
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.logs import RunLog
 
 _MAX_TEXT_BYTES: Final = 16 << 20
+_START_RUN: Final = "start"
 
 
 class Execution:
@@ -86,6 +87,9 @@ class Execution:
         self._recorded = recorded
         self._work = work
         self._output = output
+        self._links = Links(context.image, context.volumes, run=plan.run, say=output.say)
+        if not log.records:
+            self._links.warn()
         self.log = log
 
     def run(self, phase: str) -> None:
@@ -114,9 +118,10 @@ class Execution:
             commands=known.commands if known else (),
         )
         self._record(record)
-        begin, watch, links = time.monotonic(), Watch.begin(), self._links()
+        begin, watch = time.monotonic(), Watch.begin()
         try:
-            messages = self._execute(task) + self._lost(task, links)
+            messages = [] if known is None else self._left(task)
+            messages += self._execute(task)
         except StoppedError:
             # It did not fail: it stays recorded as begun, which is what it is.
             raise
@@ -166,33 +171,10 @@ class Execution:
             for text in [*messages[:MAX_MESSAGES], *counted]
         )
 
-    def _links(self) -> dict[str, str]:
-        """Return where the links of the image into the volumes lead, as they are now."""
-        tree, found = self._context.image.tree, {}
-        for path, _ in self._context.image.header.links:
-            # What cannot be looked at, in a directory that is a link in a circle, is gone as well.
-            with contextlib.suppress(OSError):
-                st = tree.lstat(path)
-                if st is not None and stat.S_ISLNK(st.st_mode):
-                    found[path] = tree.readlink(path)
-        return found
-
-    def _lost(self, task: Task, before: Mapping[str, str]) -> list[str]:
-        """Tell of links that a program has put something else in the place of (``sed -i``)."""
-        now = self._links()
-        messages = []
-        for path, target in before.items():
-            if now.get(path) == target:
-                continue
-            message = (
-                f"{task.name}: the link {path} to {target} is gone; what is there now ends with "
-                "this container"
-            )
-            if task.kind is TaskKind.SCRIPTLET:
-                message += f". In its text, replace {path} ([scriptlets] substitute)"
-            self._output.say(f"warning: {message}")
-            messages.append(message)
-        return messages
+    def _left(self, task: Task) -> list[str]:
+        """Take over what an attempt before this one left in the container's own layer."""
+        taken = self._links.take_over(left=True, failed=True)
+        return [f"{task.name}: {text}" for text in (*taken.messages, *taken.faults)]
 
     def _execute(self, task: Task) -> list[str]:
         match task.kind:
@@ -226,7 +208,7 @@ class Execution:
         if digest.hexdigest() in done:
             self._output.say(f"already done: {shlex.join(command.words)}")
             return []
-        messages = run_command(self._context.image, task.name, command, self._output)
+        messages = run_command(self._context.image, task.name, command, self._output, self._links)
         if command.repeat:
             return messages
         record = self.log.records[task.key]
@@ -246,7 +228,9 @@ class Execution:
         text = running.substituted(
             read_body(self._context.image.tree, scriptlet), scriptlet, config
         )
-        output = CommandOutput(log=self._output)
+        output = CommandOutput(
+            log=self._output, suspects=diagnosis.Suspects(text.decode("utf-8", "surrogateescape"))
+        )
         environment = {**os.environ, "PATH": running.PATH}
         try:
             with temporary.private_directory() as directory:
@@ -261,8 +245,21 @@ class Execution:
         except CommandFailedError as err:
             # rpm warns and goes on when a scriptlet cannot be executed, too.
             return [f"{task.summary}: {err}"]
-        if ended.status == 0 and not ended.timed_out:
-            return []
+        except StoppedError:
+            self._links.take_over(failed=True)
+            raise
+        succeeded = ended.status == 0 and not ended.timed_out
+        taken = self._links.take_over(failed=not succeeded)
+        messages = [
+            f"{task.summary}: {said}. To have it write there itself, replace the path in its text "
+            "([scriptlets] substitute)"
+            for said in (*taken.messages, *taken.faults)
+        ]
+        if succeeded:
+            if missed := output.suspects.read_only(self._context.image):
+                messages.append(f"{task.summary}: {missed.hint}")
+                self._output.say(f"warning: {messages[-1]}")
+            return messages
         text_of_end = describe_end(ended, config.timeout_s)
         message = f"{task.summary} {text_of_end}"
         last = next((line for line in reversed(ended.lines) if line.strip()), "")
@@ -271,7 +268,7 @@ class Execution:
         if cause := output.suspects.cause(self._context.image):
             message += f". {cause.hint}"
         self._output.say(f"warning: {message}; going on, as rpm does")
-        return [message]
+        return [message, *messages]
 
     def _expanded(
         self, call: Call, text: bytes, environment: Mapping[str, str], timeout_s: float
@@ -324,6 +321,7 @@ def run_start_steps(
         IpaVolumeError: If one fails.
     """
     log: RunLog | None = None
+    links: Links | None = None
     try:
         for declaration, _ in tasks.start_steps(context.image, recorded):
             step = loading.load_step(context.image.tree, declaration)
@@ -331,9 +329,12 @@ def run_start_steps(
                 for action in actions:
                     log = log or output()
                     if isinstance(action, Command):
-                        run_command(context.image, declaration.name, action, log)
+                        links = links or Links(
+                            context.image, context.volumes, run=_START_RUN, say=log.say
+                        )
+                        run_command(context.image, declaration.name, action, log, links)
                     else:
-                        perform(context, declaration.name, action, run="start", output=log)
+                        perform(context, declaration.name, action, run=_START_RUN, output=log)
     finally:
         if log is not None:
             log.close()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.apply import area
+from ipavolume.apply.saved import saved_copies
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
@@ -37,9 +39,9 @@ from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
+from ipavolume.steps.strays import Links
 from ipavolume.systemd.journal import Watch
 from ipavolume.volume import failures, history
-from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
 _KIND: Final = "first-run"
@@ -142,14 +144,14 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
                 application.finish(context.image, context.volumes, say)
                 _sync(context.volumes)
             record = replace(record, state=DONE, host=record.host or own)
-            _enter(context.image, context.volumes.primary, record, standing, overrides)
+            _enter(context.image, context.volumes, record, standing, overrides)
             write_record(context.volumes.primary, record)
         return None
     if standing is Standing.WAITING:
         application.keep_request(context.image, context.volumes, config)
         if record.state != WAITING:
             record = replace(record, state=WAITING)
-            _enter(context.image, context.volumes.primary, record, standing, overrides)
+            _enter(context.image, context.volumes, record, standing, overrides)
             write_record(context.volumes.primary, record)
     command = _command(context.volumes, config, asked)
     if standing is Standing.WAITING:
@@ -241,8 +243,13 @@ def run(
     application.note_host(volume, record.host)
     say(f"first run: {command.name} begins, attempt {record.attempts}")
     redactor = Redactor(command.secrets)
-    suspects = diagnosis.Suspects()
+    suspects = diagnosis.Suspects(shlex.join(command.words))
     watch = Watch.begin()
+    links = Links(image, volumes, run=_KIND, say=say)
+    if ready.record.attempts:
+        links.take_over(left=True, failed=True)
+    else:
+        links.warn()
 
     def told(line: str) -> None:
         output(redactor.text(line))
@@ -257,6 +264,7 @@ def run(
             terminal=True,
         )
     except (StoppedError, CommandFailedError) as err:
+        links.take_over(failed=True)
         err.state = (
             "the first run was interrupted; the next start judges by what it left"
             if isinstance(err, StoppedError)
@@ -266,6 +274,7 @@ def run(
         with contextlib.suppress(IpaVolumeError):
             write_record(volume, replace(record, finished=clock.now()))
         raise
+    links.take_over(failed=ended.status != 0 or ended.timed_out)
     try:
         return _conclude(image, volumes, ready, record, ended, redactor, say)
     except CommandFailedError as err:
@@ -312,14 +321,14 @@ def _conclude(
         application = application_of(config)
         application.keep_request(image, volumes, config)
         if succeeded:
-            _enter(image, volume, record, standing, ready.overrides)
+            _enter(image, volumes, record, standing, ready.overrides)
         write_record(volume, replace(record, state=WAITING))
         if succeeded:
             waits = application.waits(config, command)
             say(f"{waits}. {waits.hint}")
             return standing
     if standing is Standing.DONE and succeeded:
-        _enter(image, volume, record, standing, ready.overrides)
+        _enter(image, volumes, record, standing, ready.overrides)
         write_record(volume, replace(record, state=DONE))
         say(f"first run: {command.name} is done")
         return standing
@@ -333,7 +342,7 @@ def _sync(volumes: Volumes) -> None:
 
 def _enter(
     image: Image,
-    volume: Volume,
+    volumes: Volumes,
     record: FirstRunRecord,
     standing: Standing,
     overrides: Sequence[str],
@@ -344,7 +353,7 @@ def _enter(
 
     Args:
         image: The image that judges it, not always the one whose command it was.
-        volume: The primary volume.
+        volumes: The volumes.
         record: What is recorded of it.
         standing: What it came to.
         overrides: Refusals that were overridden for it.
@@ -352,6 +361,7 @@ def _enter(
     if not record.started and not overrides:
         # It was over before ipavolume came.
         return
+    volume = volumes.primary
     runs = history.read_history(volume)
     entry = {
         "kind": _KIND,
@@ -374,7 +384,10 @@ def _enter(
     with failures.attempt("write to", volume.directory):
         fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
         try:
-            history.append_history(fd, runs, {**entry, "overrides": list(overrides)})
+            copies = [[path, to, "saved"] for path, to in saved_copies(volumes.values(), _KIND)]
+            history.append_history(
+                fd, runs, {**entry, "overrides": list(overrides), "copies": copies}
+            )
         finally:
             os.close(fd)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,8 @@ def _patterns(error: str) -> tuple[re.Pattern[str], ...]:
         re.compile(rf"{error}: b?['\"](/[^'\"]+)['\"]"),
         # coreutils: cp: cannot create regular file '/root/x': Read-only file system
         re.compile(rf"['\"\u2018`](/[^'\"\u2018\u2019`]+)['\"\u2019]: {error}"),
+        # mv: inter-device move failed: '/tmp/x' to '/etc/x'; unable to remove target: Read-only ...
+        re.compile(rf" to ['\"\u2018`](/[^'\"\u2018\u2019`]+)['\"\u2019]; [^:]*: {error}"),
         # shells: /bin/sh: 3: cannot create /etc/x: Read-only file system
         re.compile(rf"(?:^|[\s:=])(/[^\s:'\"]+): {error}"),
     )
@@ -52,8 +55,9 @@ class Cause:
 class Suspects:
     """Takes the lines of a command, and remembers the paths that it had trouble with."""
 
-    def __init__(self) -> None:
-        """Begin without any."""
+    def __init__(self, text: str) -> None:
+        """Begin without any; *text* is that of the command: its words, or a script's."""
+        self._text = text
         self._seen: deque[tuple[int, str, str]] = deque(maxlen=_KEPT)
         self._lines = 0
 
@@ -80,9 +84,7 @@ class Suspects:
             if error == _MISSING and line <= self._lines - _LAST_LINES:
                 continue
             if error == _READ_ONLY:
-                return Cause(
-                    code="read-only-path", path=path, hint=_read_only_hint(path, image.config)
-                )
+                return self._read_only(path, image)
             if path in links and not image.tree.exists(path):
                 return Cause(
                     code="missing-target",
@@ -90,6 +92,37 @@ class Suspects:
                     hint=_missing_target_hint(path, links[path], image.config),
                 )
         return None
+
+    def read_only(self, image: Image) -> Cause | None:
+        """Return what it could not write to, also when it ended well."""
+        for _, error, path in reversed(self._seen):
+            if error == _READ_ONLY:
+                return self._read_only(path, image)
+        return None
+
+    def _read_only(self, path: str, image: Image) -> Cause:
+        links = dict(image.header.links)
+        link = path if path in links else self._beside(path, links)
+        hint = (
+            _replaced_link_hint(link, links[link]) if link else _read_only_hint(path, image.config)
+        )
+        return Cause(code="read-only-path", path=link or path, hint=hint)
+
+    def _beside(self, path: str, links: Mapping[str, str]) -> str:
+        """Return the link that the command names, where *path* may be its file in the making."""
+        directory = path.rpartition("/")[0]
+        named = set(re.findall(rf"{re.escape(directory)}/[^\s'\"`;|&<>()]+", self._text))
+        # With another file of that directory in the text nobody knows which one it was.
+        return next(iter(named), "") if len(named) == 1 and named <= links.keys() else ""
+
+
+def _replaced_link_hint(link: str, target: str) -> str:
+    return (
+        f"{link!r} is listed, so it is a link of the image to {target!r}, and what writes another "
+        "file and renames it (sed -i, mv, install) replaces the link, which a read-only image does "
+        f"not let it. Nothing was written. Have it write to {target!r} itself (for a scriptlet: "
+        "[scriptlets] substitute), or use an image that lists the directory."
+    )
 
 
 def _read_only_hint(path: str, config: Config) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
+from ipavolume.model.files import STATE_DIRECTORY
 
 
 def is_within(path: str, above: str) -> bool:
@@ -29,16 +30,28 @@ def mount_of(path: str, mounts: Iterable[str]) -> str:
 
 
 _MAX_COPIES: Final = 1000
+_SAVED: Final = f"{STATE_DIRECTORY}/saved/"
 
 
 def numbered(path: str) -> Iterator[str]:
     """Yield the names that copies of *path* get, in their order: itself, ``.1``, ``.2`` ...
 
+    In the directories of saved copies it is the run's directory that is numbered: below it a
+    copy has the very path of what it is a copy of, also as the second one of a run, and none
+    that is too long. No other run's directory can be called so.
+
     They end, because what is on a volume can have any number of names; the caller says so.
     """
+    before, saved, below = path.partition(_SAVED) if is_saved(path) else (path, "", "")
+    run, slash, inside = below.partition("/")
     yield path
     for number in range(1, _MAX_COPIES):
-        yield f"{path}.{number}"
+        yield f"{before}{saved}{run}.{number}{slash}{inside}"
+
+
+def is_saved(path: str) -> bool:
+    """Tell whether *path*, on a volume or relative to its root, is that of a saved copy."""
+    return path.startswith(_SAVED) or f"/{_SAVED}" in path
 
 
 SHIPPED_STEPS: Final = "/usr/share/ipavolume/upgrade_steps"

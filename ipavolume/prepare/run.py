@@ -45,6 +45,7 @@ from ipavolume.prepare.packages import PackageFacts, read_facts
 from ipavolume.prepare.placement import Listed, Placement, place_entries, record_path
 from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
+from ipavolume.prepare.replacing import replaced
 from ipavolume.prepare.steps import check_steps, ship_steps
 
 _MAX_LIST_BYTES: Final = profile.MAX_LIST_BYTES
@@ -225,6 +226,7 @@ class _Run:
         tree.forget()
         self._warn_of_leftovers(placements)
         self._warn_of_absent(placements)
+        self._warn_of_replaced(placements, described)
         self._warn_of_first_run(listed)
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
@@ -456,6 +458,32 @@ class _Run:
                 "renames it replaces the link; for such a one list the directory, or make the file "
                 f"when the image is built{freeipa}"
             )
+
+    def _warn_of_replaced(
+        self, placements: Sequence[Placement], described: scriptlets.Described
+    ) -> None:
+        """Warn of scriptlets that replace a listed file, which is a link, instead of writing to it.
+
+        At an upgrade what they write is taken over; on a read-only root they cannot write it.
+        """
+        config = self._config.scriptlets
+        if config is None:
+            return
+        templates = self._relocation.locations
+        paths = set()
+        for one in placements:
+            st = self._tree.lstat(templates[one.volume.mount] + one.place)
+            if not one.covered and (st is None or not stat.S_ISDIR(st.st_mode)):
+                paths.add(one.path)
+        for scriptlet, text in scriptlets.that_may_run(described, config):
+            for path, command in replaced(text, paths):
+                self._warn(
+                    f"%{scriptlet.kind} of {scriptlet.package} ({scriptlet.name}) replaces the "
+                    f"listed file {path!r}, which is a link to the volume: {command}. With a "
+                    "read-only root that fails; else what it writes is taken over to the volume "
+                    "each time. Have it write to the link's target ([scriptlets] substitute), or "
+                    "list the directory"
+                )
 
     def _warn_of_first_run(self, listed: Sequence[Listed]) -> None:
         """Warn of what the first run is judged by, where a volume would not keep it."""

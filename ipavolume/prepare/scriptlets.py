@@ -221,6 +221,14 @@ def _warn_of_substitutions(
             )
 
 
+def that_may_run(described: Described, config: ScriptletsConfig) -> Iterator[tuple[Scriptlet, str]]:
+    """Yield the scriptlets that some upgrade would run, and their texts as they run."""
+    for one in described.catalogue.scriptlets:
+        if scriptlets.is_candidate(one, config):
+            body = running.substituted(described.bodies.get(one.name, b""), one, config)
+            yield one, body.decode("utf-8", "surrogateescape")
+
+
 def ship(tree: ImageTree, described: Described, *, make: Progress) -> bool:
     """Write the scriptlets into the image, the list of them last, and remove others.
 

@@ -17,7 +17,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.context import Context
@@ -25,6 +25,7 @@ from ipavolume.errors import (
     CannotCreateError,
     CommandFailedError,
     ConfigurationError,
+    StoppedError,
     UnsafeVolumeError,
 )
 from ipavolume.image import diagnosis
@@ -34,17 +35,17 @@ from ipavolume.linux import files
 from ipavolume.linux.command import Ended
 from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Metadata, Xattrs
+from ipavolume.model.files import BUILD_ID_NAME, Metadata, Xattrs
 from ipavolume.model.images import ImageHeader, VolumeSpec
-from ipavolume.model.paths import mount_of, numbered
+from ipavolume.model.paths import mount_of
 from ipavolume.steps import api, declaration, views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, Step, StepAction, Warn, Write
 from ipavolume.steps.judging import PATH
 from ipavolume.steps.loading import path_fault
+from ipavolume.steps.saving import Saving, opened_state
+from ipavolume.steps.strays import Links
 from ipavolume.steps.views import is_covered, place
-from ipavolume.volume import layout
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.layout import PRIVATE_MODE, PUBLIC_MODE
 from ipavolume.volume.logs import RunLog
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
@@ -147,7 +148,7 @@ class _Performance:
         self._volume = volume
         self._where = where
         self._below = where[len(volume.mount) + 1 :]
-        self._saved = f"{STATE_DIRECTORY}/{layout.SAVED}/{run}/{self._below}"
+        self._saving = Saving(volume, run, self._below, state=_STATE)
 
     def perform(self) -> str | None:
         match self._action:
@@ -186,10 +187,10 @@ class _Performance:
             if fd is not None and st is not None and stat.S_ISREG(st.st_mode):
                 if _holds(directory, name, st, action.content):
                     files.sync(directory)
-                    return self._found_saved()
+                    return self._saving.found()
                 found = files.metadata(st, _without_rights(files.read_xattrs(fd)))
                 metadata = replace(found, mode=found.mode & ~SET_ID_BITS)
-            with self._state() as made:
+            with opened_state(self._volume) as made:
                 files.write_complete(made, IN_THE_MAKING, action.content, metadata)
                 return self._replace(made, directory, name, fd)
 
@@ -198,8 +199,8 @@ class _Performance:
             is_link = st is not None and stat.S_ISLNK(st.st_mode)
             if fd is not None and is_link and os.readlink("", dir_fd=fd) == action.target:
                 files.sync(directory)
-                return self._found_saved()
-            with self._state() as made:
+                return self._saving.found()
+            with opened_state(self._volume) as made:
                 files.unlink(made, IN_THE_MAKING)
                 files.make_symlink(made, IN_THE_MAKING, action.target, uid=0, gid=0)
                 return self._replace(made, directory, name, fd)
@@ -208,17 +209,17 @@ class _Performance:
         try:
             directory, name = files.open_parent(self._volume.fd, self._below)
         except FileNotFoundError:
-            return self._found_saved()
+            return self._saving.found()
         try:
             st = files.lstat(directory, name)
             saved = None
             if st is None:
-                saved = self._found_saved()
+                saved = self._saving.found()
             elif stat.S_ISDIR(st.st_mode):
                 # Somebody may have put something into it meanwhile; then it stays.
                 files.remove_directory(directory, name)
             elif action.keep_copy:
-                saved = self._move_away(directory, name)
+                saved = self._saving.move(directory, name)
             else:
                 files.unlink(directory, name)
             files.sync(directory)
@@ -257,97 +258,13 @@ class _Performance:
         finally:
             os.close(fd)
 
-    @contextlib.contextmanager
-    def _state(self) -> Iterator[int]:
-        files.make_directory(self._volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=self._volume.fd)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
     def _replace(self, made: int, directory: int, name: str, held: int | None) -> str | None:
         """Put what is in the making in its place; what is there gets another name before."""
-        saved = None if held is None else self._save(held)
+        saved = None if held is None else self._saving.keep(held)
         files.rename(made, IN_THE_MAKING, directory, name)
         files.sync(directory)
         files.sync(made)
         return saved
-
-    def _save(self, held: int) -> str:
-        """Give the inode behind *held* a name in the saved directory, durably."""
-        st = os.fstat(held)
-        for directory, name, path in self._saved_names():
-            found = files.lstat(directory, name)
-            if found is None:
-                files.link_inode(held, directory, name)
-            elif not os.path.samestat(found, st):
-                continue
-            files.sync(directory)
-            return path
-        raise AssertionError("the names end with an error")
-
-    def _move_away(self, source: int, source_name: str) -> str:
-        """Move what is in the place to the saved directory, durably."""
-        for directory, name, path in self._saved_names():
-            try:
-                files.rename_noreplace(source, source_name, directory, name)
-            except FileExistsError:
-                continue
-            files.sync(directory)
-            return path
-        raise AssertionError("the names end with an error")
-
-    def _saved_names(self) -> Iterator[tuple[int, str, str]]:
-        """Yield directory, name and path of each place for a copy; none is overwritten."""
-        parent, _, name = self._saved.rpartition("/")
-        directory = _make_durable_directories(self._volume.fd, parent)
-        try:
-            for copy in numbered(name):
-                yield directory, copy, f"{self._volume.mount}/{parent}/{copy}"
-        finally:
-            os.close(directory)
-        raise UnsafeVolumeError(
-            f"no free name is left for a copy of {self._where!r}",
-            code="no-free-name",
-            hint="Settle the copies: ipavolume conflicts.",
-            state=_STATE,
-            path=self._where,
-        )
-
-    def _found_saved(self) -> str | None:
-        """Return the last copy that this run has made already, when it was interrupted then."""
-        parent, _, name = self._saved.rpartition("/")
-        try:
-            directory = files.open_directory(self._volume.fd, parent)
-        except FileNotFoundError:
-            return None
-        try:
-            last = None
-            for copy in numbered(name):
-                st = files.lstat(directory, copy)
-                if st is None or stat.S_ISDIR(st.st_mode):
-                    break
-                last = f"{self._volume.mount}/{parent}/{copy}"
-            return last
-        finally:
-            os.close(directory)
-
-
-def _make_durable_directories(root: int, path: str) -> int:
-    """Make directories of ours as far as they are missing, each durable before the next."""
-    fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=root)
-    for number, name in enumerate(path.split("/")):
-        try:
-            # The state directory itself is for everybody to read, what is saved is not.
-            if files.lstat(fd, name) is None:
-                files.make_directory(fd, name, mode=PRIVATE_MODE if number else PUBLIC_MODE)
-            files.sync(fd)
-            below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
 
 
 def _holds(directory: int, name: str, held: os.stat_result, content: bytes) -> bool:
@@ -375,7 +292,7 @@ class CommandOutput:
     """Passes lines of a command on, and remembers the paths that it had trouble with."""
 
     log: RunLog
-    suspects: diagnosis.Suspects = field(default_factory=diagnosis.Suspects)
+    suspects: diagnosis.Suspects
 
     def __call__(self, line: str) -> None:
         """Take a line."""
@@ -426,29 +343,53 @@ def perform(
             return []
 
 
-def run_command(image: Image, step: str, command: Command, output: RunLog) -> list[str]:
-    """Run a step's command; return what is to be told when it may fail and did.
+def run_command(
+    image: Image, step: str, command: Command, output: RunLog, links: Links
+) -> list[str]:
+    """Run a step's command; return what is to be told of it.
+
+    That is what it put in the place of the image's links, what it could not write to although it
+    ended well, and its failure where it may fail.
 
     Raises:
-        CommandFailedError: If it fails or does not end in time.
+        CommandFailedError: If it fails or does not end in time, or put something in the place of a
+            link that cannot be taken over.
+        VolumeIOError: If what it put there cannot be taken over now.
     """
     words = shlex.join(command.words)
     output.say(f"running {words} ({command.reason})")
-    lines = CommandOutput(log=output)
-    ended = processes.run_command(
-        command.words,
-        timeout_s=command.timeout_s,
-        output=lines,
-        env={**os.environ, "PATH": PATH},
-    )
+    lines = CommandOutput(log=output, suspects=diagnosis.Suspects(words))
+    try:
+        ended = processes.run_command(
+            command.words,
+            timeout_s=command.timeout_s,
+            output=lines,
+            env={**os.environ, "PATH": PATH},
+        )
+    except StoppedError:
+        links.take_over(failed=True)
+        raise
     if ended.left:
         output.say(f"{command.words[0]} left {ended.left} processes running; they were ended")
-    if ended.status == 0 and not ended.timed_out:
-        return []
+    succeeded = ended.status == 0 and not ended.timed_out
+    taken = links.take_over(failed=not succeeded)
+    messages = [f"{step}: {text}" for text in (*taken.messages, *taken.faults)]
+    if succeeded:
+        if taken.faults and not command.may_fail:
+            raise CommandFailedError(
+                output.clean(f"{step}: {words} ended well, but {taken.faults[0]}"),
+                code="replaced-link",
+                hint="Correct the step, or mask it; the link is there again in a new container.",
+                path=command.words[0],
+            )
+        if missed := lines.suspects.read_only(image):
+            messages.append(f"{step}: {words}: {missed.hint}")
+            output.say(f"warning: {messages[-1]}")
+        return messages
     message = f"{step}: {words} {describe_end(ended, command.timeout_s)}"
     if command.may_fail:
         output.say(f"warning: {message}; going on, as the step allows it")
-        return [message]
+        return [message, *messages]
     cause = lines.suspects.cause(image)
     hint = (
         cause.hint

@@ -21,6 +21,7 @@ from ipavolume.steps import loading, views
 from ipavolume.steps.api import Declaration
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import run_command
+from ipavolume.steps.strays import Links
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import VERIFIED
@@ -69,13 +70,14 @@ def verify(
     passed = list(known.passed) if known is not None and known.run == run else []
     failed: list[str] = []
     said = ""
+    links = Links(image, volumes, run=run, say=output.say)
     for declaration in steps:
         step = loading.load_step(image.tree, declaration)
         with views.opened_views(image, volumes, image.header) as (_, volume):
             commands = tuple(step.verify(volume)) if step.verify is not None else ()
         try:
             for command in commands:
-                run_command(image, declaration.name, command, output)
+                run_command(image, declaration.name, command, output, links)
         except CommandFailedError as err:
             failed.append(declaration.name)
             said = said or str(err)

@@ -99,10 +99,10 @@ def test_one_that_fails_or_hangs_is_a_warning_and_the_summary_says_so(
     assert "2 warnings:" in log
 
 
-def test_one_that_puts_a_file_in_the_place_of_a_link_into_the_volume_is_told(
+def test_what_one_puts_in_the_place_of_a_link_into_the_volume_goes_there_and_is_told(
     tmp_path: Path,
 ) -> None:
-    """``sed -i`` on a listed file: what it wrote is gone with the container."""
+    """F22: ``sed -i`` on a listed file."""
     site = Site(top=tmp_path)
     first, second = (
         site.image(
@@ -122,12 +122,26 @@ def test_one_that_puts_a_file_in_the_place_of_a_link_into_the_volume_is_told(
         )
         for version in ("1", "2")
     )
+    (warned,) = (text for text in second.warnings if "replaces the listed file" in text)
+    assert "%post of svc (svc-post) replaces the listed file '/etc/svc.conf'" in warned
+    assert "sed -i s/old/new/ /etc/svc.conf" in warned
     inside.run(first.root, site.volume(), [*inside.IPAVOLUME, "upgrade", "-q"])
     done = inside.run(second.root, site.volume(), [*inside.IPAVOLUME, "upgrade"])
     assert done.returncode == 0, done.stderr
-    assert "the link /etc/svc.conf to /data/etc/svc.conf is gone" in done.stdout
+    assert "took the place of the link /etc/svc.conf to /data/etc/svc.conf" in done.stdout
     assert "[scriptlets] substitute" in done.stdout
-    assert (site.volume() / "etc/svc.conf").read_text() == "old\n"
+    assert (site.volume() / "etc/svc.conf").read_text() == "new\n"
+    run = site.history()[-1]
+    assert [row[2] for row in run["tasks"]] == ["warned"]
+    (copy,) = run["copies"]
+    assert (site.volume() / copy[1].removeprefix("/data/")).read_text() == "old\n"
+    # On a read-only root it complains, ends well, and has written nothing.
+    read_only = ["sh", "-c", 'mount -o remount,ro /; exec "$@"', "-"]
+    again = [*read_only, *inside.IPAVOLUME, "upgrade", "--again"]
+    (site.volume() / "etc/svc.conf").write_text("old\n")
+    done = inside.run(second.root, site.volume(), again)
+    assert done.returncode == 0, done.stderr
+    assert "'/etc/svc.conf' is listed, so it is a link of the image" in done.stdout
     assert [row[2] for row in site.history()[-1]["tasks"]] == ["warned"]
 
 

@@ -155,15 +155,33 @@ def test_a_link_is_made_and_another_one_is_replaced(scene: Scene) -> None:
 
 
 def test_saved_copies_are_numbered_and_never_overwritten(scene: Scene) -> None:
+    """F53: each has the path of what it is a copy of, below a directory that is numbered."""
     for number in range(3):
         scene.put("etc/app/conf", f"old {number}\n")
         found = scene.perform(write("/etc/app/conf", f"new {number}\n".encode()))
         suffix = f".{number}" if number else ""
-        assert found == [f"{SAVED}/etc/app/conf{suffix}"]
+        assert found == [f"{SAVED}{suffix}/etc/app/conf"]
     scene.put("etc/app/conf", "old 3\n")
-    assert scene.perform(remove("/etc/app/conf")) == [f"{SAVED}/etc/app/conf.3"]
-    for number, name in enumerate(("conf", "conf.1", "conf.2", "conf.3")):
-        assert scene.saved(f"etc/app/{name}").read_text() == f"old {number}\n"
+    assert scene.perform(remove("/etc/app/conf")) == [f"{SAVED}.3/etc/app/conf"]
+    for number, run in enumerate((RUN, f"{RUN}.1", f"{RUN}.2", f"{RUN}.3")):
+        saved = scene.volume() / f".ipavolume/saved/{run}/etc/app/conf"
+        assert saved.read_text() == f"old {number}\n"
+
+
+def test_the_second_copy_of_a_long_name_and_of_what_was_a_file_have_a_place(scene: Scene) -> None:
+    """F53: a number behind a name of 255 bytes is too long; a file's copy is no directory."""
+    name = "l" * 255
+    for number in range(2):
+        scene.put(f"etc/app/{name}", f"old {number}\n")
+        scene.perform(write(f"/etc/app/{name}", b"new\n"))
+    scene.put("etc/app/was", "a file\n")
+    scene.perform(remove("/etc/app/was"))
+    (scene.volume() / "etc/app/was").mkdir()
+    scene.put("etc/app/was/inside", "in a directory\n")
+    assert scene.perform(remove("/etc/app/was/inside")) == [f"{SAVED}.1/etc/app/was/inside"]
+    saved = scene.volume() / ".ipavolume/saved"
+    assert sorted(path.read_text() for path in saved.rglob(name)) == ["old 0\n", "old 1\n"]
+    assert scene.saved("etc/app/was").read_text() == "a file\n"
 
 
 def test_what_is_saved_is_for_root_alone(scene: Scene) -> None:
@@ -189,7 +207,7 @@ def test_each_volume_keeps_what_was_saved_of_it(tmp_path: Path) -> None:
     ]
     assert (scene.volume("/logs") / "var/log/app").read_text() == "new\n"
     assert scene.perform(write("/logs/var/log/app", b"newer\n")) == [
-        f"/logs/.ipavolume/saved/{RUN}/var/log/app.1"
+        f"/logs/.ipavolume/saved/{RUN}.1/var/log/app"
     ]
 
 
@@ -498,7 +516,8 @@ def test_an_action_is_durable_when_it_ends_and_its_copy_before_its_effect(
         assert content < effect
     if any(call.name.startswith("link") for call in calls):
         linked = position(lambda call: call.name.startswith("link"))
-        saved = str(scene.saved("etc/app"))
+        again = ".1" if name == "replace once more" else ""
+        saved = str(scene.volume() / f".ipavolume/saved/{RUN}{again}/etc/app")
         assert (
             position(lambda call: call.name == "fsync" and f"<{saved}>" in call.text, linked)
             < effect

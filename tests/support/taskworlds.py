@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from support import inside
@@ -60,20 +61,42 @@ yield Command(words=("sh", "-c", "echo {word} >>/data/{LOG}"), reason="to be see
 class World:
     """Two or three images, a volume, and containers of them."""
 
-    def __init__(self, top: Path, rpms: Mapping[str, Path]) -> None:
-        """Take an empty directory, and the packages by their version."""
+    def __init__(
+        self,
+        top: Path,
+        rpms: Mapping[str, Path],
+        lists: Mapping[str, Sequence[str]] = LISTS,
+    ) -> None:
+        """Take an empty directory, the packages by their version, and the path lists."""
         self.site = Site(top=top)
         self._rpms = rpms
+        self._lists = lists
 
-    def image(self, version: str, steps: Mapping[str, str], *, config: str = "") -> Image:
-        """Make the image of a version, with steps of its own by name."""
+    def image(
+        self,
+        version: str,
+        steps: Mapping[str, str],
+        *,
+        config: str = "",
+        edit: Callable[[Image], None] | None = None,
+    ) -> Image:
+        """Make the image of a version, with steps of its own by name.
 
-        def edit(image: Image) -> None:
+        A letter behind the version is for another image of the same packages.
+        """
+
+        def write_steps(image: Image) -> None:
+            if edit is not None:
+                edit(image)
             for name, text in steps.items():
                 image.write(f"{OWN}/{name}.py", text)
 
         return self.site.image(
-            f"v{version}", [self._rpms[version]], lists=LISTS, config=config, edit=edit
+            f"v{version}",
+            [self._rpms[version.rstrip(ascii_lowercase)]],
+            lists=self._lists,
+            config=config,
+            edit=write_steps,
         )
 
     @property
@@ -88,12 +111,16 @@ class World:
         status: int = 0,
         env: Mapping[str, str] | None = None,
         before: str = "",
+        layer: Path | None = None,
     ) -> Result:
-        """Run ipavolume as process 1 of a container; *before* is shell run in it before."""
+        """Run ipavolume as process 1 of a container; *before* is shell run in it before.
+
+        With *layer* what is written outside the volume is kept there for a further run.
+        """
         argv = [*inside.IPAVOLUME, *words]
         if before:
             argv = ["sh", "-ec", f'{before}; exec "$@"', "-", *argv]
-        done = inside.run(image.root, self.volume, argv, env=env)
+        done = inside.run(image.root, self.volume, argv, env=env, layer=layer)
         assert done.returncode == status, done.stdout + done.stderr
         return done
 
