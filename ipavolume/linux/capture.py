@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, Final, cast
 
 from ipavolume.errors import CommandFailedError, StoppedError, VolumeIOError
 from ipavolume.linux import signals, temporary
-from ipavolume.linux.command import GRACE_S, READ_BYTES, wakened
+from ipavolume.linux.command import GRACE_S, READ_BYTES
+from ipavolume.linux.signals import wakened
 
 _SHOWN_LINES: Final = 5
 _SHOWN_BYTES: Final = 4096

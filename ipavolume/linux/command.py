@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import select
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
-from ipavolume.linux import libc, signals
-from ipavolume.linux.proc import Process, all_processes
+from ipavolume.linux import libc, signals, supervisor
+from ipavolume.linux.proc import all_processes
+from ipavolume.linux.signals import wakened
+from ipavolume.linux.supervisor import Answer, Descendants, Order
 from ipavolume.linux.terminal import Screen, lent_screen
 from ipavolume.model.progress import Progress, say_nothing
 
@@ -64,10 +66,11 @@ def run_command(
     have (``runExtScript`` in rpm's ``lib/rpmscript.c``). A signal that asks for an end is
     passed on; what does not follow it within *grace_s* is killed.
 
-    Processes that it leaves running come back to this one (``PR_SET_CHILD_SUBREAPER``) and
-    are ended: TERM, *grace_s*, KILL. As PID 1 this reaps, and regards as left by the command,
-    whatever else became an orphan of the container meanwhile. No other child of this process
-    may be waited for by anybody else during the call.
+    Between this process and the command is a supervisor (:mod:`ipavolume.linux.supervisor`).
+    Processes that the command leaves running come to that one (``PR_SET_CHILD_SUBREAPER``) and
+    are ended: TERM, *grace_s*, KILL; also when this process is killed. As PID 1 this reaps what
+    became an orphan of the container meanwhile. No other child of this process may be waited for
+    by anybody else during the call.
 
     Args:
         words: The command, found by the ``PATH`` of *env*, and its arguments.
@@ -87,7 +90,7 @@ def run_command(
         How it ended.
 
     Raises:
-        CommandFailedError: If it cannot be started.
+        CommandFailedError: If it cannot be started, or its supervisor was killed.
         StoppedError: If a signal asked for an end.
     """
     with contextlib.ExitStack() as stack:
@@ -97,214 +100,188 @@ def run_command(
         stack.enter_context(_orphans_come_here())
         wake = stack.enter_context(wakened())
         screen = stack.enter_context(lent_screen()) if terminal else None
-        command = _Command(
+        command = stack.enter_context(_Command(words[0], wake=wake, line_bytes=line_bytes))
+        command.start(
             words,
+            screen,
             env=env,
             cwd=cwd,
             umask=umask,
-            screen=screen,
-            wake=wake,
-            line_bytes=line_bytes,
+            timeout_s=timeout_s,
+            grace_s=grace_s,
         )
-        with command:
-            return command.follow(output, timeout_s=timeout_s, grace_s=grace_s)
+        return command.follow(output)
 
 
 class _Command:
-    """A command that runs, its output, and what descends from it."""
+    """A command that runs below its supervisor, and its output."""
 
-    def __init__(
-        self,
-        words: Sequence[str],
-        *,
-        env: Mapping[str, str] | None,
-        cwd: str,
-        umask: int,
-        screen: Screen | None,
-        wake: int,
-        line_bytes: int,
-    ) -> None:
+    def __init__(self, name: str, *, wake: int, line_bytes: int) -> None:
+        self._name = name
         self._wake = wake
         self._line_bytes = line_bytes
         self._reader = -1
         self._partial = b""
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._output: Progress = self._lines.append
-        self._status: int | None = None
+        self._orders = -1
+        self._answers = -1
+        self._answer = Answer()
+        self._answer_bytes = b""
+        self._supervisor = 0
         # What was there before the command cannot come from it.
-        self._earlier = {(one.pid, one.started) for one in all_processes()}
+        self._descendants = Descendants(all_processes())
+
+    def start(
+        self,
+        words: Sequence[str],
+        screen: Screen | None,
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str,
+        umask: int,
+        timeout_s: float,
+        grace_s: float,
+    ) -> None:
+        """Start it."""
         with contextlib.ExitStack() as stack:
-            if screen is None:
-                stdin, empty = _pipe(stack)
-                os.close(empty)
-                self._reader, out = os.pipe2(os.O_CLOEXEC)
-                os.set_blocking(self._reader, False)
-                stack.callback(os.close, out)
-            else:
-                stdin = out = screen.fd
             try:
-                self._process = subprocess.Popen(
-                    list(words),
-                    stdin=stdin,
-                    stdout=out,
-                    stderr=out,
-                    env=None if env is None else dict(env),
+                if screen is None:
+                    stdin, empty = os.pipe2(os.O_CLOEXEC)
+                    stack.callback(os.close, stdin)
+                    os.close(empty)
+                    self._reader, out = os.pipe2(os.O_CLOEXEC)
+                    os.set_blocking(self._reader, False)
+                    stack.callback(os.close, out)
+                else:
+                    stdin = out = screen.fd
+                order = Order(
+                    words=words,
+                    env=env,
                     cwd=cwd,
                     umask=umask,
-                    start_new_session=screen is None or not screen.is_ours,
-                    process_group=0 if screen is not None and screen.is_ours else None,
-                    preexec_fn=screen.take if screen is not None else None,
+                    stdin=stdin,
+                    output=out,
+                    screen=screen,
+                    timeout_s=timeout_s,
+                    grace_s=grace_s,
                 )
-            except (OSError, ValueError) as err:
-                self._close()
-                raise _cannot_execute(words, cwd, err) from err
+                ours = () if self._reader < 0 else (self._reader,)
+                self._supervisor, self._orders, self._answers = supervisor.fork(order, ours=ours)
+            except OSError as err:
+                raise self._cannot_execute(err.strerror or str(err)) from err
 
     def __enter__(self) -> _Command:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave nothing behind, whatever ended the run."""
-        if self._status is None:
+        if self._answers >= 0:
             # What raised may have been the callback.
             self._output = say_nothing
-            self._signal(signal.SIGKILL)
-            self._wait(time.monotonic() + GRACE_S, self._has_ended)
-            self._wait(time.monotonic() + GRACE_S, lambda: not self._signal_rest(signal.SIGKILL))
-        # Popen is told, or it would wait for a process that has been waited for.
-        self._process.returncode = self._end_status()
-        self._close()
+            self._order(signal.SIGKILL)
+            self._wait(lambda: self._answers < 0, within_s=2 * GRACE_S)
+        if self._answer.failed:
+            # Then all that it was the parent of has come here.
+            self._wait(lambda: not self._descendants.signal(signal.SIGKILL), within_s=GRACE_S)
+        # One that has answered ends, unless the command sleeps in the kernel.
+        self._wait(lambda: not self._supervisor, within_s=GRACE_S)
+        for fd in (self._reader, self._orders, self._answers):
+            if fd >= 0:
+                os.close(fd)
 
-    def follow(self, output: Progress, *, timeout_s: float, grace_s: float) -> Ended:
-        """Wait for the end, or bring it about."""
+    def follow(self, output: Progress) -> Ended:
+        """Wait for the end."""
         self._output = output
-        in_time = self._wait(
-            time.monotonic() + timeout_s,
-            lambda: self._has_ended() or signals.stop_signal() is not None,
-        )
-        killed = self._status is None
-        if killed:
-            stop = signals.stop_signal()
-            self._signal(signal.SIGINT if stop == signal.SIGINT else signal.SIGTERM)
-            if not self._wait(time.monotonic() + grace_s, self._has_ended):
-                self._signal(signal.SIGKILL)
-                self._wait(time.monotonic() + grace_s, self._has_ended)
-        self._read_pipe()
-        rest = self._rest()
-        if killed:
-            rest = [one for one in rest if one.group != self._process.pid]
-        if self._signal_rest(signal.SIGTERM) and not self._wait(
-            time.monotonic() + grace_s, lambda: not self._left()
-        ):
-            self._wait(time.monotonic() + grace_s, lambda: not self._signal_rest(signal.SIGKILL))
+        self._wait(lambda: self._answers < 0, asked=True)
         self._read_pipe()
         if self._partial:
             self._say(self._partial)
             self._partial = b""
+        answer = self._answer
+        if answer.failed:
+            raise CommandFailedError(
+                f"{self._name!r} was ended: its supervisor failed: {answer.failed}",
+                hint="Look for what kills processes here: for lack of memory the kernel does.",
+            )
+        if answer.not_begun:
+            raise self._cannot_execute(answer.not_begun)
         number = signals.stop_signal()
         if number is not None:
             raise signals.stopped(number)
         return Ended(
-            status=self._end_status(),
-            timed_out=not in_time,
+            status=answer.status,
+            timed_out=answer.timed_out,
             lines=tuple(self._lines),
-            left=len(rest),
+            left=answer.left,
+        )
+
+    def _cannot_execute(self, cause: str) -> CommandFailedError:
+        return CommandFailedError(
+            f"cannot execute {self._name!r}: {cause}",
+            code="cannot-execute",
+            hint="The command has to be in the image, and executable.",
         )
 
     # -- waiting -------------------------------------------------------------------------
 
-    def _wait(self, deadline: float, done: Callable[[], bool]) -> bool:
-        """Serve output, children and signals until *done* or the deadline; tell which."""
+    def _wait(
+        self, done: Callable[[], bool], *, within_s: float = math.inf, asked: bool = False
+    ) -> None:
+        """Serve output, children and the answer until *done* or the time is up.
+
+        Args:
+            done: What is waited for.
+            within_s: Seconds to wait at most.
+            asked: Serve signals, too.
+        """
+        deadline = time.monotonic() + within_s
+        told = False
         while True:
             self._reap()
-            if done():
-                return True
+            if asked:
+                if not told and (number := signals.stop_signal()) is not None:
+                    self._order(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+                    told = True
+                for number in signals.take_for_command():
+                    self._order(number)
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return False
+            if done() or remaining <= 0:
+                return
             poll = select.poll()
-            poll.register(self._wake, select.POLLIN)
-            if self._reader >= 0:
-                poll.register(self._reader, select.POLLIN)
+            for fd in (self._wake, self._reader, self._answers):
+                if fd >= 0:
+                    poll.register(fd, select.POLLIN)
             for fd, _ in poll.poll(min(remaining, _LONGEST_POLL_S) * 1000):
                 if fd == self._reader:
                     self._read(READ_BYTES)
+                elif fd == self._answers:
+                    self._read_answer()
                 else:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake, READ_BYTES)
-            for number in signals.take_for_command():
-                self._signal(number)
-
-    def _has_ended(self) -> bool:
-        return self._status is not None
-
-    def _end_status(self) -> int:
-        # One that KILL does not end sleeps in the kernel; it is not waited for any longer.
-        return -signal.SIGKILL if self._status is None else self._status
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, _ = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                if pid == self._process.pid:
-                    self._status = os.waitstatus_to_exitcode(status)
+                if pid == self._supervisor:
+                    self._supervisor = 0
 
-    # -- signals -------------------------------------------------------------------------
+    def _order(self, number: int) -> None:
+        """Have a signal be sent to the command."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._orders, bytes([number]))
 
-    def _signal(self, number: int) -> None:
-        """Send a signal to the command's process group; one that is stopped wakes for it."""
-        if self._status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-                if number in (signal.SIGTERM, signal.SIGINT):
-                    os.killpg(self._process.pid, signal.SIGCONT)
-
-    def _signal_rest(self, number: int) -> bool:
-        """Send a signal to all that descends from the command; tell whether there was any.
-
-        Whole process groups are signalled, which the kernel does in one piece: a process
-        that forks meanwhile cannot get away from it. One that has ended names the group of
-        those that followed it, should they have come too late to be seen.
-        """
-        left = self._left()
-        ours = os.getpgrp()
-        for group in {one.group for one in left} - {ours}:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)
-                os.killpg(group, signal.SIGCONT)
-        for one in left:
-            if one.group == ours and not one.is_dead:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(one.pid, number)
-        return bool(left)
-
-    def _rest(self) -> list[Process]:
-        """Return what descends from the command and runs, without the command itself."""
-        return [one for one in self._left() if not one.is_dead]
-
-    def _left(self) -> list[Process]:
-        """Return what descends from the command, those included that nobody has waited for.
-
-        Only when there is none of either nothing runs any more: a process that ended while
-        this looked may have left another one that came too late to be seen.
-        """
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return []
-        below: dict[int, list[Process]] = {}
-        for one in all_processes():
-            if (one.pid, one.started) not in self._earlier:
-                below.setdefault(one.parent, []).append(one)
-        result = []
-        pending = below.get(os.getpid(), [])
-        while pending:
-            one = pending.pop()
-            pending += below.get(one.pid, ())
-            if one.pid != self._process.pid:
-                result.append(one)
-        return result
+    def _read_answer(self) -> None:
+        data = os.read(self._answers, READ_BYTES)
+        self._answer_bytes += data
+        if not data:
+            os.close(self._answers)
+            self._answers = -1
+            self._answer = supervisor.read_answer(self._answer_bytes)
 
     # -- output --------------------------------------------------------------------------
 
@@ -316,7 +293,8 @@ class _Command:
             except BlockingIOError:
                 return
             if not data:
-                self._close()
+                os.close(self._reader)
+                self._reader = -1
                 return
             limit -= len(data)
             *complete, partial = (self._partial + data).split(b"\n")
@@ -347,11 +325,6 @@ class _Command:
             if not line:
                 return
 
-    def _close(self) -> None:
-        if self._reader >= 0:
-            os.close(self._reader)
-            self._reader = -1
-
 
 def _character_end(line: bytes, limit: int) -> int:
     """Return where a piece of *line* ends that is not too long and cuts no character."""
@@ -361,28 +334,6 @@ def _character_end(line: bytes, limit: int) -> int:
     while end > limit - 4 and line[end] & 0xC0 == 0x80:
         end -= 1
     return end
-
-
-def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    stack.callback(os.close, reader)
-    return reader, writer
-
-
-def _cannot_execute(
-    words: Sequence[str], cwd: str, err: OSError | ValueError
-) -> CommandFailedError:
-    if isinstance(err, ValueError):
-        cause = str(err)
-    elif err.filename == cwd:
-        cause = f"the working directory {cwd!r}: {err.strerror}"
-    else:
-        cause = err.strerror or str(err)
-    return CommandFailedError(
-        f"cannot execute {words[0]!r}: {cause}",
-        code="cannot-execute",
-        hint="The command has to be in the image, and executable.",
-    )
 
 
 @contextlib.contextmanager
@@ -395,18 +346,3 @@ def _orphans_come_here() -> Iterator[None]:
     finally:
         # It would survive the execution of the container's command.
         libc.set_subreaper(wanted=before)
-
-
-@contextlib.contextmanager
-def wakened() -> Iterator[int]:
-    """Yield a descriptor that becomes readable when a signal comes or a child ends."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = signal.signal(signal.SIGCHLD, lambda *_: None)
-    wakened = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(wakened)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
-        os.close(reader)
-        os.close(writer)

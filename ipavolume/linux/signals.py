@@ -8,6 +8,7 @@ of a container a process without these handlers would not notice the signals at 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -77,6 +78,21 @@ def looking() -> Iterator[None]:
     finally:
         restore()
     check()
+
+
+@contextlib.contextmanager
+def wakened() -> Iterator[int]:
+    """Yield a descriptor that becomes readable when a signal comes or a child ends."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)
+    wakened = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakened)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        os.close(reader)
+        os.close(writer)
 
 
 def stop_signal() -> int | None:

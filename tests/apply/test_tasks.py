@@ -308,7 +308,8 @@ text = volume.read("/{LOG}") or b""
 if b"third\\n" in text:
     return
 yield Command(words=("sh", "-c", "echo first >>/data/{LOG}"), reason="ends")
-kills = "echo second >>/data/{LOG}; test -e /data/var/lib/svc/go || kill -9 $PPID; true"
+run = "$(cut -d ' ' -f 4 /proc/$PPID/stat)"
+kills = f"echo second >>/data/{LOG}; test -e /data/var/lib/svc/go || kill -9 {{run}}; true"
 yield Command(words=("sh", "-c", kills), reason="is interrupted")
 yield Command(words=("sh", "-c", "echo third >>/data/{LOG}"), reason="ends")
 """

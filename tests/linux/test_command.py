@@ -420,7 +420,7 @@ def test_the_first_process_reaps_orphans_and_leaves_those_that_are_not_the_comma
         orphan = int(os.read(told, 20))
         def output(line):
             if line == "go":
-                os.close(go)
+                os.write(go, b"!")
         # It ends only once the shell has been reaped.
         script = f"echo go; while [ -e /proc/{other} ]; do :; done; setsid sleep infinity & exit 6"
         ended = run_command(["sh", "-c", script], timeout_s=60, output=output)
@@ -436,7 +436,8 @@ def test_the_first_process_reaps_orphans_and_leaves_those_that_are_not_the_comma
 def test_the_first_process_ends_when_it_is_asked_to(number: int) -> None:
     # The trap comes last: a child that a shell has just forked would still have it, and a
     # signal that comes before the exec would be lost there.
-    script = "sleep infinity & trap 'exit 0' TERM; echo ready $PPID; wait"
+    first = "$(cut -d ' ' -f 4 /proc/$PPID/stat)"
+    script = f"sleep infinity & trap 'exit 0' TERM; echo ready {first}; wait"
     process = in_namespace(python(ENGINE, script, str(LONG_S)))
     assert process.stdout is not None
     assert process.stdout.readline() == "ready 1\n"
@@ -450,8 +451,9 @@ def test_the_first_process_ends_when_it_is_asked_to(number: int) -> None:
 # -- on a terminal -------------------------------------------------------------------------
 
 ON_TERMINAL = """
-    import fcntl, sys, termios
+    import fcntl, os, sys, termios
     from ipavolume.linux.command import run_command
+    lock = os.open("/", os.O_RDONLY)
     if sys.argv[1] == "ours":
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     ended = run_command(
@@ -515,6 +517,16 @@ def test_keys_that_interrupt_are_for_the_command(ours: bool) -> None:  # noqa: F
     terminal.type("\x03")
     terminal.wait_for("interrupted\r\n")
     terminal.wait_for("ended 9 0 False\r\n")
+    terminal.end()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_command_on_the_terminal_inherits_nothing_else(ours: bool) -> None:  # noqa: FBT001
+    """A descriptor of the volume would be the lock, and a way out of a directory (F42)."""
+    terminal = Terminal("readlink /proc/$$/fd/*; exit 0", ours=ours)
+    lines = terminal.wait_for("ended 0 0 False\r\n").split()
+    assert lines == [lines[0]] * 3
+    assert lines[0].startswith("/dev/pts/")
     terminal.end()
 
 
