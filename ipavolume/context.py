@@ -65,6 +65,7 @@ OVERRIDES: Final = {
     "incompatible": "take a volume from a release that the image does not accept",
     "kept-volume": "empty a volume that was kept, where the image has a volatile one",
     "local-lock": "work on NFS that is mounted with local locks",
+    "lost-owners": "upgrade a volume whose files have other owners than they were given",
     "lost-secondary": "fill a further volume again that was lost",
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",

@@ -36,7 +36,7 @@ from ipavolume.plan import draft as drafting
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import State, Verdict
-from ipavolume.volume import index, lock, ownership
+from ipavolume.volume import index, lock, owners, ownership
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
@@ -199,7 +199,14 @@ def _inspect(
     status = 0
     made: Draft | None = None
     found, reason = verdict.state, verdict.reason
-    if verdict.error is not None:
+    lost = None
+    if verdict.state in (State.CURRENT, State.REBUILT):
+        # Where there is something to plan, planning looks.
+        lost = owners.find_lost(context.volumes, facts)
+    if lost is not None and owners.CODE not in context.options.allow:
+        findings.append(_finding(lost))
+        found, reason, status = State.UNSAFE, str(lost), lost.exit_status
+    elif verdict.error is not None:
         findings.append(_finding(verdict.error))
         status = verdict.error.exit_status
     elif (does := conduct(verdict.state).does) is not Does.NOTHING:

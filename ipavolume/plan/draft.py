@@ -24,7 +24,7 @@ from ipavolume.plan.planner import plan_files, plan_populate
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
-from ipavolume.volume import adopt, candidates, history
+from ipavolume.volume import adopt, candidates, history, owners
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.members import Volume
@@ -218,6 +218,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     renumbered = primary.baseline is not None and is_renumbered(
         primary.baseline.accounts, image.accounts
     )
+    overridden = _refuse_lost_owners(context, facts)
     same = None
     if not (fresh or unknown or unknown_old or renumbered or context.options.checksum):
         same = _same_records(image, context.volumes.primary, primary.baseline)
@@ -273,7 +274,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
         plan=replace(
             plan,
             actions=made.actions,
-            overrides=(*plan.overrides, *sorted(made.overridden)),
+            overrides=(*plan.overrides, *overridden, *sorted(made.overridden)),
         ),
         index=bytes(index),
         positions={path: at for path, at in made.considered.items() if path in installed},
@@ -281,6 +282,23 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
         old=old,
         unreadable=tuple(unreadable),
     )
+
+
+def _refuse_lost_owners(context: Context, facts: Mapping[str, Facts]) -> tuple[str, ...]:
+    """Refuse volumes whose owners were lost: what is planned goes by the owners that are there.
+
+    Returns:
+        The refusal's code, where it was overridden.
+
+    Raises:
+        UnsafeVolumeError: If owners were lost, and nobody said to go on.
+    """
+    lost = owners.find_lost(context.volumes, facts)
+    if lost is None:
+        return ()
+    if owners.CODE not in context.options.allow:
+        raise lost
+    return (owners.CODE,)
 
 
 def _estranged(volumes: Volumes, facts: Mapping[str, Facts]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,246 @@
+"""Owners that were lost: what the baseline says of them, held against what is on the volumes.
+
+A copy without owners (``cp -r``, a restore by another user), an engine that gives a volume to
+one user (``podman -v ...:U``) or a mapping that is not the volume's changes the owners of
+nearly everything, or of nearly all that an account has. An administrator changes those of some
+files, or gives a directory to somebody; that is none of it.
+
+It costs one ``lstat`` for each file that is looked at: the first ones of each account in the
+order of the baseline, then every so many, a thousand at most.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.errors import UnsafeVolumeError
+from ipavolume.formats import manifest
+from ipavolume.linux import files
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import mount_of
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.index import read_baseline
+from ipavolume.volume.members import Volume
+from ipavolume.volume.ownership import OVERFLOW_ID
+from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
+
+CODE: Final = "lost-owners"
+_NEARLY_ALL: Final = 0.9
+_LEAST: Final = 3
+"""Fewer files of an account may well have been given to somebody."""
+_ALL_OF_THE_FIRST: Final = 100
+_ONE_OF: Final = 50
+_AT_MOST: Final = 1000
+_SHOWN: Final = 3
+
+_OWNER: Final = re.compile(rb'"uid":([0-9]{1,10}),"gid":([0-9]{1,10})')
+_IS_FILE: Final = b'"type":"file"'
+_IS_DIRECTORY: Final = b'"type":"directory"'
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One file: its recorded owner (or group), and the one that was found."""
+
+    path: str
+    recorded: int
+    found: int
+    is_directory: bool
+
+    @property
+    def is_off(self) -> bool:
+        return self.found != self.recorded
+
+
+def find_lost(volumes: Volumes, facts: Mapping[str, Facts]) -> UnsafeVolumeError | None:
+    """Tell whether owners on the volumes were lost since the baseline was applied.
+
+    Args:
+        volumes: The volumes.
+        facts: What was found on them; no transaction is open.
+
+    Returns:
+        What to raise, or ``None``.
+
+    Raises:
+        UnsafeVolumeError: If the baseline is damaged.
+    """
+    baseline = facts[volumes.primary.mount].baseline
+    if baseline is None:
+        return None
+    # A further volume of another id was restored from elsewhere: the baseline is not its own.
+    mounts = [mount for mount in volumes if facts[mount].build_id == baseline.build_id]
+    header, stream = read_baseline(volumes.primary)
+    looked: dict[str, list[tuple[str, bool, os.stat_result, int, int]]] = defaultdict(list)
+    with stream, Tree({mount: volumes[mount].fd for mount in mounts}) as tree:
+        for path, is_directory, uid, gid in _chosen(manifest.read_lines(stream)):
+            st = _look(tree, path) if tree.covers(path) else None
+            if st is not None and _is_that(st, is_directory=is_directory):
+                looked[mount_of(path, volumes)].append((path, is_directory, st, uid, gid))
+    for mount, found in looked.items():
+        users = [_Seen(path, uid, st.st_uid, kind) for path, kind, st, uid, _ in found]
+        groups = [_Seen(path, gid, st.st_gid, kind) for path, kind, st, _, gid in found]
+        if _is_lost(users, header.accounts.users, volumes[mount]):
+            return _error(volumes[mount], users, "user", header)
+        if _is_lost(groups, header.accounts.groups, None):
+            return _error(volumes[mount], groups, "group", header)
+    return None
+
+
+def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
+    """Yield path, whether it is a directory, and owner of the records that are looked at."""
+    counts: Counter[tuple[bytes, bytes, bool]] = Counter()
+    for line in lines:
+        is_directory = _IS_DIRECTORY in line
+        owner = _OWNER.search(line)
+        if owner is None or not (is_directory or _IS_FILE in line) or b'"present":false' in line:
+            continue
+        uid, gid = owner.groups()
+        key = (uid, gid, is_directory)
+        counts[key] += 1
+        number = counts[key]
+        if number <= _ALL_OF_THE_FIRST or (number % _ONE_OF == 0 and number <= _ONE_OF * _AT_MOST):
+            yield manifest.path_of(line), is_directory, int(uid), int(gid)
+
+
+def _look(tree: Tree, path: str) -> os.stat_result | None:
+    try:
+        return tree.stat(path)
+    except OSError:
+        return None
+
+
+def _is_that(st: os.stat_result, *, is_directory: bool) -> bool:
+    return stat.S_ISDIR(st.st_mode) if is_directory else stat.S_ISREG(st.st_mode)
+
+
+# -- what is lost, and what was given away -----------------------------------------------
+
+
+def _is_lost(seen: Sequence[_Seen], names: Mapping[str, int], volume: Volume | None) -> bool:
+    """Tell whether so many files have other owners that nobody can have meant it.
+
+    Args:
+        seen: The files that were looked at.
+        names: Numbers by the names of the accounts.
+        volume: The volume, for owners; ``None`` for groups.
+    """
+    if volume is not None and _is_sole(seen, volume):
+        return True
+    named = set(names.values())
+    directories = {one.path for one in seen if one.is_off and one.is_directory}
+    # All, directories alone, files alone.
+    for kinds in ((True, False), (True,), (False,)):
+        stratum = [one for one in seen if one.is_directory in kinds]
+        off = [one for one in stratum if one.is_off]
+        if not off:
+            continue
+        # A service may own all of its volume in the end, where root had it first.
+        given = _is_given(off, directories) and off[0].found in named
+        if _is_nearly_all(off, stratum) and not given:
+            return True
+        if len(off) > 1 and _is_uniform(stratum):
+            return True
+        for account in {one.recorded for one in off}:
+            theirs = [one for one in stratum if one.recorded == account]
+            away = [one for one in theirs if one.is_off]
+            if _is_nearly_all(away, theirs) and not _is_given(away, directories):
+                return True
+    return False
+
+
+def _is_nearly_all(off: Sequence[_Seen], of: Sequence[_Seen]) -> bool:
+    return len(off) >= _LEAST and len(off) >= _NEARLY_ALL * len(of)
+
+
+def _is_uniform(seen: Sequence[_Seen]) -> bool:
+    """Tell whether all have one owner, and had several."""
+    return len({one.found for one in seen}) == 1 < len({one.recorded for one in seen})
+
+
+def _is_given(off: Sequence[_Seen], directories: Collection[str]) -> bool:
+    """Tell whether it looks as if somebody gave one directory to another account."""
+    owners = {one.found for one in off}
+    tops = {_top(one.path, directories) for one in off}
+    return len(owners) == len(tops) == 1 and not owners & {0, OVERFLOW_ID}
+
+
+def _is_sole(seen: Sequence[_Seen], volume: Volume) -> bool:
+    """Tell whether the only directory that was not root's is now, with all that is in it.
+
+    A single directory could have been given to somebody, but then it has content of its
+    account, or none.
+    """
+    off = [one for one in seen if one.is_off]
+    if len(off) != 1 or not off[0].is_directory or not _is_uniform(seen):
+        return False
+    inside = off[0].path[len(volume.mount) + 1 :]
+    try:
+        fd = files.open_directory(volume.fd, inside)
+    except OSError:
+        return False
+    try:
+        names = os.listdir(fd)[:_AT_MOST]
+        owners = {st.st_uid for name in names if (st := files.lstat(fd, name)) is not None}
+    finally:
+        os.close(fd)
+    return owners == {off[0].found}
+
+
+def _top(path: str, directories: Collection[str]) -> str:
+    """Return the uppermost of *directories* that *path* lies in, or itself."""
+    top = above = path
+    while above := above.rpartition("/")[0]:
+        if above in directories:
+            top = above
+    return top
+
+
+# -- how it is said ----------------------------------------------------------------------
+
+
+def _error(
+    volume: Volume, seen: Sequence[_Seen], kind: str, header: ImageHeader
+) -> UnsafeVolumeError:
+    lost = [one for one in seen if one.is_off]
+    table = header.accounts.users if kind == "user" else header.accounts.groups
+    names = {number: name for name, number in sorted(table.items(), reverse=True)}
+
+    def called(number: int) -> str:
+        if number == OVERFLOW_ID:
+            return f"nobody ({number})"
+        return f"{names[number]} ({number})" if number in names else str(number)
+
+    shifts = {one.found - one.recorded for one in lost}
+    if len(shifts) == 1 and len({one.recorded for one in lost}) > 1:
+        (shift,) = shifts
+        by = f"{abs(shift)} too {'high' if shift > 0 else 'low'}"
+        what = f"the {kind}s on the volume {volume.directory!r} are {by}"
+    else:
+        became = Counter((one.recorded, one.found) for one in lost).most_common()
+        parts = [
+            f"{times} of {kind} {called(recorded)} belong to {called(found)}"
+            for (recorded, found), times in became[:_SHOWN]
+        ]
+        more = f" and {len(became) - _SHOWN} more" if len(became) > _SHOWN else ""
+        lead = "owners" if kind == "user" else "groups"
+        what = f"{lead} on the volume {volume.directory!r} were lost: {', '.join(parts)}{more}"
+    first = lost[0]
+    option = "chown -h" if kind == "user" else "chgrp -h"
+    where = volume.directory.rstrip("/") + first.path[len(volume.mount) :]
+    return UnsafeVolumeError(
+        f"{what}; the first is {first.path!r}",
+        code=CODE,
+        path=first.path,
+        hint="Copy it once more from the original, as root and with everything, which also mends "
+        "what is there: rsync -aHAX --numeric-ids ORIGINAL/ VOLUME/ (and no podman -v ...:U, no "
+        "fsGroup, and the user mapping that it had). For a single file: "
+        f"{option} {first.recorded} {where}. If it is meant: --allow {CODE}.",
+    )
