@@ -84,12 +84,19 @@ def find_lost(volumes: Volumes, facts: Mapping[str, Facts]) -> UnsafeVolumeError
             st = _look(tree, path) if tree.covers(path) else None
             if st is not None and _is_that(st, is_directory=is_directory):
                 looked[mount_of(path, volumes)].append((path, is_directory, st, uid, gid))
+    ways = {
+        spec.mount + entry[:end]
+        for spec in header.volumes
+        for entry in spec.entries
+        for end in range(1, len(entry))
+        if entry[end] == "/"
+    }
     for mount, found in looked.items():
         users = [_Seen(path, uid, st.st_uid, kind) for path, kind, st, uid, _ in found]
         groups = [_Seen(path, gid, st.st_gid, kind) for path, kind, st, _, gid in found]
-        if _is_lost(users, header.accounts.users, volumes[mount]):
+        if _is_lost(users, header.accounts.users, ways, volumes[mount]):
             return _error(volumes[mount], users, "user", header)
-        if _is_lost(groups, header.accounts.groups, None):
+        if _is_lost(groups, header.accounts.groups, ways, None):
             return _error(volumes[mount], groups, "group", header)
     return None
 
@@ -124,34 +131,51 @@ def _is_that(st: os.stat_result, *, is_directory: bool) -> bool:
 # -- what is lost, and what was given away -----------------------------------------------
 
 
-def _is_lost(seen: Sequence[_Seen], names: Mapping[str, int], volume: Volume | None) -> bool:
+def _is_lost(
+    seen: Sequence[_Seen],
+    names: Mapping[str, int],
+    ways: Collection[str],
+    volume: Volume | None,
+) -> bool:
     """Tell whether so many files have other owners that nobody can have meant it.
 
     Args:
         seen: The files that were looked at.
         names: Numbers by the names of the accounts.
+        ways: The directories above what is listed.
         volume: The volume, for owners; ``None`` for groups.
     """
     if volume is not None and _is_sole(seen, volume):
         return True
     named = set(names.values())
     directories = {one.path for one in seen if one.is_off and one.is_directory}
+    # A copy gives away all alike, the ways to what is listed as well; who means it, what is listed.
+    listed_alone = directories.isdisjoint(ways)
+
+    def is_given(off: Sequence[_Seen]) -> bool:
+        owners = {one.found for one in off}
+        if len(owners) != 1 or owners & {0, OVERFLOW_ID}:
+            return False
+        if listed_alone and (owners <= named or not any(one.recorded for one in off)):
+            return True
+        return len({_top(one.path, directories) for one in off}) == 1
+
     # All, directories alone, files alone.
     for kinds in ((True, False), (True,), (False,)):
         stratum = [one for one in seen if one.is_directory in kinds]
         off = [one for one in stratum if one.is_off]
         if not off:
             continue
+        given = is_given(off)
         # A service may own all of its volume in the end, where root had it first.
-        given = _is_given(off, directories) and off[0].found in named
-        if _is_nearly_all(off, stratum) and not given:
+        if _is_nearly_all(off, stratum) and not (given and off[0].found in named):
             return True
-        if len(off) > 1 and _is_uniform(stratum):
+        if len(off) > 1 and _is_uniform(stratum) and not (given and listed_alone):
             return True
         for account in {one.recorded for one in off}:
             theirs = [one for one in stratum if one.recorded == account]
             away = [one for one in theirs if one.is_off]
-            if _is_nearly_all(away, theirs) and not _is_given(away, directories):
+            if _is_nearly_all(away, theirs) and not is_given(away):
                 return True
     return False
 
@@ -163,13 +187,6 @@ def _is_nearly_all(off: Sequence[_Seen], of: Sequence[_Seen]) -> bool:
 def _is_uniform(seen: Sequence[_Seen]) -> bool:
     """Tell whether all have one owner, and had several."""
     return len({one.found for one in seen}) == 1 < len({one.recorded for one in seen})
-
-
-def _is_given(off: Sequence[_Seen], directories: Collection[str]) -> bool:
-    """Tell whether it looks as if somebody gave one directory to another account."""
-    owners = {one.found for one in off}
-    tops = {_top(one.path, directories) for one in off}
-    return len(owners) == len(tops) == 1 and not owners & {0, OVERFLOW_ID}
 
 
 def _is_sole(seen: Sequence[_Seen], volume: Volume) -> bool:

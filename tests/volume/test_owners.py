@@ -105,6 +105,11 @@ def _reown(
     return change
 
 
+def _is_listed(path: Path) -> bool:
+    """Tell whether it is below what is listed, and not on the way there."""
+    return "app" in path.parts[-4:] or "other" in path.parts[-4:]
+
+
 def _to(number: int) -> Callable[[int], int]:
     return lambda _: number
 
@@ -226,6 +231,9 @@ MEANT: dict[str, Change] = {
     "a directory of logs, to root": _give("var/log/app", 0, 0),
     "a directory of root's, to a service": _give("etc/app", SVC, SVC_GROUP),
     "the configuration, to a group": _give("etc/app", 0, 4343, "-R"),
+    # As an entry point does: chown -R app /etc/app /var/lib/app ...
+    "all that is listed, to a service": _reown(_to(SVC), _to(SVC_GROUP), only=_is_listed),
+    "root's files, to a number without a name": _reown(_of(0, 4242), only=_is_listed),
     "some files": _reown(_of(SVC, 0), only=lambda path: path.name in ("one", "rows")),
     "what no image knows": _reown(
         _to(0), _to(0), only=lambda path: path.name in ("rows", "data", "local.conf")
