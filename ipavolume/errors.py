@@ -102,6 +102,12 @@ class UnsafeVolumeError(IpaVolumeError):
     exit_status = EXIT_UNSAFE
 
 
+class ObstructedError(UnsafeVolumeError):
+    """Something is in the way of a plan that a person has to move or to change."""
+
+    code = "obstructed"
+
+
 class CannotCreateError(IpaVolumeError):
     """Something that has to exist cannot be created."""
 

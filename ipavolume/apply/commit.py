@@ -19,7 +19,7 @@ from ipavolume.linux import files, trees
 from ipavolume.model.actions import Plan
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.volume import layout, members
+from ipavolume.volume import held, layout, members
 from ipavolume.volume.facts import Identity, Transaction
 from ipavolume.volume.failures import STATE_CLOSED, STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.history import append_history
@@ -49,7 +49,7 @@ def mark(areas: Sequence[Area]) -> None:
 def move_build_ids(areas: Iterable[Area]) -> None:
     """Move the recorded ids into the transactions: the volumes are of no image now."""
     for area in areas:
-        with attempt("open the transaction on", area.volume.directory, now=STATE_OPEN):
+        with _changing_records("open the transaction on", area):
             if files.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
                 files.rename(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID)
                 files.sync(area.work)
@@ -78,11 +78,11 @@ def commit(
     """
     primary = areas[0]
     for area, identity in zip(areas[1:], identities[1:], strict=True):
-        with attempt("commit to", area.volume.directory, now=STATE_OPEN):
+        with _changing_records("commit to", area):
             _write_identity(area, identity)
             _write_build_id(area, build_id)
             close_transaction(area, now=STATE_OPEN)
-    with attempt("commit to", primary.volume.directory, now=STATE_OPEN):
+    with _changing_records("commit to", primary):
         # Identity and history say what was applied before, which is known as long as the
         # baseline is the old one.
         _write_identity(primary, identities[0])
@@ -99,6 +99,12 @@ def commit(
         if not unexecuted:
             _write_build_id(primary, build_id)
         close_transaction(primary, now=STATE_CLOSED)
+
+
+def _changing_records(doing: str, area: Area) -> contextlib.AbstractContextManager[None]:
+    volumes = {area.volume.mount: area.volume}
+    where = area.volume.directory
+    return held.explained(doing, where, volumes, held.records(volumes), now=STATE_OPEN)
 
 
 def _write_identity(area: Area, identity: Identity | None) -> None:

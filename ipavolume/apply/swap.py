@@ -43,8 +43,9 @@ from ipavolume.model.files import (
 )
 from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
-from ipavolume.volume import layout
-from ipavolume.volume.failures import STATE_OPEN, attempt
+from ipavolume.plan.preflight import touched
+from ipavolume.volume import held, layout
+from ipavolume.volume.failures import STATE_OPEN
 from ipavolume.volume.layout import PRIVATE_MODE
 
 _MAX_STEPS: Final = 64
@@ -84,6 +85,7 @@ class Swap:
             if isinstance(action, SetMetadata)
         }
         self._copies: set[tuple[int, int]] = set()
+        self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
         self.notes: list[tuple[str, str]] = []
         """Paths that were found changed since the plan, and where that was saved; "": left."""
@@ -112,7 +114,8 @@ class Swap:
             ladder.close()
 
     def _do(self, number: int, action: Action) -> None:
-        with attempt("change", action.path, now=STATE_OPEN):
+        changes = touched(action)
+        with held.explained("change", action.path, self._volumes, changes, now=STATE_OPEN):
             match action:
                 case SetMetadata() | Save() | Erase() | RemoveDirectory():
                     if not self._is_replaced(action.path):
@@ -194,11 +197,11 @@ class Swap:
         """Give what is about to be replaced its other name; nothing is overwritten."""
         with files.inode(directory, name) as fd:
             # Not what the plan says of it: a device number changes from mount to mount.
-            held = os.fstat(fd)
+            now = os.fstat(fd)
             for to in _numbered(save_to):
                 with self._saved_parent(to) as (saved, saved_name):
                     st = files.lstat(saved, saved_name)
-                    if st is not None and os.path.samestat(st, held):
+                    if st is not None and os.path.samestat(st, now):
                         return
                     if st is None:
                         files.link_inode(fd, saved, saved_name)

@@ -24,6 +24,7 @@ from ipavolume.errors import (
     EXIT_UPGRADE_NEEDED,
     ConfigurationError,
     IpaVolumeError,
+    ObstructedError,
     UnsafeVolumeError,
     UsageError,
 )
@@ -221,7 +222,9 @@ def _inspect(
         except IpaVolumeError as err:
             findings.append(_finding(err))
             status = err.exit_status
-            if isinstance(err, UnsafeVolumeError):
+            if isinstance(err, ObstructedError) and does is not Does.RESUME:
+                found, reason = State.OBSTRUCTED, str(err)
+            elif isinstance(err, UnsafeVolumeError):
                 found, reason = State.UNSAFE, str(err)
     elif context.options.checksum:
         findings += _drift(context, verdict, facts)

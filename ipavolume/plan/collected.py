@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from ipavolume.errors import UnsafeVolumeError
+from ipavolume.errors import ObstructedError
 from ipavolume.model.actions import (
     Action,
     Erase,
@@ -177,7 +177,7 @@ class Collected:
         Otherwise it is said of *path*, or of *of*, which has its copy there.
 
         Raises:
-            UnsafeVolumeError: If something is, and nobody said to leave it as it is.
+            ObstructedError: If something is, and nobody said to leave it as it is.
         """
         if self._is_mounted_over(path, whole=whole):
             self.keep(of or path, Rule.MOUNTED_OVER, "something is mounted over it; left as it is")
@@ -191,7 +191,7 @@ class Collected:
                 if "mounted-over" in self.allow:
                     self.overridden.add("mounted-over")
                     return True
-                raise UnsafeVolumeError(
+                raise ObstructedError(
                     f"{path!r} has to change, but something is mounted at {mounted!r}",
                     code="mounted-over",
                     path=path,

@@ -80,6 +80,7 @@ def conduct(state: State) -> Conduct:
         case (
             State.LOCKED
             | State.UNSAFE
+            | State.OBSTRUCTED
             | State.FOREIGN
             | State.BLOCKED
             | State.NEWER

@@ -106,6 +106,7 @@ def draft(
         context.volumes,
         image,
         context.options.allow,
+        steps=[step for preview in choice.previews.values() for step in preview.actions],
         looking=looking,
     )
     return replace(

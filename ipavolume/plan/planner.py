@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from os import fsencode
 
-from ipavolume.errors import UnsafeVolumeError
+from ipavolume.errors import ObstructedError
 from ipavolume.formats.manifest import check_place
 from ipavolume.model.actions import (
     Action,
@@ -69,7 +69,7 @@ def plan_files(
             called only where an account has another number now.
 
     Raises:
-        UnsafeVolumeError: If something that is there cannot be dealt with safely.
+        ObstructedError: If something that is there cannot be dealt with safely.
     """
     planner = _Planner(view, old, new, options)
     considered: dict[str, int] = {}
@@ -154,7 +154,7 @@ class _Planner:
         """Decide on one path; they come sorted by the bytes of the path.
 
         Raises:
-            UnsafeVolumeError: If what is there cannot be dealt with safely.
+            ObstructedError: If what is there cannot be dealt with safely.
         """
         path, old, new, disk = candidate.path, candidate.old, candidate.new, candidate.disk
         populate = self._populate or path.startswith(self._fresh)
@@ -216,7 +216,7 @@ class _Planner:
             return False
         standing = self._collected.view.link_standing(path)
         if standing is LinkStanding.NOWHERE and new is not None:
-            raise UnsafeVolumeError(
+            raise ObstructedError(
                 f"{path!r} was moved elsewhere by a symbolic link to {target!r}, "
                 "and that is not here",
                 code="unsafe-link",
@@ -224,7 +224,7 @@ class _Planner:
                 hint="If it is on a volume of its own, start the container with that volume.",
             )
         if standing is not LinkStanding.TRUSTED and new is not None:
-            raise UnsafeVolumeError(
+            raise ObstructedError(
                 f"{path!r} is a symbolic link to {target!r} where a "
                 "directory belongs, and not root alone could have put it there",
                 code="unsafe-link",
@@ -537,7 +537,7 @@ class _Planner:
         """Return the actions in the order in which they are carried out.
 
         Raises:
-            UnsafeVolumeError: If a directory that must become something else holds
+            ObstructedError: If a directory that must become something else holds
                 anything that the old manifest does not know.
         """
         for path, (new, disk, metadata) in self._pending.items():
@@ -616,7 +616,7 @@ class _Planner:
                 path, to, disk, Rule.TYPE_CHANGE, f"the image has a {new.type.value} there"
             )
         else:
-            raise UnsafeVolumeError(
+            raise ObstructedError(
                 f"the directory {path!r} has to become a {new.type.value}, but holds "
                 f"{unknown!r}, which no image shipped",
                 code="type-change",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from ipavolume.errors import VolumeIOError
 from ipavolume.model.actions import (
+    Action,
     CreateTree,
     Erase,
     Install,
@@ -20,6 +21,9 @@ from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import Metadata
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import mount_of
+from ipavolume.steps import views
+from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
+from ipavolume.volume import held
 from ipavolume.volume.members import Volume
 from ipavolume.volume.room import allocated, check_room, is_shown_read_only, try_calls
 
@@ -37,6 +41,7 @@ def check(
     image: ImageHeader,
     allow: Collection[str],
     *,
+    steps: Iterable[StepAction] = (),
     looking: bool = False,
 ) -> tuple[str, ...]:
     """Make sure that every volume can take what *plan* puts on it.
@@ -46,14 +51,17 @@ def check(
         volumes: The volumes, by mount.
         image: Header of the image's manifest.
         allow: Codes of refusals that are overridden.
+        steps: What upgrade steps would do, as far as it is known.
         looking: Nothing may be seen of it on the volumes, not even for a moment.
 
     Returns:
         Codes of the refusals that were overridden.
 
     Raises:
+        ObstructedError: If something that has to change cannot be changed.
         VolumeIOError: If there is too little room, or a right is missing.
     """
+    held.check_changeable(volumes, _touched(plan, steps, image))
     overridden: list[str] = []
     for number, (mount, volume) in enumerate(volumes.items()):
         size, inodes = _needs(plan, mount, volumes)
@@ -69,6 +77,47 @@ def check(
             overridden.append("space")
         try_calls(volume, _metadata(plan, mount, volumes), looking=looking)
     return tuple(overridden)
+
+
+def touched(action: Action) -> Iterator[held.Touched]:
+    """Yield what *action* changes: paths, and directories that get or lose a name."""
+    parent = action.path.rpartition("/")[0]
+    match action:
+        case CreateTree():
+            yield parent, False
+        case Install():
+            yield parent, action.before is not None
+            if action.before is not None:
+                yield action.path, True
+            if action.save_to:
+                yield action.save_to.rpartition("/")[0], False
+        case Save():
+            yield parent, True
+            yield action.path, True
+            yield action.to.rpartition("/")[0], False
+        case Erase() | RemoveDirectory():
+            yield parent, True
+            yield action.path, True
+        case SetMetadata():
+            if action.private or action.content or is_privileged(action.metadata):
+                yield parent, True
+            yield action.path, True
+        case Keep():
+            pass
+
+
+def _touched(plan: Plan, steps: Iterable[StepAction], image: ImageHeader) -> Iterator[held.Touched]:
+    for action in plan.actions:
+        yield from touched(action)
+    kept = [spec for spec in image.volumes if not spec.volatile]
+    for step in steps:
+        match step:
+            case Write() | MakeLink() | Remove():
+                path = views.place(step.path, kept)
+                yield path.rpartition("/")[0], True
+                yield path, True
+            case Command() | Warn() | Refuse():
+                pass
 
 
 def _needs(plan: Plan, mount: str, volumes: Mapping[str, Volume]) -> tuple[int, int]:

@@ -42,6 +42,7 @@ class State(enum.StrEnum):
     STATELESS = "stateless"
     OCCUPIED = "occupied"
     EMPTY = "empty"
+    OBSTRUCTED = "obstructed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

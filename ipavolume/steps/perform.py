@@ -45,6 +45,7 @@ from ipavolume.steps.loading import path_fault
 from ipavolume.steps.saving import Saving, opened_state
 from ipavolume.steps.strays import Links
 from ipavolume.steps.views import is_covered, place
+from ipavolume.volume import held
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.logs import RunLog
 from ipavolume.volume.members import Volume
@@ -153,14 +154,19 @@ class _Performance:
     def perform(self) -> str | None:
         match self._action:
             case Write() as write:
-                with attempt("write", self._where, now=_STATE), self._parent() as (fd, name):
+                with self._attempt("write"), self._parent() as (fd, name):
                     return self._write(write, fd, name)
             case MakeLink() as link:
-                with attempt("link", self._where, now=_STATE), self._parent() as (fd, name):
+                with self._attempt("link"), self._parent() as (fd, name):
                     return self._link(link, fd, name)
             case Remove() as remove:
-                with attempt("remove", self._where, now=_STATE):
+                with self._attempt("remove"):
                     return self._remove(remove)
+
+    def _attempt(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        touched = ((self._where.rpartition("/")[0], True), (self._where, True))
+        volumes = {self._volume.mount: self._volume}
+        return held.explained(doing, self._where, volumes, touched, now=_STATE)
 
     @contextlib.contextmanager
     def _parent(self) -> Iterator[tuple[int, str]]:

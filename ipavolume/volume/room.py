@@ -202,12 +202,13 @@ def _lacking(call: str, err: OSError) -> str:
     elif call.startswith("fchmod") and not err.errno:
         # Without this right the kernel drops the set-group-id bit and says nothing.
         wanted = _FSETID
-    if wanted is None or _effective_capabilities() >> wanted & 1:
+    if wanted is None or effective_capabilities() >> wanted & 1:
         return ""
     return _CAPABILITY_WORDS[wanted]
 
 
-def _effective_capabilities() -> int:
+def effective_capabilities() -> int:
+    """Return the rights of this process, a bit for each of capabilities(7)."""
     with open("/proc/self/status", "rb") as stream:
         for line in stream:
             if line.startswith(b"CapEff:"):

@@ -329,7 +329,7 @@ def test_a_directory_with_unknown_things_does_not_become_a_file(
     unknown.parent.mkdir()
     unknown.write_text("of an administrator\n")
     meeting.refused(
-        *("type-change", 65, "unsafe", "'/data/etc/svc/turn'", "'/data/etc/svc/turn/sub'"),
+        *("type-change", 65, "obstructed", "'/data/etc/svc/turn'", "'/data/etc/svc/turn/sub'"),
         "--allow type-change",
     )
     meeting.overridden("type-change", by_option=by_option)
@@ -361,7 +361,7 @@ def test_what_is_mounted_over_a_path_that_has_to_change_is_refused(
         source.write_text("mounted\n")
     before = picture(source)
     with _mounted(source, place):
-        meeting.refused("mounted-over", 65, "unsafe", f"'/data/{path}", "--allow mounted-over")
+        meeting.refused("mounted-over", 65, "obstructed", f"'/data/{path}", "--allow mounted-over")
         meeting.overridden("mounted-over", by_option=by_option)
         assert picture(source) == before
     assert (meeting.volume / "etc/svc/main.conf").read_text() == "main 2\n"

@@ -1,0 +1,94 @@
+"""What an inode may not have done to it: the attributes that ``chattr`` sets."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.linux.files import DIRECTORY_FLAGS, lstat, open_regular
+from ipavolume.linux.libc import last_errno, libc
+
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_IMMUTABLE: Final = 0x10
+_APPEND: Final = 0x20
+"""The bits of ``statx(2)`` and those of ``FS_IOC_GETFLAGS`` are the same for these two."""
+_ATTRIBUTES: Final = struct.Struct("=8xQ40xQ")
+"""``stx_attributes`` and ``stx_attributes_mask`` in ``struct statx``."""
+_STATX_BYTES: Final = 256
+_FS_IOC_GETFLAGS: Final = 0x80086601
+"""_IOR('f', 1, long), on machines whose ``long`` has eight bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What keeps an inode as it is, for root as well.
+
+    Attributes:
+        immutable: Nothing of it can be changed (``chattr +i``).
+        append: It can only grow (``chattr +a``).
+    """
+
+    immutable: bool
+    append: bool
+
+
+def held(directory: int, name: str) -> Held:
+    """Return what keeps *name* in *directory* as it is; "" is the directory itself.
+
+    Nothing does where the file system has no such attributes, or does not tell.
+
+    Raises:
+        OSError: If there is no such name.
+    """
+    answer = _by_statx(directory, name)
+    if answer is None:
+        answer = _by_ioctl(directory, name)
+    return Held(immutable=bool(answer & _IMMUTABLE), append=bool(answer & _APPEND))
+
+
+def _by_statx(directory: int, name: str) -> int | None:
+    """Return the attributes, or ``None`` if the file system does not tell them here."""
+    import ctypes
+
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    try:
+        call = libc().statx
+    except AttributeError:
+        return None
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
+    if call(directory, os.fsencode(name), flags, 0, buffer) != 0:
+        code = last_errno()
+        # Old kernels do not know the call, some sandboxes forbid it.
+        if lstat(directory, name or ".") is not None:
+            return None
+        raise OSError(code, os.strerror(code), name)
+    attributes, known = _ATTRIBUTES.unpack_from(buffer.raw)
+    return attributes if known & _IMMUTABLE else None
+
+
+def _by_ioctl(directory: int, name: str) -> int:
+    st = lstat(directory, name or ".")
+    try:
+        if st is None:
+            return 0
+        if stat.S_ISDIR(st.st_mode):
+            fd = os.open(name or ".", DIRECTORY_FLAGS, dir_fd=directory)
+        else:
+            opened = open_regular(directory, name)
+            if opened is None:
+                return 0
+            fd = opened
+    except OSError:
+        return 0
+    try:
+        answer = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+    return int(struct.unpack_from("=I", answer)[0])
