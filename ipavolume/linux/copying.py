@@ -11,9 +11,9 @@ from ipavolume.linux.files import (
     CREATE_FLAGS,
     OWN_GID,
     OWN_UID,
-    READ_FLAGS,
     create_file,
-    proc_path,
+    open_for_reading,
+    reopen,
     write_all,
 )
 from ipavolume.model.files import Metadata
@@ -38,7 +38,7 @@ def copy_file(
     Raises:
         OSError: ``EINVAL`` when the source is not a regular file.
     """
-    reader = os.open(source, READ_FLAGS, dir_fd=source_directory)
+    reader = open_for_reading(source_directory, source)
     try:
         st = os.fstat(reader)
         if not stat.S_ISREG(st.st_mode):
@@ -75,7 +75,7 @@ def copy_inode(fd: int, directory: int, name: str) -> int:
     Returns:
         A descriptor of the copy, for reading and writing, at its beginning.
     """
-    reader = os.open(proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    reader = reopen(fd)
     try:
         writer = create_file(directory, name)
         copy_content(reader, writer, os.fstat(reader))

@@ -122,7 +122,7 @@ def open_regular(directory: int, name: str) -> int | None:
     if st is None or not stat.S_ISREG(st.st_mode):
         return None
     try:
-        fd = os.open(name, READ_FLAGS, dir_fd=directory)
+        fd = open_for_reading(directory, name)
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
@@ -133,6 +133,31 @@ def open_regular(directory: int, name: str) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def open_for_reading(directory: int, name: str) -> int:
+    """Open *name* for reading without sleeping on what is no regular file; the caller looks.
+
+    A service may hold a lease on a file of its own (``F_SETLEASE``). An open that must not sleep
+    fails then, with ``EAGAIN``; one that may makes the kernel break the lease, for which its
+    holder has ``/proc/sys/fs/lease-break-time`` at most.
+    """
+    try:
+        return os.open(name, READ_FLAGS, dir_fd=directory)
+    except BlockingIOError:
+        with inode(directory, name) as fd:
+            return reopen(fd)
+
+
+def reopen(fd: int) -> int:
+    """Open the regular file behind *fd* for reading, breaking a lease on it.
+
+    Raises:
+        OSError: ``ENXIO`` when it is no regular file.
+    """
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.ENXIO, "not a regular file")
+    return os.open(proc_path(fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
 
 
 def read_xattrs(fd: int) -> Xattrs:
