@@ -104,6 +104,17 @@ class _Tree:
         self.omit: list[str] = []
 
 
+class _InTheWay:
+    """What stands where the image has a directory, and stays if nothing has to be below it."""
+
+    def __init__(self, old: Record | None, disk: DiskState, new: Record, keep: Keep) -> None:
+        self.old = old
+        self.disk = disk
+        self.new = new
+        self.keep = keep
+        self.waiting: list[Candidate] = []
+
+
 class _Edited:
     """A file that is as no image shipped it."""
 
@@ -142,6 +153,7 @@ class _Planner:
         self._unchanged = _unchanged_packages(old, new)
         self._relocated: list[str] = []
         self._vacated: list[str] = []
+        self._in_the_way: dict[str, _InTheWay] = {}
         self._created: dict[str, _Tree] = {}
         self._roots: dict[str, _Tree] = {}
         self._pending: dict[str, tuple[Record, DiskState, Metadata]] = {}
@@ -167,8 +179,15 @@ class _Planner:
             return
         if any(path.startswith(prefix) for prefix in self._vacated):
             disk = None
-        if disk is not None and disk.type is FileType.SYMLINK and self._is_moved(path, old, new):
+        if self._waits(candidate):
             return
+        if disk is not None and disk.type is FileType.SYMLINK:
+            had = old is not None and old.type is FileType.DIRECTORY
+            if had or new is None or populate or unknown or self._unknown_old:
+                if self._is_moved(path, old, new):
+                    return
+            elif self._is_in_the_way(candidate, old, new, disk):
+                return
         if new is None:
             if old is not None and disk is not None:
                 self._drop(path, old, disk)
@@ -200,6 +219,67 @@ class _Planner:
                 self.verified[candidate.position] = found.disk
         else:
             self._present(candidate.position, path, old, found, new)
+
+    def _waits(self, candidate: Candidate) -> bool:
+        """Tell whether *candidate* lies below something that is no directory and may stay.
+
+        Where a package has something below it, it makes way, and all that waited is decided.
+        """
+        path, new = candidate.path, candidate.new
+        above = next((one for one in self._in_the_way if path.startswith(one + "/")), None)
+        if above is None:
+            return False
+        blocking = self._in_the_way[above]
+        blocking.waiting.append(candidate)
+        if new is None or not new.package or not new.present or new.flags & FileFlags.GHOST:
+            return True
+        del self._in_the_way[above]
+        found = Found(self._collected.view, above, blocking.disk)
+        reason = "it is where the image has a directory with files in it"
+        gone = self._save_and_put(above, blocking.old, found, blocking.new, "", reason)
+        (self._vacated if gone else self._relocated).append(above + "/")
+        for one in blocking.waiting:
+            self.consider(one)
+        return True
+
+    def _stays_for_now(
+        self, path: str, old: Record | None, disk: DiskState, new: Record, rule: Rule, why: str
+    ) -> None:
+        keep = Keep(path=path, rule=rule, reason=why)
+        self._in_the_way[path] = _InTheWay(old, disk, new, keep)
+
+    def _is_in_the_way(
+        self, candidate: Candidate, old: Record | None, new: Record, disk: DiskState
+    ) -> bool:
+        """Deal with a link where the last image had no directory; tell whether that settles it.
+
+        rpm leaves a link of root's that leads to a directory, and puts what it has behind it.
+        Here nothing is put behind a link: it stays if nothing has to be there, otherwise it
+        makes way as all do that are no config files.
+        """
+        path = candidate.path
+        if new.type is not FileType.DIRECTORY:
+            return False
+        if new.flags & FileFlags.GHOST:
+            self._relocated.append(path + "/")
+            self._collected.keep(
+                path, Rule.RELOCATED, "a symbolic link where the image may have a directory"
+            )
+            return True
+        if not new.present:
+            return False
+        if decide(old, Found(self._collected.view, path, disk), new) is Fate.SAVE and not (
+            # Where this leads to a directory, rpm refuses the package.
+            old is not None and old.type is FileType.SYMLINK and not old.flags & FileFlags.GHOST
+        ):
+            return False
+        if old is not None and self._collected.view.target(path) == old.content:
+            return False
+        if self._collected.view.link_standing(path) is not LinkStanding.TRUSTED:
+            return False
+        why = "leads elsewhere by a symbolic link; what lies behind it is not managed"
+        self._stays_for_now(path, old, disk, new, Rule.RELOCATED, why)
+        return True
 
     def _is_moved(self, path: str, old: Record | None, new: Record | None) -> bool:
         """Deal with a link where a directory belongs; tell whether that settles the path."""
@@ -277,11 +357,12 @@ class _Planner:
             tree.omit.append(path)
 
     def _differs(self, path: str, found: Found, new: Record) -> None:
-        if found.type is FileType.DIRECTORY and new.type is FileType.DIRECTORY:
-            return
         if found.same(new):
             return
-        if is_config(new):
+        if new.type is FileType.DIRECTORY:
+            why = "differs; nothing says what was shipped before"
+            self._stays_for_now(path, None, found.disk, new, Rule.UNKNOWN_OLD, why)
+        elif is_config(new):
             self._altname(path, new, Rule.UNKNOWN_OLD, "nothing says what was shipped before")
         else:
             self._collected.keep(
@@ -292,6 +373,10 @@ class _Planner:
         if new.type is FileType.DIRECTORY and found.type is FileType.DIRECTORY:
             if old is not None:
                 self._owners.merge_in_place(path, old, found, new)
+            return
+        if new.type is FileType.DIRECTORY:
+            why = "no package owns it; the image has another"
+            self._stays_for_now(path, old, found.disk, new, Rule.UNOWNED, why)
             return
         if (
             new.refresh
@@ -310,7 +395,7 @@ class _Planner:
                 reason="not edited, and the configuration lets the image refresh it",
             )
         elif old is None and not found.same(new):
-            self._collected.keep(path, Rule.UNOWNED, "the image has one that no package owns")
+            self._collected.keep(path, Rule.UNOWNED, "no package owns it; the image has another")
 
     def _present(
         self, position: int, path: str, old: Record | None, found: Found, new: Record
@@ -326,7 +411,12 @@ class _Planner:
                 self._owners.merge_in_place(path, old, found, new)
             return
         if old is not None and new.package in self._unchanged and _same_record(old, new):
-            self._collected.keep(path, Rule.PACKAGE_UNCHANGED, "its package did not change")
+            why = "its package did not change"
+            if new.type is FileType.DIRECTORY:
+                rule = Rule.PACKAGE_UNCHANGED
+                self._stays_for_now(path, old, found.disk, new, rule, why)
+            else:
+                self._collected.keep(path, Rule.PACKAGE_UNCHANGED, why)
             return
         match decide(old, found, new):
             case Fate.SKIP:
@@ -542,6 +632,7 @@ class _Planner:
         """
         for path, (new, disk, metadata) in self._pending.items():
             self._finish_directory(path, new, disk, metadata)
+        self._collected.keeps += [one.keep for one in self._in_the_way.values()]
         for mounted in self._collected.mounted if self.renumbering.renumbered else ():
             self._collected.keep(
                 mounted,

@@ -100,11 +100,12 @@ ROWS: Final[Mapping[Row, int]] = {
 
 DIFFERENCES: Final[Mapping[Difference, int]] = {
     Difference.COPIES: 394,
-    Difference.DATA_KEPT: 1148,
-    Difference.TYPE_CHANGE: 430,
+    Difference.DATA_KEPT: 1206,
+    Difference.TYPE_CHANGE: 436,
     Difference.TYPE_CHANGE_REFUSED: 160,
-    Difference.RELOCATED: 47,
-    Difference.UNSAFE_LINK: 252,
+    Difference.RELOCATED: 24,
+    Difference.LINK_MOVED: 5,
+    Difference.UNSAFE_LINK: 36,
 }
 """How many cases end otherwise than with rpm, by rule; all others end the same."""
 
@@ -460,6 +461,7 @@ def test_the_plan_gives_each_difference_its_rule(played: Played) -> None:
         Difference.COPIES: {"numbered-copies"},
         Difference.DATA_KEPT: {"data-kept"},
         Difference.RELOCATED: {"relocated-directory"},
+        Difference.LINK_MOVED: {"data-kept"},
         Difference.TYPE_CHANGE: {"type-change", "data-kept"},
         Difference.TYPE_CHANGE_REFUSED: {"type-change"},
     }
@@ -875,3 +877,68 @@ def test_a_copy_whose_name_is_taken_by_a_directory_or_too_long_goes_elsewhere(
         f"{long}.rpmsave": "file older",
     }
     assert read_tree(pair.saved / "f") == {long: "file mine"}
+
+
+# -- links where a new package brings a directory ------------------------------------------
+
+LINKS: Final = {
+    "dangling": "/nowhere/at/all",
+    "dangling-relative": "../nowhere",
+    "directory": "../own",
+    "directory-outside": "/usr",
+    "directory-inside": "/data/f/own",
+    "file": "../own.txt",
+}
+BROUGHT: Final = {
+    "alone": ["%dir /f/{}/x"],
+    "with-file": ["%dir /f/{}/x", "/f/{}/x/child"],
+    "with-config": ["%dir /f/{}/x", "%config(noreplace) /f/{}/x/child"],
+    "with-directory": ["%dir /f/{}/x", "%dir /f/{}/x/deeper"],
+    "ghost": ["%ghost %dir /f/{}/x"],
+}
+
+
+def test_a_link_where_a_new_package_brings_a_directory_ends_as_with_rpm(tmp_path: Path) -> None:
+    """F8: it was refused, or the package's files were nowhere.
+
+    Only where rpm puts files behind the link, here the link makes way and is kept.
+    """
+    cases = {f"{link}-{what}": (link, what) for link, what in product(LINKS, BROUGHT)}
+    tree: dict[str, str] = {}
+    lines = []
+    for name, (_, what) in cases.items():
+        tree |= {name: "directory", f"{name}/x": "directory"}
+        tree |= {f"{name}/x/child": "file child"} if "/x/child" in BROUGHT[what][-1] else {}
+        tree |= {f"{name}/x/deeper": "directory"} if "deeper" in BROUGHT[what][-1] else {}
+        lines += [line.format(name) for line in BROUGHT[what]]
+    one = build_tree(
+        tmp_path,
+        1,
+        dict.fromkeys(cases, "directory"),
+        {"some": [f"%dir /f/{name}" for name in cases]},
+    )
+    two = build_tree(tmp_path, 2, tree, {"some": [*(f"%dir /f/{name}" for name in cases), *lines]})
+
+    def edit(root: Path) -> None:
+        make_tree(root / "f", {"own": "directory", "own.txt": "file own"})
+        if (root / "var/lib/rpm").is_dir():
+            (root / "data/f/own").mkdir(parents=True)
+            (root / "usr").mkdir(exist_ok=True)
+        for name, (link, _) in cases.items():
+            (root / "f" / name / "x").symlink_to(LINKS[link])
+
+    pair = upgrade_both_ways(tmp_path, one, two, ["/f/"], edit)
+    rpm, ours, saved = (read_tree(top / "f") for top in (pair.host, pair.volume, pair.saved))
+    for name, (link, what) in cases.items():
+        below = {path: value for path, value in tree.items() if path.startswith(f"{name}/x")}
+        here = {path: value for path, value in ours.items() if path.startswith(f"{name}/x")}
+        by_rpm = {path: value for path, value in rpm.items() if path.startswith(f"{name}/x")}
+        stays = {f"{name}/x": f"link {LINKS[link]}"}
+        assert by_rpm == (stays if "directory" in link or what == "ghost" else below), name
+        if by_rpm == stays and len(below) == 1:
+            assert here == stays, name
+            assert f"{name}/x" not in saved
+        else:
+            assert here == below, name
+            assert saved[f"{name}/x"] == stays[f"{name}/x"]
+    assert read_tree(pair.volume / "f/own") == {}

@@ -437,7 +437,7 @@ RULES: Final[Mapping[Rule, tuple[World, list[Action]]]] = {
     ),
     Rule.UNOWNED: (
         at(None, OWN, now(package="")),
-        [keep(Rule.UNOWNED, "the image has one that no package owns")],
+        [keep(Rule.UNOWNED, "no package owns it; the image has another")],
     ),
     Rule.REFRESH: (
         at(was(package="", refresh=True), OLD, now(package="", refresh=True)),
@@ -1212,7 +1212,7 @@ def test_volumes_without_a_baseline(world: World, expected: list[Action]) -> Non
 
 _ANYONES: Final[Mapping[str, Any]] = {"package": ""}
 _FRESHENED: Final[Mapping[str, Any]] = {"package": "", "refresh": True}
-_UNOWNED: Final = keep(Rule.UNOWNED, "the image has one that no package owns")
+_UNOWNED: Final = keep(Rule.UNOWNED, "no package owns it; the image has another")
 _REFRESHED: Final = "not edited, and the configuration lets the image refresh it"
 
 
@@ -1409,6 +1409,154 @@ def test_a_copy_on_another_volume_stays_on_it() -> None:
     assert world.plan() == (save(to, OWN, GONE_OTHER, rule=Rule.DATA_KEPT, path=path),)
 
 
+# -- what is in the way of a directory -----------------------------------------------------
+
+BROUGHT: Final = record(D, kind=DIRECTORY)
+INSIDE: Final = record(f"{D}/x", "new", flags=NOREPLACE)
+DANGLING: Final = thing("/gone", LINK, standing=LinkStanding.NOWHERE)
+IN_THE_WAY: Final = "it is where the image has a directory with files in it"
+STAYS: Final = "leads elsewhere by a symbolic link; what lies behind it is not managed"
+UNOWNED_ANOTHER: Final = "no package owns it; the image has another"
+
+
+def moved_for(
+    before: Thing,
+    reason: str,
+    *,
+    entries: int,
+    to: str = f"{SAVED}/etc/app",
+    rule: Rule | None = None,
+) -> list[Action]:
+    """Return the actions by which *before* makes way for a directory with *entries* paths."""
+    return [
+        save(to, before, reason, rule=rule or Rule.DATA_KEPT, path=D),
+        CreateTree(path=D, entries=entries, bytes=3 * (entries - 1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "disk", "new", "expected"),
+    [
+        pytest.param(
+            (), DANGLING, (BROUGHT,), moved_for(DANGLING, CHANGED, entries=1), id="dangling, alone"
+        ),
+        pytest.param(
+            (),
+            DANGLING,
+            (BROUGHT, INSIDE),
+            moved_for(DANGLING, CHANGED, entries=2),
+            id="dangling, with a file",
+        ),
+        pytest.param(
+            (),
+            ELSEWHERE,
+            (BROUGHT, INSIDE),
+            moved_for(ELSEWHERE, CHANGED, entries=2),
+            id="others can have put it there",
+        ),
+        pytest.param(
+            (),
+            MOVED_BY_ROOT,
+            (BROUGHT,),
+            [keep(Rule.RELOCATED, STAYS, path=D)],
+            id="of root, alone: stays",
+        ),
+        pytest.param(
+            (),
+            MOVED_BY_ROOT,
+            (BROUGHT, INSIDE),
+            moved_for(MOVED_BY_ROOT, IN_THE_WAY, entries=2),
+            id="of root, with a file",
+        ),
+        pytest.param(
+            (),
+            MOVED_BY_ROOT,
+            (BROUGHT, record(f"{D}/a", flags=GHOST), record(f"{D}/b", package="")),
+            [keep(Rule.RELOCATED, STAYS, path=D)],
+            id="of root, with what no package puts: stays",
+        ),
+        pytest.param(
+            (),
+            MOVED_BY_ROOT,
+            (BROUGHT, record(f"{D}/b", "new", package=""), INSIDE),
+            moved_for(MOVED_BY_ROOT, IN_THE_WAY, entries=3),
+            id="of root, with a file and what no package owns",
+        ),
+        pytest.param(
+            (),
+            DANGLING,
+            (record(D, kind=DIRECTORY, flags=GHOST),),
+            [keep(Rule.RELOCATED, "a symbolic link where the image may have a directory", path=D)],
+            id="dangling, a ghost",
+        ),
+        pytest.param(
+            (),
+            DANGLING,
+            (record(D, kind=DIRECTORY, package=""), INSIDE),
+            moved_for(DANGLING, IN_THE_WAY, entries=2),
+            id="a file in a directory that no package owns",
+        ),
+        pytest.param(
+            (),
+            DANGLING,
+            (record(D, kind=DIRECTORY, package=""), record(f"{D}/b", "new", package="")),
+            [keep(Rule.UNOWNED, UNOWNED_ANOTHER, path=D)],
+            id="a directory of no package: stays",
+        ),
+        pytest.param(
+            (record(D, "old"),),
+            MOVED_BY_ROOT,
+            (BROUGHT, INSIDE),
+            moved_for(MOVED_BY_ROOT, IN_THE_WAY, entries=2),
+            id="it was a file",
+        ),
+        pytest.param(
+            (record(D, "old", flags=CONFIG),),
+            DANGLING,
+            (BROUGHT, INSIDE),
+            moved_for(DANGLING, EDITED, entries=2, to=f"{D}.rpmsave", rule=Rule.RPM),
+            id="it was a config file",
+        ),
+        pytest.param(
+            (record(D, "/a", LINK),),
+            ELSEWHERE,
+            (BROUGHT,),
+            moved_for(ELSEWHERE, CHANGED, entries=1),
+            id="it was a link, which was edited",
+        ),
+        pytest.param(
+            (record(D, kind=DIRECTORY, package=""), INSIDE),
+            thing("mine"),
+            (record(D, kind=DIRECTORY, package=""), INSIDE),
+            moved_for(thing("mine"), IN_THE_WAY, entries=2),
+            id="a file where both have a directory of no package",
+        ),
+    ],
+)
+def test_what_is_in_the_way_of_a_directory_that_the_last_image_had_not(
+    old: tuple[Record, ...], disk: Thing, new: tuple[Record, ...], expected: list[Action]
+) -> None:
+    """F8: rule 6 is about directories that were there; otherwise it is as with files."""
+    assert World(old=old, new=new, disk={D: disk}).plan() == tuple(expected)
+
+
+def test_what_is_in_the_way_of_a_directory_of_an_unchanged_package_goes_for_what_is_put_back() -> (
+    None
+):
+    """F8: what is missing is put back, and cannot be put below a file."""
+    world = World(
+        old=(BROUGHT, INSIDE),
+        new=(BROUGHT, INSIDE),
+        disk={D: thing("mine")},
+        before=image(packages=package("1")),
+        after=image(packages=package("1")),
+    )
+    assert world.plan() == tuple(moved_for(thing("mine"), IN_THE_WAY, entries=2))
+    assert replace(world, old=(BROUGHT,), new=(BROUGHT,)).plan() == (
+        keep(Rule.PACKAGE_UNCHANGED, "its package did not change", path=D),
+    )
+
+
 # -- refusals and their overrides --------------------------------------------------------
 
 _FULL: Final = {
@@ -1569,13 +1717,6 @@ def over(world: World, mounted: str) -> World:
             "",
             None,
             id="a link where what has too long a name goes",
-        ),
-        pytest.param(
-            at(was("/a", LINK), ELSEWHERE, now("", DIRECTORY)),
-            "unsafe-link",
-            P,
-            None,
-            id="an edited link where a directory belongs now",
         ),
     ],
 )

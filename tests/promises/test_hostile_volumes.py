@@ -249,6 +249,23 @@ def test_what_is_planted_in_the_place_of_directories_is_put_aside(scene: Scene, 
     assert scene.at("etc/svc/moved/inside.conf").read_text() == "in 2\n"
 
 
+@pytest.mark.parametrize("kind", LINKS)
+@pytest.mark.parametrize("owner", [0, SVC])
+def test_a_link_planted_where_only_the_new_image_has_a_directory_is_put_aside_unfollowed(
+    scene: Scene, kind: str, owner: int
+) -> None:
+    """F8: what is planted there does not keep the volume from being upgraded either."""
+    link = scene.at("var/lib/svc/fresh.d")
+    KINDS[kind](scene, link)
+    os.chown(link, owner, owner, follow_symlinks=False)
+    inode = link.lstat().st_ino
+    scene.handled()
+    assert stat.S_ISDIR(link.lstat().st_mode)
+    assert link.stat().st_uid == SVC
+    assert (link / "file").read_text() == "fresh\n"
+    assert _is_planted(_saved(scene, "var/lib/svc/fresh.d"), inode)
+
+
 @pytest.mark.parametrize(
     "path", ["var", "var/lib", "var/lib/svc", "var/lib/svc/state", "etc/svc", "etc/svc/moved"]
 )

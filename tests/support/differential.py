@@ -505,6 +505,7 @@ class Difference(enum.StrEnum):
     TYPE_CHANGE = "3 type-change: rpm refuses or fails, here it is done"
     TYPE_CHANGE_REFUSED = "3 type-change: rpm refuses or fails, here refused, or saved/ if allowed"
     RELOCATED = "6 relocated-directory: the link stays, nothing is done behind it"
+    LINK_MOVED = "6 relocated-directory: a link where no directory was makes way for files"
     UNSAFE_LINK = "6 relocated-directory: another link in a directory's place is refused"
 
 
@@ -525,6 +526,8 @@ def difference_of(case: Case) -> Difference | None:
     )
     as_shipped = old.kind is Kind.LINK and same(disk, old)
     if disk.kind is Kind.LINK and directory_wanted and not as_shipped:
+        if old.kind is not Kind.DIRECTORY:
+            return _difference_of_link(case)
         if new.kind is Kind.DIRECTORY and not disk.to_directory:
             return Difference.UNSAFE_LINK
         rpm_keeps_it = row in _UNCHANGED - REFUSED or (
@@ -546,6 +549,18 @@ def difference_of(case: Case) -> Difference | None:
     return None
 
 
+def _difference_of_link(case: Case) -> Difference | None:
+    """Return the difference for a link where the new image brings a directory."""
+    row = row_of(case)
+    if row in REFUSED:
+        return Difference.TYPE_CHANGE if case.new.child else Difference.RELOCATED
+    if row not in _OVERWRITING:
+        return None
+    if case.disk.to_directory:
+        return Difference.LINK_MOVED if case.new.child else None
+    return Difference.DATA_KEPT
+
+
 def our_tree(case: Case, rpm: Tree) -> tuple[Tree, Tree]:
     """Return what has to be at the path and in ``saved/``, given what rpm left.
 
@@ -558,6 +573,9 @@ def our_tree(case: Case, rpm: Tree) -> tuple[Tree, Tree]:
             return rpm, {}
         case Difference.DATA_KEPT:
             return rpm, entry
+        case Difference.LINK_MOVED:
+            del disk["x"]
+            return disk | shipped_tree(case.new), entry
         case Difference.COPIES:
             copy = f"x{copy_of(case)}"
             return rpm | {copy: STALE, f"{copy}.1": rpm[copy]}, {}
