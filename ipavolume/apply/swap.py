@@ -365,6 +365,8 @@ class Swap:
                 self._note_earlier(number, action.path)
             elif self._is_as_planned(action.before, now):
                 files.rename_noreplace(directory, name, area.old, str(number))
+            elif action.if_edited is IfEdited.KEPT:
+                self.notes.append((action.path, ""))
             else:
                 self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
 

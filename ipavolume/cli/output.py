@@ -165,5 +165,5 @@ def _colour(word: Verb) -> str:
             return "red"
         case Verb.METADATA:
             return "cyan"
-        case Verb.KEEP:
+        case Verb.KEEP | Verb.LEFT:
             return "blue"

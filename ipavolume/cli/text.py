@@ -6,7 +6,7 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ipavolume.plan.tasks import Preview
     from ipavolume.prepare.run import PrepareResult
     from ipavolume.rpm.transaction import Explanation
+
+_MAX_LEFT_ALONE: Final = 20
+"""More paths are not named at the end of a run."""
 
 
 def escape(text: str) -> str:
@@ -283,7 +286,9 @@ def summary_lines(outcome: Outcome) -> list[str]:
         ]
         if special:
             lines.append("  left alone:")
-            lines += [f"    {escape(describe(action))}" for action in special]
+            lines += [f"    {escape(describe(action))}" for action in special[:_MAX_LEFT_ALONE]]
+            if len(special) > _MAX_LEFT_ALONE:
+                lines.append(f"    and {len(special) - _MAX_LEFT_ALONE} more (ipavolume history)")
     for path, to in outcome.notes:
         if to.startswith(f"{path}.rpmnew"):
             left = f"{escape(path)}; the image's is {escape(to)}"

@@ -225,6 +225,7 @@ def dump_header(header: ImageHeader) -> bytes:
             for volume in header.volumes
         ],
         "links": [list(link) for link in header.links],
+        **({"units": list(header.units)} if header.units else {}),
         "records": header.records,
         "records_digest": header.records_digest,
         **({"application": header.application} if header.application else {}),
@@ -263,6 +264,7 @@ def parse_header(line: bytes) -> ImageHeader:
             ),
             volumes=checks.items(data["volumes"], _volume),
             links=checks.pairs(data["links"]),
+            units=checks.items(data.get("units", []), checks.name),
             records=checks.count(data["records"]),
             records_digest=checks.name(data["records_digest"]),
             application=checks.name(data.get("application", "")),

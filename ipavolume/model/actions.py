@@ -24,6 +24,8 @@ class Rule(enum.StrEnum):
     LIST_LOST = "list-lost"
     TYPE_CHANGE = "type-change"
     UNOWNED = "unowned"
+    LEFT = "left"
+    UNIT_LINK = "unit-link"
     REFRESH = "refresh"
     OWNER_TRANSLATION = "owner-translation"
     RELOCATED = "relocated-directory"
@@ -229,6 +231,7 @@ class Verb(enum.StrEnum):
     RMDIR = "rmdir"
     METADATA = "metadata"
     KEEP = "keep"
+    LEFT = "left"
 
 
 def verb(action: Action) -> Verb:
@@ -248,6 +251,8 @@ def verb(action: Action) -> Verb:
             return Verb.RMDIR
         case SetMetadata():
             return Verb.METADATA
+        case Keep(rule=Rule.UNOWNED | Rule.LEFT):
+            return Verb.LEFT
         case Keep():
             return Verb.KEEP
 
@@ -271,6 +276,8 @@ def past(word: Verb) -> str:
             return "given another owner, mode or ACL"
         case Verb.KEEP:
             return "kept as they are"
+        case Verb.LEFT:
+            return "left: no package owns them, and the image has others or none"
 
 
 def describe(action: Action) -> str:

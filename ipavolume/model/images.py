@@ -73,6 +73,8 @@ class ImageHeader:
         accounts: The image's passwd and group.
         volumes: Its volumes; the first is the primary one.
         links: Symbolic links of the image that lead into a mount: path and target.
+        units: Units that systemd of the image finds, such as ``system/sshd.service``, where its
+            lists cover links to units; otherwise none.
         records: Number of path records that follow.
         records_digest: BLAKE2b-256 of the bytes of the record lines.
         application: The application whose state is kept, by the word it is recorded with, or "".
@@ -88,6 +90,7 @@ class ImageHeader:
     accounts: Accounts = Accounts()
     volumes: tuple[VolumeSpec, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
+    units: tuple[str, ...] = ()
     records: int = 0
     records_digest: str = ""
     application: str = ""

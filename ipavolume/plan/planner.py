@@ -35,6 +35,7 @@ from ipavolume.model.files import (
     Xattrs,
 )
 from ipavolume.model.images import Accounts, ImageHeader, TopLevel
+from ipavolume.model.units import OWN_PLACE, UnitLink, unit_link
 from ipavolume.plan.accounts import Renumbering, mark_private, translation
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
@@ -151,6 +152,7 @@ class _Planner:
         self._fresh = tuple(mount + "/" for mount in options.fresh)
         self._unknown = tuple(mount + "/" for mount in options.unknown)
         self._unchanged = _unchanged_packages(old, new)
+        self._units = frozenset(new.units)
         self._relocated: list[str] = []
         self._vacated: list[str] = []
         self._in_the_way: dict[str, _InTheWay] = {}
@@ -394,8 +396,60 @@ class _Planner:
                 rule=Rule.REFRESH,
                 reason="not edited, and the configuration lets the image refresh it",
             )
-        elif old is None and not found.same(new):
-            self._collected.keep(path, Rule.UNOWNED, "no package owns it; the image has another")
+        elif (old is None or not same_content(old, new)) and not found.same(new):
+            edited = old is None or not found.same(old)
+            if not edited and self._leads_to_no_unit(path, found):
+                self._collected.install(
+                    path,
+                    new,
+                    new.metadata,
+                    found.disk,
+                    if_edited=IfEdited.KEPT,
+                    rule=Rule.UNIT_LINK,
+                    reason="it leads to a unit that the image does not have",
+                )
+                return
+            rule = Rule.UNOWNED if edited else Rule.LEFT
+            self._collected.keep(path, rule, "no package owns it; the image has another")
+
+    def _left(self, path: str, old: Record, found: Found) -> None:
+        """Deal with what no package owned, and the image no longer has."""
+        if found.type is FileType.DIRECTORY or not found.same(old):
+            return
+        if self._leads_to_no_unit(path, found):
+            self._collected.erase(
+                path,
+                found.disk,
+                Rule.UNIT_LINK,
+                "it leads to a unit that the image does not have",
+                if_edited=IfEdited.KEPT,
+            )
+            return
+        self._collected.keep(path, Rule.LEFT, "no package owns it; the image no longer has it")
+
+    def _leads_to_no_unit(self, path: str, found: Found) -> bool:
+        """Tell whether a link is to a unit that neither the image nor the volume has."""
+        if not self._units or found.type is not FileType.SYMLINK:
+            return False
+        mount = self._collected.mount_of(path)
+        link = unit_link(path[len(mount) :], self._collected.view.target(path))
+        return link is not None and not self._has_unit(mount, link, ())
+
+    def _has_unit(self, mount: str, link: UnitLink, passed: tuple[str, ...]) -> bool:
+        """Tell whether image or volume have what *link* leads to, links on the way followed."""
+        for name in link.names.difference(passed):
+            if f"{link.kind}/{name}" in self._units:
+                return True
+            inside = f"{OWN_PLACE}/{link.kind}/{name}"
+            own = self._collected.view.state(mount + inside)
+            if own is None:
+                continue
+            if own.type is not FileType.SYMLINK:
+                return True
+            further = unit_link(inside, self._collected.view.target(mount + inside))
+            if further is None or self._has_unit(mount, further, (*passed, name)):
+                return True
+        return False
 
     def _present(
         self, position: int, path: str, old: Record | None, found: Found, new: Record
@@ -529,9 +583,10 @@ class _Planner:
                     path, Rule.LIST_LOST, "no longer on the path list of the image"
                 )
             return
-        if not old.package:
-            return
         found = Found(self._collected.view, path, disk)
+        if not old.package:
+            self._left(path, old, found)
+            return
         match decide(old, found, None):
             case Fate.ERASE if disk.type is FileType.DIRECTORY:
                 self._collected.going.add(path)

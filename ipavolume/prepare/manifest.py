@@ -48,6 +48,7 @@ class Findings:
         packages: Its packages.
         names: Its accounts.
         links: Its links into mounts.
+        units: Its systemd's units, where links to units are listed.
         locations: Locations of the templates by mount.
         scriptlets: Digest of the list of scriptlets.
         before: Header of the manifest that it had, if any.
@@ -59,6 +60,7 @@ class Findings:
     packages: tuple[Package, ...]
     names: AccountNames
     links: tuple[tuple[str, str], ...]
+    units: tuple[str, ...]
     locations: Mapping[str, str]
     scriptlets: str
     before: ImageHeader | None
@@ -163,6 +165,7 @@ def describe(
             for volume in config.volumes
         ),
         links=findings.links,
+        units=findings.units,
         records=spooled.count,
         records_digest=spooled.digest.hexdigest(),
         application=config.application[0] if config.application else "",
@@ -250,6 +253,8 @@ def _parts(
     """Yield what counts for the fingerprint besides records and packages."""
     yield "configuration", findings.configuration
     yield "scriptlets", findings.scriptlets.encode()
+    if findings.units:
+        yield "units", os.fsencode("\0".join(findings.units))
     for volume in findings.config.volumes:
         words = (volume.template, str(volume.volatile), *entries[volume.mount])
         yield f"volume {volume.mount}", os.fsencode("\0".join(words))

@@ -251,6 +251,7 @@ class _Run:
             packages=facts.packages,
             names=names,
             links=links,
+            units=systemd.units(tree, [item.entry.path for item in listed]),
             locations=relocation.locations,
             scriptlets=described.catalogue.digest,
             before=before,

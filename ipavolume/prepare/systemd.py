@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from ipavolume.errors import ConfigurationError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
+from ipavolume.model.paths import is_within
 from ipavolume.model.progress import Progress
+from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UNIT_PLACES
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
 from ipavolume.systemd.handover import ONLINE_UNIT, UNIT_DIRECTORY
@@ -78,6 +80,29 @@ def install(
     for fault in _faults(tree, online_unit):
         warn(fault)
     return changed
+
+
+def units(tree: ImageTree, listed: Iterable[str]) -> tuple[str, ...]:
+    """Return the units that systemd of the image finds, if links to units are *listed*.
+
+    Returns:
+        Such as ``system/sshd.service``, sorted.
+    """
+    paths = tuple(listed)
+    found = set()
+    for kind in UNIT_KINDS:
+        for place in UNIT_PLACES:
+            if any(
+                is_within(f"{OWN_PLACE}/{kind}", path) or is_within(path, f"{OWN_PLACE}/{kind}")
+                for path in paths
+            ):
+                directory = f"{place}/{kind}"
+                found |= {
+                    f"{kind}/{name}"
+                    for name in _names(tree, directory)
+                    if name.rpartition(".")[2] in _KINDS and tree.exists(f"{directory}/{name}")
+                }
+    return tuple(sorted(found, key=os.fsencode))
 
 
 def _faults(tree: ImageTree, online_unit: str) -> Iterator[str]:

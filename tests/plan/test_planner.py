@@ -53,6 +53,7 @@ UNTOLD: Final = "nothing says what was shipped before"
 OVER: Final = "something is mounted over it; left as it is"
 MOVED: Final = "moved elsewhere by a symbolic link; what lies behind it is not managed"
 MERGED: Final = "the package changed owner, mode or ACL"
+UNOWNED_ANOTHER: Final = "no package owns it; the image has another"
 RENUMBERED: Final = "its account has another number in this image"
 
 
@@ -317,7 +318,15 @@ MOVED_BY_ROOT: Final = thing("/big", LINK, standing=LinkStanding.TRUSTED)
             id="dropped directory, a file there",
         ),
         pytest.param(
-            at(was(package=""), OLD, None), [], id="dropped, of no package: stays as it is"
+            at(was(package=""), OLD, None),
+            [keep(Rule.LEFT, "no package owns it; the image no longer has it")],
+            id="dropped, of no package: stays as it is",
+        ),
+        pytest.param(
+            at(was(package=""), OWN, None), [], id="dropped, of no package, edited: yours"
+        ),
+        pytest.param(
+            at(was("", DIRECTORY, package=""), FOLDER, None), [], id="dropped directory, of none"
         ),
         pytest.param(at(was(flags=GHOST), OLD, now()), [data_kept(now(), OLD)], id="was a ghost"),
         pytest.param(
@@ -396,6 +405,9 @@ def test_what_an_edit_gets_that_comes_after_the_plan(world: World, late: IfEdite
 
 # -- one case for each rule --------------------------------------------------------------
 
+ALIAS: Final = "/data/etc/systemd/system/dbus.service"
+BROKER: Final = "/usr/lib/systemd/system/dbus-broker.service"
+NO_UNIT: Final = "it leads to a unit that the image does not have"
 _LINKED: Final = World(
     old=(record(D, kind=DIRECTORY), record(f"{D}/x", "old")),
     new=(record(D, kind=DIRECTORY), record(f"{D}/x", "new")),
@@ -438,6 +450,26 @@ RULES: Final[Mapping[Rule, tuple[World, list[Action]]]] = {
     Rule.UNOWNED: (
         at(None, OWN, now(package="")),
         [keep(Rule.UNOWNED, "no package owns it; the image has another")],
+    ),
+    Rule.LEFT: (
+        at(was(package=""), OLD, now(package="")),
+        [keep(Rule.LEFT, "no package owns it; the image has another")],
+    ),
+    Rule.UNIT_LINK: (
+        World(
+            old=(record(ALIAS, BROKER, LINK, package=""),),
+            disk={ALIAS: thing(BROKER, LINK)},
+            after=image(units=("system/dbus.service",)),
+        ),
+        [
+            erase(
+                thing(BROKER, LINK),
+                NO_UNIT,
+                rule=Rule.UNIT_LINK,
+                path=ALIAS,
+                late=IfEdited.KEPT,
+            )
+        ],
     ),
     Rule.REFRESH: (
         at(was(package="", refresh=True), OLD, now(package="", refresh=True)),
@@ -1231,16 +1263,32 @@ _REFRESHED: Final = "not edited, and the configuration lets the image refresh it
         ),
         pytest.param(at(was(**_ANYONES), None, now(**_ANYONES)), [], id="deleted stays deleted"),
         pytest.param(
-            at(was(**_ANYONES), OLD, now(**_ANYONES)), [], id="changed by the image: left"
+            at(was(**_ANYONES), OLD, now(**_ANYONES)),
+            [keep(Rule.LEFT, UNOWNED_ANOTHER)],
+            id="changed by the image: left",
         ),
         pytest.param(
-            at(was(**_FRESHENED), OWN, now(**_FRESHENED)), [], id="refreshed, but edited: left"
+            at(was(**_ANYONES), OWN, now(**_ANYONES)),
+            [_UNOWNED],
+            id="edited, and changed by the image: left",
+        ),
+        pytest.param(
+            at(was(**_ANYONES), OWN, now("old", **_ANYONES)),
+            [],
+            id="edited, the image has the same",
+        ),
+        pytest.param(
+            at(was(**_FRESHENED), OWN, now(**_FRESHENED)),
+            [_UNOWNED],
+            id="refreshed, but edited: left",
         ),
         pytest.param(
             at(was(**_FRESHENED), OLD, now("old", **_FRESHENED)), [], id="refreshed, the same"
         ),
         pytest.param(
-            at(was(**_FRESHENED), OLD, now("/a", LINK, **_FRESHENED)), [], id="refreshed by a link"
+            at(was(**_FRESHENED), OLD, now("/a", LINK, **_FRESHENED)),
+            [keep(Rule.LEFT, UNOWNED_ANOTHER)],
+            id="refreshed by a link",
         ),
         pytest.param(
             at(was(**_FRESHENED), thing("old", mode=0o600), now(**_FRESHENED)),
@@ -1416,7 +1464,6 @@ INSIDE: Final = record(f"{D}/x", "new", flags=NOREPLACE)
 DANGLING: Final = thing("/gone", LINK, standing=LinkStanding.NOWHERE)
 IN_THE_WAY: Final = "it is where the image has a directory with files in it"
 STAYS: Final = "leads elsewhere by a symbolic link; what lies behind it is not managed"
-UNOWNED_ANOTHER: Final = "no package owns it; the image has another"
 
 
 def moved_for(
@@ -1555,6 +1602,114 @@ def test_what_is_in_the_way_of_a_directory_of_an_unchanged_package_goes_for_what
     assert replace(world, old=(BROUGHT,), new=(BROUGHT,)).plan() == (
         keep(Rule.PACKAGE_UNCHANGED, "its package did not change", path=D),
     )
+
+
+# -- links to units ----------------------------------------------------------------------
+
+SYSTEM: Final = "/data/etc/systemd/system"
+WANTS: Final = f"{SYSTEM}/multi-user.target.wants"
+UNITS: Final = "/usr/lib/systemd/system"
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "units", "own", "gone"),
+    [
+        pytest.param(ALIAS, BROKER, ("dbus.service",), {}, True, id="an alias"),
+        pytest.param(
+            f"{SYSTEM}/sshd.service",
+            "/lib/systemd/system/ssh.service",
+            ("sshd.service",),
+            {},
+            True,
+            id="it hides the new unit",
+        ),
+        pytest.param(
+            f"{WANTS}/old.service", f"{UNITS}/old.service", ("a.service",), {}, True, id="wanted"
+        ),
+        pytest.param(
+            f"{WANTS}/old.service", "../old.service", ("a.service",), {}, True, id="relative"
+        ),
+        pytest.param(
+            "/data/etc/systemd/user/default.target.wants/old.service",
+            "/usr/lib/systemd/user/old.service",
+            ("old.service",),
+            {},
+            True,
+            id="a user's",
+        ),
+        pytest.param(
+            f"{WANTS}/old@one.service",
+            f"{UNITS}/old@.service",
+            ("a.service",),
+            {},
+            True,
+            id="an instance",
+        ),
+        pytest.param(
+            f"{WANTS}/tty@one.service", f"{UNITS}/tty@.service", ("tty@.service",), {}, False
+        ),
+        pytest.param(
+            f"{WANTS}/new.service", "/lib/systemd/system/x.service", ("new.service",), {}, False
+        ),
+        pytest.param(f"{WANTS}/a.service", f"{UNITS}/a.service", ("a.service",), {}, False),
+        pytest.param(ALIAS, "/dev/null", ("a.service",), {}, False, id="a mask"),
+        pytest.param(ALIAS, "/opt/dbus-broker.service", ("a.service",), {}, False, id="elsewhere"),
+        pytest.param(ALIAS, BROKER, (), {}, False, id="an image without systemd"),
+        pytest.param(
+            "/data/etc/app/x.service",
+            f"{UNITS}/x.service",
+            ("a.service",),
+            {},
+            False,
+            id="no place",
+        ),
+        pytest.param(
+            f"{WANTS}/mine.service",
+            "/etc/systemd/system/mine.service",
+            ("a.service",),
+            {f"{SYSTEM}/mine.service": OWN},
+            False,
+            id="a unit on the volume",
+        ),
+        pytest.param(
+            f"{WANTS}/old.service",
+            f"{UNITS}/old.service",
+            ("a.service",),
+            {f"{SYSTEM}/old.service": thing("/dev/null", LINK)},
+            False,
+            id="masked by the administrator",
+        ),
+        pytest.param(
+            f"{WANTS}/dbus.service",
+            f"{UNITS}/dbus.service",
+            ("a.service",),
+            {ALIAS: thing(BROKER, LINK)},
+            True,
+            id="an alias that leads nowhere",
+        ),
+    ],
+)
+def test_a_link_of_the_last_image_to_a_unit_that_is_nowhere_goes(
+    path: str,
+    target: str,
+    units: tuple[str, ...],
+    own: Mapping[str, Thing],
+    gone: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    """F28: it led nowhere, and hid the unit that the image has under that name."""
+    world = World(
+        old=(record(path, target, LINK, package=""),),
+        disk={path: thing(target, LINK), **own},
+        after=image(units=tuple(f"system/{name}" for name in units)),
+    )
+    (action,) = world.plan()
+    assert isinstance(action, Erase if gone else Keep)
+    assert action.rule == (Rule.UNIT_LINK if gone else Rule.LEFT)
+    assert replace(world, disk={path: thing("/mine", LINK), **own}).plan() == ()
+    assert replace(world, old=()).plan() == ()
+    other = record(path, f"{UNITS}/another.service", LINK, package="")
+    (action,) = replace(world, new=(other,)).plan()
+    assert isinstance(action, Install if gone else Keep)
 
 
 # -- refusals and their overrides --------------------------------------------------------

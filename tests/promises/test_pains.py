@@ -390,3 +390,74 @@ def test_a_failure_that_no_link_is_the_cause_of_is_not_put_down_to_one(
     image.prepare()
     said = world.run(image, "start", "--", "true", status=13).stderr
     assert "is listed" not in said
+
+
+# -- what no package owns ----------------------------------------------------------------
+
+SYSTEM = "/etc/systemd/system"
+UNITS = "/usr/lib/systemd/system"
+
+
+def _units(image: Image, *names: str) -> None:
+    for name in names:
+        image.write(f"{UNITS}/{name}", "[Unit]\n")
+
+
+def _link(image: Image, path: str, target: str) -> None:
+    place = image.root / path[1:]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(target)
+
+
+def test_links_to_units_that_the_new_image_lacks_do_not_hide_those_that_it_has(
+    tmp_path: Path,
+) -> None:
+    """F28: sshd and D-Bus did not start; what an administrator put is not touched."""
+    site = Site(top=tmp_path)
+    lists = {"/data": [f"{SYSTEM}/", "/etc/apache2/"]}
+
+    def first(image: Image) -> None:
+        _units(image, "ssh.service", "dbus-broker.service", "stays.service", "mine.service")
+        _link(image, f"{SYSTEM}/sshd.service", "/lib/systemd/system/ssh.service")
+        _link(image, f"{SYSTEM}/dbus.service", f"{UNITS}/dbus-broker.service")
+        _link(image, f"{SYSTEM}/masked.service", "/dev/null")
+        for name in ("ssh", "stays"):
+            wants = f"{SYSTEM}/multi-user.target.wants/{name}.service"
+            _link(image, wants, f"{UNITS}/{name}.service")
+        _link(image, "/etc/apache2/mods-enabled/php8.2.load", "../mods-available/php8.2.load")
+        image.write("/etc/apache2/copied.conf", "one\n")
+
+    def second(image: Image) -> None:
+        _units(image, "sshd.service", "dbus-daemon.service", "stays.service")
+        _link(image, f"{SYSTEM}/dbus.service", f"{UNITS}/dbus-daemon.service")
+        image.write("/etc/apache2/copied.conf", "another\n")
+
+    package = build_rpm(tmp_path, "acme", [Packaged(path="/etc/acme", directory=True)])
+    one = site.image("v1", [package], lists=lists, edit=first)
+    two = site.image("v2", [package], lists=lists, edit=second)
+    site.upgrade(one)
+    system = site.volume() / SYSTEM[1:]
+    mine = ("multi-user.target.wants/mine.service", "away.service", "off.service")
+    for name, target in zip(
+        mine, (f"{UNITS}/mine.service", "/opt/away.service", "/dev/null"), strict=True
+    ):
+        (system / name).symlink_to(target)
+    shown = site.run("upgrade", two, "--dry-run", status=100).stdout
+    done = site.run("upgrade", two)
+    for name in ("sshd.service", "multi-user.target.wants/ssh.service"):
+        assert not (system / name).is_symlink()
+        assert f"erase     /data{SYSTEM}/{name} (it leads to a unit that" in shown
+    assert (system / "dbus.service").readlink() == Path(UNITS, "dbus-daemon.service")
+    stay = ("masked.service", "multi-user.target.wants/stays.service", *mine)
+    assert all((system / name).is_symlink() for name in stay)
+    gone = "/data/etc/apache2/mods-enabled/php8.2.load"
+    lines = [
+        "/data/etc/apache2/copied.conf (no package owns it; the image has another)",
+        f"{gone} (no package owns it; the image no longer has it)",
+    ]
+    for line in lines:
+        assert f"left      {line}" in shown
+        assert line in done.stdout
+    assert (site.volume() / "etc/apache2/copied.conf").read_text() == "one\n"
+    assert (site.volume() / "etc/apache2/mods-enabled/php8.2.load").is_symlink()
+    assert f"/data{SYSTEM}/dbus.service (it leads to a unit that the image does not" in shown
