@@ -25,6 +25,21 @@ FIRST_RUN = b".ipavolume/first-run.json"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
+WORK_DIRECTORY = "/usr/share/ipavolume"
+KEEPER = b"@ipavolume: keeps the lock"
+"""What the keeper is called; by the first letter systemd-shutdown spares it."""
+_SPARED = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT)
+_CLONE = {
+    **dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 220),
+    **dict.fromkeys(("ppc64", "ppc64le", "s390x"), 120),
+    "x86_64": 56,
+}
+"""Number of ``clone(2)`` by machine."""
+_STARTED = 19
+_ARGUMENTS = slice(45, 47)
+"""``starttime``, ``arg_start`` and ``arg_end`` behind the name in ``proc_pid_stat(5)``."""
+_LOOK_S = 1
+_LOOK_MS = 10_000
 _ONE = (1).to_bytes(8, sys.byteorder)
 _ID, _SHORT_ID, _UUID = 64, 12, 36
 _LOCKING = frozenset(
@@ -86,17 +101,18 @@ def start(arguments: list[str]) -> None:
 def execute(command: list[bytes], locks: list[int], keeper: int = 0) -> None:
     """Execute the container's command as if the interpreter had not run before it.
 
+    It inherits none of our descriptors: a service that has one of the volume leaves by it the
+    directory it was locked into, and one that has the lock's can give that up.
+
     Args:
         command: Its words.
-        locks: Descriptors that it inherits: the volumes stay locked while it lives.
+        locks: Descriptors that have the locks of the volumes, and of the volumes.
         keeper: The process that :func:`keep` has left for this command, if it was called.
 
     Raises:
         OSError: If it cannot be executed.
     """
     keeper = keeper or keep(command, locks)
-    for fd in locks:
-        os.set_inheritable(fd, True)  # noqa: FBT003 - its only argument
     # Python ignores these, and what is executed would go on ignoring them.
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
@@ -104,40 +120,243 @@ def execute(command: list[bytes], locks: list[int], keeper: int = 0) -> None:
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell is what is wanted
     finally:
-        if keeper:
-            os.kill(keeper, _signal.SIGKILL)
+        os.kill(keeper, _signal.SIGKILL)
 
 
-def keep(command: list[bytes], locks: list[int]) -> int:
-    """Leave a process that keeps the locks, because systemd closes what it inherits.
+# -- the keeper --------------------------------------------------------------------------
 
-    It also keeps what this process's standard output and error lead to, which is what the
-    engine shows of the container. It ends with the container, and before if it is told to, as
-    systemd does at the end.
+
+def keep(
+    command: list[bytes], locks: list[int], *, watched: bool = False, ends: bool = False
+) -> int:
+    """Leave a process that keeps the locks while the container lives.
+
+    It also keeps what this process's standard output and error lead to, which is what the engine
+    shows of the container. It ends with this process, which is the container's command from now
+    on, and with what that has left running and has a volume open. Where *command* is the
+    container's first process the kernel sees to that.
+
+    systemd and its systemd-shutdown spare it because it ignores what asks for an end, belongs to
+    root and is called ``@...``, see https://systemd.io/ROOT_STORAGE_DAEMONS.
 
     Args:
         command: What is going to be executed.
-        locks: Descriptors of the volumes.
+        locks: Descriptors that have the locks of the volumes, and of the volumes.
+        watched: The locks can be lost, as on NFS, and are looked at every ten seconds.
+        ends: The container is ended when one is lost.
 
     Returns:
-        Its number, or 0: *command* is not a container's first process, or not systemd.
+        Its number.
     """
-    if os.getpid() != 1 or not os.path.realpath(command[0]).endswith(SYSTEMD):
-        return 0
-    keeper: int = os.fork()
+    is_first = os.getpid() == 1
+    is_systemd = is_first and os.path.realpath(command[0]).endswith(SYSTEMD)
+    told = -1 if is_first else os.pidfd_open(os.getpid())
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _SPARED)
+    keeper = os.fork() if is_systemd else _fork_unseen()
     if keeper:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        if told >= 0:
+            os.close(told)
         return keeper
     try:
-        os.chdir("/")
-        os.setsid()
-        if 0 not in locks:
-            os.close(0)
-        os.closerange(3, min(locks))
-        os.closerange(max(locks) + 1, 4096)
-        while True:
-            _signal.pause()
+        _be_keeper(locks, told)
+        _keep(locks, told, watched=watched, ends=ends)
     finally:
         os._exit(1)
+
+
+def _fork_unseen() -> int:
+    """Fork; who waits for any child does not wait for this one.
+
+    That is a child that sends another signal than SIGCHLD when it ends, or none, see ``wait(2)``,
+    ``__WCLONE``: many a server waits until it has no child any more, and the keeper does not end
+    before the server. Where such a child cannot be had it is one that is seen.
+    """
+    number = _CLONE.get(os.uname().machine, 0) if sys.maxsize > 1 << 32 else 0
+    if not number:
+        return os.fork()
+    try:
+        import _ctypes
+
+        call = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "syscall")  # type: ignore[arg-type]
+        forked: int = _ctypes.call_function(call, (number, 0, 0, 0, 0, 0))
+    except (ImportError, AttributeError, OSError):
+        return os.fork()
+    return os.fork() if forked < 0 else forked
+
+
+def _be_keeper(locks: list[int], told: int) -> None:
+    """Let go of all that the keeper does not need, and take another name."""
+    os.chdir("/")
+    os.setsid()
+    needed = {1, 2, told, *locks}
+    for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
+        if fd not in needed:
+            try:
+                os.close(fd)
+            except OSError:
+                # The one by which the directory was read.
+                continue
+    try:
+        start, end = map(int, _fields(b"/proc/self")[_ARGUMENTS])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            memory.write(KEEPER.ljust(end - start, b"\0")[: end - start])
+    except (OSError, ValueError):
+        return
+
+
+def _keep(locks: list[int], told: int, *, watched: bool, ends: bool) -> None:
+    import select
+
+    waiting = select.poll()
+    if told >= 0:
+        waiting.register(told, select.POLLIN)
+    volumes: dict[bytes, int] = {}
+    files: dict[bytes, int] = {}
+    for fd in locks:
+        kind = volumes if stat.S_ISDIR(os.fstat(fd).st_mode) else files
+        kind[os.readlink(b"/proc/self/fd/%d" % fd)] = fd
+    places = list(volumes)
+    pairs = [
+        (fd, files[path])
+        for place, fd in volumes.items()
+        if (path := b"%s/%s" % (place.rstrip(b"/"), LOCK.encode())) in files
+    ]
+    while not waiting.poll(_LOOK_MS if watched else None):
+        lost = "".join(_what_is_lost(*pair) for pair in pairs) if watched else ""
+        if lost:
+            os.write(2, b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode())
+            if ends:
+                _end_container(told)
+            return
+    while True:
+        work = _take_work()
+        if work is not None and not _is_used(places, joined=not files):
+            break
+        if work is not None and work >= 0:
+            os.close(work)
+        # Who reads what the command printed is not kept waiting.
+        os.closerange(1, 3)
+        time.sleep(_LOOK_S)
+    for fd in locks:
+        os.close(fd)
+
+
+def _take_work() -> int | None:
+    """Keep others in the container from joining what ends; ``None``: one of them works now.
+
+    Returns:
+        A descriptor, or -1 outside of a container.
+    """
+    try:
+        fd = os.open(WORK_DIRECTORY, _DIRECTORY)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_used(places: list[bytes], *, joined: bool) -> bool:
+    """Tell whether a process of this cgroup has something open below one of *places*.
+
+    Args:
+        places: The volumes.
+        joined: Another keeper of this container has the locks, and waits for this one.
+    """
+    own = _read(b"/proc/self/cgroup").splitlines()
+    since = int(_fields(b"/proc/self")[_STARTED])
+    for name in os.listdir(b"/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        process = b"/proc/" + name
+        started = 0
+        try:
+            fields = _fields(process)
+            theirs = _read(process + b"/cgroup").splitlines()
+            started = int(fields[_STARTED])
+            if fields[0] in b"ZX" or not any(
+                one.startswith(mine) for mine in own for one in theirs
+            ):
+                continue
+            if joined and _read(process + b"/cmdline").startswith(KEEPER):
+                continue
+            if _has_open(process, places):
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError:
+            # What a service has open is not for everybody to see. What is older than this process
+            # is no service of the command.
+            if started >= since:
+                return True
+    return False
+
+
+def _fields(process: bytes) -> list[bytes]:
+    """Return what follows the name in ``proc_pid_stat(5)``."""
+    return _read(process + b"/stat").rpartition(b")")[2].split()
+
+
+def _has_open(process: bytes, places: list[bytes]) -> bool:
+    links = [process + b"/" + name for name in (b"cwd", b"root")]
+    links += [process + b"/fd/" + name for name in os.listdir(process + b"/fd")]
+    for link in links:
+        try:
+            target = os.readlink(link)
+        except FileNotFoundError:
+            continue
+        if any(target == place or target.startswith(place + b"/") for place in places):
+            return True
+    with open(process + b"/maps", "rb") as stream:
+        return any(b" " + place + b"/" in line for line in stream for place in places)
+
+
+def _what_is_lost(volume: int, file: int) -> str:
+    """Say why a lock on a network is not ours any more; "" when it is."""
+    try:
+        # Or it would be read from memory.
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.pread(file, 1, 0)
+        fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=volume)
+    except OSError as err:
+        return f"{LOCK} cannot be read: {err.strerror}"
+    try:
+        st, there = os.fstat(file), os.fstat(fd)
+    except OSError as err:
+        return f"{LOCK} cannot be read: {err.strerror}"
+    finally:
+        os.close(fd)
+    if (st.st_dev, st.st_ino) != (there.st_dev, there.st_ino):
+        return f"another file is in the place of {LOCK}"
+    return ""
+
+
+def _end_container(told: int) -> None:
+    """End the command, and the container's first process: at first as an engine does."""
+    own = os.readlink("/proc/self/ns/mnt")
+    try:
+        # Where containers share the host's processes, its first one is the host's.
+        is_ours = os.readlink("/proc/1/ns/mnt") == own
+        is_systemd = os.readlink("/proc/1/exe").endswith(SYSTEMD.decode())
+    except OSError:
+        is_ours, is_systemd = told < 0, False
+    for number in (_signal.SIGTERM, _signal.SIGKILL):
+        try:
+            if told >= 0:
+                _signal.pidfd_send_signal(told, number)
+            if is_ours and number == _signal.SIGTERM:
+                os.kill(1, _signal.SIGRTMIN + 3 if is_systemd else number)
+            elif is_ours:
+                # All but the first process, which nobody in its container can kill, and this one.
+                os.kill(-1, number)
+        except OSError:
+            pass
+        time.sleep(_LOOK_S * 10)
 
 
 def _restore_locale() -> None:
@@ -234,16 +453,22 @@ def name_holder(fd: int) -> None:
     One line: host, container and since when. What cannot be written is not said, the lock is held
     all the same.
     """
-    host = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_"
-        for letter in os.uname().nodename[:64]
-    )
+    host, container = this_container()
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = f"{host or '-'} {_container()} {since}\n".encode("ascii")
+    line = f"{host} {container} {since}\n".encode("ascii")
     try:
         os.ftruncate(fd, os.pwrite(fd, line, 0))
     except OSError:
         return
+
+
+def this_container() -> tuple[str, str]:
+    """Return the host name, and the id of this container as engines show it, or "-"."""
+    host = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_"
+        for letter in os.uname().nodename[:64]
+    )
+    return host or "-", _container()
 
 
 def _container() -> str:

@@ -144,6 +144,7 @@ def card_data(card: Card) -> dict[str, Any]:
         "recorded": card.recorded,
         "first_run": card.first_run,
         "last_run": card.last_run,
+        "lock": card.lock,
     }
 
 
@@ -435,6 +436,14 @@ def card_lines(card: Card) -> list[str]:
         head = "verified " if word == "passed" else "not right"
         names = card.verified[word] if card.verified is not None else ()
         lines += [escape(f"{head} {name}") for name in names]
+    if card.lock is not None and (card.lock["held"] or card.lock["lost"]):
+        by = f"container {card.lock['container']} of " * (card.lock["container"] != "-")
+        what = (
+            f"held by {by}{card.lock['host']}, since {card.lock['since']}"
+            if card.lock["held"]
+            else "lost: nothing in this container holds it any more; start the container again"
+        )
+        lines.append(escape(f"lock      {what}"))
     open_ = recorded.get("transaction")
     if open_:
         lines.append(

@@ -30,9 +30,8 @@ from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.steps import verify
 from ipavolume.systemd import units
-from ipavolume.volume import logs
+from ipavolume.volume import lock, logs
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.lock import Lock
 from ipavolume.volume.volumes import Volumes
 
 _CMDLINE_BYTES: Final = 64 << 10
@@ -127,6 +126,9 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer) -> Answer:
         return Answer(exit_status=EXIT_LOCKED, text="not yet: the start has not handed over")
     if first == "systemd" and not units.is_booted():
         return Answer(exit_status=EXIT_LOCKED, text="not yet: systemd begins to boot")
+    if mount := lock.lost(volumes.values()):
+        text = f"lock lost: nothing in this container holds the lock of {mount}"
+        return Answer(exit_status=EXIT_LOCKED, text=text)
     config = image.config
     own = application_of(config.first_run).started() if config.first_run is not None else ()
     try:
@@ -161,8 +163,8 @@ def _verify(image: Image, volumes: Volumes) -> str:
     run, steps = verify.pending(image, volumes.primary)
     if not steps:
         return ""
-    with Lock(inside=image.is_inside) as lock:
-        if not lock.go_on(volumes.values()):
+    with lock.Lock(inside=image.is_inside) as held:
+        if not held.go_on(volumes.values()):
             return "another command of this container works on the volume"
         speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=start.redactor())
         output = open_log(image, volumes, run, speaker)

@@ -30,6 +30,7 @@ from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
+from ipavolume.volume import lock
 from ipavolume.volume.logs import Speaker
 
 _START_RUN: Final = "start"
@@ -122,7 +123,9 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         command = [os.fsencode(word) for word in words]
         locks = work.lock.descriptors
         signals.restore()
-        keeper = fastpath.keep(command, locks)
+        networks = set(filter(None, map(lock.network_of, context.volumes.values())))
+        lost = context.image.config.lock_lost or ("end" if lock.NFS in networks else "keep")
+        keeper = fastpath.keep(command, locks, watched=bool(networks), ends=lost == "end")
         _hand_over(beginning, keeper=keeper, alone=alone)
         umask.restore_umask()
         try:

@@ -10,8 +10,10 @@ from typing import Any
 from ipavolume.firstrun.record import read_record
 from ipavolume.model.images import ImageHeader
 from ipavolume.steps import verify
-from ipavolume.volume import history, members
+from ipavolume.volume import history, lockfile, members
 from ipavolume.volume.facts import Facts, read_facts
+from ipavolume.volume.lockfile import Holder
+from ipavolume.volume.members import Volume
 
 
 def image_data(header: ImageHeader) -> dict[str, Any]:
@@ -76,6 +78,8 @@ class Card:
         open: A transaction is open.
         first_run: What is recorded of the first run, or ``None``.
         verified: What is recorded of the last run's verification, or ``None``.
+        lock: Who took the lock last (host, container, since) and whether it is held, or ``None``
+            where that is not known.
     """
 
     volume: str
@@ -84,6 +88,7 @@ class Card:
     open: bool
     first_run: Mapping[str, Any] | None = None
     verified: Mapping[str, Any] | None = None
+    lock: Mapping[str, Any] | None = None
 
 
 def read_card(directory: str) -> Card:
@@ -98,6 +103,8 @@ def read_card(directory: str) -> Card:
         runs = history.read_history(volume)
         record = read_record(volume)
         verified = verify.read_verified(volume)
+        holder = lockfile.read_holder(volume)
+        lock = None if holder is None else asdict(holder) | _standing(volume, holder)
     finally:
         os.close(volume.fd)
     return Card(
@@ -107,7 +114,14 @@ def read_card(directory: str) -> Card:
         open=facts.transaction is not None,
         first_run=None if record is None else asdict(record),
         verified=None if verified is None else asdict(verified),
+        lock=lock,
     )
+
+
+def _standing(volume: Volume, holder: Holder) -> dict[str, bool]:
+    """Tell whether the lock is held, or has been lost by the container that this runs in."""
+    held = lockfile.is_held(volume)
+    return {"held": held, "lost": not held and lockfile.is_of_this_container(holder)}
 
 
 def read_runs(directory: str) -> list[Mapping[str, Any]]:

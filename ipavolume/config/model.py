@@ -128,6 +128,8 @@ class Config:
         scriptlets: Which scriptlets run, or ``None`` for none.
         first_run: What configures a fresh volume, or ``None`` for nothing.
         ready: When the application is ready.
+        lock_lost: What follows when the lock of a volume on a network is lost: ``end`` the
+            container or ``keep`` it; "": it is ended on NFS.
     """
 
     profile: str
@@ -143,6 +145,7 @@ class Config:
     scriptlets: ScriptletsConfig | None = None
     first_run: FirstRunConfig | None = None
     ready: ReadyConfig = ReadyConfig()
+    lock_lost: str = ""
 
 
 def default_volume(mount: str) -> VolumeConfig:

@@ -237,6 +237,7 @@ def _read_config(top: _Table) -> Config:
     start = top.table("start")
     accept = top.table("accept")
     files = top.table("files")
+    lock = top.table("lock")
     config = Config(
         profile=profile,
         volumes=volumes or default.volumes,
@@ -251,8 +252,9 @@ def _read_config(top: _Table) -> Config:
         scriptlets=_read_scriptlets(top, default.scriptlets),
         first_run=_read_first_run(top, default.first_run),
         ready=_read_ready(top, default.ready),
+        lock_lost=lock.text("lost", default.lock_lost, check=_one_of(("end", "keep"))),
     )
-    for table in (start, accept, files, top):
+    for table in (start, accept, files, lock, top):
         table.done()
     return config
 

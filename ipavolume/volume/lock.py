@@ -24,7 +24,7 @@ from typing import Final, Self
 
 from ipavolume import fastpath
 from ipavolume.errors import IpaVolumeError, LockedError, UnsafeVolumeError
-from ipavolume.linux import files, locking, mounts, signals
+from ipavolume.linux import files, locking, mounts, proc, signals
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.volume import lockfile
 from ipavolume.volume.facts import read_facts
@@ -36,6 +36,7 @@ DIRECTORY_LOCKED: Final = "directory-locked"
 NO_LOCK: Final = "no-lock"
 LOCAL_LOCK: Final = "local-lock"
 STALE_LOCK: Final = "stale-lock"
+NFS: Final = "nfs"
 _KNOWN: Final = frozenset(
     (
         *("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "bcachefs"),
@@ -47,7 +48,9 @@ _LOCAL: Final = ("local_lock=all", "local_lock=flock", "nolock")
 _NO_SUCH: Final = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LOCK_POLL_S: Final = 0.1
 _END_S: Final = 0.5
-"""As long as a container or command may take to end once it has been told to."""
+"""As long as it is not worth a word that somebody is waited for."""
+_GONE_S: Final = 10.0
+"""As long as a keeper may take to end behind its application, however busy the machine is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +59,22 @@ class Busy:
 
     Attributes:
         code: ``locked``, or ``directory-locked`` where nothing but the root directory is.
-        what: The volume.
+        what: The volume, as people know it.
         holder: What is known of who uses it, to follow that.
+        mount: Where the image has it.
     """
 
     code: str
     what: str
     holder: str
+    mount: str
+
+
+def network_of(volume: Volume) -> str:
+    """Return on what kind of network file system *volume* is; "" where its locks are never lost."""
+    mount = mounts.mount_of(volume.fd)
+    kind = mount.file_system if mount is not None else volume.file_system
+    return {"nfs": NFS, "nfs4": NFS, "ceph": "ceph"}.get(kind, "")
 
 
 def check_file_system(volume: Volume, allow: Collection[str]) -> None:
@@ -74,7 +86,7 @@ def check_file_system(volume: Volume, allow: Collection[str]) -> None:
     mount = mounts.mount_of(volume.fd)
     kind = mount.file_system if mount is not None else volume.file_system
     options = mount.options if mount is not None else volume.options
-    if kind in ("nfs", "nfs4") and any(word in options.split(",") for word in _LOCAL):
+    if network_of(volume) == NFS and any(word in options.split(",") for word in _LOCAL):
         if LOCAL_LOCK not in allow:
             raise UnsafeVolumeError(
                 f"{volume.directory!r} is on NFS with local locks: another host could work on it "
@@ -220,8 +232,10 @@ class Lock:
         begun = time.monotonic()
         deadline = begun + max(self._timeout_s, _END_S)
         waiting = False
-        while (busy := self._try(make=make)) is not None:
-            if time.monotonic() >= deadline:
+        while (busy := self._try(make=make, ends=begun + _END_S)) is not None:
+            if time.monotonic() >= deadline and not (
+                time.monotonic() < begun + _GONE_S and self._is_left(busy)
+            ):
                 raise _locked(busy)
             if not waiting and time.monotonic() >= begun + _END_S:
                 self._progress(f"waiting for {busy.what}, in use{busy.holder}")
@@ -229,24 +243,42 @@ class Lock:
             time.sleep(_LOCK_POLL_S)
             signals.check()
 
-    def _try(self, *, make: bool) -> Busy | None:
-        """Take the locks; return what is in use, and by whom, or ``None`` when all are taken."""
+    def _try(self, *, make: bool, ends: float) -> Busy | None:
+        """Take the locks; return what is in use, and by whom, or ``None`` when all are taken.
+
+        Args:
+            make: Make a lock file where there is none.
+            ends: Until then what is left of an application of this container may end.
+        """
         if not self.go_on(self._volumes):
             return Busy(
                 code=LOCKED,
                 what=f"the volume {self._volumes[0].directory!r}",
                 holder=" by another command of this container",
+                mount=self._volumes[0].mount,
             )
         self.joined = False
         for volume in self._volumes:
             busy = self._try_volume(volume, make=make)
             if busy is None:
                 continue
-            if not (self._inside and lockfile.is_held_here(volume)):
+            here = self._inside and lockfile.is_held_here(volume)
+            if not here or (time.monotonic() < ends and not _has_living_holder(volume)):
+                # Others may have the lock of those who work here meanwhile: what ends takes it.
                 self.pause()
                 return busy
             self.joined = True
         return None
+
+    def _is_left(self, busy: Busy) -> bool:
+        """Tell whether who took the lock is seen to be gone, so that it is about to be given up."""
+        pids = [
+            pid
+            for volume in self._volumes
+            if volume.mount == busy.mount
+            for pid in (*lockfile.holders(volume), *lockfile.directory_holders(volume.fd))
+        ]
+        return bool(pids) and not any(map(_lives, pids))
 
     def _try_volume(self, volume: Volume, *, make: bool) -> Busy | None:
         what = f"the volume {volume.directory!r}"
@@ -255,7 +287,7 @@ class Lock:
                 fd = self._take_file(volume, make=make)
             except BlockingIOError:
                 if not self._may_replace(volume):
-                    return Busy(code=LOCKED, what=what, holder=_holder(volume))
+                    return Busy(code=LOCKED, what=what, holder=_holder(volume), mount=volume.mount)
                 self._stale.add(volume.mount)
                 fd = None
             if fd is not None:
@@ -263,7 +295,9 @@ class Lock:
                 self._keep_work_last(fd)
         if try_lock_directory(volume) or DIRECTORY_LOCKED in self._allow:
             return None
-        return Busy(code=DIRECTORY_LOCKED, what=what, holder=_directory_holder(volume))
+        return Busy(
+            code=DIRECTORY_LOCKED, what=what, holder=_directory_holder(volume), mount=volume.mount
+        )
 
     def _take_file(self, volume: Volume, *, make: bool) -> int | None:
         try:
@@ -291,10 +325,8 @@ class Lock:
 
         On a file system of one host the kernel gives it up when its holder ends.
         """
-        mount = mounts.mount_of(volume.fd)
-        is_nfs = mount is not None and mount.file_system.startswith("nfs")
         here = self._inside and lockfile.is_held_here(volume)
-        return is_nfs and STALE_LOCK in self._allow and not here
+        return network_of(volume) == NFS and STALE_LOCK in self._allow and not here
 
     def _keep_work_last(self, fd: int) -> None:
         """Have the lock of those who work here be given up after that of *fd*."""
@@ -331,6 +363,11 @@ def _locked(busy: Busy) -> LockedError:
         hint=hint,
         state="the volume was not touched",
     )
+
+
+def lost(volumes: Iterable[Volume]) -> str:
+    """Return the mount of a volume that nothing in this container holds; "" when all are held."""
+    return next((one.mount for one in volumes if not lockfile.is_held_here(one)), "")
 
 
 def is_held(volumes: Iterable[Volume]) -> bool:
@@ -376,6 +413,16 @@ def _is_worked_here() -> bool:
         os.close(fd)
 
 
+def _has_living_holder(volume: Volume) -> bool:
+    pids = (*lockfile.holders(volume), *lockfile.directory_holders(volume.fd))
+    return any(map(_lives, pids))
+
+
+def _lives(pid: int) -> bool:
+    found = proc.look(pid)
+    return found is not None and not found.is_dead
+
+
 def _holder(volume: Volume) -> str:
     """Say what is known of who holds the lock of the file."""
     texts = [_process(pid) for pid in lockfile.holders(volume)]
@@ -404,6 +451,8 @@ def _in_brackets(texts: Iterable[str]) -> str:
 def _process(pid: int) -> str:
     if pid <= 0:
         return ""
+    if not _lives(pid):
+        return f"what process {pid} has left running"
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as stream:
         words = stream.read(200).split(b"\0")
         command = b" ".join(words[:4]).decode("utf-8", "backslashreplace")

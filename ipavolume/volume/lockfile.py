@@ -7,14 +7,17 @@ may have it. It holds one line that says who took it last: host, container, sinc
 
 from __future__ import annotations
 
+import calendar
 import errno
 import os
 import re
+import time
 from dataclasses import dataclass
 from typing import Final
 
+from ipavolume import fastpath
 from ipavolume.errors import CannotCreateError, IpaVolumeError, UnsafeVolumeError
-from ipavolume.linux import files, locking, mounts
+from ipavolume.linux import files, locking, mounts, proc
 from ipavolume.model.files import STATE_DIRECTORY, Metadata
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.layout import LOCK, PUBLIC_MODE
@@ -335,6 +338,21 @@ def read_holder(volume: Volume) -> Holder | None:
     if match is None:
         return None
     return Holder(host=match[1], container=match[2], since=match[3])
+
+
+def is_of_this_container(holder: Holder) -> bool:
+    """Tell whether it was this container, as it runs now, that took the lock last."""
+    try:
+        os.stat(fastpath.START_DATA)
+        since = calendar.timegm(time.strptime(holder.since, "%Y-%m-%dT%H:%M:%SZ"))
+    except (OSError, ValueError):
+        return False
+    first = proc.look(1)
+    if first is None or (holder.host, holder.container) != fastpath.this_container():
+        return False
+    running = time.clock_gettime(time.CLOCK_BOOTTIME) - first.started / os.sysconf("SC_CLK_TCK")
+    # The line has no parts of a second.
+    return since + 1 >= time.time() - running
 
 
 def no_lock(volume: Volume, err: OSError) -> UnsafeVolumeError:

@@ -74,6 +74,7 @@ def test_without_a_file() -> None:
         VolumeConfig(mount="/data", template="/data-template", lists=("/etc/volume-data-list",)),
     )
     assert (config.scriptlets, config.first_run, config.start_exec) == (None, None, ())
+    assert (config.lock_lost, parse_config(b"[lock]\nlost = 'keep'").lock_lost) == ("", "keep")
     assert config.ready == ReadyConfig(ignore=("systemd-*",))
     assert config.accept_from == ()
 
@@ -210,6 +211,7 @@ def test_defaults_of_a_volume() -> None:
         pytest.param(
             "[first-run]\ncommand=['x']\ndone-when='y'", 3, "absolute", id="relative condition"
         ),
+        pytest.param("[lock]\nlost = 'stop'", 2, "none of end, keep", id="lock lost and what"),
         pytest.param("[ready]\nunits = ['app']", 2, "neither a unit", id="no unit"),
         pytest.param("[ready]\nunits = ['-a.service']", 2, "neither a unit", id="an option"),
         pytest.param("[ready]\nports = 389", 2, "whole numbers from 1", id="one port"),

@@ -391,7 +391,7 @@ def test_a_start_on_a_volume_that_is_in_use_says_who_has_it_and_touches_nothing(
 ) -> None:
     world.copy("edited", place)
     before = everything(place)
-    fd = os.open(place / mount, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(place / mount / ".ipavolume/lock", os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         done = world.run("two", place, status=75)

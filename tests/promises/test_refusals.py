@@ -515,7 +515,7 @@ def test_a_volume_that_is_in_use_is_refused_with_what_is_known_of_who_uses_it(
     meeting: Meeting,
 ) -> None:
     before = picture(meeting.volume)
-    fd = os.open(meeting.volume, os.O_RDONLY)
+    fd = os.open(meeting.volume / ".ipavolume/lock", os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         for command in ("upgrade", "start"):
@@ -536,7 +536,7 @@ def test_a_volume_that_is_in_use_is_refused_with_what_is_known_of_who_uses_it(
 
 
 def test_with_patience_the_lock_is_waited_for(meeting: Meeting) -> None:
-    fd = os.open(meeting.volume, os.O_RDONLY)
+    fd = os.open(meeting.volume / ".ipavolume/lock", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     with subprocess.Popen(
         [

@@ -377,7 +377,7 @@ def test_a_lock_on_either_volume_keeps_others_out(
 ) -> None:
     first, second = _images(site, versions)
     site.upgrade(first)
-    fd = os.open(site.volume(held), os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(site.volume(held) / ".ipavolume/lock", os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         said = site.refused(second, "locked", status=75)

@@ -155,17 +155,19 @@ def test_the_command_has_the_environment_that_the_container_gave(container: Cont
         assert said[1].startswith("0027\nA=b\n")
 
 
-def test_nothing_but_the_lock_is_left_open(container: Container) -> None:
-    script = "ls -l /proc/self/fd | grep -v /proc | sed -n 's/.* -> //p' | grep ^/ | sort -u"
+def test_the_command_inherits_nothing_of_ours(container: Container) -> None:
+    """F43: a descriptor of the volume leads out of a jail, one of the lock gives it up."""
+    script = "import os; print(*sorted(os.listdir('/proc/self/fd'), key=int))"
     for _ in range(2):
-        said = container.start("sh", "-c", script).stdout.splitlines()
-        assert [line for line in said if str(container.site.top) in line] == [str(container.data)]
+        # The last one is that by which the directory is read.
+        said = container.start(sys.executable, "-c", script).stdout.splitlines()
+        assert said[-1] == "0 1 2 3"
 
 
 def test_the_volume_is_locked_while_the_command_lives(container: Container) -> None:
     container.start("true")
-    before = picture(container.data)
     with container.running() as process:
+        before = picture(container.data)
         for command in ("upgrade", "start"):
             refused = run_ipavolume(command, *container.options, status=75)
             assert "[locked]" in refused.stderr

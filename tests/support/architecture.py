@@ -72,8 +72,11 @@ HARMLESS: Final = frozenset({"os.fsencode", "os.fsdecode", "os.PathLike"})
 
 FAST: Final = frozenset(
     {"__future__", "_signal", "errno", "fcntl", "marshal", "os", "posix", "stat", "sys", "time"}
+    | {"_ctypes", "select"}
 )
-"""All that fastpath may import: loaded by the interpreter anyway, or built into it."""
+"""All that fastpath may import: loaded by the interpreter anyway, or built into it; and what its
+keeper needs: half a millisecond for a child that nobody waits for by mistake, and a module that
+is loaded in that child."""
 
 PROCESS_CALLS: Final = frozenset(
     f"{module}.{name}"

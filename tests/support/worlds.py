@@ -329,8 +329,8 @@ def set_acl(
 def look(place: Path) -> dict[str, tuple[object, ...]]:
     """Return all that is on the volumes and has to be the same after every history of a run.
 
-    Left out are inode numbers, times of now, ids that are made up, and the index, which is
-    made of such; what is said of attempts that failed; and logs, which say how it went.
+    Left out are inode numbers, times of now, ids that are made up, and the index and the lock,
+    which are made of such; what is said of attempts that failed; and logs, which say how it went.
     """
     result: dict[str, tuple[object, ...]] = {}
     for mount in MOUNTS:
@@ -342,7 +342,7 @@ def look(place: Path) -> dict[str, tuple[object, ...]]:
             inside = path.removeprefix(f"/{STATE}/")
             if inside.split("/")[0] == "logs":
                 del result[name]
-            elif inside == "index":
+            elif inside in ("index", "lock"):
                 result[name] = value[:3]
             elif inside == "identity.json":
                 result[name] = (*value[:3], _identity(place / name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def test_another_container_and_the_host_are_refused(
         assert done.returncode == 75
         assert "is in use" in done.stderr
         assert "the volume was not touched" in done.stderr
+        # Who it is can only be known from the volume.
+        assert re.search(rf"\(host {os.uname().nodename}, since 20\d\d-\d\d-\d\dT", done.stderr)
     done = site.run("upgrade", image, status=75)
     # On the host the processes of containers are seen, and named.
     assert f"process {running.pid()}: sh -c" in done.stderr
@@ -135,6 +138,7 @@ def test_a_lock_of_a_service_account_does_not_count_as_the_containers(
         done = beside(container, *inside.IPAVOLUME, "upgrade")
         assert done.returncode == 75
         assert "the volume '/data' is in use" in done.stderr
+        assert "[directory-locked]" in done.stderr
 
 
 def test_a_process_of_another_container_in_sight_is_not_ones_own(
@@ -142,11 +146,11 @@ def test_a_process_of_another_container_in_sight_is_not_ones_own(
 ) -> None:
     # As with --pid=host: the processes are seen, but not process 1, and their mounts differ.
     code = (
-        "import os, sys; from ipavolume.volume import lock;"
+        "import os, sys; from ipavolume.volume import lockfile;"
         "from ipavolume.volume.members import Volume;"
         "fd = os.open(sys.argv[1], os.O_RDONLY);"
         "volume = Volume(mount='/data', directory='/data', fd=fd);"
-        "print(lock.holders(fd) == (int(sys.argv[2]),), lock.is_held_here(volume))"
+        "print(lockfile.holders(volume) == (int(sys.argv[2]),), lockfile.is_held_here(volume))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(site.volume()), str(running.pid())],

@@ -1,0 +1,180 @@
+"""The lock is held by a process of ours while the container lives, and the application has nothing.
+
+F43: a descriptor of the volume's root leads a service out of the directory that it was locked into,
+and one that has the lock can give it up.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import inside
+from support.command import PROJECT, Result
+from support.images import Image, Packaged, build_rpm
+from support.requirements import need_root, need_tool
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+START = (*inside.IPAVOLUME, "start", "--")
+SLEEPING = "echo it runs; read line; :"
+OPEN = "import os; print(*sorted(os.listdir('/proc/self/fd'), key=int))"
+CHILDREN = """
+import os
+try:
+    while True:
+        os.waitpid(-1, 0)
+except ChildProcessError:
+    print("no child")
+"""
+KEEPER = "grep -alz '^@ipavolume' /proc/[0-9]*/cmdline"
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with a config file."""
+    need_root()
+    file = Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content="x")
+    return build_rpm(tmp_path_factory.mktemp("keeping"), "app", [file], version="1")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A volume."""
+    site = Site(top=tmp_path)
+    site.volume()
+    return site
+
+
+@pytest.fixture
+def image(site: Site, package: Path) -> Image:
+    """An image that the volume is of."""
+    image = site.image(
+        "one", [package], lists={"/data": ["/etc/app/"]}, edit=lambda one: one.mask_steps()
+    )
+    site.upgrade(image)
+    return image
+
+
+@contextmanager
+def running(site: Site, image: Image, *words: str) -> Iterator[inside.Container]:
+    """A container whose command says that it runs."""
+    with inside.started(image.root, site.volume(), words) as container:
+        said = container.process.stdout
+        assert said is not None
+        while said.readline() != "it runs\n":
+            assert container.process.poll() is None
+        yield container
+
+
+def beside(container: inside.Container, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a running container, as ``docker exec`` does."""
+    enter = [need_tool("nsenter"), "--target", str(container.pid())]
+    return subprocess.run(
+        [*enter, "--mount", "--pid", "--root", "--wd", "--", *words],
+        env={"PATH": inside.PATH, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def elsewhere(site: Site, image: Image) -> Result:
+    """Let another container have the volume."""
+    return inside.run(image.root, site.volume(), [*inside.IPAVOLUME, "upgrade"])
+
+
+@pytest.mark.parametrize("state", ["current", "empty"])
+def test_the_command_inherits_no_descriptor(site: Site, image: Image, state: str) -> None:
+    """F43."""
+    if state == "empty":
+        subprocess.run(["rm", "-rf", *site.volume().iterdir()], check=True)
+    done = inside.run(image.root, site.volume(), [*START, "python3", "-c", OPEN])
+    # The last one is that by which the directory is read.
+    assert done.stdout.splitlines()[-1] == "0 1 2 3", done.stderr
+
+
+@pytest.mark.parametrize("init", [(), ("tini", "--"), ("sh", "-c", '"$@"; exit', "sh")])
+def test_a_server_that_waits_for_all_its_children_has_none_of_ours(
+    site: Site, image: Image, init: tuple[str, ...]
+) -> None:
+    if init:
+        need_tool(init[0])
+    done = inside.run(image.root, site.volume(), [*init, *START, "python3", "-c", CHILDREN])
+    assert (done.returncode, done.stdout) == (0, "no child\n"), done.stderr
+
+
+def test_what_ends_a_container_does_not_end_the_keeper_before_it(site: Site, image: Image) -> None:
+    with running(site, image, *START, "sh", "-c", SLEEPING) as container:
+        (found,) = beside(container, "sh", "-c", KEEPER).stdout.split()
+        keeper = found.split("/")[2]
+        for name in ("TERM", "HUP", "INT"):
+            assert beside(container, "kill", f"-{name}", keeper).returncode == 0
+        status = beside(container, "cat", f"/proc/{keeper}/status", f"/proc/{keeper}/stat").stdout
+        (blocked,) = (line for line in status.splitlines() if line.startswith("SigBlk"))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            assert int(blocked.split()[1], 16) >> (number - 1) & 1
+        # Its own session: no end of a terminal's or a group's is its end.
+        fields = status.splitlines()[-1].rpartition(")")[2].split()
+        assert fields[2:4] == [keeper, keeper]
+        refused = elsewhere(site, image)
+        assert refused.returncode == 75
+        assert "[locked]" in refused.stderr
+        assert beside(container, *inside.IPAVOLUME, "upgrade").returncode == 0
+        container.send(signal.SIGKILL)
+        container.process.wait(timeout=60)
+    assert elsewhere(site, image).returncode == 0
+
+
+def test_a_container_whose_keeper_was_killed_is_not_ready_and_says_why(
+    site: Site, image: Image
+) -> None:
+    with running(site, image, *START, "sh", "-c", SLEEPING) as container:
+        assert beside(container, *inside.IPAVOLUME, "status", "--probe", "ready").returncode == 0
+        assert "lock      held by" in beside(container, *inside.IPAVOLUME, "status").stdout
+        beside(container, "sh", "-c", f"kill -KILL $({KEEPER} | cut -d/ -f3)")
+        asked = beside(container, *inside.IPAVOLUME, "status", "--probe", "ready")
+        assert asked.returncode == 75
+        assert asked.stdout == "lock lost: nothing in this container holds the lock of /data\n"
+        assert "lock      lost" in beside(container, *inside.IPAVOLUME, "status").stdout
+
+
+def test_a_shell_can_start_one_command_after_the_other(site: Site, image: Image) -> None:
+    script = f"{' '.join(START)} echo first && {' '.join(START)} echo second && echo both"
+    done = inside.run(image.root, site.volume(), ["sh", "-c", script])
+    assert done.stdout == "first\nsecond\nboth\n", done.stderr
+
+
+def test_what_a_command_has_left_running_keeps_the_volume_for_the_container(
+    site: Site, image: Image
+) -> None:
+    service = "setpriv --reuid=250 --regid=251 --clear-groups sh -c 'read line < /tmp/end'"
+    daemon = f"mkfifo -m 666 /tmp/end; cd /data; {service} > /dev/null 2>&1 & :"
+    script = f'{" ".join(START)} sh -c "$1"; echo it runs; read line'
+    with running(site, image, "sh", "-c", script, "sh", daemon) as container:
+        assert elsewhere(site, image).returncode == 75
+        done = beside(container, *inside.IPAVOLUME, "upgrade")
+        assert done.returncode == 0, done.stderr
+        again = beside(container, *START, "echo", "another")
+        assert again.stdout == "another\n", again.stderr
+        assert beside(container, "sh", "-c", "echo > /tmp/end").returncode == 0
+        waited = [*inside.IPAVOLUME, "upgrade", "--lock-timeout", "60"]
+        assert inside.run(image.root, site.volume(), waited).returncode == 0
+        assert container.process.poll() is None
+
+
+def test_under_an_init_the_volume_is_held_until_the_command_ends(site: Site, image: Image) -> None:
+    need_tool("tini")
+    with running(site, image, "tini", "--", *START, "sh", "-c", SLEEPING) as container:
+        assert elsewhere(site, image).returncode == 75
+        assert beside(container, *inside.IPAVOLUME, "upgrade").returncode == 0
+        assert container.process.stdin is not None
+        container.process.stdin.close()
+        assert container.process.wait(timeout=60) == 0
+    assert elsewhere(site, image).returncode == 0
