@@ -25,7 +25,8 @@ FIRST_RUN = b".ipavolume/first-run.json"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
-WORK_DIRECTORY = "/usr/share/ipavolume"
+WORK_LOCK = "/usr/share/ipavolume/lock"
+"""What those lock who work in a container; prepare makes it, and only root can open it."""
 KEEPER = b"@ipavolume: keeps the lock"
 """What the keeper is called; by the first letter systemd-shutdown spares it."""
 _SPARED = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT)
@@ -38,14 +39,16 @@ _CLONE = {
 _STARTED = 19
 _ARGUMENTS = slice(45, 47)
 """``starttime``, ``arg_start`` and ``arg_end`` behind the name in ``proc_pid_stat(5)``."""
+Held = tuple[int, int]
+"""Descriptors of a volume's root directory and of its lock file, which have the locks; -1: none."""
 _LOOK_S = 1
-_LOOK_MS = 10_000
+_WATCH_S = 10
 _ONE = (1).to_bytes(8, sys.byteorder)
 _ID, _SHORT_ID, _UUID = 64, 12, 36
 _LOCKING = frozenset(
-    (b"ext4", b"xfs", b"btrfs", b"tmpfs", b"overlay", b"zfs", b"f2fs", b"bcachefs", b"ceph")
+    (b"ext4", b"xfs", b"btrfs", b"tmpfs", b"overlay", b"zfs", b"f2fs", b"bcachefs")
 )
-"""File systems on which the short way is taken; on NFS there is more to look at."""
+"""File systems on which the short way is taken; on a network there is more to look at."""
 _SHOWN = fcntl.F_WRLCK.to_bytes(2, sys.byteorder) + bytes(14) + _ONE + bytes(8)
 """``struct flock`` for the first byte, as ``linux.locking`` has it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,14 +78,14 @@ def start(arguments: list[str]) -> None:
     if os.environ.get("IPAVOLUME_EXPECT", "") not in ("", "existing", "any"):
         # A certain volume: whether it is that one is not looked up here.
         return
-    locks: list[int] = []
+    locks: list[Held] = []
     try:
         found = _find_command(os.fsencode(root), arguments[1:], locks)
     except (OSError, ValueError, IndexError):
         found = None
     if found is None:
         # Whatever it is, the whole program finds out and says it.
-        for fd in locks:
+        for fd in _descriptors(locks):
             os.close(fd)
         return
     command, said = found
@@ -98,7 +101,7 @@ def start(arguments: list[str]) -> None:
         sys.exit(73)
 
 
-def execute(command: list[bytes], locks: list[int], keeper: int = 0) -> None:
+def execute(command: list[bytes], locks: list[Held], keeper: int = 0) -> None:
     """Execute the container's command as if the interpreter had not run before it.
 
     It inherits none of our descriptors: a service that has one of the volume leaves by it the
@@ -106,7 +109,7 @@ def execute(command: list[bytes], locks: list[int], keeper: int = 0) -> None:
 
     Args:
         command: Its words.
-        locks: Descriptors that have the locks of the volumes, and of the volumes.
+        locks: Those of the volumes.
         keeper: The process that :func:`keep` has left for this command, if it was called.
 
     Raises:
@@ -127,7 +130,7 @@ def execute(command: list[bytes], locks: list[int], keeper: int = 0) -> None:
 
 
 def keep(
-    command: list[bytes], locks: list[int], *, watched: bool = False, ends: bool = False
+    command: list[bytes], locks: list[Held], *, watched: bool = False, ends: bool = False
 ) -> int:
     """Leave a process that keeps the locks while the container lives.
 
@@ -141,16 +144,16 @@ def keep(
 
     Args:
         command: What is going to be executed.
-        locks: Descriptors that have the locks of the volumes, and of the volumes.
+        locks: Those of the volumes.
         watched: The locks can be lost, as on NFS, and are looked at every ten seconds.
         ends: The container is ended when one is lost.
 
     Returns:
         Its number.
     """
-    is_first = os.getpid() == 1
-    is_systemd = is_first and os.path.realpath(command[0]).endswith(SYSTEMD)
-    told = -1 if is_first else os.pidfd_open(os.getpid())
+    parent = os.getpid()
+    is_systemd = parent == 1 and os.path.realpath(command[0]).endswith(SYSTEMD)
+    told = _pidfd(parent) if parent != 1 else -1
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _SPARED)
     keeper = os.fork() if is_systemd else _fork_unseen()
     if keeper:
@@ -160,9 +163,21 @@ def keep(
         return keeper
     try:
         _be_keeper(locks, told)
-        _keep(locks, told, watched=watched, ends=ends)
+        _keep(locks, told, parent, watched=watched, ends=ends)
     finally:
         os._exit(1)
+
+
+def _descriptors(locks: list[Held]) -> list[int]:
+    return [fd for held in locks for fd in held if fd >= 0]
+
+
+def _pidfd(pid: int) -> int:
+    """Return a descriptor that tells of the end of a process; -1: the kernel has no such."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
 
 
 def _fork_unseen() -> int:
@@ -185,11 +200,11 @@ def _fork_unseen() -> int:
     return os.fork() if forked < 0 else forked
 
 
-def _be_keeper(locks: list[int], told: int) -> None:
+def _be_keeper(locks: list[Held], told: int) -> None:
     """Let go of all that the keeper does not need, and take another name."""
     os.chdir("/")
     os.setsid()
-    needed = {1, 2, told, *locks}
+    needed = {1, 2, told, *_descriptors(locks)}
     for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
         if fd not in needed:
             try:
@@ -206,41 +221,42 @@ def _be_keeper(locks: list[int], told: int) -> None:
         return
 
 
-def _keep(locks: list[int], told: int, *, watched: bool, ends: bool) -> None:
+def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: bool) -> None:
     import select
 
     waiting = select.poll()
     if told >= 0:
         waiting.register(told, select.POLLIN)
-    volumes: dict[bytes, int] = {}
-    files: dict[bytes, int] = {}
-    for fd in locks:
-        kind = volumes if stat.S_ISDIR(os.fstat(fd).st_mode) else files
-        kind[os.readlink(b"/proc/self/fd/%d" % fd)] = fd
-    places = list(volumes)
-    pairs = [
-        (fd, files[path])
-        for place, fd in volumes.items()
-        if (path := b"%s/%s" % (place.rstrip(b"/"), LOCK.encode())) in files
-    ]
-    while not waiting.poll(_LOOK_MS if watched else None):
-        lost = "".join(_what_is_lost(*pair) for pair in pairs) if watched else ""
+    asking = told < 0 and parent != 1
+    patience = _LOOK_S * 1000 if asking else _WATCH_S * 1000 if watched else None
+    places = [os.readlink(b"/proc/self/fd/%d" % volume) for volume, _ in locks]
+    is_joined = all(file < 0 for _, file in locks)
+    while not waiting.poll(patience) and not (asking and os.getppid() != parent):
+        lost = "".join(_what_is_lost(*held) for held in locks) if watched else ""
         if lost:
-            os.write(2, b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode())
+            _tell(b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode())
             if ends:
                 _end_container(told)
             return
     while True:
         work = _take_work()
-        if work is not None and not _is_used(places, joined=not files):
+        if work is not None and not _is_used(places, joined=is_joined):
             break
         if work is not None and work >= 0:
             os.close(work)
         # Who reads what the command printed is not kept waiting.
         os.closerange(1, 3)
         time.sleep(_LOOK_S)
-    for fd in locks:
+    for fd in _descriptors(locks):
         os.close(fd)
+
+
+def _tell(line: bytes) -> None:
+    try:
+        os.write(2, line)
+    except OSError:
+        # Nobody reads it any more.
+        return
 
 
 def _take_work() -> int | None:
@@ -250,7 +266,7 @@ def _take_work() -> int | None:
         A descriptor, or -1 outside of a container.
     """
     try:
-        fd = os.open(WORK_DIRECTORY, _DIRECTORY)
+        fd = os.open(WORK_LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return -1
     try:
@@ -318,6 +334,8 @@ def _has_open(process: bytes, places: list[bytes]) -> bool:
 
 def _what_is_lost(volume: int, file: int) -> str:
     """Say why a lock on a network is not ours any more; "" when it is."""
+    if file < 0:
+        return ""
     try:
         # Or it would be read from memory.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -356,7 +374,7 @@ def _end_container(told: int) -> None:
                 os.kill(-1, number)
         except OSError:
             pass
-        time.sleep(_LOOK_S * 10)
+        time.sleep(_WATCH_S)
 
 
 def _restore_locale() -> None:
@@ -374,7 +392,7 @@ def _restore_locale() -> None:
 
 
 def _find_command(
-    root: bytes, arguments: list[str], locks: list[int]
+    root: bytes, arguments: list[str], locks: list[Held]
 ) -> tuple[list[bytes], bytes] | None:
     """Return what to execute and what to say before, if every volume is current and locked."""
     data = _read(root + START_DATA).split(SEPARATOR)
@@ -390,19 +408,17 @@ def _find_command(
     command = words or [os.fsencode(word) for word in arguments]
     if not command:
         return None
-    volumes = []
     for mount in mounts:
-        volumes.append(os.open(root + mount, _DIRECTORY))
-        locks.append(volumes[-1])
-        locks.append(_lock(volumes[-1]))
-        fcntl.flock(volumes[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_current(volumes[-1], build_id):
+        volume = os.open(root + mount, _DIRECTORY)
+        locks.append((volume, -1))
+        locks[-1] = (volume, _lock(volume))
+        fcntl.flock(volume, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_current(volume, build_id):
             return None
-    if first_run != NONE and not _is_configured(volumes[0], first_run):
+    if first_run != NONE and not _is_configured(locks[0][0], first_run):
         return None
-    for fd in locks:
-        if fd not in volumes:
-            name_holder(fd)
+    for _, file in locks:
+        name_holder(file)
     return command, (
         b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
         b"that could not start; the volume is fine.\n" % (mounts[0], build_id, command[0])

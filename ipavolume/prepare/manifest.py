@@ -31,6 +31,7 @@ from ipavolume.steps.api import When
 from ipavolume.steps.declaration import find_steps
 from ipavolume.steps.views import find_package
 
+_PRIVATE: Final = 0o600
 START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
 STEPS_PATHS: Final = ("/usr/share/ipavolume/upgrade_steps", "/etc/ipavolume/upgrade_steps")
 _MAX_BUILD_ID_CHARACTERS: Final = 256
@@ -228,6 +229,9 @@ def write(
             yield chunk
 
     files: list[tuple[str, Iterator[bytes]]] = []
+    locked = tree.lstat(fastpath.WORK_LOCK)
+    if locked is None or stat.S_IMODE(locked.st_mode) != _PRIVATE:
+        files.append((fastpath.WORK_LOCK, iter([])))
     if header.build_id != _current_build_id(tree, findings):
         files.append((BUILD_ID_PATH, iter([header.build_id.encode() + b"\n"])))
     start = _start_data(tree, findings, header)
@@ -241,7 +245,8 @@ def write(
         with reported(f"write {path!r}"):
             parent = tree.open_directory(above)
             try:
-                write_stream(parent, name, data, mode=0o644)
+                mode = _PRIVATE if path == fastpath.WORK_LOCK else 0o644
+                write_stream(parent, name, data, mode=mode)
             finally:
                 os.close(parent)
     return bool(files)

@@ -1,12 +1,13 @@
 """``ipavolume lock``: what ipavolume-lock.service runs.
 
-Mostly the container's start holds the volumes already, see :mod:`ipavolume.volume.lock`; then this
-stands in line behind it. Where init was started without us, it is this that holds them.
+Mostly the container's start has left a process that holds the volumes, see
+:mod:`ipavolume.volume.lock`. Where init was started without us, it is this that holds them.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterable
@@ -30,8 +31,9 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
     """
     volumes = tuple(volumes)
     held: dict[str, int] = {}
+    own = [volume for volume in volumes if _hold(volume, held)]
     for volume in volumes:
-        if not _hold(volume, held) and not lockfile.is_held_here(volume):
+        if volume not in own and not lockfile.is_held_here(volume):
             raise LockedError(
                 f"the volume {volume.directory!r} is in use by another container",
                 hint="Stop that container first.",
@@ -39,11 +41,14 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
             )
     say("this container holds " + ", ".join(volume.mount for volume in volumes))
     notify("READY=1")
-    while True:
-        # What was another process's may be free by now, and a lock file may have been made.
+    # A lock file is made when a volume has been judged. What another process holds is left to it:
+    # a lock that was lost is not to look as if it had not been.
+    while any(volume.mount not in held for volume in own):
         time.sleep(_LOOK_S)
-        for volume in volumes:
+        for volume in own:
             _hold(volume, held)
+    while True:
+        signal.pause()
 
 
 def _hold(volume: Volume, held: dict[str, int]) -> bool:

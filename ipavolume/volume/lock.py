@@ -5,10 +5,10 @@ A volume is held by a container for as long as the container lives: by the lock 
 that know only that, by one of the volume's root directory. The file is made after all that may
 refuse (:meth:`Lock.secure`); then the volume is judged anew.
 
-Whoever runs in the same container works on it under that lock, one at a time: ``flock`` on a
-directory of the image, which only this container has open. The second lock is always taken before
-the first and given up after it, so that who finds the volume held by its own container can be sure
-that it is held by what lives as long as the container.
+Whoever runs in the same container works on it under that lock, one at a time: ``flock`` on a file
+of the image, which only root can open, and only in this container. The second lock is always taken
+before the first and given up after it, so that who finds the volume held by its own container can
+be sure that it is held by what lives as long as the container.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from ipavolume.volume import lockfile
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.members import Volume
 
-WORK_DIRECTORY: Final = "/usr/share/ipavolume"
 LOCKED: Final = "locked"
 DIRECTORY_LOCKED: Final = "directory-locked"
 NO_LOCK: Final = "no-lock"
@@ -125,7 +124,7 @@ def try_work_lock(above: int) -> int | None:
     Returns:
         The descriptor that holds it, or ``None`` when it is taken.
     """
-    fd = os.open(WORK_DIRECTORY, files.DIRECTORY_FLAGS)
+    fd = _open_work_lock()
     try:
         if not locking.try_flock(fd):
             return None
@@ -133,6 +132,14 @@ def try_work_lock(above: int) -> int | None:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above + 1)
     finally:
         os.close(fd)
+
+
+def _open_work_lock() -> int:
+    try:
+        return os.open(fastpath.WORK_LOCK, files.READ_FLAGS)
+    except FileNotFoundError:
+        # The image was prepared before there was one.
+        return os.open(os.path.dirname(fastpath.WORK_LOCK), files.DIRECTORY_FLAGS)
 
 
 class Lock:
@@ -173,9 +180,9 @@ class Lock:
         self.pause()
 
     @property
-    def descriptors(self) -> list[int]:
+    def descriptors(self) -> list[fastpath.Held]:
         """The descriptors that have the locks of the volumes."""
-        return [*(volume.fd for volume in self._volumes), *self._files.values()]
+        return [(volume.fd, self._files.get(volume.mount, -1)) for volume in self._volumes]
 
     def take(
         self,
@@ -404,7 +411,7 @@ def _use_of(volume: Volume) -> str | None:
 def _is_worked_here() -> bool:
     """Tell whether a command of this container has the lock of those who work here."""
     try:
-        fd = os.open(WORK_DIRECTORY, files.DIRECTORY_FLAGS)
+        fd = _open_work_lock()
     except OSError:
         return False
     try:

@@ -178,3 +178,40 @@ def test_under_an_init_the_volume_is_held_until_the_command_ends(site: Site, ima
         container.process.stdin.close()
         assert container.process.wait(timeout=60) == 0
     assert elsewhere(site, image).returncode == 0
+
+
+WATCHED = """
+import fcntl, os, sys
+from ipavolume import fastpath
+fastpath._WATCH_S = 0.2
+held = (os.open("/data", os.O_RDONLY), os.open("/data/.ipavolume/lock", os.O_RDWR))
+for fd in held:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+command = [b"sh", b"-c", b"trap 'echo ended; exit 5' TERM; echo it runs; sleep 60 & wait; wait"]
+keeper = fastpath.keep(command, [held], watched=True, ends=sys.argv[1] == "end")
+fastpath.execute(command, [held], keeper)
+"""
+
+
+@pytest.mark.parametrize("lost", ["end", "keep"])
+def test_another_file_in_the_place_of_the_lock_is_told_and_ends_the_container(
+    site: Site, image: Image, lost: str
+) -> None:
+    """F40: on NFS a host that was taken for dead finds that another one has the volume."""
+    with running(site, image, "python3", "-c", WATCHED, lost) as container:
+        lock = site.volume() / ".ipavolume/lock"
+        other = lock.with_name("other")
+        other.touch(mode=0o600)
+        other.rename(lock)
+        err = container.process.stderr
+        assert err is not None
+        assert err.readline() == (
+            "ipavolume: error: the lock is lost: another file is in the place of .ipavolume/lock "
+            "[lock-lost]\n"
+        )
+        if lost == "end":
+            assert container.process.wait(timeout=60) == 5
+        else:
+            asked = beside(container, *inside.IPAVOLUME, "status", "--probe", "ready")
+            assert (asked.returncode, asked.stdout[:9]) == (75, "lock lost")
+            assert container.process.poll() is None
