@@ -1,10 +1,18 @@
 """The command. A start on a current volume loads next to nothing; see ``fastpath``."""
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command line; return its exit status."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Or a volume would be opened there, and what is printed written to it. What is
+            # executed finds it closed, as we did.
+            os.open(os.devnull, os.O_RDONLY)
     if __package__ in (None, ""):
         # Run as a file with -I -S by the launcher, which knows where the package is.
         sys.path.insert(0, __file__.rpartition("/ipavolume/")[0])

@@ -89,16 +89,23 @@ def start(arguments: list[str]) -> None:
             os.close(fd)
         return
     command, said = found
-    os.write(2, said)
+    _say(said)
     try:
         execute(command, locks)
     except OSError as err:
-        os.write(
-            2,
+        _say(
             b"ipavolume: error: cannot execute %s: %s [cannot-execute]\n"
             % (command[0], os.fsencode(err.strerror or "")),
         )
         sys.exit(73)
+
+
+def _say(text: bytes) -> None:
+    try:
+        os.write(2, text)
+    except OSError:
+        # Who cannot be told does not end a start.
+        return
 
 
 def execute(command: list[bytes], locks: list[Held], keeper: int = 0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ipavolume.cli import options, output, text
+from ipavolume.cli import options, output, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Context, Options
 from ipavolume.errors import UsageError
@@ -39,6 +39,7 @@ def conflicts(
         raise UsageError("--keep and --take-new exclude each other")
     chosen = keep or take_new
     if chosen:
+        streams.only_tell()
         done = settle.settle_one(
             options,
             chosen,

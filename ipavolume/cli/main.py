@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ipavolume.cli import output, streams
 from ipavolume.cli.audit import audit
 from ipavolume.cli.check import check
 from ipavolume.cli.conflicts import conflicts
@@ -17,6 +18,7 @@ from ipavolume.cli.start import start
 from ipavolume.cli.status import status
 from ipavolume.cli.steps import steps
 from ipavolume.cli.upgrade import upgrade
+from ipavolume.errors import IpaVolumeError
 
 
 @click.group(cls=ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,4 +43,9 @@ for _command in (
 
 def run() -> int:
     """Run the command line; return its exit status."""
-    return int(main(prog_name="ipavolume", standalone_mode=True) or 0)
+    streams.install()
+    try:
+        return int(main(prog_name="ipavolume", standalone_mode=True) or 0)
+    except IpaVolumeError as err:
+        # The help of the program, before any command is known, cannot be written.
+        output.fail(err)

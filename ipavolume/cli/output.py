@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from ipavolume.cli import text
+from ipavolume.cli import streams, text
 from ipavolume.errors import IpaVolumeError
 from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.progress import say_nothing
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def fail(err: IpaVolumeError) -> NoReturn:
     """Print *err* and end with its status."""
-    show_error(err)
+    if not isinstance(err, streams.UnreadError):
+        show_error(err)
     sys.exit(err.exit_status)
 
 
@@ -84,13 +85,15 @@ def progress(line: str) -> None:
 
 
 def shown(*, as_json: bool, silent: bool) -> Shown:
-    """Return where a command says what happens.
+    """Return where a command says what happens; who cannot be told does not end it.
 
     Args:
         as_json: The outcome is printed as JSON.
         silent: Only results and errors.
     """
     from ipavolume.commands.work import Shown
+
+    streams.only_tell()
 
     def result(outcome: Outcome, lines: Sequence[str]) -> None:
         if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ipavolume.cli import options, text
+from ipavolume.cli import options, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.output import progress, show_warning
 from ipavolume.linux import umask
@@ -44,6 +44,7 @@ def prepare(
     # Not in the way of a start: reading packages takes as many modules as all the rest.
     from ipavolume.prepare import run
 
+    streams.only_tell()
     umask.clear_umask()
     result = run.prepare(
         root,

@@ -92,7 +92,12 @@ def lent_screen() -> Iterator[Screen | None]:
                 yield None
                 return
             screen = Screen(fd=fd, is_ours=True)
-        attributes = termios.tcgetattr(fd)
+        try:
+            attributes = termios.tcgetattr(fd)
+        except termios.error:
+            # It went away: nobody there answers.
+            yield None
+            return
         try:
             yield screen
         finally:
