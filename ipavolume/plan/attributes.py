@@ -126,6 +126,34 @@ class Owners:
         )
         return True
 
+    def differs(self, path: str, found: Found, new: Record) -> bool:
+        """Tell whether owner, mode or ACL are others than the image's."""
+        return self._disk_attributes(path, found.disk) != _attributes(new)
+
+    def give(self, path: str, found: Found, new: Record) -> None:
+        """Plan that a directory that was there before any image had it gets the image's.
+
+        rpm sets owner and mode of a directory that it finds; its content is not looked at.
+        """
+        if not self.differs(path, found, new):
+            return
+        disk, after = self._disk_attributes(path, found.disk), _attributes(new)
+        if self._collected.is_mounted_over(path):
+            self._collected.keep(
+                path, Rule.MOUNTED_OVER, "something is mounted over it; left as it is"
+            )
+            return
+        self._report_acl(path, dropped=disk.acls not in ((), after.acls))
+        self._collected.metadata.append(
+            SetMetadata(
+                path=path,
+                before=found.disk,
+                metadata=new.metadata,
+                rule=Rule.METADATA,
+                reason="it was there before the image had it, and gets what the image has",
+            )
+        )
+
     def _report_acl(self, path: str, *, dropped: bool) -> None:
         if dropped:
             self._collected.keep(

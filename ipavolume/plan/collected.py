@@ -17,6 +17,7 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.files import DiskState, FileType, LinkStanding, Metadata, Record, Xattrs
+from ipavolume.model.paths import is_within
 
 
 class View(Protocol):
@@ -170,6 +171,10 @@ class Collected:
     def keep(self, path: str, rule: str, reason: str) -> None:
         """Say that what is at *path* stays as it is."""
         self.keeps.append(Keep(path=path, rule=rule, reason=reason))
+
+    def is_mounted_over(self, path: str) -> bool:
+        """Tell whether *path* is, or lies below, something that is mounted and not ours."""
+        return any(is_within(path, mounted) for mounted in self.mounted)
 
     def may_touch(self, path: str, *, whole: bool = True, of: str = "") -> bool:
         """Tell whether nothing is mounted over *path*; with *whole* also not below it.

@@ -375,6 +375,12 @@ class _Planner:
         if new.type is FileType.DIRECTORY and found.type is FileType.DIRECTORY:
             if old is not None:
                 self._owners.merge_in_place(path, old, found, new)
+            elif self._populate or path.startswith(self._fresh):
+                self._owners.give(path, found, new)
+            elif self._owners.differs(path, found, new):
+                self._collected.keep(
+                    path, Rule.UNOWNED, "no package owns it; the image has another owner or mode"
+                )
             return
         if new.type is FileType.DIRECTORY:
             why = "no package owns it; the image has another"
@@ -463,6 +469,8 @@ class _Planner:
                 (self._vacated if gone else self._relocated).append(path + "/")
             elif old is not None:
                 self._owners.merge_in_place(path, old, found, new)
+            else:
+                self._owners.give(path, found, new)
             return
         if old is not None and new.package in self._unchanged and _same_record(old, new):
             why = "its package did not change"

@@ -942,3 +942,31 @@ def test_a_link_where_a_new_package_brings_a_directory_ends_as_with_rpm(tmp_path
             assert here == below, name
             assert saved[f"{name}/x"] == stays[f"{name}/x"]
     assert read_tree(pair.volume / "f/own") == {}
+
+
+def test_a_directory_that_was_there_before_gets_owner_and_mode_as_with_rpm(tmp_path: Path) -> None:
+    """F27: it kept those of the engine or the ``mkdir`` that made it."""
+    there = list(CHANGED.values())
+    wanted = [SHIPPED, Access(uid=250, gid=251, mode=0o2770), Access(mode=0o700)]
+    cases = {f"d{number}": pair for number, pair in enumerate(product(there, wanted))}
+    one = build_tree(tmp_path, 1, {"a": "file a"}, {"some": ["/f/a"]})
+    lines = [
+        f"%attr({new.mode:04o},{NAMES[new.uid]},{NAMES[new.gid]}) %dir /f/{name}"
+        for name, (_, new) in cases.items()
+    ]
+    tree = {"a": "file a"} | dict.fromkeys(cases, "directory")
+    two = build_tree(tmp_path, 2, tree, {"some": ["/f/a", *lines]})
+
+    def edit(root: Path) -> None:
+        for number, (name, (disk, _)) in enumerate(cases.items()):
+            place = root / "f" / name
+            place.mkdir()
+            if number % 2:
+                (place / "mine").write_text("mine")
+            os.chown(place, disk.uid, disk.gid)
+            place.chmod(disk.mode)
+
+    pair = upgrade_both_ways(tmp_path, one, two, ["/f/"], edit)
+    for name, (disk, new) in cases.items():
+        found = [access(top / "f" / name) for top in (pair.host, pair.volume)]
+        assert found == [new, new], (name, disk, new)

@@ -54,6 +54,7 @@ OVER: Final = "something is mounted over it; left as it is"
 MOVED: Final = "moved elsewhere by a symbolic link; what lies behind it is not managed"
 MERGED: Final = "the package changed owner, mode or ACL"
 UNOWNED_ANOTHER: Final = "no package owns it; the image has another"
+WAS_THERE: Final = "it was there before the image had it, and gets what the image has"
 RENUMBERED: Final = "its account has another number in this image"
 
 
@@ -147,6 +148,8 @@ def metadata(
     state = before.state
     values = {"uid": state.uid, "gid": state.gid, "mode": state.mode, "xattrs": before.xattrs}
     private = more.pop("private", False)
+    usual = RENUMBERED if rule == Rule.OWNER_TRANSLATION else MERGED
+    reason = more.pop("reason", usual)
     return SetMetadata(
         path=path,
         before=state,
@@ -154,7 +157,7 @@ def metadata(
         private=private,
         content=content,
         rule=rule,
-        reason=RENUMBERED if rule == Rule.OWNER_TRANSLATION else MERGED,
+        reason=reason,
     )
 
 
@@ -895,11 +898,55 @@ _DROPPED: Final = "the package changed owner or mode; the ACL set here is droppe
             id="a directory of no package",
         ),
         pytest.param(
-            at(None, FOLDER, now("", DIRECTORY, mode=0o700)), [], id="a directory that was there"
+            at(None, FOLDER, now("", DIRECTORY, mode=0o700, uid=5)),
+            [metadata(FOLDER, mode=0o700, uid=5, reason=WAS_THERE)],
+            id="a directory that was there",
+        ),
+        pytest.param(
+            at(None, FOLDER, now("", DIRECTORY, mode=0o777)),
+            [metadata(FOLDER, mode=0o777, reason=WAS_THERE)],
+            id="a directory that was there, opened as rpm does",
+        ),
+        pytest.param(at(None, FOLDER, now("", DIRECTORY)), [], id="a directory that was right"),
+        pytest.param(
+            at(None, thing("", DIRECTORY, xattrs=(acl(u7=7),)), now("", DIRECTORY)),
+            [
+                metadata(thing("", DIRECTORY, xattrs=(acl(u7=7),)), xattrs=(), reason=WAS_THERE),
+                keep(
+                    Rule.METADATA,
+                    "the package changed owner or mode; the ACL set here is dropped",
+                ),
+            ],
+            id="a directory that was there with an ACL",
+        ),
+        pytest.param(
+            at(None, FOLDER, now("", DIRECTORY, mode=0o700), mounted=[P]),
+            [keep(Rule.MOUNTED_OVER, OVER)],
+            id="a directory that is a mount point",
+        ),
+        pytest.param(
+            at(None, FOLDER, now("", DIRECTORY, mode=0o700), mounted=[f"{P}/inside"]),
+            [metadata(FOLDER, mode=0o700, reason=WAS_THERE)],
+            id="a directory above a mount point",
+        ),
+        pytest.param(
+            at(None, FOLDER, now("", DIRECTORY, mode=0o700, flags=GHOST)),
+            [],
+            id="a ghost that was there",
+        ),
+        pytest.param(
+            at(None, FOLDER, now("", DIRECTORY, mode=0o700), unknown_old=True),
+            [],
+            id="a directory that may have been shipped",
+        ),
+        pytest.param(
+            at(None, FOLDER, now("", DIRECTORY, package="", mode=0o700), populate=True),
+            [metadata(FOLDER, mode=0o700, reason=WAS_THERE)],
+            id="populated: a directory of no package that was there",
         ),
         pytest.param(
             at(None, FOLDER, now("", DIRECTORY, package="", mode=0o700)),
-            [],
+            [keep(Rule.UNOWNED, "no package owns it; the image has another owner or mode")],
             id="a directory of no package that was there",
         ),
     ],

@@ -6,6 +6,7 @@ Each test is named for the row that it answers.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from support.command import run_ipavolume
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.taskworlds import LOG, World, build_packages, logs, step
-from support.upgrades import Site
+from support.upgrades import Site, owner
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -461,3 +462,44 @@ def test_links_to_units_that_the_new_image_lacks_do_not_hide_those_that_it_has(
     assert (site.volume() / "etc/apache2/copied.conf").read_text() == "one\n"
     assert (site.volume() / "etc/apache2/mods-enabled/php8.2.load").is_symlink()
     assert f"/data{SYSTEM}/dbus.service (it leads to a unit that the image does not" in shown
+
+
+# -- directories that were there before --------------------------------------------------
+
+SPOOL = "var/lib/acme/spool"
+OWNED = "%attr(2770,svc,svc)"
+
+
+def _acme(top: Path, version: str, *names: str) -> Path:
+    files = [Packaged(path="/var/lib/acme", words="%attr(0700,svc,svc)", directory=True)]
+    files += [Packaged(path=f"/var/lib/acme/{name}", words=OWNED, directory=True) for name in names]
+    return build_rpm(top, "acme", files, version=version)
+
+
+def test_a_directory_that_was_made_before_gets_owner_and_mode_of_the_package(
+    tmp_path: Path,
+) -> None:
+    """F27: an engine makes them root's, 0755, above and at its mount points."""
+    site = Site(top=tmp_path)
+    lists = {"/data": ["/var/lib/acme/"]}
+    one = site.image("v1", [_acme(tmp_path, "1", "spool")], lists=lists)
+    two = site.image("v2", [_acme(tmp_path, "2", "spool", "later", "full")], lists=lists)
+    volume = site.volume()
+    (volume / SPOOL).mkdir(parents=True)
+    done = site.run("upgrade", one).stdout
+    assert owner(volume / "var/lib/acme") == (250, 251, 0o700)
+    assert owner(volume / SPOOL) == (250, 251, 0o2770)
+    assert "given another owner, mode or ACL" in done
+    # Before the package brings them, and one of them in use already.
+    for name in ("later", "full/inside"):
+        (volume / "var/lib/acme" / name).mkdir(parents=True)
+    os.chown(volume / SPOOL, 0, 0)
+    shown = site.run("upgrade", two, "--dry-run", status=100).stdout
+    site.run("upgrade", two)
+    for name in ("later", "full"):
+        assert f"/data/var/lib/acme/{name} 0:0 0755 -> 250:251 2770" in shown
+        assert owner(volume / "var/lib/acme" / name) == (250, 251, 0o2770)
+    assert owner(volume / "var/lib/acme/full/inside") == (0, 0, 0o755)
+    assert owner(volume / SPOOL)[:2] == (0, 0)
+    site.run("upgrade", two, "--again")
+    assert owner(volume / "var/lib/acme/later") == (250, 251, 0o2770)
