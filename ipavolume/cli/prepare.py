@@ -15,6 +15,7 @@ from ipavolume.model.progress import say_nothing
 @options.root
 @options.as_json
 @options.quiet
+@options.verbose
 @click.option("--list", "lists", multiple=True, metavar="FILE", help="Path list of the volume.")
 @click.option("--mount", default=None, metavar="DIR", help="Mount of the volume.  [default: /data]")
 @click.option("--template", default=None, metavar="DIR", help="Template of the volume.")
@@ -26,6 +27,7 @@ def prepare(
     root: str,
     as_json: bool,
     silent: bool,
+    verbose: bool,
     lists: tuple[str, ...],
     mount: str | None,
     template: str | None,
@@ -58,6 +60,8 @@ def prepare(
     )
     for warning in result.warnings:
         show_warning(warning)
+    if result.unowned and not silent:
+        progress(text.unowned_line(result, verbose=verbose))
     if as_json:
         click.echo(text.dump_json(text.prepared_data(result)))
     elif not silent:

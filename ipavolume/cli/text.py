@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_LEFT_ALONE: Final = 20
 """More paths are not named at the end of a run."""
+_MAX_UNOWNED: Final = 5
 
 
 def escape(text: str) -> str:
@@ -100,6 +101,23 @@ def audit_data(found: Audited) -> dict[str, Any]:
     }
 
 
+def unowned_line(result: PrepareResult, *, verbose: bool) -> str:
+    """Return the line that says which listed files no package owns."""
+    names = result.unowned if verbose else result.unowned[:_MAX_UNOWNED]
+    more = len(result.unowned) - len(names)
+    tail = f" and {more} more (all with -v)" if more else ""
+    count = len(result.unowned)
+    files = (
+        "1 listed file that no package owns"
+        if count == 1
+        else (f"{count} listed files that no package owns")
+    )
+    return (
+        f"{files}: {', '.join(escape(name) for name in names)}{tail}. On a volume that has such a "
+        "file it stays, whatever a newer image has, unless [files] refresh names it"
+    )
+
+
 def prepared_data(result: PrepareResult) -> dict[str, Any]:
     """Return what a build came to as plain data."""
     return {
@@ -111,6 +129,7 @@ def prepared_data(result: PrepareResult) -> dict[str, Any]:
         "records": result.records,
         "packages": result.packages,
         "warnings": list(result.warnings),
+        "unowned": list(result.unowned),
     }
 
 

@@ -20,7 +20,7 @@ from ipavolume.plan.accounts import is_renumbered
 from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
-from ipavolume.plan.planner import plan_files, plan_populate
+from ipavolume.plan.planner import plan_files, plan_populate, plan_rebuilt
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
@@ -85,7 +85,7 @@ def draft(
         overrides=verdict.overrides,
     )
     if kind is Kind.REBUILT:
-        made = _draft_rebuilt(image, context.volumes.primary, plan, primary)
+        made = _draft_rebuilt(context, plan, primary)
     elif kind is Kind.POPULATE and (trees := _free_trees(image, context.volumes)) is not None:
         made = Draft(
             plan=replace(plan, actions=plan_populate(trees)),
@@ -146,9 +146,19 @@ def _run_id(volumes: Volumes, build_id: str) -> str:
     return f"{number:04}-{word[:8] or 'image'}"
 
 
-def _draft_rebuilt(image: ImageHeader, volume: Volume, plan: Plan, primary: Facts) -> Draft:
+def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
     index = b""
     baseline = primary.baseline
+    image, volume = context.image.header, context.volumes.primary
+    if baseline is not None and baseline.records_digest != image.records_digest:
+        _, old_lines, _ = _applied(volume, baseline)
+        with context.volumes.tree() as tree:
+            pairs = (
+                (manifest.parse_record(old), manifest.parse_record(new))
+                for path, old, new in manifest.pair(old_lines, context.image.lines())
+                if old is not None and new is not None and old != new and tree.covers(path)
+            )
+            plan = replace(plan, actions=plan_rebuilt(tree, pairs))
     if baseline is not None and baseline.records_digest == image.records_digest:
         index = read_index(volume, baseline)
     return Draft(plan=plan, positions={}, index=index, old=primary.baseline)

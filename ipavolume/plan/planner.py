@@ -7,9 +7,11 @@ name of a rule (:class:`ipavolume.model.actions.Rule`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from os import fsencode
+from typing import Final
 
 from ipavolume.errors import ObstructedError
 from ipavolume.formats.manifest import check_place
@@ -43,6 +45,8 @@ from ipavolume.plan.copies import Copies
 from ipavolume.plan.fate import Fate, decide, is_config, same_content
 from ipavolume.plan.fileplan import FilePlan, PlanOptions
 from ipavolume.volume.candidates import Candidate
+
+_ANOTHER: Final = "no package owns it; the image has another"
 
 
 def plan_files(
@@ -383,8 +387,7 @@ class _Planner:
                 )
             return
         if new.type is FileType.DIRECTORY:
-            why = "no package owns it; the image has another"
-            self._stays_for_now(path, old, found.disk, new, Rule.UNOWNED, why)
+            self._stays_for_now(path, old, found.disk, new, Rule.UNOWNED, _ANOTHER)
             return
         if (
             new.refresh
@@ -416,7 +419,7 @@ class _Planner:
                 )
                 return
             rule = Rule.UNOWNED if edited else Rule.LEFT
-            self._collected.keep(path, rule, "no package owns it; the image has another")
+            self._collected.keep(path, rule, _ANOTHER)
 
     def _left(self, path: str, old: Record, found: Found) -> None:
         """Deal with what no package owned, and the image no longer has."""
@@ -791,6 +794,27 @@ def plan_populate(trees: Iterable[TopLevel]) -> tuple[Action, ...]:
 def _same_record(old: Record, new: Record) -> bool:
     """Tell whether two records say the same; an account can have got another name."""
     return replace(old, owner=new.owner, group=new.group) == new
+
+
+def plan_rebuilt(view: View, pairs: Iterable[tuple[Record, Record]]) -> tuple[Action, ...]:
+    """Return what stays on the volumes although a rebuild of their image has another.
+
+    Args:
+        view: The volumes.
+        pairs: What the image had, and what its rebuild has.
+    """
+    keeps = []
+    for old, new in pairs:
+        if new.package or not new.present or same_content(old, new):
+            continue
+        # Nothing is done to it, so one that cannot be read is in nobody's way.
+        with contextlib.suppress(OSError):
+            state = view.state(new.path)
+            found = None if state is None else Found(view, new.path, state)
+            if found is not None and not found.same(new):
+                rule = Rule.LEFT if found.same(old) else Rule.UNOWNED
+                keeps.append(Keep(path=new.path, rule=rule, reason=_ANOTHER))
+    return tuple(keeps)
 
 
 def _same_attributes(old: Record, new: Record) -> bool:

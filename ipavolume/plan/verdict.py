@@ -252,7 +252,12 @@ def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verd
         ):
             return Verdict(
                 state=State.REBUILT,
-                reason=f"of {name_of(primary.baseline)}, which ships the same",
+                reason=f"of {name_of(primary.baseline)}, which ships the same"
+                + (
+                    ""
+                    if primary.baseline.records_digest == image.records_digest
+                    else " but for content that no package has; that stays as it is here"
+                ),
             )
         return _judge_known(question, primary.baseline, consistent=consistent)
     if primary.legacy:

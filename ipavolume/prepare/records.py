@@ -39,6 +39,11 @@ def packaged_metadata(file: RpmFile, names: AccountNames) -> Metadata:
     )
 
 
+def _stays(record: Record) -> bool:
+    """Tell whether *record* is of a file that stays on a volume as it first came there."""
+    return record.type is FileType.FILE and not record.package and not record.refresh
+
+
 class Shipped:
     """Makes the records of an image."""
 
@@ -69,6 +74,8 @@ class Shipped:
         self._refresh = refresh
         self._warn = warn
         self._top: dict[str, dict[str, list[int]]] = {}
+        self.unowned: list[str] = []
+        """Files that no package owns and that no newer image refreshes, by the image's paths."""
 
     def records(self, templates: Mapping[str, str]) -> Iterator[Record]:
         """Yield the records of all templates, sorted by the bytes of their paths.
@@ -111,6 +118,8 @@ class Shipped:
                         continue
                     record = self._present(path, mount, visit, paths_by_inode)
                     self._count(mount, record)
+                    if _stays(record):
+                        self.unowned.append(path[len(mount) :])
                     yield record
             finally:
                 os.close(top)

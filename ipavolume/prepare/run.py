@@ -65,6 +65,8 @@ class PrepareResult:
         records: Records of the manifest.
         packages: Packages of the image.
         warnings: What a person should look at.
+        unowned: Listed files that no package owns and ``files.refresh`` does not name: a
+            volume that has them keeps its own.
     """
 
     build_id: str
@@ -75,6 +77,7 @@ class PrepareResult:
     records: int
     packages: int
     warnings: tuple[str, ...]
+    unowned: tuple[str, ...]
 
 
 def prepare(
@@ -278,6 +281,7 @@ class _Run:
             records=header.records,
             packages=len(header.packages),
             warnings=tuple(self._warnings),
+            unowned=tuple(shipped.unowned),
         )
 
     def _suggest(self, header: ImageHeader, facts: PackageFacts) -> None:

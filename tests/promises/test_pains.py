@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -503,3 +503,50 @@ def test_a_directory_that_was_made_before_gets_owner_and_mode_of_the_package(
     assert owner(volume / SPOOL)[:2] == (0, 0)
     site.run("upgrade", two, "--again")
     assert owner(volume / "var/lib/acme/later") == (250, 251, 0o2770)
+
+
+# -- what a derived image copies over a listed path --------------------------------------
+
+
+def test_a_file_that_an_image_copies_over_a_listed_path_is_named_where_it_does_not_arrive(
+    tmp_path: Path,
+) -> None:
+    """F29: neither the build nor ``check -v`` said a word, and a rebuild "ships the same"."""
+    site = Site(top=tmp_path)
+    lists = {"/data": ["/etc/acme/"]}
+    package = build_rpm(tmp_path, "acme", [Packaged(path="/etc/acme", directory=True)])
+
+    def copied(text: str) -> Callable[[Image], None]:
+        def edit(image: Image) -> None:
+            for name in ("a", "b", "c", "d", "e", "f.conf"):
+                image.write(f"/etc/acme/{name}", f"{text}\n")
+
+        return edit
+
+    one = site.image("v1", [package], lists=lists, edit=copied("one"))
+    said = run_ipavolume("prepare", "--root", one.root).stderr
+    assert "6 listed files that no package owns: /etc/acme/a, " in said
+    assert "/etc/acme/e and 1 more (all with -v)" in said
+    assert "[files] refresh" in said
+    assert "/etc/acme/f.conf" in run_ipavolume("prepare", "-v", "--root", one.root).stderr
+    assert "no package" not in run_ipavolume("prepare", "-q", "--root", one.root).stderr
+    site.upgrade(one)
+    (site.volume() / "etc/acme/a").write_text("mine\n")
+    rebuilt = site.image("v2", [package], lists=lists, edit=copied("two"))
+    shown = site.run("check", rebuilt, "-v", status=100).stdout
+    assert "rebuilt" in shown
+    assert "ships the same but for content that no package has" in shown
+    for name in ("a", "f.conf"):
+        line = f"/data/etc/acme/{name} (no package owns it; the image has another)"
+        assert f"left      {line}" in shown
+    site.run("upgrade", rebuilt)
+    assert (site.volume() / "etc/acme/a").read_text() == "mine\n"
+    assert (site.volume() / "etc/acme/f.conf").read_text() == "one\n"
+    refreshed = site.image(
+        "v3",
+        [package],
+        lists=lists,
+        edit=copied("two"),
+        config='[files]\nrefresh = ["/etc/acme/*"]\n',
+    )
+    assert "no package owns" not in run_ipavolume("prepare", "--root", refreshed.root).stderr
