@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +15,11 @@ from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
 
+HARMLESS_LINKS: Final[Mapping[str, Collection[str]]] = {
+    # To ../selinux/config, which is the host's business.
+    "freeipa": ("/etc/sysconfig/selinux",),
+}
+"""Relative links that lead nowhere on a volume, and need not, by profile."""
 MAX_LIST_BYTES: Final = 16 << 20
 _PEERS: Final = VolumeConfig(mount="/tmp", template="/tmp-template", lists=())  # noqa: S108
 """Where the images of the freeipa-container project have what is volatile."""

@@ -217,12 +217,13 @@ class Shipped:
         if target.startswith("/"):
             return
         below = path[len(mount) :]
-        led = posixpath.join(posixpath.dirname(below), target)
-        leads = posixpath.join(posixpath.dirname(path), target)
+        # From where it was: the directory that is there now is a link to the one on the volume.
+        led = normalise(posixpath.join(posixpath.dirname(below), target))
+        leads = normalise(posixpath.join(posixpath.dirname(path), target))
         if not self._tree.exists(leads) and self._tree.exists(led):
             self._warn(
-                f"the relative link {below!r} led to {normalise(led)!r}, on the volume it leads "
-                f"to {normalise(leads)!r}, where nothing is"
+                f"the relative link {below!r} led to {led!r}, on the volume it leads "
+                f"to {leads!r}, where nothing is; make it absolute in the template"
             )
 
     def _absent(self, path: str) -> Iterator[Record]:

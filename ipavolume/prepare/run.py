@@ -32,7 +32,7 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import profile, scriptlets, systemd
+from ipavolume.prepare import profile, relatives, scriptlets, systemd
 from ipavolume.prepare.files import DigestCache, reported
 from ipavolume.prepare.manifest import (
     Findings,
@@ -211,6 +211,12 @@ class _Run:
         listed = self._read_lists(lists, mount, before, new_lists)
         placements = place_entries(tree, listed, self._config.volumes)
         points = self._check_mount_points(placements)
+        relatives.check(
+            tree,
+            placements,
+            relocation.locations,
+            harmless=profile.HARMLESS_LINKS.get(self._config.profile, ()),
+        )
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
         self._progress(f"{entries} listed paths")
         names = read_accounts(tree)

@@ -1041,3 +1041,89 @@ def test_what_a_profile_wants_is_said_to_be_the_profiles(bare: Image) -> None:
     assert [word for word in asked if word in said] == ["389-ds-base", "certmonger"]
     assert "[scriptlets] packages = [" in caught.value.hint
     assert "in the place of a profile's" in caught.value.hint
+
+
+def httpd(image: Image) -> None:
+    """Lay out what httpd's package has, and what other relative links there may be."""
+    image.write("/usr/lib64/httpd/modules/mod_ssl.so", "module")
+    image.write("/var/log/httpd/error_log", "log")
+    image.write("/etc/httpd/conf/httpd.conf", "conf")
+    image.write("/etc/httpd/conf.d/own.conf", "own")
+    for name, target in {
+        "modules": "../../usr/lib64/httpd/modules",
+        "run": "../../run/httpd",
+        "logs": "../../var/log/httpd",
+        "conf.d/inside": "../conf/httpd.conf",
+        "conf.d/dangling": "not/made/yet",
+        "conf.d/circle": "circle",
+        "absolute": "/usr/lib64/httpd/modules",
+        "through": "../httpd/conf.d/own.conf",
+    }.items():
+        (image.root / "etc/httpd" / name).symlink_to(target)
+    image.list("/etc/httpd/", "/var/log/httpd/")
+
+
+def test_relative_links_that_would_lead_elsewhere_on_a_volume_fail_the_build(
+    bare: Image,
+) -> None:
+    """F26: they dangled, and the web server did not find its modules."""
+    httpd(bare)
+    before = picture(bare.root)
+    with pytest.raises(ConfigurationError) as caught:
+        bare.prepare()
+    assert caught.value.code == "relative-links"
+    said = str(caught.value)
+    modules = "'/etc/httpd/modules' -> '../../usr/lib64/httpd/modules'"
+    assert f"{modules} (would do: '/usr/lib64/httpd/modules')" in said
+    assert "'/etc/httpd/run' -> '../../run/httpd' (would do: '/run/httpd')" in said
+    assert said.count("would do") == 2
+    assert picture(bare.root) == before
+    for name, target in {"modules": "/usr/lib64/httpd/modules", "run": "/run/httpd"}.items():
+        link = bare.root / "etc/httpd" / name
+        link.unlink()
+        link.symlink_to(target)
+    bare.prepare()
+    assert (bare.root / "data-template/etc/httpd/logs").readlink() == Path("../../var/log/httpd")
+
+
+def test_what_lies_in_an_entry_of_another_volume_is_judged_from_there(bare: Image) -> None:
+    """F26: the way up is that of the place where a link goes, not of the directory around it."""
+    bare.write("/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n')
+    bare.write("/srv/app/conf", "conf")
+    bare.write("/srv/app/logs/now", "log")
+    (bare.root / "srv/app/logs/conf").symlink_to("../conf")
+    (bare.root / "srv/app/now").symlink_to("logs/now")
+    bare.list("/srv/app/")
+    bare.list("/srv/app/logs/", name="logs")
+    with pytest.raises(ConfigurationError) as caught:
+        bare.prepare()
+    assert "'/srv/app/logs/conf' -> '../conf' (would do: '/srv/app/conf')" in str(caught.value)
+    assert "/srv/app/now" not in str(caught.value)
+
+
+def test_an_image_that_was_prepared_with_such_a_link_is_warned_of_it(bare: Image) -> None:
+    """F26: its volumes have it already, and whoever derives an image from it did not make it."""
+    httpd(bare)
+    for name in ("modules", "run"):
+        (bare.root / "etc/httpd" / name).unlink()
+    bare.prepare()
+    link = bare.root / "data-template/etc/httpd/modules"
+    link.symlink_to("../../usr/lib64/httpd/modules")
+    bare.prepare()
+    assert any(
+        "'/etc/httpd/modules' led to '/usr/lib64/httpd/modules'" in one for one in bare.warnings
+    )
+
+
+def test_the_link_of_selinux_does_not_fail_a_build_with_the_profile(bare: Image) -> None:
+    """F26: nothing in a container needs it."""
+    bare.write("/etc/selinux/config", "SELINUX=enforcing")
+    bare.write("/etc/sysconfig/other", "other")
+    (bare.root / "etc/sysconfig/selinux").symlink_to("../selinux/config")
+    bare.list("/etc/sysconfig/")
+    with pytest.raises(ConfigurationError, match="/etc/sysconfig/selinux"):
+        bare.prepare()
+    for name in ("389-ds-base", "certmonger", "sssd-common"):
+        bare.install(build_rpm(bare.root.parent, name, []))
+    bare.write("/etc/ipavolume.toml", 'profile = "freeipa"\n')
+    bare.prepare()

@@ -1,0 +1,97 @@
+"""Relative links below listed directories: on a volume, what is two levels up is another place."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from ipavolume.errors import ConfigurationError
+from ipavolume.image.tree import ImageTree
+from ipavolume.linux.trees import walk
+from ipavolume.model.paths import is_within
+from ipavolume.prepare.files import reported
+from ipavolume.prepare.placement import Placement
+
+
+def check(
+    tree: ImageTree,
+    placements: Sequence[Placement],
+    templates: Mapping[str, str],
+    *,
+    harmless: Collection[str] = (),
+) -> None:
+    """Refuse relative links that would dangle on a volume, or lead elsewhere, before they move.
+
+    One that leads to the same from there, because that is listed as well, is fine. What an
+    earlier ``prepare`` moved is not refused any more, but warned of.
+
+    Args:
+        tree: The image.
+        placements: Where entries are, and go.
+        templates: Locations of the templates by mount.
+        harmless: Links, by their path in the image, that nothing needs.
+
+    Raises:
+        ConfigurationError: If there are any; it names each, and the target that would do.
+    """
+    faults = []
+    places = {one.location for one in placements if not one.covered}
+    for placement in placements:
+        if placement.covered or placement.linked:
+            continue
+        st = tree.lstat(placement.location)
+        if st is None or not stat.S_ISDIR(st.st_mode):
+            continue
+        with reported(f"look for links in {placement.location!r}"):
+            for path, target in _links(tree, placement.location, places):
+                location = f"{placement.location}/{path}"
+                if location in harmless:
+                    continue
+                led = _led(tree, f"{posixpath.dirname(location)}/{target}")
+                moved = posixpath.join(posixpath.dirname(f"{placement.target}/{path}"), target)
+                leads = _location(posixpath.normpath(moved), placements, templates)
+                if led is not None and led != _led(tree, leads):
+                    better = tree.resolve(f"{posixpath.dirname(location)}/{target}", follow=False)
+                    faults.append(f"{location!r} -> {target!r} (would do: {better or '/'!r})")
+    if faults:
+        raise ConfigurationError(
+            "relative links below listed directories would lead elsewhere on a volume: "
+            + ", ".join(faults),
+            code="relative-links",
+            hint="Make them absolute before ipavolume prepare, each with the target that would do: "
+            "ln -sfn TARGET LINK.",
+        )
+
+
+def _links(tree: ImageTree, location: str, places: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the relative links below a directory with their targets, not what goes elsewhere."""
+    top = tree.open_directory(location)
+    try:
+        for visit in walk(top, skip=lambda path: f"{location}/{path}" in places):
+            if not visit.leaving and stat.S_ISLNK(visit.st.st_mode):
+                target = os.readlink(visit.name, dir_fd=visit.directory)
+                if not target.startswith("/"):
+                    yield visit.path, target
+    finally:
+        os.close(top)
+
+
+def _led(tree: ImageTree, path: str) -> str | None:
+    """Return the location that *path* leads to; ``None`` if that leads in a circle."""
+    try:
+        return tree.resolve(path)
+    except ConfigurationError:
+        return None
+
+
+def _location(path: str, placements: Sequence[Placement], templates: Mapping[str, str]) -> str:
+    """Return where in the image, before anything is moved, that is which will be at *path*."""
+    for one in placements:
+        if not one.covered and is_within(path, one.target):
+            return one.location + path[len(one.target) :]
+    for mount, template in templates.items():
+        if is_within(path, mount):
+            return template + path[len(mount) :]
+    return path
