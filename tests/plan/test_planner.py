@@ -1453,17 +1453,16 @@ def test_two_that_would_get_one_name_get_two() -> None:
         old=(was(), record(f"{P}.1", "old")),
         disk={P: OWN, f"{P}.1": OWN, f"{SAVED}/etc/app.conf": OLD},
     )
-    taken = f"{SAVED}/etc/app.conf.1"
     assert world.plan() == (
-        save(f"{taken}.1", OWN, GONE_OTHER, rule=Rule.DATA_KEPT, path=f"{P}.1"),
-        save(taken, OWN, GONE_OTHER, rule=Rule.DATA_KEPT),
+        save(f"{SAVED}/etc/app.conf.1", OWN, GONE_OTHER, rule=Rule.DATA_KEPT, path=f"{P}.1"),
+        save(f"{SAVED}.1/etc/app.conf", OWN, GONE_OTHER, rule=Rule.DATA_KEPT),
     )
 
 
 @pytest.mark.parametrize(
     ("flags", "taken", "to"),
     [
-        (FileFlags.NONE, f"{SAVED}/etc/app.conf", f"{SAVED}/etc/app.conf.1"),
+        (FileFlags.NONE, f"{SAVED}/etc/app.conf", f"{SAVED}.1/etc/app.conf"),
         (CONFIG, P + ".rpmsave", P + ".rpmsave.1"),
     ],
     ids=["data", "config"],
