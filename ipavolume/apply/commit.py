@@ -7,6 +7,7 @@ operation is a fact that can be redone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -117,7 +118,13 @@ def _write_build_id(area: Area, build_id: str) -> None:
     if files.lstat(area.work, BUILD_ID_NAME) is None:
         # It was renamed already, or the run was staged by a version that wrote it here.
         files.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
-    files.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
+    try:
+        files.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
+    except OSError as err:
+        if err.errno != errno.EXDEV:
+            raise
+        # The root directory has got another project id than our own.
+        files.write_file(area.volume.fd, BUILD_ID_NAME, build_id.encode() + b"\n")
     files.sync(area.volume.fd)
 
 

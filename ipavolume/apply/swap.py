@@ -7,6 +7,7 @@ resuming is doing the same again, without guessing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -16,10 +17,11 @@ from typing import Final
 
 from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
+from ipavolume.apply.transit import Transit
 from ipavolume.errors import (
     UnsafeVolumeError,
 )
-from ipavolume.linux import copying, files, signals
+from ipavolume.linux import copying, crossing, files, signals
 from ipavolume.model.actions import (
     Action,
     CreateTree,
@@ -44,8 +46,8 @@ from ipavolume.model.files import (
 from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
 from ipavolume.plan.preflight import touched
-from ipavolume.volume import held, layout
-from ipavolume.volume.failures import STATE_OPEN
+from ipavolume.volume import held, layout, regions
+from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
 
 _MAX_STEPS: Final = 64
@@ -84,6 +86,7 @@ class Swap:
             for action in plan.actions
             if isinstance(action, SetMetadata)
         }
+        self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
         self._copies: set[tuple[int, int]] = set()
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
@@ -99,15 +102,27 @@ class Swap:
         """
         count = sum(not isinstance(action, Keep) for action in self._plan.actions)
         progress(f"putting {count} changes in place")
+        for area, transit in zip(self._areas.values(), self._transits.values(), strict=True):
+            with attempt("look at", area.volume.directory, now=STATE_OPEN):
+                transit.settle()
         try:
             for number, action in enumerate(self._plan.actions):
                 signals.check()
                 if not isinstance(action, SetMetadata):
                     # Directories may be others from here on.
                     self._close_ladders()
+                if isinstance(action, Save | RemoveDirectory):
+                    # A directory that goes holds nothing of ours.
+                    self._close_transits()
                 self._do(number, action)
+            self._close_transits()
         finally:
             self._close_ladders()
+
+    def _close_transits(self) -> None:
+        for area, transit in zip(self._areas.values(), self._transits.values(), strict=True):
+            with attempt("change", area.volume.directory, now=STATE_OPEN):
+                transit.close()
 
     def _close_ladders(self) -> None:
         for ladder in self._ladders.values():
@@ -148,11 +163,11 @@ class Swap:
             case SetMetadata():
                 self._set_metadata(number, action)
             case Save():
-                self._save(action)
+                self._save(number, action)
             case Erase():
                 self._erase(number, action)
             case RemoveDirectory():
-                self._remove_directory(action)
+                self._remove_directory(number, action)
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[Area, int, str]]:
@@ -182,30 +197,33 @@ class Swap:
                     if not self._make_way(number, action, directory, name):
                         return
                 elif action.save_to:
-                    self._link_to(directory, name, action.save_to)
+                    with files.inode(directory, name) as fd:
+                        self._link_free(number, path, fd, _numbered(action.save_to))
                 if action is not None and stat.S_ISREG(found.st_mode):
                     self._merge_staged(number, action, directory, name)
             if stat.S_ISDIR(found.st_mode):
-                files.rename_noreplace(area.new, staged, directory, name)
+                self._rename(number, path, staged, directory, name, replace=False)
             else:
-                files.rename(area.new, staged, directory, name)
+                self._rename(number, path, staged, directory, name, replace=True)
                 st = files.lstat(directory, name)
                 if st is not None:
                     self._installed(path, st)
 
-    def _link_to(self, directory: int, name: str, save_to: str) -> None:
-        """Give what is about to be replaced its other name; nothing is overwritten."""
-        with files.inode(directory, name) as fd:
-            # Not what the plan says of it: a device number changes from mount to mount.
-            now = os.fstat(fd)
-            for to in _numbered(save_to):
-                with self._saved_parent(to) as (saved, saved_name):
-                    st = files.lstat(saved, saved_name)
-                    if st is not None and os.path.samestat(st, now):
-                        return
-                    if st is None:
-                        files.link_inode(fd, saved, saved_name)
-                        return
+    def _rename(
+        self, number: int, path: str, staged: str, directory: int, name: str, *, replace: bool
+    ) -> None:
+        """Put what is staged in place; into another region by a copy."""
+        mount = mount_of(path, self._areas)
+        new = self._areas[mount].new
+        try:
+            if replace:
+                files.rename(new, staged, directory, name)
+            else:
+                files.rename_noreplace(new, staged, directory, name)
+        except OSError as err:
+            if err.errno != errno.EXDEV:
+                raise
+            self._transits[mount].put(number, staged, directory, name, replace=replace)
 
     def _make_way(self, number: int, action: Install, directory: int, name: str) -> bool:
         """Deal with what appeared or changed since the plan; tell whether it is replaced.
@@ -225,7 +243,8 @@ class Swap:
                     self.notes.append((action.path, ""))
                     return False
                 case IfEdited.RPMNEW:
-                    beside = self._link_free(staged, self._copies_of(action.path, ".rpmnew"))
+                    names = self._copies_of(action.path, ".rpmnew")
+                    beside = self._link_free(number, action.path, staged, names)
                     self.notes.append((action.path, beside))
                     return False
                 case IfEdited.SAVED | IfEdited.RPMSAVE | IfEdited.RPMORIG:
@@ -252,9 +271,9 @@ class Swap:
                     files.unlink(area.old, f"{_EDITED}{number}")
                     files.link_inode(fd, area.old, f"{_EDITED}{number}")
             if is_directory or staged is None or stat.S_ISDIR(staged.st_mode):
-                to = self._move_to_free(directory, name, names)
+                to = self._move_to_free(number, path, directory, name, names)
             else:
-                to = self._link_free(fd, names)
+                to = self._link_free(number, path, fd, names)
         self.notes.append((path, to))
 
     def _note_earlier(self, number: int, path: str) -> None:
@@ -282,15 +301,25 @@ class Swap:
             f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}{path[len(mount) :]}"
         )
 
-    def _link_free(self, fd: int, names: Iterator[str]) -> str:
-        """Give the inode behind *fd* the first of *names* that is free or its own already."""
-        held = os.fstat(fd)
+    def _link_free(self, number: int, path: str, fd: int, names: Iterator[str]) -> str:
+        """Give the inode behind *fd* the first of *names* that is free or its own already.
+
+        In another region than that of the inode, a copy of it gets the name.
+        """
+        transit = self._transits[mount_of(path, self._areas)]
+        # Not what the plan says of it: a device number changes from mount to mount.
+        now = os.fstat(fd)
         for free in names:
             with self._saved_parent(free) as (saved, saved_name):
                 st = files.lstat(saved, saved_name)
                 if st is None:
-                    files.link_inode(fd, saved, saved_name)
-                elif not os.path.samestat(st, held):
+                    try:
+                        files.link_inode(fd, saved, saved_name)
+                    except OSError as err:
+                        if err.errno != errno.EXDEV:
+                            raise
+                        transit.copy(number, fd, saved, saved_name)
+                elif not os.path.samestat(st, now) and not transit.is_copy(number, st, now):
                     continue
                 return free
         raise AssertionError("the names end by an error")
@@ -322,15 +351,37 @@ class Swap:
                 os.close(copy)
         files.rename(area.new, made, area.new, str(number))
 
-    def _move_to_free(self, directory: int, name: str, names: Iterator[str]) -> str:
+    def _move_to_free(
+        self, number: int, path: str, directory: int, name: str, names: Iterator[str]
+    ) -> str:
+        transit = self._transits[mount_of(path, self._areas)]
         for free in names:
             with self._saved_parent(free) as (saved, saved_name):
                 try:
                     files.rename_noreplace(directory, name, saved, saved_name)
                 except (FileExistsError, IsADirectoryError):
-                    continue
+                    # A run that was killed may have copied it, and not removed it.
+                    st, now = files.lstat(saved, saved_name), files.lstat(directory, name)
+                    if st is None or now is None or not transit.is_copy(number, st, now):
+                        continue
+                    files.unlink(directory, name)
+                except OSError as err:
+                    if err.errno != errno.EXDEV:
+                        raise
+                    self._move_by_copy(number, path, directory, name, saved, saved_name)
                 return free
         raise AssertionError("the names end by an error")
+
+    def _move_by_copy(
+        self, number: int, path: str, directory: int, name: str, saved: int, saved_name: str
+    ) -> None:
+        """Move what is in another region; it is removed there once the copy is durable."""
+        with files.inode(directory, name) as fd:
+            before = os.fstat(fd)
+            if files.type_of(before.st_mode) in (FileType.DIRECTORY, FileType.OTHER):
+                raise regions.cannot_move(path, now=STATE_OPEN)
+            self._transits[mount_of(path, self._areas)].copy(number, fd, saved, saved_name)
+            crossing.remove_copied(directory, name, before)
 
     @contextlib.contextmanager
     def _saved_parent(self, path: str) -> Iterator[tuple[int, str]]:
@@ -346,15 +397,18 @@ class Swap:
         finally:
             os.close(directory)
 
-    def _save(self, action: Save) -> None:
+    def _save(self, number: int, action: Save) -> None:
+        moved = None
         with contextlib.suppress(FileNotFoundError), self._saved_parent(action.to) as (saved, name):
-            st = files.lstat(saved, name)
-            if st is not None and st.st_ino == action.before.ino:
-                return
+            moved = files.lstat(saved, name)
         with self._parent(action.path) as (_, directory, name):
             now = files.lstat(directory, name)
+            ino = action.before.ino
+            # Subvolumes number their inodes each for itself.
+            if moved is not None and moved.st_ino == ino and (now is None or now.st_ino != ino):
+                return
             if now is not None:
-                self._move_to_free(directory, name, _numbered(action.to))
+                self._move_to_free(number, action.path, directory, name, _numbered(action.to))
 
     def _erase(self, number: int, action: Erase) -> None:
         with self._parent(action.path) as (area, directory, name):
@@ -364,19 +418,25 @@ class Swap:
             if now is None:
                 self._note_earlier(number, action.path)
             elif self._is_as_planned(action.before, now):
-                files.rename_noreplace(directory, name, area.old, str(number))
+                try:
+                    files.rename_noreplace(directory, name, area.old, str(number))
+                except OSError as err:
+                    if err.errno != errno.EXDEV:
+                        raise
+                    files.unlink(directory, name)
             elif action.if_edited is IfEdited.KEPT:
                 self.notes.append((action.path, ""))
             else:
                 self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
 
-    def _remove_directory(self, action: RemoveDirectory) -> None:
+    def _remove_directory(self, number: int, action: RemoveDirectory) -> None:
         with self._parent(action.path) as (_, directory, name):
             if files.remove_directory(directory, name) or not action.required:
                 return
             now = files.lstat(directory, name)
             if now is not None and stat.S_ISDIR(now.st_mode):
-                saved = self._move_to_free(directory, name, self._copies_of(action.path, ""))
+                names = self._copies_of(action.path, "")
+                saved = self._move_to_free(number, action.path, directory, name, names)
                 self.notes.append((action.path, saved))
 
     def _set_metadata(self, number: int, action: SetMetadata) -> None:
@@ -404,7 +464,8 @@ class Swap:
             if action.private or (is_file and (taken or is_privileged(new))):
                 staged = f"m{number}"
                 if self._copy_with(fd, now, area, staged, action):
-                    files.rename(area.new, staged, directory, name)
+                    self._rename(number, action.path, staged, directory, name, replace=True)
+                    self._remember_copy(directory, name)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
             else:
@@ -452,10 +513,12 @@ class Swap:
                     files.sync(copy)
             case FileType.DIRECTORY | FileType.OTHER:
                 return False
-        st = files.lstat(area.new, staged)
+        return True
+
+    def _remember_copy(self, directory: int, name: str) -> None:
+        st = files.lstat(directory, name)
         if st is not None:
             self._copies.add((st.st_dev, st.st_ino))
-        return True
 
     def _is_as_planned(self, before: DiskState, now: os.stat_result) -> bool:
         if (now.st_dev, now.st_ino) in self._copies:

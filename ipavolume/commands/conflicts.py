@@ -17,7 +17,7 @@ from ipavolume.commands.work import Work
 from ipavolume.context import Options
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
-from ipavolume.linux import files
+from ipavolume.linux import crossing, files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
@@ -176,7 +176,7 @@ def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
         source, source_name = _open(volumes, conflict.copy)
         target, target_name = _open(volumes, conflict.path)
         try:
-            files.rename_noreplace(source, source_name, target, target_name)
+            crossing.move(source, source_name, target, target_name, replace=False)
             files.sync(target)
         finally:
             os.close(source)
@@ -264,7 +264,7 @@ def _put_away(volumes: Volumes, path: str, conflict: Conflict) -> str:
         try:
             for free in numbered(name):
                 if files.lstat(target, free) is None:
-                    files.rename_noreplace(source, name, target, free)
+                    crossing.move(source, name, target, free, replace=False)
                     files.sync(target)
                     files.sync(source)
                     return f"{path} was put away as {mount}/{parent}/{free}"

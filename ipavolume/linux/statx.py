@@ -1,7 +1,8 @@
-"""What an inode may not have done to it: the attributes that ``chattr`` sets."""
+"""What ``stat`` does not tell: what ``chattr`` forbids, and what renames do not cross."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -19,9 +20,16 @@ _APPEND: Final = 0x20
 """The bits of ``statx(2)`` and those of ``FS_IOC_GETFLAGS`` are the same for these two."""
 _ATTRIBUTES: Final = struct.Struct("=8xQ40xQ")
 """``stx_attributes`` and ``stx_attributes_mask`` in ``struct statx``."""
+_ENCRYPTED: Final = 0x800
 _STATX_BYTES: Final = 256
 _FS_IOC_GETFLAGS: Final = 0x80086601
 """_IOR('f', 1, long), on machines whose ``long`` has eight bytes."""
+_FS_IOC_FSGETXATTR: Final = 0x801C581F
+_FSXATTR: Final = struct.Struct("=I8xI12x")
+"""``fsx_xflags`` and ``fsx_projid`` in ``struct fsxattr``."""
+_XFLAG_PROJINHERIT: Final = 0x200
+_FS_IOC_GET_ENCRYPTION_POLICY_EX: Final = 0xC0096616
+_POLICY: Final = struct.Struct("=Q24s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,3 +100,68 @@ def _by_ioctl(directory: int, name: str) -> int:
     finally:
         os.close(fd)
     return int(struct.unpack_from("=I", answer)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The part of a file system that a directory belongs to.
+
+    Attributes:
+        device: Device number; each subvolume of a btrfs has its own.
+        project: What files that are moved into the directory must have as their project id;
+            ``None``: any.
+        own_project: Project id of the directory itself.
+        policy: Encryption policy of what is in it; b"" without one.
+    """
+
+    device: int
+    project: int | None = None
+    own_project: int = 0
+    policy: bytes = b""
+
+    def takes(self, other: Part) -> bool:
+        """Tell whether what is made in a directory of *other* can be renamed into this one.
+
+        Source: ``xfs_rename``, ``ext4_rename``, ``btrfs_rename``, ``fscrypt_prepare_rename``
+        of Linux 6.18.
+        """
+        return (
+            self.device == other.device
+            and self.project in (None, other.project or 0)
+            and self.policy in (b"", other.policy)
+        )
+
+
+def part_of(fd: int) -> Part:
+    """Return the part of a file system that the directory behind *fd* belongs to.
+
+    Args:
+        fd: Descriptor of a directory, ``O_PATH`` included.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    device = os.fstat(fd).st_dev
+    opened = os.open(".", DIRECTORY_FLAGS, dir_fd=fd)
+    try:
+        flags = project = 0
+        with contextlib.suppress(OSError):
+            flags, project = _FSXATTR.unpack(
+                fcntl.ioctl(opened, _FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
+            )
+        policy = b""
+        if (_by_statx(opened, "") or 0) & _ENCRYPTED:
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(
+                    opened, _FS_IOC_GET_ENCRYPTION_POLICY_EX, _POLICY.pack(24, b"")
+                )
+                policy = _POLICY.unpack(answer)[1]
+    finally:
+        os.close(opened)
+    inherits = flags & _XFLAG_PROJINHERIT
+    return Part(
+        device=device,
+        project=project if inherits else None,
+        own_project=project,
+        policy=policy,
+    )

@@ -13,6 +13,8 @@ from ipavolume.linux.files import CREATE_FLAGS, DIRECTORY_FLAGS, link, proc_path
 from ipavolume.linux.trees import remove_tree
 from ipavolume.model.files import Metadata
 
+_NO_TMPFILE: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)
+
 
 def probe(directory: int, metadata: Metadata, *, thorough: bool) -> tuple[str, OSError] | None:
     """Do to a file of our own on the file system of *directory* what an upgrade does to files.
@@ -33,13 +35,25 @@ def probe(directory: int, metadata: Metadata, *, thorough: bool) -> tuple[str, O
     try:
         fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as err:
-        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+        if err.errno not in _NO_TMPFILE:
             return call, err
         return _probe_with_names(directory, metadata) if thorough else None
     try:
         return _first_failure(_calls_on(fd, metadata, thorough=thorough))
     finally:
         os.close(fd)
+
+
+def make_nameless(directory: int) -> OSError | None:
+    """Try to make a file without a name in *directory*; return what is in the way, if anything.
+
+    Nothing is told where the file system has no such files.
+    """
+    try:
+        os.close(os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    except OSError as err:
+        return None if err.errno in _NO_TMPFILE else err
+    return None
 
 
 _Call = tuple[str, Callable[[], object]]

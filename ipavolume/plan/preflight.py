@@ -23,7 +23,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import mount_of
 from ipavolume.steps import views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
-from ipavolume.volume import held
+from ipavolume.volume import held, regions
 from ipavolume.volume.members import Volume
 from ipavolume.volume.room import allocated, check_room, is_shown_read_only, try_calls
 
@@ -62,13 +62,15 @@ def check(
         VolumeIOError: If there is too little room, or a right is missing.
     """
     held.check_changeable(volumes, _touched(plan, steps, image))
+    moves = (action for action in plan.actions if isinstance(action, Save))
+    copied = regions.check_regions(volumes, _puts(plan), moves)
     overridden: list[str] = []
     for number, (mount, volume) in enumerate(volumes.items()):
         size, inodes = _needs(plan, mount, volumes)
         if looking and is_shown_read_only(volume):
             # ``-v VOLUME:/data:ro`` for a look; it says nothing of how a start will find it.
             continue
-        size += _FIXED_BYTES + (image.records * _RECORD_BYTES if number == 0 else 0)
+        size += copied[mount] + _FIXED_BYTES + (image.records * _RECORD_BYTES if number == 0 else 0)
         try:
             check_room(volume, size, inodes + _FIXED_INODES)
         except VolumeIOError:
@@ -117,6 +119,21 @@ def _touched(plan: Plan, steps: Iterable[StepAction], image: ImageHeader) -> Ite
                 yield path.rpartition("/")[0], True
                 yield path, True
             case Command() | Warn() | Refuse():
+                pass
+
+
+def _puts(plan: Plan) -> Iterator[tuple[str, int]]:
+    """Yield where something is put, and how large it is."""
+    for action in plan.actions:
+        match action:
+            case CreateTree():
+                yield action.path, action.bytes + action.entries * _ENTRY_BYTES
+            case Install():
+                yield action.path, action.bytes + _ENTRY_BYTES
+            case SetMetadata():
+                if action.private or action.content or is_privileged(action.metadata):
+                    yield action.path, action.before.size
+            case Save() | Erase() | RemoveDirectory() | Keep():
                 pass
 
 

@@ -31,7 +31,7 @@ from ipavolume.errors import (
 from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
 from ipavolume.linux import command as processes
-from ipavolume.linux import files
+from ipavolume.linux import crossing, files
 from ipavolume.linux.command import Ended
 from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
@@ -267,7 +267,7 @@ class _Performance:
     def _replace(self, made: int, directory: int, name: str, held: int | None) -> str | None:
         """Put what is in the making in its place; what is there gets another name before."""
         saved = None if held is None else self._saving.keep(held)
-        files.rename(made, IN_THE_MAKING, directory, name)
+        crossing.move(made, IN_THE_MAKING, directory, name, replace=True)
         files.sync(directory)
         files.sync(made)
         return saved

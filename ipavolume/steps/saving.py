@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import files
+from ipavolume.linux import crossing, files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import numbered
 from ipavolume.volume import layout
@@ -43,7 +43,7 @@ class Saving:
         for directory, name, path in self.places():
             found = files.lstat(directory, name)
             if found is None:
-                files.link_inode(held, directory, name)
+                crossing.link_inode(held, directory, name)
             elif not os.path.samestat(found, st):
                 continue
             files.sync(directory)
@@ -54,7 +54,7 @@ class Saving:
         """Move what is at *source_name* here; return its path."""
         for directory, name, path in self.places():
             try:
-                files.rename_noreplace(source, source_name, directory, name)
+                crossing.move(source, source_name, directory, name, replace=False)
             except (FileExistsError, IsADirectoryError):
                 continue
             files.sync(directory)

@@ -23,7 +23,7 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError, VolumeIOError
 from ipavolume.image.image import Image
-from ipavolume.linux import copying, files, trees
+from ipavolume.linux import copying, crossing, files, trees
 from ipavolume.model.files import Metadata
 from ipavolume.model.progress import Progress
 from ipavolume.steps.saving import Saving, make_durable_directories, opened_state
@@ -342,7 +342,7 @@ class _Stray:
                     return True
         for directory, name, path in self._saving(below).places():
             if files.lstat(directory, name) is None:
-                files.rename(made, _IN_THE_MAKING, directory, name)
+                crossing.move(made, _IN_THE_MAKING, directory, name, replace=True)
             elif not is_done((directory, name)):
                 continue
             files.sync(directory)
@@ -361,7 +361,7 @@ class _Stray:
                     self._saved.append(saving.keep(held))
         except FileNotFoundError:
             pass
-        files.rename(made, _IN_THE_MAKING, directory, name)
+        crossing.move(made, _IN_THE_MAKING, directory, name, replace=True)
         files.sync(directory)
         files.sync(made)
 

@@ -1,0 +1,218 @@
+"""Parts of a volume that nothing can be renamed into from its root, found before a write.
+
+What goes there is copied at the swap; what cannot be copied there is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ipavolume.errors import IpaVolumeError, ObstructedError, VolumeIOError
+from ipavolume.linux import files
+from ipavolume.linux.statx import Part, part_of
+from ipavolume.linux.trial import make_nameless
+from ipavolume.model.actions import Save
+from ipavolume.model.files import FileType
+from ipavolume.model.paths import mount_of
+from ipavolume.volume.failures import STATE_UNTOUCHED
+from ipavolume.volume.members import Volume, open_state
+from ipavolume.volume.tree import Tree
+
+_REDIRECTS: Final = "/sys/module/overlay/parameters/redirect_dir"
+
+
+def check_regions(
+    volumes: Mapping[str, Volume],
+    puts: Iterable[tuple[str, int]],
+    moves: Iterable[Save],
+) -> dict[str, int]:
+    """Make sure that everything can be put into the part of the volume in which it belongs.
+
+    Args:
+        volumes: The volumes by mount.
+        puts: What is put where: a path, and its size in bytes.
+        moves: What is moved to another name.
+
+    Returns:
+        Bytes by mount that the copies into other parts take.
+
+    Raises:
+        ObstructedError: If something cannot be put there, or not be moved from there.
+        VolumeIOError: If there is too little room in one.
+    """
+    copied = dict.fromkeys(volumes, 0)
+    with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
+        parts = _Parts(tree, volumes)
+        sizes: dict[tuple[str, Part], int] = {}
+        places: dict[tuple[str, Part], str] = {}
+        for path, size in puts:
+            mount = mount_of(path, volumes)
+            directory = parts.above(path)
+            part = parts.of(directory)
+            if part is None or part.takes(parts.staging(mount)):
+                continue
+            copied[mount] += size
+            key = (mount, part)
+            sizes[key] = sizes.get(key, 0) + size
+            places.setdefault(key, directory)
+        for key, directory in places.items():
+            if os.geteuid() == 0:
+                _probe(tree, volumes[key[0]], directory, key[1], parts.staging(key[0]))
+            _check_room(tree, volumes[key[0]], directory, sizes[key])
+        for move in moves:
+            if move.before.type in (FileType.DIRECTORY, FileType.OTHER):
+                _check_move(move, parts, volumes[mount_of(move.path, volumes)])
+    return copied
+
+
+class _Parts:
+    """The parts that directories belong to; each is looked at once."""
+
+    def __init__(self, tree: Tree, volumes: Mapping[str, Volume]) -> None:
+        self._tree = tree
+        self._volumes = volumes
+        self._known: dict[str, Part | None] = {}
+        self._staging: dict[str, Part] = {}
+
+    def above(self, path: str) -> str:
+        """Return the directory above *path*, or the next one further up that is there."""
+        directory = path.rpartition("/")[0]
+        while directory not in self._volumes and self._tree.directory(directory) is None:
+            directory = directory.rpartition("/")[0]
+        return directory
+
+    def of(self, directory: str) -> Part | None:
+        """Return the part of a directory; ``None`` if it is none, or cannot be read."""
+        if directory not in self._known:
+            fd = self._tree.directory(directory)
+            part = None
+            if fd is not None:
+                with contextlib.suppress(PermissionError):
+                    part = part_of(fd)
+            self._known[directory] = part
+        return self._known[directory]
+
+    def staging(self, mount: str) -> Part:
+        """Return the part in which everything is staged: that of our state directory."""
+        if mount not in self._staging:
+            volume = self._volumes[mount]
+            fd = open_state(volume)
+            try:
+                self._staging[mount] = part_of(volume.fd if fd is None else fd)
+            finally:
+                if fd is not None:
+                    os.close(fd)
+        return self._staging[mount]
+
+
+def _why(part: Part, other: Part) -> str:
+    """Say in what *part* differs from *other*."""
+    if part.device != other.device:
+        return "is a subvolume of its own"
+    if part.policy not in (b"", other.policy):
+        return "is encrypted"
+    return f"has a project id of its own ({part.own_project})"
+
+
+def _probe(tree: Tree, volume: Volume, directory: str, part: Part, staging: Part) -> None:
+    place = volume.directory.rstrip("/") + directory[len(volume.mount) :]
+    fd = tree.directory(directory)
+    if fd is None:
+        return
+    err = make_nameless(fd)
+    if err is None:
+        return
+    hint = "Look at what it is and make it writable, then start again."
+    if err.errno == errno.EROFS:
+        hint = f"btrfs property set -ts {shlex.quote(place)} ro false. Then start again."
+    elif err.errno == errno.ENOKEY:
+        hint = f"Unlock {place!r} (add its key to the file system), then start again."
+    elif err.errno == errno.EDQUOT:
+        hint = f"Raise the quota of {place!r}, then start again."
+    raise ObstructedError(
+        f"nothing can be put into {directory!r}, which {_why(part, staging)}: {err.strerror}",
+        code="region",
+        path=directory,
+        hint=hint,
+        state=STATE_UNTOUCHED,
+    ) from err
+
+
+def _check_room(tree: Tree, volume: Volume, directory: str, size: int) -> None:
+    """Make sure that *size* bytes are free in a part that has a limit of its own."""
+    fd = tree.directory(directory)
+    if fd is None:
+        return
+    opened = os.open(".", files.DIRECTORY_FLAGS, dir_fd=fd)
+    try:
+        room = os.statvfs(opened)
+    finally:
+        os.close(opened)
+    free = room.f_bfree * room.f_frsize
+    if room.f_blocks != os.statvfs(volume.fd).f_blocks and free < size:
+        raise VolumeIOError(
+            f"{directory!r} has {free >> 10} KiB free below its quota, the plan needs up to "
+            f"{size >> 10} KiB there",
+            code="no-space",
+            hint="Raise its quota, or make room there, then start again.",
+            state=STATE_UNTOUCHED,
+            path=directory,
+        )
+
+
+def _check_move(move: Save, parts: _Parts, volume: Volume) -> None:
+    """Refuse to move a directory with all below it where that is no rename.
+
+    A subvolume as such can be renamed into another one.
+    """
+    source, target = parts.of(move.path), parts.of(parts.above(move.to))
+    above = parts.of(parts.above(move.path))
+    if move.before.type is FileType.OTHER:
+        source = above
+    if source is None or target is None or above is None:
+        return
+    if volume.file_system == "overlay" and move.before.type is FileType.DIRECTORY:
+        if _redirects(volume):
+            return
+        why = "may lie in a lower layer of an overlay"
+    elif source.device == above.device != target.device:
+        why = "lies in another subvolume"
+    elif target.project not in (None, source.own_project):
+        why = f"has another project id than {target.project}"
+    else:
+        return
+    raise cannot_move(move.path, to=move.to, why=why, volume=volume, now=STATE_UNTOUCHED)
+
+
+def _redirects(volume: Volume) -> bool:
+    """Tell whether an overlay renames directories of its lower layers."""
+    for option in volume.options.split(","):
+        if option.startswith("redirect_dir="):
+            return option == "redirect_dir=on"
+    try:
+        with open(_REDIRECTS, encoding="ascii") as stream:
+            return stream.read().strip() in ("Y", "1", "on")
+    except OSError:
+        return False
+
+
+def cannot_move(
+    path: str, *, to: str = "", why: str = "", volume: Volume | None = None, now: str
+) -> IpaVolumeError:
+    """Return what to raise for a directory that would have to be moved by copying it."""
+    place = path if volume is None else volume.directory.rstrip("/") + path[len(volume.mount) :]
+    where = f" to {to!r}" if to else ""
+    reason = f", which {why}" if why else ""
+    return ObstructedError(
+        f"{path!r} has to be moved{where}{reason}: it cannot be renamed to there",
+        code="region",
+        path=path,
+        hint=f"Move it off the volume yourself (mv {shlex.quote(place)} ELSEWHERE), then start "
+        "again.",
+        state=now,
+    )
