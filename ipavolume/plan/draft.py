@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import fsencode
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from ipavolume.context import Context
 from ipavolume.errors import ManifestError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files
-from ipavolume.model.actions import Install, Plan
+from ipavolume.model.actions import CreateTree, Install, Plan
 from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.plan import preflight, tasks
@@ -30,6 +31,10 @@ from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
+
+_MODE_AND_OWNERS: Final = re.compile(rb'"mode":"([0-7])...".*"uid":([0-9]+),"gid":([0-9]+)')
+"""In a line of the manifest: set-id bits, owner, group."""
+_ORDINARY: Final = (b"0", b"0", b"0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,7 @@ def draft(
         image,
         context.options.allow,
         steps=[step for preview in choice.previews.values() for step in preview.actions],
+        created=_special_records(context.image, decided),
         looking=looking,
     )
     return replace(
@@ -206,6 +212,25 @@ def _config_records(image: Image, volumes: Volumes, trees: Sequence[TopLevel]) -
                 record = manifest.parse_record(line)
                 if record.present and is_config(record):
                     yield record
+
+
+def _special_records(image: Image, plan: Plan) -> Iterator[Record]:
+    """Yield what has attributes, and one of each other owner and set-id bits, in trees of *plan*.
+
+    A tree is one action, which says nothing of what is in it.
+    """
+    created = tuple(f"{action.path}/" for action in plan.actions if isinstance(action, CreateTree))
+    if not created:
+        return
+    seen: set[tuple[bytes, ...]] = {_ORDINARY}
+    for line in image.lines():
+        match = _MODE_AND_OWNERS.search(line)
+        if match is None or (match.groups() in seen and b'"xattrs":' not in line):
+            continue
+        record = manifest.parse_record(line)
+        if record.present and f"{record.path}/".startswith(created):
+            seen.add(match.groups())
+            yield record
 
 
 def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) -> Draft:

@@ -18,7 +18,7 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.attributes import is_privileged
-from ipavolume.model.files import Metadata
+from ipavolume.model.files import Metadata, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import mount_of
 from ipavolume.steps import views
@@ -42,6 +42,7 @@ def check(
     allow: Collection[str],
     *,
     steps: Iterable[StepAction] = (),
+    created: Iterable[Record] = (),
     looking: bool = False,
 ) -> tuple[str, ...]:
     """Make sure that every volume can take what *plan* puts on it.
@@ -52,6 +53,7 @@ def check(
         image: Header of the image's manifest.
         allow: Codes of refusals that are overridden.
         steps: What upgrade steps would do, as far as it is known.
+        created: Records with something special of directories that are created as a whole.
         looking: Nothing may be seen of it on the volumes, not even for a moment.
 
     Returns:
@@ -64,6 +66,7 @@ def check(
     held.check_changeable(volumes, _touched(plan, steps, image))
     moves = (action for action in plan.actions if isinstance(action, Save))
     copied = regions.check_regions(volumes, _puts(plan), moves)
+    whole = tuple(created)
     overridden: list[str] = []
     for number, (mount, volume) in enumerate(volumes.items()):
         size, inodes = _needs(plan, mount, volumes)
@@ -77,7 +80,9 @@ def check(
             if "space" not in allow:
                 raise
             overridden.append("space")
-        try_calls(volume, _metadata(plan, mount, volumes), looking=looking)
+        wanted = _metadata(plan, mount, volumes)
+        wanted += [item.metadata for item in whole if mount_of(item.path, volumes) == mount]
+        try_calls(volume, wanted, looking=looking)
     return tuple(overridden)
 
 
