@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -184,6 +185,36 @@ def test_a_newer_or_a_rebuilt_image_finishes_an_open_upgrade_and_goes_on_from_th
             wrong.append((phase, missing))
     assert not wrong, tell(wrong)
     assert seen == {(False, True), (True, False), (False, False)}
+
+
+@pytest.mark.slow
+def test_a_takeover_without_consent_touches_nothing_and_is_finished_with_it(
+    world: World, place: Path
+) -> None:
+    """F45: first the changes of the older image were put in place, and then it was refused."""
+    undisturbed(world, "upgrade", place)
+    directly = came_to(world, place, "three")
+    over_two = came_to(world, place, "two", "three")
+    unwilling = replace(world, environment={**world.environment, "IPAVOLUME_UPGRADE": "refuse"})
+    wrong: list[tuple[object, object]] = []
+    states = set()
+    for phase in interrupted(world, place):
+        found_open = is_open(place, "data")
+        before = everything(place)
+        for words in ((), ("check",), ("upgrade", "--dry-run")):
+            done = unwilling.run("three", place, *words, status=None)
+            if done.returncode != 77 or "[no-consent]" not in done.stdout + done.stderr:
+                wrong.append((phase, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"))
+            if "check" in words:
+                states.add((found_open, done.stdout.partition(": ")[2].splitlines()[0]))
+        if found := differences(everything(place), before):
+            wrong.append((phase, found))
+        expected = over_two if found_open or recorded(place, "data") == "build-two" else directly
+        done = world.run("three", place, status=None)
+        if done.returncode != 0 or (found := differences(look(place), expected)):
+            wrong.append((phase, [done.stderr, *found]))
+    assert not wrong, tell(wrong)
+    assert states == {(True, "taken over"), (False, "outdated")}
 
 
 # -- what changes meanwhile --------------------------------------------------------------

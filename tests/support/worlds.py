@@ -35,6 +35,13 @@ STATE: Final = ".ipavolume"
 CONFIGURATION: Final = (
     '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n[accept]\nguard = ["app"]\n'
 )
+APPLICATIONS: Final = {
+    "build-one": "",
+    "build-two": 'application = ["app"]\n',
+    "build-rebuilt": 'application = ["app"]\n',
+    "build-three": 'application = ["renamed", "app"]\n',
+}
+"""What each image calls the application: it is named, then renamed, and recorded each time."""
 OLD_ACCOUNTS: Final = {"svc": (250, 251), "other": (260, 261)}
 NEW_ACCOUNTS: Final = {"svc": (260, 261), "other": (250, 251)}
 """The two services exchange their numbers: users and groups go round in a circle."""
@@ -255,7 +262,7 @@ def make_versioned_image(
     groups = "".join(f"{name}:x:{gid}:\n" for name, (_, gid) in accounts.items())
     image.write("/etc/passwd", f"root:x:0:0:root:/root:/bin/sh\n{users}")
     image.write("/etc/group", f"root:x:0:\n{groups}")
-    image.write("/etc/ipavolume.toml", CONFIGURATION)
+    image.write("/etc/ipavolume.toml", APPLICATIONS[build_id] + CONFIGURATION)
     image.list("/etc/app/", "/var/lib/app/")
     image.list("/var/log/app/", name="logs")
     image.install(rpm)
@@ -353,7 +360,7 @@ def look(place: Path) -> dict[str, tuple[object, ...]]:
 
 def _identity(path: Path) -> str:
     data = json.loads(path.read_bytes())
-    return json.dumps({key: data[key] for key in ("image", "image_name")})
+    return json.dumps({key: data[key] for key in ("image", "image_name", "application")})
 
 
 def _history(path: Path) -> list[str]:
