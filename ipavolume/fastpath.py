@@ -237,7 +237,6 @@ def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: boo
     asking = told < 0 and parent != 1
     patience = _LOOK_S * 1000 if asking else _WATCH_S * 1000 if watched else None
     places = [os.readlink(b"/proc/self/fd/%d" % volume) for volume, _ in locks]
-    is_joined = all(file < 0 for _, file in locks)
     while not waiting.poll(patience) and not (asking and os.getppid() != parent):
         lost = "".join(_what_is_lost(*held) for held in locks) if watched else ""
         if lost:
@@ -247,7 +246,7 @@ def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: boo
             return
     while True:
         work = _take_work()
-        if work is not None and not _is_used(places, joined=is_joined):
+        if work is not None and not _is_used(places):
             break
         if work is not None and work >= 0:
             os.close(work)
@@ -284,12 +283,11 @@ def _take_work() -> int | None:
     return fd
 
 
-def _is_used(places: list[bytes], *, joined: bool) -> bool:
-    """Tell whether a process of this cgroup has something open below one of *places*.
+def _is_used(places: list[bytes]) -> bool:
+    """Tell whether the command left a process, in its cgroup, that has one of *places* open.
 
-    Args:
-        places: The volumes.
-        joined: Another keeper of this container has the locks, and waits for this one.
+    Another keeper of this container is such a process, too: what it is for was started under the
+    lock of this one.
     """
     own = _read(b"/proc/self/cgroup").splitlines()
     since = int(_fields(b"/proc/self")[_STARTED])
@@ -297,26 +295,21 @@ def _is_used(places: list[bytes], *, joined: bool) -> bool:
         if not name.isdigit() or int(name) == os.getpid():
             continue
         process = b"/proc/" + name
-        started = 0
         try:
             fields = _fields(process)
+            # What is older than this process was not left by the command.
+            if fields[0] in b"ZX" or int(fields[_STARTED]) < since:
+                continue
             theirs = _read(process + b"/cgroup").splitlines()
-            started = int(fields[_STARTED])
-            if fields[0] in b"ZX" or not any(
-                one.startswith(mine) for mine in own for one in theirs
+            if any(one.startswith(mine) for mine in own for one in theirs) and _has_open(
+                process, places
             ):
-                continue
-            if joined and _read(process + b"/cmdline").startswith(KEEPER):
-                continue
-            if _has_open(process, places):
                 return True
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:
-            # What a service has open is not for everybody to see. What is older than this process
-            # is no service of the command.
-            if started >= since:
-                return True
+            # What a service has open is not for everybody to see.
+            return True
     return False
 
 
@@ -498,13 +491,13 @@ def _container() -> str:
     """Return the id of this container as engines show it, or "-"."""
     try:
         with open("/proc/self/mountinfo", "rb") as stream:
-            words = stream.read().decode("ascii", "replace").split()
+            data = stream.read()
     except OSError:
         return "-"
-    for word in words:
-        for folder, digits, shown in (("containers/", _ID, _SHORT_ID), ("/pods/", _UUID, _UUID)):
-            name = word.rpartition(folder)[2].partition("/")[0]
-            if folder in word and len(name) == digits and name.replace("-", "").isalnum():
+    for folder, digits, shown in ((b"containers/", _ID, _SHORT_ID), (b"/pods/", _UUID, _UUID)):
+        for part in data.split(folder)[1:]:
+            name = part[: digits + 1].decode("ascii", "replace")
+            if name.endswith("/") and name[:-1].replace("-", "").isalnum() and name.isascii():
                 return name[:shown]
     return "-"
 

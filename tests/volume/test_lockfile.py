@@ -258,3 +258,40 @@ def test_a_file_system_that_is_not_known_to_lock_for_everybody_is_refused(
         assert site.run("check", image, "--allow", "no-lock").returncode == 0
     finally:
         subprocess.run([need_tool("umount"), "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [
+        ("docker/containers/{id}/hosts", "3f" * 6),
+        ("overlay-containers/{id}/userdata/hosts", "3f" * 6),
+        (
+            "pods/0a1b2c3d-1111-2222-3333-444455556666/etc-hosts",
+            "0a1b2c3d-1111-2222-3333-444455556666",
+        ),
+        ("containers/short/hosts", "-"),
+    ],
+    ids=["docker", "podman", "kubelet", "nothing known"],
+)
+def test_a_container_goes_by_the_id_that_its_engine_shows(
+    tmp_path: Path, where: str, shown: str
+) -> None:
+    file = tmp_path / where.format(id="3f" * 32)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    place = tmp_path / "mounted"
+    place.touch()
+    code = "from ipavolume import fastpath; print(*fastpath.this_container())"
+    script = 'mount --bind "$0" "$1" && shift && exec "$@"'
+    done = subprocess.run(
+        [
+            *(need_tool("unshare"), "--mount", "sh", "-c", script, str(file), str(place)),
+            *(sys.executable, "-c", code),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=60,
+    )
+    assert done.stdout == f"{os.uname().nodename} {shown}\n"
