@@ -66,6 +66,7 @@ OVERRIDES: Final = {
     "kept-volume": "empty a volume that was kept, where the image has a volatile one",
     "local-lock": "work on NFS that is mounted with local locks",
     "lost-owners": "upgrade a volume whose files have other owners than they were given",
+    "left-behind": "leave what is in a listed path that the image keeps elsewhere where it is",
     "lost-secondary": "fill a further volume again that was lost",
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",

@@ -220,6 +220,7 @@ def dump_header(header: ImageHeader) -> bytes:
                 "template": volume.template,
                 "volatile": volume.volatile,
                 "entries": list(volume.entries),
+                **({"profile": list(volume.profile)} if volume.profile else {}),
                 **({} if volume.top is None else {"top": [_top_data(one) for one in volume.top]}),
             }
             for volume in header.volumes
@@ -300,6 +301,7 @@ def _volume(item: Mapping[str, Any]) -> VolumeSpec:
         template=checks.name(item["template"]),
         volatile=checks.flag(item["volatile"]),
         entries=checks.items(item["entries"], checks.name),
+        profile=checks.items(item.get("profile", []), checks.name),
         top=None if "top" not in item else checks.items(item["top"], _top),
     )
     tops = [one.path for one in spec.top or ()]

@@ -34,6 +34,7 @@ class VolumeSpec:
         template: Where the image keeps its pristine content.
         volatile: Emptied and filled at each start, never upgraded.
         entries: The normalised entries of its path lists, without trailing slashes.
+        profile: Those of the entries that the profile's own list has.
         top: What the template has right below the mount, sorted; ``None`` in a manifest that
             does not say, as those of before 0.1 do not.
     """
@@ -42,6 +43,7 @@ class VolumeSpec:
     template: str
     volatile: bool = False
     entries: tuple[str, ...] = ()
+    profile: tuple[str, ...] = ()
     top: tuple[TopLevel, ...] | None = None
 
 

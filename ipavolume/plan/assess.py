@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.context import Context
@@ -13,11 +14,13 @@ from ipavolume.image.image import Image
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
-from ipavolume.plan.verdict import Owners, Question, Verdict
+from ipavolume.plan.moved import LEFT_BEHIND, left_behind
+from ipavolume.plan.verdict import Owners, Question, State, Verdict
 from ipavolume.rpm import versions
 from ipavolume.volume import adopt
 from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.index import read_baseline, read_target
+from ipavolume.volume.members import Volume
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
@@ -41,7 +44,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
         others = [one for one in facts.values() if one.legacy or one.build_id is not None]
         if others or any(instance.values()):
             legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
-    return verdict.judge(
+    found = verdict.judge(
         Question(
             mounts=tuple(context.volumes),
             facts=facts,
@@ -59,6 +62,38 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             consent=context.options.consent,
         )
     )
+    return found if found.error is not None else _judge_moved(context, primary, found)
+
+
+def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
+    """Refuse an upgrade after which nobody would find what is on the volumes."""
+    if found.state not in (State.OUTDATED, State.TAKEN_OVER):
+        return found
+    old = primary.target if found.state is State.TAKEN_OVER else primary.baseline
+    if old is None:
+        return found
+    image = context.image.header
+    error = left_behind(old, image, context.volumes, _shipped(context.volumes.primary, primary))
+    if error is None:
+        return found
+    if LEFT_BEHIND not in context.options.allow:
+        return replace(found, reason=str(error), error=error)
+    if found.state is State.TAKEN_OVER:
+        # Recorded by the upgrade that follows.
+        return found
+    return replace(found, overrides=(*found.overrides, LEFT_BEHIND))
+
+
+def _shipped(volume: Volume, primary: Facts) -> Iterator[bytes]:
+    """Yield the records of what the last image and the one of an open run put on the volumes."""
+    if primary.baseline is not None:
+        _, stream = read_baseline(volume)
+        with stream:
+            yield from manifest.read_lines(stream)
+    if primary.transaction is not None:
+        _, stream = read_target(volume, primary)
+        with stream:
+            yield from manifest.read_lines(stream)
 
 
 def _called(image: Image) -> tuple[str, ...]:

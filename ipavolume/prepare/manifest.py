@@ -24,6 +24,7 @@ from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
 from ipavolume.model.progress import Progress
+from ipavolume.prepare import profile
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.placement import Listed
 from ipavolume.prepare.records import Shipped
@@ -137,6 +138,7 @@ def describe(
         )
         for volume in config.volumes
     }
+    own = profile.own_paths(config.profile)
     spooled = _Spooled(spool)
     fingerprint = manifest.fingerprint(
         spooled.passing(shipped.records(findings.locations)),
@@ -161,6 +163,7 @@ def describe(
                 template=volume.template,
                 volatile=volume.volatile,
                 entries=entries[volume.mount],
+                profile=tuple(path for path in entries[volume.mount] if path in own),
                 top=shipped.top(volume.mount),
             )
             for volume in config.volumes

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from ipavolume.config.model import Config, VolumeConfig
+from ipavolume.config.pathlist import parse_path_list
 from ipavolume.config.profiles import PATH_LISTS, VOLATILE
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
@@ -68,6 +69,16 @@ def complete(
     return config, {
         path: (directory / path.rpartition("/")[2]).read_bytes() for path in absent if path in named
     }
+
+
+def own_paths(name: str) -> frozenset[str]:
+    """Return the paths that the lists of the profile *name* have, as this version ships them."""
+    directory = shipment.profile(name)
+    return frozenset(
+        entry.path
+        for path in PATH_LISTS.get(name, ())
+        for entry in parse_path_list((directory / path.rpartition("/")[2]).read_bytes(), name=path)
+    )
 
 
 def write(

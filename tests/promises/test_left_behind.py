@@ -1,0 +1,302 @@
+"""What was written to a listed path is found by the next image, or that image is refused."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+from promises.test_whose_volumes import interrupt, refused_everywhere
+from support import inside
+from support.images import Image, Packaged, build_rpm
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+CONFIG: Final = "%config(noreplace)"
+TWO: Final = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/db"\n'
+LISTS: Final = ["/etc/acme.conf", "/etc/acme/", "/var/lib/acme/"]
+
+
+@pytest.fixture(scope="session")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A service in three versions, with nothing but what is shipped in its directories."""
+    top = tmp_path_factory.mktemp("moved")
+    return {
+        version: build_rpm(
+            top,
+            "acme",
+            [
+                Packaged(path="/etc/acme.conf", words=CONFIG, content=version),
+                Packaged(path="/etc/acme", directory=True),
+                Packaged(path="/etc/acme/more.conf", words=CONFIG, content=version),
+                Packaged(path="/var/lib/acme", directory=True),
+                Packaged(path="/var/lib/acme/schema", content=version),
+                Packaged(path="/var/lib/acme/link", target="schema"),
+                Packaged(path="/srv/acme", directory=True),
+            ],
+            version=version,
+        )
+        for version in ("1", "2", "3")
+    }
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Where the images are, and the volume."""
+    return Site(top=tmp_path)
+
+
+def _image(
+    site: Site,
+    version: str,
+    rpms: Mapping[str, Path],
+    lists: Mapping[str, Sequence[str]],
+    config: str = "",
+    name: str = "",
+) -> Image:
+    return site.image(
+        name or f"image-{version}",
+        [rpms[version]],
+        lists=lists,
+        config=config,
+        edit=lambda image: image.mask_steps(),
+    )
+
+
+def _first(site: Site, rpms: Mapping[str, Path], lists: Sequence[str] = LISTS) -> None:
+    site.upgrade(_image(site, "1", rpms, {"/data": lists}))
+
+
+def _advised(site: Site, image: Image) -> str:
+    """Return the command that the refusal advises."""
+    said = site.run("upgrade", image, status=77).stderr
+    (command,) = re.findall(r"Move it[^:]*: (mkdir .+?)\. (?:Move|To leave)", said)
+    assert isinstance(command, str)
+    return command
+
+
+def test_a_directory_that_moves_to_a_second_volume_is_not_left_behind(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: the application started on an empty directory."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    lists = {"/data": LISTS[:2], "/db": LISTS[2:]}
+    two = _image(site, "2", rpms, lists, TWO)
+    old, new = (site.volume(mount) / "var/lib/acme" for mount in ("/data", "/db"))
+    refused_everywhere(
+        *(site, two, "left-behind", "outdated", "'/var/lib/acme'", str(old), str(new)),
+        *("'/var/lib/acme/rows'", "--allow left-behind"),
+    )
+    subprocess.run(["sh", "-ec", _advised(site, two)], check=True, timeout=60)
+    outcome = site.upgrade(two)
+    assert outcome["state"] == "outdated"
+    assert "disagree" not in outcome["reason"]
+    assert (new / "rows").read_text() == "mine"
+    assert site.history()[-1]["overrides"] == []
+
+
+def test_a_directory_that_moves_on_its_volume_is_not_left_behind(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: image 2 lists /srv/acme/ in the place of /var/lib/acme/."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": [*LISTS[:2], "/srv/acme/"]})
+    old, new = site.volume() / "var/lib/acme", site.volume() / "srv/acme"
+    refused_everywhere(site, two, "left-behind", "outdated", str(old), str(new), "/srv/acme now")
+    subprocess.run(["sh", "-ec", _advised(site, two)], check=True, timeout=60)
+    site.upgrade(two)
+    assert (new / "rows").read_text() == "mine"
+
+
+def test_inside_a_container_both_places_are_those_that_it_has(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: what is said can be done where it is read."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": LISTS[:2], "/db": LISTS[2:]}, TWO)
+    volumes = {mount: site.volume(mount) for mount in ("/data", "/db")}
+    for command in (["check"], ["upgrade", "--dry-run"], ["start", "--", "true"]):
+        done = inside.run(two.root, volumes, [*inside.IPAVOLUME, *command])
+        assert done.returncode == 77, done.stderr
+        said = done.stdout + done.stderr
+        assert "mkdir -p /db/var/lib && mv -T /data/var/lib/acme /db/var/lib/acme" in said
+
+
+def test_it_can_be_left_behind(site: Site, rpms: dict[str, Path]) -> None:
+    """F25: the override is recorded, and needed once."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    site.upgrade(_image(site, "2", rpms, {"/data": LISTS[:2]}), "--allow", "left-behind")
+    assert site.history()[-1]["overrides"] == ["left-behind"]
+    assert (site.volume() / "var/lib/acme/rows").read_text() == "mine"
+    site.upgrade(_image(site, "3", rpms, {"/data": LISTS[:2]}))
+    assert site.history()[-1]["overrides"] == []
+
+
+OWN: Final = {
+    "an own file": ("var/lib/acme/rows", "mine"),
+    "an edited file": ("var/lib/acme/schema", "edited"),
+    "an edited file of the same size": ("var/lib/acme/schema", "9"),
+    "a file deep down": ("var/lib/acme/a/b/c", ""),
+    "an edited single file": ("etc/acme.conf", "edited"),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_what_no_image_shipped_is_not_left_behind(
+    site: Site, rpms: dict[str, Path], what: str
+) -> None:
+    """F25: an unowned file, an edited one."""
+    _first(site, rpms)
+    path, content = OWN[what]
+    (site.volume() / path).parent.mkdir(parents=True, exist_ok=True)
+    (site.volume() / path).write_text(content)
+    two = _image(site, "2", rpms, {"/data": LISTS[1:2]})
+    refused_everywhere(site, two, "left-behind", "outdated", f"'/{path}'")
+
+
+COVERED: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
+    "a parent": (LISTS, ["/etc/acme.conf", "/etc/acme/", "/var/lib/"]),
+    "a child": (LISTS, [*LISTS[:2], "/var/lib/acme/rows/"]),
+    "a single file, now a directory": (["/var/lib/acme/rows/own"], ["/var/lib/acme/"]),
+}
+
+
+@pytest.mark.parametrize("what", COVERED)
+def test_what_the_new_lists_cover_is_not_asked(
+    site: Site, rpms: dict[str, Path], what: str
+) -> None:
+    """F25: replaced by its parent, or by a child that has all of it."""
+    before, after = COVERED[what]
+    _first(site, rpms, before)
+    own = site.volume() / "var/lib/acme/rows/own"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("mine")
+    assert site.upgrade(_image(site, "2", rpms, {"/data": after}))["state"] == "outdated"
+    assert own.read_text() == "mine"
+    assert site.history()[-1]["overrides"] == []
+
+
+def test_what_a_child_does_not_cover_is_not_left_behind(site: Site, rpms: dict[str, Path]) -> None:
+    """F25: beside the child of a directory that was listed."""
+    _first(site, rpms)
+    for name in ("rows/own", "other/own"):
+        (site.volume() / "var/lib/acme" / name).parent.mkdir()
+        (site.volume() / "var/lib/acme" / name).write_text("mine")
+    two = _image(site, "2", rpms, {"/data": [*LISTS[:2], "/var/lib/acme/rows/"]})
+    said = site.run("upgrade", two, status=77).stderr
+    assert "'/var/lib/acme/other/own' would be left behind" in said
+
+
+def test_a_part_that_moves_to_a_second_volume_is_not_left_behind(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: the directory stays listed, and one in it gets a volume of its own."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").mkdir()
+    (site.volume() / "var/lib/acme/rows/own").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": LISTS, "/db": ["/var/lib/acme/rows/"]}, TWO)
+    old, new = (site.volume(mount) / "var/lib/acme/rows" for mount in ("/data", "/db"))
+    refused_everywhere(site, two, "left-behind", "outdated", str(old), str(new))
+    subprocess.run(["sh", "-ec", _advised(site, two)], check=True, timeout=60)
+    site.upgrade(two)
+    assert (new / "own").read_text() == "mine"
+
+
+def test_a_line_that_is_lost_for_what_images_shipped_is_not_refused(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: nothing but shipped files, links and directories are there."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/empty").mkdir()
+    (site.volume() / "etc/acme.conf").unlink()
+    assert site.upgrade(_image(site, "2", rpms, {"/data": LISTS[1:2]}))["state"] == "outdated"
+    # A list that lost a line erases nothing.
+    assert (site.volume() / "var/lib/acme/schema").read_text() == "1"
+
+
+VOLATILE: Final = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/vt"\nvolatile = true\n'
+
+
+def test_data_that_a_new_image_would_empty_at_each_start_is_not_left_behind(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: from the volume that is kept to a volatile one."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    site.volume("/vt")
+    two = _image(site, "2", rpms, {"/data": LISTS[:2], "/vt": LISTS[2:]}, VOLATILE)
+    refused_everywhere(site, two, "left-behind", "outdated", "emptied at each start", "rows")
+
+
+def test_what_was_volatile_is_not_asked(site: Site, rpms: dict[str, Path]) -> None:
+    """F25: it was never kept."""
+    site.volume()
+    site.volume("/vt")
+    lists = {"/data": LISTS[:2], "/vt": LISTS[2:]}
+    one = _image(site, "1", rpms, lists, VOLATILE)
+    site.run("start", one, "--", "true")
+    (site.volume("/vt") / "var/lib/acme/rows").write_text("mine")
+    del site.volumes["/vt"]
+    site.upgrade(_image(site, "2", rpms, {"/data": LISTS[:2]}))
+
+
+def test_a_volume_that_the_image_has_no_more_is_told(site: Site, rpms: dict[str, Path]) -> None:
+    """F25: what is on it cannot be looked at, and nobody looks at it any more."""
+    lists = {"/data": LISTS[:2], "/db": LISTS[2:]}
+    site.volume()
+    site.volume("/db")
+    site.upgrade(_image(site, "1", rpms, lists, TWO))
+    del site.volumes["/db"]
+    two = _image(site, "2", rpms, {"/data": LISTS})
+    refused_everywhere(site, two, "left-behind", "outdated", "'/db/var/lib/acme'", "/db elsewhere")
+    site.upgrade(two, "--allow", "left-behind")
+
+
+def test_a_takeover_that_would_leave_something_behind_is_refused_before_its_swap(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25, F45: what follows it is judged first."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": LISTS})
+    interrupt(site, two)
+    three = _image(site, "3", rpms, {"/data": LISTS[:2]})
+    refused_everywhere(site, three, "left-behind", "taken over", "'/var/lib/acme/rows'")
+    site.upgrade(three, "--allow", "left-behind")
+    assert [run["overrides"] for run in site.history()] == [[], [], ["left-behind"]]
+
+
+def test_what_only_images_shipped_is_known_in_the_middle_of_a_takeover(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25, F45: before its swap the files are those of the image before."""
+    _first(site, rpms)
+    interrupt(site, _image(site, "2", rpms, {"/data": LISTS}))
+    assert site.upgrade(_image(site, "3", rpms, {"/data": LISTS[:2]}))["state"] == "taken over"
+
+
+def test_a_path_that_goes_from_the_profiles_own_list_is_the_profiles_care(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """F25: that is a line in the change log and a step, never this refusal."""
+    rest = "[first-run]\ncommand = []\n[start]\nexec = []\n[scriptlets]\npackages = []\n"
+    config = f'profile = "freeipa"\n[[volume]]\nmount = "/data"\n{rest}'
+    lists = ["/etc/acme/", "/etc/ipa/", "/var/lib/acme/"]
+    site.upgrade(_image(site, "1", rpms, {"/data": lists}, config))
+    for name in ("etc/ipa/own", "var/lib/acme/own"):
+        (site.volume() / name).write_text("mine")
+    two = _image(site, "2", rpms, {"/data": ["/etc/acme/"]}, config)
+    said = site.run("upgrade", two, status=77).stderr
+    assert "'/var/lib/acme/own' would be left behind:" not in said
+    assert "/etc/ipa" not in said
+    (site.volume() / "var/lib/acme/own").unlink()
+    site.upgrade(two)
+    assert (site.volume() / "etc/ipa/own").read_text() == "mine"
