@@ -107,6 +107,7 @@ def scene(tmp_path: Path) -> Scene:
                 *("/etc/dirsrv", "/etc/ipa", "/etc/machine-id", "/etc/sysconfig"),
                 *("/etc/systemd/system", "/var/lib/dirsrv", "/var/lib/ipa"),
                 *("/var/lib/sss/db", "/var/lib/sss/mc", "/var/lib/sss/pubconf"),
+                "/var/lib/systemd",
             )
         },
         packages=(
@@ -155,6 +156,8 @@ def make_freeipa(scene: Scene) -> None:
         "/usr/lib/systemd/system/ipa-server-update-self-ip-address.service",
     )
     put("etc/machine-id", "")
+    put("var/lib/systemd/catalog/database", "of the first image\n")
+    scene.ship("var/lib/systemd/catalog/database", "of this image\n")
     put(f"{INSTANCE}/dse.ldif", dse(CLOSED, compat="off", backend="bdb"), mode=0o600)
     put(f"{INSTANCE}/dse.ldif.ipa.0123456789abcdef", dse(), mode=0o600)
     for name in ("DBVERSION", "guardian", "userRoot/id2entry.db", "userRoot/DBVERSION"):
@@ -838,3 +841,18 @@ def _verified(scene: Scene) -> list[tuple[str, ...]]:
     assert verify is not None
     with scene.views() as (volume, _):
         return [command.words for command in verify(volume)]
+
+
+def test_the_journals_catalogue_is_the_images(scene: Scene) -> None:
+    """F36: a ghost that a scriptlet makes, which kept the first image's content for ever."""
+    path = "var/lib/systemd/catalog/database"
+    step = step_of(scene, "s0130")
+    scene.ship(path, "two\n")
+    assert scene.plan(step) == ()
+    file = scene.put(path, "one\n")
+    scene.perform(*scene.plan(step))
+    assert file.read_text() == "two\n"
+    assert not (scene.volume() / ".ipavolume/saved").exists()
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+    assert scene.plan(step) == ()
