@@ -192,7 +192,9 @@ class Swap:
             if now is not None:
                 before = None if action is None else action.before
                 if action is None:
-                    self._preserve(number, path, directory, name)
+                    # An empty directory, as an engine makes one, is nothing to keep.
+                    if not files.remove_directory(directory, name):
+                        self._preserve(number, path, directory, name)
                 elif before is None or not self._is_as_planned(before, now):
                     if not self._make_way(number, action, directory, name):
                         return

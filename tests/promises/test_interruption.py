@@ -321,13 +321,34 @@ def test_what_is_edited_while_a_killed_run_waits_gets_what_it_would_have_got_bef
     found = (_content(place / path), _content(place / at))
     package = (world.directory / f"two/{mount}-template/{inside}").read_bytes() if there else b""
     assert found == (wanted.get(there, package), wanted.get(what, package))
-    told = [line for line in done.stderr.splitlines() if "changed meanwhile" in line]
     known = [item for run in _runs(place) for item in run["copies"]]
     if what:
         kind = beside.split(".")[1] if beside.startswith(".rpm") else "saved"
         assert [f"/{path}", f"/{at}", kind] in known
         assert (place / at).stat().st_nlink == 1
-    assert all(f"/{path}" in line for line in told)
+    if path == "data/etc/app/untouched.conf":
+        assert f"left as it is: /{path}; the image's is /{at}\n" in done.stdout
+
+
+def test_what_no_package_owns_stays_as_it_was_made_while_a_killed_run_waits(
+    world: World, place: Path
+) -> None:
+    """F46: the image has one, which is only put where there is none; an empty directory is none."""
+    local, fresh = place / "data/etc/app/local", place / "data/etc/app/fresh"
+
+    def edit(_place: Path) -> None:
+        local.write_text("mine\n")
+        fresh.mkdir()
+
+    stop_after_mark(world, place, edit)
+    done = world.run("two", place)
+    assert local.read_text() == "mine\n"
+    assert "changed meanwhile, left as it is: /data/etc/app/local" in done.stdout
+    assert (fresh / "deeper/file").is_file()
+    assert not (place / "data" / SAVED_BY_RUN / "etc/app/fresh").exists()
+    stop_after_mark(world, place, lambda _: None)
+    world.run("two", place)
+    assert local.read_text() == "of the image\n"
 
 
 def _content(path: Path) -> bytes | None:

@@ -269,6 +269,8 @@ def make_versioned_image(
     fresh = root / "etc/app/fresh/deeper"
     if fresh.is_dir():
         os.link(fresh / "file", fresh / "same-file")
+        # No package owns it.
+        image.write("/etc/app/local", "of the image\n")
     age(root)
     image.prepare(build_id=build_id)
     return image
