@@ -192,7 +192,7 @@ class _Planner:
             if had or new is None or populate or unknown or self._unknown_old:
                 if self._is_moved(path, old, new):
                     return
-            elif self._is_in_the_way(candidate, old, new, disk):
+            elif self._is_in_the_way(path, old, new, disk):
                 return
         if new is None:
             if old is not None and disk is not None:
@@ -254,16 +254,13 @@ class _Planner:
         keep = Keep(path=path, rule=rule, reason=why)
         self._in_the_way[path] = _InTheWay(old, disk, new, keep)
 
-    def _is_in_the_way(
-        self, candidate: Candidate, old: Record | None, new: Record, disk: DiskState
-    ) -> bool:
+    def _is_in_the_way(self, path: str, old: Record | None, new: Record, disk: DiskState) -> bool:
         """Deal with a link where the last image had no directory; tell whether that settles it.
 
         rpm leaves a link of root's that leads to a directory, and puts what it has behind it.
         Here nothing is put behind a link: it stays if nothing has to be there, otherwise it
         makes way as all do that are no config files.
         """
-        path = candidate.path
         if new.type is not FileType.DIRECTORY:
             return False
         if new.flags & FileFlags.GHOST:
