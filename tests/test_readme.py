@@ -16,6 +16,7 @@ from support.images import Image, Packaged, build_rpm, make_image, picture
 from ipavolume.config.model import Config
 from ipavolume.config.profiles import PROFILES, VOLATILE
 from ipavolume.config.reading import parse_config
+from ipavolume.context import OVERRIDES
 from ipavolume.prepare.systemd import TARGET, WRAPPER
 
 README = (PROJECT / "README.rst").read_text(encoding="utf-8")
@@ -43,6 +44,11 @@ def test_all_that_is_shown_is_found() -> None:
         "tests/container/images/plain/Dockerfile",
         "tests/container/server.yaml",
     }
+
+
+def test_every_refusal_that_can_be_overridden_is_in_the_table() -> None:
+    table = README.split("those of the lock:\n\n")[1].split("\n\n")[0]
+    assert re.findall(r"^``([a-z-]+)``  ", table, re.MULTILINE) == sorted(OVERRIDES)
 
 
 # -- FreeIPA -----------------------------------------------------------------------------

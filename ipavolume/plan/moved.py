@@ -121,9 +121,10 @@ def left_behind(
     found: list[tuple[Moved, list[str]]] = []
     with volumes.tree() as tree:
         for one in moved:
-            # What is on a volume that the image has not cannot be looked at.
-            own = [] if not one.mount else _own(tree, one, records, volumes.mounted_below())
-            if own or not one.mount:
+            own = _own(tree, one, records, volumes.mounted_below()) if one.mount else []
+            # What is on a volume that the image has no more cannot be looked at: it is asked only
+            # whether the application would find another, empty one in its place.
+            if own or (not one.mount and one.volume is not None):
                 found.append((one, own))
     if not found:
         return None

@@ -288,7 +288,8 @@ def test_an_image_that_declares_one_more_volume_fills_it(
     (logs / "var/log/app").mkdir(parents=True)
     (logs / "var/log/app/format.conf").write_text("mine")
     second = site.image("two", versions[1:], lists=LISTS, config=BOTH, edit=_by_hand)
-    outcome = site.upgrade(second)
+    assert "'/var/log/app/app.log' would" in site.refused(second, "left-behind", status=77)
+    outcome = site.upgrade(second, "--allow", "left-behind")
     found = {path.name: path.read_text() for path in (logs / "var/log/app").iterdir()}
     assert found == {
         "format.conf": "version 2",
