@@ -7,6 +7,10 @@ next safe command. Any other exception is a bug and ends with a traceback and st
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -68,6 +72,51 @@ def told_as(error: Callable[[OSError], IpaVolumeError]) -> Iterator[None]:
         yield
     except OSError as err:
         raise error(err) from err
+
+
+def unforeseen(err: OSError) -> VolumeIOError:
+    """Return what to raise for an error of a call that only looks, wherever it is.
+
+    It says which call failed and, as far as *err* knows it, on which path. What changes files says
+    more: what was attempted, and in which state that leaves the volume.
+    """
+    path = ""
+    if isinstance(err.filename, str | bytes):
+        path = os.fsdecode(err.filename)
+    elif isinstance(err.filename, int):
+        # A descriptor; one of a volume is open as long as there is work on it.
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/self/fd/{err.filename}")
+    what = f"{_call(err)} {path!r}" if path else f"{_call(err)} what is open"
+    return VolumeIOError(
+        f"cannot {what}: {err.strerror or err}", hint=_HINTS.get(err.errno or 0, _HINT), path=path
+    )
+
+
+_HINT: Final = "Check the mount, the disk and the kernel's log, then start again."
+_HINTS: Final = {
+    errno.ENOSPC: "Make room there; for temporary files TMPDIR can name another directory.",
+    errno.EACCES: "Run it as root, and check the label (:Z) and the export options.",
+    errno.EPERM: "Run it as root, and check the label (:Z) and the export options.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), then start again.",
+    errno.ENOMEM: "Give it more memory, then start again.",
+}
+
+
+def _call(err: OSError) -> str:
+    """Return the name of the function that raised *err*, as its caller has written it."""
+    import linecache
+
+    trace = err.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "use"
+    code = trace.tb_frame.f_code
+    line, _, begin, _ = next(itertools.islice(code.co_positions(), trace.tb_lasti // 2, None))
+    text = linecache.getline(code.co_filename, line or 0, trace.tb_frame.f_globals)
+    called = re.match(r"[\w.]+", text.encode()[begin or 0 :].decode())
+    return called.group().rpartition(".")[2] if called else "use"
 
 
 class UsageError(IpaVolumeError):

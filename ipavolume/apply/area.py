@@ -56,11 +56,11 @@ def make_area(volume: Volume) -> Area:
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
-        work = os.open(layout.STAGING, files.DIRECTORY_FLAGS, dir_fd=fd)
+        work = files.open_at(fd, layout.STAGING, files.DIRECTORY_FLAGS)
         files.make_directory(work, _NEW)
         files.make_directory(work, _OLD)
-        new = os.open(_NEW, files.DIRECTORY_FLAGS, dir_fd=work)
-        old = os.open(_OLD, files.DIRECTORY_FLAGS, dir_fd=work)
+        new = files.open_at(work, _NEW, files.DIRECTORY_FLAGS)
+        old = files.open_at(work, _OLD, files.DIRECTORY_FLAGS)
     return Area(volume=volume, state=fd, work=work, new=new, old=old)
 
 
@@ -72,8 +72,8 @@ def open_area(volume: Volume) -> Area:
     """
     where = f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{layout.TRANSACTION}"
     with attempt("open", where, now=STATE_OPEN):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
-        work = os.open(layout.TRANSACTION, files.DIRECTORY_FLAGS, dir_fd=fd)
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
+        work = files.open_at(fd, layout.TRANSACTION, files.DIRECTORY_FLAGS)
         new, old = open_optional(work, _NEW), open_optional(work, _OLD)
     if new is None or old is None:
         for opened in (fd, work, new, old):
@@ -116,6 +116,6 @@ def sync_area(volume: Volume, *, now: str = "") -> None:
 def open_optional(directory: int, name: str) -> int | None:
     """Open the directory *name*, or return ``None`` when there is none."""
     try:
-        return os.open(name, files.DIRECTORY_FLAGS, dir_fd=directory)
+        return files.open_at(directory, name, files.DIRECTORY_FLAGS)
     except FileNotFoundError:
         return None

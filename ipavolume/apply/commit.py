@@ -149,7 +149,7 @@ def _move_pristine(primary: Area) -> None:
     if source is None:
         return
     files.make_directory(primary.state, layout.PRISTINE, mode=PUBLIC_MODE)
-    target = os.open(layout.PRISTINE, files.DIRECTORY_FLAGS, dir_fd=primary.state)
+    target = files.open_at(primary.state, layout.PRISTINE, files.DIRECTORY_FLAGS)
     try:
         for name in sorted(journal.list_directory(source)):
             files.rename(source, name, target, name)

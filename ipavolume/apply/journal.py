@@ -6,7 +6,6 @@ installed), so the journal holds only how far the whole got.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 
@@ -74,4 +73,4 @@ def write_bytes(
 
 def list_directory(fd: int) -> list[str]:
     """Return the names in the directory *fd*."""
-    return os.listdir(fd)
+    return files.listdir(fd)

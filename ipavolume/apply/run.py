@@ -22,6 +22,8 @@ from ipavolume.errors import (
     RefusedError,
     StoppedError,
     UnsafeVolumeError,
+    told_as,
+    unforeseen,
 )
 from ipavolume.formats import manifest
 from ipavolume.formats.plan import dump_lines
@@ -99,7 +101,8 @@ def carry_out(
         index = Index(header.records, made.index)
         first = next(iter(areas.values()))
         try:
-            stage.Stage(made.plan, image, areas, index, speaker.say).run(pristine=made.pristine)
+            with told_as(unforeseen):
+                stage.Stage(made.plan, image, areas, index, speaker.say).run(pristine=made.pristine)
             with failures.attempt("write to", first.volume.directory):
                 image.copy_manifest(first.work, layout.BASELINE)
                 journal.write_plan(first.work, dump_lines(made.plan))
@@ -271,13 +274,15 @@ class _Run:
                 when the run is gone on with.
         """
         try:
-            notes = self._swap(positions)
-            if self._is_executable():
-                self._execute()
+            with told_as(unforeseen):
+                notes = self._swap(positions)
+                if self._is_executable():
+                    self._execute()
         except StoppedError as err:
             err.state = err.state or failures.STATE_OPEN
             raise
         except IpaVolumeError as err:
+            err.state = err.state or failures.STATE_OPEN
             self._remember(err)
             raise
         saved = tuple(self._log.records.values())
@@ -428,7 +433,7 @@ def _followed(image: Image, volumes: Volumes) -> list[BinaryIO]:
             if traversed is None:
                 continue
             with contextlib.suppress(OSError):
-                directory = os.open(".", files.DIRECTORY_FLAGS, dir_fd=traversed)
+                directory = files.open_at(traversed, ".", files.DIRECTORY_FLAGS)
                 try:
                     streams.append(files.open_for_appending(directory, name))
                 finally:

@@ -19,13 +19,16 @@ from ipavolume.image.image import Image
 from ipavolume.linux import copying, parallel, signals
 from ipavolume.linux.files import (
     DIRECTORY_FLAGS,
+    fstat,
     inode,
     link,
     lstat,
     make_directory,
     make_fifo,
     make_symlink,
+    open_at,
     open_regular,
+    reader,
     set_link_times,
     set_metadata,
     set_times,
@@ -287,7 +290,7 @@ class Stage:
         primary = next(iter(self._areas.values()))
         with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
             make_directory(primary.work, layout.PRISTINE)
-            fd = os.open(layout.PRISTINE, DIRECTORY_FLAGS, dir_fd=primary.work)
+            fd = open_at(primary.work, layout.PRISTINE, DIRECTORY_FLAGS)
             known = open_optional(primary.state, layout.PRISTINE)
         try:
             for record in records:
@@ -326,7 +329,7 @@ def place_record(record: Record, source: int, directory: int, name: str) -> os.s
             check_content(directory, name, record)
             with inode(directory, name) as fd:
                 set_metadata(fd, record.metadata)
-                st = os.fstat(fd)
+                st = fstat(fd)
         return st
     st = os.stat(name, dir_fd=source, follow_symlinks=False)
     _place(source, name, st, directory, name, record.metadata, target=record.content)
@@ -344,7 +347,7 @@ def check_content(directory: int, name: str, record: Record) -> None:
     """
     fd = open_regular(directory, name)
     if fd is not None:
-        with open(fd, "rb") as stream:
+        with reader(fd) as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() == record.content:
                 return
     unlink(directory, name)

@@ -17,7 +17,14 @@ from typing import Final
 
 from ipavolume.apply import journal
 from ipavolume.context import Context
-from ipavolume.errors import CommandFailedError, IpaVolumeError, RefusedError, StoppedError
+from ipavolume.errors import (
+    CommandFailedError,
+    IpaVolumeError,
+    RefusedError,
+    StoppedError,
+    told_as,
+    unforeseen,
+)
 from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_body, read_catalogue
@@ -120,8 +127,9 @@ class Execution:
         self._record(record)
         begin, watch = time.monotonic(), Watch.begin()
         try:
-            messages = [] if known is None else self._left(task)
-            messages += self._execute(task)
+            with told_as(unforeseen):
+                messages = [] if known is None else self._left(task)
+                messages += self._execute(task)
         except StoppedError:
             # It did not fail: it stays recorded as begun, which is what it is.
             raise

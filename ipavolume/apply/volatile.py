@@ -27,7 +27,7 @@ def _empty(directory: int, points: Sequence[str]) -> None:
     for way in ways:
         inside = files.open_directory(directory, way)
         try:
-            for name in os.listdir(inside):
+            for name in files.listdir(inside):
                 below = f"{way}/{name}" if way else name
                 if below not in points and below not in ways:
                     trees.remove_tree(inside, name)
@@ -57,7 +57,7 @@ def fill_empty(image: Image, volatile: Mapping[str, Volume], progress: Progress)
     """
     for mount, volume in volatile.items():
         points = mounts.mount_points_below(volume.directory)
-        if not any(_is_content(name, points) for name in os.listdir(volume.fd)):
+        if not any(_is_content(name, points) for name in files.listdir(volume.fd)):
             progress(f"filling {mount}")
             fill(image, mount, volume.fd)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ipavolume.cli.output import fail
-from ipavolume.errors import IpaVolumeError
+from ipavolume.errors import IpaVolumeError, told_as, unforeseen
 
 
 class HelpedCommand(click.Command):
@@ -25,6 +25,7 @@ class ErrorReportingGroup(HelpedCommand, click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; no command needs a ``try`` of its own."""
         try:
-            return super().invoke(ctx)
+            with told_as(unforeseen):
+                return super().invoke(ctx)
         except IpaVolumeError as err:
             fail(err)

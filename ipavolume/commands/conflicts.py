@@ -111,7 +111,7 @@ def _text(tree: Tree, path: str) -> Sequence[str] | str:
     fd = None if directory is None else files.open_regular(directory, name)
     if fd is None:
         return "cannot be read"
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         data = stream.read(_MAX_SHOWN_BYTES)
     if b"\0" in data:
         return f"is a binary file of {len(data)} bytes"

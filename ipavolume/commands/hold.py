@@ -129,5 +129,5 @@ def _build_id(volume: Volume) -> bytes | None:
     fd = files.open_regular(volume.fd, BUILD_ID_NAME)
     if fd is None:
         return None
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         return stream.read(_ANY_ID_BYTES)

@@ -155,7 +155,7 @@ def _memory(stack: contextlib.ExitStack) -> int | None:
             parent = os.open(place, files.DIRECTORY_FLAGS)
             stack.callback(os.close, parent)
             files.make_directory(parent, name)
-            directory = os.open(name, files.DIRECTORY_FLAGS, dir_fd=parent)
+            directory = files.open_at(parent, name, files.DIRECTORY_FLAGS)
             stack.callback(os.close, directory)
             st = os.fstat(directory)
             if st.st_uid == 0 and stat.S_IMODE(st.st_mode) == 0o700:
@@ -183,7 +183,7 @@ def _remembered(directory: int, words: Sequence[str]) -> str | None:
     fd = files.open_regular(directory, _ANSWER)
     if fd is None:
         return None
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         data = stream.read(_MAX_BYTES)
     try:
         known = checks.load(_Answer, checks.decode(data))

@@ -11,7 +11,7 @@ from ipavolume.commands import hold as on_hold
 from ipavolume.commands import upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.context import Context, Options
-from ipavolume.errors import IpaVolumeError
+from ipavolume.errors import IpaVolumeError, told_as, unforeseen
 from ipavolume.linux import signals, umask
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
@@ -106,7 +106,8 @@ class Work:
         outcome = None
         while outcome is None:
             try:
-                outcome = bring_up(speaker)
+                with told_as(unforeseen):
+                    outcome = bring_up(speaker)
             except IpaVolumeError as err:
                 if not hold or not on_hold.is_held_on(err):
                     raise

@@ -86,7 +86,7 @@ class There:
             fd = None if parent is None else files.open_regular(parent, name)
         if fd is None:
             return None
-        with open(fd, "rb") as stream:
+        with files.reader(fd) as stream:
             return stream.read(MAX_FILE_BYTES)
 
 
@@ -118,8 +118,8 @@ def read_top(volume: Volume, name: str) -> bytes | None:
             path=path,
             hint="Put the file itself there, not a link to it.",
         )
-    with open(fd, "rb") as stream:
-        st = os.fstat(fd)
+    with files.reader(fd) as stream:
+        st = files.fstat(fd)
         data = stream.read(MAX_FILE_BYTES + 1)
     if st.st_uid != 0 or st.st_mode & 0o022:
         raise UnsafeVolumeError(

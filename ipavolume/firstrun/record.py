@@ -115,7 +115,7 @@ def _record_path(volume: Volume) -> str:
 def write_record(volume: Volume, record: FirstRunRecord) -> None:
     """Record it durably."""
     with failures.attempt("write", _record_path(volume)):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         try:
             files.write_file(fd, layout.FIRST_RUN, dump_record(record))
         finally:

@@ -54,7 +54,7 @@ def _read_secret(path: str) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         with open(fd, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            if not stat.S_ISREG(files.fstat(fd).st_mode):
                 raise UsageError(f"{path!r} is no file with a secret", hint=hint)
             data = stream.read(looking.MAX_FILE_BYTES + 1)
     except OSError as err:
@@ -196,7 +196,7 @@ def _command(volumes: Volumes, config: FirstRunConfig, asked: Request) -> FirstR
         config,
         asked,
         mount=volume.mount,
-        names=os.listdir(volume.fd),
+        names=files.listdir(volume.fd),
         read=lambda name: looking.read_top(volume, name),
         secret=_read_secret,
     )
@@ -382,7 +382,7 @@ def _enter(
         "holder": record.host,
     }
     with failures.attempt("write to", volume.directory):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         try:
             copies = [[path, to, "saved"] for path, to in saved_copies(volumes.values(), _KIND)]
             history.append_history(

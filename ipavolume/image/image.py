@@ -6,6 +6,7 @@ Every link is resolved below the image's root, and nothing of the image is execu
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final, Self
@@ -119,7 +120,7 @@ class Image:
             os.close(parent)
         if fd is None:
             raise _no_manifest(self._where)
-        return open(fd, "rb", buffering=1 << 18)
+        return files.reader(fd, buffer_bytes=1 << 18)
 
     def lines(self) -> Iterator[bytes]:
         """Yield the record lines of the manifest."""
@@ -159,6 +160,8 @@ class Image:
                         self._tree.resolve(volume.template)
                     )
                 except OSError as err:
+                    if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                        raise
                     raise ConfigurationError(
                         f"cannot open the template {volume.template!r}: {err.strerror}",
                         hint="Run ipavolume prepare in the image again.",
@@ -170,7 +173,7 @@ class Image:
         with self._open_manifest() as stream:
             out = files.create_file(directory, name, mode=0o644)
             try:
-                copying.copy_content(stream.fileno(), out, os.fstat(stream.fileno()))
+                copying.copy_content(stream.fileno(), out, files.fstat(stream.fileno()))
             finally:
                 os.close(out)
 

@@ -9,6 +9,7 @@ hold. A *location* is such a path with every link in it resolved: absolute below
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Generator, Iterator, Mapping
@@ -34,7 +35,7 @@ class ImageTree:
         self.root = root
         try:
             self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as err:
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as err:
             raise ConfigurationError(
                 f"cannot open the image tree {root!r}: {err.strerror}",
                 hint="Give the directory of the image's root file system with --root.",
@@ -75,7 +76,10 @@ class ImageTree:
 
     def readlink(self, location: str) -> str:
         """Return the target of the symbolic link at a location."""
-        return os.readlink(location[1:], dir_fd=self.fd)
+        try:
+            return os.readlink(location[1:], dir_fd=self.fd)
+        except OSError as err:
+            raise files.placed(err, self.fd, location[1:]) from None
 
     def open_directory(self, location: str) -> int:
         """Open the directory at a location, following no link."""
@@ -142,8 +146,12 @@ class ImageTree:
         """Tell whether *path* leads to something."""
         try:
             return self.lstat(self.resolve(path)) is not None
-        except (ConfigurationError, OSError):
+        except ConfigurationError:
             return False
+        except OSError as err:
+            if err.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                return False
+            raise
 
     def read_file(self, path: str, *, limit_bytes: int) -> bytes | None:
         """Return the content of the regular file that *path* leads to.
@@ -168,7 +176,7 @@ class ImageTree:
                 raise ConfigurationError(
                     f"{path!r} is not a regular file", hint="Correct it in the image."
                 )
-            with open(fd, "rb") as stream:
+            with files.reader(fd) as stream:
                 data = stream.read(limit_bytes + 1)
         except OSError as err:
             raise VolumeIOError(f"cannot read {path!r} in the image: {err.strerror}") from err
@@ -188,7 +196,7 @@ class ImageTree:
             leave_out: Further locations that are not entered: mount points.
         """
         closed = leave_out.union(NOT_SCANNED, self._templates, self._mounts)
-        device = os.fstat(self.fd).st_dev
+        device = files.fstat(self.fd).st_dev
         with Cursor(self.fd) as cursor:
             levels: list[tuple[str, list[str]]] = []
             prefix = ""
@@ -209,14 +217,14 @@ class ImageTree:
                     levels.append((prefix, names))
                     prefix = location
                     names = []
-                    if os.fstat(cursor.fd).st_dev == device:
+                    if files.fstat(cursor.fd).st_dev == device:
                         names = yield from _links_in(cursor.fd, prefix)
 
 
 def _links_in(fd: int, prefix: str) -> Generator[tuple[str, str], None, list[str]]:
     """Yield the links in a directory; return the names of the directories in it."""
     directories = []
-    with os.scandir(fd) as entries:
+    with files.scandir(fd) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield f"{prefix}/{entry.name}", os.readlink(entry.name, dir_fd=fd)

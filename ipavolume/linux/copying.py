@@ -12,6 +12,7 @@ from ipavolume.linux.files import (
     OWN_GID,
     OWN_UID,
     create_file,
+    fstat,
     open_for_reading,
     reopen,
     write_all,
@@ -40,7 +41,7 @@ def copy_file(
     """
     reader = open_for_reading(source_directory, source)
     try:
-        st = os.fstat(reader)
+        st = fstat(reader)
         if not stat.S_ISREG(st.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", source)
         # The mode is right from the beginning where the umask lets it: what is copied lies in
@@ -51,12 +52,12 @@ def copy_file(
             if metadata.uid != OWN_UID or metadata.gid != OWN_GID:
                 os.fchown(writer, metadata.uid, metadata.gid)
             os.utime(writer, ns=(st.st_mtime_ns, st.st_mtime_ns))
-            made = os.fstat(writer)
+            made = fstat(writer)
             if metadata.xattrs or stat.S_IMODE(made.st_mode) != metadata.mode:
                 os.fchmod(writer, metadata.mode)
                 for key, value in metadata.xattrs:
                     os.setxattr(writer, key, value)
-                made = os.fstat(writer)
+                made = fstat(writer)
             return made
         finally:
             os.close(writer)
@@ -78,7 +79,7 @@ def copy_inode(fd: int, directory: int, name: str) -> int:
     reader = reopen(fd)
     try:
         writer = create_file(directory, name)
-        copy_content(reader, writer, os.fstat(reader))
+        copy_content(reader, writer, fstat(reader))
         os.lseek(writer, 0, os.SEEK_SET)
         return writer
     finally:
@@ -96,15 +97,15 @@ def copy_quiet_inode(fd: int, directory: int, name: str) -> tuple[int, os.stat_r
         somebody's text is in a file, so what a copy may be given is to be decided by this.
     """
     for _ in range(_ATTEMPTS):
-        before = os.fstat(fd)
+        before = fstat(fd)
         copy = copy_inode(fd, directory, name)
-        after = os.fstat(fd)
+        after = fstat(fd)
         if after.st_ctime_ns == before.st_ctime_ns:
             break
         os.close(copy)
     else:
         copy = copy_inode(fd, directory, name)
-        after = os.fstat(fd)
+        after = fstat(fd)
     return copy, after
 
 

@@ -3,17 +3,19 @@
 All operations are relative to a directory descriptor and a single name. Nothing here
 follows a symbolic link, sleeps on a FIFO or opens a device: an inode is opened with
 ``O_PATH | O_NOFOLLOW``, looked at, and then acted on through that descriptor; only regular
-files and directories are reopened. Errors are :class:`OSError`; the callers name the path.
+files and directories are reopened. Errors are :class:`OSError`; where something is only looked at
+they have its whole path, elsewhere the callers name it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from ipavolume.linux.libc import last_errno, libc
 from ipavolume.model.attributes import is_of_file
@@ -63,12 +65,54 @@ def metadata(st: os.stat_result, xattrs: Xattrs = ()) -> Metadata:
     return Metadata(uid=st.st_uid, gid=st.st_gid, mode=stat.S_IMODE(st.st_mode), xattrs=xattrs)
 
 
+def placed(err: OSError, directory: int, name: str = "") -> OSError:
+    """Have *err* say the whole path of *name* in *directory*, and return it."""
+    with contextlib.suppress(OSError):
+        where = os.readlink(proc_path(directory))
+        err.filename = os.path.join(where, name) if name else where
+    return err
+
+
 def lstat(directory: int, name: str) -> os.stat_result | None:
     """Return what ``lstat`` says of *name*, or ``None`` when there is nothing."""
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as err:
+        raise placed(err, directory, name) from None
+
+
+def fstat(fd: int) -> os.stat_result:
+    """Return what ``fstat`` says of what is open as *fd*."""
+    try:
+        return os.fstat(fd)
+    except OSError as err:
+        raise placed(err, fd) from None
+
+
+def open_at(directory: int, name: str, flags: int) -> int:
+    """Open *name* in *directory* to look at it, by one of the flags above."""
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    except OSError as err:
+        raise placed(err, directory, name) from None
+
+
+def scandir(fd: int) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    """Return what is in the directory *fd*."""
+    try:
+        return os.scandir(fd)
+    except OSError as err:
+        raise placed(err, fd) from None
+
+
+def listdir(fd: int) -> list[str]:
+    """Return the names in the directory *fd*."""
+    try:
+        return os.listdir(fd)
+    except OSError as err:
+        raise placed(err, fd) from None
 
 
 def open_directory(directory: int, path: str) -> int:
@@ -81,10 +125,10 @@ def open_directory(directory: int, path: str) -> int:
     Raises:
         OSError: ``ENOTDIR`` or ``ELOOP`` when a component is no directory.
     """
-    fd = os.open(".", DIRECTORY_FLAGS, dir_fd=directory)
+    fd = open_at(directory, ".", DIRECTORY_FLAGS)
     for name in path.split("/") if path else ():
         try:
-            below = os.open(name, DIRECTORY_FLAGS, dir_fd=fd)
+            below = open_at(fd, name, DIRECTORY_FLAGS)
         finally:
             os.close(fd)
         fd = below
@@ -100,7 +144,7 @@ def open_parent(directory: int, path: str) -> tuple[int, str]:
 @contextlib.contextmanager
 def inode(directory: int, name: str) -> Iterator[int]:
     """Hold the inode that *name* is now, whatever the name becomes later."""
-    fd = os.open(name, INODE_FLAGS, dir_fd=directory)
+    fd = open_at(directory, name, INODE_FLAGS)
     try:
         yield fd
     finally:
@@ -126,10 +170,15 @@ def open_regular(directory: int, name: str) -> int | None:
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
-        raise
+        raise placed(err, directory, name) from None
     # Between the two calls the name may have become a FIFO or a device: O_NONBLOCK kept the
     # open from sleeping, and what it opened is looked at again.
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        is_regular = stat.S_ISREG(fstat(fd).st_mode)
+    except OSError:
+        os.close(fd)
+        raise
+    if not is_regular:
         os.close(fd)
         return None
     return fd
@@ -160,6 +209,29 @@ def reopen(fd: int) -> int:
     return os.open(proc_path(fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
 
 
+class _Reader(io.FileIO):
+    """A file whose name an error says that comes while it is read."""
+
+    def readinto(self, buffer: Any, /) -> int:  # noqa: ANN401 - any writable buffer, as in io
+        """Read into *buffer*."""
+        try:
+            return super().readinto(buffer)
+        except OSError as err:
+            raise placed(err, self.fileno()) from None
+
+    def readall(self) -> bytes:
+        """Read to the end."""
+        try:
+            return super().readall()
+        except OSError as err:
+            raise placed(err, self.fileno()) from None
+
+
+def reader(fd: int, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
+    """Return a stream that reads *fd* and closes it; its errors say which file it is."""
+    return io.BufferedReader(_Reader(fd), buffer_bytes)
+
+
 def read_xattrs(fd: int) -> Xattrs:
     """Return the extended attributes that are of the file behind *fd* itself, sorted."""
     path = proc_path(fd)
@@ -168,7 +240,7 @@ def read_xattrs(fd: int) -> Xattrs:
     except OSError as err:
         if err.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
             return ()
-        raise
+        raise placed(err, fd) from None
     result = []
     for name in sorted(names):
         if is_of_file(name):
@@ -182,7 +254,7 @@ def xattrs_at(directory: int, name: str) -> Xattrs:
     """Return the extended attributes of *name*; none for a link and for what is gone."""
     try:
         with inode(directory, name) as fd:
-            if stat.S_ISLNK(os.fstat(fd).st_mode):
+            if stat.S_ISLNK(fstat(fd).st_mode):
                 return ()
             return read_xattrs(fd)
     except FileNotFoundError:

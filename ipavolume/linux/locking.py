@@ -14,6 +14,8 @@ import os
 import struct
 from typing import Final
 
+from ipavolume.linux import files
+
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _MODE: Final = 0o600
 _FLOCK: Final = "hhqqi"
@@ -60,6 +62,8 @@ def try_flock(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as err:
+        raise files.placed(err, fd) from None
     return True
 
 

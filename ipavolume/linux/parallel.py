@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ipavolume.errors import IpaVolumeError, ManifestError, VolumeIOError
+from ipavolume.errors import IpaVolumeError, ManifestError, VolumeIOError, unforeseen
 from ipavolume.linux import libc
 
 _TOLD_BYTES: Final = 4096
@@ -63,8 +63,9 @@ def _run(work: Callable[[], None], writer: int, parent: int) -> None:
         if os.getppid() == parent:
             work()
             status = 0
-    except IpaVolumeError as err:
-        said = "\0".join((type(err).__name__, str(err), err.hint))
+    except (IpaVolumeError, OSError) as err:
+        known = unforeseen(err) if isinstance(err, OSError) else err
+        said = "\0".join((type(known).__name__, str(known), known.hint))
         os.write(writer, os.fsencode(said)[:_TOLD_BYTES])
     except BaseException as err:  # noqa: BLE001 - told to the parent, then the process ends
         os.write(writer, os.fsencode(f"bug\0{err!r}\0")[:_TOLD_BYTES])

@@ -9,7 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ipavolume.linux.files import DIRECTORY_FLAGS, lstat, open_regular, unlink
+from ipavolume.linux.files import (
+    DIRECTORY_FLAGS,
+    fstat,
+    listdir,
+    lstat,
+    open_at,
+    open_regular,
+    unlink,
+)
+
+
+class MovedError(OSError):
+    """A directory was moved while one was in it."""
 
 
 class Cursor:
@@ -17,7 +29,7 @@ class Cursor:
 
     def __init__(self, fd: int) -> None:
         """Begin at the directory *fd*, which stays open and is not taken over."""
-        self.fd = os.open(".", DIRECTORY_FLAGS, dir_fd=fd)
+        self.fd = open_at(fd, ".", DIRECTORY_FLAGS)
         self._above: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
@@ -30,8 +42,8 @@ class Cursor:
 
     def enter(self, name: str) -> None:
         """Go down into the directory *name*, which may not be a link."""
-        st = os.fstat(self.fd)
-        below = os.open(name, DIRECTORY_FLAGS, dir_fd=self.fd)
+        st = fstat(self.fd)
+        below = open_at(self.fd, name, DIRECTORY_FLAGS)
         self._above.append((st.st_dev, st.st_ino))
         os.close(self.fd)
         self.fd = below
@@ -40,14 +52,14 @@ class Cursor:
         """Go up again.
 
         Raises:
-            OSError: ``ESTALE`` when the directory was moved meanwhile.
+            MovedError: When the directory was moved meanwhile.
         """
-        above = os.open("..", DIRECTORY_FLAGS, dir_fd=self.fd)
+        above = open_at(self.fd, "..", DIRECTORY_FLAGS)
         os.close(self.fd)
         self.fd = above
-        st = os.fstat(above)
+        st = fstat(above)
         if (st.st_dev, st.st_ino) != self._above.pop():
-            raise OSError(errno.ESTALE, "the directory was moved meanwhile")
+            raise MovedError(errno.ESTALE, "the directory was moved meanwhile")
 
 
 def remove_tree(directory: int, name: str) -> None:
@@ -79,16 +91,14 @@ def remove_tree(directory: int, name: str) -> None:
                 ):
                     cursor.enter(entry)
                     levels.append((entry, pending))
-                    pending = os.listdir(cursor.fd)
+                    pending = listdir(cursor.fd)
                 elif said:
                     raise _in_the_way(said, entry)
             elif levels:
                 entry, pending = levels.pop()
                 try:
                     cursor.leave()
-                except OSError as err:
-                    if err.errno != errno.ESTALE:
-                        raise
+                except MovedError as err:
                     text = "was moved while it was being removed"
                     raise OSError(errno.ESTALE, text, entry) from err
                 if said := _remove_directory(cursor.fd, entry):
@@ -123,11 +133,11 @@ def sync_tree(directory: int, name: str) -> None:
     if not stat.S_ISDIR(st.st_mode):
         _sync_file(directory, name, st)
         return
-    fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
+    fd = open_at(directory, name, DIRECTORY_FLAGS)
     try:
         for visit in walk(fd, depth_first=True):
             if visit.leaving:
-                _sync(os.open(visit.name, DIRECTORY_FLAGS, dir_fd=visit.directory))
+                _sync(open_at(visit.directory, visit.name, DIRECTORY_FLAGS))
             else:
                 _sync_file(visit.directory, visit.name, visit.st)
         os.fsync(fd)

@@ -92,7 +92,7 @@ def digests_of(directory: int, name: str, algorithms: Sequence[str]) -> tuple[st
     hashes = [hashlib.new(algorithm, usedforsecurity=False) for algorithm in algorithms]
     try:
         # A buffer of the file's size plus one: most files are small, and it costs to clear.
-        size = min(os.fstat(fd).st_size + 1, _READ_BYTES)
+        size = min(files.fstat(fd).st_size + 1, _READ_BYTES)
         while data := os.read(fd, size):
             for digest in hashes:
                 digest.update(data)

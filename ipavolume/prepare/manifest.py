@@ -18,7 +18,7 @@ from ipavolume.formats import manifest
 from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import clock
-from ipavolume.linux.files import open_regular, write_stream
+from ipavolume.linux.files import open_regular, reader, write_stream
 from ipavolume.model.files import BUILD_ID_NAME, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
@@ -94,7 +94,7 @@ def read_previous(tree: ImageTree, *, warn: Progress) -> ImageHeader | None:
             os.close(parent)
         if fd is None:
             return None
-        with open(fd, "rb") as stream:
+        with reader(fd) as stream:
             try:
                 header = manifest.read_header(stream)
                 manifest.verify(stream, header)

@@ -72,7 +72,7 @@ def read_journal(top: int) -> list[Replacement]:
         os.close(work)
     if fd is None:
         return []
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         data = stream.read(_MAX_JOURNAL_BYTES)
     try:
         rows = checks.items(checks.decode_value(data), _row)

@@ -274,7 +274,7 @@ def _files(described: Described) -> Iterator[tuple[str, bytes]]:
 def _remove_others(directory: int, described: Described) -> bool:
     others = [
         name
-        for name in os.listdir(directory)
+        for name in files.listdir(directory)
         if name != INDEX_NAME and name not in described.bodies
     ]
     for name in others:
@@ -299,5 +299,5 @@ def _holds(directory: int, name: str, content: bytes) -> bool:
     fd = files.open_regular(directory, name)
     if fd is None:
         return False
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         return stream.read(MAX_CATALOGUE_BYTES) == content

@@ -83,7 +83,7 @@ def _read_shipped() -> Mapping[str, bytes]:
 
 def _update(directory: int, wanted: Mapping[str, bytes], warn: Progress) -> bool:
     changed = False
-    for name in sorted(os.listdir(directory), key=os.fsencode):
+    for name in sorted(files.listdir(directory), key=os.fsencode):
         step = name[1:].removesuffix(_LEFT_OVER) if name.startswith(".") else name
         match = STEP_NAME.fullmatch(step)
         st = files.lstat(directory, name)
@@ -112,7 +112,7 @@ def _content(directory: int, name: str) -> bytes | None:
     fd = files.open_regular(directory, name)
     if fd is None:
         return None
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         return stream.read(MAX_STEP_BYTES + 1)
 
 

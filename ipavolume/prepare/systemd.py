@@ -166,7 +166,7 @@ def _names(tree: ImageTree, directory: str) -> list[str]:
     except (OSError, ConfigurationError):
         return []
     try:
-        return os.listdir(fd)
+        return files.listdir(fd)
     finally:
         os.close(fd)
 

@@ -190,7 +190,7 @@ def _owner_fault(st: os.stat_result) -> str:
 
 def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -> dict[str, _Found]:
     result: dict[str, _Found] = {}
-    for name in sorted(os.listdir(directory), key=os.fsencode):
+    for name in sorted(files.listdir(directory), key=os.fsencode):
         if name.startswith(".") or name in IGNORED:
             continue
         path = f"{base}/{name}"
@@ -232,8 +232,8 @@ def read_step(tree: ImageTree, directory: int, name: str) -> bytes:
     fd = files.open_regular(directory, name)
     if fd is None:
         raise FaultyError(": is not a regular file")
-    with open(fd, "rb") as stream:
-        if tree.root == "/" and (fault := _owner_fault(os.fstat(fd))):
+    with files.reader(fd) as stream:
+        if tree.root == "/" and (fault := _owner_fault(files.fstat(fd))):
             raise FaultyError(f": {fault}")
         data = stream.read(MAX_STEP_BYTES + 1)
     if len(data) > MAX_STEP_BYTES:

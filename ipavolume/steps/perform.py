@@ -245,12 +245,12 @@ class _Performance:
             UnsafeVolumeError: If a directory is there.
         """
         try:
-            fd = os.open(name, files.INODE_FLAGS, dir_fd=directory)
+            fd = files.open_at(directory, name, files.INODE_FLAGS)
         except FileNotFoundError:
             yield None, None
             return
         try:
-            st = os.fstat(fd)
+            st = files.fstat(fd)
             if stat.S_ISDIR(st.st_mode):
                 raise UnsafeVolumeError(
                     f"{self._where!r} is a directory, where an upgrade step wants to put a "
@@ -280,8 +280,8 @@ def _holds(directory: int, name: str, held: os.stat_result, content: bytes) -> b
     fd = files.open_regular(directory, name)
     if fd is None:
         return False
-    with open(fd, "rb") as stream:
-        if not os.path.samestat(os.fstat(fd), held) or stream.read(len(content) + 1) != content:
+    with files.reader(fd) as stream:
+        if not os.path.samestat(files.fstat(fd), held) or stream.read(len(content) + 1) != content:
             return False
         files.sync(fd)
     return True

@@ -39,7 +39,7 @@ class Saving:
 
     def keep(self, held: int) -> str:
         """Give the inode behind *held* a further name here; return its path."""
-        st = os.fstat(held)
+        st = files.fstat(held)
         for directory, name, path in self.places():
             found = files.lstat(directory, name)
             if found is None:
@@ -107,7 +107,7 @@ class Saving:
 def opened_state(volume: Volume) -> Iterator[int]:
     """Yield a descriptor of the state directory, where nobody else can write."""
     files.make_directory(volume.fd, STATE_DIRECTORY, mode=PUBLIC_MODE)
-    fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
     try:
         yield fd
     finally:
@@ -116,7 +116,7 @@ def opened_state(volume: Volume) -> Iterator[int]:
 
 def make_durable_directories(root: int, path: str, *, mode: int) -> int:
     """Make directories as far as they are missing, each durable before the next."""
-    fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=root)
+    fd = files.open_at(root, ".", files.DIRECTORY_FLAGS)
     for name in filter(None, path.split("/")):
         try:
             if files.lstat(fd, name) is None:
@@ -124,7 +124,7 @@ def make_durable_directories(root: int, path: str, *, mode: int) -> int:
                 own = PUBLIC_MODE if name == STATE_DIRECTORY else mode
                 files.make_directory(fd, name, mode=own)
             files.sync(fd)
-            below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
+            below = files.open_at(fd, name, files.DIRECTORY_FLAGS)
         finally:
             os.close(fd)
         fd = below

@@ -262,7 +262,7 @@ class _Stray:
 
     def _tree(self, parent: int, name: str, below: str) -> bool:
         """Put everything of a directory into the directory on the volume."""
-        top = os.open(name, files.DIRECTORY_FLAGS, dir_fd=parent)
+        top = files.open_at(parent, name, files.DIRECTORY_FLAGS)
         try:
             changed = self._directory(top, below)
             for visit in trees.walk(top):
@@ -270,7 +270,7 @@ class _Stray:
                     continue
                 to = f"{below}/{visit.path}"
                 if stat.S_ISDIR(visit.st.st_mode):
-                    fd = os.open(visit.name, files.DIRECTORY_FLAGS, dir_fd=visit.directory)
+                    fd = files.open_at(visit.directory, visit.name, files.DIRECTORY_FLAGS)
                     try:
                         changed |= self._directory(fd, to)
                     finally:

@@ -98,7 +98,7 @@ def verify(
 def _record(volumes: Volumes, verified: Verified) -> None:
     line = json.dumps(checks.dump(verified)).encode("ascii") + b"\n"
     with attempt("write to", volumes.primary.directory):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volumes.primary.fd)
+        fd = files.open_at(volumes.primary.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         try:
             files.write_file(fd, VERIFIED, line)
         finally:

@@ -176,7 +176,7 @@ class _View(abc.ABC):
             fd = None if directory is None else files.open_regular(directory, name)
             if fd is None:
                 return None
-            with open(fd, "rb") as stream:
+            with files.reader(fd) as stream:
                 data = stream.read(MAX_READ_BYTES + 1)
         if len(data) > MAX_READ_BYTES:
             raise UnsafeVolumeError(
@@ -367,7 +367,7 @@ class _ImageSource:
 
     def children(self, path: str) -> list[str]:
         fd = self.directory(path)
-        return [] if fd is None else os.listdir(fd)
+        return [] if fd is None else files.listdir(fd)
 
     def _location(self, path: str, *, follow: bool) -> str | None:
         try:

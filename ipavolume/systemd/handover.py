@@ -80,7 +80,7 @@ def take() -> dict[str, Any]:
             fd = files.open_regular(directory, _NAME)
             if fd is None:
                 continue
-            with open(fd, "rb") as stream:
+            with files.reader(fd) as stream:
                 st = os.fstat(fd)
                 data = stream.read(_MAX_BYTES)
             files.unlink(directory, _NAME)

@@ -55,7 +55,7 @@ def old_lines(volume: Volume, path_of_mount: str) -> list[bytes]:
 
 def _names(volume: Volume, name: str, mount: str) -> list[tuple[str, os.stat_result]]:
     try:
-        fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = files.open_at(volume.fd, name, files.DIRECTORY_FLAGS)
     except (FileNotFoundError, NotADirectoryError):
         return []
     try:
@@ -68,7 +68,7 @@ def _records(volume: Volume, name: str, mount: str) -> list[Record]:
     found = _names(volume, name, mount)
     if not found:
         return []
-    fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    fd = files.open_at(volume.fd, name, files.DIRECTORY_FLAGS)
     try:
         with Tree({mount: fd}) as tree:
             return [
@@ -156,6 +156,6 @@ def _find(volume: Volume, path: str, pattern: re.Pattern[bytes]) -> str:
         os.close(parent)
     if fd is None:
         return ""
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         match = pattern.search(stream.read(_MAX_RECORD_BYTES))
     return match.group(1).decode("ascii", "replace") if match else ""

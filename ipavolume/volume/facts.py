@@ -158,7 +158,7 @@ def has_only_a_lock(volume: Volume) -> bool:
     if fd is None:
         return False
     try:
-        return set(os.listdir(fd)) <= {LOCK}
+        return set(files.listdir(fd)) <= {LOCK}
     finally:
         os.close(fd)
 
@@ -236,7 +236,7 @@ def read_build_id(volume: Volume) -> str | None:
             path=path,
             hint="Look at who put it there, and restore the file.",
         )
-    with open(fd, "rb") as stream:
+    with files.reader(fd) as stream:
         data = stream.read(_MAX_ID_BYTES + 1)
     text = data.decode("utf-8", "replace").strip()
     if len(data) > _MAX_ID_BYTES or "\n" in text or not text.isprintable():
@@ -257,7 +257,7 @@ def _read_identity(fd: int, volume: Volume) -> Identity | None:
 
 def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None, TaskLog]:
     try:
-        inside = os.open(TRANSACTION, files.DIRECTORY_FLAGS, dir_fd=fd)
+        inside = files.open_at(fd, TRANSACTION, files.DIRECTORY_FLAGS)
     except PermissionError as err:
         raise unreadable(path_of_member(fd, TRANSACTION), err) from err
     try:

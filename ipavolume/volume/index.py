@@ -127,7 +127,7 @@ def read_target(volume: Volume, facts: Facts) -> tuple[ImageHeader, BinaryIO]:
 
 
 def _open_transaction(volume: Volume) -> int:
-    return os.open(f"{STATE_DIRECTORY}/{TRANSACTION}", files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+    return files.open_at(volume.fd, f"{STATE_DIRECTORY}/{TRANSACTION}", files.DIRECTORY_FLAGS)
 
 
 def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
@@ -159,7 +159,7 @@ def _read_index(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
                 return b""
             digest = stream.read(_DIGEST_BYTES)
             # What the header of an altered baseline counts may be any number.
-            size = os.fstat(stream.fileno()).st_size
+            size = files.fstat(stream.fileno()).st_size
             body = stream.read(min(baseline.records * INDEX_ENTRY_BYTES, size) + 1)
     except VolumeIOError as err:
         if err.code != "unreadable":

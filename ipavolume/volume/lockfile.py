@@ -107,7 +107,7 @@ def _take(state: int) -> int | None:
     try:
         if not locking.try_flock(fd):
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
-        opened, there = os.fstat(fd), files.lstat(state, LOCK)
+        opened, there = files.fstat(fd), files.lstat(state, LOCK)
         if there is not None and (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino):
             check_lock(path_of_member(state, LOCK), opened)
             mount = mounts.mount_of(fd)
@@ -165,7 +165,7 @@ def make_state(volume: Volume) -> int:
     except OSError as err:
         raise _not_created(where, err) from err
     with attempt("prepare", where, now=STATE_UNTOUCHED):
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         try:
             # A set-group-id bit or default ACL of the volume's root must not be inherited by
             # all that is made here.
@@ -267,7 +267,7 @@ def holders(volume: Volume) -> tuple[int, ...]:
 
 def directory_holders(fd: int) -> tuple[int, ...]:
     """Return the processes that took the lock of the directory *fd*, as far as they are seen."""
-    return _listed(fd, os.fstat(fd))
+    return _listed(fd, files.fstat(fd))
 
 
 def _listed(fd: int, found: os.stat_result | None) -> tuple[int, ...]:
@@ -287,7 +287,7 @@ def is_held_here(volume: Volume) -> bool:
     mount = mounts.mount_of(volume.fd)
     if mount is None:
         return False
-    inodes = {os.fstat(volume.fd).st_ino}
+    inodes = {files.fstat(volume.fd).st_ino}
     root = os.readlink(files.proc_path(volume.fd))
     state = open_state_or_none(volume)
     if state is not None:
@@ -328,7 +328,7 @@ def read_holder(volume: Volume) -> Holder | None:
         fd = files.open_regular(state, LOCK)
         if fd is None:
             return None
-        with open(fd, "rb") as stream:
+        with files.reader(fd) as stream:
             text = stream.read(_MAX_LINE_BYTES + 1).decode("ascii", "replace")
     except OSError:
         return None

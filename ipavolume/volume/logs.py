@@ -89,7 +89,7 @@ def _open(volume: Volume, run: str) -> BinaryIO:
     directory = files.make_directories(volume.fd, f"{STATE_DIRECTORY}/{LOGS}", mode=_PRIVATE_MODE)
     try:
         name = f"{run}.log"
-        others = sorted(one for one in os.listdir(directory) if one != name)
+        others = sorted(one for one in files.listdir(directory) if one != name)
         for old in others[: max(0, len(others) + 1 - _LOGS_KEPT)]:
             trees.remove_tree(directory, old)
         return files.open_for_appending(directory, name)

@@ -84,7 +84,7 @@ def check_trust(volume: Volume) -> None:
         UnsafeVolumeError: If the volume's root or the state directory is not a real
             directory of root that nobody else can write.
     """
-    root = os.fstat(volume.fd)
+    root = files.fstat(volume.fd)
     if root.st_uid != 0 and (moved := ownership.explain(volume.fd, volume.directory)):
         raise moved
     _check_directory(volume.directory, root)
@@ -103,11 +103,11 @@ def check_trust(volume: Volume) -> None:
 
 def _check_members(volume: Volume, path: str) -> None:
     try:
-        fd = os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
     except PermissionError as err:
         raise unreadable(path, err) from err
     try:
-        for name in sorted(os.listdir(fd)):
+        for name in sorted(files.listdir(fd)):
             st = files.lstat(fd, name)
             if st is None:
                 continue
@@ -181,7 +181,7 @@ def unsafe_lock(path: str, what: str) -> UnsafeVolumeError:
 def open_state(volume: Volume) -> int | None:
     """Open the state directory, or return ``None`` when there is none."""
     try:
-        return os.open(STATE_DIRECTORY, files.DIRECTORY_FLAGS, dir_fd=volume.fd)
+        return files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
     except FileNotFoundError:
         return None
 
@@ -228,9 +228,9 @@ def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
         raise unreadable(path_of_member(fd, name), err) from err
     if opened is None:
         raise damaged(fd, name, f"is {KIND_WORDS[files.type_of(st.st_mode)]}, not a file")
-    stream = open(opened, "rb")  # noqa: SIM115 - the caller closes it
+    stream = files.reader(opened)
     try:
-        _check_directory(path_of_member(fd, name), os.fstat(opened))
+        _check_directory(path_of_member(fd, name), files.fstat(opened))
     except UnsafeVolumeError:
         stream.close()
         raise

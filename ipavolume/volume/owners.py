@@ -204,7 +204,7 @@ def _is_sole(seen: Sequence[_Seen], volume: Volume) -> bool:
     except OSError:
         return False
     try:
-        names = os.listdir(fd)[:_AT_MOST]
+        names = files.listdir(fd)[:_AT_MOST]
         owners = {st.st_uid for name in names if (st := files.lstat(fd, name)) is not None}
     finally:
         os.close(fd)

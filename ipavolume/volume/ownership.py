@@ -72,7 +72,7 @@ def explain(fd: int, directory: str) -> UnsafeVolumeError | None:
     Returns:
         What to raise, or ``None`` where nothing more than the owner of its root is known.
     """
-    root = os.fstat(fd)
+    root = files.fstat(fd)
     if root.st_uid == OVERFLOW_ID and is_remapped():
         return _outside(fd, directory)
     users, groups = _compare(fd)
@@ -159,7 +159,7 @@ def _recorded(fd: int) -> Iterator[tuple[str, int, int]]:
         return
     budget = _MAX_BYTES
     left = {True: _MAX_SAMPLES, False: _MAX_SAMPLES}
-    with open(opened, "rb") as stream:
+    with files.reader(opened) as stream:
         header = manifest.read_header(stream)
         mounts = [volume.mount + "/" for volume in header.volumes if not volume.volatile][:1]
         for line in manifest.read_lines(stream):
@@ -177,7 +177,7 @@ def _recorded(fd: int) -> Iterator[tuple[str, int, int]]:
 
 def _open(fd: int, directory: str, name: str) -> int | None:
     try:
-        inside = os.open(directory, files.DIRECTORY_FLAGS, dir_fd=fd)
+        inside = files.open_at(fd, directory, files.DIRECTORY_FLAGS)
     except FileNotFoundError:
         return None
     try:
@@ -209,7 +209,7 @@ def _begin_of_range(fd: int, owner: int) -> int | None:
 def _look(fd: int, depth: int, left: list[int]) -> Iterator[os.stat_result]:
     """Yield what ``lstat`` says of at most so many entries, not deeper than *depth*."""
     try:
-        names = sorted(os.listdir(fd))
+        names = sorted(files.listdir(fd))
     except OSError:
         return
     for name in names:
@@ -220,7 +220,7 @@ def _look(fd: int, depth: int, left: list[int]) -> Iterator[os.stat_result]:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             yield st
             if depth and stat.S_ISDIR(st.st_mode):
-                below = os.open(name, files.DIRECTORY_FLAGS, dir_fd=fd)
+                below = files.open_at(fd, name, files.DIRECTORY_FLAGS)
             else:
                 continue
         except OSError:
@@ -297,7 +297,7 @@ def _nobody(directory: str) -> UnsafeVolumeError:
 def _outside(fd: int, directory: str) -> UnsafeVolumeError:
     here, group = outside_of(0), outside_of(0, "gid")
     try:
-        empty = not os.listdir(fd)
+        empty = not files.listdir(fd)
     except OSError:
         empty = False
     if empty:

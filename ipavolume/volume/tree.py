@@ -11,7 +11,7 @@ from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files
-from ipavolume.linux.trees import Cursor
+from ipavolume.linux.trees import Cursor, MovedError
 from ipavolume.model.files import STATE_DIRECTORY, DiskState, LinkStanding, Xattrs
 from ipavolume.volume.layout import SAVED
 
@@ -86,7 +86,7 @@ class Tree:
             below = None
             if fd is not None:
                 try:
-                    below = os.open(name, _TRAVERSE, dir_fd=fd)
+                    below = files.open_at(fd, name, _TRAVERSE)
                 except OSError as err:
                     if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                         raise
@@ -96,7 +96,7 @@ class Tree:
     def stat(self, path: str) -> os.stat_result | None:
         """Return what ``lstat`` says of *path*, or ``None`` when there is nothing."""
         if path in self._mounts:
-            return os.fstat(self._mounts[path])
+            return files.fstat(self._mounts[path])
         parent, _, name = path.rpartition("/")
         directory = self.directory(parent)
         if directory is None:
@@ -120,7 +120,7 @@ class Tree:
         if fd is None:
             return ""
         with open(fd, "rb", buffering=0) as reader:
-            st = os.fstat(fd)
+            st = files.fstat(fd)
             if state is not None and (st.st_dev, st.st_ino) != (state.dev, state.ino):
                 return ""
             return hashlib.file_digest(reader, "sha256").hexdigest()
@@ -149,9 +149,9 @@ class Tree:
         above = self.directory(path)
         if above is None:
             return []
-        fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=above)
+        fd = files.open_at(above, ".", files.DIRECTORY_FLAGS)
         try:
-            return sorted(os.listdir(fd), key=os.fsencode)
+            return sorted(files.listdir(fd), key=os.fsencode)
         finally:
             os.close(fd)
 
@@ -275,11 +275,11 @@ def walk(
     Raises:
         UnsafeVolumeError: If a directory is moved meanwhile, or a path is too long.
     """
-    device = os.fstat(root).st_dev
+    device = files.fstat(root).st_dev
     levels: list[tuple[str, list[str]]] = []
     with Cursor(root) as cursor:
         path = mount
-        names = sorted(os.listdir(cursor.fd), reverse=True)
+        names = sorted(files.listdir(cursor.fd), reverse=True)
         while True:
             while not names:
                 if not levels:
@@ -314,16 +314,14 @@ def walk(
                     continue
                 levels.append((path, names))
                 path = f"{path}/{name}"
-                names = [SAVED] if ours else sorted(os.listdir(cursor.fd), reverse=True)
+                names = [SAVED] if ours else sorted(files.listdir(cursor.fd), reverse=True)
 
 
 def _leave(cursor: Cursor, path: str) -> None:
     """Go up to the directory *path*."""
     try:
         cursor.leave()
-    except OSError as err:
-        if err.errno != errno.ESTALE:
-            raise
+    except MovedError as err:
         raise UnsafeVolumeError(
             f"{path!r} was moved while it was being read",
             hint="Stop what is using the volume and try again.",

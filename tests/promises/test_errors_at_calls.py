@@ -1,8 +1,14 @@
-"""A call that changes files fails: the run says so, loses nothing, and can be finished."""
+"""A call fails: the run says so, loses nothing, and can be finished.
+
+First those that change files, then those that only look.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +17,7 @@ from typing import Final
 import pytest
 from support import tracing
 from support.filesystems import Filesystems
+from support.images import make_image
 from support.tracing import Call
 from support.worlds import (
     RUNS,
@@ -154,3 +161,83 @@ def wrong_states(stderr: str, place: Path, run: Run, expected: Undisturbed) -> l
     else:
         problems.append(f"it does not say in which state the volume is: {stderr}")
     return problems
+
+
+# -- calls that only look ----------------------------------------------------------------
+
+EVERY: Final = 29
+"""Of so many calls one fails; there are 1,400 in an upgrade."""
+LOOK_ERRORS: Final = {
+    "EIO": "Input/output error",
+    "ESTALE": "Stale file handle",
+    "EACCES": "Permission denied",
+    "ENOMEM": "Cannot allocate memory",
+    "ETIMEDOUT": "Connection timed out",
+    "EUCLEAN": "Structure needs cleaning",
+    "EMFILE": "Too many open files",
+}
+COMMANDS: Final = ("upgrade", "check", "status", "history", "conflicts", "prepare")
+
+
+def command_of(world: World, place: Path, kind: str) -> list[str]:
+    """Return a command that looks at volumes, or, on an image, that makes one."""
+    program = [sys.executable, "-m", "ipavolume", kind]
+    match kind:
+        case "status" | "history":
+            return [*program, str(place / "data")]
+        case "prepare":
+            return [*program, "--root", str(place / "image"), "--build-id", "build-one"]
+        case _:
+            return world.command("two", place, kind)
+
+
+@pytest.fixture(scope="session")
+def bare(world: World) -> Path:
+    """An image that is not prepared yet."""
+    image = make_image(world.directory / "bare")
+    image.list("/etc/app/")
+    for name in ("passwd", "group"):
+        image.write(f"/etc/{name}", (world.image("one") / "etc" / name).read_text())
+    image.install(world.package(1))
+    return image.root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_an_error_of_a_call_that_only_looks_is_told_and_is_no_bug(
+    world: World, bare: Path, place: Path, tmp_path: Path, kind: str
+) -> None:
+    """ESTALE on a baseline, EIO in a walk, EMFILE at ``/proc``: 74, call and path (F49)."""
+    command = command_of(world, place, kind)
+
+    def begin() -> None:
+        world.copy("edited", place)
+        shutil.rmtree(place / "image", ignore_errors=True)
+        if kind == "prepare":
+            subprocess.run(["cp", "-a", bare, place / "image"], check=True)
+
+    begin()
+    expected, calls = tracing.looks(
+        command,
+        env=world.environment,
+        log=tmp_path / "log",
+        below=[str(place), str(world.directory / "two"), "/proc/"],
+    )
+    result = look(place)
+    assert calls
+    wrong: list[tuple[object, object]] = []
+    for turn, call in enumerate(calls[:: min(EVERY, len(calls) // 7)]):
+        error = list(LOOK_ERRORS)[turn % len(LOOK_ERRORS)]
+        begin()
+        done = tracing.failing(command, call, error, env=world.environment)
+        text = done.stdout + done.stderr
+        told = LOOK_ERRORS[error] in text
+        if done.returncode == expected.returncode and not told:
+            # It could do without. Then all is as if it had not failed.
+            if found := differences(look(place), result):
+                wrong.append((f"{error} at {call}", found))
+        elif done.returncode == 1 or "Traceback" in text or not told:
+            wrong.append((f"{error} at {call}", f"{done.returncode}: {text}"))
+        elif done.returncode == 74 and not re.search(r"/[\w.-]+/", said(done.stderr, "error")):
+            wrong.append((f"{error} at {call}", f"names no path: {text}"))
+    assert not wrong, tell(wrong)

@@ -33,6 +33,13 @@ CHANGING: Final = (
 
 SYNCING: Final = ("fsync", "fdatasync", "syncfs", "sync", "sync_file_range")
 
+LOOKING: Final = (
+    *("openat", "open", "read", "pread64", "newfstatat", "fstat", "lstat", "stat", "statx"),
+    *("getdents64", "readlink", "readlinkat", "getxattr", "listxattr", "lseek", "statfs"),
+    *("fstatfs", "flock", "faccessat", "access"),
+)
+"""What only looks, opening for that included."""
+
 _KNOWN_TO_STRACE: Final = ",".join(f"?{name}" for name in (*CHANGING, *SYNCING))
 _LINE: Final = re.compile(r"(?:(\d+) +)?([a-z_0-9]+)\((.*)")
 _FAST: Final = ("--seccomp-bpf",)
@@ -81,6 +88,38 @@ def trace(
         counts[key] = counts.get(key, 0) + 1
         if _matters(name, text):
             calls.append(Call(name=name, number=counts[key], text=text, process=int(process or 0)))
+    return done, calls
+
+
+def looks(
+    command: Sequence[str], *, env: Mapping[str, str], log: Path, below: Sequence[str]
+) -> tuple[subprocess.CompletedProcess[str], list[Call]]:
+    """Run *command*; return how it ended and the calls of its first process that look.
+
+    Args:
+        command: The command.
+        env: Its environment.
+        log: A file to write.
+        below: The paths that matter: what lies elsewhere is the interpreter's.
+    """
+    names = ",".join(f"?{name}" for name in LOOKING)
+    done = _run(
+        [*_strace(log, f"trace={names}", options=("-y", "-s", "300", *_FAST)), *command], env=env
+    )
+    counts: dict[str, int] = {}
+    calls = []
+    first = ""
+    for line in log.read_text(errors="surrogateescape").splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        process, name, text = match.groups()
+        first = first or process
+        if process != first:
+            continue
+        counts[name] = counts.get(name, 0) + 1
+        if " = -1 " not in text and any(path in text for path in below):
+            calls.append(Call(name=name, number=counts[name], text=text))
     return done, calls
 
 
