@@ -27,6 +27,7 @@ from ipavolume.errors import (
     ObstructedError,
     UnsafeVolumeError,
     UsageError,
+    unforeseen,
 )
 from ipavolume.firstrun import standing
 from ipavolume.firstrun.standing import Standing
@@ -137,13 +138,14 @@ def inspect(options: Options) -> Inspection:
         except IpaVolumeError as err:
             return failed(directory, image, err, *findings)
         except OSError as err:
+            told = unforeseen(err)
             findings.append(
                 Finding(
                     code="unreadable",
                     severity=Severity.ERROR,
                     path=directory,
-                    message=f"cannot read the volume: {err.strerror}",
-                    hint="Run it as root.",
+                    message=str(told),
+                    hint=told.hint,
                 )
             )
             return Inspection(

@@ -224,10 +224,9 @@ class ImageTree:
 def _links_in(fd: int, prefix: str) -> Generator[tuple[str, str], None, list[str]]:
     """Yield the links in a directory; return the names of the directories in it."""
     directories = []
-    with files.scandir(fd) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                yield f"{prefix}/{entry.name}", os.readlink(entry.name, dir_fd=fd)
-            elif entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
+    for entry in files.scandir(fd):
+        if entry.is_symlink():
+            yield f"{prefix}/{entry.name}", os.readlink(entry.name, dir_fd=fd)
+        elif entry.is_dir(follow_symlinks=False):
+            directories.append(entry.name)
     return directories

@@ -99,10 +99,11 @@ def open_at(directory: int, name: str, flags: int) -> int:
         raise placed(err, directory, name) from None
 
 
-def scandir(fd: int) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+def scandir(fd: int) -> list[os.DirEntry[str]]:
     """Return what is in the directory *fd*."""
     try:
-        return os.scandir(fd)
+        with os.scandir(fd) as entries:
+            return list(entries)
     except OSError as err:
         raise placed(err, fd) from None
 

@@ -103,7 +103,7 @@ def listed(device: str, inode: int) -> tuple[int, ...] | None:
         Their numbers, or ``None`` if that is not known.
     """
     try:
-        with open("/proc/locks", encoding="ascii") as stream:
+        with open("/proc/locks", encoding="utf-8") as stream:
             lines = [line.split() for line in stream]
     except OSError:
         return None
@@ -150,7 +150,7 @@ def _target(link: str) -> str:
 
 def _is_locking(pid: int, number: str, device: str, inodes: frozenset[int]) -> bool:
     try:
-        with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as stream:
+        with open(f"/proc/{pid}/fdinfo/{number}", encoding="utf-8", errors="replace") as stream:
             lines = [line.split() for line in stream if line.startswith("lock:")]
     except OSError:
         return False

@@ -106,7 +106,7 @@ def strangers_data(
 
 
 def _names(fd: int) -> Iterator[str]:
-    with files.scandir(fd) as entries:
+    with os.scandir(fd) as entries:
         for entry in entries:
             yield entry.name
 

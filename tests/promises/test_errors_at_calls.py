@@ -238,6 +238,6 @@ def test_an_error_of_a_call_that_only_looks_is_told_and_is_no_bug(
                 wrong.append((f"{error} at {call}", found))
         elif done.returncode == 1 or "Traceback" in text or not told:
             wrong.append((f"{error} at {call}", f"{done.returncode}: {text}"))
-        elif done.returncode == 74 and not re.search(r"/[\w.-]+/", said(done.stderr, "error")):
+        elif done.returncode == 74 and not re.search(r"/[\w.-]+/", text):
             wrong.append((f"{error} at {call}", f"names no path: {text}"))
     assert not wrong, tell(wrong)
