@@ -230,10 +230,20 @@ class Lock:
         before = len(self._files)
         self._wait(make=True)
         if not self._named:
-            for fd in self._files.values():
-                fastpath.name_holder(fd)
+            for volume in self._volumes:
+                self._name_holder(volume)
             self._named = True
         return len(self._files) > before
+
+    def _name_holder(self, volume: Volume) -> None:
+        fd = self._files.get(volume.mount)
+        if fd is None:
+            return
+        fastpath.name_holder(fd)
+        if network_of(volume):
+            # Or other hosts would read it when the lock is given up.
+            with contextlib.suppress(OSError):
+                files.sync(fd)
 
     def _wait(self, *, make: bool) -> None:
         begun = time.monotonic()
