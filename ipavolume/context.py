@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ipavolume.errors import (
-    UsageError,
-)
-from ipavolume.formats.manifest import (
-    is_safe_path,
-)
+from ipavolume.errors import UnsafeVolumeError, UsageError
+from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.image import Image
 from ipavolume.linux import mounts
 from ipavolume.model.images import VolumeSpec
-from ipavolume.volume import members
+from ipavolume.volume import members, ways
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
@@ -57,6 +53,7 @@ class Options:
     retry: bool = False
 
 
+_SHARED: Final = "shared-path"
 OVERRIDES: Final = {
     "blocked": "finish what a newer image began, then go on with this one",
     "directory-locked": "work on a volume whose root directory somebody keeps locked",
@@ -74,6 +71,7 @@ OVERRIDES: Final = {
     "occupied": "populate a volume that has data of something else",
     "partial": "go on over what an interrupted first run left",
     "reused-id": "leave files of an account that is gone to the one with its number now",
+    _SHARED: "work on a volume below a directory that others can change",
     "space": "begin although there may be too little room",
     "stale-lock": "take the lock on NFS from a host that is dead",
     "stateless": "take over a volume that has files but no state of ours",
@@ -90,6 +88,7 @@ class Context:
         options: What the operator asks for.
         volumes: The volumes that are upgraded.
         volatile: The volumes that are emptied and filled at each start.
+        ways: What others could change of the paths to the image and the volumes, if anything.
     """
 
     def __init__(self, options: Options) -> None:
@@ -118,6 +117,9 @@ class Context:
                 )
             kept: dict[str, Volume] = {}
             self.volatile: dict[str, Volume] = {}
+            self.ways: list[UnsafeVolumeError] = []
+            if options.root != "/":
+                self._check_way(options.root, within=True)
             for spec in specs:
                 volume = self._open(spec, places.get(spec.mount), stack)
                 (self.volatile if spec.volatile else kept)[spec.mount] = volume
@@ -129,7 +131,36 @@ class Context:
         kind, mount_options = mounts.file_system_of(directory)
         volume = members.open_volume(spec.mount, directory, file_system=kind, options=mount_options)
         stack.callback(os.close, volume.fd)
+        if given is not None or self.options.root != "/":
+            self._check_way(directory, within=False)
         return volume
+
+    def _check_way(self, path: str, *, within: bool) -> None:
+        """Note what others can change of a path that somebody gave."""
+        if fault := ways.changeable_by_others(path, within=within):
+            self.ways.append(
+                UnsafeVolumeError(
+                    f"others can change where {path!r} leads to: {fault}",
+                    code=_SHARED,
+                    hint="Give the directory to root and take the right to write from others, or "
+                    f"move what is below it. If nobody can log in as these: --allow {_SHARED}.",
+                    path=path,
+                )
+            )
+
+    def refuse_ways(self) -> None:
+        """Refuse to write where others can change what the paths to it lead to.
+
+        Raises:
+            UnsafeVolumeError: If they can, and that is not overridden.
+        """
+        if self.ways and not self.overridden:
+            raise self.ways[0]
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """Codes of what would be refused of the paths, and is not."""
+        return (_SHARED,) if self.ways and _SHARED in self.options.allow else ()
 
     def __enter__(self) -> Context:
         """Return the context."""

@@ -51,12 +51,14 @@ class Work:
 
         Raises:
             IpaVolumeError: If the image is not prepared, or a volume is not there.
+            UnsafeVolumeError: If others can change where the path to one leads.
         """
         signals.install()
         with contextlib.ExitStack() as stack:
             # Closed after the volumes: see the module of the lock.
             self.lock = stack.enter_context(Lock(inside=options.root == "/"))
             self.context = stack.enter_context(Context(options))
+            self.context.refuse_ways()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:

@@ -62,6 +62,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             consent=context.options.consent,
         )
     )
+    found = replace(found, overrides=(*context.overridden, *found.overrides))
     return found if found.error is not None else _judge_moved(context, primary, found)
 
 
