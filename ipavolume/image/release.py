@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.images import Accounts
 
 _MAX_ACCOUNTS_BYTES: Final = 64 << 20
 _MAX_OS_RELEASE_BYTES: Final = 64 << 10
 _MAX_ID: Final = 0xFFFFFFFE
+"""The one above it is -1, with which a call that changes owners leaves them as they are."""
+_MAX_DIGITS: Final = 10
+_SHOWN_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,12 @@ class AccountNames:
 
 
 def read_accounts(tree: ImageTree) -> AccountNames:
-    """Read ``passwd`` and ``group`` of the image; lines that make no sense are passed over."""
+    """Read ``passwd`` and ``group`` of the image; lines that make no sense are passed over.
+
+    Raises:
+        ConfigurationError: If an account has a number that no owner can have; what is its would
+            become root's, or stay whose it was.
+    """
     users = _read_ids(tree, "/etc/passwd")
     groups = _read_ids(tree, "/etc/group")
     return AccountNames(
@@ -46,10 +55,21 @@ def _read_ids(tree: ImageTree, path: str) -> dict[str, int]:
     result: dict[str, int] = {}
     for line in data.split(b"\n"):
         fields = line.split(b":")
-        if len(fields) >= 3 and fields[0] and fields[2].isdigit() and b"\0" not in fields[0]:
-            number = int(fields[2]) if len(fields[2]) <= 10 else _MAX_ID + 1
-            if number <= _MAX_ID:
-                result.setdefault(os.fsdecode(fields[0]), number)
+        if len(fields) < 3 or not fields[0] or b"\0" in fields[0]:
+            continue
+        if not fields[2].removeprefix(b"-").isdigit():
+            continue
+        digits = fields[2].lstrip(b"0") or b"0"
+        number = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else _MAX_ID + 1
+        name = os.fsdecode(fields[0])
+        if number > _MAX_ID:
+            raise ConfigurationError(
+                f"{path!r} of the image gives {name!r} the number "
+                f"{os.fsdecode(fields[2][:_SHOWN_DIGITS])}, which no owner of a file can have",
+                hint=f"Numbers go from 0 to {_MAX_ID}. Correct it in the image.",
+                path=path,
+            )
+        result.setdefault(name, number)
     return result
 
 

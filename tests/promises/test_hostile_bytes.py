@@ -21,10 +21,12 @@ from typing import Any, Final
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.images import Packaged, build_rpm
 from support.steps import step_text, steps_in
 
 from ipavolume.apply import journal
 from ipavolume.cli.text import history_lines
+from ipavolume.config import releases
 from ipavolume.config.pathlist import parse_path_list
 from ipavolume.config.reading import parse_config
 from ipavolume.errors import IpaVolumeError
@@ -33,6 +35,7 @@ from ipavolume.firstrun.request import Request, split_words
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.plan import dump_lines, load
+from ipavolume.image.release import read_accounts, read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.actions import Erase, Install, Plan
 from ipavolume.model.files import DiskState, FileFlags, FileType, Metadata, Record
@@ -42,7 +45,10 @@ from ipavolume.model.tasks import Failure, Task, TaskKind, TaskLog, TaskRecord, 
 from ipavolume.prepare import originals
 from ipavolume.prepare.originals import Replacement
 from ipavolume.rpm import catalogue
+from ipavolume.rpm.database import read_database
+from ipavolume.rpm.header import read_package_file
 from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
+from ipavolume.rpm.versions import compare_evr
 from ipavolume.steps.declaration import find_steps
 from ipavolume.steps.verify import Verified, read_verified
 from ipavolume.volume.facts import Identity, Transaction, read_facts
@@ -451,6 +457,124 @@ def test_a_declaration_whose_bytes_were_changed(
         return steps_in(root)
 
     read_whole(read, cut(step_text().encode(), cuts))
+
+
+# -- what an image tells of itself in files of others, and packages ------------------------
+
+ACCOUNTS: Final = b"root:x:0:0:root:/root:/bin/sh\napp:x:1001:1001::/:/bin/sh\n+::::::\n# none\n"
+RELEASE: Final = b"ID=fedora\nVERSION_ID=\"43\"\nNAME='x'\n"
+HEADERS: Final = b"""\
+<rpmHeader>
+  <rpmTag name="Name"><string>app</string></rpmTag>
+  <rpmTag name="Version"><string>1</string></rpmTag>
+  <rpmTag name="Release"><string>1</string></rpmTag>
+  <rpmTag name="Epoch"><integer>1</integer></rpmTag>
+  <rpmTag name="Arch"><string>noarch</string></rpmTag>
+  <rpmTag name="Sourcerpm"><string>app-1-1.src.rpm</string></rpmTag>
+  <rpmTag name="Providename"><string>app</string></rpmTag>
+  <rpmTag name="Provideflags"><integer>8</integer></rpmTag>
+  <rpmTag name="Provideversion"><string>1:1-1</string></rpmTag>
+</rpmHeader>
+"""
+
+
+def read_files_of_an_image(root: Path) -> object:
+    """Return the accounts and the release of an image."""
+    with ImageTree(str(root), {}) as tree:
+        return read_accounts(tree), read_os_release(tree)
+
+
+@pytest.mark.parametrize("name", ["passwd", "group", "os-release"])
+@settings(max_examples=300)
+@given(cuts=CUTS)
+def test_bytes_of_an_images_own_files_that_were_changed(
+    tmp_path_factory: pytest.TempPathFactory, name: str, cuts: list[tuple[int, int, bytes]]
+) -> None:
+    """F55."""
+    root = tmp_path_factory.getbasetemp() / f"files-{name}"
+    (root / "etc").mkdir(parents=True, exist_ok=True)
+
+    def read(data: bytes) -> object:
+        (root / "etc" / name).write_bytes(data)
+        return read_files_of_an_image(root)
+
+    read_whole(read, cut(RELEASE if name == "os-release" else ACCOUNTS, cuts))
+
+
+@pytest.mark.parametrize("number", ["4294967295", "-1", "-0", "18446744073709551616", DIGITS])
+@pytest.mark.parametrize("name", ["passwd", "group"])
+def test_an_account_with_a_number_that_no_owner_has_is_refused(
+    tmp_path: Path, name: str, number: str
+) -> None:
+    """F55: it was passed over, and what was its became root's."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / name).write_text(f"root:x:0:0\nsvc:x:{number}:1\n")
+    with pytest.raises(IpaVolumeError, match="'svc' the number") as caught:
+        read_files_of_an_image(tmp_path)
+    assert caught.value.exit_status == 78
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("number", ["65534", "4294967294", "0000000000001000"])
+def test_an_account_with_a_large_number_is_read(tmp_path: Path, number: str) -> None:
+    """F55."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text(f"svc:x:{number}:1\nodd:x:none:1\n+::::\n")
+    with ImageTree(str(tmp_path), {}) as tree:
+        assert read_accounts(tree).accounts.users == {"svc": int(number)}
+
+
+@settings(max_examples=300)
+@given(cuts=CUTS)
+def test_bytes_of_what_rpm_prints_that_were_changed(cuts: list[tuple[int, int, bytes]]) -> None:
+    """F55."""
+    assert read_database(io.BytesIO(HEADERS), wanted=lambda _: True)
+    read_whole(
+        lambda data: read_database(io.BytesIO(data), wanted=lambda _: True), cut(HEADERS, cuts)
+    )
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of a package file up to the end of its header."""
+    files = [Packaged(path="/etc/app/conf", content="x", words="%config(noreplace)")]
+    scriptlets = "%post\ntrue\n%triggerin -- other < 2\ntrue\n"
+    path = build_rpm(tmp_path_factory.mktemp("package"), "app", files, scriptlets=scriptlets)
+    return path.read_bytes()
+
+
+@pytest.mark.rpm
+@settings(max_examples=300)
+@given(cuts=CUTS.map(lambda cuts: [(place * 7, length, put) for place, length, put in cuts]))
+def test_bytes_of_a_package_file_that_were_changed(
+    tmp_path_factory: pytest.TempPathFactory, package: bytes, cuts: list[tuple[int, int, bytes]]
+) -> None:
+    """F55."""
+    path = tmp_path_factory.getbasetemp() / "odd.rpm"
+
+    def read(data: bytes) -> object:
+        path.write_bytes(data)
+        return read_package_file(str(path), wanted=lambda _: True)
+
+    assert read(package)
+    # Lengths stay: otherwise nearly all of them end at the first number.
+    kept = [(place, len(put), put) for place, _, put in cuts]
+    read_whole(read, cut(package, kept))
+
+
+@pytest.mark.parametrize("digits", [10_000, 1_000_000])
+def test_versions_of_any_number_of_digits_are_compared_or_refused(digits: int) -> None:
+    """F55: of a package, of a release, in a rule and in the range of a step."""
+    number = "9" * digits
+    assert compare_evr(f"1:{number}-1", f"1:{number[1:]}-1") > 0
+    theirs, image = ("fedora", number), ("fedora", "43")
+    for rule in ("fedora:same-or-previous", "fedora:same-major", "fedora>=42,<44"):
+        assert not releases.accepts([rule], volume_os=theirs, image_os=image)
+    # What cannot be compared selects the step, as an unknown version does.
+    assert releases.in_range("<2", number)
+    for rule in (f"fedora>={number}", f"fedora:{number}"):
+        with pytest.raises(IpaVolumeError):
+            parse_config(f"[accept]\nfrom = ['{rule}']".encode())
 
 
 # -- what lies on a volume: only root's is looked at ---------------------------------------
