@@ -47,7 +47,7 @@ from ipavolume.plan.verdict import State
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
-from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry
+from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
 from ipavolume.volume.logs import RunLog, Speaker
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
@@ -260,6 +260,7 @@ class _Run:
         self._first = next(iter(areas.values()))
         self._speaker = speaker
         self._phases = phases
+        self._taken: frozenset[str] = frozenset()
         # A rebuild of the image that began it has the same steps and scriptlets.
         self._ours = transaction.fingerprint == context.image.header.fingerprint
         self._log = TaskLog(records=self._primary.tasks.records)
@@ -313,6 +314,7 @@ class _Run:
             sync_area(area.volume, now=failures.STATE_OPEN)
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, SWAPPED)
+        self._taken = frozenset(swap.taken)
         return tuple(swap.notes)
 
     def _is_executable(self) -> bool:
@@ -395,8 +397,13 @@ class _Run:
                 *notes,
                 *saved.saved_copies([area.volume for area in self._areas.values()], self._plan.run),
             ],
+            taken=self._taken,
             unexecuted=unexecuted,
         )
+        if self._primary.baseline is not None:
+            # What the edited ones came from: as long as the baseline is the old one.
+            edited = {copy[0] for copy in entry["copies"]}
+            entry["shipped"] = shipped(self._context.volumes.primary, edited)
         commit.commit(
             list(self._areas.values()),
             identities,

@@ -43,7 +43,7 @@ from ipavolume.model.files import (
     Metadata,
     Xattrs,
 )
-from ipavolume.model.paths import mount_of, numbered
+from ipavolume.model.paths import is_saved, mount_of, numbered
 from ipavolume.model.progress import Progress
 from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
@@ -91,6 +91,7 @@ class Swap:
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
         self.notes: list[tuple[str, str]] = []
+        self.taken: set[str] = set()
         """Paths that were found changed since the plan, and where that was saved; "": left."""
 
     def run(self, progress: Progress) -> None:
@@ -199,8 +200,7 @@ class Swap:
                     if not self._make_way(number, action, directory, name):
                         return
                 elif action.save_to:
-                    with files.inode(directory, name) as fd:
-                        self._link_free(number, path, fd, _numbered(action.save_to))
+                    self._link_to(number, path, directory, name, action.save_to)
                 if action is not None and stat.S_ISREG(found.st_mode):
                     self._merge_staged(number, action, directory, name)
             if stat.S_ISDIR(found.st_mode):
@@ -226,6 +226,22 @@ class Swap:
             if err.errno != errno.EXDEV:
                 raise
             self._transits[mount].put(number, staged, directory, name, replace=replace)
+
+    def _link_to(
+        self, number: int, path: str, directory: int, name: str, save_to: str
+    ) -> None:
+        """Give what is about to be replaced its other name; nothing is overwritten."""
+        with files.inode(directory, name) as fd:
+            to = self._link_free(number, path, fd, self._names_from(path, save_to))
+        if to != save_to:
+            self.taken.add(save_to)
+            self.notes.append((path, to))
+
+    def _names_from(self, path: str, planned: str) -> Iterator[str]:
+        """Yield the name that was planned for a copy of *path*, and what follows it."""
+        if not is_saved(planned):
+            yield from numbered(planned)
+        yield from self._copies_of(path, "")
 
     def _make_way(self, number: int, action: Install, directory: int, name: str) -> bool:
         """Deal with what appeared or changed since the plan; tell whether it is replaced.
@@ -410,7 +426,11 @@ class Swap:
             if moved is not None and moved.st_ino == ino and (now is None or now.st_ino != ino):
                 return
             if now is not None:
-                self._move_to_free(number, action.path, directory, name, _numbered(action.to))
+                names = self._names_from(action.path, action.to)
+                to = self._move_to_free(number, action.path, directory, name, names)
+                if to != action.to:
+                    self.taken.add(action.to)
+                    self.notes.append((action.path, to))
 
     def _erase(self, number: int, action: Erase) -> None:
         with self._parent(action.path) as (area, directory, name):

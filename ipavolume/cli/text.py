@@ -174,6 +174,7 @@ def conflict_data(conflict: Conflict) -> dict[str, Any]:
         "copy": conflict.copy,
         "kind": conflict.kind,
         "run": conflict.run,
+        "shipped": conflict.shipped,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,12 +38,15 @@ class Conflict:
         copy: The copy.
         kind: ``rpmnew`` (the package's), ``rpmsave``, ``rpmorig`` or ``saved`` (yours).
         run: Run that left it.
+        shipped: SHA-256 of the package's version that yours came from, where that is known; the
+            content of a config file is among the pristine ones.
     """
 
     path: str
     copy: str
     kind: str
     run: str
+    shipped: str = ""
 
 
 def conflicts(volumes: Volumes) -> list[Conflict]:
@@ -57,8 +60,9 @@ def conflicts(volumes: Volumes) -> list[Conflict]:
     found: dict[str, Conflict] = {}
     with volumes.tree() as tree:
         for run in history.read_history(volumes.primary):
+            shipped = dict(run.get("shipped", ()))
             for item in run.get("copies", ()):
-                conflict = _parse(item, str(run.get("run", "")), volumes)
+                conflict = _parse(item, str(run.get("run", "")), volumes, shipped)
                 if conflict is None:
                     continue
                 with failures.attempt("look at", conflict.copy):
@@ -67,7 +71,7 @@ def conflicts(volumes: Volumes) -> list[Conflict]:
     return list(found.values())
 
 
-def _parse(item: object, run: str, volumes: Volumes) -> Conflict | None:
+def _parse(item: object, run: str, volumes: Volumes, shipped: Mapping[str, str]) -> Conflict | None:
     if not (isinstance(item, list) and len(item) == 3 and all(isinstance(p, str) for p in item)):
         return None
     path, copy, kind = item
@@ -76,7 +80,7 @@ def _parse(item: object, run: str, volumes: Volumes) -> Conflict | None:
     below = tuple(mount + "/" for mount in volumes)
     if kind not in _KINDS or not all(is_safe_path(p) and p.startswith(below) for p in (path, copy)):
         return None
-    return Conflict(path=path, copy=copy, kind=kind, run=run)
+    return Conflict(path=path, copy=copy, kind=kind, run=run, shipped=shipped.get(path, ""))
 
 
 def difference(volumes: Volumes, conflict: Conflict) -> Iterator[str]:

@@ -88,9 +88,8 @@ class Copies:
                 if _is_too_long(name):
                     break
                 yield name
-            else:
-                return
-        yield from (name for name in numbered(saved) if not _is_too_long(name))
+        # Beside it names can be too long, and anybody who can write there can take them all.
+        yield from numbered(saved)
 
     def no_name(self, path: str) -> UnsafeVolumeError:
         """Return what to raise where every name is taken."""

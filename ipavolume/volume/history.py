@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
 from ipavolume.formats import checks
@@ -67,7 +67,7 @@ _TEXTS: Final = (
     "holder",
 )
 _LISTS: Final = ("overrides", "kept", "warnings")
-_TABLES: Final = {"packages": 3, "copies": 3, "tasks": 5, "failures": 2}
+_TABLES: Final = {"packages": 3, "copies": 3, "shipped": 2, "tasks": 5, "failures": 2}
 
 
 def _run(line: bytes) -> Mapping[str, Any]:
@@ -108,6 +108,7 @@ def history_entry(
     *,
     log: TaskLog,
     copies: Iterable[tuple[str, str]],
+    taken: Container[str],
     unexecuted: bool,
 ) -> dict[str, Any]:
     """Return what the history records of a run.
@@ -119,6 +120,7 @@ def history_entry(
         new: Header of what is applied now.
         log: What was executed.
         copies: Paths and the copies that were made of them besides those of the plan.
+        taken: Names that copies were planned to get and others had then; they are among *copies*.
         unexecuted: Another image took the run over: its tasks were left out.
     """
     counts = Counter(verb(action) for action in plan.actions)
@@ -128,7 +130,11 @@ def history_entry(
         for package in new.packages
         if package.name in before and before[package.name] != package.evr
     ]
-    planned = [list(copy) for action in plan.actions if (copy := copy_of(action)) is not None]
+    planned = [
+        list(copy)
+        for action in plan.actions
+        if (copy := copy_of(action)) is not None and copy[1] not in taken
+    ]
     known = {copy[1] for copy in planned}
     further: dict[str, list[str]] = {}
     for path, to in copies:

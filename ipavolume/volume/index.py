@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Collection
 from typing import BinaryIO, Final
 
 from ipavolume.errors import ManifestError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.linux import files
-from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.images import ImageHeader
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import read_history
@@ -58,6 +59,26 @@ def read_baseline(volume: Volume) -> tuple[ImageHeader, BinaryIO]:
         return _verified(fd, stream), stream
     finally:
         os.close(fd)
+
+
+def shipped(volume: Volume, paths: Collection[str]) -> list[list[str]]:
+    """Return those of *paths* that are files of the baseline, and their SHA-256 as shipped.
+
+    The content of a config file is kept under that digest among the pristine ones.
+
+    Raises:
+        UnsafeVolumeError: If the baseline is missing, cut short or was altered.
+    """
+    if not paths:
+        return []
+    _, stream = read_baseline(volume)
+    with stream:
+        records = [
+            manifest.parse_record(line)
+            for line in manifest.read_lines(stream)
+            if manifest.path_of(line) in paths
+        ]
+    return [[one.path, one.content] for one in records if one.type is FileType.FILE]
 
 
 def read_index(volume: Volume, baseline: ImageHeader) -> bytes:

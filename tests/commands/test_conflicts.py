@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -164,6 +165,12 @@ def test_every_copy_is_listed_once_with_its_kind(site: tuple[Site, Image]) -> No
         f"/data/etc/app/{name}": copy for name, copy in COPIES.items()
     }
     assert len(listed) == len(COPIES)
+    shipped = {item["path"]: item["shipped"] for item in listed}
+    # What yours came from, for a merge; a config file's content is kept under that name.
+    old = hashlib.sha256(b"one\nversion 1\nthree\n").hexdigest()
+    assert shipped["/data/etc/app/noreplace"] == shipped["/data/etc/app/plain"] == old
+    assert (site[0].volume() / ".ipavolume/pristine" / old).exists()
+    assert shipped["/data/etc/app/later"] == ""
     assert {item["run"] for item in listed} == {RUN}
     lines = site[0].run("conflicts", site[1]).stdout.splitlines()
     assert len(lines) == len(COPIES)

@@ -25,6 +25,7 @@ from ipavolume.model.actions import (
 from ipavolume.model.files import DiskState, FileFlags, FileType, LinkStanding, Metadata, Record
 from ipavolume.model.images import Accounts, TopLevel, VolumeSpec
 from ipavolume.model.packages import Package
+from ipavolume.model.paths import numbered
 from ipavolume.plan.fileplan import PlanOptions
 from ipavolume.plan.planner import plan_files, plan_populate
 from ipavolume.volume.candidates import Candidate
@@ -1448,7 +1449,8 @@ def test_a_name_beside_a_file_is_not_free_while_another_file_has_it() -> None:
     )
 
 
-def test_two_that_would_get_one_name_get_two() -> None:
+def test_copies_have_the_path_of_what_they_are_copies_of() -> None:
+    """F53: a second copy of ``x`` is no copy of ``x.1``."""
     world = World(
         old=(was(), record(f"{P}.1", "old")),
         disk={P: OWN, f"{P}.1": OWN, f"{SAVED}/etc/app.conf": OLD},
@@ -1761,9 +1763,7 @@ def test_a_link_of_the_last_image_to_a_unit_that_is_nowhere_goes(
 # -- refusals and their overrides --------------------------------------------------------
 
 _FULL: Final = {
-    f"{where}{'' if not number else f'.{number}'}": FOLDER
-    for where in (P + ".rpmsave", f"{SAVED}/etc/app.conf")
-    for number in range(1000)
+    name: FOLDER for where in (P + ".rpmsave", f"{SAVED}/etc/app.conf") for name in numbered(where)
 }
 _UNKNOWN_INSIDE: Final = World(
     old=(was("", DIRECTORY),), new=(now(),), disk={P: FOLDER, f"{P}/mine": OWN}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from support.command import Result, clean_environment, run_ipavolume
@@ -172,6 +172,12 @@ KINDS: Final = {
 }
 LINKS: Final = tuple(kind for kind in KINDS if "link" in kind and kind != "a hard link")
 NO_LINKS: Final = tuple(kind for kind in KINDS if kind not in LINKS)
+
+
+def _history(scene: Scene) -> list[dict[str, Any]]:
+    """Return the recorded runs, oldest first."""
+    said = run_ipavolume("history", "--json", scene.volume).stdout
+    return [json.loads(line) for line in said.splitlines()]
 
 
 def _saved(scene: Scene, path: str) -> Path:
@@ -993,12 +999,25 @@ def test_a_copy_whose_name_would_be_too_long_goes_to_our_directory(scene: Scene)
     assert f"/data/.ipavolume/saved/0002-two/{LONG}" in listed
 
 
-def test_so_many_copies_that_no_name_is_free_are_refused(scene: Scene) -> None:
-    plain = scene.at("var/lib/svc/plain")
-    plain.write_text("edited\n")
-    for number in range(1000):
-        plain.with_name("plain.rpmsave" + (f".{number}" if number else "")).touch()
-    scene.refused(65, "'/data/var/lib/svc/plain'", "[no-free-name]")
+def test_where_every_name_beside_it_is_planted_a_copy_goes_to_our_directory(scene: Scene) -> None:
+    """F51: an upgrade cannot be blocked by names."""
+    plain, noreplace = (scene.at(f"var/lib/svc/{name}") for name in ("plain", "conf"))
+    planted = []
+    for path, suffix in ((plain, ".rpmsave"), (noreplace, ".rpmnew")):
+        path.write_text("edited\n")
+        for number in range(1000):
+            planted.append(path.with_name(f"{path.name}{suffix}" + f".{number}" * (number > 0)))
+            planted[-1].write_text("planted\n")
+    scene.handled()
+    assert plain.read_text() == "conf 2\n"
+    assert noreplace.read_text() == "edited\n"
+    assert all(path.read_text() == "planted\n" for path in planted)
+    copies = {
+        path: (scene.at(copy.removeprefix("/data/")).read_text(), kind)
+        for path, copy, kind in _history(scene)[-1]["copies"]
+    }
+    assert copies["/data/var/lib/svc/plain"][0] == "edited\n"
+    assert copies["/data/var/lib/svc/conf"] == ("conf 2\n", "rpmnew")
 
 
 NAMES: Final = (
