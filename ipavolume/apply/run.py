@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import (
     MAX_MESSAGE_CHARACTERS,
@@ -48,7 +49,7 @@ from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
-from ipavolume.volume.logs import RunLog, Speaker
+from ipavolume.volume.logs import RunLog, Speaker, kept_log
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
@@ -116,9 +117,10 @@ def carry_out(
         except IpaVolumeError as err:
             err.state = failures.STATE_UNTOUCHED
             raise
-        commit.mark(list(areas.values()))
-        run = _Run(context, areas, transaction, made.plan, facts, speaker, phases)
-        return run.finish(made.positions)
+        with _logged(context, made.plan.run, speaker):
+            commit.mark(list(areas.values()))
+            run = _Run(context, areas, transaction, made.plan, facts, speaker, phases)
+            return run.finish(made.positions)
     finally:
         for area in areas.values():
             area.close()
@@ -206,9 +208,10 @@ def resume(
                 hint="Mount the volumes that belong together.",
             )
     try:
-        if transaction.phase == MARKED:
-            commit.move_build_ids(areas.values())
-        return _Run(context, areas, transaction, plan, facts, speaker, phases).finish(None)
+        with _logged(context, transaction.run, speaker):
+            if transaction.phase == MARKED:
+                commit.move_build_ids(areas.values())
+            return _Run(context, areas, transaction, plan, facts, speaker, phases).finish(None)
     finally:
         for area in areas.values():
             area.close()
@@ -223,12 +226,13 @@ def _refuse_repetition(volume: Volume, primary: Facts, transaction: Transaction)
     failure = primary.tasks.repeated()
     if failure is None:
         return
+    log = kept_log(volume, transaction.run)
     raise RefusedError(
         f"run {transaction.run} failed {REPEATED_FAILURES} times in the same way, last at "
         f"{failure.at}: {failure.message}",
         code="repeated-failure",
-        hint=f"Read {volume.mount}/.ipavolume/logs/{transaction.run}.log, "
-        "remove the cause, then: ipavolume upgrade --retry.",
+        hint=(f"Read {log}, remove" if log else "Remove")
+        + " the cause, then: ipavolume upgrade --retry.",
         state=failures.STATE_OPEN,
     )
 
@@ -351,10 +355,6 @@ class _Run:
             for phase in Phase:
                 if phase in self._phases:
                     execution.run(phase)
-        except IpaVolumeError as err:
-            for text in (f"{err} [{err.code}]", err.state, err.hint):
-                output.note(text)
-            raise
         finally:
             self._log = execution.log
             output.close()
@@ -412,6 +412,23 @@ class _Run:
             stepped=self._primary.stepped if unexecuted else None,
             unexecuted=unexecuted,
         )
+
+
+@contextlib.contextmanager
+def _logged(context: Context, run: str, speaker: Speaker) -> Iterator[None]:
+    """Leave in the log of a run what ended it, in whatever phase: what is hinted at is there."""
+    try:
+        yield
+    except IpaVolumeError as err:
+        quiet = Speaker(say=say_nothing, show=say_nothing, redactor=speaker.redactor)
+        # What is in the way of the run may be in the way of its log, too.
+        with (
+            contextlib.suppress(IpaVolumeError),
+            contextlib.closing(open_log(context.image, context.volumes, run, quiet)) as output,
+        ):
+            for text in (f"{clock.now()} {err} [{err.code}]", err.state, err.hint):
+                output.note(text)
+        raise
 
 
 def open_log(image: Image, volumes: Volumes, run: str, speaker: Speaker) -> RunLog:

@@ -44,7 +44,7 @@ class RunLog:
             show: Told of each line.
             followed: Further logs; they are closed with this one.
         """
-        self.path = f"{volume.mount}/{STATE_DIRECTORY}/{LOGS}/{run}.log"
+        self.path = _path_of(volume, run)
         self._redactor = redactor
         self._show = show
         self._files = [_open(volume, run), *followed]
@@ -82,6 +82,22 @@ class RunLog:
             with contextlib.suppress(OSError):
                 stream.write(data)
                 stream.flush()
+
+
+def kept_log(volume: Volume, run: str) -> str:
+    """Return the path of the log of *run*, "" where it is gone or could not be written."""
+    with contextlib.suppress(OSError):
+        directory = files.open_directory(volume.fd, f"{STATE_DIRECTORY}/{LOGS}")
+        try:
+            st = files.lstat(directory, f"{run}.log")
+            return _path_of(volume, run) if st is not None and st.st_size else ""
+        finally:
+            os.close(directory)
+    return ""
+
+
+def _path_of(volume: Volume, run: str) -> str:
+    return f"{volume.mount}/{STATE_DIRECTORY}/{LOGS}/{run}.log"
 
 
 def _open(volume: Volume, run: str) -> BinaryIO:

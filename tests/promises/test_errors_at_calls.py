@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -158,6 +159,7 @@ def wrong_states(stderr: str, place: Path, run: Run, expected: Undisturbed) -> l
     elif "in the middle of an upgrade" in state:
         if not is_open(place, "data"):
             problems.append(f"it says that {state}, but no upgrade is open")
+        problems += unlogged(stderr, place)
     else:
         problems.append(f"it does not say in which state the volume is: {stderr}")
     return problems
@@ -241,3 +243,39 @@ def test_an_error_of_a_call_that_only_looks_is_told_and_is_no_bug(
         elif done.returncode == 74 and not re.search(r"/[\w.-]+/", text):
             wrong.append((f"{error} at {call}", f"names no path: {text}"))
     assert not wrong, tell(wrong)
+def unlogged(stderr: str, place: Path) -> list[str]:
+    """Return what the log of a run that failed after its mark does not say."""
+    logs = [path.read_text() for path in (place / "data/.ipavolume/logs").glob("*.log")]
+    message = said(stderr, "error")
+    return [] if any(message in text for text in logs) else [f"no log has: {message}"]
+
+
+def test_a_run_that_fails_offline_has_its_log(world: World, place: Path) -> None:
+    """F56: in the swap, while it is gone on with, and at the commit."""
+    run = RUNS["upgrade"]
+    expected = undisturbed(world, "upgrade", place)
+    marked, swapped = (
+        expected.calls.index(expected.changes[phases(expected)[name]])
+        for name in ("marked", "swapped")
+    )
+    after_the_mark = [
+        position
+        for position, call in enumerate(expected.calls)
+        if position > marked and call.name.startswith("rename")
+    ]
+    commits = [position for position in after_the_mark if position > swapped]
+    swaps = [position for position in after_the_mark if position < swapped]
+    assert swaps
+    assert commits
+    for position in (swaps[len(swaps) // 2], commits[len(commits) // 2]):
+        world.copy(run.volumes, place)
+        command = world.command(run.image, place)
+        call = expected.calls[position]
+        failed = tracing.failing(command, call, "EIO", env=world.environment)
+        assert failed.returncode == 74, failed.stderr
+        assert is_open(place, "data")
+        assert unlogged(failed.stderr, place) == []
+        # Gone on with, and failing again: that is in the same log.
+        again = tracing.failing(command, replace(call, number=1), "EIO", env=world.environment)
+        assert again.returncode == 74, again.stderr
+        assert unlogged(again.stderr, place) == []

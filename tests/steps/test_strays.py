@@ -6,6 +6,7 @@ layer, so that what is read on the volume is what lasts.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -136,7 +137,7 @@ def test_what_puts_the_same_there_is_no_event(world: World) -> None:
 
 
 def test_each_command_sees_what_the_one_before_it_wrote(world: World) -> None:
-    """F22: also where a step's commands, and two steps, write one after the other."""
+    """F22, F53: also where a step's commands, and two steps, write one after the other."""
     image = world.image(
         "2",
         {
@@ -148,6 +149,14 @@ def test_each_command_sees_what_the_one_before_it_wrote(world: World) -> None:
     assert single(world).read_text() == "fourth\n"
     kept = [path.read_text() for path in (world.volume / ".ipavolume/saved").rglob("single.conf*")]
     assert sorted(kept) == ["old\n", "second\n", "third\n"]
+    said = world.site.run("conflicts", image, "--json").stdout
+    listed = [json.loads(line) for line in said.splitlines()]
+    # F53: each is a copy of this file, and none of one called single.conf.1.
+    assert [one["path"] for one in listed] == ["/data/etc/single.conf"] * 3
+    assert all((world.volume / one["copy"].removeprefix("/data/")).exists() for one in listed)
+    world.site.run("conflicts", image, f"--keep={listed[-1]['copy']}")
+    assert single(world).read_text() in kept
+    assert [path.name for path in (world.volume / "etc").glob("single*")] == ["single.conf"]
 
 
 def test_a_removed_link_removes_the_file_and_keeps_a_copy(world: World) -> None:
