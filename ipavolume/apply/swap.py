@@ -227,9 +227,7 @@ class Swap:
                 raise
             self._transits[mount].put(number, staged, directory, name, replace=replace)
 
-    def _link_to(
-        self, number: int, path: str, directory: int, name: str, save_to: str
-    ) -> None:
+    def _link_to(self, number: int, path: str, directory: int, name: str, save_to: str) -> None:
         """Give what is about to be replaced its other name; nothing is overwritten."""
         with files.inode(directory, name) as fd:
             to = self._link_free(number, path, fd, self._names_from(path, save_to))

@@ -104,6 +104,15 @@ class Links:
         for path, identity in now.items():
             if path in known and known[path] == identity:
                 continue
+            if not self._is_listed(path, targets[path]):
+                # A link of the image's own to what is listed: what it leads to is another's.
+                said = (
+                    f"the link {path} to {targets[path]} is gone; what is there now ends with this "
+                    "container"
+                )
+                self._say(f"warning: {said}")
+                messages.append(said)
+                continue
             with attempt("take over", path, now=_STATE):
                 stray = _Stray(self._image, self._volumes, self._run, path, targets[path])
                 said = stray.take_over(removes=not failed)
@@ -119,6 +128,14 @@ class Links:
                 self._say(f"warning: {said}")
         self._known = self._strays() if now else now
         return Taken(messages=tuple(messages), faults=tuple(faults))
+
+    def _is_listed(self, path: str, target: str) -> bool:
+        """Tell whether a link was put in the place of what is at its target now."""
+        for spec in self._image.header.volumes:
+            if target.startswith(f"{spec.mount}/"):
+                place = target[len(spec.mount) :]
+                return place == path or place in spec.entries
+        return False
 
     def _strays(self) -> dict[str, _Identity]:
         """Return what is in the place of links, by path: what tells whether it is replaced."""

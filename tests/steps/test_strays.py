@@ -247,6 +247,22 @@ def test_a_listed_directory_is_not_removed_with_its_link(world: World, command: 
     assert world.last_run()["tasks"][0][2] == "warned"
 
 
+@pytest.mark.parametrize("command", ["echo mine >/etc/x; mv /etc/x {}", "ln -sfn x {}", "rm {}"])
+def test_another_link_to_what_is_listed_is_not_the_listed_file(world: World, command: str) -> None:
+    """F22: what takes its place does not take the place of the file that it leads to."""
+    alias = "/etc/alias.conf"
+
+    def edit(image: Image) -> None:
+        (image.root / alias[1:]).symlink_to(f"{TREE}/one")
+
+    steps = {"s5000_writes": runs(command.format(alias))}
+    said = world.run(world.image("2", steps, edit=edit), "upgrade").stdout
+    assert f"the link {alias} to /data{TREE}/one is gone" in said
+    assert (world.volume / "etc/tree/one").read_text() == "one\n"
+    assert copies(world) == {}
+    assert world.last_run()["tasks"][0][2] == "warned"
+
+
 @pytest.mark.parametrize("may_fail", [False, True])
 def test_what_is_no_file_fails_by_name(world: World, may_fail: bool) -> None:  # noqa: FBT001
     """F22."""
