@@ -243,6 +243,8 @@ def test_an_error_of_a_call_that_only_looks_is_told_and_is_no_bug(
         elif done.returncode == 74 and not re.search(r"/[\w.-]+/", text):
             wrong.append((f"{error} at {call}", f"names no path: {text}"))
     assert not wrong, tell(wrong)
+
+
 def unlogged(stderr: str, place: Path) -> list[str]:
     """Return what the log of a run that failed after its mark does not say."""
     logs = [path.read_text() for path in (place / "data/.ipavolume/logs").glob("*.log")]
