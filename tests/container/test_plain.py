@@ -96,3 +96,22 @@ def test_the_image_says_what_a_volume_is_without_starting_on_it(volume: Path) ->
         check=False,
     )
     assert inside.startswith("/data: outdated")
+
+
+@pytest.mark.parametrize("more", [(), ("--init",), ("--pid=host",)], ids=["alone", "init", "host"])
+def test_the_volume_is_the_containers_and_the_command_has_nothing_of_it(
+    volume: Path, more: tuple[str, ...]
+) -> None:
+    """F40, F43: in whichever way the engine runs the command."""
+    options = (*READ_ONLY, *more)
+    script = ("sh", "-c", "readlink /proc/$$/fd/*; echo it runs; sleep 300 & wait")
+    with containers.container("plain:1", volume, options=options, command=script) as first:
+        first.until(lambda: "it runs" in first.logs())
+        assert "/data" not in first.logs().partition("handing over")[2]
+        assert first.run("ipavolume", "upgrade").status == 0
+        with containers.container("plain:1", volume, options=options, command=("true",)) as second:
+            assert second.wait() == 75
+            assert f"container {first.inspect()['Id'][:12]} of host " in second.logs()
+        first.stop()
+    with containers.container("plain:1", volume, options=options, command=("true",)) as third:
+        assert third.wait() == 0
