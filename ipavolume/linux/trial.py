@@ -94,27 +94,43 @@ def _expect(found: object, wanted: object) -> None:
 
 
 _PROBE: Final = ".ipavolume-probe"
+_DISTURBED: Final = frozenset((errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE))
+"""What a call says when somebody else removes what it works on."""
 
 
 def _probe_with_names(directory: int, metadata: Metadata) -> tuple[str, OSError] | None:
-    """Probe where files need names; the directory's times stay."""
+    """Probe where files need names; the directory's times stay.
+
+    Two that find the volume empty probe it before one of them gets the lock, and each removes
+    what it takes for the leftover of a probe that was killed: then under a name of its own.
+    """
     st = os.fstat(directory)
+    own = f"{_PROBE}-{os.urandom(8).hex()}"
     try:
-        remove_tree(directory, _PROBE)
-        os.mkdir(_PROBE, 0o700, dir_fd=directory)
-    except OSError as err:
-        return "mkdir", err
-    try:
-        inside = os.open(_PROBE, DIRECTORY_FLAGS, dir_fd=directory)
-        try:
-            return _probe_names(inside, metadata)
-        finally:
-            os.close(inside)
-    except OSError as err:
-        return "open", err
+        failed = _probe_below(directory, _PROBE, metadata)
+        if failed is not None and failed[1].errno in _DISTURBED:
+            failed = _probe_below(directory, own, metadata)
     finally:
-        remove_tree(directory, _PROBE)
         os.utime(proc_path(directory), ns=(st.st_atime_ns, st.st_mtime_ns))
+    return failed
+
+
+def _probe_below(directory: int, name: str, metadata: Metadata) -> tuple[str, OSError] | None:
+    call = "mkdir"
+    try:
+        try:
+            remove_tree(directory, name)
+            os.mkdir(name, 0o700, dir_fd=directory)
+            call = "open"
+            inside = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
+            try:
+                return _probe_names(inside, metadata)
+            finally:
+                os.close(inside)
+        finally:
+            remove_tree(directory, name)
+    except OSError as err:
+        return call, err
 
 
 def _probe_names(inside: int, metadata: Metadata) -> tuple[str, OSError] | None:

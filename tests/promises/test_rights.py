@@ -225,6 +225,25 @@ def test_p37_a_server_that_maps_root_to_nobody_is_named(
     assert "no_root_squash" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("linkat", "ENOENT"),
+        ("renameat", "ESTALE"),
+        ("unlinkat", "ENOTEMPTY"),
+        ("mkdirat", "EEXIST"),
+    ],
+)
+def test_who_probes_at_the_same_time_from_another_host_disturbs_nothing(
+    workshop: Workshop, populated: Path, fuse: Path, call: str, error: str
+) -> None:
+    """F40: on NFS both probe an empty volume before one of them has its lock."""
+    volume = _copy(populated, _mount(fuse))
+    done = _run("upgrade", workshop.two(), volume, *_failing(call, error))
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(volume)) == [".ipavolume", "build-id", "etc", "var"]
+
+
 def test_what_an_interrupted_probe_left_is_removed(
     workshop: Workshop, populated: Path, fuse: Path
 ) -> None:
