@@ -1,20 +1,28 @@
 """Makes the images that scripts/nfs starts in its machine, with the tests' own means.
 
-``one`` and ``two`` are two versions of a small application whose files any network file system
-can hold; ``world-one`` and ``world-two`` are the images of the tests of interruption, in which
-an upgrade has everything to deal with: owners that exchange numbers, ACLs, capabilities.
+``one`` and ``two`` are two versions of a small application. The others are those of the tests of
+interruption, in which an upgrade has everything to deal with: owners that exchange numbers, ACLs,
+saved files; ``capable`` with a file that has capabilities, ``plain`` without it.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from support.command import clean_environment
 from support.images import Packaged, age, build_rpm, make_image
-from support.worlds import make_world
+from support.worlds import (
+    MOUNTS,
+    NEW_ACCOUNTS,
+    OLD_ACCOUNTS,
+    PACKAGES,
+    World,
+    edit,
+    make_versioned_image,
+)
 
 FILES = 60
 """Enough that two who populate at once would meet."""
@@ -39,18 +47,38 @@ def make_small_image(directory: Path, name: str, version: int) -> None:
     image.prepare(build_id=f"build-{name}")
 
 
+def make_world(
+    directory: Path, name: str, packages: Iterable[tuple[int, Iterable[Packaged]]]
+) -> None:
+    """Make images, volumes that people have worked on, and what becomes of them on this disk."""
+    for version, files in packages:
+        rpm = build_rpm(directory / "rpms" / name, "app", files, version=str(version))
+        accounts = OLD_ACCOUNTS if version == 1 else NEW_ACCOUNTS
+        image = directory / f"{name}-{version}"
+        make_versioned_image(image, rpm, accounts, build_id=f"build-{version}")
+    world = World(directory=directory, environment=clean_environment())
+    for state in ("empty", "edited", "expected"):
+        for mount in MOUNTS:
+            (directory / f"{name}-{state}" / mount).mkdir(parents=True)
+    world.run(f"{name}-1", directory / f"{name}-edited")
+    edit(directory / f"{name}-edited")
+    world.copy(f"{name}-edited", directory / f"{name}-expected")
+    world.run(f"{name}-2", directory / f"{name}-expected")
+
+
 def main() -> None:
     """Make all of them in the directory that the command line names."""
     directory = Path(sys.argv[1]).resolve()
     directory.mkdir(parents=True)
-    (directory / "rpms").mkdir()
     make_small_image(directory, "one", 1)
     make_small_image(directory, "two", 2)
-    world = make_world(directory)
-    for name in ("one", "two"):
-        os.rename(world.image(name), directory / f"world-{name}")
-    os.rename(world.volumes("edited"), directory / "world-edited")
-    shutil.rmtree(world.directory)
+    versions = [(version, PACKAGES[version]) for version in (1, 2)]
+    make_world(directory, "capable", versions)
+    plain = [
+        (version, [file for file in files if "%caps" not in file.words])
+        for version, files in versions
+    ]
+    make_world(directory, "plain", plain)
     shutil.rmtree(directory / "rpms")
 
 
