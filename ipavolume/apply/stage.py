@@ -47,6 +47,7 @@ from ipavolume.model.actions import (
 )
 from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import FileType, Metadata, Record
+from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Progress
 from ipavolume.volume import layout
@@ -130,7 +131,7 @@ class Stage:
         """Return the records of single files that are given set-id bits or capabilities."""
         paths = {
             action.record
-            for action in self._plan.actions
+            for action in without_metadata(self._plan.actions)
             if isinstance(action, Install) and is_privileged(action.metadata)
         }
         lines = self._image.lines() if paths else ()
@@ -169,7 +170,7 @@ class Stage:
     def _stage_trees(self, trees: Mapping[str, int]) -> None:
         omitted = {
             path
-            for action in self._plan.actions
+            for action in without_metadata(self._plan.actions)
             if isinstance(action, CreateTree)
             for path in action.omit
         }

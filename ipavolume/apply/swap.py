@@ -43,6 +43,7 @@ from ipavolume.model.files import (
     Metadata,
     Xattrs,
 )
+from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import is_saved, mount_of, numbered
 from ipavolume.model.progress import Progress
 from ipavolume.plan.preflight import touched
@@ -84,7 +85,7 @@ class Swap:
         self._translated = {
             action.path: action.metadata
             for action in plan.actions
-            if isinstance(action, SetMetadata)
+            if isinstance(action, SetMetadata) and action.path in self._places
         }
         self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
         self._copies: set[tuple[int, int]] = set()
@@ -101,7 +102,8 @@ class Swap:
             VolumeIOError: If an operation fails; the next start goes on from there.
             UnsafeVolumeError: If a path is no longer what it was, in an unsafe way.
         """
-        count = sum(not isinstance(action, Keep) for action in self._plan.actions)
+        actions = self._plan.actions
+        count = len(actions) - sum(isinstance(one, Keep) for one in without_metadata(actions))
         progress(f"putting {count} changes in place")
         for area, transit in zip(self._areas.values(), self._transits.values(), strict=True):
             with attempt("look at", area.volume.directory, now=STATE_OPEN):

@@ -11,6 +11,7 @@ import click
 from ipavolume.cli import streams, text
 from ipavolume.errors import IpaVolumeError
 from ipavolume.model.actions import Verb, describe, verb
+from ipavolume.model.packed import Packed, described
 from ipavolume.model.progress import say_nothing
 
 # What a command needs is loaded with the command.
@@ -136,10 +137,14 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
     plan = found.draft.plan
     totals = ", ".join(f"{number} {word}" for word, number in text.counts(plan.actions).items())
     click.echo(f"  plan: {totals or 'record the new id, change nothing'}")
-    for action in plan.actions if full else ():
+    for action in described(plan.actions) if full else ():
         word = verb(action)
         head = click.style(f"{word:<9}", fg=_colour(word))
         click.echo(f"    {head} {text.escape(describe(action))}")
+    if full and isinstance(plan.actions, Packed):
+        head = click.style(f"{Verb.METADATA:<9}", fg=_colour(Verb.METADATA))
+        for line in text.translated_lines(plan.actions):
+            click.echo(f"    {head} {line}")
     if plan.tasks:
         click.echo(f"  then: {text.tasks_count(plan.tasks)}")
     for task in plan.tasks if full else ():

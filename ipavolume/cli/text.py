@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
 from ipavolume.model.actions import Action, Install, Keep, Plan, Verb, describe, past, verb
+from ipavolume.model.packed import counts_of, described, translated, without_metadata
 from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
 
@@ -186,7 +186,13 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "from": plan.from_build,
         "to": plan.to_build,
         "overrides": list(plan.overrides),
-        "actions": [dict(action_data(action), verb=verb(action)) for action in plan.actions],
+        "actions": [
+            dict(action_data(action), verb=verb(action)) for action in described(plan.actions)
+        ],
+        "translated": [
+            {"from": list(was), "to": list(now), "files": number}
+            for (was, now), number in sorted(translated(plan.actions).items())
+        ],
         "tasks": [task_data(task) for task in plan.tasks],
     }
 
@@ -276,8 +282,17 @@ def scriptlet_data(found: Explanation) -> dict[str, Any]:
 
 def counts(actions: Sequence[Action]) -> dict[Verb, int]:
     """Return how many actions of each verb there are, in a fixed order."""
-    found = Counter(verb(action) for action in actions)
+    found = counts_of(actions)
     return {word: found[word] for word in Verb if found[word]}
+
+
+def translated_lines(actions: Sequence[Action]) -> list[str]:
+    """Return how many files get another owner because their accounts have other numbers."""
+    return [
+        f"{number} files {was[0]}:{was[1]} -> {now[0]}:{now[1]} (their accounts have another "
+        "number in this image)"
+        for (was, now), number in sorted(translated(actions).items())
+    ]
 
 
 def summary_lines(outcome: Outcome) -> list[str]:
@@ -291,10 +306,11 @@ def summary_lines(outcome: Outcome) -> list[str]:
         if not totals:
             lines.append("  no file on the volume had to change")
         lines += [f"  {number:>6} {past(word)}" for word, number in totals.items()]
-        review = [action for action in plan.actions if verb(action) in (Verb.RPMNEW, Verb.SAVE)]
+        others = tuple(without_metadata(plan.actions))
+        review = [action for action in others if verb(action) in (Verb.RPMNEW, Verb.SAVE)]
         review += [
             action
-            for action in plan.actions
+            for action in others
             if isinstance(action, Install) and action.path == action.record and action.save_to
         ]
         if review:
@@ -302,7 +318,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
             lines += [f"    {escape(describe(action))}" for action in review]
         special = [
             action
-            for action in plan.actions
+            for action in others
             if isinstance(action, Keep) and action.rule not in ("rpm", "package-unchanged")
         ]
         if special:

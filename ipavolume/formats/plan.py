@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Final
@@ -29,9 +30,11 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.files import Xattrs
+from ipavolume.model.packed import FEW, Packed
 
 FORMAT: Final = 1
 _TASK: Final = "task"
+_END: Final = b'{"end":'
 _MAX_LINE_BYTES: Final = 4 << 20
 _MAX_RUN_CHARACTERS: Final = 64
 
@@ -98,8 +101,9 @@ def dump_lines(plan: Plan) -> Iterable[bytes]:
         **{key: getattr(plan, name) for name, key in _HEADER.items()},
         "overrides": list(plan.overrides),
     }
+    actions = (action_data(action) for action in plan.actions)
     tasks = ({"op": _TASK, **task_data(task)} for task in plan.tasks)
-    for data in (header, *(action_data(action) for action in plan.actions), *tasks):
+    for data in itertools.chain((header,), actions, tasks):
         line = json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
         digest.update(line)
         yield line
@@ -116,33 +120,55 @@ def load(stream: BinaryIO, *, mounts: Iterable[str]) -> Plan:
     Raises:
         UnsafeVolumeError: If it is cut short, altered or names paths elsewhere.
     """
-    digest = hashlib.blake2b(digest_size=32)
-    lines: list[Mapping[str, Any]] = []
-    sealed = False
+    start = stream.tell()
+    _check_seal(stream)
+    stream.seek(start)
     try:
-        while line := stream.readline(_MAX_LINE_BYTES):
-            data = checks.decode(line)
-            if "end" in data:
-                sealed = data["end"] == digest.hexdigest() and not stream.read(1)
-                break
-            digest.update(line)
-            lines.append(data)
+        header = checks.decode(stream.readline(_MAX_LINE_BYTES))
         # A later format is not met here: whoever writes it says so in the manifest beside it.
-        if not sealed or not lines or checks.is_newer(lines[0], FORMAT):
+        if checks.is_newer(header, FORMAT):
             raise _altered()
-        header, read = lines[0], _action_reader(mounts)
         if not is_run_id(checks.field(header, "run", checks.text)):
             raise _altered()
-        ops = [checks.field(item, "op", checks.text) for item in lines[1:]]
-        items = list(zip(ops, lines[1:], strict=True))
+        read = _action_reader(mounts)
+        actions, tasks = Packed(), []
+        while not (line := stream.readline(_MAX_LINE_BYTES)).startswith(_END):
+            item = checks.decode(line)
+            op = checks.field(item, "op", checks.text)
+            if op == _TASK:
+                tasks.append(parse_task(item))
+            else:
+                actions.append(read(op, item))
         return Plan(
             **{name: checks.field(header, key, checks.text) for name, key in _HEADER.items()},
-            actions=tuple([read(op, item) for op, item in items if op != _TASK]),
-            tasks=tuple([parse_task(item) for op, item in items if op == _TASK]),
+            actions=tuple(actions) if len(actions) <= FEW else actions,
+            tasks=tuple(tasks),
             overrides=checks.field(header, "overrides", _texts),
         )
     except checks.MalformedError as err:
         raise _altered() from err
+
+
+def _check_seal(stream: BinaryIO) -> None:
+    """Go over a plan to its end, which has to be the end that was written.
+
+    Raises:
+        UnsafeVolumeError: If it is cut short or altered.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    lines = 0
+    while line := stream.readline(_MAX_LINE_BYTES):
+        if line.startswith(_END):
+            try:
+                sealed = checks.decode(line)["end"] == digest.hexdigest()
+            except checks.MalformedError as err:
+                raise _altered() from err
+            if sealed and lines and not stream.read(1):
+                return
+            break
+        digest.update(line)
+        lines += 1
+    raise _altered()
 
 
 def is_run_id(text: str) -> bool:

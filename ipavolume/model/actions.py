@@ -7,6 +7,7 @@ Whoever handles actions matches all of them; a new one is then found by the type
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ipavolume.model.files import DiskState, Metadata
@@ -215,7 +216,7 @@ class Plan:
     from_build: str
     to_build: str
     fingerprint: str
-    actions: tuple[Action, ...] = ()
+    actions: Sequence[Action] = ()
     tasks: tuple[Task, ...] = ()
     overrides: tuple[str, ...] = ()
 

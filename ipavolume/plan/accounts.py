@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.model.actions import Rule, SetMetadata
+from ipavolume.model.actions import Action, Rule, SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, acl_ids, from_parts
 from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 from ipavolume.model.images import Accounts
@@ -130,24 +130,40 @@ def reused(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, tuple[st
     }
 
 
-def mark_private(actions: Iterable[SetMetadata]) -> list[SetMetadata]:
+class Remaining:
+    """Changes of owner whose paths nothing else of the plan takes care of; gone over repeatedly."""
+
+    def __init__(self, translations: Iterable[Action], overtaken: Collection[str]) -> None:
+        """Take all of them, and the paths of what is left out."""
+        self._translations = translations
+        self._overtaken = overtaken
+
+    def __iter__(self) -> Iterator[SetMetadata]:
+        """Yield what remains."""
+        for action in self._translations:
+            if isinstance(action, SetMetadata) and action.path not in self._overtaken:
+                yield action
+
+
+def mark_private(actions: Iterable[SetMetadata]) -> Iterator[SetMetadata]:
     """Mark the changes of inodes that have names outside of the plan.
 
     A service could have linked a file of somebody else to a name where it expects the
     owner to be changed. Where every name of an inode is in the plan, nothing is given away.
+
+    Args:
+        actions: The changes; gone over twice, because there can be many.
     """
-    items = list(actions)
     names: dict[tuple[int, int], set[Metadata]] = {}
     count: dict[tuple[int, int], int] = {}
-    for item in items:
+    for item in actions:
         if item.before.nlink > 1 and item.before.type is not FileType.DIRECTORY:
             key = (item.before.dev, item.before.ino)
             names.setdefault(key, set()).add(item.metadata)
             count[key] = count.get(key, 0) + 1
-    return [
-        replace(item, private=True)
-        if (key := (item.before.dev, item.before.ino)) in names
-        and (count[key] != item.before.nlink or len(names[key]) > 1)
-        else item
-        for item in items
-    ]
+    for item in actions:
+        key = (item.before.dev, item.before.ino)
+        if key in names and (count[key] != item.before.nlink or len(names[key]) > 1):
+            yield replace(item, private=True)
+        else:
+            yield item

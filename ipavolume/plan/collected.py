@@ -17,6 +17,7 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.files import DiskState, FileType, LinkStanding, Metadata, Record, Xattrs
+from ipavolume.model.packed import Packed
 from ipavolume.model.paths import is_within
 
 
@@ -102,7 +103,7 @@ class Collected:
         self.allow = frozenset(allow)
         self.mounted = tuple(sorted(mounted))
         self.overridden: set[str] = set()
-        self.translations: list[SetMetadata] = []
+        self.translations = Packed()
         self.removals: list[Action] = []
         self.installs: list[Action] = []
         self.metadata: list[SetMetadata] = []

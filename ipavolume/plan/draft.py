@@ -16,6 +16,7 @@ from ipavolume.linux import files
 from ipavolume.model.actions import CreateTree, Install, Plan
 from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
+from ipavolume.model.packed import without_metadata
 from ipavolume.plan import preflight, tasks
 from ipavolume.plan.accounts import is_renumbered
 from ipavolume.plan.conduct import Kind, conduct
@@ -305,7 +306,9 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
         index[start : start + INDEX_ENTRY.size] = pack_entry(
             disk.size, disk.mtime_ns, disk.ctime_ns, disk.ino
         )
-    installed = {action.path for action in made.actions if isinstance(action, Install)}
+    installed = {
+        action.path for action in without_metadata(made.actions) if isinstance(action, Install)
+    }
     return Draft(
         plan=replace(
             plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipavolume.model.actions import Action
@@ -45,7 +45,7 @@ class FilePlan:
         verified: What is on the volume as shipped, by number of the record.
     """
 
-    actions: tuple[Action, ...]
+    actions: Sequence[Action]
     overridden: frozenset[str]
     considered: Mapping[str, int]
     pristine: tuple[Record, ...]

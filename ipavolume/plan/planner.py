@@ -8,7 +8,7 @@ name of a rule (:class:`ipavolume.model.actions.Rule`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import fsencode
 from typing import Final
@@ -37,8 +37,9 @@ from ipavolume.model.files import (
     Xattrs,
 )
 from ipavolume.model.images import Accounts, ImageHeader, TopLevel
+from ipavolume.model.packed import FEW, Packed
 from ipavolume.model.units import OWN_PLACE, UnitLink, unit_link
-from ipavolume.plan.accounts import Renumbering, mark_private, translation
+from ipavolume.plan.accounts import Remaining, Renumbering, mark_private, translation
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
 from ipavolume.plan.copies import Copies
@@ -686,7 +687,7 @@ class _Planner:
                 return
         raise self._copies.no_name(path)
 
-    def finish(self) -> tuple[Action, ...]:
+    def finish(self) -> Sequence[Action]:
         """Return the actions in the order in which they are carried out.
 
         Raises:
@@ -712,7 +713,7 @@ class _Planner:
             for action in self._collected.installs
             if isinstance(action, Install) and action.before and not action.save_to
         }
-        translations = [item for item in self._collected.translations if item.path not in overtaken]
+        translations = Remaining(self._collected.translations, overtaken)
         trees = [
             CreateTree(path=path, entries=tree.entries, bytes=tree.bytes, omit=tuple(tree.omit))
             for path, tree in self._roots.items()
@@ -721,20 +722,21 @@ class _Planner:
         installs = sorted(
             [*trees, *self._collected.installs], key=lambda action: fsencode(action.path)
         )
-        first, last = self._possible(translations), self._possible(self._collected.metadata)
-        return (*first, *self._collected.removals, *installs, *last, *self._collected.keeps)
+        result = Packed(self._possible(translations))
+        result.extend([*self._collected.removals, *installs])
+        result.extend(self._possible(self._collected.metadata))
+        result.extend(self._collected.keeps)
+        return tuple(result) if len(result) <= FEW else result
 
-    def _possible(self, actions: Iterable[SetMetadata]) -> list[SetMetadata]:
+    def _possible(self, actions: Iterable[SetMetadata]) -> Iterator[SetMetadata]:
         """Mark what has to be done on a copy; leave out that of which there is none."""
-        result = []
         for action in mark_private(actions):
             if action.private and action.before.type is FileType.OTHER:
                 self._collected.keep(
                     action.path, action.rule, "a socket or device with further names"
                 )
             else:
-                result.append(action)
-        return result
+                yield action
 
     def _finish_directory(
         self, path: str, new: Record, disk: DiskState, metadata: Metadata

@@ -17,7 +17,7 @@ from ipavolume.model.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.model.attributes import is_privileged
+from ipavolume.model.attributes import SET_ID_BITS, is_privileged
 from ipavolume.model.files import Metadata, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import mount_of
@@ -68,21 +68,24 @@ def check(
     copied = regions.check_regions(volumes, _puts(plan), moves)
     whole = tuple(created)
     overridden: list[str] = []
+    needs = _needs(plan, volumes)
     for number, (mount, volume) in enumerate(volumes.items()):
-        size, inodes = _needs(plan, mount, volumes)
+        need = needs[mount]
         if looking and is_shown_read_only(volume):
             # ``-v VOLUME:/data:ro`` for a look; it says nothing of how a start will find it.
             continue
-        size += copied[mount] + _FIXED_BYTES + (image.records * _RECORD_BYTES if number == 0 else 0)
+        size = need.size + copied[mount] + _FIXED_BYTES
+        size += image.records * _RECORD_BYTES if number == 0 else 0
         try:
-            check_room(volume, size, inodes + _FIXED_INODES)
+            check_room(volume, size, need.inodes + _FIXED_INODES)
         except VolumeIOError:
             if "space" not in allow:
                 raise
             overridden.append("space")
-        wanted = _metadata(plan, mount, volumes)
-        wanted += [item.metadata for item in whole if mount_of(item.path, volumes) == mount]
-        try_calls(volume, wanted, looking=looking)
+        for item in whole:
+            if mount_of(item.path, volumes) == mount:
+                need.set(item.metadata)
+        try_calls(volume, need.metadata.values(), looking=looking)
     return tuple(overridden)
 
 
@@ -142,30 +145,41 @@ def _puts(plan: Plan) -> Iterator[tuple[str, int]]:
                 pass
 
 
-def _needs(plan: Plan, mount: str, volumes: Mapping[str, Volume]) -> tuple[int, int]:
-    size = inodes = 0
+class _Needs:
+    """What a plan needs of one volume: bytes, inodes, and one of each kind of metadata."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.inodes = 0
+        self.metadata: dict[object, Metadata] = {}
+
+    def set(self, metadata: Metadata) -> None:
+        """Take note that *metadata* is set; the first of a kind is tried."""
+        kind = (bool(metadata.uid), metadata.mode & SET_ID_BITS, *(n for n, _ in metadata.xattrs))
+        self.metadata.setdefault(kind, metadata)
+
+
+def _needs(plan: Plan, volumes: Mapping[str, Volume]) -> dict[str, _Needs]:
+    """Return by mount what *plan* needs."""
+    needs = {mount: _Needs() for mount in volumes}
+    primary = next(iter(needs.values()))
     for action in plan.actions:
-        if mount_of(action.path, volumes) != mount:
-            continue
+        mount = mount_of(action.path, volumes)
+        need = needs[mount]
         match action:
             case CreateTree():
-                size += action.bytes + action.entries * _ENTRY_BYTES
-                inodes += action.entries
+                need.size += action.bytes + action.entries * _ENTRY_BYTES
+                need.inodes += action.entries
             case Install():
-                size += action.bytes + _ENTRY_BYTES
-                inodes += 1
+                need.size += action.bytes + _ENTRY_BYTES
+                need.inodes += 1
+                need.set(action.metadata)
             case SetMetadata():
+                primary.size += _RECORD_BYTES
                 if action.private or is_privileged(action.metadata):
-                    size += allocated(volumes[mount], action) + _ENTRY_BYTES
-                    inodes += 1
+                    need.size += allocated(volumes[mount], action) + _ENTRY_BYTES
+                    need.inodes += 1
+                need.set(action.metadata)
             case Save() | Erase() | RemoveDirectory() | Keep():
                 pass
-    return size, inodes
-
-
-def _metadata(plan: Plan, mount: str, volumes: Mapping[str, Volume]) -> list[Metadata]:
-    return [
-        action.metadata
-        for action in plan.actions
-        if isinstance(action, Install | SetMetadata) and mount_of(action.path, volumes) == mount
-    ]
+    return needs

@@ -16,6 +16,7 @@ from ipavolume.errors import RefusedError
 from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.packed import without_metadata
 from ipavolume.model.tasks import Phase, Task, TaskKind
 from ipavolume.plan.conduct import Kind
 from ipavolume.steps import judging, loading, views
@@ -96,7 +97,8 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
     image, again = context.image, context.options.again
     steps = list(_chosen_steps(image, when, recorded, complete=complete, again=again))
     calls = _chosen_calls(image, when, recorded, complete=complete, again=again)
-    with opened_views(image, context.volumes, recorded, planned=plan.actions) as (template, volume):
+    planned = without_metadata(plan.actions)
+    with opened_views(image, context.volumes, recorded, planned=planned) as (template, volume):
         chooser = _Chooser(context, template, volume)
         for phase in Phase:
             for declaration, why in steps:

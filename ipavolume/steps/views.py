@@ -396,7 +396,7 @@ class VolumeView(_View):
         packages: Sequence[Package],
         os: tuple[str, str],
         *,
-        planned: Sequence[Action] = (),
+        planned: Iterable[Action] = (),
         template: TemplateView | None = None,
     ) -> None:
         """Take what there is to be seen.
@@ -562,7 +562,7 @@ def opened_views(
     volumes: Volumes,
     recorded: ImageHeader | None,
     *,
-    planned: Sequence[Action] = (),
+    planned: Iterable[Action] = (),
 ) -> Iterator[tuple[TemplateView, VolumeView]]:
     """Give the views that steps read through.
 

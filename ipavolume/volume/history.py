@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
@@ -22,10 +21,10 @@ from ipavolume.model.actions import (
     RemoveDirectory,
     Save,
     SetMetadata,
-    verb,
 )
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.packed import counts_of, without_metadata
 from ipavolume.model.tasks import TaskLog
 from ipavolume.volume.facts import Transaction
 from ipavolume.volume.layout import HISTORY, PUBLIC_FILE_MODE
@@ -123,7 +122,8 @@ def history_entry(
         taken: Names that copies were planned to get and others had then; they are among *copies*.
         unexecuted: Another image took the run over: its tasks were left out.
     """
-    counts = Counter(verb(action) for action in plan.actions)
+    counts = counts_of(plan.actions)
+    others = tuple(without_metadata(plan.actions))
     before = {package.name: package.evr for package in old.packages} if old else {}
     packages = [
         [package.name, before[package.name], package.evr]
@@ -132,7 +132,7 @@ def history_entry(
     ]
     planned = [
         list(copy)
-        for action in plan.actions
+        for action in others
         if (copy := copy_of(action)) is not None and copy[1] not in taken
     ]
     known = {copy[1] for copy in planned}
@@ -155,7 +155,7 @@ def history_entry(
         "packages": packages,
         "overrides": list(plan.overrides),
         "copies": [*planned, *further.values()],
-        "kept": [action.path for action in plan.actions if isinstance(action, Keep)],
+        "kept": [action.path for action in others if isinstance(action, Keep)],
         "tasks": [_task_row(plan, key, log) for key in log.records],
         "warnings": [text for record in log.records.values() for text in record.messages],
         "failures": [[one.at, one.message] for one in log.failures],

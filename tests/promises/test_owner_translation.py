@@ -683,3 +683,39 @@ def test_what_somebody_writes_into_a_privileged_file_meanwhile_gets_no_privilege
     assert program.read_text() == "planted\n"
     assert owner(program) == (311, 4343, 0o775)
     assert xattr(program, CAPABILITY) == b""
+
+
+def test_thousands_of_files_are_translated_once_each_however_often_the_run_is_killed(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """F48: many are counted in a dry run, and what becomes of each is recorded before the first."""
+    images = [
+        site.image(
+            name,
+            rpms,
+            lists=LISTS,
+            passwd=_passwd(_now(USERS, new=new)),
+            group=_group(_now(GROUPS, new=new)),
+        )
+        for name, rpms, new in (("one", versions[:1], False), ("two", versions[:1], True))
+    ]
+    site.upgrade(images[0])
+    mail = site.volume() / "var/lib/app/mail"
+    mail.mkdir()
+    for number in range(2400):
+        name = mail / f"{number:05}"
+        name.touch(mode=0o640)
+        # alpha and beta exchange their numbers, gamma and delta move on in a row.
+        os.chown(name, 301 + number % 4, 4343)
+    planned = site.run("upgrade", images[1], "--dry-run", status=100).stdout
+    for was, now in NUMBERS.items():
+        assert f"600 files {was}:4343 -> {now}:4343 (" in planned
+    assert str(mail.name) + "/" not in planned
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(images[1])]
+    for number in (1300, 900):
+        call = tracing.Call(name="fchownat", number=number, text="")
+        tracing.killed(command, call, env=clean_environment())
+        assert not (site.volume() / "build-id").exists()
+    site.upgrade(images[1])
+    for number, name in enumerate(sorted(mail.iterdir())):
+        assert owner(name) == (NUMBERS[301 + number % 4], 4343, 0o640), name

@@ -193,7 +193,7 @@ class World:
 
     def plan(self) -> tuple[Action, ...]:
         """Return the actions that are planned."""
-        return self.made().actions
+        return tuple(self.made().actions)
 
 
 def shipped(what: Record) -> Metadata:
