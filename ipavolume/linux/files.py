@@ -157,6 +157,15 @@ def proc_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+def mount_id(fd: int) -> str:
+    """Return the number of the mount that *fd* was opened on."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
+        for line in stream:
+            if line.startswith(b"mnt_id:"):
+                return os.fsdecode(line.partition(b":")[2].strip())
+    return ""
+
+
 def open_regular(directory: int, name: str) -> int | None:
     """Open *name* for reading if it is a regular file.
 

@@ -240,6 +240,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     fresh, unknown = _estranged(context.volumes, facts)
     unknown_old = plan.kind == Kind.ADOPT
     unreadable: list[tuple[str, str]] = []
+    read_only: list[str] = []
     index = bytearray(image.records * INDEX_ENTRY.size)
 
     def cannot_read(path: str, err: OSError) -> None:
@@ -248,7 +249,11 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
     def everything() -> Iterator[tuple[str, DiskState, Xattrs]]:
         for mount, volume in context.volumes.items():
             for path, directory, name, st in walk(
-                volume.fd, mount, mounted=context.volumes.mounted_below(), unreadable=cannot_read
+                volume.fd,
+                mount,
+                mounted=context.volumes.mounted_below(),
+                unreadable=cannot_read,
+                read_only=read_only.append,
             ):
                 yield path, files.disk_state(st), files.xattrs_at(directory, name)
 
@@ -300,6 +305,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
             ),
             unreadable=cannot_read,
             everything=everything,
+            read_only=read_only,
         )
     for position, disk in made.verified.items():
         start = position * INDEX_ENTRY.size

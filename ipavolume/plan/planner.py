@@ -59,6 +59,7 @@ def plan_files(
     *,
     unreadable: Callable[[str, OSError], None],
     everything: Callable[[], Iterable[tuple[str, DiskState, Xattrs]]] = tuple,
+    read_only: Iterable[str] = (),
 ) -> FilePlan:
     """Decide what happens to files.
 
@@ -73,6 +74,7 @@ def plan_files(
             the paths. Such a path is left out.
         everything: Yields every path of the volumes with its state and extended attributes;
             called only where an account has another number now.
+        read_only: Read-only subvolumes that *everything* left out, once it was gone over.
 
     Raises:
         ObstructedError: If something that is there cannot be dealt with safely.
@@ -92,6 +94,7 @@ def plan_files(
                 pristine.append(candidate.new)
     if planner.renumbering.renumbered and old is not None:
         planner.renumbering.translate(everything())
+        planner.keep_read_only(read_only)
     return FilePlan(
         actions=planner.finish(),
         overridden=frozenset(planner.overridden),
@@ -686,6 +689,15 @@ class _Planner:
                 self._collected.keep(path, rule, f"{reason}; see {name}")
                 return
         raise self._copies.no_name(path)
+
+    def keep_read_only(self, paths: Iterable[str]) -> None:
+        """Say that what cannot be changed keeps its owners."""
+        for path in paths:
+            self._collected.keep(
+                path,
+                Rule.MOUNTED_OVER,
+                "accounts have other numbers now; this read-only subvolume keeps its owners",
+            )
 
     def finish(self) -> Sequence[Action]:
         """Return the actions in the order in which they are carried out.

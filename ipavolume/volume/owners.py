@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import mount_of
+from ipavolume.volume import ownership
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import read_baseline
 from ipavolume.volume.members import Volume
@@ -91,14 +92,26 @@ def find_lost(volumes: Volumes, facts: Mapping[str, Facts]) -> UnsafeVolumeError
         for end in range(1, len(entry))
         if entry[end] == "/"
     }
+    has_user, has_group = _mapped("uid"), _mapped("gid")
     for mount, found in looked.items():
-        users = [_Seen(path, uid, st.st_uid, kind) for path, kind, st, uid, _ in found]
-        groups = [_Seen(path, gid, st.st_gid, kind) for path, kind, st, _, gid in found]
+        # What this user namespace does not have is nobody's to see: a right that is missing.
+        users = [
+            _Seen(path, uid, st.st_uid, kind) for path, kind, st, uid, _ in found if has_user(uid)
+        ]
+        groups = [
+            _Seen(path, gid, st.st_gid, kind) for path, kind, st, _, gid in found if has_group(gid)
+        ]
         if _is_lost(users, header.accounts.users, ways, volumes[mount]):
             return _error(volumes[mount], users, "user", header)
         if _is_lost(groups, header.accounts.groups, ways, None):
             return _error(volumes[mount], groups, "group", header)
     return None
+
+
+def _mapped(kind: str) -> Callable[[int], bool]:
+    """Return what tells whether this user namespace has an id."""
+    ranges = ownership.id_map(kind)
+    return lambda number: any(here <= number < here + count for here, _, count in ranges)
 
 
 def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:

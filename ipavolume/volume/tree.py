@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 import hashlib
 import os
@@ -251,11 +252,13 @@ def walk(
     *,
     mounted: Collection[str] = (),
     unreadable: Callable[[str, OSError], None] | None = None,
+    read_only: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, int, str, os.stat_result]]:
     """Yield everything on a volume, parents first, following nothing.
 
     Our own state directory is left out but for what was saved in it; what is mounted below
-    the volume is not entered. However deep a directory is, a bounded number of descriptors
+    the volume is not entered. A subvolume of btrfs is no mount, though its device is another
+    one. However deep a directory is, a bounded number of descriptors
     is open.
 
     It is not made of :func:`ipavolume.linux.trees.walk`, which promises other things: an
@@ -268,6 +271,8 @@ def walk(
         mount: Its path.
         mounted: Mount points below it.
         unreadable: Told of a directory that cannot be read; without it that is an error.
+        read_only: Told of subvolumes that nobody can change, as snapshots are; they are left
+            out then.
 
     Yields:
         Path, descriptor of the parent (good until the next step), name and ``lstat``.
@@ -276,7 +281,8 @@ def walk(
         UnsafeVolumeError: If a directory is moved meanwhile, or a path is too long.
     """
     device = files.fstat(root).st_dev
-    levels: list[tuple[str, list[str]]] = []
+    mount_id = ""
+    levels: list[tuple[str, list[str], int]] = []
     with Cursor(root) as cursor:
         path = mount
         names = sorted(files.listdir(cursor.fd), reverse=True)
@@ -284,7 +290,7 @@ def walk(
             while not names:
                 if not levels:
                     return
-                path, names = levels.pop()
+                path, names, device = levels.pop()
                 _leave(cursor, path)
             name = names.pop()
             ours = path == mount and name == STATE_DIRECTORY
@@ -298,9 +304,17 @@ def walk(
                     code="too-deep",
                     hint="Look at who made them, and remove them.",
                 )
+            enters = stat.S_ISDIR(found.st_mode)
+            if enters and found.st_dev != device:
+                mount_id = mount_id or files.mount_id(root)
+                standing = _standing_of(fd, name, mount_id)
+                if standing is _Standing.READ_ONLY and read_only is not None:
+                    read_only(f"{path}/{name}")
+                    continue
+                enters = standing is not _Standing.MOUNTED
             if not ours:
                 yield f"{path}/{name}", fd, name, found
-            if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
+            if enters:
                 try:
                     cursor.enter(name)
                 except (FileNotFoundError, NotADirectoryError):
@@ -312,9 +326,41 @@ def walk(
                         raise
                     unreadable(f"{path}/{name}", err)
                     continue
-                levels.append((path, names))
+                levels.append((path, names, device))
+                device = found.st_dev
                 path = f"{path}/{name}"
                 names = [SAVED] if ours else sorted(files.listdir(cursor.fd), reverse=True)
+
+
+class _Standing(enum.Enum):
+    """What a directory of another device is.
+
+    Attributes:
+        SUBVOLUME: A part of the same file system, by another number.
+        READ_ONLY: Likewise, and nothing in it can be changed.
+        MOUNTED: Something else.
+    """
+
+    SUBVOLUME = "subvolume"
+    READ_ONLY = "read-only"
+    MOUNTED = "mounted"
+
+
+def _standing_of(directory: int, name: str, mount_id: str) -> _Standing:
+    try:
+        fd = files.open_at(directory, name, files.DIRECTORY_FLAGS)
+    except OSError:
+        # Whoever enters it meets that again, and says so.
+        return _Standing.SUBVOLUME
+    try:
+        if files.mount_id(fd) != mount_id:
+            return _Standing.MOUNTED
+        # Root may write wherever it is possible, and others change no owner anyway.
+        if os.geteuid() == 0 and not os.access(files.proc_path(fd), os.W_OK):
+            return _Standing.READ_ONLY
+        return _Standing.SUBVOLUME
+    finally:
+        os.close(fd)
 
 
 def _leave(cursor: Cursor, path: str) -> None:

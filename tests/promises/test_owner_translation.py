@@ -719,3 +719,77 @@ def test_thousands_of_files_are_translated_once_each_however_often_the_run_is_ki
     site.upgrade(images[1])
     for number, name in enumerate(sorted(mail.iterdir())):
         assert owner(name) == (NUMBERS[301 + number % 4], 4343, 0o640), name
+
+
+@pytest.mark.filesystem
+@pytest.mark.parametrize("interrupted", [False, True], ids=["at once", "killed"])
+def test_what_lies_in_a_subvolume_follows_its_account_and_a_read_only_one_is_told(
+    interrupted: bool,  # noqa: FBT001 - the same story, told twice
+    filesystem: Filesystems,
+    tmp_path: Path,
+    versions: tuple[Path, Path],
+) -> None:
+    """F24: btrfs gives each subvolume a device number of its own; it is no mount all the same."""
+    btrfs = need_tool("btrfs")
+
+    def subvolume(*words: str | Path) -> None:
+        subprocess.run([btrfs, "subvolume", *words], check=True, timeout=60, capture_output=True)
+
+    top = filesystem("btrfs", 200)
+    site = Site(top=tmp_path, volumes={"/data": top / "volume"})
+    site.volume().mkdir()
+    images = [
+        site.image(
+            name,
+            versions[:1],
+            lists=LISTS,
+            passwd=_passwd({**_now(USERS, new=False), "beta": beta}),
+            group=_group(_now(GROUPS, new=False)),
+        )
+        for name, beta in (("one", 302), ("two", 310))
+    ]
+    site.upgrade(images[0])
+    app = site.volume() / "var/lib/app"
+    app.rmdir()
+    subvolume("create", app)
+    _own(app, 302, 403, 0o750)
+    _make(app / "own", 302, 403)
+    subvolume("create", app / "inner")
+    _own(app / "inner", 302, 403)
+    _make(app / "inner/deep/file", 302, 403)
+    setuid = _make(app / "inner/setuid", 302, 403, 0o4755)
+    set_capability(_make(app / "inner/capable", 302, 403, 0o755), "cap_net_raw=ep")
+    set_acl(app / "inner/deep", "u:302:rwx")
+    linked = _make(app / "linked", 302, 403)
+    (app / "elsewhere").hardlink_to(linked)
+    outside = _make(top / "outside/file", 302, 403)
+    subvolume("snapshot", "-r", app / "inner", app / "snapshot")
+    # A mount of the same file system has another device number as well, or the same one.
+    for source, place in ((outside.parent, "bound"), (app / "inner", "bound-inner")):
+        (app / place).mkdir()
+        subprocess.run([need_tool("mount"), "--bind", source, app / place], check=True, timeout=60)
+    try:
+        said = site.run("upgrade", images[1], "--dry-run", status=100).stdout
+        assert "/data/var/lib/app/snapshot (" in said
+        assert "read-only subvolume keeps its owners" in said
+        assert "/data/var/lib/app/bound (" in said
+        if interrupted:
+            command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(images[1])]
+            # In the middle of a copy that gets its capability.
+            call = tracing.Call(name="setxattr", number=1, text="")
+            tracing.killed(command, call, env=clean_environment())
+            assert not (site.volume() / "build-id").exists()
+        site.upgrade(images[1])
+    finally:
+        for place in ("bound", "bound-inner"):
+            subprocess.run([need_tool("umount"), app / place], check=True, timeout=60)
+    for path in (app, app / "own", app / "inner", app / "inner/deep/file", linked):
+        assert owner(path)[:2] == (310, 403), path
+    assert owner(setuid) == (310, 403, 0o4755)
+    assert owner(app / "inner/capable")[0] == 310
+    assert xattr(app / "inner/capable", CAPABILITY)
+    assert "user:310:rwx" in acl(app / "inner/deep")
+    assert linked.samefile(app / "elsewhere")
+    assert owner(outside)[0] == owner(app / "snapshot/deep/file")[0] == 302
+    assert not [path for path in app.rglob("*") if path.name.startswith(".ipavolume")]
+    assert site.upgrade(images[1])["state"] == "current"
