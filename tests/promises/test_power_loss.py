@@ -46,6 +46,7 @@ MKFS: Final = {
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
 SIZE_MB: Final = {"ext4": 64, "xfs": 300}
+REGIONS: Final = ("data/etc/app", "data/var/lib/app", "logs/var/log/app")
 OPTIONS: Final = {"ext4": "loop", "xfs": "loop,nouuid"}
 """A picture has the id of the file system it shows, which xfs mounts only once."""
 
@@ -123,12 +124,20 @@ def disks(request: pytest.FixtureRequest, filesystem: Filesystems, tmp_path: Pat
     return Disks(filesystem("xfs", 2048), tmp_path / "mounted", request.param)
 
 
-def begin(world: World, disks: Disks, run: Run) -> tuple[Path, Undisturbed]:
-    """Make disks with the volumes on them, and do the run on a copy once undisturbed."""
+def begin(
+    world: World, disks: Disks, run: Run, *, regions: bool = False
+) -> tuple[Path, Undisturbed]:
+    """Make disks with the volumes on them, and do the run on a copy once undisturbed.
+
+    With *regions* directories have project ids, so that nothing can be renamed into them.
+    """
     base = disks.make()
     with disks.mounted(base) as place:
         for mount in MOUNTS:
             _do(["cp", "-a", f"{world.volumes(run.volumes) / mount}/.", str(place / mount)])
+            for number, path in enumerate(REGIONS if regions else ()):
+                if path.startswith(f"{mount}/"):
+                    _do(["chattr", "+P", "-p", f"{70 + number}", str(place / path)])
             _do(["sync", "-f", str(place / mount)])
         before = content(place)
     with disks.mounted_once(disks.picture(base)) as place:
@@ -171,8 +180,33 @@ def test_after_a_power_failure_in_the_middle_the_next_start_finishes_and_nothing
     flushed: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    run = RUNS[kind]
-    base, expected = begin(world, disks, run)
+    cut_power(world, disks, RUNS[kind], flushed, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disks", ["xfs"], indirect=True)
+@pytest.mark.parametrize("flushed", ["what the run syncs", "the journal as well"])
+def test_after_a_power_failure_in_a_run_with_regions_the_next_start_finishes(
+    world: World,
+    disks: Disks,
+    flushed: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """F3."""
+    cut_power(world, disks, RUNS["upgrade"], flushed, record_property, regions=True)
+
+
+def cut_power(
+    world: World,
+    disks: Disks,
+    run: Run,
+    flushed: str,
+    record_property: Callable[[str, object], None],
+    *,
+    regions: bool = False,
+) -> None:
+    """Let the power fail at many points of a run, each time of a fresh one."""
+    base, expected = begin(world, disks, run, regions=regions)
     commits = flushed == "the journal as well"
     points = changes_of_note(expected) if commits else syncs(expected)
     assert len(points) > 10

@@ -19,6 +19,7 @@ from support.images import picture
 from support.requirements import need_tool, unavailable
 from support.steps import Scene
 from support.worlds import (
+    EDITED,
     MOUNTS,
     OLD_ACCOUNTS,
     RUNS,
@@ -257,6 +258,61 @@ def test_killed_at_any_change_a_run_with_regions_has_lost_nothing_and_is_finishe
             if found:
                 wrong.append((call, found))
     assert not wrong, tell(wrong)
+
+
+# -- what changes meanwhile --------------------------------------------------------------
+
+LATE: Final = (
+    *("data/etc/app/untouched.conf", "data/etc/app/clean.conf", "data/etc/app/to-dir"),
+    *("data/etc/app/noreplace.conf", "data/etc/app/secret.conf", "data/etc/app/new.conf"),
+    *(
+        "data/etc/app/to-file/inside",
+        "data/etc/app/gone/late",
+        "data/etc/app/noreplace.conf.rpmnew",
+    ),
+    *("data/var/lib/app/program", "data/var/lib/app/dropped-data", "logs/var/log/app/banner"),
+    *("logs/var/log/app/new.txt", "logs/var/log/app/README"),
+)
+"""What somebody writes when an upgrade is marked and nothing is in place yet."""
+
+
+def _killed_at_the_mark_and_edited(world: World, place: Path, call: tracing.Call) -> None:
+    run = RUNS["upgrade"]
+    tracing.killed(world.command(run.image, place), call, env=world.environment)
+    for path in LATE:
+        (place / path).write_bytes(b"late, " + content_of(path))
+        os.utime(place / path, (EDITED, EDITED))
+    world.run(run.image, place)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("kind", ["project ids of directories", "subvolumes"])
+def test_what_is_edited_while_a_killed_run_waits_gets_what_it_gets_elsewhere(
+    kind: str, world: World, filesystem: Filesystems, tmp_path: Path
+) -> None:
+    """F3: copies into and out of a region are made of what somebody wrote late, too."""
+    file_system, make = KINDS[kind]
+    place = filesystem(file_system, 400)
+    run = RUNS["upgrade"]
+    results: list[dict[str, tuple[object, ...]]] = []
+    for regions in (_copied if make is _subvolumes else _plain, make):
+        with _begun(world, place, regions):
+            done, calls = tracing.trace(
+                world.command(run.image, place), env=world.environment, log=tmp_path / "log"
+            )
+            assert done.returncode == 0, done.stderr
+        marks = [
+            position
+            for position, call in enumerate(calls)
+            if call.name.startswith("rename") and '"build-id.old"' in call.text
+        ]
+        (call, *_) = filter(tracing.is_change, calls[marks[-1] + 1 :])
+        with _begun(world, place, regions):
+            _killed_at_the_mark_and_edited(world, place, call)
+            if regions is make:
+                assert _different(place, results[0], kind) == []
+                assert _staging_areas(place) == []
+            results.append(look(place))
 
 
 # -- what cannot be done -----------------------------------------------------------------
