@@ -6,6 +6,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
@@ -13,6 +14,9 @@ from ipavolume.linux.trees import walk
 from ipavolume.model.paths import is_within
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.placement import Placement
+
+_BY_NAME: Final = (".wants", ".requires", ".upholds")
+"""Directories of links of which systemd takes the name alone."""
 
 
 def check(
@@ -24,7 +28,8 @@ def check(
 ) -> None:
     """Refuse relative links that would dangle on a volume, or lead elsewhere, before they move.
 
-    One that leads to the same from there, because that is listed as well, is fine. What an
+    One that leads to the same from there, because that is listed as well, is fine, and so is one
+    that leads to nothing as it is. What an
     earlier ``prepare`` moved is not refused any more, but warned of.
 
     Args:
@@ -47,12 +52,13 @@ def check(
         with reported(f"look for links in {placement.location!r}"):
             for path, target in _links(tree, placement.location, places):
                 location = f"{placement.location}/{path}"
-                if location in harmless:
+                if location in harmless or posixpath.dirname(location).endswith(_BY_NAME):
                     continue
                 led = _led(tree, f"{posixpath.dirname(location)}/{target}")
                 moved = posixpath.join(posixpath.dirname(f"{placement.target}/{path}"), target)
                 leads = _location(posixpath.normpath(moved), placements, templates)
-                if led is not None and led != _led(tree, leads):
+                # What leads nowhere as it is loses nothing (Debian's /var/log/README).
+                if led is not None and tree.lstat(led) and led != _led(tree, leads):
                     better = tree.resolve(f"{posixpath.dirname(location)}/{target}", follow=False)
                     faults.append(f"{location!r} -> {target!r} (would do: {better or '/'!r})")
     if faults:

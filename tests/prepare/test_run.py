@@ -862,9 +862,10 @@ def test_names_of_unpackaged_files_that_are_refreshed(bare: Image) -> None:
 def test_steps_and_configuration_count_for_the_fingerprint(bare: Image) -> None:
     bare.list("/etc/aaa.conf")
     seen = {bare.prepare().fingerprint}
-    put_step(bare.root, "s5000_x.py", own=True)
+    put_step(bare.root, "s5000_x.py", step_text(component="?app"), own=True)
     seen.add(bare.prepare().fingerprint)
-    put_step(bare.root, "s5000_x.py", step_text(summary="Another."), own=True)
+    text = step_text(component="?app", summary="Another.")
+    put_step(bare.root, "s5000_x.py", text, own=True)
     seen.add(bare.prepare().fingerprint)
     (bare.root / "etc/ipavolume/upgrade_steps/s0300_sssd_caches.py").symlink_to("/dev/null")
     seen.add(bare.prepare().fingerprint)
