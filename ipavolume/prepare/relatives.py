@@ -17,6 +17,8 @@ from ipavolume.prepare.placement import Placement
 
 _BY_NAME: Final = (".wants", ".requires", ".upholds")
 """Directories of links of which systemd takes the name alone."""
+_FILLED_LATER: Final = ("/run", "/proc", "/sys", "/dev", "/tmp")  # noqa: S108 - nothing is put there
+"""What is in them comes with a container."""
 
 
 def check(
@@ -29,7 +31,7 @@ def check(
     """Refuse relative links that would dangle on a volume, or lead elsewhere, before they move.
 
     One that leads to the same from there, because that is listed as well, is fine, and so is one
-    that leads to nothing as it is. What an
+    that leads to nothing as it is and will not at run time either. What an
     earlier ``prepare`` moved is not refused any more, but warned of.
 
     Args:
@@ -57,8 +59,10 @@ def check(
                 led = _led(tree, f"{posixpath.dirname(location)}/{target}")
                 moved = posixpath.join(posixpath.dirname(f"{placement.target}/{path}"), target)
                 leads = _location(posixpath.normpath(moved), placements, templates)
+                if led is None or led == _led(tree, leads):
+                    continue
                 # What leads nowhere as it is loses nothing (Debian's /var/log/README).
-                if led is not None and tree.lstat(led) and led != _led(tree, leads):
+                if tree.lstat(led) or any(is_within(led, place) for place in _FILLED_LATER):
                     better = tree.resolve(f"{posixpath.dirname(location)}/{target}", follow=False)
                     faults.append(f"{location!r} -> {target!r} (would do: {better or '/'!r})")
     if faults:

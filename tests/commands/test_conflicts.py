@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import Result, run_ipavolume
+from support import tracing
+from support.command import Result, clean_environment, run_ipavolume
 from support.filesystems import Filesystems
 from support.images import MANIFEST, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
@@ -368,12 +370,15 @@ def test_nothing_is_settled_while_a_run_is_not_finished(
         [build_rpm(tmp_path, "app", _files("2")[:3], version="3")],
         lists=LISTS,
     )
-    # What cannot be changed stops the run in its middle.
+    # What cannot be changed stops a run that was marked already.
     chattr = need_tool("chattr")
     path = str(site.volume() / "etc/app/became-dir")
+    words = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(third)]
+    second_rename = tracing.Call(name="renameat2", number=2, text="")
+    tracing.killed(words, second_rename, env=clean_environment())
     subprocess.run([chattr, "+i", path], check=True, timeout=60)
     try:
-        site.run("upgrade", third, status=74)
+        site.run("upgrade", third, status=65)
         for option in ("--keep", "--take-new"):
             said = run_ipavolume(
                 "conflicts", *site.arguments(second), f"{option}=/data/etc/app/plain", status=77
