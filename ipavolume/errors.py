@@ -116,7 +116,9 @@ def _call(err: OSError) -> str:
     line, _, begin, _ = next(itertools.islice(code.co_positions(), trace.tb_lasti // 2, None))
     text = linecache.getline(code.co_filename, line or 0, trace.tb_frame.f_globals)
     called = re.match(r"[\w.]+", text.encode()[begin or 0 :].decode())
-    return called.group().rpartition(".")[2] if called else "use"
+    word = called.group().rpartition(".")[2] if called else "use"
+    # Where it is ourselves who raise it, the function says what was done.
+    return code.co_name.strip("_").replace("_", " ") if word == "raise" else word
 
 
 class UsageError(IpaVolumeError):

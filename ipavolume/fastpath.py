@@ -7,6 +7,7 @@ is when nothing is to be done, :func:`start` returns and the whole program takes
 
 # What signal is made of; that one imports enum, which takes a millisecond.
 import _signal  # type: ignore[import-not-found]
+import errno
 import fcntl
 import os
 import stat
@@ -46,9 +47,22 @@ _WATCH_S = 10
 _ONE = (1).to_bytes(8, sys.byteorder)
 _ID, _SHORT_ID, _UUID = 64, 12, 36
 _LOCKING = frozenset(
-    (b"ext4", b"xfs", b"btrfs", b"tmpfs", b"overlay", b"zfs", b"f2fs", b"bcachefs")
+    (
+        b"ext2",
+        b"ext3",
+        b"ext4",
+        b"xfs",
+        b"btrfs",
+        b"tmpfs",
+        b"overlay",
+        b"zfs",
+        b"f2fs",
+        b"bcachefs",
+    )
 )
 """File systems on which the short way is taken; on a network there is more to look at."""
+_LACK = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Of what a machine lacks for a while, which says nothing of a lock."""
 _SHOWN = fcntl.F_WRLCK.to_bytes(2, sys.byteorder) + bytes(14) + _ONE + bytes(8)
 """``struct flock`` for the first byte, as ``linux.locking`` has it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -242,7 +256,7 @@ def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: boo
         if lost:
             _tell(b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode())
             if ends:
-                _end_container(told)
+                _end_container(told, is_first=parent == 1)
             return
     while True:
         work = _take_work()
@@ -342,6 +356,8 @@ def _what_is_lost(volume: int, file: int) -> str:
         os.pread(file, 1, 0)
         fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=volume)
     except OSError as err:
+        if err.errno in _LACK:
+            return ""
         return f"{LOCK} cannot be read: {err.strerror}"
     try:
         st, there = os.fstat(file), os.fstat(fd)
@@ -354,7 +370,7 @@ def _what_is_lost(volume: int, file: int) -> str:
     return ""
 
 
-def _end_container(told: int) -> None:
+def _end_container(told: int, *, is_first: bool) -> None:
     """End the command, and the container's first process: at first as an engine does."""
     own = os.readlink("/proc/self/ns/mnt")
     try:
@@ -362,11 +378,15 @@ def _end_container(told: int) -> None:
         is_ours = os.readlink("/proc/1/ns/mnt") == own
         is_systemd = os.readlink("/proc/1/exe").endswith(SYSTEMD.decode())
     except OSError:
-        is_ours, is_systemd = told < 0, False
+        is_ours, is_systemd = is_first, False
     for number in (_signal.SIGTERM, _signal.SIGKILL):
         try:
             if told >= 0:
                 _signal.pidfd_send_signal(told, number)
+        except OSError:
+            # It has ended; what it left has not.
+            pass
+        try:
             if is_ours and number == _signal.SIGTERM:
                 os.kill(1, _signal.SIGRTMIN + 3 if is_systemd else number)
             elif is_ours:

@@ -165,7 +165,11 @@ def _memory(stack: contextlib.ExitStack) -> int | None:
 
 def _alone(stack: contextlib.ExitStack, directory: int, timeout_s: float) -> bool:
     """Wait for other probes that ask the command; tell whether they ended in time."""
-    lock = stack.enter_context(files.open_for_appending(directory, _LOCK))
+    try:
+        lock = stack.enter_context(files.open_for_appending(directory, _LOCK))
+    except OSError:
+        # Another probe has just made it, or nothing can be made: then each asks for itself.
+        return True
     deadline = time.monotonic() + timeout_s
     while True:
         try:

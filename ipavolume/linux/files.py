@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import stat
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Final
 
@@ -25,6 +27,9 @@ DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLO
 INODE_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+_SUBVOLUME_GETFLAGS: Final = 0x80089419
+_SUBVOLUME_READ_ONLY: Final = 2
 
 _TYPES: Final = {
     stat.S_IFREG: FileType.FILE,
@@ -58,6 +63,19 @@ def disk_state(st: os.stat_result) -> DiskState:
         ino=st.st_ino,
         nlink=st.st_nlink,
     )
+
+
+def is_read_only_subvolume(fd: int) -> bool:
+    """Tell whether the directory *fd* is the top of a btrfs subvolume that nobody can change.
+
+    Source: ``BTRFS_IOC_SUBVOL_GETFLAGS`` of ``btrfs.h``. What ``access`` says may have other
+    reasons: a mount that is read-only here, an attribute, a right.
+    """
+    try:
+        (flags,) = struct.unpack("=Q", fcntl.ioctl(fd, _SUBVOLUME_GETFLAGS, bytes(8)))
+    except OSError:
+        return False
+    return bool(flags & _SUBVOLUME_READ_ONLY)
 
 
 def metadata(st: os.stat_result, xattrs: Xattrs = ()) -> Metadata:
@@ -254,7 +272,10 @@ def read_xattrs(fd: int) -> Xattrs:
     result = []
     for name in sorted(names):
         if is_of_file(name):
-            value = _xattr(path, name)
+            try:
+                value = _xattr(path, name)
+            except OSError as err:
+                raise placed(err, fd) from None
             if value is not None:
                 result.append((name, value))
     return tuple(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.model.actions import Action, Rule, SetMetadata
@@ -145,6 +146,9 @@ class Remaining:
                 yield action
 
 
+_COUNT_BITS: Final = 40
+
+
 def mark_private(actions: Iterable[SetMetadata]) -> Iterator[SetMetadata]:
     """Mark the changes of inodes that have names outside of the plan.
 
@@ -154,16 +158,23 @@ def mark_private(actions: Iterable[SetMetadata]) -> Iterator[SetMetadata]:
     Args:
         actions: The changes; gone over twice, because there can be many.
     """
-    names: dict[tuple[int, int], set[Metadata]] = {}
-    count: dict[tuple[int, int], int] = {}
+    # Two numbers an inode, because there can be a million: which metadata, and how many names.
+    kinds: dict[Metadata, int] = {}
+    seen: dict[int, int] = {}
     for item in actions:
         if item.before.nlink > 1 and item.before.type is not FileType.DIRECTORY:
-            key = (item.before.dev, item.before.ino)
-            names.setdefault(key, set()).add(item.metadata)
-            count[key] = count.get(key, 0) + 1
+            kind = kinds.setdefault(item.metadata, len(kinds)) << _COUNT_BITS
+            key = _inode(item)
+            found = seen.get(key, kind)
+            same = found >= 0 and found >> _COUNT_BITS << _COUNT_BITS == kind
+            seen[key] = found + 1 if same else -1
     for item in actions:
-        key = (item.before.dev, item.before.ino)
-        if key in names and (count[key] != item.before.nlink or len(names[key]) > 1):
+        found = seen.get(_inode(item), 0)
+        if found < 0 or (found and found & (1 << _COUNT_BITS) - 1 != item.before.nlink):
             yield replace(item, private=True)
         else:
             yield item
+
+
+def _inode(item: SetMetadata) -> int:
+    return item.before.dev << 64 | item.before.ino

@@ -220,7 +220,8 @@ def _special_records(image: Image, plan: Plan) -> Iterator[Record]:
 
     A tree is one action, which says nothing of what is in it.
     """
-    created = tuple(f"{action.path}/" for action in plan.actions if isinstance(action, CreateTree))
+    others = without_metadata(plan.actions)
+    created = tuple(f"{action.path}/" for action in others if isinstance(action, CreateTree))
     if not created:
         return
     seen: set[tuple[bytes, ...]] = {_ORDINARY}

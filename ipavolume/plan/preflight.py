@@ -20,6 +20,7 @@ from ipavolume.model.actions import (
 from ipavolume.model.attributes import SET_ID_BITS, is_privileged
 from ipavolume.model.files import Metadata, Record
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
 from ipavolume.steps import views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
@@ -64,7 +65,7 @@ def check(
         VolumeIOError: If there is too little room, or a right is missing.
     """
     held.check_changeable(volumes, _touched(plan, steps, image))
-    moves = (action for action in plan.actions if isinstance(action, Save))
+    moves = (action for action in without_metadata(plan.actions) if isinstance(action, Save))
     copied = regions.check_regions(volumes, _puts(plan), moves)
     whole = tuple(created)
     overridden: list[str] = []

@@ -33,7 +33,7 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
     held: dict[str, int] = {}
     own = [volume for volume in volumes if _hold(volume, held)]
     for volume in volumes:
-        if volume not in own and not lockfile.is_held_here(volume):
+        if volume not in own and not lockfile.is_held_here(volume, directory=volume.mount in held):
             raise LockedError(
                 f"the volume {volume.directory!r} is in use by another container",
                 hint="Stop that container first.",
@@ -59,6 +59,10 @@ def _hold(volume: Volume, held: dict[str, int]) -> bool:
             fd = lockfile.take(volume)
         except BlockingIOError:
             free = False
+        except OSError as err:
+            # Somebody has allowed a file system without locks: there is nothing to hold.
+            if err.errno not in lock.NO_SUCH:
+                raise
         else:
             if fd is not None:
                 held[volume.mount] = fd

@@ -8,6 +8,7 @@ cut short or altered makes the volume unsafe instead of being guessed at.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Final
 
@@ -145,10 +146,13 @@ def mark_of_kept(volume: Volume) -> str:
     for name in (STATE_DIRECTORY, BUILD_ID_NAME, _LEGACY_NAMES[0]):
         with attempt("look at", f"{volume.directory.rstrip('/')}/{name}"):
             st = files.lstat(volume.fd, name)
-            if st is not None and name == STATE_DIRECTORY and has_only_a_lock(volume):
+            # Whose it is is asked first: what a service puts there is not looked into.
+            if st is None or st.st_uid != 0:
                 continue
-        if st is not None and st.st_uid == 0:
-            return name
+            is_ours = name == STATE_DIRECTORY and stat.S_ISDIR(st.st_mode)
+            if is_ours and has_only_a_lock(volume):
+                continue
+        return name
     return ""
 
 

@@ -31,6 +31,8 @@ from ipavolume.volume.layout import HISTORY, PUBLIC_FILE_MODE
 from ipavolume.volume.members import Volume, damaged, open_state, read_small
 
 _MAX_HISTORY_BYTES: Final = 256 << 20
+_MAX_KEPT: Final = 1000
+"""More paths that were left alone are not named for each run, which would add up."""
 
 
 def read_history(volume: Volume) -> list[Mapping[str, Any]]:
@@ -155,7 +157,8 @@ def history_entry(
         "packages": packages,
         "overrides": list(plan.overrides),
         "copies": [*planned, *further.values()],
-        "kept": [action.path for action in others if isinstance(action, Keep)],
+        # How many there are is among the counts.
+        "kept": [action.path for action in others if isinstance(action, Keep)][:_MAX_KEPT],
         "tasks": [_task_row(plan, key, log) for key in log.records],
         "warnings": [text for record in log.records.values() for text in record.messages],
         "failures": [[one.at, one.message] for one in log.failures],

@@ -38,18 +38,19 @@ STALE_LOCK: Final = "stale-lock"
 NFS: Final = "nfs"
 _KNOWN: Final = frozenset(
     (
-        *("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "bcachefs"),
+        *("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "bcachefs"),
         *("ceph", "nfs", "nfs4"),
     )
 )
 """File systems that are known to lock a file for everybody who has them mounted."""
 _LOCAL: Final = ("local_lock=all", "local_lock=flock", "nolock")
-_NO_SUCH: Final = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+NO_SUCH: Final = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LOCK_POLL_S: Final = 0.1
 _END_S: Final = 0.5
 """As long as it is not worth a word that somebody is waited for."""
-_GONE_S: Final = 10.0
-"""As long as a keeper may take to end behind its application, however busy the machine is."""
+_GONE_S: Final = 35.0
+"""As long as what keeps the lock may take to end behind who took it: a keeper on a busy machine,
+and three times ten seconds what watches over a command (:mod:`ipavolume.linux.supervisor`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def try_lock_directory(volume: Volume) -> bool:
     try:
         return locking.try_flock(volume.fd)
     except OSError as err:
-        if err.errno in _NO_SUCH:
+        if err.errno in NO_SUCH:
             return True
         raise
 
@@ -166,6 +167,7 @@ class Lock:
         self._timeout_s = 0.0
         self._files: dict[str, int] = {}
         self._stale: set[str] = set()
+        self._directories: set[str] = set()
         self._named = False
         self._work: int | None = None
 
@@ -275,17 +277,32 @@ class Lock:
                 mount=self._volumes[0].mount,
             )
         self.joined = False
+        before = set(self._files), set(self._directories)
         for volume in self._volumes:
             busy = self._try_volume(volume, make=make)
             if busy is None:
                 continue
-            here = self._inside and lockfile.is_held_here(volume)
+            here = self._inside and lockfile.is_held_here(
+                volume, directory=busy.code == DIRECTORY_LOCKED
+            )
             if not here or (time.monotonic() < ends and not _has_living_holder(volume)):
                 # Others may have the lock of those who work here meanwhile: what ends takes it.
+                # Nothing that was got only now is kept then: they would join one that only waits.
+                self._drop(*before)
                 self.pause()
                 return busy
             self.joined = True
         return None
+
+    def _drop(self, files: Collection[str], directories: Collection[str]) -> None:
+        """Give up the locks but for those of the volumes that are named."""
+        for volume in self._volumes:
+            if volume.mount in self._files and volume.mount not in files:
+                os.close(self._files.pop(volume.mount))
+            if volume.mount in self._directories and volume.mount not in directories:
+                self._directories.remove(volume.mount)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(volume.fd, fcntl.LOCK_UN)
 
     def _is_left(self, busy: Busy) -> bool:
         """Tell whether who took the lock is seen to be gone, so that it is about to be given up."""
@@ -303,14 +320,17 @@ class Lock:
             try:
                 fd = self._take_file(volume, make=make)
             except BlockingIOError:
-                if not self._may_replace(volume):
+                if make or not self._may_replace(volume):
                     return Busy(code=LOCKED, what=what, holder=_holder(volume), mount=volume.mount)
                 self._stale.add(volume.mount)
                 fd = None
             if fd is not None:
                 self._files[volume.mount] = fd
                 self._keep_work_last(fd)
-        if try_lock_directory(volume) or DIRECTORY_LOCKED in self._allow:
+        if try_lock_directory(volume):
+            self._directories.add(volume.mount)
+            return None
+        if DIRECTORY_LOCKED in self._allow:
             return None
         return Busy(
             code=DIRECTORY_LOCKED, what=what, holder=_directory_holder(volume), mount=volume.mount
@@ -331,7 +351,7 @@ class Lock:
         except BlockingIOError:
             raise
         except OSError as err:
-            if err.errno not in _NO_SUCH:
+            if err.errno not in NO_SUCH:
                 raise
             if NO_LOCK not in self._allow:
                 raise lockfile.no_lock(volume, err) from err
@@ -342,7 +362,7 @@ class Lock:
 
         On a file system of one host the kernel gives it up when its holder ends.
         """
-        here = self._inside and lockfile.is_held_here(volume)
+        here = self._inside and lockfile.is_held_here(volume, directory=False)
         return network_of(volume) == NFS and STALE_LOCK in self._allow and not here
 
     def _keep_work_last(self, fd: int) -> None:
@@ -384,7 +404,19 @@ def _locked(busy: Busy) -> LockedError:
 
 def lost(volumes: Iterable[Volume]) -> str:
     """Return the mount of a volume that nothing in this container holds; "" when all are held."""
-    return next((one.mount for one in volumes if not lockfile.is_held_here(one)), "")
+    return next((one.mount for one in volumes if _is_lost(one)), "")
+
+
+def _is_lost(volume: Volume) -> bool:
+    if lockfile.is_held_here(volume):
+        return False
+    mount = mounts.mount_of(volume.fd)
+    if mount is not None and mount.file_system not in _KNOWN:
+        # Somebody has allowed it, and there may be no lock to hold.
+        return False
+    # NFS locks a file for those alone who may write to it.
+    is_read_only = bool(os.fstatvfs(volume.fd).f_flag & os.ST_RDONLY)
+    return not (is_read_only and lockfile.is_held_here(volume, directory=True))
 
 
 def is_held(volumes: Iterable[Volume]) -> bool:
@@ -405,7 +437,8 @@ def in_use(volumes: Iterable[Volume], *, inside: bool) -> str:
     found = ""
     for volume in volumes:
         use = _use_of(volume)
-        if use is not None and not (inside and lockfile.is_held_here(volume)):
+        here = inside and lockfile.is_held_here(volume, directory=use == DIRECTORY_LOCKED)
+        if use is not None and not here:
             found = use if found in ("", DIRECTORY_LOCKED) else found
     if not found and inside and _is_worked_here():
         return LOCKED

@@ -277,17 +277,22 @@ def _listed(fd: int, found: os.stat_result | None) -> tuple[int, ...]:
     return locking.listed(mount.device, found.st_ino) or ()
 
 
-def is_held_here(volume: Volume) -> bool:
+def is_held_here(volume: Volume, *, directory: bool | None = None) -> bool:
     """Tell whether it is this container that holds *volume*, so that one may work under that.
 
     That is the container's first process, or one of root that sees the same mounts and has a
     descriptor with the lock, of the file or of the volume's root directory: where containers share
     the host's processes, another container's do not.
+
+    Args:
+        volume: The volume.
+        directory: Ask of the directory alone, or of the file alone; by default of the file where
+            there is one.
     """
     mount = mounts.mount_of(volume.fd)
     if mount is None:
         return False
-    inodes = {files.fstat(volume.fd).st_ino}
+    inode = None
     root = os.readlink(files.proc_path(volume.fd))
     state = open_state_or_none(volume)
     if state is not None:
@@ -295,12 +300,18 @@ def is_held_here(volume: Volume) -> bool:
             found = files.lstat(state, LOCK)
         finally:
             os.close(state)
-        inodes |= {found.st_ino} if found is not None else set()
-    if any(1 in (locking.listed(mount.device, inode) or ()) for inode in inodes):
+        inode = found.st_ino if found is not None and not directory else None
+    if inode is None:
+        # Who has only the directory has not what somebody else has of the file.
+        if directory is False:
+            return False
+        inode = files.fstat(volume.fd).st_ino
+    # What this process took itself says nothing of others.
+    if os.getpid() != 1 and 1 in (locking.listed(mount.device, inode) or ()):
         return True
     paths = frozenset((root, f"{root.rstrip('/')}/{STATE_DIRECTORY}/{LOCK}"))
     return any(
-        locking.has_flock(int(name), paths, mount.device, frozenset(inodes))
+        locking.has_flock(int(name), paths, mount.device, frozenset((inode,)))
         for name in os.listdir("/proc")
         if name.isdigit() and int(name) != os.getpid() and _is_of_this_container(int(name))
     )

@@ -355,10 +355,7 @@ def _standing_of(directory: int, name: str, mount_id: str) -> _Standing:
     try:
         if files.mount_id(fd) != mount_id:
             return _Standing.MOUNTED
-        # Root may write wherever it is possible, and others change no owner anyway.
-        if os.geteuid() == 0 and not os.access(files.proc_path(fd), os.W_OK):
-            return _Standing.READ_ONLY
-        return _Standing.SUBVOLUME
+        return _Standing.READ_ONLY if files.is_read_only_subvolume(fd) else _Standing.SUBVOLUME
     finally:
         os.close(fd)
 
