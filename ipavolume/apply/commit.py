@@ -16,7 +16,7 @@ from ipavolume.apply import journal
 from ipavolume.apply.area import Area, open_optional
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.formats import plan
-from ipavolume.linux import files, trees
+from ipavolume.linux import crossing, files, trees
 from ipavolume.model.actions import Plan
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
@@ -52,7 +52,8 @@ def move_build_ids(areas: Iterable[Area]) -> None:
     for area in areas:
         with _changing_records("open the transaction on", area):
             if files.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
-                files.rename(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID)
+                # Our directory can be a part of the volume that nothing can be renamed into.
+                crossing.move(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID, replace=True)
                 files.sync(area.work)
                 files.sync(area.volume.fd)
 

@@ -334,7 +334,8 @@ class Swap:
                     try:
                         files.link_inode(fd, saved, saved_name)
                     except OSError as err:
-                        if err.errno != errno.EXDEV:
+                        # A service can give a file of its own as many names as there can be.
+                        if err.errno not in (errno.EXDEV, errno.EMLINK):
                             raise
                         transit.copy(number, fd, saved, saved_name)
                 elif not os.path.samestat(st, now) and not transit.is_copy(number, st, now):
@@ -624,9 +625,7 @@ def _is_same_content(one: int, other: int) -> bool:
 
 
 def _digest(fd: int) -> bytes:
-    with open(
-        os.open(files.proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
-    ) as file:
+    with files.reader(files.reopen(fd)) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -18,7 +18,7 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.attributes import SET_ID_BITS, is_privileged
-from ipavolume.model.files import Metadata, Record
+from ipavolume.model.files import DiskState, Metadata, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
@@ -65,8 +65,7 @@ def check(
         VolumeIOError: If there is too little room, or a right is missing.
     """
     held.check_changeable(volumes, _touched(plan, steps, image))
-    moves = (action for action in without_metadata(plan.actions) if isinstance(action, Save))
-    copied = regions.check_regions(volumes, _puts(plan), moves)
+    copied = regions.check_regions(volumes, _puts(plan), _moves(plan), looking=looking)
     whole = tuple(created)
     overridden: list[str] = []
     needs = _needs(plan, volumes)
@@ -129,6 +128,15 @@ def _touched(plan: Plan, steps: Iterable[StepAction], image: ImageHeader) -> Ite
                 yield path, True
             case Command() | Warn() | Refuse():
                 pass
+
+
+def _moves(plan: Plan) -> Iterator[tuple[str, str, DiskState]]:
+    """Yield what gets another name, where to, and what it is."""
+    for action in without_metadata(plan.actions):
+        if isinstance(action, Save):
+            yield action.path, action.to, action.before
+        elif isinstance(action, Install) and action.save_to and action.before is not None:
+            yield action.path, action.save_to, action.before
 
 
 def _puts(plan: Plan) -> Iterator[tuple[str, int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ from ipavolume.volume.volumes import Volumes
 _IN_THE_MAKING: Final = "stray-in-the-making"
 """In the state directory; the name is fixed, so that a leftover of a killed run is reused."""
 
-_ELSEWHERE: Final = (errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR)
+_ELSEWHERE: Final = (
+    *(errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EROFS),
+    *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+)
 """What is in its place on the volume cannot be replaced: a mount, another region, a link."""
 
 _STATE: Final = "what a command wrote is in the container's own layer; the next start of it goes on"
@@ -372,10 +376,9 @@ class _Stray:
         try:
             with files.inode(directory, name) as held:
                 if stat.S_ISDIR(os.fstat(held).st_mode):
-                    self._saved.append(saving.move(directory, name))
-                    files.sync(directory)
-                else:
-                    self._saved.append(saving.keep(held))
+                    # Of a listed directory nothing is moved away: a database may be running there.
+                    raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+                self._saved.append(saving.keep(held))
         except FileNotFoundError:
             pass
         crossing.move(made, _IN_THE_MAKING, directory, name, replace=True)
@@ -397,7 +400,14 @@ class _Stray:
             if found is not None:
                 self._saved.append(self._saving(below).move(directory, name))
             metadata = files.metadata(st, files.read_xattrs(source))
-            files.make_complete_directory(directory, name, metadata)
+            # Others may be able to write here: by the descriptor alone it gets its owner.
+            private = crossing.PREFIX + secrets.token_hex(8)
+            made = crossing.make_private(directory, private)
+            try:
+                files.set_metadata(made, metadata, acls=True)
+            finally:
+                os.close(made)
+            files.rename_noreplace(directory, private, directory, name)
             files.sync(directory)
             return True
 

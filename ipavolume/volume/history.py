@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ipavolume.formats import checks
@@ -140,7 +140,7 @@ def history_entry(
     known = {copy[1] for copy in planned}
     further: dict[str, list[str]] = {}
     for path, to in copies:
-        if to and not any(to == one or to.startswith(one + "/") for one in (*known, *further)):
+        if to and not any(one in known or one in further for one in _and_above(to)):
             further.setdefault(to, [path, to, _kind_of_copy(path, to)])
     return {
         "run": plan.run,
@@ -183,6 +183,12 @@ def copy_of(action: Action) -> tuple[str, str, str] | None:
             return path, to, _kind_of_copy(path, to)
         case CreateTree() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
             return None
+
+
+def _and_above(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def _kind_of_copy(path: str, to: str) -> str:

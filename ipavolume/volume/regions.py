@@ -16,11 +16,11 @@ from ipavolume.errors import IpaVolumeError, ObstructedError, VolumeIOError
 from ipavolume.linux import files
 from ipavolume.linux.statx import Part, part_of
 from ipavolume.linux.trial import make_nameless
-from ipavolume.model.actions import Save
-from ipavolume.model.files import FileType
+from ipavolume.model.files import DiskState, FileType
 from ipavolume.model.paths import mount_of
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.members import Volume, open_state
+from ipavolume.volume.room import is_shown_read_only
 from ipavolume.volume.tree import Tree
 
 _REDIRECTS: Final = "/sys/module/overlay/parameters/redirect_dir"
@@ -29,14 +29,17 @@ _REDIRECTS: Final = "/sys/module/overlay/parameters/redirect_dir"
 def check_regions(
     volumes: Mapping[str, Volume],
     puts: Iterable[tuple[str, int]],
-    moves: Iterable[Save],
+    moves: Iterable[tuple[str, str, DiskState]],
+    *,
+    looking: bool = False,
 ) -> dict[str, int]:
     """Make sure that everything can be put into the part of the volume in which it belongs.
 
     Args:
         volumes: The volumes by mount.
         puts: What is put where: a path, and its size in bytes.
-        moves: What is moved to another name.
+        moves: What is moved to another name: from where, to where, and what it is.
+        looking: Nothing may be seen of it on the volumes, not even for a moment.
 
     Returns:
         Bytes by mount that the copies into other parts take.
@@ -61,12 +64,18 @@ def check_regions(
             sizes[key] = sizes.get(key, 0) + size
             places.setdefault(key, directory)
         for key, directory in places.items():
-            if os.geteuid() == 0:
+            shown_read_only = looking and is_shown_read_only(volumes[key[0]])
+            if os.geteuid() == 0 and not shown_read_only:
                 _probe(tree, volumes[key[0]], directory, key[1], parts.staging(key[0]))
             _check_room(tree, volumes[key[0]], directory, sizes[key])
-        for move in moves:
-            if move.before.type in (FileType.DIRECTORY, FileType.OTHER):
-                _check_move(move, parts, volumes[mount_of(move.path, volumes)])
+        for path, to, before in moves:
+            mount = mount_of(path, volumes)
+            if before.type in (FileType.DIRECTORY, FileType.OTHER):
+                _check_move(path, to, before.type, parts, volumes[mount])
+                continue
+            source, target = parts.of(parts.above(path)), parts.of(parts.above(to))
+            if source is not None and target is not None and not target.takes(source):
+                copied[mount] += before.size
     return copied
 
 
@@ -165,18 +174,18 @@ def _check_room(tree: Tree, volume: Volume, directory: str, size: int) -> None:
         )
 
 
-def _check_move(move: Save, parts: _Parts, volume: Volume) -> None:
+def _check_move(path: str, to: str, kind: FileType, parts: _Parts, volume: Volume) -> None:
     """Refuse to move a directory with all below it where that is no rename.
 
     A subvolume as such can be renamed into another one.
     """
-    source, target = parts.of(move.path), parts.of(parts.above(move.to))
-    above = parts.of(parts.above(move.path))
-    if move.before.type is FileType.OTHER:
+    source, target = parts.of(path), parts.of(parts.above(to))
+    above = parts.of(parts.above(path))
+    if kind is FileType.OTHER:
         source = above
     if source is None or target is None or above is None:
         return
-    if volume.file_system == "overlay" and move.before.type is FileType.DIRECTORY:
+    if volume.file_system == "overlay" and kind is FileType.DIRECTORY:
         if _redirects(volume):
             return
         why = "may lie in a lower layer of an overlay"
@@ -186,7 +195,7 @@ def _check_move(move: Save, parts: _Parts, volume: Volume) -> None:
         why = f"has another project id than {target.project}"
     else:
         return
-    raise cannot_move(move.path, to=move.to, why=why, volume=volume, now=STATE_UNTOUCHED)
+    raise cannot_move(path, to=to, why=why, volume=volume, now=STATE_UNTOUCHED)
 
 
 def _redirects(volume: Volume) -> bool:
