@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +40,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             if primary.baseline is None or _is_nobodys(facts[mount]):
                 instance[mount] = _instance(context.image, context.volumes, mount)
             if _is_nobodys(facts[mount]) and not instance[mount]:
-                strangers[mount] = _strangers(context, mount)
+                strangers[mount] = _strangers(context, mount, joins=primary.baseline is not None)
     if primary.baseline is None and primary.transaction is None:
         others = [one for one in facts.values() if one.legacy or one.build_id is not None]
         if others or any(instance.values()):
@@ -162,12 +163,15 @@ def _is_nobodys(facts: Facts) -> bool:
     return not (facts.identity or facts.transaction or facts.build_id or facts.legacy)
 
 
-def _strangers(context: Context, mount: str) -> Sequence[tuple[str, str]]:
+def _strangers(context: Context, mount: str, *, joins: bool) -> Sequence[tuple[str, str]]:
     """Return what of the volume at *mount* is data of something else."""
+    seed = next((one.seed for one in context.image.config.volumes if one.mount == mount), ())
+    if joins:
+        # It is new beside a volume that is ours: people put on it what the lists move to it.
+        spec = next(one for one in context.image.header.volumes if one.mount == mount)
+        seed = (*seed, *(glob.escape(entry[1:]) for entry in spec.entries))
     return strangers_data(
-        context.volumes[mount],
-        mounted=context.volumes.mounted_below(),
-        seed=next((one.seed for one in context.image.config.volumes if one.mount == mount), ()),
+        context.volumes[mount], mounted=context.volumes.mounted_below(), seed=seed
     )
 
 

@@ -66,8 +66,8 @@ def _fault(action: StepAction, volume: VolumeView, mounts: Sequence[VolumeSpec])
             )
         case Remove(path=path):
             return _not_empty(path, volume)
-        case Command(words=words):
-            return _missing(words[0], volume)
+        case Command(words=words, may_fail=may_fail):
+            return "" if may_fail else _missing(words[0], volume)
         case Warn() | Refuse():
             return ""
 

@@ -164,12 +164,18 @@ def _is_lost(
     directories = {one.path for one in seen if one.is_off and one.is_directory}
     # A copy gives away all alike, the ways to what is listed as well; who means it, what is listed.
     listed_alone = directories.isdisjoint(ways)
+    ways_stay = any(one.path in ways and not one.is_off for one in seen)
 
     def is_given(off: Sequence[_Seen]) -> bool:
         owners = {one.found for one in off}
-        if len(owners) != 1 or owners & {0, OVERFLOW_ID}:
+        if owners & {0, OVERFLOW_ID}:
             return False
-        if listed_alone and (owners <= named or not any(one.recorded for one in off)):
+        was_roots = not any(one.recorded for one in off)
+        if listed_alone and (was_roots and owners <= named):
+            return True
+        if len(owners) != 1:
+            return False
+        if listed_alone and (owners <= named or was_roots):
             return True
         return len({_top(one.path, directories) for one in off}) == 1
 
@@ -181,7 +187,9 @@ def _is_lost(
             continue
         given = is_given(off)
         # A service may own all of its volume in the end, where root had it first.
-        if _is_nearly_all(off, stratum) and not (given and off[0].found in named):
+        whose = {one.found for one in off}
+        given_away = ways_stay and listed_alone and not any(one.recorded for one in off)
+        if _is_nearly_all(off, stratum) and not (given and (whose <= named or given_away)):
             return True
         if len(off) > 1 and _is_uniform(stratum) and not (given and listed_alone):
             return True

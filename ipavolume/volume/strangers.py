@@ -126,4 +126,7 @@ def _whose(path: str, st: os.stat_result) -> str:
         return DIRECTORIES.get(name) or DIRECTORIES.get(last, "")
     if stat.S_ISREG(st.st_mode) and name in FILES:
         return FILES[name]
+    if stat.S_ISREG(st.st_mode) and not st.st_size:
+        # A ``.gitkeep`` of the host's user; nobody's data is empty.
+        return ""
     return f"user {st.st_uid}" if st.st_uid != 0 else ""

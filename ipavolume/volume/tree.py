@@ -157,10 +157,15 @@ class Tree:
             os.close(fd)
 
     def content_below(self, path: str) -> Iterator[str]:
-        """Yield every path below the directory *path*, parents first."""
+        """Yield every path below the directory *path*, parents first.
+
+        Raises:
+            UnsafeVolumeError: If a path is too long.
+        """
         todo = [path]
         while todo:
             above = todo.pop()
+            _check_depth(above)
             if above != path:
                 yield above
                 st = self.stat(above)
@@ -298,12 +303,7 @@ def walk(
             found = files.lstat(fd, name)
             if found is None or (mounted and f"{path}/{name}" in mounted):
                 continue
-            if len(path) > _MAX_PATH_CHARACTERS:
-                raise UnsafeVolumeError(
-                    f"directories lie {path.count('/')} deep in one another at {path[:200]!r}...",
-                    code="too-deep",
-                    hint="Look at who made them, and remove them.",
-                )
+            _check_depth(path)
             enters = stat.S_ISDIR(found.st_mode)
             if enters and found.st_dev != device:
                 mount_id = mount_id or files.mount_id(root)
@@ -330,6 +330,15 @@ def walk(
                 device = found.st_dev
                 path = f"{path}/{name}"
                 names = [SAVED] if ours else sorted(files.listdir(cursor.fd), reverse=True)
+
+
+def _check_depth(path: str) -> None:
+    if len(path) > _MAX_PATH_CHARACTERS:
+        raise UnsafeVolumeError(
+            f"directories lie {path.count('/')} deep in one another at {path[:200]!r}...",
+            code="too-deep",
+            hint="Look at who made them, and remove them.",
+        )
 
 
 class _Standing(enum.Enum):

@@ -67,10 +67,22 @@ def _directory_of_others(path: str, st: os.stat_result) -> str:
         return ""
     if st.st_mode & 0o002:
         return f"everybody can write to {path!r}"
-    # A user's own group is the user; an ACL that lets others write shows in these bits as well.
-    if st.st_mode & 0o020 and st.st_gid not in (0, *([os.getegid()] if os.geteuid() else [])):
+    if not st.st_mode & 0o020:
+        return ""
+    # With an ACL these bits are what it grants at most, to whomever.
+    if _has_acl(path):
+        return f"others can write to {path!r} by its ACL"
+    # A user's own group is the user.
+    if st.st_gid not in (0, *([os.getegid()] if os.geteuid() else [])):
         return f"the group {st.st_gid} can write to {path!r}"
     return ""
+
+
+def _has_acl(path: str) -> bool:
+    try:
+        return "system.posix_acl_access" in os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        return False
 
 
 def _is_trusted(st: os.stat_result) -> bool:
