@@ -149,7 +149,7 @@ class Transit:
         Raises:
             OSError: If something cannot be looked at or removed.
         """
-        for name in sorted(os.listdir(self._area.old)):
+        for name in sorted(files.listdir(self._area.old)):
             staged = name.removeprefix(_COPY_OF)
             if staged == name or not staged.isdecimal() or int(staged) >= len(self._actions):
                 continue

@@ -247,6 +247,20 @@ class _Reader(io.FileIO):
         except OSError as err:
             raise placed(err, self.fileno()) from None
 
+    def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place."""
+        try:
+            return super().seek(position, whence)
+        except OSError as err:
+            raise placed(err, self.fileno()) from None
+
+    def tell(self) -> int:
+        """Return the place."""
+        try:
+            return super().tell()
+        except OSError as err:
+            raise placed(err, self.fileno()) from None
+
     def readall(self) -> bytes:
         """Read to the end."""
         try:

@@ -49,7 +49,12 @@ def reported(attempt: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _error(attempt: str, err: OSError) -> IpaVolumeError:
-    name = f" (at {err.filename!r})" if err.filename else ""
+    place = err.filename
+    if isinstance(place, int):
+        # A descriptor, which says nothing to anybody.
+        with contextlib.suppress(OSError):
+            place = os.readlink(f"/proc/self/fd/{place}")
+    name = f" (at {place!r})" if place else ""
     text = f"cannot {attempt}: {err.strerror or err}{name}"
     if err.errno in _CANNOT_CREATE:
         return CannotCreateError(

@@ -17,6 +17,8 @@ from ipavolume.prepare.placement import Placement
 
 _BY_NAME: Final = (".wants", ".requires", ".upholds")
 """Directories of links of which systemd takes the name alone."""
+_TO_BE_READ: Final = ("/usr/share/doc", "/usr/share/info", "/usr/share/man")
+"""What people read, and slim images do without (Debian's ``/var/log/README``)."""
 _FILLED_LATER: Final = ("/run", "/proc", "/sys", "/dev", "/tmp")  # noqa: S108 - nothing is put there
 """What is in them comes with a container."""
 
@@ -61,7 +63,9 @@ def check(
                 leads = _location(posixpath.normpath(moved), placements, templates)
                 if led is None or led == _led(tree, leads):
                     continue
-                # What leads nowhere as it is loses nothing (Debian's /var/log/README).
+                if any(is_within(led, place) for place in _TO_BE_READ):
+                    continue
+                # What leads nowhere as it is loses nothing.
                 if tree.lstat(led) or any(is_within(led, place) for place in _FILLED_LATER):
                     better = tree.resolve(f"{posixpath.dirname(location)}/{target}", follow=False)
                     faults.append(f"{location!r} -> {target!r} (would do: {better or '/'!r})")

@@ -17,7 +17,7 @@ from typing import Final
 
 from ipavolume.errors import IpaVolumeError, ObstructedError
 from ipavolume.linux import trees
-from ipavolume.linux.files import DIRECTORY_FLAGS, lstat
+from ipavolume.linux.files import DIRECTORY_FLAGS, listdir, lstat
 from ipavolume.linux.statx import Held, held
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.paths import mount_of
@@ -133,7 +133,7 @@ def records(volumes: Mapping[str, Volume]) -> Iterator[Touched]:
         if fd is None:
             continue
         try:
-            for name in sorted(os.listdir(fd)):
+            for name in sorted(listdir(fd)):
                 yield f"{top}/{name}", name not in (SAVED, PRISTINE, LOGS)
             for name in (STAGING, TRASH):
                 # What a run that was killed has left is removed.

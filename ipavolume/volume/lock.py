@@ -138,8 +138,8 @@ def try_work_lock(above: int) -> int | None:
 def _open_work_lock() -> int:
     try:
         return os.open(fastpath.WORK_LOCK, files.READ_FLAGS)
-    except FileNotFoundError:
-        # The image was prepared before there was one.
+    except (FileNotFoundError, PermissionError):
+        # The image was prepared before there was one; or who is not root is told that later.
         return os.open(os.path.dirname(fastpath.WORK_LOCK), files.DIRECTORY_FLAGS)
 
 

@@ -254,8 +254,8 @@ def test_p35_an_empty_directory_has_to_belong_to_the_root_of_the_container(
 @pytest.mark.parametrize(
     ("capability", "call"),
     [
-        ("CHOWN", "change owners on '/data' (fchown to 1:1): Operation not permitted"),
-        ("FOWNER", "change modes on '/data' (fchmod to 0750): Operation not permitted"),
+        ("CHOWN", "change owners on '/data' (fchown to 250:250): Operation not permitted"),
+        ("FOWNER", "change modes on '/data' (fchmod to 2750): Operation not permitted"),
         ("DAC_OVERRIDE", "open files of all owners on '/data' (open of a file of another owner)"),
     ],
 )

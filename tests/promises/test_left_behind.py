@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,8 @@ def test_a_directory_that_moves_to_a_second_volume_is_not_left_behind(
     """F25: the application started on an empty directory."""
     _first(site, rpms)
     (site.volume() / "var/lib/acme/rows").write_text("mine")
+    # As a service's are: on an empty volume they would be data of something else.
+    os.chown(site.volume() / "var/lib/acme/rows", 999, 999)
     lists = {"/data": LISTS[:2], "/db": LISTS[2:]}
     two = _image(site, "2", rpms, lists, TWO)
     old, new = (site.volume(mount) / "var/lib/acme" for mount in ("/data", "/db"))

@@ -407,6 +407,16 @@ def test_what_is_mounted_on_a_volume_beforehand_is_no_data_of_something_else(
     assert site.upgrade(image)["state"] == "empty"
 
 
+def test_an_empty_file_of_somebody_is_nobodys_data(site: Site, rpms: dict[str, Path]) -> None:
+    """F20: the directory of a compose file's repository has a ``.gitkeep`` of the host's user."""
+    site.volume().mkdir(parents=True, exist_ok=True)
+    keep = site.volume() / ".gitkeep"
+    keep.touch()
+    os.chown(keep, 1000, 1000)
+    assert site.upgrade(_image(site, "mail", [rpms["mail-1"]]))["state"] == "empty"
+    assert keep.exists()
+
+
 def test_of_two_volumes_none_is_populated_where_the_second_is_occupied(
     site: Site, rpms: dict[str, Path]
 ) -> None:

@@ -110,6 +110,13 @@ def _is_listed(path: Path) -> bool:
     return "app" in path.parts[-4:] or "other" in path.parts[-4:]
 
 
+def _two_services(volume: Path) -> None:
+    for path in ("etc/app/a.conf", "etc/app/b.conf"):
+        os.chown(volume / path, SVC, SVC_GROUP)
+    for path in ("etc/app", "etc/app/c.conf", "etc/app/key"):
+        os.chown(volume / path, OTHER, OTHER_GROUP)
+
+
 def _to(number: int) -> Callable[[int], int]:
     return lambda _: number
 
@@ -233,6 +240,7 @@ MEANT: dict[str, Change] = {
     "the configuration, to a group": _give("etc/app", 0, 4343, "-R"),
     # As an entry point does: chown -R app /etc/app /var/lib/app ...
     "all that is listed, to a service": _reown(_to(SVC), _to(SVC_GROUP), only=_is_listed),
+    "root's files, to two services": _two_services,
     "root's files, to a number without a name": _reown(_of(0, 4242), only=_is_listed),
     "some files": _reown(_of(SVC, 0), only=lambda path: path.name in ("one", "rows")),
     "what no image knows": _reown(
