@@ -314,6 +314,10 @@ def _is_used(places: list[bytes]) -> bool:
             # What is older than this process was not left by the command.
             if fields[0] in b"ZX" or int(fields[_STARTED]) < since:
                 continue
+            # One of ours waits for this one, or works under a lock that _take_work asked for.
+            words = _read(process + b"/cmdline").split(SEPARATOR)[:4]
+            if any(word.rpartition(b"/")[2] == b"ipavolume" for word in words):
+                continue
             theirs = _read(process + b"/cgroup").splitlines()
             if any(one.startswith(mine) for mine in own for one in theirs) and _has_open(
                 process, places

@@ -34,7 +34,8 @@ def open_lock(directory: int, name: str) -> int:
     try:
         return os.open(name, os.O_RDWR | _FLAGS, dir_fd=directory)
     except OSError as err:
-        if err.errno != errno.EROFS:
+        # EPERM: it was made immutable, which planning says of it as of everything else.
+        if err.errno not in (errno.EROFS, errno.EPERM):
             raise
         return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=directory)
 

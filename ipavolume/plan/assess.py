@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
+_MAGIC: Final = re.compile(r"([*?[])")
 _PACKAGE: Final = re.compile(rb',"package":"([A-Za-z0-9._+-]+)"')
 _DIRECTORY: Final = b',"type":"directory",'
 
@@ -169,7 +169,7 @@ def _strangers(context: Context, mount: str, *, joins: bool) -> Sequence[tuple[s
     if joins:
         # It is new beside a volume that is ours: people put on it what the lists move to it.
         spec = next(one for one in context.image.header.volumes if one.mount == mount)
-        seed = (*seed, *(glob.escape(entry[1:]) for entry in spec.entries))
+        seed = (*seed, *(_MAGIC.sub(r"[\1]", entry[1:]) for entry in spec.entries))
     return strangers_data(
         context.volumes[mount], mounted=context.volumes.mounted_below(), seed=seed
     )

@@ -7,7 +7,6 @@ what is in it where no process of the image looks.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from typing import Final
 
 from ipavolume.errors import IpaVolumeError, RefusedError
 from ipavolume.formats.manifest import parse_record, path_of
-from ipavolume.linux import files
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import is_within
 from ipavolume.plan.verdict import name_of
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
-from ipavolume.volume.tree import Tree, walk
+from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes
 
 LEFT_BEHIND: Final = "left-behind"
@@ -170,7 +168,7 @@ def _own(
     own: list[str] = []
     # Who is not root and looks at a volume does not see everything.
     with attempt("look at", moved.place), contextlib.suppress(PermissionError):
-        for path in _all_of(tree, moved.place, mounted):
+        for path in tree.walked(moved.place, mounted=mounted):
             if any(is_within(path, other) for other in (*apart, *mounted)):
                 continue
             state = tree.state(path)
@@ -181,21 +179,6 @@ def _own(
             if len(own) == _MAX_NAMED:
                 break
     return own
-
-
-def _all_of(tree: Tree, place: str, mounted: Collection[str]) -> Iterator[str]:
-    """Yield *place* and every path below it."""
-    yield place
-    directory = tree.directory(place)
-    if directory is None:
-        return
-    # Of its own: that of the tree is good until the next call alone.
-    fd = os.open(".", files.DIRECTORY_FLAGS, dir_fd=directory)
-    try:
-        for path, _, _, _ in walk(fd, place, mounted=mounted):
-            yield path
-    finally:
-        os.close(fd)
 
 
 def _is_as_shipped(tree: Tree, path: str, state: DiskState, record: Record) -> bool:

@@ -173,6 +173,24 @@ class Tree:
                     continue
             todo += [f"{above}/{name}" for name in reversed(self.children(above))]
 
+    def walked(self, path: str, *, mounted: Collection[str] = ()) -> Iterator[str]:
+        """Yield *path* and every path below it, however deep, but for what is mounted there.
+
+        Raises:
+            UnsafeVolumeError: If a directory is moved meanwhile, or a path is too long.
+        """
+        yield path
+        directory = self.directory(path)
+        if directory is None:
+            return
+        # Of its own: that of this view is good until the next call alone.
+        fd = files.open_at(directory, ".", files.DIRECTORY_FLAGS)
+        try:
+            for below, _, _, _ in walk(fd, path, mounted=mounted):
+                yield below
+        finally:
+            os.close(fd)
+
     def is_roots_alone(self, path: str) -> bool:
         """Tell whether nobody but root can have put *path* where it is.
 

@@ -195,7 +195,7 @@ def test_a_start_waits_for_the_lock_as_long_as_it_is_told(container: Container) 
             assert f"process {first.pid}".encode() in waiting
             assert first.stdin is not None
             first.stdin.close()
-            assert second.stdout.read().endswith(b"mine now\n")
+            assert second.stdout.read().endswith(b"mine now\n"), second.stderr.read()
             assert second.wait(timeout=60) == 0
 
 
