@@ -16,6 +16,7 @@ from ipavolume.linux.files import (
     lstat,
     open_at,
     open_regular,
+    scandir,
     unlink,
 )
 
@@ -241,14 +242,13 @@ def _listing(
 ) -> list[tuple[bytes, str, bool]]:
     """Return what is to be done for a directory, last first: see a name, go down into it."""
     result = []
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            name = entry.name
-            if skip is not None and skip(prefix + name):
-                continue
-            key = os.fsencode(name)
-            result.append((key, name, False))
-            if entry.is_dir(follow_symlinks=False):
-                result.append((key if depth_first else key + b"/", name, True))
+    for entry in scandir(fd):
+        name = entry.name
+        if skip is not None and skip(prefix + name):
+            continue
+        key = os.fsencode(name)
+        result.append((key, name, False))
+        if entry.is_dir(follow_symlinks=False):
+            result.append((key if depth_first else key + b"/", name, True))
     result.sort(reverse=True)
     return result

@@ -157,7 +157,7 @@ def _check_room(tree: Tree, volume: Volume, directory: str, size: int) -> None:
     fd = tree.directory(directory)
     if fd is None:
         return
-    opened = os.open(".", files.DIRECTORY_FLAGS, dir_fd=fd)
+    opened = files.open_at(fd, ".", files.DIRECTORY_FLAGS)
     try:
         room = os.statvfs(opened)
     finally:
