@@ -140,7 +140,10 @@ def is_serving(container: Container) -> bool:
 
 
 def content(volume: Path) -> dict[str, object]:
-    """Return everything that a volume holds: types, owners, modes, times, contents."""
+    """Return everything that a volume holds: types, owners, modes, times, contents.
+
+    Not the lock file: who had it last, and when, is written there by a start that is refused, too.
+    """
     found: dict[str, object] = {}
     for directory, names, files in os.walk(volume):
         for name in (*names, *files):
@@ -157,4 +160,5 @@ def content(volume: Path) -> dict[str, object]:
             found[os.path.relpath(path, volume)] = (
                 kind, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, st.st_nlink, what,
             )  # fmt: skip
+    found.pop(".ipavolume/lock", None)
     return found
