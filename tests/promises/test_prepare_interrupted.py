@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,20 +13,16 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support import tracing
 from support.command import PROJECT, clean_environment
 from support.filesystems import Filesystems
 from support.images import LONG_AGO, MANIFEST, Image, Packaged, age, build_rpm, make_image, picture
-from support.requirements import need_tool
+from support.tracing import Call
 
 from ipavolume.errors import EXIT_IO
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.crash]
 
-CHANGING: Final = (
-    "mkdirat,mkdir,mknodat,mknod,symlinkat,symlink,linkat,link,renameat,renameat2,rename,"
-    "unlinkat,unlink,rmdir,fchmodat,fchmod,chmod,fchownat,fchown,chown,lchown,utimensat,"
-    "setxattr,fsetxattr,lsetxattr,removexattr,write,pwrite64,copy_file_range,ftruncate,fsync,syncfs"
-)
 PROGRAM: Final = (
     "import sys\n"
     "from ipavolume.errors import IpaVolumeError\n"
@@ -64,15 +59,22 @@ def place(filesystem: Filesystems) -> Path:
     return filesystem("tmpfs", 128)
 
 
-def _run(root: Path, package: Path, *strace: str) -> subprocess.CompletedProcess[str]:
-    environment = clean_environment({"SOURCE_DATE_EPOCH": "1000000000"})
+def _command(root: Path, package: Path) -> list[str]:
+    return [sys.executable, "-I", "-c", _program(), str(root), str(package)]
+
+
+def _environment() -> dict[str, str]:
+    return clean_environment({"SOURCE_DATE_EPOCH": "1000000000"})
+
+
+def _run(root: Path, package: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*strace, sys.executable, "-I", "-c", _program(), str(root), str(package)],
+        _command(root, package),
         check=False,
         capture_output=True,
         encoding="utf-8",
         errors="surrogateescape",
-        env=environment,
+        env=_environment(),
         timeout=120,
     )
 
@@ -131,30 +133,19 @@ def _picture(root: Path, expected: dict[str, object] | None = None) -> dict[str,
     return result
 
 
-def _calls(trace: Path, root: Path) -> list[tuple[str, int]]:
-    """Return the changing calls that a run made below *root*, with their number by name."""
-    counts: dict[str, int] = {}
-    calls = []
-    for line in trace.read_text(errors="surrogateescape").splitlines():
-        match = re.match(r"(?:\d+ +)?([a-z_0-9]+)\(", line)
-        if match is None:
-            continue
-        name = match.group(1)
-        counts[name] = counts.get(name, 0) + 1
-        if str(root) in line or '"/proc/self/fd/' in line:
-            calls.append((name, counts[name]))
-    return calls
-
-
-def _trace(place: Path, package: Path) -> tuple[list[tuple[str, int]], dict[str, object]]:
+def _trace(place: Path, package: Path) -> tuple[list[Call], dict[str, object]]:
     """Run undisturbed; return the calls that change something, and the tree afterwards."""
     root = _fresh(place, "undisturbed")
-    trace = place / "trace"
-    strace = (need_tool("strace"), "-qq", "-y", "-o", str(trace), "-e", f"trace={CHANGING}")
-    done = _run(root, package, *strace)
+    done, calls = tracing.trace(_command(root, package), env=_environment(), log=place / "trace")
     assert done.returncode == 0, done.stderr
     assert (root / MANIFEST).is_file()
-    return _calls(trace, root), _picture(root)
+    first = calls[0].process
+    points = [
+        call
+        for call in calls
+        if call.process == first and (str(root) in call.text or '"/proc/self/fd/' in call.text)
+    ]
+    return points, _picture(root)
 
 
 def _fresh(place: Path, name: str) -> Path:
@@ -176,14 +167,10 @@ def _differences(root: Path, expected: dict[str, object]) -> list[object]:
     ]
 
 
-def _at_every(
-    points: list[tuple[str, int]], attempt: Callable[[str, int, int], list[object]]
-) -> list[object]:
+def _at_every(points: list[Call], attempt: Callable[[Call, int], list[object]]) -> list[object]:
     """Call *attempt* for every point, several at a time; return what was wrong."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        found = pool.map(
-            lambda point: (point[1], attempt(point[1][0], point[1][1], point[0])), enumerate(points)
-        )
+        found = pool.map(lambda point: (point[1], attempt(point[1], point[0])), enumerate(points))
         return [one for one in found if one[1]]
 
 
@@ -201,12 +188,9 @@ def test_killed_at_every_change_and_run_again(
     points, expected = _trace(place, package)
     assert len(points) > least
 
-    def attempt(name: str, number: int, _: int) -> list[object]:
+    def attempt(call: Call, _: int) -> list[object]:
         root = _fresh(place, _workplace())
-        inject = f"inject={name}:signal=KILL:when={number}"
-        killed = _run(root, package, need_tool("strace"), "-qq", "-o", os.devnull, "-e", inject)
-        if killed.returncode == 0:
-            return ["was not killed"]
+        tracing.killed(_command(root, package), call, env=_environment())
         again = _run(root, package)
         return [again.stderr] if again.returncode else _differences(root, expected)
 
@@ -222,10 +206,10 @@ def test_an_error_at_every_change_and_run_again(
     _make(place / "pristine")
     points, expected = _trace(place, package)
 
-    def attempt(name: str, number: int, position: int) -> list[object]:
+    def attempt(call: Call, position: int) -> list[object]:
         root = _fresh(place, _workplace())
-        inject = f"inject={name}:error={errors[position % len(errors)]}:when={number}"
-        failed = _run(root, package, need_tool("strace"), "-qq", "-o", os.devnull, "-e", inject)
+        error = errors[position % len(errors)]
+        failed = tracing.failing(_command(root, package), call, error, env=_environment())
         if failed.returncode == 0:
             # Copying by the kernel falls back to reading and writing, an attribute that is
             # not there need not be removed.

@@ -8,9 +8,11 @@ call is *not* carried out, at SIGSTOP it is, and then the process stands still.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from support import killing
 from support.requirements import need_tool
 
 CHANGING: Final = (
@@ -145,7 +148,12 @@ def killed(
     Raises:
         AssertionError: If it never came to that call.
     """
-    done = _run([*_injecting(call, "signal=KILL"), *command], env=env)
+    if platform.machine() == killing.MACHINE and call.name in killing.NUMBERS:
+        words = [sys.executable, "-I", "-S", killing.__file__]
+        words += [str(killing.NUMBERS[call.name]), str(call.number)]
+    else:
+        words = _injecting(call, "signal=KILL")
+    done = _run([*words, *command], env=env)
     assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (
         f"was not killed at {call}, but ended with {done.returncode}: {done.stderr}"
     )
