@@ -139,14 +139,14 @@ def describe(
         for volume in config.volumes
     }
     own = profile.own_paths(config.profile)
+    os_id, os_version = read_os_release(tree)
     spooled = _Spooled(spool)
     fingerprint = manifest.fingerprint(
         spooled.passing(shipped.records(findings.locations)),
         findings.packages,
-        _parts(tree, findings, entries),
+        _parts(tree, findings, entries, (os_id, os_version)),
     )
     unchanged = before is not None and before.fingerprint == fingerprint
-    os_id, os_version = read_os_release(tree)
     kept_name = before.image_name if before is not None and unchanged else ""
     header = ImageHeader(
         build_id=build_id or _build_id(tree, findings, unchanged=unchanged),
@@ -256,9 +256,14 @@ def write(
 
 
 def _parts(
-    tree: ImageTree, findings: Findings, entries: Mapping[str, tuple[str, ...]]
+    tree: ImageTree,
+    findings: Findings,
+    entries: Mapping[str, tuple[str, ...]],
+    release: tuple[str, str],
 ) -> Iterator[tuple[str, bytes]]:
     """Yield what counts for the fingerprint besides records and packages."""
+    # What accept judges: another one is never a rebuild that only records its id.
+    yield "release", " ".join(release).encode()
     yield "configuration", findings.configuration
     yield "scriptlets", findings.scriptlets.encode()
     if findings.units:

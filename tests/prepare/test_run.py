@@ -859,7 +859,7 @@ def test_names_of_unpackaged_files_that_are_refreshed(bare: Image) -> None:
     assert refreshed == {"/data/etc/app/one.conf"}
 
 
-def test_steps_and_configuration_count_for_the_fingerprint(bare: Image) -> None:
+def test_steps_configuration_and_release_count_for_the_fingerprint(bare: Image) -> None:
     bare.list("/etc/aaa.conf")
     seen = {bare.prepare().fingerprint}
     put_step(bare.root, "s5000_x.py", step_text(component="?app"), own=True)
@@ -871,10 +871,12 @@ def test_steps_and_configuration_count_for_the_fingerprint(bare: Image) -> None:
     seen.add(bare.prepare().fingerprint)
     bare.write("/etc/ipavolume.toml", "# only a comment\n")
     seen.add(bare.prepare().fingerprint)
-    assert len(seen) == 5
+    bare.write("/usr/lib/os-release", 'NAME=Test\nID=fedora\nVERSION_ID="44"\n')
+    seen.add(bare.prepare().fingerprint)
+    assert len(seen) == 6
     bare.write("/usr/bin/other", "not on the volume")
     seen.add(bare.prepare().fingerprint)
-    assert len(seen) == 5
+    assert len(seen) == 6
 
 
 def test_mount_and_template_of_ones_own(bare: Image, tmp_path: Path) -> None:
