@@ -6,8 +6,9 @@ installed), so the journal holds only how far the whole got.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from ipavolume.formats import manifest
 from ipavolume.formats.jsonlines import dump_line
@@ -18,6 +19,7 @@ from ipavolume.model.tasks import TaskLog
 from ipavolume.volume.facts import Identity, Transaction
 from ipavolume.volume.layout import (
     IDENTITY,
+    NOTES,
     PENDING,
     PLAN,
     PRIVATE_FILE_MODE,
@@ -47,6 +49,19 @@ def advance(fd: int, transaction: Transaction, phase: str) -> Transaction:
 def write_tasks(fd: int, log: TaskLog) -> None:
     """Record in the directory *fd* how far the tasks got, atomically and durably."""
     files.write_file(fd, TASKS, dump_line(log_data(log)), mode=PRIVATE_FILE_MODE)
+
+
+def append_note(fd: int, note: Mapping[str, Any]) -> None:
+    """Append a note of the swap in the directory *fd*, durably."""
+    with files.open_for_appending(fd, NOTES) as stream:
+        files.write_all(stream.fileno(), dump_line(note))
+        files.sync(stream.fileno())
+    files.sync(fd)
+
+
+def write_notes(fd: int, notes: Iterable[Mapping[str, Any]]) -> None:
+    """Write the notes of the swap in the directory *fd* anew, atomically and durably."""
+    files.write_file(fd, NOTES, b"".join(map(dump_line, notes)), mode=PRIVATE_FILE_MODE)
 
 
 def write_plan(fd: int, lines: Iterable[bytes]) -> None:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from ipavolume.apply import commit, journal, saved, stage
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
+from ipavolume.apply.notes import Notes
 from ipavolume.apply.stage import Index
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
@@ -145,12 +146,14 @@ def read_open_plan(volumes: Volumes, facts: Mapping[str, Facts]) -> Plan:
     """Return what the open transaction does, after a look at all that it needs.
 
     Raises:
-        UnsafeVolumeError: If its plan, manifest or index is missing, cut short or altered.
+        UnsafeVolumeError: If its plan, manifest or index is missing, cut short or altered, or its
+            notes were altered.
     """
     primary = facts[volumes.primary.mount]
     area = open_area(volumes.primary)
     try:
         plan = commit.read_plan(area, volumes)
+        Notes(area, volumes)
     finally:
         area.close()
     if primary.transaction is None or plan.run != primary.transaction.run:
@@ -264,7 +267,7 @@ class _Run:
         self._first = next(iter(areas.values()))
         self._speaker = speaker
         self._phases = phases
-        self._taken: frozenset[str] = frozenset()
+        self._notes = Notes(self._first, context.volumes)
         # A rebuild of the image that began it has the same steps and scriptlets.
         self._ours = transaction.fingerprint == context.image.header.fingerprint
         self._log = TaskLog(records=self._primary.tasks.records)
@@ -280,7 +283,7 @@ class _Run:
         """
         try:
             with told_as(unforeseen):
-                notes = self._swap(positions)
+                self._swap(positions)
                 if self._is_executable():
                     self._execute()
         except StoppedError as err:
@@ -292,25 +295,24 @@ class _Run:
             raise
         saved = tuple(self._log.records.values())
         waiting = tuple(pending(self._plan.tasks, self._log)) if self._is_executable() else ()
-        if waiting:
-            return Finish(plan=self._plan, notes=notes, tasks=saved, waiting=waiting)
-        self._commit(notes)
-        return Finish(plan=self._plan, notes=notes, tasks=saved)
+        if not waiting:
+            self._commit()
+        return Finish(plan=self._plan, notes=self._notes.copies, tasks=saved, waiting=waiting)
 
     def _attempt(self) -> contextlib.AbstractContextManager[None]:
         directory = self._first.volume.directory
         return failures.attempt("write to", directory, now=failures.STATE_OPEN)
 
-    def _swap(self, positions: Mapping[str, int] | None) -> tuple[tuple[str, str], ...]:
+    def _swap(self, positions: Mapping[str, int] | None) -> None:
         if self._transaction.phase != MARKED:
-            return ()
+            return
         entries: dict[int, bytes] = {}
 
         def installed(path: str, st: os.stat_result) -> None:
             if positions is not None and path in positions:
                 entries[positions[path]] = index_entry(st)
 
-        swap = Swap(self._plan, self._areas, installed=installed)
+        swap = Swap(self._plan, self._areas, self._notes, installed=installed)
         swap.run(self._speaker.say)
         if entries:
             _add_to_index(self._first, entries)
@@ -318,8 +320,6 @@ class _Run:
             sync_area(area.volume, now=failures.STATE_OPEN)
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, SWAPPED)
-        self._taken = frozenset(swap.taken)
-        return tuple(swap.notes)
 
     def _is_executable(self) -> bool:
         """Tell whether tasks that are left can still be executed in this run.
@@ -370,7 +370,7 @@ class _Run:
         with contextlib.suppress(OSError):
             journal.write_tasks(self._first.work, self._log.with_failure(failure))
 
-    def _commit(self, notes: Sequence[tuple[str, str]]) -> None:
+    def _commit(self) -> None:
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, COMMITTING)
         target = self._context.image.header
@@ -394,10 +394,10 @@ class _Run:
             target,
             log=self._log,
             copies=[
-                *notes,
+                *self._notes.copies,
                 *saved.saved_copies([area.volume for area in self._areas.values()], self._plan.run),
             ],
-            taken=self._taken,
+            taken=self._notes.taken,
             unexecuted=unexecuted,
         )
         if self._primary.baseline is not None:

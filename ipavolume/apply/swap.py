@@ -17,6 +17,7 @@ from typing import Final
 
 from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
+from ipavolume.apply.notes import Notes
 from ipavolume.apply.transit import Transit
 from ipavolume.errors import (
     UnsafeVolumeError,
@@ -53,8 +54,6 @@ from ipavolume.volume.layout import PRIVATE_MODE
 
 _MAX_STEPS: Final = 64
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
-_EDITED: Final = "edited"
-"""Begins the further name of what was moved aside because somebody wrote it after the plan."""
 
 
 class Swap:
@@ -64,6 +63,7 @@ class Swap:
         self,
         plan: Plan,
         areas: Mapping[str, Area],
+        notes: Notes,
         *,
         installed: Callable[[str, os.stat_result], None],
     ) -> None:
@@ -72,10 +72,12 @@ class Swap:
         Args:
             plan: The plan.
             areas: The areas by mount.
+            notes: Where is noted what was found changed since the plan, and where that went.
             installed: Told of every file that this process put in place.
         """
         self._plan = plan
         self._areas = areas
+        self._notes = notes
         self._installed = installed
         self._places = {
             action.path: number
@@ -91,9 +93,6 @@ class Swap:
         self._copies: set[tuple[int, int]] = set()
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
-        self.notes: list[tuple[str, str]] = []
-        self.taken: set[str] = set()
-        """Paths that were found changed since the plan, and where that was saved; "": left."""
 
     def run(self, progress: Progress) -> None:
         """Carry out every action in its order.
@@ -121,6 +120,9 @@ class Swap:
             self._close_transits()
         finally:
             self._close_ladders()
+        primary = next(iter(self._areas.values())).volume.directory
+        with attempt("write to", primary, now=STATE_OPEN):
+            self._notes.keep(self._is_there)
 
     def _close_transits(self) -> None:
         for area, transit in zip(self._areas.values(), self._transits.values(), strict=True):
@@ -187,7 +189,6 @@ class Swap:
         staged = str(number)
         found = files.lstat(area.new, staged)
         if found is None:
-            self._note_earlier(number, path)
             return
         # A copy whose name would be too long goes where our other copies are.
         with self._saved_parent(path) as (directory, name):
@@ -232,10 +233,8 @@ class Swap:
     def _link_to(self, number: int, path: str, directory: int, name: str, save_to: str) -> None:
         """Give what is about to be replaced its other name; nothing is overwritten."""
         with files.inode(directory, name) as fd:
-            to = self._link_free(number, path, fd, self._names_from(path, save_to))
-        if to != save_to:
-            self.taken.add(save_to)
-            self.notes.append((path, to))
+            names = self._names_from(path, save_to)
+            self._link_free(number, path, fd, names, planned=save_to)
 
     def _names_from(self, path: str, planned: str) -> Iterator[str]:
         """Yield the name that was planned for a copy of *path*, and what follows it."""
@@ -258,12 +257,11 @@ class Swap:
                 return True
             match action.if_edited:
                 case IfEdited.KEPT:
-                    self.notes.append((action.path, ""))
+                    self._notes.add(action.path, "")
                     return False
                 case IfEdited.RPMNEW:
                     names = self._copies_of(action.path, ".rpmnew")
-                    beside = self._link_free(number, action.path, staged, names)
-                    self.notes.append((action.path, beside))
+                    self._link_free(number, action.path, staged, names)
                     return False
                 case IfEdited.SAVED | IfEdited.RPMSAVE | IfEdited.RPMORIG:
                     self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
@@ -282,33 +280,10 @@ class Swap:
         with files.inode(directory, name) as fd:
             staged = files.lstat(area.new, str(number))
             is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-            if not is_directory:
-                # By this name the next start finds where it went, should this one be killed.
-                # Where a file system has no such names, the history does without.
-                with contextlib.suppress(OSError):
-                    files.unlink(area.old, f"{_EDITED}{number}")
-                    files.link_inode(fd, area.old, f"{_EDITED}{number}")
             if is_directory or staged is None or stat.S_ISDIR(staged.st_mode):
-                to = self._move_to_free(number, path, directory, name, names)
+                self._move_to_free(number, path, directory, name, names)
             else:
-                to = self._link_free(number, path, fd, names)
-        self.notes.append((path, to))
-
-    def _note_earlier(self, number: int, path: str) -> None:
-        """Note again what a run that was killed moved aside by :meth:`_preserve`."""
-        area = self._areas[mount_of(path, self._areas)]
-        was = files.lstat(area.old, f"{_EDITED}{number}")
-        if was is None:
-            return
-        for suffix in (".rpmsave", ".rpmorig", ""):
-            for to in self._copies_of(path, suffix):
-                with self._saved_parent(to) as (saved, name):
-                    st = files.lstat(saved, name)
-                if st is None:
-                    break
-                if os.path.samestat(st, was):
-                    self.notes.append((path, to))
-                    return
+                self._link_free(number, path, fd, names)
 
     def _copies_of(self, path: str, suffix: str) -> Iterator[str]:
         """Yield the names that a copy of *path* may get, the best first."""
@@ -319,10 +294,13 @@ class Swap:
             f"{mount}/{STATE_DIRECTORY}/{layout.SAVED}/{self._plan.run}{path[len(mount) :]}"
         )
 
-    def _link_free(self, number: int, path: str, fd: int, names: Iterator[str]) -> str:
+    def _link_free(
+        self, number: int, path: str, fd: int, names: Iterator[str], *, planned: str = ""
+    ) -> None:
         """Give the inode behind *fd* the first of *names* that is free or its own already.
 
-        In another region than that of the inode, a copy of it gets the name.
+        In another region than that of the inode, a copy of it gets the name, which is noted
+        unless it is the *planned* one.
         """
         transit = self._transits[mount_of(path, self._areas)]
         # Not what the plan says of it: a device number changes from mount to mount.
@@ -340,7 +318,9 @@ class Swap:
                         transit.copy(number, fd, saved, saved_name)
                 elif not os.path.samestat(st, now) and not transit.is_copy(number, st, now):
                     continue
-                return free
+            if free != planned:
+                self._notes.add(path, free, instead=planned)
+            return
         raise AssertionError("the names end by an error")
 
     def _merge_staged(self, number: int, action: Install, directory: int, name: str) -> None:
@@ -371,24 +351,41 @@ class Swap:
         files.rename(area.new, made, area.new, str(number))
 
     def _move_to_free(
-        self, number: int, path: str, directory: int, name: str, names: Iterator[str]
-    ) -> str:
+        self,
+        number: int,
+        path: str,
+        directory: int,
+        name: str,
+        names: Iterator[str],
+        *,
+        planned: str = "",
+    ) -> None:
+        """Move what is at *name* to the first of *names* that is free.
+
+        The name is noted unless it is the *planned* one: before, because afterwards nothing
+        tells what came from where.
+        """
         transit = self._transits[mount_of(path, self._areas)]
         for free in names:
             with self._saved_parent(free) as (saved, saved_name):
+                st, now = files.lstat(saved, saved_name), files.lstat(directory, name)
+                if st is not None:
+                    # A run that was killed may have copied it, and not removed it.
+                    if now is None or not transit.is_copy(number, st, now):
+                        continue
+                    files.unlink(directory, name)
+                    return
+                if free != planned:
+                    self._notes.add(path, free, instead=planned)
                 try:
                     files.rename_noreplace(directory, name, saved, saved_name)
                 except (FileExistsError, IsADirectoryError):
-                    # A run that was killed may have copied it, and not removed it.
-                    st, now = files.lstat(saved, saved_name), files.lstat(directory, name)
-                    if st is None or now is None or not transit.is_copy(number, st, now):
-                        continue
-                    files.unlink(directory, name)
+                    continue
                 except OSError as err:
                     if err.errno != errno.EXDEV:
                         raise
                     self._move_by_copy(number, path, directory, name, saved, saved_name)
-                return free
+                return
         raise AssertionError("the names end by an error")
 
     def _move_by_copy(
@@ -416,6 +413,14 @@ class Swap:
         finally:
             os.close(directory)
 
+    def _is_there(self, path: str) -> bool:
+        """Tell whether there is something at the name of a copy."""
+        try:
+            with self._saved_parent(path) as (directory, name):
+                return files.lstat(directory, name) is not None
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def _save(self, number: int, action: Save) -> None:
         moved = None
         with contextlib.suppress(FileNotFoundError), self._saved_parent(action.to) as (saved, name):
@@ -428,10 +433,7 @@ class Swap:
                 return
             if now is not None:
                 names = self._names_from(action.path, action.to)
-                to = self._move_to_free(number, action.path, directory, name, names)
-                if to != action.to:
-                    self.taken.add(action.to)
-                    self.notes.append((action.path, to))
+                self._move_to_free(number, action.path, directory, name, names, planned=action.to)
 
     def _erase(self, number: int, action: Erase) -> None:
         with self._parent(action.path) as (area, directory, name):
@@ -439,8 +441,8 @@ class Swap:
                 return
             now = files.lstat(directory, name)
             if now is None:
-                self._note_earlier(number, action.path)
-            elif self._is_as_planned(action.before, now):
+                return
+            if self._is_as_planned(action.before, now):
                 try:
                     files.rename_noreplace(directory, name, area.old, str(number))
                 except OSError as err:
@@ -448,7 +450,7 @@ class Swap:
                         raise
                     files.unlink(directory, name)
             elif action.if_edited is IfEdited.KEPT:
-                self.notes.append((action.path, ""))
+                self._notes.add(action.path, "")
             else:
                 self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
 
@@ -459,8 +461,7 @@ class Swap:
             now = files.lstat(directory, name)
             if now is not None and stat.S_ISDIR(now.st_mode):
                 names = self._copies_of(action.path, "")
-                saved = self._move_to_free(number, action.path, directory, name, names)
-                self.notes.append((action.path, saved))
+                self._move_to_free(number, action.path, directory, name, names)
 
     def _set_metadata(self, number: int, action: SetMetadata) -> None:
         mount = mount_of(action.path, self._areas)
@@ -528,7 +529,7 @@ class Swap:
                     if not action.content:
                         new = _not_more_privileged(new, now.st_mode, found)
                     elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:
-                        self.notes.append((action.path, ""))
+                        self._notes.add(action.path, "")
                         return False
                     files.set_metadata(copy, replace(new, xattrs=(*other, *new.xattrs)))
                     files.set_times(copy, now.st_mtime_ns)

@@ -802,6 +802,16 @@ OPEN: Final = [
         (path, _without(path))
         for path in (".ipavolume/transaction/new", ".ipavolume/transaction/old")
     ),
+    *(
+        (path, _overwritten(path, data))
+        for data in (
+            b"null\n",
+            DEEP + b"\n",
+            b'{"path":"/data/etc/svc","to":"/data/../svc","instead":""}\n',
+            b'{"path":"/etc/svc","to":"","instead":""}\n',
+        )
+        if (path := ".ipavolume/transaction/notes.jsonl")
+    ),
 ]
 
 
