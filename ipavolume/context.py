@@ -58,6 +58,7 @@ OVERRIDES: Final = {
     "blocked": "finish what a newer image began, then go on with this one",
     "directory-locked": "work on a volume whose root directory somebody keeps locked",
     "foreign": "take the volume of another application",
+    "fs-group": "populate a volume that Kubernetes gives to a group at every mount",
     "hostname": "start a volume under another host name than its own",
     "incompatible": "take a volume from a release that the image does not accept",
     "kept-volume": "empty a volume that was kept, where the image has a volatile one",

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from ipavolume.apply import commit, journal, saved, stage
+from ipavolume.apply import commit, journal, roots, saved, stage
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.stage import Index
@@ -317,6 +317,8 @@ class _Run:
         if entries:
             _add_to_index(self._first, entries)
         for area in self._areas.values():
+            # What is executed next may not be root.
+            roots.open_up(area.volume)
             sync_area(area.volume, now=failures.STATE_OPEN)
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, SWAPPED)

@@ -25,6 +25,7 @@ from ipavolume.volume.facts import Facts, has_only_a_lock, read_facts
 _MOUNT: Final = "/data"
 _MAX_ID_BYTES: Final = 1024
 _HARMLESS: Final = frozenset({"lost+found"})
+_MAX_NAMED: Final = 5
 _HINT: Final = (
     "Check with an image in which ipavolume prepare ran; or ask this one's own start, on a copy "
     "of the volume."
@@ -92,6 +93,8 @@ def inspect(image: UnpreparedImage, directory: str) -> Inspection:
             names = frozenset(os.listdir(volume.fd))
             if has_only_a_lock(volume):
                 names -= {STATE_DIRECTORY}
+            if facts.odd is not None and not names <= _HARMLESS:
+                raise facts.odd.refusal(sorted(map(repr, names - _HARMLESS))[:_MAX_NAMED])
         finally:
             os.close(volume.fd)
     except IpaVolumeError as err:

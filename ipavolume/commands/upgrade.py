@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import commit, volatile
+from ipavolume.apply import commit, roots, volatile
 from ipavolume.apply.area import discard_staging, open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
@@ -30,8 +30,8 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.volumes import Volumes
 
-_MAX_ROUNDS: Final = 5
-"""Locked, taken over, upgraded, then rebuilt: more rounds mean that something goes in circles."""
+_MAX_ROUNDS: Final = 6
+"""Locked, taken over, given to root, upgraded, then rebuilt: with more it goes in circles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,11 @@ def bring_up(
         if verdict.state is State.CURRENT and context.options.again and not ends:
             verdict = replace(verdict, state=State.OUTDATED, reason="everything is run again")
         refuse(verdict)
-        again = late and found == verdict
+        again = late and found is not None and found.state is verdict.state
+        if again and found is not None:
+            # What is overridden once may leave no trace of itself.
+            overrides = dict.fromkeys((*found.overrides, *verdict.overrides))
+            verdict = replace(verdict, overrides=tuple(overrides))
         if found is None or (late and not again):
             found = verdict
             if first is not None:
@@ -162,7 +166,7 @@ def bring_up(
             _refuse_unreadable(made)
             if Phase.ONLINE in phases:
                 refuse_outside(made.plan.tasks, root=context.options.root)
-            if late := secure():
+            if late := roots.take(context.volumes, facts) or secure():
                 continue
             _drop_stale(context.volumes, facts)
             warnings += [warning.text for warning in made.warnings]

@@ -317,6 +317,8 @@ def _xattr(path: str, name: str) -> bytes | None:
 
 def _remove_xattr(path: str, name: str) -> None:
     try:
+        # Without the right to set it, removing what is not there is refused, too.
+        os.getxattr(path, name)
         os.removexattr(path, name)
     except OSError as err:
         if err.errno not in (errno.ENODATA, errno.EOPNOTSUPP):

@@ -16,6 +16,7 @@ from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import Facts, Transaction
+from ipavolume.volume.roots import FS_GROUP
 
 _MAX_NAMED: Final = 5
 _SAYS_NOTHING: Final = frozenset("()/")
@@ -117,7 +118,11 @@ class Question:
 def judge(question: Question) -> Verdict:
     """Name the state of the volumes; the rows of the design, tested from the top."""
     primary = question.facts[question.mounts[0]]
-    unsafe = _judge_volatile(question) or _judge_secondaries(question, primary)
+    unsafe = (
+        _judge_roots(question, primary)
+        or _judge_volatile(question)
+        or _judge_secondaries(question, primary)
+    )
     if unsafe is not None:
         return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
     foreign = _judge_application(question, primary)
@@ -131,12 +136,20 @@ def judge(question: Question) -> Verdict:
     occupied = _judge_strangers(question)
     if occupied is not None and State.OCCUPIED not in question.allow:
         return Verdict(state=State.OCCUPIED, reason=str(occupied), error=occupied)
+    regrouped = _judge_fs_group(question)
+    if regrouped is not None and FS_GROUP not in question.allow:
+        return replace(found, reason=str(regrouped), error=regrouped)
     # What would have been refused above was overridden, whatever the state.
     taken = () if foreign is None else (str(State.FOREIGN),)
     beside = () if occupied is None else (str(State.OCCUPIED),)
     kept = ("kept-volume",) if any(question.kept.values()) else ()
     lost = ("lost-secondary",) if _has_lost(question, primary) else ()
-    return replace(found, overrides=(*kept, *lost, *taken, *beside, *found.overrides))
+    grouped = (FS_GROUP,) if regrouped is not None else ()
+    return replace(
+        found,
+        reason=found.reason + _becoming_roots(question),
+        overrides=(*kept, *lost, *taken, *beside, *grouped, *found.overrides),
+    )
 
 
 def _has_lost(question: Question, primary: Facts) -> bool:
@@ -305,6 +318,49 @@ def _judge_strangers(question: Question) -> IpaVolumeError | None:
                 "what is there: --allow occupied.",
             )
     return None
+
+
+def _judge_roots(question: Question, primary: Facts) -> IpaVolumeError | None:
+    """Refuse a volume that others can write to, unless there is nothing on it."""
+    for mount in question.mounts:
+        odd = question.facts[mount].odd
+        if odd is None:
+            continue
+        there = [f"{path!r} ({whose})" for path, whose in question.strangers.get(mount, ())]
+        if question.instance[mount]:
+            there.insert(0, repr(question.instance[mount]))
+        if there or primary.transaction is not None:
+            return odd.refusal(there)
+    return None
+
+
+def _judge_fs_group(question: Question) -> IpaVolumeError | None:
+    """Refuse what Kubernetes would give to a group anew at every mount."""
+    for mount in question.mounts:
+        odd = question.facts[mount].odd
+        if odd is not None and odd.is_of_fs_group:
+            return UnsafeVolumeError(
+                f"the volume at {mount} is empty, and its root directory is as Kubernetes leaves "
+                f"it with an fsGroup ({odd}): at every mount all files would be given to group "
+                f"{odd.metadata.gid}, keys included, and it could write to them",
+                code=FS_GROUP,
+                path=odd.path,
+                hint="Take fsGroup out of the pod's securityContext: who runs as root needs none "
+                "(OpenShift: a security context constraint whose fsGroup is RunAsAny). What it "
+                "has left on this directory, or what is none, is then taken over once with "
+                f"--allow {FS_GROUP}.",
+            )
+    return None
+
+
+def _becoming_roots(question: Question) -> str:
+    """Say of which volumes the root directory is given to root."""
+    odd = [(mount, question.facts[mount].odd) for mount in question.mounts]
+    return "".join(
+        f"; the root directory of {mount} ({root}) becomes root's alone"
+        for mount, root in odd
+        if root
+    )
 
 
 def _judge_volatile(question: Question) -> IpaVolumeError | None:

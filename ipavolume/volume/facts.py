@@ -33,6 +33,7 @@ from ipavolume.volume.members import (
     read_json,
     unreadable,
 )
+from ipavolume.volume.roots import OddRoot, odd_root
 
 MARKED: Final = "marked"
 SWAPPED: Final = "swapped"
@@ -107,6 +108,8 @@ class Facts:
         pending: Header of the last image whose steps all ran, where files of a later one
             were applied without its steps; ``None`` when steps and files agree.
         tasks: How far the tasks of the open transaction got.
+        odd: Its root directory, where that is not root's alone and nothing of ours is on it; what
+            else is there decides whether it can be made so.
     """
 
     build_id: str | None
@@ -117,6 +120,7 @@ class Facts:
     legacy: bool
     pending: ImageHeader | None = None
     tasks: TaskLog = NOTHING
+    odd: OddRoot | None = None
 
     @property
     def stepped(self) -> ImageHeader | None:
@@ -174,7 +178,12 @@ def read_facts(volume: Volume) -> Facts:
         UnsafeVolumeError: If it is not trustworthy or not understandable.
         VolumeIOError: If it cannot be read.
     """
-    check_trust(volume)
+    names = (STATE_DIRECTORY, BUILD_ID_NAME, *_LEGACY_NAMES)
+    odd = None
+    if all(files.lstat(volume.fd, name) is None for name in names):
+        odd = odd_root(volume)
+    if odd is None:
+        check_trust(volume)
     build_id = read_build_id(volume)
     legacy = any(files.lstat(volume.fd, name) is not None for name in _LEGACY_NAMES)
     fd = open_state(volume)
@@ -186,6 +195,7 @@ def read_facts(volume: Volume) -> Facts:
             transaction=None,
             target=None,
             legacy=legacy,
+            odd=odd,
         )
     try:
         identity = _read_identity(fd, volume)

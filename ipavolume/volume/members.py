@@ -134,19 +134,26 @@ def _check_members(volume: Volume, path: str) -> None:
 
 
 def _check_directory(path: str, st: os.stat_result) -> None:
+    if (error := untrusted(path, uid=st.st_uid, mode=st.st_mode)) is not None:
+        raise error
+
+
+def untrusted(path: str, *, uid: int, mode: int) -> UnsafeVolumeError | None:
+    """Return what to raise for *path* unless it is root's, and nobody else can write to it."""
     # The group bits of the mode are the mask of an ACL, so they say no when nobody can write.
-    if st.st_uid != 0:
-        raise UnsafeVolumeError(
-            f"{path!r} belongs to user {st.st_uid}, not to root",
+    if uid != 0:
+        return UnsafeVolumeError(
+            f"{path!r} belongs to user {uid}, not to root",
             path=path,
             hint=f"After making sure that nothing on it was planted: chown root {path}",
         )
-    if st.st_mode & 0o022:
-        raise UnsafeVolumeError(
-            f"{path!r} can be written by others than root (mode {stat.S_IMODE(st.st_mode):04o})",
+    if mode & 0o022:
+        return UnsafeVolumeError(
+            f"{path!r} can be written by others than root (mode {stat.S_IMODE(mode):04o})",
             path=path,
             hint=f"After making sure that nothing on it was planted: chmod go-w {path}",
         )
+    return None
 
 
 def check_lock(path: str, st: os.stat_result) -> None:

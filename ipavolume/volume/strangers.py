@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -51,7 +51,7 @@ Sources: ``redis.conf``, ``appenddirname``; etcd ``server/storage/datadir/datadi
 ``registry/storage/paths.go``.
 """
 
-_AT_THE_TOP: Final = (STATE_DIRECTORY, "lost+found", ".snapshot", ".snapshots", ".zfs", ".Trash*")
+AT_THE_TOP: Final = (STATE_DIRECTORY, "lost+found", ".snapshot", ".snapshots", ".zfs", ".Trash*")
 """What is at the top without anybody's doing: ours, and of ext4, NetApp, snapper, ZFS, desktops."""
 _MAX_LOOKED_AT: Final = 50_000
 """So much is looked at, what lies higher first: tenths of a second, however much there is."""
@@ -112,10 +112,14 @@ def _names(fd: int) -> Iterator[str]:
 
 
 def _is_expected(path: str, volume: Volume, seed: Sequence[str]) -> bool:
-    if "/" not in path and any(fnmatchcase(path, glob) for glob in _AT_THE_TOP):
+    if "/" not in path and is_named(path, AT_THE_TOP):
         return True
-    whole = f"{volume.mount}/{path}"
-    return any(fnmatchcase(path, glob) or fnmatchcase(whole, glob) for glob in seed)
+    return is_named(path, seed) or is_named(f"{volume.mount}/{path}", seed)
+
+
+def is_named(path: str, globs: Iterable[str]) -> bool:
+    """Tell whether one of *globs* matches *path*."""
+    return any(fnmatchcase(path, glob) for glob in globs)
 
 
 def _whose(path: str, st: os.stat_result) -> str:

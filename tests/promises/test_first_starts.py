@@ -1,0 +1,236 @@
+"""Nothing harmless is refused at a first start, and what was planted is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from support.command import clean_environment
+from support.images import Image, Packaged, build_rpm, picture
+from support.tracing import killed, trace
+from support.upgrades import ACCESS_ACL, DEFAULT_ACL, Site, owner
+
+from ipavolume.apply import roots
+from ipavolume.errors import UnsafeVolumeError
+from ipavolume.volume.facts import read_facts
+from ipavolume.volume.members import Volume, open_volume
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+OPEN_TO_1000 = bytes.fromhex(
+    "0200000001000700ffffffff02000700e803000004000500ffffffff10000700ffffffff20000500ffffffff"
+)
+
+
+@pytest.fixture(scope="session")
+def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An application."""
+    files = [
+        Packaged(path="/etc/acme", directory=True),
+        Packaged(path="/etc/acme/a.conf", words="%config(noreplace)", content="one"),
+        Packaged(path="/var/lib/acme", directory=True, words="%attr(0750,svc,svc)"),
+    ]
+    return build_rpm(tmp_path_factory.mktemp("acme"), "acme", files, version="1")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Where the image is, and the volume."""
+    return Site(top=tmp_path)
+
+
+@pytest.fixture
+def image(site: Site, rpm: Path) -> Image:
+    """An image of the application."""
+    lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
+    return site.image("acme", [rpm], lists=lists, edit=lambda one: one.mask_steps())
+
+
+def _state(site: Site, image: Image, status: int = 100) -> dict[str, object]:
+    found = json.loads(site.run("check", image, "--json", status=status).stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+# -- whose directory ---------------------------------------------------------------------
+
+
+HARMLESS = [
+    *((0, 0, mode) for mode in (0o777, 0o2775, 0o1777)),
+    *((1000, 1000, mode) for mode in (0o755, 0o700)),
+    (0, 1000, 0o775),
+]
+
+
+def test_an_empty_directory_that_others_can_write_to_is_given_to_root(
+    site: Site, image: Image
+) -> None:
+    """F1: k3s and kind make 0777, docker's tmpfs volume 1777, a ``mkdir`` of umask 002 0775."""
+    for uid, gid, mode in HARMLESS:
+        shutil.rmtree(site.volume())
+        _make_odd(site, uid, gid, mode)
+        reason = site.upgrade(image)["reason"]
+        assert f"({uid}:{gid}, mode {mode:04o}) becomes root's alone" in reason
+        assert owner(site.volume()) == (0, 0, 0o755)
+    assert _state(site, image, 0)["state"] == "current"
+
+
+def test_whoever_looks_is_told_and_a_start_says_it_once(site: Site, image: Image) -> None:
+    """F1: in one line; looking changes nothing."""
+    site.volume().chmod(0o777)
+    before = picture(site.volume())
+    looked = _state(site, image)
+    assert (looked["state"], str(looked["reason"]).count("becomes root's alone")) == ("empty", 1)
+    assert "becomes root's alone" in site.run("upgrade", image, "--dry-run", status=100).stdout
+    assert picture(site.volume()) == before
+    said = site.run("start", image, "--", "true").stderr
+    assert said.count("becomes root's alone") == 1
+
+
+def _make_odd(site: Site, uid: int, gid: int, mode: int) -> None:
+    site.volume().mkdir(exist_ok=True)
+    os.chown(site.volume(), uid, gid)
+    site.volume().chmod(mode)
+
+
+def test_acls_of_such_a_directory_go(site: Site, image: Image) -> None:
+    """F1: what a user may write by an ACL is his as much as by the mode."""
+    for name in (ACCESS_ACL, DEFAULT_ACL):
+        os.setxattr(site.volume(), name, OPEN_TO_1000)
+    assert site.upgrade(image)["state"] == "empty"
+    assert not {ACCESS_ACL, DEFAULT_ACL} & set(os.listxattr(site.volume()))
+    assert owner(site.volume()) == (0, 0, 0o755)
+
+
+def test_what_root_put_there_stays_and_its_own_mode_is_kept(site: Site, image: Image) -> None:
+    """F1: certificates and options beforehand; a directory that was root's alone is no odd one."""
+    site.volume().chmod(0o777)
+    (site.volume() / "certs").mkdir()
+    (site.volume() / "certs/ca.crt").write_text("ca")
+    (site.volume() / "lost+found").mkdir(mode=0o700)
+    assert site.upgrade(image)["state"] == "empty"
+    assert (site.volume() / "certs/ca.crt").read_text() == "ca"
+    other = Site(top=site.top / "other")
+    other.top.mkdir()
+    other.volume().chmod(0o700)
+    other.upgrade(image)
+    assert owner(other.volume()) == (0, 0, 0o700)
+
+
+PLANTED = (".ipavolume", "build-id", "volume-version", "etc/acme/a.conf", "x/y", "link")
+
+
+def test_what_was_planted_is_refused_and_named(site: Site, image: Image) -> None:
+    """F1: nothing is taken over that others had the time to prepare."""
+    for number, planted in enumerate(PLANTED):
+        shutil.rmtree(site.volume())
+        _make_odd(site, *((0, 0, 0o777) if number % 2 else (1000, 1000, 0o755)))
+        place = site.volume() / planted
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if planted == "link":
+            place.symlink_to("/etc")
+        elif planted == ".ipavolume":
+            place.mkdir()
+        else:
+            place.write_text("planted")
+        os.chown(place, 1000, 1000, follow_symlinks=False)
+        before = picture(site.volume())
+        said = site.refused(image, "unsafe-volume", "--allow", "occupied", "--allow", "stateless")
+        if planted in ("etc/acme/a.conf", "x/y", "link"):
+            assert f"'{planted}'" in said.replace("/data/", "")
+        assert picture(site.volume()) == before
+    assert _state(site, image, 65)["state"] == "unsafe"
+
+
+def _opened(site: Site) -> Volume:
+    return open_volume("/data", str(site.volume()))
+
+
+@pytest.mark.parametrize("name", ["planted", ".ipavolume", "here/deeper"])
+def test_what_comes_while_the_directory_changes_hands_has_it_put_back(
+    site: Site, name: str
+) -> None:
+    """F1: between the look and the change others can still write."""
+    site.volume().chmod(0o2777)
+    os.setxattr(site.volume(), DEFAULT_ACL, OPEN_TO_1000)
+    (site.volume() / "here").mkdir()
+    volume = _opened(site)
+    try:
+        facts = {"/data": read_facts(volume)}
+        (site.volume() / name).mkdir()
+        os.chown(site.volume() / name, 1000, 1000)
+        before = picture(site.volume())
+        with pytest.raises(UnsafeVolumeError, match=name):
+            roots.take({"/data": volume}, facts)
+        assert picture(site.volume()) == before
+        assert DEFAULT_ACL in os.listxattr(site.volume())
+    finally:
+        os.close(volume.fd)
+
+
+def test_a_start_that_came_first_is_not_disturbed(site: Site) -> None:
+    """F1: two starts find it empty; the second finds the other's directory, and judges anew."""
+    site.volume().chmod(0o777)
+    volume = _opened(site)
+    try:
+        facts = {"/data": read_facts(volume)}
+        assert roots.take({"/data": volume}, facts)
+        (site.volume() / ".ipavolume").mkdir(mode=0o755)
+        assert roots.take({"/data": volume}, facts)
+        assert site.volume().stat().st_mode & 0o077 == 0
+    finally:
+        os.close(volume.fd)
+
+
+def test_killed_while_it_changes_hands_the_next_start_takes_it(
+    site: Site, image: Image, tmp_path: Path
+) -> None:
+    """F1: from the first change until the volume is open to everybody."""
+    command = [sys.executable, "-m", "ipavolume", "upgrade", "-q", *site.arguments(image)]
+    _make_odd(site, 1000, 1000, 0o777)
+    env = clean_environment({})
+    done, calls = trace(command, env=env, log=tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    modes = [call for call in calls if call.name in ("fchownat", "chown", "chmod", "fchmodat")]
+    syncs = [call for call in calls if call.name == "renameat2"]
+    # Before it is given, in between, before it is made the start's, after the mark, at the end.
+    for call in (modes[0], modes[1], modes[2], syncs[1], modes[-1]):
+        shutil.rmtree(site.volume())
+        _make_odd(site, 1000, 1000, 0o777)
+        killed(command, call, env=env)
+        site.upgrade(image)
+        assert owner(site.volume()) == (0, 0, 0o755), call
+
+
+def test_an_fs_group_is_refused_with_what_to_set(site: Site, image: Image) -> None:
+    """F1: Kubernetes regroups the whole volume at every mount."""
+    os.chown(site.volume(), 0, 2000)
+    site.volume().chmod(0o2775)
+    before = picture(site.volume())
+    found = _state(site, image, 65)
+    assert found["state"] == "empty"
+    said = site.run("start", image, "--", "true", status=65).stderr
+    assert "[fs-group]" in said
+    for word in ("fsGroup", "securityContext", "group 2000", "--allow fs-group"):
+        assert word in said
+    assert picture(site.volume()) == before
+    assert site.upgrade(image, "--allow", "fs-group")["state"] == "empty"
+    assert site.history()[-1]["overrides"] == ["fs-group"]
+    assert owner(site.volume()) == (0, 0, 0o755)
+
+
+def test_a_further_volume_is_given_to_root_as_well(site: Site, rpm: Path) -> None:
+    """F1: the primary one may have been there for long."""
+    config = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/db"\n'
+    one = site.image("one", [rpm], lists={"/data": ["/etc/acme/"]})
+    site.upgrade(one)
+    lists = {"/data": ["/etc/acme/"], "/db": ["/var/lib/acme/"]}
+    two = site.image("two", [rpm], lists=lists, config=config)
+    site.volume("/db").chmod(0o777)
+    outcome = site.upgrade(two)
+    assert "the root directory of /db (0:0, mode 0777) becomes root's alone" in outcome["reason"]
+    assert owner(site.volume("/db")) == (0, 0, 0o755)
