@@ -7,11 +7,12 @@ not that had ended well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -28,7 +29,7 @@ from ipavolume.errors import (
 from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_body, read_catalogue
-from ipavolume.linux import clock, signals, temporary
+from ipavolume.linux import clock, files, signals
 from ipavolume.linux import command as processes
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
@@ -55,11 +56,13 @@ from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
 from ipavolume.steps.strays import Links
 from ipavolume.systemd.journal import Watch
+from ipavolume.volume import members
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.logs import RunLog
 
 _MAX_TEXT_BYTES: Final = 16 << 20
 _START_RUN: Final = "start"
+_TEXT: Final = "text-of-"
 
 
 class Execution:
@@ -241,9 +244,8 @@ class Execution:
         )
         environment = {**os.environ, "PATH": running.PATH}
         try:
-            with temporary.private_directory() as directory:
-                text = self._expanded(call, text, environment, config.timeout_s)
-                file = temporary.private_file(directory, scriptlet.name, text)
+            text = self._expanded(call, text, environment, config.timeout_s)
+            with self._written(scriptlet.name, text) as file:
                 ended = processes.run_command(
                     running.argv(call, catalogue, file),
                     timeout_s=config.timeout_s,
@@ -277,6 +279,22 @@ class Execution:
             message += f". {cause.hint}"
         self._output.say(f"warning: {message}; going on, as rpm does")
         return [message, *messages]
+
+    @contextlib.contextmanager
+    def _written(self, name: str, text: bytes) -> Iterator[str]:
+        """Write the text of a scriptlet into the transaction; yield where it is.
+
+        A container that is read-only need not have a place for temporary files.
+        """
+        name = f"{_TEXT}{name}"
+        with attempt("write", members.path_of_member(self._work, name), now=STATE_OPEN):
+            files.write_file(self._work, name, text, mode=0o700)
+        try:
+            yield members.path_of_member(self._work, name)
+        finally:
+            # What is left goes with the transaction.
+            with contextlib.suppress(OSError):
+                files.unlink(self._work, name)
 
     def _expanded(
         self, call: Call, text: bytes, environment: Mapping[str, str], timeout_s: float

@@ -31,17 +31,6 @@ def private_directory() -> Iterator[str]:
         yield path
 
 
-def private_file(directory: str, name: str, data: bytes) -> str:
-    """Write an executable file of root alone into a private directory; return its path."""
-    path = f"{directory}/{name}"
-    fd = os.open(path, CREATE_FLAGS, 0o700)
-    try:
-        write_all(fd, data)
-    finally:
-        os.close(fd)
-    return path
-
-
 def spool(directory: int, name: str, content: Iterator[bytes]) -> None:
     """Write *content* to the new file *name* in a private directory, not durably."""
     fd = os.open(name, CREATE_FLAGS, 0o600, dir_fd=directory)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
-from support.command import clean_environment
+from support import inside
+from support.command import Result, clean_environment
 from support.images import Image, Packaged, build_rpm, picture
 from support.tracing import killed, trace
 from support.upgrades import ACCESS_ACL, DEFAULT_ACL, Site, owner
@@ -35,6 +38,19 @@ def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Packaged(path="/var/lib/acme", directory=True, words="%attr(0750,svc,svc)"),
     ]
     return build_rpm(tmp_path_factory.mktemp("acme"), "acme", files, version="1")
+
+
+@pytest.fixture(scope="session")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its next version, with a scriptlet."""
+    files = [
+        Packaged(path="/etc/acme", directory=True),
+        Packaged(path="/etc/acme/a.conf", words="%config(noreplace)", content="two"),
+        Packaged(path="/var/lib/acme", directory=True, words="%attr(0750,svc,svc)"),
+    ]
+    script = "%post\necho upgraded $1 > /var/lib/acme/version\n"
+    top = tmp_path_factory.mktemp("newer")
+    return build_rpm(top, "acme", files, version="2", scriptlets=script)
 
 
 @pytest.fixture
@@ -234,3 +250,69 @@ def test_a_further_volume_is_given_to_root_as_well(site: Site, rpm: Path) -> Non
     outcome = site.upgrade(two)
     assert "the root directory of /db (0:0, mode 0777) becomes root's alone" in outcome["reason"]
     assert owner(site.volume("/db")) == (0, 0, 0o755)
+
+
+# -- what a container is given -----------------------------------------------------------
+
+
+RIGHTS: Final = "-all,+chown,+dac_override,+fowner,+fsetid"
+"""What the README names, and no more."""
+
+
+def _with_a_shell(image: Image) -> None:
+    image.mask_steps()
+    image.write("/usr/bin/sh", Path("/bin/sh").read_bytes(), mode=0o755)
+    (image.root / "bin").symlink_to("usr/bin")
+
+
+def _start(*options: str) -> str:
+    return shlex.join([*options, *inside.IPAVOLUME, "start", "-q", "--", "cat", "/etc/acme/a.conf"])
+
+
+def _inside(site: Site, image: Image, *lines: str) -> Result:
+    return inside.run(image.root, site.volume(), ["sh", "-ec", "\n".join(lines)])
+
+
+def test_a_container_needs_no_more_rights_than_named_and_no_place_but_the_volume(
+    site: Site, image: Image, newer: Path
+) -> None:
+    """F4, F5: ``--cap-drop ALL``, ``--read-only``, no ``/tmp``; a fresh volume and an upgrade."""
+    bare = (
+        "mount -o remount,ro /tmp",
+        "mount -o remount,ro /",
+        _start("setpriv", f"--bounding-set={RIGHTS}", f"--inh-caps={RIGHTS}", "--"),
+    )
+    done = _inside(site, image, *bare)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("one")
+    two = site.image(
+        "two",
+        [newer],
+        lists={"/data": ["/etc/acme/", "/var/lib/acme/"]},
+        config='[scriptlets]\npackages = ["acme"]\n',
+        edit=_with_a_shell,
+    )
+    done = _inside(site, two, *bare)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("two")
+    assert (site.volume() / "var/lib/acme/version").read_text() == "upgraded 2\n"
+    assert "warning" not in done.stdout + done.stderr
+    assert picture(site.volume() / ".ipavolume").keys().isdisjoint({"transaction", "trash"})
+
+
+def test_a_file_that_is_mounted_over_a_listed_path_is_no_instance(site: Site, image: Image) -> None:
+    """F6: populated around what the engine mounts there, and started without it as well."""
+    done = _inside(
+        site,
+        image,
+        "mkdir -p /data/etc/acme",
+        "touch /data/etc/acme/a.conf",
+        "echo mine > /tmp/a.conf",
+        "mount --bind /tmp/a.conf /data/etc/acme/a.conf",
+        "mount -o remount,bind,ro /data/etc/acme/a.conf",
+        _start(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("mine\n")
+    assert _inside(site, image, _start()).returncode == 0
+    assert (site.volume() / "etc/acme/a.conf.rpmnew").read_text() == "one"
