@@ -109,9 +109,17 @@ def start(arguments: list[str]) -> None:
     except OSError as err:
         _say(
             b"ipavolume: error: cannot execute %s: %s [cannot-execute]\n"
-            % (command[0], os.fsencode(err.strerror or "")),
+            b"ipavolume: state: %s\nipavolume: hint: %s\n"
+            % (command[0], os.fsencode(err.strerror or ""), NOT_STARTED, OTHER_COMMAND),
         )
         sys.exit(73)
+
+
+NOT_STARTED = b"the volume is fine; only what it is for did not start"
+OTHER_COMMAND = (
+    b"Give the container another command, or an image that has this one (exec of [start] in "
+    b"/etc/ipavolume.toml)."
+)
 
 
 def _say(text: bytes) -> None:

@@ -17,6 +17,7 @@ from ipavolume.errors import UsageError
 @click.option("--keep", default=None, metavar="PATH", help="Settle it: yours stays or comes back.")
 @click.option("--take-new", default=None, metavar="PATH", help="Settle it: the package's it is.")
 @options.lock_timeout
+@options.allowing
 def conflicts(
     *,
     options: Options,

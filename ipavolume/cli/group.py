@@ -16,16 +16,20 @@ class HelpedCommand(click.Command):
         self.help = (self.help or "").replace("\\b\n", "\b\n")
         super().format_help_text(ctx, formatter)
 
-
-class ErrorReportingGroup(HelpedCommand, click.Group):
-    """Reports a deliberate error as lines on standard error and by its exit status."""
-
-    command_class = HelpedCommand
-
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; no command needs a ``try`` of its own."""
+        """Run the command; none needs a ``try`` of its own."""
         try:
             with told_as(unforeseen):
                 return super().invoke(ctx)
         except IpaVolumeError as err:
+            # While the command's own options are known: the hint depends on them.
             fail(err)
+
+
+class ErrorReportingGroup(HelpedCommand, click.Group):
+    """Reports a deliberate error as lines on standard error and by its exit status.
+
+    So does what a command is made from before it is run: its options.
+    """
+
+    command_class = HelpedCommand

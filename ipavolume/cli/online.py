@@ -40,5 +40,5 @@ def online(beginning: Beginning, *, options: Options, on_failure: str) -> None:
     from ipavolume.systemd import console
 
     console.show_by_engine(beginning.keeper)
-    shown = output.shown(as_json=False, silent=False)
+    shown = output.shown(as_json=False, silent=False, one_stream=True)
     start.online(options, beginning, shown, hold=on_failure == "hold")

@@ -129,6 +129,26 @@ def deciding_without_places(function: _F) -> _F:
     return lock_timeout(judging(command))  # type: ignore[return-value] # as above
 
 
+_ALLOW: Final = click.option(
+    "--allow",
+    multiple=True,
+    envvar="IPAVOLUME_ALLOW",
+    metavar="CODE",
+    help="Override a refusal; recorded in the history. Several: once each; in IPAVOLUME_ALLOW "
+    "separated by commas or blanks. Codes: " + ", ".join(sorted(OVERRIDES)),
+)
+
+
+def allowing(function: _F) -> _F:
+    """Add ``--allow`` to a command that takes the lock; it is called with ``options``."""
+
+    @functools.wraps(function)
+    def command(*, allow: Sequence[str], options: Options, **others: object) -> object:
+        return function(options=replace(options, allow=codes(allow)), **others)
+
+    return _ALLOW(command)  # type: ignore[return-value] # as above
+
+
 def judging(function: _F) -> _F:
     """Add what commands have that judge volumes; they are called with ``options``."""
 
@@ -146,14 +166,7 @@ def judging(function: _F) -> _F:
     decorated: Any = command
     for option in reversed(
         (
-            click.option(
-                "--allow",
-                multiple=True,
-                envvar="IPAVOLUME_ALLOW",
-                metavar="CODE",
-                help="Override a refusal; recorded in the history. Codes: "
-                + ", ".join(sorted(OVERRIDES)),
-            ),
+            _ALLOW,
             click.option(
                 "--from",
                 "came_from",

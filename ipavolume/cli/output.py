@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from ipavolume.cli import streams, text
+from ipavolume.cli import advice, streams, text
 from ipavolume.errors import IpaVolumeError
 from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.packed import Packed, described
@@ -39,14 +40,14 @@ _LEAST_CHARACTERS: Final = 200
 def show_error(err: IpaVolumeError) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do."""
     message = f"{err} [{err.code}]"
-    others = sum(
-        len(text.escape(one).encode()) + _LABEL_BYTES for one in (message, err.state, err.hint)
-    )
+    hint = advice.fit_here(err.hint)
+    labelled = (message, err.state, hint)
+    others = sum(len(text.escape(one).encode()) + _LABEL_BYTES for one in labelled)
     _labelled("error", message, "red")
     for line in _last(err.details, room=_TAIL_BYTES - others):
         click.echo(f"ipavolume:   | {line}", err=True)
     _labelled("state", err.state, "blue")
-    _labelled("hint", err.hint, "green")
+    _labelled("hint", hint, "green")
 
 
 def _last(details: Sequence[str], *, room: int) -> list[str]:
@@ -85,12 +86,14 @@ def progress(line: str) -> None:
     click.echo(f"ipavolume: {text.escape(line)}", err=True)
 
 
-def shown(*, as_json: bool, silent: bool) -> Shown:
+def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
     """Return where a command says what happens; who cannot be told does not end it.
 
     Args:
         as_json: The outcome is printed as JSON.
         silent: Only results and errors.
+        one_stream: The outcome goes where progress goes: an engine keeps the order of the lines of
+            one stream, not that of two.
     """
     from ipavolume.commands.work import Shown
 
@@ -101,7 +104,7 @@ def shown(*, as_json: bool, silent: bool) -> Shown:
             click.echo(text.dump_json(text.outcome_data(outcome)))
         elif not silent:
             for line in lines:
-                click.echo(line)
+                click.echo(line, err=one_stream)
 
     return Shown(
         say=say_nothing if silent else progress,
@@ -121,6 +124,8 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
         full: With every action of the plan.
         verbose: With what tasks would do, in full.
     """
+    findings = tuple(replace(item, hint=advice.fit_here(item.hint)) for item in found.findings)
+    found = replace(found, findings=findings)
     if as_json:
         click.echo(text.dump_json(text.inspection_data(found)))
         return

@@ -27,5 +27,5 @@ def start(
     """
     from ipavolume.commands import start as commands_start
 
-    shown = output.shown(as_json=as_json, silent=silent)
+    shown = output.shown(as_json=as_json, silent=silent, one_stream=True)
     commands_start.start(options, arguments, shown, hold=on_failure == "hold")

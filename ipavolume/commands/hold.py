@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, LockedError, StoppedError, UsageError
@@ -45,12 +46,12 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
     # Or who looks from outside would take it for one that this container runs.
     with contextlib.suppress(IpaVolumeError):
         close_record(primary)
-    before = _standing(primary)
+    before = standing(primary)
     then = (
         "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "
         "itself."
     )
-    if not before[0] and before[1] is not None and before[1].strip() == build_id.encode():
+    if not before.is_open and (before.build_id or b"").strip() == build_id.encode():
         then = (
             "no command there does what failed again. The next start (docker restart NAME) does, "
             "where the lines above say that it can."
@@ -62,9 +63,9 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
             # A signal does not end the sleep, but is seen right after it.
             time.sleep(_WATCH_S)
             signals.check()
-            now = _standing(primary)
-            if now != before and not now[0] and lock.go_on(volumes):
-                if not _standing(primary)[0]:
+            now = standing(primary)
+            if now != before and not now.is_open and lock.go_on(volumes):
+                if not standing(primary).is_open:
                     return
                 lock.pause()
 
@@ -108,18 +109,37 @@ def _noted() -> Iterator[None]:
         yield
 
 
-def _standing(volume: Volume) -> tuple[bool, bytes | None, tuple[int, int] | None]:
-    """Return what somebody changes who succeeds: open transaction, id, record of the first run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stands:
+    """What somebody changes who succeeds.
+
+    Attributes:
+        is_open: A transaction is open.
+        build_id: What is recorded as the id, or ``None``.
+        first_run: Inode and time of the first run's record, or ``None``.
+    """
+
+    is_open: bool
+    build_id: bytes | None
+    first_run: tuple[int, int] | None = None
+
+
+def standing(volume: Volume) -> Stands:
+    """Return how far a volume is, by a look at little.
+
+    Raises:
+        OSError: If it cannot be looked at.
+    """
     try:
         state = files.open_directory(volume.fd, STATE_DIRECTORY)
     except OSError:
-        return False, _build_id(volume), None
+        return Stands(is_open=False, build_id=_build_id(volume))
     try:
         record = files.lstat(state, FIRST_RUN)
-        return (
-            files.lstat(state, TRANSACTION) is not None,
-            _build_id(volume),
-            (record.st_ino, record.st_mtime_ns) if record is not None else None,
+        return Stands(
+            is_open=files.lstat(state, TRANSACTION) is not None,
+            build_id=_build_id(volume),
+            first_run=(record.st_ino, record.st_mtime_ns) if record is not None else None,
         )
     finally:
         os.close(state)

@@ -18,7 +18,7 @@ from ipavolume.commands import upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
-from ipavolume.errors import CannotCreateError
+from ipavolume.errors import CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import Standing
@@ -30,7 +30,7 @@ from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
-from ipavolume.volume import lock
+from ipavolume.volume import failures, lock
 from ipavolume.volume.logs import Speaker
 
 _START_RUN: Final = "start"
@@ -132,7 +132,10 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
             fastpath.execute(command, locks, keeper)
         except OSError as err:
             raise CannotCreateError(
-                f"cannot execute {beginning.words[0]}: {err.strerror}", code="cannot-execute"
+                f"cannot execute {beginning.words[0]}: {err.strerror}",
+                code="cannot-execute",
+                state=fastpath.NOT_STARTED.decode(),
+                hint=fastpath.OTHER_COMMAND.decode(),
             ) from err
 
 
@@ -249,11 +252,15 @@ def _after(
     if context.image.is_inside and Phase.OFFLINE in phases:
         from ipavolume.apply import tasks
 
-        tasks.run_start_steps(
-            context,
-            context.image.header,
-            lambda: open_log(context.image, context.volumes, _START_RUN, speaker),
-        )
+        try:
+            tasks.run_start_steps(
+                context,
+                context.image.header,
+                lambda: open_log(context.image, context.volumes, _START_RUN, speaker),
+            )
+        except IpaVolumeError as err:
+            err.state = err.state or failures.STATE_CURRENT
+            raise
     config = context.image.config.first_run
     if config is None:
         return outcome
@@ -320,8 +327,11 @@ def _hand_over(beginning: Beginning, *, keeper: int, alone: bool) -> None:
     """
     if not beginning.systemd:
         return
+    # What an orchestrator says of itself tells in which form a hint can be followed.
     environment = {
-        name: value for name, value in os.environ.items() if name.startswith("IPAVOLUME_")
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("IPAVOLUME_") or name == "KUBERNETES_SERVICE_HOST"
     }
     handover.write(
         {

@@ -15,6 +15,7 @@ from ipavolume.errors import IpaVolumeError, told_as, unforeseen
 from ipavolume.linux import signals, umask
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
+from ipavolume.volume import failures
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.logs import Speaker
 
@@ -54,20 +55,41 @@ class Work:
             UnsafeVolumeError: If others can change where the path to one leads.
         """
         signals.install()
-        with contextlib.ExitStack() as stack:
-            # Closed after the volumes: see the module of the lock.
-            self.lock = stack.enter_context(Lock(inside=options.root == "/"))
-            self.context = stack.enter_context(Context(options))
-            self.context.refuse_ways()
-            self._stack = stack.pop_all()
+        try:
+            with contextlib.ExitStack() as stack:
+                # Closed after the volumes: see the module of the lock.
+                self.lock = stack.enter_context(Lock(inside=options.root == "/"))
+                self.context = stack.enter_context(Context(options))
+                self.context.refuse_ways()
+                self._before = on_hold.standing(self.context.volumes.primary)
+                self._stack = stack.pop_all()
+        except IpaVolumeError as err:
+            err.state = err.state or failures.STATE_UNTOUCHED
+            raise
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the volumes, and give up the lock."""
+    def __exit__(self, _: object, err: object, __: object) -> None:
+        """Say of a failure what it left, close the volumes, and give up the lock."""
+        if isinstance(err, IpaVolumeError):
+            self._say_state(err)
         self._stack.close()
+
+    def _say_state(self, err: IpaVolumeError) -> None:
+        """Have *err* say what the volumes are now, by a look, where who raised it did not."""
+        if err.state:
+            return
+        try:
+            now = on_hold.standing(self.context.volumes.primary)
+        except (IpaVolumeError, OSError):
+            err.state = failures.STATE_UNKNOWN
+            return
+        if now == self._before:
+            err.state = failures.STATE_STILL_OPEN if now.is_open else failures.STATE_UNTOUCHED
+        else:
+            err.state = failures.STATE_OPEN if now.is_open else failures.STATE_COMPLETE
 
     def take(self, say: Progress) -> None:
         """Take the lock, and the umask of the container out of the way.
@@ -111,6 +133,7 @@ class Work:
                 with told_as(unforeseen):
                     outcome = bring_up(speaker)
             except IpaVolumeError as err:
+                self._say_state(err)
                 if not hold or not on_hold.is_held_on(err):
                     raise
                 shown.error(err)

@@ -53,6 +53,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             accept=context.image.config.accept_from,
             guard=context.image.config.accept_guard or ("*",),
             application=_called(context.image),
+            profile=context.image.config.profile,
             owners=_owners(context, primary, legacy),
             allow=context.options.allow,
             instance=instance,

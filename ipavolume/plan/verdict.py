@@ -87,6 +87,7 @@ class Question:
         accept: Rules of releases a volume may come from.
         guard: Packages that must not go back.
         application: What the image calls its application; empty: nobody said.
+        profile: Profile of the image's configuration, or "".
         owners: Of the volumes and of the image, whose application each is, by their packages;
             ``None``: it is told by other means.
         allow: Codes of refusals that the operator overrides.
@@ -108,6 +109,7 @@ class Question:
     instance: Mapping[str, str]
     kept: Mapping[str, str]
     application: Collection[str] = ()
+    profile: str = ""
     owners: tuple[Owners, Owners] | None = None
     strangers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     legacy: ImageHeader | None = None
@@ -493,13 +495,14 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
             )
             return Verdict(state=state, reason=str(error), error=error)
         overrides = ("stateless",)
-    known = question.legacy
+    known, image = question.legacy, question.image
     if known is None or not known.os_id:
         error = RefusedError(
             f"nothing on the volume at {mount} says which release it comes from; this image "
-            f"is {name_of(question.image)}",
+            f"is {name_of(image)}",
             code="unknown-version",
-            hint="Say it: --from fedora:43 (IPAVOLUME_FROM=fedora:43).",
+            hint="Say it as ID:VERSION of its os-release; where it was made by an image of this "
+            f"one's release: --from {image.os_id}:{image.os_version}.",
         )
         return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error)
     refused, more = _refuse_direction(question, known)
@@ -561,12 +564,14 @@ def _refuse_direction(
     ):
         if "incompatible" not in question.allow:
             rules = ", ".join(question.accept) or "same release, same major version"
+            replica = ""
+            if question.profile == "freeipa":
+                replica = ", or add a replica made from this image and retire this one"
             error = RefusedError(
                 f"the volume comes from {volume_os[0]} {volume_os[1]}, this image is "
                 f"{image_os[0]} {image_os[1]}; it accepts: {rules}",
                 code="incompatible",
-                hint="Go by an image in between, or add a replica made from this image and "
-                "retire this one. To try it anyway: --allow incompatible.",
+                hint=f"Go by an image in between{replica}. To try it anyway: --allow incompatible.",
             )
             return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error), ()
         overrides.append("incompatible")

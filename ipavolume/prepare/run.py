@@ -218,7 +218,7 @@ class _Run:
             harmless=profile.HARMLESS_LINKS.get(self._config.profile, ()),
         )
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
-        self._progress(f"{entries} listed paths")
+        self._progress("1 listed path" if entries == 1 else f"{entries} listed paths")
         names = read_accounts(tree)
         facts = self._read_packages(placements, rpms)
         described = scriptlets.describe(

@@ -10,6 +10,12 @@ from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError, t
 
 STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
 STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
+STATE_STILL_OPEN: Final = (
+    "the volume is in the middle of an upgrade, as it was before; nothing was changed now"
+)
+STATE_COMPLETE: Final = "a run was completed and recorded; what failed came after it"
+STATE_CURRENT: Final = "the volume is current; what runs at every start is done again by the next"
+STATE_UNKNOWN: Final = "the volume cannot be looked at any more"
 STATE_CLOSED: Final = (
     "the upgrade is complete; should its end not be on the disk when the power fails, the next "
     "start finishes it again"

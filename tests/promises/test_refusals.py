@@ -21,6 +21,8 @@ from support.filesystems import Filesystems
 from support.hostile import SVC, SVC_GROUP, Seen, Workshop, picture, upgrade
 from support.requirements import need_tool
 
+from ipavolume.volume import failures
+
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 TWO_VOLUMES = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
@@ -108,7 +110,10 @@ class Meeting:
         assert not finding["path"] or repr(finding["path"]) in finding["message"]
         for result in (started, done):
             assert f"[{code}]" in result.stderr
-            assert "hint:" in result.stderr
+            open_ = (self.volume / ".ipavolume/transaction").exists()
+            now = failures.STATE_STILL_OPEN if open_ else failures.STATE_UNTOUCHED
+            assert f"ipavolume: state: {now}" in result.stderr
+            assert "ipavolume: hint: " in result.stderr
             assert "Traceback" not in result.stderr
         assert f"[{code}]" in planned.stdout
         for text in said:
@@ -181,7 +186,7 @@ def test_a_volume_of_another_release_is_not_taken(
     meeting.image = workshop.image("later", 2, release="fedora:45")
     meeting.refused(
         *("incompatible", 77, "incompatible"),
-        *("fedora 43", "fedora 45", "replica", "--allow incompatible"),
+        *("fedora 43", "fedora 45", "image in between", "--allow incompatible"),
     )
     meeting.overridden("incompatible", by_option=by_option)
 

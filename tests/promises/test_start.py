@@ -129,7 +129,7 @@ def test_a_start_with_a_newer_image_upgrades_and_executes(
     Container(site, first, elsewhere=True).start("true")
     done = Container(site, second, elsewhere=True).start("cat", str(site.volume() / "build-id"))
     assert done.stdout.endswith("two\n")
-    assert "1 replaced" in done.stdout
+    assert "1 replaced" in done.stderr
     assert (site.volume() / "etc/app/app.conf").read_text() == "2"
 
 
@@ -213,11 +213,13 @@ def test_a_command_that_does_not_exist_is_named(container: Container, *, before:
     if before:
         container.start("true")
     done = container.start("/no/such/init", "--option", status=73)
-    lines = done.stderr.splitlines()
-    assert "handing over to /no/such/init" in lines[-2]
-    assert lines[-1] == (
+    handed, error, state, hint = done.stderr.splitlines()[-4:]
+    assert "handing over to /no/such/init" in handed
+    assert error == (
         "ipavolume: error: cannot execute /no/such/init: No such file or directory [cannot-execute]"
     )
+    assert state.startswith("ipavolume: state: the volume is fine")
+    assert hint.startswith("ipavolume: hint: ")
     assert (container.data / "build-id").read_text() == "one\n"
 
 

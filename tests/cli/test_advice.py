@@ -1,0 +1,78 @@
+"""A hint can be followed where it is read: on a host, in a container, in a pod."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipavolume.cli.advice import Place, Reader, fit, place_of
+
+HOST = Reader(place=Place.HOST, options=("--root", "/srv/image", "--volume", "/srv/ipa data"))
+CONTAINER = Reader(place=Place.CONTAINER)
+POD = Reader(place=Place.POD)
+
+
+@pytest.mark.parametrize(
+    ("reader", "hint", "told"),
+    [
+        (HOST, "To try it anyway: --allow newer.", "To try it anyway: --allow newer."),
+        (CONTAINER, "anyway: --allow newer.", "anyway: -e IPAVOLUME_ALLOW=newer."),
+        (
+            CONTAINER,
+            "from there: --allow blocked --allow newer.",
+            "from there: -e IPAVOLUME_ALLOW=blocked,newer.",
+        ),
+        (CONTAINER, "--allow s0700:no-bdb.", "-e IPAVOLUME_ALLOW=s0700:no-bdb."),
+        (
+            CONTAINER,
+            "over with --allow stateless --from debian:12.",
+            "over with -e IPAVOLUME_ALLOW=stateless -e IPAVOLUME_FROM=debian:12.",
+        ),
+        (
+            POD,
+            "over with --allow stateless --from debian:12.",
+            "over with IPAVOLUME_ALLOW=stateless and IPAVOLUME_FROM=debian:12 in the env of the "
+            "pod's container.",
+        ),
+        (
+            HOST,
+            "then: ipavolume upgrade --retry.",
+            "then: ipavolume upgrade --retry --root /srv/image --volume '/srv/ipa data'.",
+        ),
+        (
+            CONTAINER,
+            "then: ipavolume upgrade --retry.",
+            "then: docker run --rm -v VOLUME:/data IMAGE ipavolume upgrade --retry.",
+        ),
+        (
+            POD,
+            "then: ipavolume upgrade --retry.",
+            'then: a pod of this image with the same volume and args ["ipavolume", "upgrade", '
+            '"--retry"].',
+        ),
+        (
+            CONTAINER,
+            "ipavolume status VOLUME says the uuid",
+            "docker run --rm -v VOLUME:/data IMAGE ipavolume status says the uuid",
+        ),
+        (
+            Reader(place=Place.CONTAINER, mounts=("/srv", "/opt")),
+            "ipavolume check",
+            "docker run --rm -v VOLUME1:/srv -v VOLUME2:/opt IMAGE ipavolume check",
+        ),
+        (CONTAINER, "Mount it at /data, without --read-only.", None),
+        (CONTAINER, "start the container by ipavolume start, or stop it.", None),
+    ],
+)
+def test_options_and_commands_are_those_of_the_place(
+    reader: Reader, hint: str, told: str | None
+) -> None:
+    assert fit(hint, reader) == (hint if told is None else told)
+
+
+def test_where_a_command_runs_is_told_by_what_it_was_given_and_by_the_system() -> None:
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert place_of("/", {}, prepared=True) is Place.CONTAINER
+    assert place_of("/", pod, prepared=True) is Place.POD
+    assert place_of("/", {}, prepared=False) is Place.HOST
+    assert place_of("/srv/image", pod, prepared=True) is Place.HOST
+    assert place_of("/", {}, prepared=True, image="example/ipa") is Place.HOST
