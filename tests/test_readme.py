@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,3 +195,20 @@ def test_an_image_as_readme_shows_it_lives(
     shipped = picture(second.root / "volatile-template", times=False)
     assert "/var/lib/gssproxy/state" in shipped
     assert picture(volumes["/volatile"], times=False) == shipped
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.slow
+def test_the_demo_comes_to_its_end() -> None:
+    done = subprocess.run(
+        [PROJECT / "scripts/demo"],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "seconds in all" in done.stdout.splitlines()[-1]
+    assert "The runs this volume has seen" in done.stdout
