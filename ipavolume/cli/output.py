@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ipavolume.commands.check import Inspection, Severity
     from ipavolume.commands.upgrade import Outcome
     from ipavolume.commands.work import Shown
+    from ipavolume.prepare.findings import Finding
 
 
 def fail(err: IpaVolumeError) -> NoReturn:
@@ -73,6 +74,21 @@ def _last(details: Sequence[str], *, room: int) -> list[str]:
 def show_warning(warning: str) -> None:
     """Print a warning."""
     _labelled("warning", warning, "yellow")
+
+
+def show_findings(findings: Sequence[Finding], *, refused: Collection[Finding] = ()) -> None:
+    """Print what a build found, a line each.
+
+    Args:
+        findings: What it found.
+        refused: Those of them that stop it: one alone is the error, and said by that.
+    """
+    for one in findings:
+        what = f"{one} [{one.code}]"
+        if one not in refused:
+            _labelled(one.severity, what, "blue" if one.severity == "note" else "yellow")
+        elif len(refused) > 1:
+            _labelled("error", what, "red")
 
 
 def _labelled(label: str, what: str, colour: str) -> None:

@@ -6,7 +6,7 @@ import click
 
 from ipavolume.cli import options, streams, text
 from ipavolume.cli.group import HelpedCommand
-from ipavolume.cli.output import progress, show_warning
+from ipavolume.cli.output import progress, show_findings
 from ipavolume.linux import umask
 from ipavolume.model.progress import say_nothing
 
@@ -21,6 +21,14 @@ from ipavolume.model.progress import say_nothing
 @click.option("--template", default=None, metavar="DIR", help="Template of the volume.")
 @click.option("--rpm", "rpms", multiple=True, metavar="FILE", help="Read packages from files.")
 @click.option("--build-id", default=None, metavar="ID", help="Id of the build.")
+@click.option("--strict", is_flag=True, help="What was probably not meant is an error.")
+@click.option(
+    "--accept",
+    "accepted",
+    multiple=True,
+    metavar="CODE",
+    help="With --strict: findings with this code are none.",
+)
 @click.option("--image-name", default=None, metavar="REF", help="What people call the image.")
 def prepare(
     *,
@@ -34,6 +42,8 @@ def prepare(
     rpms: tuple[str, ...],
     build_id: str | None,
     image_name: str | None,
+    strict: bool,
+    accepted: tuple[str, ...],
 ) -> None:
     r"""Prepare an image: move the listed paths to the template and write the manifest.
 
@@ -45,21 +55,29 @@ def prepare(
     """
     # Not in the way of a start: reading packages takes as many modules as all the rest.
     from ipavolume.prepare import run
+    from ipavolume.prepare.findings import UnfitImageError
 
     streams.only_tell()
     umask.clear_umask()
-    result = run.prepare(
-        root,
-        lists=lists,
-        mount=mount,
-        template=template,
-        rpms=rpms,
-        build_id=build_id,
-        image_name=image_name,
-        progress=say_nothing if silent else progress,
-    )
-    for warning in result.warnings:
-        show_warning(warning)
+    try:
+        result = run.prepare(
+            root,
+            lists=lists,
+            mount=mount,
+            template=template,
+            rpms=rpms,
+            build_id=build_id,
+            image_name=image_name,
+            progress=say_nothing if silent else progress,
+            strict=strict,
+            accepted=accepted,
+        )
+    except UnfitImageError as err:
+        show_findings(err.findings, refused=err.refused)
+        if as_json:
+            click.echo(text.dump_json({"findings": text.findings_data(err.findings)}))
+        raise
+    show_findings(result.findings)
     if result.unowned and not silent:
         progress(text.unowned_line(result, verbose=verbose))
     if as_json:

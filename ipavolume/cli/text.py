@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ipavolume.engines.audit import Finding as AuditFinding
     from ipavolume.plan.draft import Draft
     from ipavolume.plan.tasks import Preview
+    from ipavolume.prepare.findings import Finding
     from ipavolume.prepare.run import PrepareResult
     from ipavolume.rpm.transaction import Explanation
 
@@ -129,8 +130,24 @@ def prepared_data(result: PrepareResult) -> dict[str, Any]:
         "records": result.records,
         "packages": result.packages,
         "warnings": list(result.warnings),
+        "findings": findings_data(result.findings),
         "unowned": list(result.unowned),
     }
+
+
+def findings_data(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Return what a build found as plain data."""
+    return [
+        {
+            "code": one.code,
+            "severity": one.severity,
+            "path": one.path,
+            "place": one.place,
+            "message": one.message,
+            "hint": one.hint,
+        }
+        for one in findings
+    ]
 
 
 def inspection_data(found: Inspection) -> dict[str, Any]:

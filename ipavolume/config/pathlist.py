@@ -24,11 +24,13 @@ class ListEntry:
         path: Absolute and normalised, without a trailing slash.
         directory: The list has it with a trailing slash.
         line: Line number in the list, from 1; of the first of several equal ones.
+        again: Line numbers of the others.
     """
 
     path: str
     directory: bool
     line: int
+    again: tuple[int, ...] = ()
 
 
 def normalise(path: str) -> str:
@@ -69,6 +71,7 @@ def parse_path_list(data: bytes, *, name: str) -> tuple[ListEntry, ...]:
             path=path,
             directory=directory or (known is not None and known.directory),
             line=known.line if known else number,
+            again=(*known.again, number) if known else (),
         )
     if faults:
         raise ConfigurationError(

@@ -26,6 +26,7 @@ from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import profile
 from ipavolume.prepare.files import reported
+from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.placement import Listed
 from ipavolume.prepare.records import Shipped
 from ipavolume.steps.api import When
@@ -40,7 +41,7 @@ _MAX_STEP_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class ImageFacts:
     """What is known of an image besides the content of its templates.
 
     Attributes:
@@ -81,7 +82,7 @@ def check_build_id(build_id: str) -> None:
         )
 
 
-def read_previous(tree: ImageTree, *, warn: Progress) -> ImageHeader | None:
+def read_previous(tree: ImageTree, *, findings: Findings) -> ImageHeader | None:
     """Return the header of the manifest that the image has, if it is whole."""
     location = tree.resolve(MANIFEST_PATH)
     with reported(f"read {MANIFEST_PATH!r}"):
@@ -99,14 +100,18 @@ def read_previous(tree: ImageTree, *, warn: Progress) -> ImageHeader | None:
                 header = manifest.read_header(stream)
                 manifest.verify(stream, header)
             except ManifestError as err:
-                warn(f"the manifest that the image had is not usable, it is made anew: {err}")
+                findings.add(
+                    Code.DAMAGED_MANIFEST,
+                    f"the manifest that the image had is not usable, it is made anew: {err}",
+                    path=MANIFEST_PATH,
+                )
                 return None
     return header
 
 
 def describe(
     tree: ImageTree,
-    findings: Findings,
+    facts: ImageFacts,
     shipped: Shipped,
     spool: BinaryIO,
     *,
@@ -119,7 +124,7 @@ def describe(
 
     Args:
         tree: The image.
-        findings: What is known of it.
+        facts: What is known of it.
         shipped: Makes its records.
         spool: Takes the record lines.
         build_id: Id to give it, or ``None``: the one it has, or a new one.
@@ -128,11 +133,11 @@ def describe(
     Raises:
         ConfigurationError: If the build id that the image has is none.
     """
-    config, before = findings.config, findings.before
+    config, before = facts.config, facts.before
     entries = {
         volume.mount: tuple(
             sorted(
-                {one.entry.path for one in findings.listed if one.volume.mount == volume.mount},
+                {one.entry.path for one in facts.listed if one.volume.mount == volume.mount},
                 key=os.fsencode,
             )
         )
@@ -142,21 +147,21 @@ def describe(
     os_id, os_version = read_os_release(tree)
     spooled = _Spooled(spool)
     fingerprint = manifest.fingerprint(
-        spooled.passing(shipped.records(findings.locations)),
-        findings.packages,
-        _parts(tree, findings, entries, (os_id, os_version)),
+        spooled.passing(shipped.records(facts.locations)),
+        facts.packages,
+        _parts(tree, facts, entries, (os_id, os_version)),
     )
     unchanged = before is not None and before.fingerprint == fingerprint
     kept_name = before.image_name if before is not None and unchanged else ""
     header = ImageHeader(
-        build_id=build_id or _build_id(tree, findings, unchanged=unchanged),
+        build_id=build_id or _build_id(tree, facts, unchanged=unchanged),
         image_name=kept_name if image_name is None else image_name,
         created=before.created if before else "",
         os_id=os_id,
         os_version=os_version,
         fingerprint=fingerprint,
-        packages=findings.packages,
-        accounts=findings.names.accounts,
+        packages=facts.packages,
+        accounts=facts.names.accounts,
         volumes=tuple(
             VolumeSpec(
                 mount=volume.mount,
@@ -168,8 +173,8 @@ def describe(
             )
             for volume in config.volumes
         ),
-        links=findings.links,
-        units=findings.units,
+        links=facts.links,
+        units=facts.units,
         records=spooled.count,
         records_digest=spooled.digest.hexdigest(),
         application=config.application[0] if config.application else "",
@@ -179,13 +184,13 @@ def describe(
     return replace(header, created=_now())
 
 
-def _start_data(tree: ImageTree, findings: Findings, header: ImageHeader) -> bytes:
+def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> bytes:
     """Return what a start on a current volume has to know, in a form that needs no parser.
 
     Without an id every start takes the long way: where a volatile volume has to be filled, or
     a step is asked, there is no start with nothing to do.
     """
-    config = findings.config
+    config = facts.config
     first_run = fastpath.NONE
     if config.first_run is not None:
         first_run = fastpath.NAMED if application_of(config.first_run).is_named else fastpath.ONCE
@@ -200,13 +205,13 @@ def _start_data(tree: ImageTree, findings: Findings, header: ImageHeader) -> byt
         first_run,
         [os.fsencode(volume.mount) for volume in header.volumes],
         [os.fsencode(word) for word in config.start_exec],
-        findings.configuration,
+        facts.configuration,
     )
 
 
 def write(
     tree: ImageTree,
-    findings: Findings,
+    facts: ImageFacts,
     header: ImageHeader,
     spool: BinaryIO,
     *,
@@ -216,7 +221,7 @@ def write(
 
     Args:
         tree: The image.
-        findings: What is known of it.
+        facts: What is known of it.
         header: The header.
         spool: The record lines.
         make: Makes the directory at a location if it is missing.
@@ -235,12 +240,12 @@ def write(
     locked = tree.lstat(fastpath.WORK_LOCK)
     if locked is None or stat.S_IMODE(locked.st_mode) != _PRIVATE:
         files.append((fastpath.WORK_LOCK, iter([])))
-    if header.build_id != _current_build_id(tree, findings):
+    if header.build_id != _current_build_id(tree, facts):
         files.append((BUILD_ID_PATH, iter([header.build_id.encode() + b"\n"])))
-    start = _start_data(tree, findings, header)
+    start = _start_data(tree, facts, header)
     if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
         files.append((START_DATA_PATH, iter([start])))
-    if findings.before is None or findings.before != header:
+    if facts.before is None or facts.before != header:
         files.append((MANIFEST_PATH, content()))
     for path, data in files:
         above, _, name = tree.resolve(path).rpartition("/")
@@ -257,18 +262,18 @@ def write(
 
 def _parts(
     tree: ImageTree,
-    findings: Findings,
+    facts: ImageFacts,
     entries: Mapping[str, tuple[str, ...]],
     release: tuple[str, str],
 ) -> Iterator[tuple[str, bytes]]:
     """Yield what counts for the fingerprint besides records and packages."""
     # What accept judges: another one is never a rebuild that only records its id.
     yield "release", " ".join(release).encode()
-    yield "configuration", findings.configuration
-    yield "scriptlets", findings.scriptlets.encode()
-    if findings.units:
-        yield "units", os.fsencode("\0".join(findings.units))
-    for volume in findings.config.volumes:
+    yield "configuration", facts.configuration
+    yield "scriptlets", facts.scriptlets.encode()
+    if facts.units:
+        yield "units", os.fsencode("\0".join(facts.units))
+    for volume in facts.config.volumes:
         words = (volume.template, str(volume.volatile), *entries[volume.mount])
         yield f"volume {volume.mount}", os.fsencode("\0".join(words))
     for directory in STEPS_PATHS:
@@ -297,12 +302,12 @@ def _step(directory: str, name: str) -> str:
     return f"step {directory}/{os.fsencode(name)!r}"
 
 
-def _current_build_id(tree: ImageTree, findings: Findings) -> str:
+def _current_build_id(tree: ImageTree, facts: ImageFacts) -> str:
     """Return the id that the image has, "" when it has none.
 
     Images of the freeipa-container project keep it at the top of the template.
     """
-    primary = findings.locations[findings.config.volumes[0].mount]
+    primary = facts.locations[facts.config.volumes[0].mount]
     for path in (BUILD_ID_PATH, f"{primary}/{BUILD_ID_NAME}"):
         data = tree.read_file(path, limit_bytes=4 * _MAX_BUILD_ID_CHARACTERS)
         if data is not None and (text := data.decode("utf-8", "replace").strip()):
@@ -316,14 +321,14 @@ def _current_build_id(tree: ImageTree, findings: Findings) -> str:
     return ""
 
 
-def _build_id(tree: ImageTree, findings: Findings, *, unchanged: bool) -> str:
+def _build_id(tree: ImageTree, facts: ImageFacts, *, unchanged: bool) -> str:
     """Return the id of the image: the one it has, or a new one when it is another image.
 
     An id that differs from that of the manifest before was put there by someone after it,
     or by a run that was interrupted before it could write its manifest; it stays.
     """
-    before = findings.before
-    current = _current_build_id(tree, findings)
+    before = facts.before
+    current = _current_build_id(tree, facts)
     if current and (before is None or unchanged or current != before.build_id):
         return current
     return str(uuid.uuid4())

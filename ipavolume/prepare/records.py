@@ -19,13 +19,13 @@ from ipavolume.linux.trees import Visit, walk
 from ipavolume.model.files import FileFlags, FileType, Metadata, Record
 from ipavolume.model.images import TopLevel
 from ipavolume.model.packages import RpmFile
-from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
     DigestCache,
     digests_of,
     reported,
     xattrs_of,
 )
+from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.packages import PackagedFile, PackageFacts
 from ipavolume.prepare.placement import is_reserved
 
@@ -55,7 +55,7 @@ class Shipped:
         names: AccountNames,
         digests: DigestCache,
         refresh: Sequence[str],
-        warn: Progress,
+        findings: Findings,
     ) -> None:
         """Keep what records are made of.
 
@@ -65,14 +65,14 @@ class Shipped:
             names: The image's accounts.
             digests: Digests of files that were read already.
             refresh: Globs of the configuration.
-            warn: Told of what is left out, and of links that lead nowhere on a volume.
+            findings: Takes what is left out, and links that lead nowhere on a volume.
         """
         self._tree = tree
         self._facts = facts
         self._names = names
         self._digests = digests
         self._refresh = refresh
-        self._warn = warn
+        self._findings = findings
         self._top: dict[str, dict[str, list[int]]] = {}
         self.unowned: list[str] = []
         """Files that no package owns and that no newer image refreshes, by the image's paths."""
@@ -114,7 +114,11 @@ class Shipped:
                     if ghosts and ghosts[-1] == path:
                         ghosts.pop()
                     if files.type_of(visit.st.st_mode) is FileType.OTHER:
-                        self._warn(f"{path!r} is a socket or device in the template; left out")
+                        self._findings.add(
+                            Code.SPECIAL_FILE,
+                            f"{path!r} is a socket or device in the template; left out",
+                            path=path,
+                        )
                         continue
                     record = self._present(path, mount, visit, paths_by_inode)
                     self._count(mount, record)
@@ -221,9 +225,11 @@ class Shipped:
         led = normalise(posixpath.join(posixpath.dirname(below), target))
         leads = normalise(posixpath.join(posixpath.dirname(path), target))
         if not self._tree.exists(leads) and self._tree.exists(led):
-            self._warn(
+            self._findings.add(
+                Code.RELATIVE_LINK,
                 f"the relative link {below!r} led to {led!r}, on the volume it leads "
-                f"to {leads!r}, where nothing is; make it absolute in the template"
+                f"to {leads!r}, where nothing is; make it absolute in the template",
+                path=below,
             )
 
     def _absent(self, path: str) -> Iterator[Record]:

@@ -21,6 +21,7 @@ from ipavolume.prepare.files import (
     metadata_of,
     reported,
 )
+from ipavolume.prepare.findings import Findings
 from ipavolume.prepare.originals import (
     WORK_DIRECTORY,
     Replacement,
@@ -44,7 +45,7 @@ class Relocation:
         volumes: Sequence[VolumeConfig],
         *,
         digests: DigestCache,
-        warn: Progress,
+        findings: Findings,
         progress: Progress,
     ) -> None:
         """Work on the image *tree* and the templates of its volumes, the first the primary.
@@ -53,14 +54,16 @@ class Relocation:
             tree: The image.
             volumes: Its volumes.
             digests: Takes the digests of what is copied.
-            warn: Told of what a person should look at.
+            findings: Takes what a person should look at.
             progress: Told of each phase.
         """
         self._tree = tree
-        self._warn = warn
+        self._findings = findings
         self._progress = progress
         self._templates = {
-            volume.mount: Template(tree, tree.resolve(volume.template), digests=digests, warn=warn)
+            volume.mount: Template(
+                tree, tree.resolve(volume.template), digests=digests, findings=findings
+            )
             for volume in volumes
         }
         # Its working directory holds the journal of all.
@@ -163,8 +166,6 @@ class Relocation:
                         self._ghost_directory(placement, facts, names, _plain),
                     )
             else:
-                if placement.directory and not stat.S_ISDIR(st.st_mode):
-                    self._warn(f"{placement.path!r} is listed as a directory but is none")
                 template.adopt(placement.location, placement.place, target=placement.target)
         return Replacement(
             location=placement.location,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,10 +32,11 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import profile, relatives, scriptlets, systemd
+from ipavolume.prepare import pathlists, profile, relatives, scriptlets, systemd
 from ipavolume.prepare.files import DigestCache, reported
+from ipavolume.prepare.findings import Code, Finding, Findings
 from ipavolume.prepare.manifest import (
-    Findings,
+    ImageFacts,
     check_build_id,
     describe,
     read_previous,
@@ -49,7 +50,6 @@ from ipavolume.prepare.replacing import replaced
 from ipavolume.prepare.steps import check_steps, ship_steps
 
 _MAX_LIST_BYTES: Final = profile.MAX_LIST_BYTES
-_MAX_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class PrepareResult:
         entries: Entries of all lists.
         records: Records of the manifest.
         packages: Packages of the image.
-        warnings: What a person should look at.
+        findings: What a person should look at.
         unowned: Listed files that no package owns and ``files.refresh`` does not name: a
             volume that has them keeps its own.
     """
@@ -76,8 +76,13 @@ class PrepareResult:
     entries: int
     records: int
     packages: int
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     unowned: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The findings as lines."""
+        return tuple(str(finding) for finding in self.findings)
 
 
 def prepare(
@@ -90,6 +95,8 @@ def prepare(
     build_id: str | None,
     image_name: str | None,
     progress: Progress,
+    strict: bool = False,
+    accepted: Collection[str] = (),
 ) -> PrepareResult:
     """Prepare the image tree at *root*.
 
@@ -102,15 +109,19 @@ def prepare(
         build_id: Id of the image; by default the one it has, or a new one.
         image_name: What people call the image.
         progress: Told of each phase.
+        strict: What probably was not meant is an error, too.
+        accepted: Codes of findings that are none.
 
     Returns:
         What was done.
 
     Raises:
+        UnfitImageError: If something was found that stops the build.
         ConfigurationError: If configuration, lists or packages are wrong; nothing changed.
         VolumeIOError: If reading or writing failed; running it again finishes the job.
         CannotCreateError: If something is in the way.
     """
+    findings = Findings(strict=strict, accepted=accepted)
     if build_id is not None:
         check_build_id(build_id)
     with reported(f"prepare the image {root!r}"), ImageTree(root, {}) as tree:
@@ -121,7 +132,7 @@ def prepare(
     config = _with_options(config, lists=lists, mount=mount, template=template)
     templates = {volume.mount: volume.template for volume in config.volumes}
     with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:
-        return _Run(tree, config, progress).run(
+        return _Run(tree, config, progress, findings).run(
             configuration=data or b"",
             new_lists=new_lists,
             lists=lists,
@@ -176,23 +187,22 @@ def _place(path: str) -> str:
 class _Run:
     """One run: what it decides, and the order of what it does."""
 
-    def __init__(self, tree: ImageTree, config: Config, progress: Progress) -> None:
+    def __init__(
+        self, tree: ImageTree, config: Config, progress: Progress, findings: Findings
+    ) -> None:
         self._tree = tree
         self._config = config
         self._progress = progress
-        self._warnings: dict[str, None] = {}
+        self._findings = findings
         self._digests = DigestCache()
         self._check_templates()
         self._relocation = Relocation(
             tree,
             config.volumes,
             digests=self._digests,
-            warn=self._warn,
+            findings=findings,
             progress=progress,
         )
-
-    def _warn(self, text: str) -> None:
-        self._warnings[text] = None
 
     def run(
         self,
@@ -205,9 +215,9 @@ class _Run:
         build_id: str | None,
         image_name: str | None,
     ) -> PrepareResult:
-        tree, relocation = self._tree, self._relocation
+        tree, relocation, found = self._tree, self._relocation, self._findings
         relocation.finish_interrupted()
-        before = read_previous(tree, warn=self._warn)
+        before = read_previous(tree, findings=found)
         listed = self._read_lists(lists, mount, before, new_lists)
         placements = place_entries(tree, listed, self._config.volumes)
         points = self._check_mount_points(placements)
@@ -222,8 +232,28 @@ class _Run:
         names = read_accounts(tree)
         facts = self._read_packages(placements, rpms)
         described = scriptlets.describe(
-            tree, facts.installed, self._config.scriptlets, warn=self._warn
+            tree, facts.installed, self._config.scriptlets, findings=found
         )
+        own = profile.own_paths(self._config.profile)
+        pathlists.check(
+            tree,
+            listed,
+            placements,
+            relocation.locations,
+            facts,
+            profile=own,
+            findings=found,
+        )
+        pathlists.check_absent_files(
+            tree,
+            placements,
+            relocation.locations,
+            profile=own,
+            freeipa=self._config.profile == "freeipa",
+            findings=found,
+        )
+        self._find_first_run(listed)
+        found.settle()
         lists_changed = profile.write(
             tree, new_lists, make=relocation.make, progress=self._progress
         )
@@ -233,16 +263,14 @@ class _Run:
         for location in tree.places:
             relocation.make(location)
         tree.forget()
-        self._warn_of_leftovers(placements)
-        self._warn_of_absent(placements)
-        self._warn_of_replaced(placements, described)
-        self._warn_of_first_run(listed)
+        self._find_leftovers(placements)
+        self._find_replaced(placements, described)
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
-        steps_changed = ship_steps(tree, make=relocation.make, warn=self._warn)
+        steps_changed = ship_steps(tree, make=relocation.make, findings=found)
         scriptlets_changed = scriptlets.ship(tree, described, make=relocation.make)
         init_changed = systemd.install(
-            tree, online_unit=self._config.online_unit, make=relocation.make, warn=self._warn
+            tree, online_unit=self._config.online_unit, make=relocation.make, findings=found
         )
         self._progress("writing the manifest")
         shipped = Shipped(
@@ -251,9 +279,9 @@ class _Run:
             names=names,
             digests=self._digests,
             refresh=self._config.files_refresh,
-            warn=self._warn,
+            findings=found,
         )
-        findings = Findings(
+        image = ImageFacts(
             config=self._config,
             configuration=configuration,
             listed=listed,
@@ -266,11 +294,10 @@ class _Run:
             before=before,
         )
         with temporary.anonymous_file() as spool:
-            header = describe(
-                tree, findings, shipped, spool, build_id=build_id, image_name=image_name
-            )
+            header = describe(tree, image, shipped, spool, build_id=build_id, image_name=image_name)
             check_steps(tree, header)
-            written = write(tree, findings, header, spool, make=relocation.make)
+            found.settle()
+            written = write(tree, image, header, spool, make=relocation.make)
         if not header.application:
             self._suggest(header, facts)
         return PrepareResult(
@@ -286,7 +313,7 @@ class _Run:
             entries=entries,
             records=header.records,
             packages=len(header.packages),
-            warnings=tuple(self._warnings),
+            findings=found.found,
             unowned=tuple(shipped.unowned),
         )
 
@@ -393,13 +420,17 @@ class _Run:
                 hint="Run prepare while the image is built, with nothing mounted there.",
             )
         for volume in self._config.volumes:
-            self._warn_of_hidden(volume)
+            self._find_hidden(volume)
         return points
 
-    def _warn_of_hidden(self, volume: VolumeConfig) -> None:
+    def _find_hidden(self, volume: VolumeConfig) -> None:
         count = 0 if volume.volatile else self._count(volume)
         if count:
-            self._warn(f"{volume.mount!r} in the image holds {count} entries that a volume hides")
+            self._findings.add(
+                Code.HIDDEN_CONTENT,
+                f"{volume.mount!r} in the image holds {count} entries that a volume hides",
+                path=volume.mount,
+            )
 
     def _count(self, volume: VolumeConfig) -> int:
         """Return how many entries there are where a volume is mounted."""
@@ -428,7 +459,7 @@ class _Run:
         self._progress(f"{len(facts.packages)} packages, {len(facts.files)} of their files listed")
         return facts
 
-    def _warn_of_leftovers(self, placements: Sequence[Placement]) -> None:
+    def _find_leftovers(self, placements: Sequence[Placement]) -> None:
         """Warn of what rpm puts beside a link when it upgrades a package in a derived image.
 
         To rpm the link is a config file that somebody changed, so new content may be in
@@ -438,39 +469,14 @@ class _Run:
             for suffix in (".rpmnew", ".rpmsave", ".rpmorig"):
                 path = placement.location + suffix
                 if not placement.covered and self._tree.lstat(path) is not None:
-                    self._warn(
+                    self._findings.add(
+                        Code.RPM_LEFTOVER,
                         f"rpm left {path!r} beside the link {placement.path!r}; look whether "
-                        f"{placement.volume.template + placement.place!r} should get it"
+                        f"{placement.volume.template + placement.place!r} should get it",
+                        path=path,
                     )
 
-    def _warn_of_absent(self, placements: Sequence[Placement]) -> None:
-        """Warn of listed files that the image does not have: their links lead to nothing.
-
-        A listed directory was made, and what is listed inside another entry is no link.
-        """
-        templates = self._relocation.locations
-        absent = [
-            repr(one.path)
-            for one in placements
-            if not one.covered and self._tree.lstat(templates[one.volume.mount] + one.place) is None
-        ]
-        if absent:
-            freeipa = (
-                ". FreeIPA makes its own where the links lead to, with IPAPLATFORM_OVERRIDE in the "
-                "environment: see README"
-                if self._config.profile == "freeipa"
-                else ""
-            )
-            more = f" and {len(absent) - _MAX_NAMED} more" if len(absent) > _MAX_NAMED else ""
-            self._warn(
-                f"not in the image, and not listed as directories: {', '.join(absent[:_MAX_NAMED])}"
-                f"{more}. Until a program makes them their links lead to nothing. One that creates "
-                "its file with O_CREAT|O_EXCL fails there, and one that writes another file and "
-                "renames it replaces the link; for such a one list the directory, or make the file "
-                f"when the image is built{freeipa}"
-            )
-
-    def _warn_of_replaced(
+    def _find_replaced(
         self, placements: Sequence[Placement], described: scriptlets.Described
     ) -> None:
         """Warn of scriptlets that replace a listed file, which is a link, instead of writing to it.
@@ -488,15 +494,17 @@ class _Run:
                 paths.add(one.path)
         for scriptlet, text in scriptlets.that_may_run(described, config):
             for path, command in replaced(text, paths):
-                self._warn(
+                self._findings.add(
+                    Code.REPLACED_BY_SCRIPTLET,
                     f"%{scriptlet.kind} of {scriptlet.package} ({scriptlet.name}) replaces the "
                     f"listed file {path!r}, which is a link to the volume: {command}. With a "
                     "read-only root that fails; else what it writes is taken over to the volume "
                     "each time. Have it write to the link's target ([scriptlets] substitute), or "
-                    "list the directory"
+                    "list the directory",
+                    path=path,
                 )
 
-    def _warn_of_first_run(self, listed: Sequence[Listed]) -> None:
+    def _find_first_run(self, listed: Sequence[Listed]) -> None:
         """Warn of what the first run is judged by, where a volume would not keep it."""
         config = self._config.first_run
         if config is None:
@@ -509,7 +517,11 @@ class _Run:
             ("ruins-when", config.ruins_when),
         ):
             if path and not any(is_within(path, above) for above in kept):
-                self._warn(f"[first-run] {key}: {path!r} is on no volume, so it will not be seen")
+                self._findings.add(
+                    Code.UNSEEN_MARK,
+                    f"[first-run] {key}: {path!r} is on no volume, so it will not be seen",
+                    path=path,
+                )
 
 
 def _read_given(name: str) -> bytes:

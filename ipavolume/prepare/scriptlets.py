@@ -31,6 +31,7 @@ from ipavolume.model.packages import RpmPackage, RpmScriptlet
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import reported
+from ipavolume.prepare.findings import Code, Findings
 from ipavolume.rpm import running, scriptlets, versions
 from ipavolume.rpm.catalogue import dump, safe_names, sealed
 from ipavolume.rpm.scriptlets import LUA, Catalogue, Scriptlet
@@ -59,7 +60,7 @@ def describe(
     packages: Sequence[RpmPackage],
     config: ScriptletsConfig | None,
     *,
-    warn: Progress,
+    findings: Findings,
 ) -> Described:
     """Describe the scriptlets of an image, and check that what is configured can run.
 
@@ -70,7 +71,7 @@ def describe(
         tree: The image.
         packages: Its packages in the order of installation.
         config: What of them is to run, or ``None`` for nothing.
-        warn: Told of what a person should look at.
+        findings: Takes what a person should look at.
 
     Raises:
         ConfigurationError: If something that is configured is not there or cannot run; names
@@ -103,7 +104,7 @@ def describe(
     )
     if config is not None:
         _check(tree, packages, catalogue, config)
-        _warn_of_substitutions(catalogue, bodies, config, warn)
+        _warn_of_substitutions(catalogue, bodies, config, findings)
     return Described(catalogue=sealed(catalogue), bodies=bodies)
 
 
@@ -202,7 +203,7 @@ def _warn_of_substitutions(
     catalogue: Catalogue,
     bodies: dict[str, bytes],
     config: ScriptletsConfig,
-    warn: Progress,
+    findings: Findings,
 ) -> None:
     # A profile is for many releases, and what it replaces is not in the scriptlets of each.
     profiles = [one.scriptlets.substitute for one in PROFILES.values() if one.scriptlets]
@@ -214,10 +215,14 @@ def _warn_of_substitutions(
             for one in catalogue.scriptlets
             if scriptlets.is_candidate(one, config) and running.is_substituted(one, item)
         ]
-        if texts and not any(item.find.encode() in text for text in texts):
-            warn(
+        if not texts and f"?{item.package}" in config.packages:
+            continue
+        if not any(item.find.encode() in text for text in texts):
+            findings.add(
+                Code.UNUSED_SUBSTITUTION,
                 f"[scriptlets] substitute: no scriptlet of {item.package} that can run has "
-                f"{item.find!r}"
+                f"{item.find!r}",
+                path=CONFIG_PATH,
             )
 
 

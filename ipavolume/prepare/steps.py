@@ -16,6 +16,7 @@ from ipavolume.model.paths import SHIPPED_STEPS, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
+from ipavolume.prepare.findings import Code, Findings
 from ipavolume.steps.api import Refuse, Step, Warn
 from ipavolume.steps.declaration import (
     MAX_STEP_BYTES,
@@ -31,7 +32,7 @@ from ipavolume.volume.tree import Tree
 _LEFT_OVER: Final = ".new"
 
 
-def ship_steps(tree: ImageTree, *, make: Progress, warn: Progress) -> bool:
+def ship_steps(tree: ImageTree, *, make: Progress, findings: Findings) -> bool:
     """Bring the shipped steps in an image to those of this version; check all that it has.
 
     What a derived image replaces or masks is in a directory of its own and stays. Killed at
@@ -40,7 +41,7 @@ def ship_steps(tree: ImageTree, *, make: Progress, warn: Progress) -> bool:
     Args:
         tree: The image.
         make: Makes the directory at a location, and those above it, where missing.
-        warn: Told of each step that is removed.
+        findings: Takes each step that is removed.
 
     Returns:
         Whether anything was changed.
@@ -59,7 +60,7 @@ def ship_steps(tree: ImageTree, *, make: Progress, warn: Progress) -> bool:
                 make(location)
             fd = tree.open_directory(location)
             try:
-                changed = _update(fd, wanted, warn)
+                changed = _update(fd, wanted, findings)
             finally:
                 os.close(fd)
     if changed:
@@ -81,7 +82,7 @@ def _read_shipped() -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in names}
 
 
-def _update(directory: int, wanted: Mapping[str, bytes], warn: Progress) -> bool:
+def _update(directory: int, wanted: Mapping[str, bytes], findings: Findings) -> bool:
     changed = False
     for name in sorted(files.listdir(directory), key=os.fsencode):
         step = name[1:].removesuffix(_LEFT_OVER) if name.startswith(".") else name
@@ -95,7 +96,12 @@ def _update(directory: int, wanted: Mapping[str, bytes], warn: Progress) -> bool
             changed = True
         elif name not in wanted and is_shipped_number(int(match[1])):
             files.unlink(directory, name)
-            warn(f"removed {SHIPPED_STEPS}/{name}, which this version of ipavolume does not ship")
+            path = f"{SHIPPED_STEPS}/{name}"
+            findings.add(
+                Code.REMOVED_STEP,
+                f"removed {path}, which this version of ipavolume does not ship",
+                path=path,
+            )
             changed = True
     for name, content in sorted(wanted.items()):
         st = files.lstat(directory, name)

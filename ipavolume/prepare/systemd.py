@@ -16,6 +16,7 @@ from ipavolume.model.progress import Progress
 from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UNIT_PLACES
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
+from ipavolume.prepare.findings import Code, Findings
 from ipavolume.systemd.handover import ONLINE_UNIT, UNIT_DIRECTORY
 
 SYSTEMD: Final = "/usr/lib/systemd/systemd"
@@ -40,7 +41,7 @@ def install(
     *,
     online_unit: str,
     make: Progress,
-    warn: Progress,
+    findings: Findings,
 ) -> bool:
     """Put units and wrapper into the image, if systemd is in it; killed, the next run goes on.
 
@@ -48,7 +49,7 @@ def install(
         tree: The image.
         online_unit: What the unit of the online phase is called.
         make: Makes the directory at a location, and those above it, where missing.
-        warn: Told of what is in the way.
+        findings: Takes what is in the way.
 
     Returns:
         Whether anything was changed.
@@ -61,24 +62,32 @@ def install(
     program = find_program(tree)
     if not program:
         program = _PROGRAM
-        warn(f"ipavolume is not in the image; its units and {WRAPPER} expect it at {program!r}")
+        findings.add(
+            Code.NO_IPAVOLUME,
+            f"ipavolume is not in the image; its units and {WRAPPER} expect it at {program!r}",
+            path=program,
+        )
     changed = False
     for shipped, name in ((ONLINE_UNIT, online_unit), (LOCK_UNIT, LOCK_UNIT), (TARGET, TARGET)):
         text = _read_shipped(shipped).decode("utf-8")
         text = text.replace(f"={_PROGRAM} ", f"={program} ").replace(ONLINE_UNIT, online_unit)
         changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", text.encode(), 0o644, make=make)
-        changed |= _want(tree, name, make=make, warn=warn)
+        changed |= _want(tree, name, make=make, findings=findings)
     found = tree.read_file(WRAPPER, limit_bytes=_MAX_BYTES) if _is_file(tree, WRAPPER) else None
     if tree.lstat(tree.resolve(WRAPPER, follow=False)) is not None and (
         found is None or _MARK not in found
     ):
-        warn(f"{WRAPPER} is there already and was left; have it execute 'ipavolume start -- ...'")
+        findings.add(
+            Code.KEPT_FILE,
+            f"{WRAPPER} is there already and was left; have it execute 'ipavolume start -- ...'",
+            path=WRAPPER,
+        )
     else:
         changed |= _put(tree, WRAPPER, _read_shipped("init"), 0o755, make=make)
     if changed:
         tree.forget()
-    for fault in _faults(tree, online_unit):
-        warn(fault)
+    for path, fault in _faults(tree, online_unit):
+        findings.add(Code.UNIT_ORDER, fault, path=path)
     return changed
 
 
@@ -105,8 +114,8 @@ def units(tree: ImageTree, listed: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=os.fsencode))
 
 
-def _faults(tree: ImageTree, online_unit: str) -> Iterator[str]:
-    """Yield what units and drop-ins say of ours that is a deadlock or a cycle, and the remedy."""
+def _faults(tree: ImageTree, online_unit: str) -> Iterator[tuple[str, str]]:
+    """Yield files that say of ours what is a deadlock or a cycle, each with that and the remedy."""
     own = (f"{UNIT_DIRECTORY}/{TARGET}", f"{_WANTS}/{online_unit}")
     for path, kind in _unit_files(tree):
         if path in own:
@@ -114,11 +123,12 @@ def _faults(tree: ImageTree, online_unit: str) -> Iterator[str]:
         if _says(tree, path, _WAITS, online_unit):
             ours = online_unit
         elif path.rpartition("/")[0].endswith("/service.d") and _says(tree, path, _WAITS, TARGET):
-            yield (
+            text = (
                 f"{path} has every service come after {TARGET}, also those that it comes after: of "
                 f"such a cycle systemd leaves one out. Write After={TARGET} for those that use the "
                 "volume"
             )
+            yield path, text
             continue
         elif _says(tree, path, _WAITS if kind in _EARLY else _NEEDS, TARGET) and kind != "target":
             ours = TARGET
@@ -126,15 +136,16 @@ def _faults(tree: ImageTree, online_unit: str) -> Iterator[str]:
             continue
         said = f"{path} comes after {ours} or needs it"
         if kind in _EARLY:
-            yield (
+            text = (
                 f"{said}, and that comes after every {kind}: of such a cycle systemd leaves one "
                 f"out. Take it out; the service that the {kind} is for has After={TARGET}"
             )
         else:
-            yield (
+            text = (
                 f"{said}: a start of that unit by the first run or by a scriptlet waits for ever. "
                 f"Write After={TARGET} in its place, and nothing else"
             )
+        yield path, text
 
 
 def _unit_files(tree: ImageTree) -> list[tuple[str, str]]:
@@ -242,7 +253,7 @@ def _put(tree: ImageTree, path: str, content: bytes, mode: int, *, make: Progres
     return True
 
 
-def _want(tree: ImageTree, unit: str, *, make: Progress, warn: Progress) -> bool:
+def _want(tree: ImageTree, unit: str, *, make: Progress, findings: Findings) -> bool:
     """Have the default target want *unit*, whatever target that is."""
     target = f"../{unit}"
     with reported(f"make {_WANTS}/{unit!r}"):
@@ -253,7 +264,8 @@ def _want(tree: ImageTree, unit: str, *, make: Progress, warn: Progress) -> bool
                 files.replace_by_link(directory, name, target)
                 return True
             if not stat.S_ISLNK(st.st_mode) or os.readlink(name, dir_fd=directory) != target:
-                warn(f"{_WANTS}/{unit} is there already and was left")
+                path = f"{_WANTS}/{unit}"
+                findings.add(Code.KEPT_FILE, f"{path} is there already and was left", path=path)
             return False
         finally:
             os.close(directory)

@@ -19,7 +19,6 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.linux import copying, files
 from ipavolume.linux.trees import Cursor, remove_tree, walk
 from ipavolume.model.files import FileType, Metadata, Xattrs
-from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import (
     PLAIN,
     DigestCache,
@@ -28,6 +27,7 @@ from ipavolume.prepare.files import (
     metadata_of,
     xattrs_of,
 )
+from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.originals import PRIVATE, WORK_DIRECTORY
 
 _NEW: Final = "new"
@@ -37,18 +37,23 @@ class Template:
     """A template that is being filled."""
 
     def __init__(
-        self, tree: ImageTree, location: str, *, digests: DigestCache, warn: Progress
+        self, tree: ImageTree, location: str, *, digests: DigestCache, findings: Findings
     ) -> None:
         """Work on the template at *location*, which is made when first needed."""
         self._tree = tree
         self._digests = digests
-        self._warn = warn
+        self._findings = findings
         self.location = location
 
     def open(self) -> int:
         """Open the top directory, made if it is missing."""
         make_missing(self._tree, self.location, lambda _: PLAIN)
         return self._tree.open_directory(self.location)
+
+    def _leave_out(self, path: str) -> None:
+        self._findings.add(
+            Code.SPECIAL_FILE, f"{path!r} is a socket or device and is left out", path=path
+        )
 
     def adopt(self, source: str, place: str, *, target: str) -> bool:
         """Copy what is at location *source* to *place*, where it wins over what is there.
@@ -134,7 +139,7 @@ class Template:
         name = source.rpartition("/")[2]
         st = files.lstat(directory, name)
         if st is None or files.type_of(st.st_mode) is FileType.OTHER:
-            self._warn(f"{source!r} is a socket or device and is left out")
+            self._leave_out(source)
             return False
         if not stat.S_ISDIR(st.st_mode):
             self._copy_leaf(directory, name, st, work, _NEW, source)
@@ -156,7 +161,7 @@ class Template:
                     files.make_directory(cursor.fd, visit.name)
                     cursor.enter(visit.name)
                 elif files.type_of(visit.st.st_mode) is FileType.OTHER:
-                    self._warn(f"{shown!r} is a socket or device and is left out")
+                    self._leave_out(shown)
                 elif not _leads_home(visit.directory, visit.name, visit.st, target, visit.path):
                     identity = (visit.st.st_dev, visit.st.st_ino)
                     if visit.st.st_nlink > 1 and identity in names_by_inode:

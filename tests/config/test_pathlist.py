@@ -43,8 +43,8 @@ def test_what_a_line_says(data: bytes, expected: list[tuple[str, bool]]) -> None
 def test_a_path_that_is_listed_twice_counts_once_and_as_a_directory_if_it_ever_is() -> None:
     entries = parse_path_list(b"/b\n/a\n//a/\n/b\n", name="list")
     assert entries == (
-        ListEntry(path="/b", directory=False, line=1),
-        ListEntry(path="/a", directory=True, line=2),
+        ListEntry(path="/b", directory=False, line=1, again=(4,)),
+        ListEntry(path="/a", directory=True, line=2, again=(3,)),
     )
 
 

@@ -17,6 +17,7 @@ from ipavolume.config.model import ScriptletsConfig
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import Package
 from ipavolume.prepare import scriptlets
+from ipavolume.prepare.findings import Findings
 from ipavolume.rpm import transaction
 from ipavolume.rpm.running import PATH, argv
 from ipavolume.rpm.scriptlets import Call, Catalogue
@@ -79,7 +80,7 @@ def _outcomes(place: Path, *, ordered: bool) -> list[Outcome]:
         # As a manifest has them; the order of installation is the catalogue's.
         new = sorted((one.package for one in shipped), key=lambda package: package.name)
         with ImageTree(str(image.root), {}) as tree:
-            catalogue = scriptlets.describe(tree, shipped, None, warn=print).catalogue
+            catalogue = scriptlets.describe(tree, shipped, None, findings=Findings()).catalogue
         outcomes.append(
             Outcome(
                 world=world,

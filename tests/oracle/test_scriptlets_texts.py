@@ -26,6 +26,7 @@ from ipavolume.image.scriptlets import read_body, read_catalogue
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import RpmPackage
 from ipavolume.prepare import scriptlets
+from ipavolume.prepare.findings import Findings
 from ipavolume.rpm.database import read_database
 from ipavolume.rpm.header import read_package_file
 
@@ -114,7 +115,7 @@ def _compare(place: Path, rpms: Sequence[Path]) -> list[RpmPackage]:
     root = place / "root"
     root.mkdir()
     with ImageTree(str(root), {}) as tree:
-        described = scriptlets.describe(tree, result, None, warn=print)
+        described = scriptlets.describe(tree, result, None, findings=Findings())
         scriptlets.ship(tree, described, make=lambda path: _make(root, path))
         written = [read_body(tree, one) for one in read_catalogue(tree).scriptlets]
     assert written == [one.body or b"" for package in result for one in package.scriptlets]

@@ -235,14 +235,16 @@ def test_a_replacement_that_finds_nothing_is_pointed_out(image: Image, tmp_path:
     rpm = build(tmp_path, "app", ALL)
     configure(
         image,
-        'packages = ["app"]\nsubstitute = [\n'
+        'packages = ["app", "?optional"]\nsubstitute = [\n'
         '{package = "app", find = "/etc/named.conf", replace = "/data/etc/named.conf"},\n'
         '{package = "app", find = "echo pre", replace = "x"},\n'
-        '{package = "absent", find = "x", replace = "y"},\n]',
+        '{package = "absent", find = "x", replace = "y"},\n'
+        '{package = "optional", find = "x", replace = "y"},\n]',
     )
     image.prepare(rpms=[rpm])
     assert [text for text in image.warnings if "scriptlets" in text] == [
-        "[scriptlets] substitute: no scriptlet of app that can run has 'echo pre'"
+        "[scriptlets] substitute: no scriptlet of app that can run has 'echo pre'",
+        "[scriptlets] substitute: no scriptlet of absent that can run has 'x'",
     ]
 
 

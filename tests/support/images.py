@@ -71,6 +71,7 @@ class Image:
         build_id: str | None = None,
         image_name: str | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        strict: bool = False,
     ) -> PrepareResult:
         """Prepare it."""
         result = prepare(
@@ -82,6 +83,7 @@ class Image:
             build_id=build_id,
             image_name=image_name,
             progress=progress,
+            strict=strict,
         )
         self.warnings = list(result.warnings)
         return result

@@ -1,0 +1,266 @@
+"""What a build finds in an image, and which of it stops the build.
+
+Each kind has a code. An *error* cannot work; a *warning* probably was not meant, and stops only a
+strict build; a *note* stops none. The text of a code is for people who look it up: what it means,
+and what to do.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ipavolume.errors import ConfigurationError, UsageError
+
+
+class Severity(enum.StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class Code(enum.StrEnum):
+    """The kinds of findings; the text of each is in :data:`MEANINGS`."""
+
+    ABSENT_DIRECTORY = "absent-directory"
+    ABSENT_FILE = "absent-file"
+    DAMAGED_MANIFEST = "damaged-manifest"
+    HIDDEN_CONTENT = "hidden-content"
+    KEPT_FILE = "kept-file"
+    LIST_COMMENT = "list-comment"
+    LIST_GLOB = "list-glob"
+    LISTED_AS_DIRECTORY = "listed-as-directory"
+    LISTED_AS_FILE = "listed-as-file"
+    LISTED_TWICE = "listed-twice"
+    NO_IPAVOLUME = "no-ipavolume"
+    PROFILE_FILES = "profile-files"
+    PROGRAMS_LISTED = "programs-listed"
+    RELATIVE_LINK = "relative-link"
+    REMOVED_STEP = "removed-step"
+    REPLACED_BY_SCRIPTLET = "replaced-by-scriptlet"
+    RPM_LEFTOVER = "rpm-leftover"
+    RUNTIME_LISTED = "runtime-listed"
+    SPECIAL_FILE = "special-file"
+    UNIT_ORDER = "unit-order"
+    UNSEEN_MARK = "unseen-mark"
+    UNUSED_SUBSTITUTION = "unused-substitution"
+
+
+MEANINGS: Final[dict[Code, str]] = {
+    Code.ABSENT_DIRECTORY: (
+        "A listed directory is not in the image, and no package has it or anything in it. It is "
+        "made empty. If that is meant, make it when the image is built (RUN mkdir -p); otherwise "
+        "the line is misspelt."
+    ),
+    Code.ABSENT_FILE: (
+        "A listed file is not in the image, so its link leads to nothing until a program makes "
+        "the file. One that creates it with O_CREAT|O_EXCL fails there, and one that writes "
+        "another file and renames it replaces the link: for such a one list the directory, or "
+        "make the file when the image is built."
+    ),
+    Code.DAMAGED_MANIFEST: (
+        "The manifest that the image had cannot be read. It is made anew; what an earlier prepare "
+        "had listed and the lists no longer have is not known any more."
+    ),
+    Code.HIDDEN_CONTENT: (
+        "Where a volume is mounted the image has content. Nobody sees it once the volume is "
+        "there: take it out, or list the path that it belongs to."
+    ),
+    Code.KEPT_FILE: (
+        "Where prepare would put a file of its own there is another one, which was left. Have it "
+        "do what that of ipavolume does, or remove it."
+    ),
+    Code.LISTED_AS_DIRECTORY: (
+        "A path with a slash at its end is no directory in the image. Take the slash away."
+    ),
+    Code.LISTED_AS_FILE: (
+        "A path without a slash at its end is a directory in the image. It is kept all the same; "
+        "in an image without it, it would not be made. Put a slash behind it."
+    ),
+    Code.LISTED_TWICE: (
+        "A path stands more than once in the lists of a volume. Take one of the lines out."
+    ),
+    Code.LIST_COMMENT: (
+        "A line of a path list goes on with a comment. Only a whole line is one: put it above the "
+        "path."
+    ),
+    Code.LIST_GLOB: (
+        "A line of a path list has a wildcard, and nothing in the image has that name. Lists have "
+        "no wildcards: name the directory."
+    ),
+    Code.NO_IPAVOLUME: (
+        "The units and the wrapper of ipavolume are in the image, the program is not. Install it "
+        "there."
+    ),
+    Code.PROFILE_FILES: (
+        "Files of the profile's own lists are not in the image. No image has all of them, and the "
+        "programs of the profile make them where the links lead to. It never stops a build."
+    ),
+    Code.PROGRAMS_LISTED: (
+        "A listed directory holds programs that a container needs before its volume is there, or "
+        "to build the image any further. List what in it is written at run time."
+    ),
+    Code.RELATIVE_LINK: (
+        "A relative link led to something in the image and leads to nothing from where it is on "
+        "the volume. Make it absolute."
+    ),
+    Code.REMOVED_STEP: (
+        "An upgrade step of another version of ipavolume was removed. One of your own belongs in "
+        "/etc/ipavolume/upgrade_steps, with a number from 5000 to 8999."
+    ),
+    Code.REPLACED_BY_SCRIPTLET: (
+        "A scriptlet replaces a listed file, which is a link to the volume. On a read-only root "
+        "that fails; else what it writes is taken over each time. Have it write to the link's "
+        "target ([scriptlets] substitute), or list the directory."
+    ),
+    Code.RPM_LEFTOVER: (
+        "An upgrade of a package in a derived image left its new file beside the link. Look "
+        "whether the template should get it."
+    ),
+    Code.RUNTIME_LISTED: (
+        "Under systemd, and with a read-only root, what is in /run comes with each container and "
+        "goes with it: a link there is never seen. List where the program keeps what lasts."
+    ),
+    Code.SPECIAL_FILE: (
+        "A socket or a device in a listed path is left out: it is made by the program that uses it."
+    ),
+    Code.UNIT_ORDER: (
+        "A unit waits for ipavolume in a way that waits for ever, or that systemd resolves by "
+        "leaving a unit out. The message has what to write in its place."
+    ),
+    Code.UNSEEN_MARK: (
+        "What the first run is judged by is on no volume, so it will not be there at the next "
+        "start. List it."
+    ),
+    Code.UNUSED_SUBSTITUTION: (
+        "A substitution is for a package that the image does not have, or for a text that none of "
+        "its scriptlets has: nothing is replaced."
+    ),
+}
+"""What each code means, and what to do."""
+
+ERRORS: Final = frozenset({Code.LIST_COMMENT, Code.LIST_GLOB, Code.PROGRAMS_LISTED})
+"""What cannot work, and cannot be accepted."""
+NOTES: Final = frozenset({Code.PROFILE_FILES})
+"""What is good to know, and stops no build."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that a build found.
+
+    Attributes:
+        code: Its kind.
+        message: What was found, a sentence without a full stop.
+        path: The path in the image that it is about, or "".
+        place: The line that says so, such as ``/etc/volume-data-list:3``, or "".
+        hint: What to do, or "" where the message says it.
+    """
+
+    code: Code
+    message: str
+    path: str = ""
+    place: str = ""
+    hint: str = ""
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is, whatever a strict build makes of it."""
+        if self.code in ERRORS:
+            return Severity.ERROR
+        return Severity.NOTE if self.code in NOTES else Severity.WARNING
+
+    def __str__(self) -> str:
+        """Return place and message."""
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+class UnfitImageError(ConfigurationError):
+    """What was found in an image stops its build."""
+
+    code = "findings"
+
+    def __init__(self, findings: Iterable[Finding], refused: Iterable[Finding]) -> None:
+        """Keep all *findings*, and those that stopped the build."""
+        self.findings = tuple(findings)
+        self.refused = tuple(refused)
+        first = self.refused[0]
+        strict = any(one.severity is Severity.WARNING for one in self.refused)
+        if len(self.refused) == 1:
+            message = str(first)
+        else:
+            codes = dict.fromkeys(one.code for one in self.refused)
+            message = f"{len(self.refused)} findings stop this build: {', '.join(codes)}"
+        hint = first.hint if len(self.refused) == 1 else ""
+        super().__init__(
+            message,
+            hint=hint
+            or (
+                "Correct what was found; --accept CODE lets a build with --strict pass one."
+                if strict
+                else "Correct what was found, then run ipavolume prepare again."
+            ),
+            code=first.code if len(self.refused) == 1 else "",
+            path=first.path if len(self.refused) == 1 else "",
+        )
+
+
+class Findings:
+    """Collects what is found; equal findings count once."""
+
+    def __init__(self, *, strict: bool = False, accepted: Collection[str] = ()) -> None:
+        """Begin without any.
+
+        Args:
+            strict: Warnings stop the build as errors do.
+            accepted: Codes of warnings that do not, all the same.
+
+        Raises:
+            UsageError: If one of *accepted* is no code, or that of an error.
+        """
+        for word in accepted:
+            if word not in MEANINGS:
+                raise UsageError(
+                    f"{word!r} is no code of a finding of prepare",
+                    hint=f"One of {', '.join(code for code in Code if code not in ERRORS)}.",
+                )
+            if word in ERRORS:
+                raise UsageError(
+                    f"{word!r} cannot be accepted: such an image cannot work",
+                    hint=MEANINGS[Code(word)],
+                )
+        self._strict = strict
+        self._accepted = frozenset(accepted)
+        self._found: dict[Finding, None] = {}
+
+    def add(
+        self, code: Code, message: str, *, path: str = "", place: str = "", hint: str = ""
+    ) -> None:
+        """Note something; see :class:`Finding`."""
+        self._found[Finding(code=code, message=message, path=path, place=place, hint=hint)] = None
+
+    @property
+    def found(self) -> tuple[Finding, ...]:
+        """What was found so far."""
+        return tuple(self._found)
+
+    def settle(self) -> None:
+        """End the build here if anything that was found stops it.
+
+        Raises:
+            UnfitImageError: If so.
+        """
+        refused = [
+            one
+            for one in self._found
+            if one.severity is Severity.ERROR
+            or (
+                self._strict and one.severity is Severity.WARNING and one.code not in self._accepted
+            )
+        ]
+        if refused:
+            raise UnfitImageError(self._found, refused)

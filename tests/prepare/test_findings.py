@@ -1,0 +1,175 @@
+"""What a build finds: codes, strict builds, and lines of path lists that were not meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.command import run_ipavolume
+from support.images import Image, Packaged, build_rpm, make_image, picture
+
+from ipavolume.errors import ConfigurationError, UsageError
+from ipavolume.prepare.findings import ERRORS, MEANINGS, NOTES, Code, Findings, UnfitImageError
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_rpm(
+        tmp_path_factory.mktemp("package"),
+        "app",
+        [
+            Packaged(path="/etc/app", directory=True),
+            Packaged(path="/etc/app/app.conf", words="%config", content="x\n"),
+            Packaged(path="/var/log/app.log", words="%ghost", content="x\n"),
+            Packaged(path="/var/lib/app", words="%ghost", directory=True),
+            Packaged(path="/var/cache/app/index", words="%ghost", content="x\n"),
+        ],
+    )
+
+
+@pytest.fixture
+def image(tmp_path: Path, package: Path) -> Image:
+    return make_image(tmp_path / "root", [package])
+
+
+def codes(image: Image) -> list[tuple[str, str]]:
+    """Prepare *image*; return code and path of what was found, places where there is none."""
+    return [(one.code, one.path or one.place) for one in image.prepare().findings]
+
+
+def test_every_code_is_a_word_with_a_text_of_its_own() -> None:
+    assert set(MEANINGS) == set(Code)
+    assert len(set(MEANINGS.values())) == len(MEANINGS)
+    assert ERRORS.isdisjoint(NOTES)
+    for code, text in MEANINGS.items():
+        assert code.replace("-", "").isalpha()
+        assert text.endswith(".")
+
+
+def test_what_packages_and_the_image_know_is_meant(image: Image) -> None:
+    """Words 13: ghosts are fine, and so are directories of which a package has something."""
+    image.list("/etc/app/", "/var/lib/app/", "/var/cache/app/", "/etc/passwd", "/etc/app/app.conf")
+    assert codes(image) == []
+    assert codes(image) == []
+
+
+def test_lines_that_were_not_meant_are_named_with_the_likely_ones(image: Image) -> None:
+    """Words 13."""
+    image.write("/srv/wiki/pages/x")
+    image.write("/etc/hosts.conf")
+    image.list(
+        "# the lists",
+        "/etc/ap/",
+        "/srv/wiki/pages",
+        "/etc/passwd/",
+        "/etc/hostz.conf",
+        "/srv/unheard/of/",
+        "/etc/group",
+        "/etc//group",
+        "/run/app/",
+    )
+    found = image.prepare().findings
+    assert [(one.code, one.path, one.place) for one in found] == [
+        ("listed-twice", "/etc/group", "/etc/volume-data-list:8"),
+        ("listed-as-file", "/srv/wiki/pages", "/etc/volume-data-list:3"),
+        ("listed-as-directory", "/etc/passwd", "/etc/volume-data-list:4"),
+        ("runtime-listed", "/run/app", "/etc/volume-data-list:9"),
+        ("absent-directory", "", ""),
+        ("absent-file", "", ""),
+    ]
+    absent = found[4].message
+    assert "'/etc/ap' (is '/etc/app' meant?)" in absent
+    assert "'/srv/unheard/of'" in absent
+    assert "'/etc/hostz.conf' (is '/etc/hosts.conf' meant?)" in found[5].message
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("/etc/app/*.conf", "list-glob"),
+        ("/etc/app/app.con[fg]", "list-glob"),
+        ("/etc/app/ # the configuration", "list-comment"),
+        ("/usr/bin/", "programs-listed"),
+        ("/usr/lib64", "programs-listed"),
+        ("/usr/local/", "programs-listed"),
+    ],
+)
+def test_a_line_that_cannot_work_is_refused_with_its_number(
+    image: Image, line: str, code: str
+) -> None:
+    """Words 13: nothing was written."""
+    image.list("/etc/app/", line)
+    before = picture(image.root)
+    with pytest.raises(ConfigurationError) as caught:
+        image.prepare()
+    assert (caught.value.code, caught.value.exit_status) == (code, 78)
+    assert "/etc/volume-data-list:2: " in str(caught.value)
+    assert caught.value.hint
+    assert picture(image.root) == before
+
+
+def test_a_name_with_a_star_or_a_number_sign_that_the_image_has_is_a_name(image: Image) -> None:
+    image.write("/etc/app/a*b")
+    image.write("/srv/c # d")
+    image.list("/etc/app/a*b", "/srv/c # d")
+    assert codes(image) == []
+    assert image.readlink("/etc/app/a*b") == "/data/etc/app/a*b"
+
+
+def test_a_strict_build_refuses_what_was_not_meant_and_what_is_accepted_passes(
+    image: Image,
+) -> None:
+    image.list("/etc/app", "/etc/missing.conf")
+    before = picture(image.root)
+    ended = run_ipavolume("prepare", "--root", str(image.root), "--strict", "--json", status=78)
+    lines = ended.stderr.splitlines()
+    (first,) = [line for line in lines if "[listed-as-file]" in line]
+    assert first.startswith("ipavolume: error: /etc/volume-data-list:1: '/etc/app' is a directory")
+    assert any("2 findings stop this build: listed-as-file, absent-file" in one for one in lines)
+    assert any("--accept CODE" in line for line in lines)
+    assert [one["code"] for one in json.loads(ended.stdout)["findings"]] == [
+        "listed-as-file",
+        "absent-file",
+    ]
+    assert picture(image.root) == before
+    ended = run_ipavolume(
+        "prepare", "--root", str(image.root), "--strict", "--accept=absent-file", status=78
+    )
+    assert ended.stderr.count("listed-as-file") == 1
+    ended = run_ipavolume(
+        "prepare",
+        "--root",
+        str(image.root),
+        "--json",
+        "--strict",
+        "--accept=absent-file",
+        "--accept=listed-as-file",
+    )
+    assert ended.stderr.count("ipavolume: warning:") == 2
+    assert [
+        (one["code"], one["severity"], one["place"]) for one in json.loads(ended.stdout)["findings"]
+    ] == [
+        ("listed-as-file", "warning", "/etc/volume-data-list:1"),
+        ("absent-file", "warning", ""),
+    ]
+
+
+def test_only_codes_of_warnings_can_be_accepted(image: Image) -> None:
+    for word, text in (("list-globs", "is no code"), ("list-glob", "cannot be accepted")):
+        with pytest.raises(UsageError, match=text):
+            Findings(strict=True, accepted=[word])
+
+
+def test_the_profile_warns_of_nothing_that_it_brings_itself(tmp_path: Path, package: Path) -> None:
+    """A strict build passes, too: what its lists have is for every image."""
+    image = make_image(tmp_path / "freeipa", [package])
+    image.write("/etc/ipavolume.toml", 'profile = "freeipa"\n[scriptlets]\npackages = []\n')
+    result = image.prepare(strict=True)
+    assert [one.code for one in result.findings] == ["profile-files"]
+    image.write("/etc/volume-data-list", "/etc/ap/\n/etc/krb5.keytab\n")
+    with pytest.raises(UnfitImageError) as caught:
+        image.prepare(strict=True)
+    assert [one.code for one in caught.value.refused] == ["absent-directory"]
