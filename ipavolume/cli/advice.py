@@ -60,6 +60,12 @@ def fit_here(hint: str) -> str:
     return fit(hint, _reader())
 
 
+def more_of(code: str) -> str:
+    """Return the command that says more of *code* where the command at hand runs."""
+    command = f"ipavolume manual {code}"
+    return command if _reader().place is Place.HOST else f"docker run --rm IMAGE {command}"
+
+
 def _reader() -> Reader:
     called = click.get_current_context(silent=True)
     given = called.params if called is not None else {}
@@ -99,6 +105,16 @@ def fit(hint: str, to: Reader) -> str:
     """Return *hint* with its options and commands in the form that *to* can use."""
     hint = _OPTIONS.sub(lambda found: _options(found.group(), to), hint)
     return _COMMAND.sub(lambda found: _command(found[1], found[2].split(), to), hint)
+
+
+def forms(hint: str) -> list[tuple[str, str]]:
+    """Return each place and what of *hint* is put in another form there, if anything is."""
+    found = [match.group() for pattern in (_OPTIONS, _COMMAND) for match in pattern.finditer(hint)]
+    return [
+        (place.value, "; ".join(fit(text, Reader(place=place)) for text in found))
+        for place in Place
+        if found
+    ]
 
 
 def _options(text: str, to: Reader) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from ipavolume.cli import output, streams
@@ -11,6 +13,7 @@ from ipavolume.cli.conflicts import conflicts
 from ipavolume.cli.group import ErrorReportingGroup
 from ipavolume.cli.history import history
 from ipavolume.cli.lock import lock
+from ipavolume.cli.manual import manual
 from ipavolume.cli.online import online
 from ipavolume.cli.prepare import prepare
 from ipavolume.cli.scriptlets import scriptlets
@@ -20,8 +23,14 @@ from ipavolume.cli.steps import steps
 from ipavolume.cli.upgrade import upgrade
 from ipavolume.errors import IpaVolumeError
 
+_NO_LIMIT: Final = 1 << 16
+"""Help is as wide as the terminal, which click would take 80 columns of."""
 
-@click.group(cls=ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(
+    cls=ErrorReportingGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _NO_LIMIT},
+)
 @click.version_option(package_name="ipavolume")
 def main() -> None:
     r"""Keep the state of a containerised application in one volume, across image upgrades.
@@ -36,7 +45,7 @@ def main() -> None:
 
 for _command in (
     *(audit, check, conflicts, history, lock, online, prepare, scriptlets, start, status, steps),
-    upgrade,
+    *(manual, upgrade),
 ):
     main.add_command(_command)
 

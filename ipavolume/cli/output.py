@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from ipavolume.cli import advice, streams, text
-from ipavolume.errors import IpaVolumeError
+from ipavolume.errors import IpaVolumeError, UsageError
 from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.packed import Packed, described
 from ipavolume.model.progress import say_nothing
@@ -40,8 +40,12 @@ _LEAST_CHARACTERS: Final = 200
 
 def show_error(err: IpaVolumeError) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do."""
+    from ipavolume.commands import manual
+
     message = f"{err} [{err.code}]"
     hint = advice.fit_here(err.hint)
+    if err.code in manual.codes() and not isinstance(err, UsageError):
+        hint = f"{hint} More: {advice.more_of(err.code)}".strip()
     labelled = (message, err.state, hint)
     others = sum(len(text.escape(one).encode()) + _LABEL_BYTES for one in labelled)
     _labelled("error", message, "red")

@@ -16,6 +16,7 @@ from typing import Any, Final
 from ipavolume.errors import VolumeIOError
 
 _EXIT_UNREAD: Final = 141
+_COLUMNS: Final = 80
 
 
 class UnreadError(VolumeIOError):
@@ -67,6 +68,17 @@ def install() -> None:
     """Have what is printed from now on go through streams that keep nothing back."""
     sys.stdout = _text(_RESULT, sys.stdout)
     sys.stderr = _text(_REST, sys.stderr)
+
+
+def width() -> int:
+    """Return how many columns there are to print to: those of the terminal, 80 elsewhere."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(1).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 def only_tell() -> None:

@@ -1,0 +1,154 @@
+"""The manual explains every code and rule; what it and hints name is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from support.command import PROJECT, run_ipavolume
+
+from ipavolume.cli.main import main
+from ipavolume.commands import manual
+from ipavolume.context import OVERRIDES
+from ipavolume.model.actions import Rule
+
+SOURCES = sorted((PROJECT / "ipavolume").rglob("*.py"))
+STEPS = sorted((PROJECT / "upgrade_steps").glob("s*.py"))
+WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+# Steps have codes of their own; these are given their code by a variable.
+VARIABLE = {"shifted-owners", "unsupported"}
+
+
+def constants(tree: ast.Module) -> dict[str, str]:
+    """Return the texts that a module gives names."""
+    return {
+        node.target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }
+
+
+def calls(path: Path) -> Iterator[tuple[dict[str, str], ast.Call]]:
+    tree = ast.parse(path.read_text("utf-8"))
+    named = constants(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield named, node
+
+
+def codes_of(path: Path) -> Iterator[str]:
+    """Yield each code that a module gives an error, a class of errors or a finding."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            yield from (str(node.value.value) for to in node.targets if ast.unparse(to) == "code")
+    for named, call in calls(path):
+        for keyword in call.keywords:
+            if keyword.arg == "code":
+                for node in ast.walk(keyword.value):
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                        yield node.value
+                    elif isinstance(node, ast.Name) and node.id in named:
+                        yield named[node.id]
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield each text of a module, what is put into it as a word."""
+    tree = ast.parse(path.read_text("utf-8"))
+    inner = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values
+            )
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner
+        ):
+            yield node.value
+
+
+def all_codes() -> set[str]:
+    found: set[str] = set()
+    for path in SOURCES:
+        found |= {code for code in codes_of(path) if WORD.fullmatch(code)}
+    for path in STEPS:
+        found |= {f"{path.stem[:5]}:{code}" for code in codes_of(path)}
+    return found | VARIABLE
+
+
+def test_every_code_of_the_program_is_in_the_manual_and_no_other() -> None:
+    assert all_codes() == set(manual.codes())
+
+
+def test_every_code_says_what_the_volume_is_and_what_to_do() -> None:
+    for entry in manual.codes().values():
+        assert entry.meaning, entry
+        assert entry.state, entry
+        assert entry.next, entry
+        assert ":Next:" not in entry.state + entry.meaning, entry
+
+
+def test_every_rule_of_the_planner_is_in_the_manual() -> None:
+    assert set(manual.rules()) == set(Rule)
+
+
+def test_what_can_be_overridden_says_so_in_the_manual() -> None:
+    said = " ".join(entry.next for entry in manual.codes().values())
+    assert set(re.findall(r"--allow ([a-z-]+)", said)) == set(OVERRIDES)
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {word for parameter in command.params for word in parameter.opts}
+
+
+def test_no_text_names_a_command_or_an_option_that_is_not_there() -> None:
+    said = [(path.name, text) for path in SOURCES for text in texts(path)]
+    said += [("codes", entry.next) for entry in manual.codes().values()]
+    named = 0
+    for where, text in said:
+        for code in re.findall(r"--allow ([a-z][a-z-]+)", text):
+            assert code in OVERRIDES, (where, text)
+        for name, words in re.findall(r"\bipavolume ([a-z]+)((?: --[a-z-]+)+)", text):
+            named += 1
+            assert name in main.commands, (where, text)
+            assert set(words.split()) <= options_of(main.commands[name]), (where, text)
+    assert named > 5
+
+
+@pytest.mark.parametrize("name", ["codes", "rules"])
+def test_a_topic_is_listed_and_printed(name: str) -> None:
+    listed = run_ipavolume("manual").stdout
+    assert name in listed.split()
+    assert run_ipavolume("manual", name).stdout == manual.topic(name)
+
+
+def test_a_code_is_explained_in_the_form_of_every_place() -> None:
+    said = run_ipavolume("manual", "stateless", env={"COLUMNS": "200"}).stdout
+    assert said.startswith("stateless\n")
+    assert "  State: The volume is as it was.\n" in said
+    assert "  On a host: --allow stateless\n" in said
+    assert "  In a container: -e IPAVOLUME_ALLOW=stateless\n" in said
+    assert "  In a pod: IPAVOLUME_ALLOW=stateless in the env of the pod's container\n" in said
+
+
+def test_words_are_wrapped_at_the_width_and_what_is_typed_is_left_whole() -> None:
+    said = run_ipavolume("manual", "damaged-state", env={"COLUMNS": "60"}).stdout
+    assert max(map(len, said.splitlines())) <= 60
+    wide = run_ipavolume("manual", "damaged-state", env={"COLUMNS": "300"}).stdout
+    assert len(wide.splitlines()) < len(said.splitlines())
+
+
+def test_another_word_is_refused_with_where_to_look() -> None:
+    said = run_ipavolume("manual", "no-such-word", status=2).stderr
+    assert "ipavolume manual codes" in said
