@@ -103,6 +103,9 @@ def start(arguments: list[str]) -> None:
             os.close(fd)
         return
     command, said = found
+    if not os.isatty(2):
+        stamp = os.fsencode(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        said = said.replace(b" ", b" %s " % stamp, 1)
     _say(said)
     try:
         execute(command, locks)

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -49,7 +50,7 @@ from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Meter, Progress
 from ipavolume.volume import layout
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.index import INDEX_ENTRY, index_entry
@@ -58,6 +59,8 @@ from ipavolume.volume.tree import Tree
 _UNPRIVILEGED: Final = Metadata(uid=0, gid=0, mode=0o600)
 _PARALLEL_FROM_FILES: Final = 2000
 """Fewer files are copied before a second process has started."""
+_SHARES: Final = 2
+_COPIED: Final = struct.Struct("QQ")
 
 
 class Index:
@@ -102,6 +105,8 @@ class Stage:
         self._template = Tree(image.templates())
         self._staged = Tree({mount: area.new for mount, area in areas.items()})
         self._links: dict[tuple[int, int, Metadata], tuple[int, str]] = {}
+        self._copied = mmap.mmap(-1, _SHARES * _COPIED.size)
+        """Files and bytes that each process has copied; the memory is shared with them."""
 
     def run(self, *, pristine: Iterable[Record]) -> None:
         """Stage every action of the plan, and the config files of *pristine* as shipped.
@@ -202,7 +207,17 @@ class Stage:
                 files += 1
                 if b'"hard_link":' in line and path not in omitted:
                     followers.append(manifest.parse_record(line))
-        self._progress(f"copying {files} files")
+        self._progress("copying 1 file" if files == 1 else f"copying {files} files")
+        self._meter = Meter(
+            self._progress,
+            "copying files",
+            total=files,
+            total_bytes=sum(
+                action.bytes
+                for action in without_metadata(self._plan.actions)
+                if isinstance(action, CreateTree)
+            ),
+        )
         self._copy_files(staged, omitted, files)
         for record in followers:
             with attempt("stage", record.path, now=STATE_UNTOUCHED):
@@ -214,7 +229,7 @@ class Stage:
     def _copy_files(self, staged: Mapping[str, str], omitted: set[str], files: int) -> None:
         workers = 1
         if files >= _PARALLEL_FROM_FILES:
-            workers = min(2, parallel.processors())
+            workers = min(_SHARES, parallel.processors())
         if workers == 1:
             self._copy_share(staged, omitted, 0, 1)
             return
@@ -236,6 +251,7 @@ class Stage:
         }
         here = ""
         source = target = -1
+        files = size = 0
         for position, line in enumerate(self._image.lines()):
             path = manifest.path_of(line)
             parent, _, name = path.rpartition("/")
@@ -254,10 +270,19 @@ class Stage:
                     st = place_record(record, source, target, name)
                     if st is not None:
                         self._index.set(position, index_entry(st))
+                        files, size = files + 1, size + record.size
+                        self._count(share, files, size)
             except OSError as err:
                 if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL):
                     raise not_in_template(path) from err
                 raise io_error("stage", path, err, now=STATE_UNTOUCHED) from err
+
+    def _count(self, share: int, files: int, size: int) -> None:
+        """Take note of what *share* has copied; the first one's process says it for all."""
+        _COPIED.pack_into(self._copied, share * _COPIED.size, files, size)
+        if share == 0:
+            counts = _COPIED.iter_unpack(self._copied[:])
+            self._meter.reached(*map(sum, zip(*counts, strict=True)))
 
     def _stage_follower(self, record: Record, staged: Mapping[str, str], omitted: set[str]) -> None:
         parent, _, name = record.path.rpartition("/")

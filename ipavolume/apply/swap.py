@@ -46,7 +46,7 @@ from ipavolume.model.files import (
 )
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import is_saved, mount_of, numbered
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
@@ -103,12 +103,13 @@ class Swap:
         """
         actions = self._plan.actions
         count = len(actions) - sum(isinstance(one, Keep) for one in without_metadata(actions))
-        progress(f"putting {count} changes in place")
+        progress(f"putting {count} {'change' if count == 1 else 'changes'} in place")
         for area, transit in zip(self._areas.values(), self._transits.values(), strict=True):
             with attempt("look at", area.volume.directory, now=STATE_OPEN):
                 transit.settle()
         try:
-            for number, action in enumerate(self._plan.actions):
+            meter = Meter(progress, "putting changes in place", total=len(actions))
+            for number, action in enumerate(meter.counted(actions)):
                 signals.check()
                 if not isinstance(action, SetMetadata):
                     # Directories may be others from here on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 
 import click
 
@@ -90,6 +91,7 @@ def check(
         looker = check_image.Looker(root=root, engine=chosen)
         if reference:
             looker = stack.enter_context(check_image.looking_with(chosen, reference, checks))
+        looker = replace(looker, say=output.progress)
         for one in checks:
             found = looker.look(one, options)
             output.print_inspection(found, as_json=as_json, full=verbose, verbose=verbose)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import click
@@ -32,7 +33,8 @@ _NO_LIMIT: Final = 1 << 16
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _NO_LIMIT},
 )
 @click.version_option(package_name="ipavolume")
-def main() -> None:
+@click.pass_context
+def main(called: click.Context) -> None:
     r"""Keep the state of a containerised application in one volume, across image upgrades.
 
     \b
@@ -41,6 +43,8 @@ def main() -> None:
     ipavolume check --image REF VOLUME   on the host, before a container starts
     ipavolume start -- CMD...            when it starts
     """
+    if os.environ.get("NO_COLOR"):
+        called.color = False
 
 
 for _command in (

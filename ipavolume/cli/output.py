@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -11,9 +14,10 @@ import click
 
 from ipavolume.cli import advice, streams, text
 from ipavolume.errors import IpaVolumeError, UsageError
+from ipavolume.linux import clock
 from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.packed import Packed, described
-from ipavolume.model.progress import say_nothing
+from ipavolume.model.progress import Tick, say_nothing
 
 # What a command needs is loaded with the command.
 if TYPE_CHECKING:
@@ -44,8 +48,8 @@ def show_error(err: IpaVolumeError) -> None:
 
     message = f"{err} [{err.code}]"
     hint = advice.fit_here(err.hint)
-    if err.code in manual.codes() and not isinstance(err, UsageError):
-        hint = f"{hint} More: {advice.more_of(err.code)}".strip()
+    if hint and err.code in manual.codes() and not isinstance(err, UsageError):
+        hint = f"{hint} More: {advice.more_of(err.code)}"
     labelled = (message, err.state, hint)
     others = sum(len(text.escape(one).encode()) + _LABEL_BYTES for one in labelled)
     _labelled("error", message, "red")
@@ -96,14 +100,92 @@ def show_findings(findings: Sequence[Finding], *, refused: Collection[Finding] =
 
 
 def _labelled(label: str, what: str, colour: str) -> None:
+    _teller().clear()
     if what:
         label = click.style(f"{label}:", fg=colour)
         click.echo(f"ipavolume: {label} {text.escape(what)}", err=True)
 
 
+class Teller:
+    """Shows lines of progress: with the time in a log, with a bar on a terminal.
+
+    Of ticks a log gets one every ten seconds in which nothing else was said.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        *,
+        terminal: bool,
+        seconds: Callable[[], float] = time.monotonic,
+        now: Callable[[], str] = clock.now,
+        columns: Callable[[], int] = streams.width,
+    ) -> None:
+        """Show lines by *write*.
+
+        Args:
+            write: Takes text, with its line breaks.
+            terminal: A person looks at it.
+            seconds: A clock that only goes forward.
+            now: The time as logs have it.
+            columns: How wide the terminal is.
+        """
+        self._write = write
+        self._terminal = terminal
+        self._seconds = seconds
+        self._now = now
+        self._columns = columns
+        self._said = seconds()
+        self._has_bar = False
+
+    def tell(self, line: str) -> None:
+        """Show *line*; what it says may be ticks."""
+        if isinstance(line, Tick):
+            self._tell_tick(line)
+            return
+        self.clear()
+        stamp = "" if self._terminal else f"{self._now()} "
+        self._write(f"ipavolume: {stamp}{text.escape(line)}\n")
+        self._said = self._seconds()
+
+    def clear(self) -> None:
+        """Make room for something else where the bar is."""
+        if self._has_bar:
+            self._write("\r\x1b[K")
+            self._has_bar = False
+
+    def _tell_tick(self, tick: Tick) -> None:
+        passed = self._seconds() - self._said
+        if not self._terminal:
+            if passed >= _EVERY_S:
+                self.tell(str(tick))
+        elif passed >= _BAR_EVERY_S:
+            bar = ""
+            if tick.share >= 0:
+                done = round(tick.share * _BAR_COLUMNS)
+                bar = f"[{'#' * done}{'.' * (_BAR_COLUMNS - done)}] {tick.share:4.0%} "
+            shown = f"ipavolume: {bar}{text.escape(tick)}"[: self._columns() - 1]
+            self._write(f"\r{shown}\x1b[K")
+            self._has_bar = True
+            self._said = self._seconds()
+
+
+_EVERY_S: Final = 10.0
+_BAR_EVERY_S: Final = 0.2
+_BAR_COLUMNS: Final = 20
+
+
+@functools.cache
+def _teller() -> Teller:
+    return Teller(
+        lambda said: click.echo(said, nl=False, err=True, color=True),
+        terminal=os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb",
+    )
+
+
 def progress(line: str) -> None:
     """Print a line of progress."""
-    click.echo(f"ipavolume: {text.escape(line)}", err=True)
+    _teller().tell(line)
 
 
 def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
@@ -120,6 +202,7 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
     streams.only_tell()
 
     def result(outcome: Outcome, lines: Sequence[str]) -> None:
+        _teller().clear()
         if as_json:
             click.echo(text.dump_json(text.outcome_data(outcome)))
         elif not silent:
@@ -144,6 +227,7 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
         full: With every action of the plan.
         verbose: With what tasks would do, in full.
     """
+    _teller().clear()
     findings = tuple(replace(item, hint=advice.fit_here(item.hint)) for item in found.findings)
     found = replace(found, findings=findings)
     if as_json:

@@ -49,7 +49,7 @@ def upgrade(
 
     options = replace(options, retry=retry, again=again)
     if dry_run:
-        found = check.inspect(options)
+        found = check.inspect(options, output.progress)
         output.print_inspection(found, as_json=as_json, full=True, verbose=verbose)
         called.exit(found.exit_status)
     phases = tuple(Phase) if phase is None else (Phase(phase),)

@@ -33,6 +33,7 @@ from ipavolume.firstrun import standing
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.model.actions import Keep
+from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.plan import assess
 from ipavolume.plan import draft as drafting
 from ipavolume.plan.conduct import Does, conduct
@@ -103,8 +104,8 @@ class Inspection:
     exit_status: int
 
 
-def inspect(options: Options) -> Inspection:
-    """Look at the volumes of *options* with the eyes of its image.
+def inspect(options: Options, say: Progress = say_nothing) -> Inspection:
+    """Look at the volumes of *options* with the eyes of its image; tell *say* how far it is.
 
     Raises:
         IpaVolumeError: If the image cannot be opened, or has no such volume.
@@ -132,7 +133,7 @@ def inspect(options: Options) -> Inspection:
                 lock.check_file_system(volume, context.options.allow)
             findings += _in_use(context.volumes, facts, inside=context.image.is_inside)
             findings += _of_nobody(context.volumes)
-            return _inspect(context, facts, verdict, findings, image)
+            return _inspect(context, facts, verdict, findings, image, say)
         except ConfigurationError:
             # It is the image that is wrong, whatever the volume is.
             raise
@@ -199,6 +200,7 @@ def _inspect(
     verdict: Verdict,
     findings: list[Finding],
     image: Mapping[str, Any],
+    say: Progress,
 ) -> Inspection:
     status = 0
     made: Draft | None = None
@@ -219,7 +221,7 @@ def _inspect(
             if does is Does.RESUME:
                 run.read_open_plan(context.volumes, facts)
             else:
-                made = drafting.draft(context, verdict, facts, looking=True)
+                made = drafting.draft(context, verdict, facts, looking=True, say=say)
         except ConfigurationError:
             raise
         except IpaVolumeError as err:
@@ -230,7 +232,7 @@ def _inspect(
             elif isinstance(err, UnsafeVolumeError):
                 found, reason = State.UNSAFE, str(err)
     elif context.options.checksum:
-        findings += _drift(context, verdict, facts)
+        findings += _drift(context, verdict, facts, say)
     if made is not None:
         findings += [
             Finding(
@@ -280,10 +282,12 @@ def _inspect(
     )
 
 
-def _drift(context: Context, verdict: Verdict, facts: Mapping[str, Facts]) -> list[Finding]:
+def _drift(
+    context: Context, verdict: Verdict, facts: Mapping[str, Facts], say: Progress
+) -> list[Finding]:
     """Return what an upgrade to the very same image would change."""
     outdated = replace(verdict, state=State.OUTDATED)
-    made = drafting.draft(context, outdated, facts, looking=True)
+    made = drafting.draft(context, outdated, facts, looking=True, say=say)
     return [
         Finding(
             code="drift",

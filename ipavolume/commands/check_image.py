@@ -26,6 +26,7 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import mounts as linux_mounts
+from ipavolume.model.progress import Progress, say_nothing
 
 _CHECK_INSIDE: Final = "{engine} run --rm -v {name}:{mount}:ro {image} ipavolume check"
 
@@ -155,12 +156,14 @@ class Looker:
         engine: Name of the engine that has named volumes, or "" for the first that has one.
         reference: What the operator calls the engine's image, or "".
         unprepared: The image, where it has no manifest.
+        say: Told of how far a check is.
     """
 
     root: str
     engine: str
     reference: str = ""
     unprepared: UnpreparedImage | None = None
+    say: Progress = say_nothing
 
     def look(self, one: Wanted, options: Options) -> Inspection:
         """Check the volumes that *one* names.
@@ -194,7 +197,7 @@ class Looker:
         if self.unprepared is None:
             volumes = dict(map(parse_volume_option, places))
             return check.inspect(
-                replace(options, root=self.root, called=self.reference, volumes=volumes)
+                replace(options, root=self.root, called=self.reference, volumes=volumes), self.say
             )
         if len(places) != 1:
             raise UsageError(

@@ -162,7 +162,7 @@ def bring_up(
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
             _refuse_while_waiting(context.image, context.volumes, verdict)
-            made = draft(context, verdict, facts)
+            made = draft(context, verdict, facts, say=speaker.say)
             _refuse_unreadable(made)
             if Phase.ONLINE in phases:
                 refuse_outside(made.plan.tasks, root=context.options.root)

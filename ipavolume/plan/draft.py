@@ -17,6 +17,7 @@ from ipavolume.model.actions import CreateTree, Install, Plan
 from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.model.packed import without_metadata
+from ipavolume.model.progress import Meter, Progress, say_nothing
 from ipavolume.plan import preflight, tasks
 from ipavolume.plan.accounts import is_renumbered
 from ipavolume.plan.conduct import Kind, conduct
@@ -64,7 +65,12 @@ class Draft:
 
 
 def draft(
-    context: Context, verdict: Verdict, facts: Mapping[str, Facts], *, looking: bool = False
+    context: Context,
+    verdict: Verdict,
+    facts: Mapping[str, Facts],
+    *,
+    looking: bool = False,
+    say: Progress = say_nothing,
 ) -> Draft:
     """Plan what brings the volumes from *verdict*'s state to the image. Changes nothing.
 
@@ -73,6 +79,7 @@ def draft(
         verdict: Their state.
         facts: What was found on them.
         looking: It is only shown; not even a trial may be seen on the volumes.
+        say: Told of how far it is.
 
     Raises:
         IpaVolumeError: If the plan cannot be made safely, or would not fit.
@@ -99,7 +106,7 @@ def draft(
             pristine=tuple(_config_records(context.image, context.volumes, trees)),
         )
     else:
-        made = _draft_compared(context, plan, facts)
+        made = _draft_compared(context, plan, facts, say)
     choice = tasks.choose(
         context,
         made.plan,
@@ -235,7 +242,9 @@ def _special_records(image: Image, plan: Plan) -> Iterator[Record]:
             yield record
 
 
-def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) -> Draft:
+def _draft_compared(
+    context: Context, plan: Plan, facts: Mapping[str, Facts], say: Progress
+) -> Draft:
     image = context.image.header
     primary = facts[context.volumes.primary.mount]
     fresh, unknown = _estranged(context.volumes, facts)
@@ -248,20 +257,23 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
         unreadable.append((path, err.strerror or str(err)))
 
     def everything() -> Iterator[tuple[str, DiskState, Xattrs]]:
+        meter = Meter(say, "looking at the owners of files")
         for mount, volume in context.volumes.items():
-            for path, directory, name, st in walk(
+            walked = walk(
                 volume.fd,
                 mount,
                 mounted=context.volumes.mounted_below(),
                 unreadable=cannot_read,
                 read_only=read_only.append,
-            ):
+            )
+            for path, directory, name, st in meter.counted(walked):
                 yield path, files.disk_state(st), files.xattrs_at(directory, name)
 
     renumbered = primary.baseline is not None and is_renumbered(
         primary.baseline.accounts, image.accounts
     )
     overridden = _refuse_lost_owners(context, facts)
+    compared = Meter(say, "comparing paths", total=image.records)
     same = None
     if not (fresh or unknown or unknown_old or renumbered or context.options.checksum):
         same = _same_records(image, context.volumes.primary, primary.baseline)
@@ -275,7 +287,7 @@ def _draft_compared(context: Context, plan: Plan, facts: Mapping[str, Facts]) ->
                 old, old_lines, old_index = _applied(context.volumes.primary, primary.baseline)
             found = candidates.candidates(
                 old_lines,
-                context.image.lines(),
+                compared.counted(context.image.lines()),
                 tree,
                 old_index=b"" if context.options.checksum else old_index,
                 new_index=index,

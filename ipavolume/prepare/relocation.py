@@ -62,7 +62,11 @@ class Relocation:
         self._progress = progress
         self._templates = {
             volume.mount: Template(
-                tree, tree.resolve(volume.template), digests=digests, findings=findings
+                tree,
+                tree.resolve(volume.template),
+                digests=digests,
+                findings=findings,
+                say=progress,
             )
             for volume in volumes
         }

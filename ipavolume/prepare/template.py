@@ -19,6 +19,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.linux import copying, files
 from ipavolume.linux.trees import Cursor, remove_tree, walk
 from ipavolume.model.files import FileType, Metadata, Xattrs
+from ipavolume.model.progress import Meter, Progress
 from ipavolume.prepare.files import (
     PLAIN,
     DigestCache,
@@ -37,9 +38,16 @@ class Template:
     """A template that is being filled."""
 
     def __init__(
-        self, tree: ImageTree, location: str, *, digests: DigestCache, findings: Findings
+        self,
+        tree: ImageTree,
+        location: str,
+        *,
+        digests: DigestCache,
+        findings: Findings,
+        say: Progress,
     ) -> None:
         """Work on the template at *location*, which is made when first needed."""
+        self._meter = Meter(say, f"copying files to {location}")
         self._tree = tree
         self._digests = digests
         self._findings = findings
@@ -206,6 +214,7 @@ class Template:
         metadata = files.metadata(st, xattrs)
         if kind is FileType.FILE:
             copying.copy_file(directory, name, target, copy, metadata)
+            self._meter.add(st.st_size)
             (original,) = digests_of(directory, name, ("sha256",))
             (copied,) = digests_of(target, copy, ("sha256",))
             # What it gets was looked at before it was read: somebody who wrote to it meanwhile

@@ -475,7 +475,7 @@ def test_of_two_starts_one_works_and_the_other_says_who_or_waits_for_it(
         ) as second:
             assert second.stderr is not None
             waiting = second.stderr.readline()
-            assert waiting.startswith(f"ipavolume: waiting for the volume '{place / 'data'}'")
+            assert f" waiting for the volume '{place / 'data'}'" in waiting
             assert f"(process {first.processes[0]}: " in waiting
             first.go_on(first.processes[0])
             assert first.wait().returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -109,9 +110,11 @@ def test_the_first_start_fills_the_volume_and_the_second_only_executes(
         assert done.stdout.endswith("it has a b\n\n")
         assert ("empty" in done.stderr) == (state == "empty")
         assert (container.data / "etc/app/app.conf").read_text() == "1"
-        last = done.stderr.splitlines()[-1]
+        program, stamp, last = done.stderr.splitlines()[-1].split(" ", 2)
+        assert program == "ipavolume:"
+        assert datetime.datetime.fromisoformat(stamp).tzinfo is not None
         assert last == (
-            "ipavolume: the volume at /data is current (one); handing over to sh. If nothing "
+            "the volume at /data is current (one); handing over to sh. If nothing "
             "follows, that could not start; the volume is fine."
         )
     history = run_ipavolume("history", "--json", container.data).stdout.splitlines()

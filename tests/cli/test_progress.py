@@ -1,0 +1,112 @@
+"""Long work shows that it lives: a bar on a terminal, a line every ten seconds in a log."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipavolume.cli.output import Teller
+from ipavolume.model.progress import Meter, Tick, size_text
+
+MIB = 1 << 20
+
+
+def told(lines: list[tuple[float, str]], *, terminal: bool) -> list[str]:
+    """Return what is written of lines, each said at a time in seconds."""
+    written: list[str] = []
+    now = 0.0
+
+    def seconds() -> float:
+        return now
+
+    teller = Teller(
+        written.append,
+        terminal=terminal,
+        seconds=seconds,
+        now=lambda: f"T{now:g}",
+        columns=lambda: 60,
+    )
+    for now, line in lines:  # noqa: B007 - the clock reads it
+        teller.tell(line)
+    teller.clear()
+    return written
+
+
+def tick(text: str, share: float = -1) -> Tick:
+    made = Tick(text)
+    made.share = share
+    return made
+
+
+def test_a_log_gets_a_line_every_ten_seconds_in_which_nothing_else_was_said() -> None:
+    said = [(0, "begin"), *((second, tick(f"at {second}")) for second in range(1, 24)), (24, "end")]
+    assert told([(float(at), line) for at, line in said], terminal=False) == [
+        "ipavolume: T0 begin\n",
+        "ipavolume: T10 at 10\n",
+        "ipavolume: T20 at 20\n",
+        "ipavolume: T24 end\n",
+    ]
+
+
+def test_a_terminal_gets_a_bar_that_makes_room_for_what_follows() -> None:
+    said = [(0.0, "begin"), (1.0, tick("copying", 0.5)), (1.1, tick("too soon", 0.6)), (2.0, "end")]
+    assert told(said, terminal=True) == [
+        "ipavolume: begin\n",
+        "\ripavolume: [##########..........]  50% copying\x1b[K",
+        "\r\x1b[K",
+        "ipavolume: end\n",
+    ]
+
+
+def test_a_bar_is_no_wider_than_the_terminal() -> None:
+    (shown, _) = told([(1.0, tick("x" * 200, 1.0))], terminal=True)
+    assert len(shown.removeprefix("\r").removesuffix("\x1b[K")) == 59
+
+
+def test_a_bar_shows_nothing_that_a_terminal_would_obey() -> None:
+    (shown, _) = told([(1.0, tick("copying \x1b]0;x\x07"))], terminal=True)
+    assert "\x07" not in shown
+    assert shown.count("\x1b") == 1
+
+
+@pytest.mark.parametrize(
+    ("total", "total_bytes", "last", "share"),
+    [
+        (1000, 0, "copying: 768 of 1000", 0.768),
+        (0, 0, "copying: 768", -1),
+        (1000, 3000, "copying: 768 of 1000, 1.5 KiB of 2.9 KiB", 0.512),
+    ],
+)
+def test_a_meter_says_count_and_bytes_and_how_much_that_is(
+    total: int, total_bytes: int, last: str, share: float
+) -> None:
+    said: list[str] = []
+    meter = Meter(said.append, "copying", total=total, total_bytes=total_bytes)
+    for count in range(1000):
+        meter.reached(count, 2 * count if total_bytes else 0)
+    assert len(said) == 3
+    final = said[-1]
+    assert isinstance(final, Tick)
+    assert final == last
+    assert final.share == share
+
+
+def test_few_but_large_files_are_told_as_well() -> None:
+    said: list[str] = []
+    meter = Meter(said.append, "copying")
+    for _ in range(4):
+        meter.add(10 * MIB)
+    assert said == ["copying: 2, 20.0 MiB", "copying: 4, 40.0 MiB"]
+
+
+def test_what_is_counted_is_what_was_given() -> None:
+    said: list[str] = []
+    assert list(Meter(said.append, "x", total=600).counted(range(600))) == list(range(600))
+    assert said == ["x: 256 of 600", "x: 512 of 600"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 40, "3.0 TiB")],
+)
+def test_sizes_are_put_as_people_read_them(size: int, text: str) -> None:
+    assert size_text(size) == text
