@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Final
 
 from ipavolume.errors import UsageError
+from ipavolume.prepare.findings import MEANINGS
 
 _CODES: Final = "codes"
 _RULES: Final = "rules"
@@ -54,14 +55,22 @@ def topic(name: str) -> str:
 
 
 def entries(name: str) -> tuple[Entry, ...]:
-    """Return what the manual says of a code, or of a rule; nothing for another word."""
-    found = (_parsed(kind).get(name) for kind in (_CODES, _RULES))
+    """Return what is known of a code, or of a rule; nothing for another word."""
+    found = (known.get(name) for known in (codes(), findings(), rules()))
     return tuple(entry for entry in found if entry is not None)
 
 
 def codes() -> Mapping[str, Entry]:
     """Return what the manual says of each code."""
     return _parsed(_CODES)
+
+
+def findings() -> Mapping[str, Entry]:
+    """Return what each code of what a build finds means."""
+    return {
+        code: Entry(name=code, meaning=meaning, state="No volume is concerned.")
+        for code, meaning in MEANINGS.items()
+    }
 
 
 def rules() -> Mapping[str, Entry]:

@@ -15,12 +15,13 @@ from ipavolume.cli.main import main
 from ipavolume.commands import manual
 from ipavolume.context import OVERRIDES
 from ipavolume.model.actions import Rule
+from ipavolume.prepare.findings import Code
 
 SOURCES = sorted((PROJECT / "ipavolume").rglob("*.py"))
 STEPS = sorted((PROJECT / "upgrade_steps").glob("s*.py"))
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 # Steps have codes of their own; these are given their code by a variable.
-VARIABLE = {"shifted-owners", "unsupported"}
+VARIABLE = {"shifted-owners", "unsupported", "fs-group"}
 
 
 def constants(tree: ast.Module) -> dict[str, str]:
@@ -101,6 +102,11 @@ def test_every_code_says_what_the_volume_is_and_what_to_do() -> None:
 
 def test_every_rule_of_the_planner_is_in_the_manual() -> None:
     assert set(manual.rules()) == set(Rule)
+
+
+def test_what_a_build_finds_is_explained_as_well() -> None:
+    assert {entry.name for code in Code for entry in manual.entries(code)} >= set(Code)
+    assert "State: No volume is concerned." in run_ipavolume("manual", Code.LIST_GLOB).stdout
 
 
 def test_what_can_be_overridden_says_so_in_the_manual() -> None:
