@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import files, libc, trees
+from ipavolume.linux import crossing, files, libc, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.volume import layout, lockfile, members
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
@@ -55,6 +56,7 @@ def make_area(volume: Volume) -> Area:
     with attempt("prepare", where, now=STATE_UNTOUCHED):
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
+        crossing.Beside(volume.fd).settle()
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
         work = files.open_at(fd, layout.STAGING, files.DIRECTORY_FLAGS)
         files.make_directory(work, _NEW)
@@ -95,9 +97,13 @@ def discard_staging(volume: Volume) -> None:
     if fd is None:
         return
     try:
-        with attempt("remove", f"{volume.directory}/{STATE_DIRECTORY}/{layout.STAGING}"):
-            trees.remove_tree(fd, layout.STAGING)
-            trees.remove_tree(fd, layout.TRASH)
+        for name in (layout.STAGING, layout.TRASH):
+            # What somebody made immutable stays, until an upgrade that needs the name says so.
+            with (
+                attempt("remove", f"{volume.directory}/{STATE_DIRECTORY}/{name}"),
+                contextlib.suppress(PermissionError),
+            ):
+                trees.remove_tree(fd, name)
     finally:
         os.close(fd)
 

@@ -53,7 +53,10 @@ def move_build_ids(areas: Iterable[Area]) -> None:
         with _changing_records("open the transaction on", area):
             if files.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
                 # Our directory can be a part of the volume that nothing can be renamed into.
-                crossing.move(area.volume.fd, BUILD_ID_NAME, area.work, _OLD_BUILD_ID, replace=True)
+                root = area.volume.fd
+                crossing.move(
+                    root, BUILD_ID_NAME, area.work, _OLD_BUILD_ID, replace=True, root=root
+                )
                 files.sync(area.work)
                 files.sync(area.volume.fd)
 

@@ -29,7 +29,7 @@ from ipavolume.errors import (
 from ipavolume.formats import manifest
 from ipavolume.formats.plan import dump_lines
 from ipavolume.image.image import Image
-from ipavolume.linux import clock, files, signals
+from ipavolume.linux import clock, crossing, files, signals
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import say_nothing
@@ -212,6 +212,10 @@ def resume(
             )
     try:
         with _logged(context, transaction.run, speaker):
+            for area in areas.values():
+                directory = area.volume.directory
+                with failures.attempt("change", directory, now=failures.STATE_OPEN):
+                    crossing.Beside(area.volume.fd).settle()
             if transaction.phase == MARKED:
                 commit.move_build_ids(areas.values())
             return _Run(context, areas, transaction, plan, facts, speaker, phases).finish(None)

@@ -52,6 +52,7 @@ from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
 
+_ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
 
@@ -186,14 +187,18 @@ class Swap:
             os.close(directory)
 
     def _put(self, number: int, path: str, action: Install | None) -> None:
+        _again(path, lambda: self._put_once(number, path, action))
+
+    def _put_once(self, number: int, path: str, action: Install | None) -> bool:
+        """Put what is staged in place; tell whether that is settled, or to be looked at anew."""
         area = self._areas[mount_of(path, self._areas)]
         staged = str(number)
         found = files.lstat(area.new, staged)
         if found is None:
-            return
+            return True
         # A copy whose name would be too long goes where our other copies are.
         with self._saved_parent(path) as (directory, name):
-            now = files.lstat(directory, name)
+            expected = now = files.lstat(directory, name)
             if now is not None:
                 before = None if action is None else action.before
                 if action is None:
@@ -202,25 +207,41 @@ class Swap:
                         self._preserve(number, path, directory, name)
                 elif before is None or not self._is_as_planned(before, now):
                     if not self._make_way(number, action, directory, name):
-                        return
+                        return True
                 elif action.save_to:
                     self._link_to(number, path, directory, name, action.save_to)
                 if action is not None and stat.S_ISREG(found.st_mode):
                     self._merge_staged(number, action, directory, name)
-            if stat.S_ISDIR(found.st_mode):
-                self._rename(number, path, staged, directory, name, replace=False)
-            else:
-                self._rename(number, path, staged, directory, name, replace=True)
-                st = files.lstat(directory, name)
-                if st is not None:
-                    self._installed(path, st)
+                if stat.S_ISDIR(now.st_mode) or stat.S_ISDIR(found.st_mode):
+                    expected = None
+            is_directory = stat.S_ISDIR(found.st_mode)
+            replaces = not is_directory
+            if not self._rename(path, staged, directory, name, replace=replaces, expected=expected):
+                return False
+            st = None if is_directory else files.lstat(directory, name)
+            if st is not None:
+                self._installed(path, st)
+        return True
 
     def _rename(
-        self, number: int, path: str, staged: str, directory: int, name: str, *, replace: bool
-    ) -> None:
-        """Put what is staged in place; into another region by a copy."""
+        self,
+        path: str,
+        staged: str,
+        directory: int,
+        name: str,
+        *,
+        replace: bool,
+        expected: os.stat_result | None,
+    ) -> bool:
+        """Put what is staged in place of what is *expected* there; into another region by a copy.
+
+        Returns:
+            False if something else is there by now, which stays.
+        """
         mount = mount_of(path, self._areas)
         new = self._areas[mount].new
+        if not meanwhile.is_same(expected, files.lstat(directory, name)):
+            return False
         try:
             if replace:
                 files.rename(new, staged, directory, name)
@@ -229,7 +250,10 @@ class Swap:
         except OSError as err:
             if err.errno != errno.EXDEV:
                 raise
-            self._transits[mount].put(number, staged, directory, name, replace=replace)
+            return self._transits[mount].put(
+                staged, directory, name, replace=replace, expected=expected
+            )
+        return True
 
     def _link_to(self, number: int, path: str, directory: int, name: str, save_to: str) -> None:
         """Give what is about to be replaced its other name; nothing is overwritten."""
@@ -258,9 +282,11 @@ class Swap:
                 return True
             match action.if_edited:
                 case IfEdited.KEPT:
+                    _give_on(action, fd)
                     self._notes.add(action.path, "")
                     return False
                 case IfEdited.RPMNEW:
+                    _give_on(action, fd)
                     names = self._copies_of(action.path, ".rpmnew")
                     self._link_free(number, action.path, staged, names)
                     return False
@@ -465,6 +491,10 @@ class Swap:
                 self._move_to_free(number, action.path, directory, name, names)
 
     def _set_metadata(self, number: int, action: SetMetadata) -> None:
+        _again(action.path, lambda: self._set_metadata_once(number, action))
+
+    def _set_metadata_once(self, number: int, action: SetMetadata) -> bool:
+        """Set owner and mode; tell whether that is settled, or to be looked at anew."""
         mount = mount_of(action.path, self._areas)
         area = self._areas[mount]
         parent, _, name = action.path[len(mount) + 1 :].rpartition("/")
@@ -472,35 +502,40 @@ class Swap:
         try:
             fd = os.open(name, files.INODE_FLAGS, dir_fd=directory)
         except FileNotFoundError:
-            return
+            return True
         try:
             now = os.fstat(fd)
             found = (now.st_ino, files.type_of(now.st_mode))
             if found != (action.before.ino, action.before.type):
-                return
+                return True
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
                     # It is somebody else's now, by whoever gave it away.
-                    return
+                    return True
                 action = _as_it_is_now(action, now, files.read_xattrs(fd))
             new = action.metadata
             is_file = action.before.type is FileType.FILE
             taken = action.content and now.st_uid not in (0, new.uid)
             if action.private or (is_file and (taken or is_privileged(new))):
                 staged = f"m{number}"
-                if self._copy_with(fd, now, area, staged, action):
-                    self._rename(number, action.path, staged, directory, name, replace=True)
+                copied = self._copy_with(fd, now, area, staged, action)
+                if copied is not None:
+                    if not self._rename(
+                        action.path, staged, directory, name, replace=True, expected=copied
+                    ):
+                        return False
                     self._remember_copy(directory, name)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
             else:
                 files.set_metadata(fd, new, acls=True)
+            return True
         finally:
             os.close(fd)
 
     def _copy_with(
         self, fd: int, now: os.stat_result, area: Area, staged: str, action: SetMetadata
-    ) -> bool:
+    ) -> os.stat_result | None:
         """Make a copy of the inode behind *fd* that has the new metadata.
 
         An inode that has names elsewhere must not change; and one that gets set-id bits or
@@ -509,7 +544,8 @@ class Swap:
         if its content is the one they were planned for.
 
         Returns:
-            False if it is left as it is: its content changed, or there is no copy of it.
+            What was copied; ``None`` if it is left as it is: its content changed, or there is no
+            copy of it.
         """
         new = action.metadata
         files.unlink(area.new, staged)
@@ -531,14 +567,14 @@ class Swap:
                         new = _not_more_privileged(new, now.st_mode, found)
                     elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:
                         self._notes.add(action.path, "")
-                        return False
+                        return None
                     files.set_metadata(copy, replace(new, xattrs=(*other, *new.xattrs)))
                     files.set_times(copy, now.st_mtime_ns)
                     # The one it replaces is gone with the rename, so this cannot wait.
                     files.sync(copy)
             case FileType.DIRECTORY | FileType.OTHER:
-                return False
-        return True
+                return None
+        return now
 
     def _remember_copy(self, directory: int, name: str) -> None:
         st = files.lstat(directory, name)
@@ -549,6 +585,32 @@ class Swap:
         if (now.st_dev, now.st_ino) in self._copies:
             before = replace(before, ino=now.st_ino)
         return _is_same(before, now)
+
+
+def _give_on(action: Install, fd: int) -> None:
+    """Have what is left in place belong to whom it belonged, whose number may be another now.
+
+    Who owns it has written it: nothing else is changed, and nothing that has further names.
+    """
+    before, now, new = action.before, os.fstat(fd), action.metadata
+    if before is None or 0 in (before.uid, new.uid) or now.st_nlink != 1:
+        return
+    if not stat.S_ISREG(now.st_mode) or (now.st_uid, now.st_gid) != (before.uid, before.gid):
+        return
+    gid = now.st_gid if 0 in (before.gid, new.gid) else new.gid
+    if (now.st_uid, now.st_gid) != (new.uid, gid):
+        mode = stat.S_IMODE(now.st_mode) & ~SET_ID_BITS
+        files.set_metadata(fd, Metadata(uid=new.uid, gid=gid, mode=mode))
+
+
+def _again(path: str, settle: Callable[[], bool]) -> None:
+    """Do something once more while somebody gets in between, a few times at most.
+
+    Raises:
+        OSError: ``EAGAIN`` if somebody always does.
+    """
+    if not any(settle() for _ in range(_ATTEMPTS)):
+        raise OSError(errno.EAGAIN, "somebody writes to it again and again", path)
 
 
 class _Ladder:

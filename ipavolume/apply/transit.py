@@ -2,14 +2,11 @@
 
 A btrfs subvolume, another project id, an encrypted directory: the kernel answers ``EXDEV``.
 What is to be put there was staged at the root like everything else, and stays there until it
-is in place. For the moment of the swap there is a directory of root alone beside the place:
-the staged thing is copied into it, complete and durable, and renamed from there.
+is in place. The staged thing is copied beside its place (:class:`ipavolume.linux.crossing.Beside`),
+complete and durable, and renamed from there.
 
-What is done is written down before it is done, as the targets of symbolic links in the
-transaction, each made by one call: where that directory is, which inode it is, and which
-inode a copy has that is about to be renamed. So the next start finds out what was renamed, and
-removes what was left. What it removes is verified by the inode: whoever owns the directory
-around can put another one of that name there.
+Which inode a copy has that is about to be renamed is written down before, as the target of a
+symbolic link in the transaction, made by one call. So the next start finds out what was renamed.
 """
 
 from __future__ import annotations
@@ -17,19 +14,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
 from ipavolume.linux import crossing, files, trees
+from ipavolume.linux.crossing import COPY
 from ipavolume.model.actions import Action
 
-_WHERE: Final = "region-where"
-_WHICH: Final = "region-which"
 _COPY_OF: Final = "region-copy-"
-_COPY: Final = "copy"
 
 
 class Transit:
@@ -39,79 +34,62 @@ class Transit:
         """Take the area of the open transaction and what the plan does."""
         self._area = area
         self._actions = actions
-        self._open: tuple[int, int, str, os.stat_result] | None = None
+        self._beside = crossing.Beside(area.volume.fd)
+        self._made = ("", 0, 0)
+        """What was staged that was copied last, and the inodes of it and of the copy."""
 
     # -- into a region ---------------------------------------------------------------------
 
-    def put(self, number: int, staged: str, directory: int, name: str, *, replace: bool) -> None:
+    def put(
+        self,
+        staged: str,
+        directory: int,
+        name: str,
+        *,
+        replace: bool,
+        expected: os.stat_result | None,
+    ) -> bool:
         """Put a copy of what is staged in place by a rename, and drop what is staged.
 
         Args:
-            number: Number of the action.
             staged: Name in the area of what is new.
             directory: Directory of the action's path.
             name: Where it goes there.
             replace: Replace what is there; otherwise nothing may be there.
+            expected: What is there; a copy takes its time.
+
+        Returns:
+            False if something else is there by now; done again, the copy is made already.
 
         Raises:
             OSError: If it cannot be copied or renamed.
         """
-        inside = self._beside(number, directory)
-        trees.remove_tree(inside, _COPY)
+        inside = self._beside.at(directory)
         st = os.stat(staged, dir_fd=self._area.new, follow_symlinks=False)
-        if stat.S_ISDIR(st.st_mode):
-            crossing.copy_tree(self._area.new, staged, inside, _COPY)
-        else:
-            with files.inode(self._area.new, staged) as fd:
-                crossing.copy_inode(fd, inside, _COPY)
-        files.sync(inside)
-        self._write_down(staged, inside, _COPY)
+        copy = files.lstat(inside, COPY)
+        if copy is None or self._made != (staged, st.st_ino, copy.st_ino):
+            trees.remove_tree(inside, COPY)
+            if stat.S_ISDIR(st.st_mode):
+                crossing.copy_tree(self._area.new, staged, inside, COPY)
+            else:
+                with files.inode(self._area.new, staged) as fd:
+                    crossing.copy_inode(fd, inside, COPY)
+            files.sync(inside)
+            self._made = (staged, st.st_ino, self._write_down(staged, inside, COPY))
+        if not meanwhile.is_same(expected, files.lstat(directory, name)):
+            return False
         if replace:
-            files.rename(inside, _COPY, directory, name)
+            files.rename(inside, COPY, directory, name)
         else:
-            files.rename_noreplace(inside, _COPY, directory, name)
+            files.rename_noreplace(inside, COPY, directory, name)
         # It is in place before the next call can say so.
         files.sync(directory)
         self._drop(staged)
-
-    def _beside(self, number: int, directory: int) -> int:
-        """Return a directory of root alone that lies in *directory*."""
-        st = os.fstat(directory)
-        if self._open is not None:
-            held, inside, _, around = self._open
-            if os.path.samestat(st, around):
-                return inside
-            self.close()
-        name = crossing.PREFIX + secrets.token_hex(8)
-        self._note(_WHERE, f"{number} {name}")
-        held = os.dup(directory)
-        try:
-            inside = crossing.make_private(held, name)
-        except BaseException:
-            os.close(held)
-            raise
-        self._open = (held, inside, name, st)
-        self._note(_WHICH, str(os.fstat(inside).st_ino))
-        return inside
+        return True
 
     def close(self) -> None:
-        """Remove the directory that is open, as far as it is still where it was made."""
-        if self._open is None:
-            return
-        held, inside, name, _ = self._open
-        self._open = None
-        try:
-            trees.remove_tree(inside, _COPY)
-            if self._is_there(held, name, os.fstat(inside)):
-                files.remove_directory(held, name)
-        finally:
-            os.close(inside)
-            os.close(held)
-        self._forget()
-
-    def _is_there(self, directory: int, name: str, st: os.stat_result) -> bool:
-        found = files.lstat(directory, name)
-        return found is not None and os.path.samestat(found, st)
+        """Leave nothing beside the last place."""
+        self._beside.close()
 
     # -- out of a region -------------------------------------------------------------------
 
@@ -130,7 +108,8 @@ class Transit:
         except OSError as err:
             if err.errno != errno.EXDEV:
                 raise
-            self.put(number, staged, directory, name, replace=False)
+            if not self.put(staged, directory, name, replace=False, expected=None):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from err
         files.sync(directory)
 
     def is_copy(self, number: int, st: os.stat_result, of: os.stat_result) -> bool:
@@ -158,27 +137,7 @@ class Transit:
             if st is not None and self._read(name) == str(st.st_ino):
                 self._drop(staged)
             files.unlink(self._area.old, name)
-        number, _, name = self._read(_WHERE).partition(" ")
-        if number.isdecimal() and int(number) < len(self._actions) and _is_ours(name):
-            with self._parent_of(int(number)) as found:
-                if found is not None:
-                    self._remove(found[0], name)
-        self._forget()
-
-    def _remove(self, directory: int, name: str) -> None:
-        try:
-            fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=directory)
-        except OSError as err:
-            if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return
-            raise
-        try:
-            if self._read(_WHICH) == str(os.fstat(fd).st_ino):
-                trees.remove_tree(fd, _COPY)
-        finally:
-            os.close(fd)
-        # Whatever is full stays: it is not ours then.
-        files.remove_directory(directory, name)
+        self._beside.settle()
 
     @contextlib.contextmanager
     def _parent_of(self, number: int) -> Iterator[tuple[int, str] | None]:
@@ -188,24 +147,16 @@ class Transit:
         if not path.startswith(mount + "/"):
             yield None
             return
-        try:
-            directory, name = files.open_parent(self._area.volume.fd, path[len(mount) + 1 :])
-        except OSError as err:
-            if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-            yield None
-            return
-        try:
-            yield directory, name
-        finally:
-            os.close(directory)
+        with files.parent_if_there(self._area.volume.fd, path[len(mount) + 1 :]) as found:
+            yield found
 
     # -- what is written down --------------------------------------------------------------
 
-    def _write_down(self, staged: str, directory: int, name: str) -> None:
-        """Write down which inode it is that will be found in place of *staged*."""
+    def _write_down(self, staged: str, directory: int, name: str) -> int:
+        """Write down which inode it is that will be found in place of *staged*; return it."""
         st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         self._note(_COPY_OF + staged, str(st.st_ino))
+        return st.st_ino
 
     def _note(self, name: str, text: str) -> None:
         files.unlink(self._area.old, name)
@@ -220,10 +171,6 @@ class Transit:
                 raise
             return ""
 
-    def _forget(self) -> None:
-        files.unlink(self._area.old, _WHERE)
-        files.unlink(self._area.old, _WHICH)
-
     def _drop(self, staged: str) -> None:
         """Drop what is staged, by one call: from now on it was installed."""
         st = files.lstat(self._area.new, staged)
@@ -237,7 +184,3 @@ class Transit:
 
 def _copy_name(number: int) -> str:
     return f"c{number}"
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(crossing.PREFIX) and name.removeprefix(crossing.PREFIX).isalnum()

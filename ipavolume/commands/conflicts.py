@@ -170,17 +170,21 @@ def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
     new_is_copy = conflict.kind == "rpmnew"
     volume = volumes[mount_of(conflict.path, volumes)]
     with failures.attempt("settle", conflict.path):
+        crossing.Beside(volume.fd).settle()
         if new_is_copy and not take_new:
             return _remove_shipped(volumes, conflict)
         if not new_is_copy and take_new:
             away = _put_away(volumes, conflict.copy, conflict)
             return f"{conflict.path} stays as it is; {away}"
         _make_parents(volumes, conflict.path)
-        kept = _put_away(volumes, conflict.path, conflict)
         source, source_name = _open(volumes, conflict.copy)
         target, target_name = _open(volumes, conflict.path)
         try:
-            crossing.move(source, source_name, target, target_name, replace=False)
+            # A directory replaces no file.
+            copy = files.lstat(source, source_name)
+            stays = copy is not None and not stat.S_ISDIR(copy.st_mode)
+            kept = _put_away(volumes, conflict.path, conflict, stays=stays)
+            crossing.move(source, source_name, target, target_name, replace=stays, root=volume.fd)
             files.sync(target)
         finally:
             os.close(source)
@@ -247,8 +251,12 @@ def _open(volumes: Volumes, path: str) -> tuple[int, str]:
     return files.open_parent(volumes[mount].fd, path[len(mount) + 1 :])
 
 
-def _put_away(volumes: Volumes, path: str, conflict: Conflict) -> str:
-    """Move *path* to where nothing is in its way and nobody loses it."""
+def _put_away(volumes: Volumes, path: str, conflict: Conflict, *, stays: bool = False) -> str:
+    """Move *path* to where nothing is in its way and nobody loses it.
+
+    With *stays* it is also left where it is, to be replaced: whatever fails then, or is killed,
+    there is always one of the two.
+    """
     mount = mount_of(path, volumes)
     where = f"{STATE_DIRECTORY}/{layout.SAVED}/settled-{conflict.run}"
     source, name = _open(volumes, path)
@@ -267,11 +275,17 @@ def _put_away(volumes: Volumes, path: str, conflict: Conflict) -> str:
         target = files.make_directories(volumes[mount].fd, parent, mode=0o700)
         try:
             for free in numbered(name):
-                if files.lstat(target, free) is None:
-                    crossing.move(source, name, target, free, replace=False)
-                    files.sync(target)
-                    files.sync(source)
-                    return f"{path} was put away as {mount}/{parent}/{free}"
+                found, root = files.lstat(target, free), volumes[mount].fd
+                if found is not None and not (stays and os.path.samestat(found, st)):
+                    continue
+                if found is None and stays:
+                    with files.inode(source, name) as held:
+                        crossing.link_inode(held, target, free, root=root)
+                elif found is None:
+                    crossing.move(source, name, target, free, replace=False, root=root)
+                files.sync(target)
+                files.sync(source)
+                return f"{path} was put away as {mount}/{parent}/{free}"
         finally:
             os.close(target)
     finally:

@@ -1,13 +1,20 @@
-"""Complete copies of what cannot be renamed to where it belongs (``EXDEV``)."""
+"""Complete copies of what cannot be renamed to where it belongs (``EXDEV``).
+
+A copy is made beside its place, in a directory of root alone that is there for a moment, and
+renamed from there. Where that is, and which inode it is, is written down in the state directory
+before: so whoever goes on after a kill removes it. What is removed is verified by the inode:
+whoever owns the directory around can put another one of that name there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, Self
 
 from ipavolume.linux import copying, files, trees
 from ipavolume.linux.files import DIRECTORY_FLAGS, INODE_FLAGS
@@ -16,21 +23,164 @@ from ipavolume.model.files import STATE_DIRECTORY, Metadata
 
 PREFIX: Final = f"{STATE_DIRECTORY}-"
 """Begins the names of the directories of ours that are beside a place for a moment."""
-_COPY: Final = "copy"
+COPY: Final = "copy"
+"""What is in the making there."""
+_NOTE: Final = "beside"
+_MAX_NOTE_BYTES: Final = 64 << 10
 _PRIVATE: Final = Metadata(uid=0, gid=0, mode=0o700)
 
 
-def make_private(directory: int, name: str) -> int:
-    """Make the directory *name*, in which root alone can write; return its descriptor.
+class Beside:
+    """A directory of root alone beside a place on a volume, for as long as it takes.
 
-    It is of the same part of the file system as *directory*, whoever can write there: what is
-    made in it can be renamed into *directory*. Somebody else can rename it, and changes nothing
-    of it.
-
-    Raises:
-        OSError: ``EEXIST`` if there is something of that name; ``ESTALE`` if somebody has put
-            something else there at once.
+    It is of the same part of the file system as the directory around, whoever can write there:
+    what is made in it can be renamed to its place. Somebody else can rename it, and changes
+    nothing of it.
     """
+
+    def __init__(self, root: int) -> None:
+        """Take the descriptor of the volume's root, in which the state directory is."""
+        self._root = root
+        self._open: tuple[int, int, str, os.stat_result] | None = None
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def at(self, directory: int) -> int:
+        """Return a descriptor of it in *directory*, good until the next call.
+
+        Raises:
+            OSError: ``ESTALE`` if somebody has put something else there at once.
+        """
+        around = os.fstat(directory)
+        if self._open is not None:
+            if os.path.samestat(around, self._open[3]):
+                return self._open[1]
+            self.close()
+        self.settle()
+        name = PREFIX + secrets.token_hex(8)
+        with self._noting(directory, name) as note:
+            held = os.dup(directory)
+            try:
+                inside = _make_private(held, name)
+            except BaseException:
+                os.close(held)
+                raise
+            self._open = (held, inside, name, around)
+            note(_inode_of(inside))
+        return inside
+
+    def close(self) -> None:
+        """Remove it, as far as it is still where it was made."""
+        if self._open is None:
+            return
+        held, inside, name, _ = self._open
+        self._open = None
+        try:
+            trees.remove_tree(inside, COPY)
+            found = files.lstat(held, name)
+            if found is not None and os.path.samestat(found, os.fstat(inside)):
+                files.remove_directory(held, name)
+        finally:
+            os.close(inside)
+            os.close(held)
+        self._forget()
+
+    def settle(self) -> None:
+        """Remove what a process that was killed has left.
+
+        Raises:
+            OSError: If it cannot be looked at or removed.
+        """
+        path, _, inode = self._read().partition(b"\0")
+        parent, _, name = os.fsdecode(path).rpartition("/")
+        if _is_ours(name) and ".." not in parent.split("/"):
+            with files.parent_if_there(self._root, os.fsdecode(path)) as found:
+                if found is not None:
+                    _remove(found[0], name, inode)
+        self._forget()
+
+    # -- what is written down ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _noting(self, directory: int, name: str) -> Iterator[Callable[[bytes], None]]:
+        """Write down where it will be; yield what adds to that. Each is one call, and durable."""
+        try:
+            root, where = (os.readlink(files.proc_path(fd)) for fd in (self._root, directory))
+        except OSError as err:
+            # So deep a path has no name in one piece; a kill leaves a directory of ours then.
+            if err.errno != errno.ENAMETOOLONG:
+                raise
+            yield lambda _: None
+            return
+        inside = where.removeprefix(root).strip("/")
+        with self._state() as state:
+            fd = files.create_file(state, _NOTE)
+
+            def note(data: bytes) -> None:
+                files.write_all(fd, data)
+                files.sync(fd)
+
+            try:
+                note(os.fsencode(f"{inside}/{name}" if inside else name) + b"\0")
+                files.sync(state)
+                yield note
+            finally:
+                os.close(fd)
+
+    def _read(self) -> bytes:
+        with self._state() as state:
+            fd = files.open_regular(state, _NOTE)
+            if fd is None:
+                return b""
+            with files.reader(fd) as stream:
+                return stream.read(_MAX_NOTE_BYTES)
+
+    def _forget(self) -> None:
+        with self._state() as state:
+            files.unlink(state, _NOTE)
+
+    @contextlib.contextmanager
+    def _state(self) -> Iterator[int]:
+        fd = files.open_at(self._root, STATE_DIRECTORY, DIRECTORY_FLAGS)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX).isalnum()
+
+
+def _inode_of(fd: int) -> bytes:
+    return b"%d\0" % os.fstat(fd).st_ino
+
+
+def _remove(directory: int, name: str, inode: bytes) -> None:
+    try:
+        fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return
+        raise
+    try:
+        # Before its inode was written down it was empty.
+        if _inode_of(fd) == inode:
+            trees.remove_tree(fd, COPY)
+    finally:
+        os.close(fd)
+    # Whatever is full stays: it is not ours then.
+    files.remove_directory(directory, name)
+
+
+def _make_private(directory: int, name: str) -> int:
+    """Make the directory *name*, in which root alone can write; return its descriptor."""
     os.mkdir(name, 0o700, dir_fd=directory)
     fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
     st = os.fstat(fd)
@@ -43,7 +193,9 @@ def make_private(directory: int, name: str) -> int:
     return fd
 
 
-def move(source_directory: int, source: str, directory: int, name: str, *, replace: bool) -> None:
+def move(
+    source_directory: int, source: str, directory: int, name: str, *, replace: bool, root: int
+) -> None:
     """Rename; where that cannot be done, put a copy in place by a rename and remove the source.
 
     Args:
@@ -52,6 +204,7 @@ def move(source_directory: int, source: str, directory: int, name: str, *, repla
         directory: Directory of the place.
         name: Name of the place.
         replace: Replace what is there; otherwise ``EEXIST`` when something is.
+        root: Descriptor of the volume's root.
 
     Raises:
         OSError: ``EXDEV`` for a directory; ``EAGAIN`` if somebody writes to it meanwhile, and
@@ -67,7 +220,7 @@ def move(source_directory: int, source: str, directory: int, name: str, *, repla
         return
     with files.inode(source_directory, source) as fd:
         before = os.fstat(fd)
-        _copy_beside(fd, directory, name, rename)
+        _copy_beside(fd, directory, name, rename, root)
         remove_copied(source_directory, source, before)
 
 
@@ -90,8 +243,14 @@ def remove_copied(directory: int, name: str, before: os.stat_result) -> None:
     files.unlink(directory, name)
 
 
-def link_inode(fd: int, directory: int, name: str) -> None:
+def link_inode(fd: int, directory: int, name: str, *, root: int) -> None:
     """Give the inode behind *fd* the further name *name*, or where that cannot be a copy of it.
+
+    Args:
+        fd: Descriptor, ``O_PATH`` included.
+        directory: Directory of the name.
+        name: The name.
+        root: Descriptor of the volume's root.
 
     Raises:
         OSError: ``EEXIST`` when the name is taken.
@@ -102,22 +261,17 @@ def link_inode(fd: int, directory: int, name: str) -> None:
         # A service can give a file of its own as many names as there can be.
         if err.errno not in (errno.EXDEV, errno.EMLINK):
             raise
-        _copy_beside(fd, directory, name, files.rename_noreplace)
+        _copy_beside(fd, directory, name, files.rename_noreplace, root)
 
 
 def _copy_beside(
-    fd: int, directory: int, name: str, rename: Callable[[int, str, int, str], None]
+    fd: int, directory: int, name: str, rename: Callable[[int, str, int, str], None], root: int
 ) -> None:
-    private = PREFIX + secrets.token_hex(8)
-    inside = make_private(directory, private)
-    try:
-        copy_inode(fd, inside, _COPY)
-        rename(inside, _COPY, directory, name)
+    with Beside(root) as beside:
+        inside = beside.at(directory)
+        copy_inode(fd, inside, COPY)
+        rename(inside, COPY, directory, name)
         files.sync(directory)
-    finally:
-        files.unlink(inside, _COPY)
-        os.close(inside)
-        files.remove_directory(directory, private)
 
 
 def copy_inode(fd: int, directory: int, name: str) -> None:

@@ -161,6 +161,22 @@ def open_parent(directory: int, path: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
+def parent_if_there(directory: int, path: str) -> Iterator[tuple[int, str] | None]:
+    """Yield what :func:`open_parent` returns; ``None``: a real directory is missing on its way."""
+    try:
+        parent, name = open_parent(directory, path)
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        yield None
+        return
+    try:
+        yield parent, name
+    finally:
+        os.close(parent)
+
+
+@contextlib.contextmanager
 def inode(directory: int, name: str) -> Iterator[int]:
     """Hold the inode that *name* is now, whatever the name becomes later."""
     fd = open_at(directory, name, INODE_FLAGS)

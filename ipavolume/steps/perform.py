@@ -267,7 +267,8 @@ class _Performance:
     def _replace(self, made: int, directory: int, name: str, held: int | None) -> str | None:
         """Put what is in the making in its place; what is there gets another name before."""
         saved = None if held is None else self._saving.keep(held)
-        crossing.move(made, IN_THE_MAKING, directory, name, replace=True)
+        root = self._volume.fd
+        crossing.move(made, IN_THE_MAKING, directory, name, replace=True, root=root)
         files.sync(directory)
         files.sync(made)
         return saved

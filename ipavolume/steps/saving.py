@@ -43,7 +43,7 @@ class Saving:
         for directory, name, path in self.places():
             found = files.lstat(directory, name)
             if found is None:
-                crossing.link_inode(held, directory, name)
+                crossing.link_inode(held, directory, name, root=self._volume.fd)
             elif not os.path.samestat(found, st):
                 continue
             files.sync(directory)
@@ -54,7 +54,8 @@ class Saving:
         """Move what is at *source_name* here; return its path."""
         for directory, name, path in self.places():
             try:
-                crossing.move(source, source_name, directory, name, replace=False)
+                root = self._volume.fd
+                crossing.move(source, source_name, directory, name, replace=False, root=root)
             except (FileExistsError, IsADirectoryError):
                 continue
             files.sync(directory)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -363,7 +362,8 @@ class _Stray:
                     return True
         for directory, name, path in self._saving(below).places():
             if files.lstat(directory, name) is None:
-                crossing.move(made, _IN_THE_MAKING, directory, name, replace=True)
+                root = self._volume.fd
+                crossing.move(made, _IN_THE_MAKING, directory, name, replace=True, root=root)
             elif not is_done((directory, name)):
                 continue
             files.sync(directory)
@@ -381,7 +381,8 @@ class _Stray:
                 self._saved.append(saving.keep(held))
         except FileNotFoundError:
             pass
-        crossing.move(made, _IN_THE_MAKING, directory, name, replace=True)
+        root = self._volume.fd
+        crossing.move(made, _IN_THE_MAKING, directory, name, replace=True, root=root)
         files.sync(directory)
         files.sync(made)
 
@@ -401,14 +402,16 @@ class _Stray:
                 self._saved.append(self._saving(below).move(directory, name))
             metadata = files.metadata(st, files.read_xattrs(source))
             # Others may be able to write here: by the descriptor alone it gets its owner.
-            private = crossing.PREFIX + secrets.token_hex(8)
-            made = crossing.make_private(directory, private)
-            try:
-                files.set_metadata(made, metadata, acls=True)
-            finally:
-                os.close(made)
-            files.rename_noreplace(directory, private, directory, name)
-            files.sync(directory)
+            with crossing.Beside(self._volume.fd) as beside:
+                inside = beside.at(directory)
+                files.make_directory(inside, crossing.COPY)
+                made = files.open_at(inside, crossing.COPY, files.DIRECTORY_FLAGS)
+                try:
+                    files.set_metadata(made, metadata, acls=True)
+                finally:
+                    os.close(made)
+                files.rename_noreplace(inside, crossing.COPY, directory, name)
+                files.sync(directory)
             return True
 
     # -- what it is made of ------------------------------------------------------------------

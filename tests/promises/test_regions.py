@@ -317,6 +317,57 @@ def test_what_is_edited_while_a_killed_run_waits_gets_what_it_gets_elsewhere(
             results.append(look(place))
 
 
+def _last_change_before(calls: list[tracing.Call], *, source: str, name: str) -> tracing.Call:
+    """Return the last change before a rename: when the copy is made that it puts in place."""
+    position = tracing.find(
+        calls,
+        lambda call: (
+            call.name.startswith("rename")
+            and f'"{source}' in call.text
+            and f', "{name}"' in call.text
+        ),
+    )
+    return [call for call in calls[:position] if tracing.is_change(call)][-1]
+
+
+def test_what_is_edited_while_a_copy_is_made_is_not_overwritten_by_it(
+    world: World, filesystem: Filesystems, tmp_path: Path
+) -> None:
+    """F3, F46: a copy takes its time, so what it replaces is looked at again."""
+    place = filesystem("xfs", 400)
+    run = RUNS["upgrade"]
+    with _begun(world, place, _projects):
+        done, calls = tracing.trace(
+            world.command(run.image, place), env=world.environment, log=tmp_path / "log"
+        )
+        assert done.returncode == 0, done.stderr
+        after = picture(place / "data")
+    cases = {
+        "data/etc/app/untouched.conf": ("copy", "data/etc/app/untouched.conf"),
+        "data/var/lib/app/program": (
+            "copy",
+            "data/.ipavolume/saved/0002-buildtwo/var/lib/app/program",
+        ),
+        "data/etc/app/mode.conf": ("copy", "data/etc/app/mode.conf"),
+        "data/own/others": ("m", "data/own/others"),
+    }
+    for path, (source, kept) in cases.items():
+        call = _last_change_before(calls, source=source, name=Path(path).name)
+        with (
+            _begun(world, place, _projects),
+            tracing.stopped(
+                world.command(run.image, place), call.name, call.number, env=world.environment
+            ) as program,
+        ):
+            (place / path).write_bytes(b"late\n")
+            program.go_on(program.processes[0])
+            assert program.wait().returncode == 0
+            assert (place / kept).read_bytes() == b"late\n"
+            assert _staging_areas(place) == []
+            name = path.removeprefix("data")
+            assert picture(place / "data")[name][:3] == after[name][:3]
+
+
 # -- what cannot be done -----------------------------------------------------------------
 
 
@@ -537,6 +588,69 @@ def test_conflicts_are_settled_in_a_region(
         world.run("two", place, "conflicts", "--keep", "/data/var/lib/app/program")
         assert program.read_bytes() == content_of("data/var/lib/app/program")
         assert _staging_areas(place) == []
+
+
+def test_a_conflict_that_a_full_region_has_no_room_for_leaves_all_as_it_was(
+    world: World, filesystem: Filesystems
+) -> None:
+    """F3: a copy is complete before anything leaves its place."""
+    place = filesystem("btrfs", 400)
+    program = place / "data/var/lib/app/program"
+    yours = b"of an administrator" * (64 << 10)
+    with _begun(world, place, _subvolumes):
+        program.write_bytes(yours)
+        world.run("two", place)
+        _do("btrfs", "quota", "enable", place)
+        _do("btrfs", "qgroup", "limit", "512K", program.parent)
+        words = ("conflicts", "--keep", "/data/var/lib/app/program")
+        done = world.run("two", place, *words, status=74)
+        assert "Raise the quota" in done.stderr
+        assert program.read_text() == "version 2"
+        assert _staging_areas(place) == []
+        _do("btrfs", "qgroup", "limit", "none", program.parent)
+        world.run("two", place, *words)
+        assert program.read_bytes() == yours
+
+
+@pytest.mark.crash
+def test_what_a_killed_command_made_beside_a_place_is_removed_by_the_next(
+    world: World, filesystem: Filesystems, tmp_path: Path
+) -> None:
+    """F3: there and among the saved copies it is nothing that anybody waits for."""
+    place = filesystem("xfs", 400)
+    program = place / "data/var/lib/app/program"
+    words = ("conflicts", "--keep", "/data/var/lib/app/program")
+    with _begun(world, place, _projects):
+        world.run("two", place)
+        spare = place / "spare"
+        _do("cp", "-a", place / "data", spare)
+        done, calls = tracing.trace(
+            world.command("two", place, *words), env=world.environment, log=tmp_path / "log"
+        )
+        assert done.returncode == 0, done.stderr
+    beside = [
+        position
+        for position, call in enumerate(calls)
+        if tracing.is_change(call) and "/.ipavolume-" in call.text
+    ]
+    points = [*filter(tracing.is_change, calls[beside[0] : beside[-1] + 4])]
+    assert len(points) > 12
+    left = 0
+    for call in points:
+        shutil.rmtree(place / "data")
+        _do("cp", "-a", spare, place / "data")
+        _do("chattr", "+P", "-p", "71", program.parent)
+        tracing.killed(world.command("two", place, *words), call, env=world.environment)
+        left += len(_staging_areas(place))
+        listed = world.run("two", place, "conflicts").stdout
+        if "/data/var/lib/app/program" in listed:
+            world.run("two", place, *words)
+        else:
+            world.run("two", place, "upgrade", "--again")
+        assert program.read_bytes() == content_of("data/var/lib/app/program"), call
+        assert _staging_areas(place) == [], call
+        assert "copy" not in world.run("two", place, "conflicts").stdout
+    assert left > 5
 
 
 @pytest.mark.parametrize("kind", ["project ids of directories", "subvolumes"])
