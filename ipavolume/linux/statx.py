@@ -132,6 +132,14 @@ class Part:
         )
 
 
+def project_of(fd: int) -> int:
+    """Return the project id of what is open as *fd*: 0 where there are none."""
+    try:
+        return int(_FSXATTR.unpack(fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, bytes(_FSXATTR.size)))[1])
+    except OSError:
+        return 0
+
+
 def part_of(fd: int) -> Part:
     """Return the part of a file system that the directory behind *fd* belongs to.
 

@@ -21,7 +21,7 @@ from ipavolume.model.attributes import SET_ID_BITS, is_privileged
 from ipavolume.model.files import DiskState, Metadata, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import without_metadata
-from ipavolume.model.paths import mount_of
+from ipavolume.model.paths import is_saved, mount_of
 from ipavolume.steps import views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
 from ipavolume.volume import held, regions
@@ -65,23 +65,28 @@ def check(
         VolumeIOError: If there is too little room, or a right is missing.
     """
     held.check_changeable(volumes, _touched(plan, steps, image))
-    copied = regions.check_regions(volumes, _puts(plan), _moves(plan), looking=looking)
+    crossing = regions.check_regions(volumes, _puts(plan), _moves(plan), looking=looking)
+    # Of what is put beside a place for a copy, the directory has to lose the name again.
+    if crossing.directories:
+        held.check_changeable(volumes, ((path, True) for path in crossing.directories))
+    if crossing.short is not None and "space" not in allow:
+        raise crossing.short
     whole = tuple(created)
-    overridden: list[str] = []
+    overridden = ["space"] * (crossing.short is not None)
     needs = _needs(plan, volumes)
     for number, (mount, volume) in enumerate(volumes.items()):
         need = needs[mount]
         if looking and is_shown_read_only(volume):
             # ``-v VOLUME:/data:ro`` for a look; it says nothing of how a start will find it.
             continue
-        size = need.size + copied[mount] + _FIXED_BYTES
+        size = need.size + crossing.bytes[mount] + _FIXED_BYTES
         size += image.records * _RECORD_BYTES if number == 0 else 0
         try:
             check_room(volume, size, need.inodes + _FIXED_INODES)
         except VolumeIOError:
             if "space" not in allow:
                 raise
-            overridden.append("space")
+            overridden = ["space"]
         for item in whole:
             if mount_of(item.path, volumes) == mount:
                 need.set(item.metadata)
@@ -139,18 +144,28 @@ def _moves(plan: Plan) -> Iterator[tuple[str, str, DiskState]]:
             yield action.path, action.save_to, action.before
 
 
-def _puts(plan: Plan) -> Iterator[tuple[str, int]]:
-    """Yield where something is put, and how large it is."""
+def _puts(plan: Plan) -> Iterator[regions.Put]:
+    """Yield what is put where, and what is gone after that."""
     for action in plan.actions:
+        path = action.path
         match action:
             case CreateTree():
-                yield action.path, action.bytes + action.entries * _ENTRY_BYTES
+                size = action.bytes + action.entries * _ENTRY_BYTES
+                yield regions.Put(path=path, bytes=size)
             case Install():
-                yield action.path, action.bytes + _ENTRY_BYTES
+                # A copy beside it is a further name of it.
+                stays = bool(action.save_to) and not is_saved(action.save_to)
+                replaced = None if stays else action.before
+                yield regions.Put(path=path, bytes=action.bytes + _ENTRY_BYTES, replaced=replaced)
             case SetMetadata():
                 if action.private or action.content or is_privileged(action.metadata):
-                    yield action.path, action.before.size
-            case Save() | Erase() | RemoveDirectory() | Keep():
+                    yield regions.Put(path=path, bytes=action.before.size, replaced=action.before)
+            case Save():
+                if is_saved(action.to):
+                    yield regions.Put(path=path, replaced=action.before)
+            case Erase():
+                yield regions.Put(path=path, replaced=action.before)
+            case RemoveDirectory() | Keep():
                 pass
 
 

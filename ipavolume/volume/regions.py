@@ -10,11 +10,12 @@ import errno
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, ObstructedError, VolumeIOError
 from ipavolume.linux import files
-from ipavolume.linux.statx import Part, part_of
+from ipavolume.linux.statx import Part, part_of, project_of
 from ipavolume.linux.trial import make_nameless
 from ipavolume.model.files import DiskState, FileType
 from ipavolume.model.paths import mount_of
@@ -26,48 +27,82 @@ from ipavolume.volume.tree import Tree
 _REDIRECTS: Final = "/sys/module/overlay/parameters/redirect_dir"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Something that is put on a volume, or taken from it.
+
+    Attributes:
+        path: Where.
+        bytes: Size of what is put there.
+        replaced: What is there and is gone then, or ``None``.
+    """
+
+    path: str
+    bytes: int = 0
+    replaced: DiskState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """What is put into other parts of the volumes.
+
+    Attributes:
+        bytes: How much of it there is, by mount.
+        directories: Directories that get some: for a moment they have a further one of ours.
+        short: What refuses one that has too little room, or ``None``.
+    """
+
+    bytes: Mapping[str, int]
+    directories: tuple[str, ...]
+    short: VolumeIOError | None
+
+
 def check_regions(
     volumes: Mapping[str, Volume],
-    puts: Iterable[tuple[str, int]],
+    puts: Iterable[Put],
     moves: Iterable[tuple[str, str, DiskState]],
     *,
     looking: bool = False,
-) -> dict[str, int]:
+) -> Crossing:
     """Make sure that everything can be put into the part of the volume in which it belongs.
 
     Args:
         volumes: The volumes by mount.
-        puts: What is put where: a path, and its size in bytes.
+        puts: What is put where, in the order in which that is done.
         moves: What is moved to another name: from where, to where, and what it is.
         looking: Nothing may be seen of it on the volumes, not even for a moment.
 
     Returns:
-        Bytes by mount that the copies into other parts take.
+        What is put into other parts.
 
     Raises:
         ObstructedError: If something cannot be put there, or not be moved from there.
-        VolumeIOError: If there is too little room in one.
     """
     copied = dict.fromkeys(volumes, 0)
     with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
         parts = _Parts(tree, volumes)
-        sizes: dict[tuple[str, Part], int] = {}
-        places: dict[tuple[str, Part], str] = {}
-        for path, size in puts:
-            mount = mount_of(path, volumes)
-            directory = parts.above(path)
+        rooms: dict[tuple[str, Part], _Room] = {}
+        directories: dict[str, None] = {}
+        for put in puts:
+            mount = mount_of(put.path, volumes)
+            directory = parts.above(put.path)
             part = parts.of(directory)
             if part is None or part.takes(parts.staging(mount)):
                 continue
-            copied[mount] += size
-            key = (mount, part)
-            sizes[key] = sizes.get(key, 0) + size
-            places.setdefault(key, directory)
-        for key, directory in places.items():
-            shown_read_only = looking and is_shown_read_only(volumes[key[0]])
+            if (mount, part) not in rooms:
+                rooms[mount, part] = _Room(tree, volumes[mount], directory, part)
+            rooms[mount, part].take(put)
+            if put.bytes:
+                copied[mount] += put.bytes
+                directories[directory] = None
+        short = None
+        for (mount, part), room in rooms.items():
+            if not room.peak:
+                continue
+            shown_read_only = looking and is_shown_read_only(volumes[mount])
             if os.geteuid() == 0 and not shown_read_only:
-                _probe(tree, volumes[key[0]], directory, key[1], parts.staging(key[0]))
-            _check_room(tree, volumes[key[0]], directory, sizes[key])
+                _probe(tree, volumes[mount], room.directory, part, parts.staging(mount))
+            short = short or room.refused()
         for path, to, before in moves:
             mount = mount_of(path, volumes)
             if before.type in (FileType.DIRECTORY, FileType.OTHER):
@@ -76,7 +111,7 @@ def check_regions(
             source, target = parts.of(parts.above(path)), parts.of(parts.above(to))
             if source is not None and target is not None and not target.takes(source):
                 copied[mount] += before.size
-    return copied
+    return Crossing(bytes=copied, directories=tuple(directories), short=short)
 
 
 class _Parts:
@@ -152,25 +187,63 @@ def _probe(tree: Tree, volume: Volume, directory: str, part: Part, staging: Part
     ) from err
 
 
-def _check_room(tree: Tree, volume: Volume, directory: str, size: int) -> None:
-    """Make sure that *size* bytes are free in a part that has a limit of its own."""
-    fd = tree.directory(directory)
-    if fd is None:
-        return
-    opened = files.open_at(fd, ".", files.DIRECTORY_FLAGS)
-    try:
-        room = os.statvfs(opened)
-    finally:
-        os.close(opened)
-    free = room.f_bfree * room.f_frsize
-    if room.f_blocks != os.statvfs(volume.fd).f_blocks and free < size:
-        raise VolumeIOError(
-            f"{directory!r} has {free >> 10} KiB free below its quota, the plan needs up to "
-            f"{size >> 10} KiB there",
+class _Room:
+    """What the copies into one part take of it at most, while one after the other is made.
+
+    What one replaces is gone before the next is made; it makes room as far as it counts for the
+    part: a file that was moved into a directory with a project id keeps its own.
+    """
+
+    def __init__(self, tree: Tree, volume: Volume, directory: str, part: Part) -> None:
+        self.directory = directory
+        self.peak = 0
+        self._tree = tree
+        self._part = part
+        self._taken = 0
+        fd = tree.directory(directory)
+        if fd is None:
+            raise AssertionError(f"{directory} was there")
+        opened = files.open_at(fd, ".", files.DIRECTORY_FLAGS)
+        try:
+            room = os.statvfs(opened)
+        finally:
+            os.close(opened)
+        self._free = room.f_bfree * room.f_frsize
+        self._is_limited = room.f_blocks != os.statvfs(volume.fd).f_blocks
+
+    def take(self, put: Put) -> None:
+        self.peak = max(self.peak, self._taken + put.bytes)
+        self._taken += put.bytes
+        if put.replaced is not None and self._is_limited:
+            self._taken -= self._allotted(put.path, put.replaced)
+
+    def _allotted(self, path: str, state: DiskState) -> int:
+        """Return what a file takes of the part that nothing else has a name of."""
+        if state.type is not FileType.FILE or state.nlink > 1:
+            return 0
+        parent, _, name = path.rpartition("/")
+        directory = self._tree.directory(parent)
+        fd = None if directory is None else files.open_regular(directory, name)
+        if fd is None:
+            return 0
+        try:
+            counts = project_of(fd) == self._part.own_project
+            return os.fstat(fd).st_blocks * 512 if counts else 0
+        finally:
+            os.close(fd)
+
+    def refused(self) -> VolumeIOError | None:
+        """Return what refuses it if that is too much for the limit that the part has."""
+        if not self._is_limited or self._free >= self.peak:
+            return None
+        return VolumeIOError(
+            f"{self.directory!r} has {self._free >> 10} KiB free below its quota, the plan needs "
+            f"up to {self.peak >> 10} KiB there",
             code="no-space",
-            hint="Raise its quota, or make room there, then start again.",
+            hint="Raise its quota, or make room there, then start again; or try it with "
+            "--allow space.",
             state=STATE_UNTOUCHED,
-            path=directory,
+            path=self.directory,
         )
 
 

@@ -136,6 +136,41 @@ def test_what_cannot_be_changed_is_found_in_planning(
     site.upgrade(second)
 
 
+def test_a_directory_that_can_only_grow_cannot_take_a_copy_into_a_region(
+    tmp_path: Path, filesystem: Filesystems, versions: tuple[Path, Path]
+) -> None:
+    """F2, F3: what is put into it by a copy has a directory beside it for a moment."""
+    for site in _on(Site(top=tmp_path), filesystem("xfs")):
+        _populated(site, versions)
+        second = site.image("two", versions[1:], lists=LISTS)
+        grown = site.volume() / "etc/app/sub"
+        _chattr("+a", grown)
+        assert "create" in site.run("upgrade", second, "--dry-run", status=100).stdout
+        subprocess.run([need_tool("chattr"), "+P", "-p", "5", grown], check=True, timeout=60)
+        _is_refused(site, second, "+a", "etc/app/sub")
+        _chattr("-a", grown)
+        site.upgrade(second)
+        assert (grown / "new").read_text() == "new"
+
+
+def test_what_cannot_be_removed_of_an_ended_run_keeps_no_current_volume_from_starting(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """F2: that it is in the way of the next upgrade is told then."""
+    _populated(site, versions)
+    second = site.image("two", versions[1:], lists=LISTS)
+    site.upgrade(second)
+    trash = site.volume() / ".ipavolume/trash"
+    trash.mkdir(mode=0o700)
+    (trash / "left").touch()
+    _chattr("+i", trash / "left")
+    site.run("upgrade", second)
+    assert (trash / "left").exists()
+    _chattr("-i", trash / "left")
+    site.run("upgrade", second)
+    assert not trash.exists()
+
+
 @pytest.mark.parametrize("kind", ["xfs", "btrfs", "tmpfs"])
 def test_every_file_system_tells_it(
     kind: str, tmp_path: Path, filesystem: Filesystems, versions: tuple[Path, Path]
