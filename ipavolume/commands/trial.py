@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ipavolume.commands.listing import ListedStep, list_steps
 from ipavolume.context import Context, Options
-from ipavolume.errors import ConfigurationError, RefusedError
+from ipavolume.errors import ConfigurationError, ObstructedError, RefusedError
 from ipavolume.plan import draft
 from ipavolume.steps import judging
 from ipavolume.steps.api import StepAction
@@ -68,9 +68,10 @@ def _try(
     try:
         loaded = load_step(context.image.tree, step.declaration)
         actions = tuple(loaded.plan(volume, template))
-        judging.check_actions(step.declaration, actions, volume, context.image.header.volumes)
+        mounts = context.image.header.volumes
+        judging.check_actions(step.declaration, actions, volume, mounts, template)
         if loaded.verify is not None:
             actions = (*actions, *loaded.verify(volume))
-    except ConfigurationError as err:
+    except (ConfigurationError, ObstructedError) as err:
         fault = str(err)
     return TriedStep(listed=step, actions=actions, fault=fault)

@@ -251,7 +251,7 @@ class _Chooser:
             actions = self._accept(declaration, step.plan(self._volume, self._template))
             if not self._after_command:
                 mounts = self._context.image.header.volumes
-                judging.check_actions(declaration, actions, self._volume, mounts)
+                judging.check_actions(declaration, actions, self._volume, mounts, self._template)
             if not actions and not self._after_command:
                 return
             self._volume = self._volume.after(actions)

@@ -175,7 +175,7 @@ def _try(step: Step, on: Tree, template: TemplateView, header: ImageHeader, what
     try:
         actions = [one for one in step.plan(volume, template) if not isinstance(one, Warn | Refuse)]
         if on is template.tree:
-            check_actions(step.declaration, actions, volume, volumes)
+            check_actions(step.declaration, actions, volume, volumes, None)
         if step.verify is not None:
             step.verify(volume)
     except ConfigurationError as err:

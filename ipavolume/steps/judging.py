@@ -7,9 +7,12 @@ comes.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from ipavolume.errors import ObstructedError
 from ipavolume.model.files import BUILD_ID_NAME, FileType
 from ipavolume.model.images import VolumeSpec
 from ipavolume.model.paths import mount_of
@@ -24,7 +27,8 @@ from ipavolume.steps.api import (
     Write,
 )
 from ipavolume.steps.loading import broken
-from ipavolume.steps.views import VolumeView, is_covered, place
+from ipavolume.steps.views import TemplateView, VolumeView, is_covered, place
+from ipavolume.volume.failures import STATE_UNTOUCHED
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where commands of steps are found."""
@@ -35,53 +39,84 @@ def check_actions(
     actions: Iterable[StepAction],
     volume: VolumeView,
     mounts: Sequence[VolumeSpec],
+    template: TemplateView | None,
 ) -> None:
     """Complain of an action that cannot be carried out. For the image's own container only.
+
+    What is wrong with a volume is nobody's fault who wrote the step: then it says what to move.
 
     Args:
         declaration: The step.
         actions: What it wants done.
         volume: The volumes as they will be when its turn comes.
         mounts: The volumes as the image declares them.
+        template: What the image ships; ``None`` where it is asked of an image that is built.
 
     Raises:
         ConfigurationError: If there is one; it names the step.
+        ObstructedError: If something on the volume is in its way.
     """
     done: list[StepAction] = []
     for action in actions:
         if _fault(action, volume, mounts) and (fault := _fault(action, volume.after(done), mounts)):
-            raise broken(declaration.source, 1, fault)
+            if template is None or not fault.command:
+                raise broken(declaration.source, 1, fault.text)
+            if not fault.is_missing or template.kind(fault.path) == FileType.DIRECTORY:
+                raise ObstructedError(
+                    f"the upgrade step {declaration.name} {fault.text}",
+                    path=fault.path,
+                    hint=f"{fault.command}. Then start again.",
+                    state=STATE_UNTOUCHED,
+                )
+            raise broken(declaration.source, 1, fault.text)
         if isinstance(action, Command):
             return
         done.append(action)
 
 
-def _fault(action: StepAction, volume: VolumeView, mounts: Sequence[VolumeSpec]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fault:
+    """What is wrong.
+
+    Attributes:
+        text: What it is.
+        path: What is in the way on a volume, or missing there.
+        command: What a person does about that; "" where no volume is to blame.
+        is_missing: It is missing.
+    """
+
+    text: str
+    path: str = ""
+    command: str = ""
+    is_missing: bool = False
+
+
+def _fault(action: StepAction, volume: VolumeView, mounts: Sequence[VolumeSpec]) -> _Fault | None:
     match action:
         case Write(path=path) | MakeLink(path=path):
             return (
                 _uncovered(path, mounts)
                 or _parent_fault(path, volume, mounts)
-                or _taken(path, volume)
+                or _taken(path, volume, mounts)
             )
         case Remove(path=path):
-            return _not_empty(path, volume)
+            return _not_empty(path, volume, mounts)
         case Command(words=words, may_fail=may_fail):
-            return "" if may_fail else _missing(words[0], volume)
+            return None if may_fail else _missing(words[0], volume)
         case Warn() | Refuse():
-            return ""
+            return None
 
 
-def _uncovered(path: str, mounts: Sequence[VolumeSpec]) -> str:
+def _uncovered(path: str, mounts: Sequence[VolumeSpec]) -> _Fault | None:
     where = place(path, mounts)
     if where == f"{mount_of(where, [spec.mount for spec in mounts])}/{BUILD_ID_NAME}":
-        return f"wants to write {where!r}, which is not for upgrade steps to change"
+        return _Fault(text=f"wants to write {where!r}, which is not for upgrade steps to change")
     if not is_covered(path, mounts):
-        return f"wants to put {path!r}, which no list of the image keeps on a volume"
-    return ""
+        return _Fault(text=f"wants to put {path!r}, which no list of the image keeps on a volume")
+    return None
 
 
-def _parent_fault(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -> str:
+def _parent_fault(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -> _Fault | None:
     where = place(path, mounts)
     above = mount_of(where, [spec.mount for spec in mounts])
     for name in where[len(above) + 1 :].split("/")[:-1]:
@@ -89,31 +124,46 @@ def _parent_fault(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -
         kind = volume.kind(above)
         if kind == FileType.SYMLINK:
             # What lies behind it is not managed, and told as such.
-            return ""
+            return None
         if kind is None:
-            return f"wants to put {path!r}, and the directory {above!r} is not there"
+            return _Fault(
+                text=f"wants to put {path!r}, and the directory {above!r} is not there",
+                path=above,
+                command=f"mkdir {shlex.quote(above)}",
+                is_missing=True,
+            )
         if kind != FileType.DIRECTORY:
-            return f"wants to put {path!r}, and {above!r} is a {kind}"
-    return ""
+            text = f"wants to put {path!r}, and {above!r} is a {kind}"
+            return _Fault(text=text, path=above, command=_away(above))
+    return None
 
 
-def _taken(path: str, volume: VolumeView) -> str:
-    if volume.kind(path) == FileType.DIRECTORY:
-        return f"wants to put {path!r}, which is a directory"
-    return ""
+def _taken(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -> _Fault | None:
+    if volume.kind(path) != FileType.DIRECTORY:
+        return None
+    where = place(path, mounts)
+    text = f"wants to put {path!r}, which is a directory"
+    return _Fault(text=text, path=where, command=_away(where))
 
 
-def _not_empty(path: str, volume: VolumeView) -> str:
-    if names := volume.list(path):
-        return f"wants to remove the directory {path!r}, in which there is {names[0]!r}"
-    return ""
+def _not_empty(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -> _Fault | None:
+    names = volume.list(path)
+    if not names:
+        return None
+    inside = f"{place(path, mounts)}/{names[0]}"
+    text = f"wants to remove the directory {path!r}, in which there is {names[0]!r}"
+    return _Fault(text=text, path=inside, command=_away(inside))
 
 
-def _missing(word: str, volume: VolumeView) -> str:
+def _away(path: str) -> str:
+    return f"Look at what it is, and move it away: mv {shlex.quote(path)} ELSEWHERE"
+
+
+def _missing(word: str, volume: VolumeView) -> _Fault | None:
     places = [word] if "/" in word else [f"{directory}/{word}" for directory in PATH.split(":")]
     if any(os.path.isfile(path) and os.access(path, os.X_OK) for path in places):
-        return ""
+        return None
     if "/" in word and volume.kind(word) is not None:
         # It comes with the upgrade, or is made by it.
-        return ""
-    return f"wants to run {word!r}, which the image does not have"
+        return None
+    return _Fault(text=f"wants to run {word!r}, which the image does not have")

@@ -112,7 +112,6 @@ yield Warn(code="look", text="look at it", hint="with your eyes")
             "Write(path='/etc/svc/mine/x', content=b'', reason='r')",
             "the directory '/data/etc/svc/mine' is not there",
         ),
-        ("Remove(path='/var/lib/svc', reason='r')", "'/var/lib/svc', in which there is 'full'"),
         ("Command(words=('no-such',), reason='r')", "'no-such', which the image does not have"),
     ],
 )
@@ -128,6 +127,50 @@ def test_what_a_step_cannot_do_is_refused_before_the_first_write(
         done = world.run(image, *words, status=78)
         assert "s5000_fails.py:1: wants to " in done.stderr
         assert said in done.stderr
+    assert picture(world.volume) == before
+
+
+@pytest.mark.parametrize(
+    ("action", "planted", "said", "command"),
+    [
+        (
+            "Remove(path='/var/lib/svc', reason='r')",
+            "var/lib/svc/full",
+            "'/var/lib/svc', in which there is 'full'",
+            "mv /data/var/lib/svc/full ELSEWHERE",
+        ),
+        (
+            "Write(path='/var/lib/svc/x', content=b'', reason='r')",
+            "var/lib/svc/x/y",
+            "'/var/lib/svc/x', which is a directory",
+            "mv /data/var/lib/svc/x ELSEWHERE",
+        ),
+        (
+            "MakeLink(path='/etc/svc/d/x', target='y', reason='r')",
+            "etc/svc/d",
+            "'/data/etc/svc/d' is a file",
+            "mv /data/etc/svc/d ELSEWHERE",
+        ),
+    ],
+)
+def test_what_is_in_the_way_of_a_step_on_the_volume_is_no_fault_of_the_image(
+    world: World, action: str, planted: str, said: str, command: str
+) -> None:
+    """F31: with the path and what a person does about it, before the first write."""
+    world.populate()
+    image = world.image("2", {"s5000_fails": step(f"yield {action}")})
+    path = world.volume / planted
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    before = picture(world.volume)
+    for words in (("upgrade", "--dry-run"), ("upgrade",)):
+        done = world.run(image, *words, status=65)
+        text = " ".join((done.stdout + done.stderr).split())
+        assert "[obstructed]" in text
+        assert "the upgrade step s5000_fails wants to " in text
+        assert said in text
+        assert command in text
+    assert "obstructed" in world.run(image, "check", status=65).stdout.splitlines()[0]
     assert picture(world.volume) == before
 
 
