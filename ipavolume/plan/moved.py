@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, RefusedError
@@ -25,6 +25,10 @@ from ipavolume.volume.volumes import Volumes
 
 LEFT_BEHIND: Final = "left-behind"
 _MAX_NAMED: Final = 3
+_AFTERWARDS: Final = (
+    "There all of it is new to the upgrade: edited configuration becomes .rpmorig, and what was "
+    "deleted of the image's comes back."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +58,12 @@ class Moved:
 def moved_paths(old: ImageHeader, new: ImageHeader) -> list[Moved]:
     """Return the paths of *old*'s lists that *new* does not have in the same place.
 
-    What a profile's own list had is left out: what becomes of that is the profile's care.
+    What a profile's own list had is left out: what becomes of that is the profile's care. Early
+    manifests do not say what that was: where *old* has nothing of a profile and *new* has, what is
+    of it is not known, and nothing is refused for it.
     """
+    if any(spec.profile for spec in new.volumes) and not any(one.profile for one in old.volumes):
+        return []
     kept = [spec for spec in new.volumes if not spec.volatile]
     primary = next((spec for spec in old.volumes if not spec.volatile), None)
     mounts = {spec.mount for spec in kept}
@@ -124,7 +132,8 @@ def left_behind(
             own = _own(tree, one, records, volumes.mounted_below()) if one.mount else []
             # What is on a volume that the image has no more cannot be looked at: it is asked only
             # whether the application would find another, empty one in its place.
-            if own or (not one.mount and one.volume is not None):
+            dropped = not one.mount and one.volume is not None
+            if own or (dropped and not _is_copied(tree, one, volumes.mounted_below())):
                 found.append((one, own))
     if not found:
         return None
@@ -140,6 +149,7 @@ def left_behind(
         hint=" ".join(
             [
                 *(_advice(volumes, old, new, one) for one, _ in found[:_MAX_NAMED]),
+                *([_AFTERWARDS] if any(one.volume is not None for one, _ in found) else ()),
                 f"To leave it where it is: --allow {LEFT_BEHIND}.",
             ]
         ),
@@ -179,6 +189,13 @@ def _own(
             if len(own) == _MAX_NAMED:
                 break
     return own
+
+
+def _is_copied(tree: Tree, moved: Moved, mounted: Collection[str]) -> bool:
+    """Tell whether something is already where the application looks for *moved* now."""
+    if moved.volume is None or moved.volume.volatile:
+        return False
+    return bool(_own(tree, replace(moved, mount=moved.volume.mount), {}, mounted))
 
 
 def _is_as_shipped(tree: Tree, path: str, state: DiskState, record: Record) -> bool:
@@ -223,7 +240,7 @@ def _advice(volumes: Volumes, old: ImageHeader, new: ImageHeader, moved: Moved) 
     if not moved.mount:
         return (
             f"Mount the volume at {moved.before} elsewhere, and copy it: {source} to {target}. "
-            "Once that is done, the override is needed once all the same."
+            "Then start again."
         )
     above = shlex.quote(target.rpartition("/")[0])
     return f"Move it{guess}: mkdir -p {above} && mv -T {shlex.quote(source)} {shlex.quote(target)}."

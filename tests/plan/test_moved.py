@@ -80,6 +80,16 @@ def test_what_the_profiles_own_lists_had_is_left_out() -> None:
     assert [one.entry for one in moved_paths(old, image({"/data": []}))] == ["/own"]
 
 
+@pytest.mark.parametrize(("profile", "told"), [(["/etc/ipa"], []), ([], ["/etc/ipa", "/own"])])
+def test_an_old_manifest_does_not_say_what_was_of_the_profile(
+    profile: Sequence[str], told: Sequence[str]
+) -> None:
+    """F25: then it is not known; an image without a profile is asked all the same."""
+    old = image({"/data": ["/etc/ipa", "/own"]})
+    new = image({"/data": profile}, profile=profile)
+    assert [one.entry for one in moved_paths(old, new)] == told
+
+
 def test_what_is_told_by_itself_is_not_told_twice() -> None:
     old, new = {"/data": ["/a"]}, {"/data": ["/a/kept"], "/db": ["/a/moved"]}
     whole, part = moved_paths(image(old), image(new))
