@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from os import fsencode
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.files import STATE_DIRECTORY, DiskState, FileType
 from ipavolume.model.paths import numbered
 from ipavolume.plan.collected import Collected, Found
 
 _MAX_NAME_BYTES: Final = 255
+_MAX_COMPARED: Final = 4
 _MAX_COMPARED_BYTES: Final = 64 << 20
-"""What is larger is not compared with an earlier copy, but saved again."""
+_MAX_COMPARED_IN_ALL_BYTES: Final = 256 << 20
+"""With more, or with what is larger, it is not compared, but saved again: whoever can write beside
+a file can put any number of copies there that have its size, owner and mode."""
 
 
 class Copies:
@@ -24,6 +28,7 @@ class Copies:
         self._collected = collected
         self._run = run
         self._taken: set[str] = set()
+        self._left_bytes = _MAX_COMPARED_IN_ALL_BYTES
 
     def is_taken(self, name: str) -> bool:
         """Tell whether a copy of this run has *name* already."""
@@ -37,6 +42,7 @@ class Copies:
         Returns:
             The name, and whether the very same copy is there already.
         """
+        compared, digest = itertools.count(), ""
         for name in self.names(path, suffix):
             if self.is_taken(name):
                 continue
@@ -47,15 +53,26 @@ class Copies:
             if (
                 reuse
                 and found.type is FileType.FILE is state.type
-                and state.size <= _MAX_COMPARED_BYTES
                 and (state.size, state.uid, state.gid, state.mode)
                 == (found.disk.size, found.disk.uid, found.disk.gid, found.disk.mode)
-                and self._collected.view.digest(name, state)
-                == self._collected.view.digest(path, found.disk)
-                != ""
+                and self.may_compare(state, next(compared))
             ):
-                return name, True
+                digest = digest or self._collected.view.digest(path, found.disk)
+                if digest and self._collected.view.digest(name, state) == digest:
+                    return name, True
         raise self.no_name(path)
+
+    def may_compare(self, state: DiskState, before: int) -> bool:
+        """Tell whether the content of one more copy may be looked at.
+
+        Args:
+            state: The copy.
+            before: How many of the same path were looked at before.
+        """
+        if before >= _MAX_COMPARED or state.size > min(_MAX_COMPARED_BYTES, self._left_bytes):
+            return False
+        self._left_bytes -= state.size
+        return True
 
     def take(self, name: str) -> None:
         """Take a free name for a copy; what leads there in our directory must be real.

@@ -8,6 +8,7 @@ name of a rule (:class:`ipavolume.model.actions.Rule`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import fsencode
@@ -664,7 +665,7 @@ class _Planner:
         ) and inside not in self._collected.entries.get(mount, ())
 
     def _altname(self, path: str, new: Record, rule: Rule, reason: str) -> None:
-        metadata = new.metadata
+        metadata, compared = new.metadata, itertools.count()
         for name in self._copies.names(path, ".rpmnew"):
             state = self._collected.view.state(name)
             if state is None and not self._copies.is_taken(name):
@@ -682,9 +683,12 @@ class _Planner:
                 return
             if (
                 state is not None
-                and Found(self._collected.view, name, state).same(new)
+                and state.type is new.type
+                and (state.type is not FileType.FILE or state.size == new.size)
                 and self._owners.owner(state) == (metadata.uid, metadata.gid)
                 and (new.type is FileType.SYMLINK or state.mode == metadata.mode)
+                and self._copies.may_compare(state, next(compared))
+                and Found(self._collected.view, name, state).same(new)
             ):
                 self._collected.keep(path, rule, f"{reason}; see {name}")
                 return

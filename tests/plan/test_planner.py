@@ -1427,6 +1427,26 @@ def test_what_is_put_beside_an_edited_file_is_never_put_twice(
     assert world.plan() == ((beside, kept) if is_new else (kept,))
 
 
+@pytest.mark.parametrize(("suffix", "flags"), [(".rpmsave", CONFIG), (".rpmnew", NOREPLACE)])
+def test_however_many_copies_lie_beside_a_file_few_are_read(
+    suffix: str, flags: FileFlags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F51: a service can plant a thousand that have size, owner and mode of what is compared."""
+    read: list[str] = []
+    digest = Disk.digest
+
+    def counted(disk: Disk, path: str, state: DiskState) -> str:
+        read.append(path)
+        return digest(disk, path, state)
+
+    monkeypatch.setattr(Disk, "digest", counted)
+    planted = thing("wen") if suffix == ".rpmnew" else thing("detide")
+    tails = ("", *(f".{number}" for number in range(1, 999)))
+    made = copies(P, suffix, disk=dict.fromkeys(tails, planted), flags=flags).plan()
+    assert f"{P}{suffix}.999" in {getattr(made[0], "save_to", ""), made[0].path}
+    assert len(read) < 10
+
+
 def test_a_name_that_would_be_too_long_goes_to_our_directory() -> None:
     for path in (_LONG, _LONGEST):
         new = record(path, "new", flags=CONFIG)
