@@ -10,7 +10,7 @@ from typing import Final
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import crossing, files, libc, trees
 from ipavolume.model.files import STATE_DIRECTORY
-from ipavolume.volume import layout, lockfile, members
+from ipavolume.volume import facts, layout, lockfile, members
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
 from ipavolume.volume.members import Volume
@@ -56,6 +56,7 @@ def make_area(volume: Volume) -> Area:
     with attempt("prepare", where, now=STATE_UNTOUCHED):
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
+        remove_closed(fd, volume)
         crossing.Beside(volume.fd).settle()
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
         work = files.open_at(fd, layout.STAGING, files.DIRECTORY_FLAGS)
@@ -91,6 +92,30 @@ def open_area(volume: Volume) -> Area:
     return Area(volume=volume, state=fd, work=work, new=new, old=old)
 
 
+def remove_closed(state: int, volume: Volume) -> None:
+    """Remove a transaction that ended where its directory could not be renamed.
+
+    What says that it ended goes last.
+
+    Args:
+        state: Descriptor of the state directory.
+        volume: The volume.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    if not facts.is_closed(state, volume):
+        return
+    work = files.open_at(state, layout.TRANSACTION, files.DIRECTORY_FLAGS)
+    try:
+        for name in files.listdir(work):
+            if name != layout.PROGRESS:
+                trees.remove_tree(work, name)
+    finally:
+        os.close(work)
+    trees.remove_tree(state, layout.TRANSACTION)
+
+
 def discard_staging(volume: Volume) -> None:
     """Remove what a run that never got to the mark has left, and what a finished one has."""
     fd = members.open_state(volume)
@@ -104,6 +129,8 @@ def discard_staging(volume: Volume) -> None:
                 contextlib.suppress(PermissionError),
             ):
                 trees.remove_tree(fd, name)
+        with attempt("remove", f"{volume.directory}/{STATE_DIRECTORY}/{layout.TRANSACTION}"):
+            remove_closed(fd, volume)
     finally:
         os.close(fd)
 

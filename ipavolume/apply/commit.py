@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ipavolume.apply import journal
-from ipavolume.apply.area import Area, open_optional
+from ipavolume.apply.area import Area, open_optional, remove_closed
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.formats import plan
 from ipavolume.linux import crossing, files, trees
@@ -140,12 +140,19 @@ def close_transaction(area: Area, *, now: str) -> None:
         now: In which state the volume is once it is closed, if that cannot be made durable.
     """
     trees.remove_tree(area.state, layout.TRASH)
-    files.rename_noreplace(area.state, layout.TRANSACTION, area.state, layout.TRASH)
+    try:
+        files.rename_noreplace(area.state, layout.TRANSACTION, area.state, layout.TRASH)
+    except OSError as err:
+        if err.errno != errno.EXDEV:
+            raise
+        # An overlay renames no directory of its lower layers.
+        journal.close(area.work)
     with attempt("write to", area.volume.directory, now=now):
         files.sync(area.state)
     # What is left of it, should this fail, is removed by the next run.
     with contextlib.suppress(OSError):
         trees.remove_tree(area.state, layout.TRASH)
+        remove_closed(area.state, area.volume)
 
 
 def _move_pristine(primary: Area) -> None:

@@ -16,7 +16,7 @@ from ipavolume.formats.tasks import log_data
 from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import TaskLog
-from ipavolume.volume.facts import Identity, Transaction
+from ipavolume.volume.facts import CLOSED_PROGRESS, Identity, Transaction
 from ipavolume.volume.layout import (
     IDENTITY,
     NOTES,
@@ -44,6 +44,11 @@ def advance(fd: int, transaction: Transaction, phase: str) -> Transaction:
     reached = replace(transaction, phase=phase)
     write_progress(fd, reached)
     return reached
+
+
+def close(fd: int) -> None:
+    """Record in the directory *fd* that the transaction is trash, atomically and durably."""
+    files.write_file(fd, PROGRESS, dump_line(CLOSED_PROGRESS), mode=PRIVATE_FILE_MODE)
 
 
 def write_tasks(fd: int, log: TaskLog) -> None:

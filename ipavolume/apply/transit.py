@@ -176,10 +176,17 @@ class Transit:
         st = files.lstat(self._area.new, staged)
         if st is None:
             return
-        if stat.S_ISDIR(st.st_mode):
-            files.rename_noreplace(self._area.new, staged, self._area.old, f"region-{staged}")
-        else:
+        if not stat.S_ISDIR(st.st_mode):
             files.unlink(self._area.new, staged)
+            return
+        try:
+            files.rename_noreplace(self._area.new, staged, self._area.old, f"region-{staged}")
+        except OSError as err:
+            if err.errno != errno.EXDEV:
+                raise
+            # An overlay renames no directory of its lower layers. Killed in the middle of this,
+            # the next start finds the copy in its place, and goes on here.
+            trees.remove_tree(self._area.new, staged)
 
 
 def _copy_name(number: int) -> str:

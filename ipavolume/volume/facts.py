@@ -38,6 +38,9 @@ from ipavolume.volume.roots import OddRoot, odd_root
 MARKED: Final = "marked"
 SWAPPED: Final = "swapped"
 COMMITTING: Final = "committing"
+CLOSED: Final = "closed"
+"""Where its directory cannot be renamed, this says that it is trash."""
+CLOSED_PROGRESS: Final = {"phase": CLOSED}
 _PHASES: Final = (MARKED, SWAPPED, COMMITTING)
 
 _MAX_ID_BYTES: Final = 1024
@@ -201,7 +204,7 @@ def read_facts(volume: Volume) -> Facts:
         identity = _read_identity(fd, volume)
         transaction = target = None
         tasks = NOTHING
-        if files.lstat(fd, TRANSACTION) is not None:
+        if files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume):
             transaction, target, tasks = _read_transaction(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
         pending = _read_header(fd, PENDING, volume)
@@ -267,6 +270,26 @@ def _read_identity(fd: int, volume: Volume) -> Identity | None:
         return checks.load(Identity, {"application": "", **data})
     except checks.MalformedError as err:
         raise damaged(fd, IDENTITY, "is cut short or was altered") from err
+
+
+def is_closed(fd: int, volume: Volume) -> bool:
+    """Tell whether the transaction in the state directory *fd* is one that ended, to be removed.
+
+    Raises:
+        UnsafeVolumeError: If how far it got is not understandable.
+        VolumeIOError: If it cannot be read.
+    """
+    try:
+        inside = files.open_at(fd, TRANSACTION, files.DIRECTORY_FLAGS)
+    except FileNotFoundError:
+        return False
+    except PermissionError as err:
+        raise unreadable(path_of_member(fd, TRANSACTION), err) from err
+    try:
+        # One begins with all that it has: an empty one has only to be removed itself.
+        return not files.listdir(inside) or read_json(inside, PROGRESS, volume) == CLOSED_PROGRESS
+    finally:
+        os.close(inside)
 
 
 def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None, TaskLog]:
