@@ -20,6 +20,7 @@ from ipavolume.model.progress import say_nothing
 @click.option("--mount", default=None, metavar="DIR", help="Mount of the volume.  [default: /data]")
 @click.option("--template", default=None, metavar="DIR", help="Template of the volume.")
 @click.option("--rpm", "rpms", multiple=True, metavar="FILE", help="Read packages from files.")
+@click.option("--no-packages", is_flag=True, help="The image may have no package at all.")
 @click.option("--build-id", default=None, metavar="ID", help="Id of the build.")
 @click.option("--strict", is_flag=True, help="What was probably not meant is an error.")
 @click.option(
@@ -40,6 +41,7 @@ def prepare(
     mount: str | None,
     template: str | None,
     rpms: tuple[str, ...],
+    no_packages: bool,
     build_id: str | None,
     image_name: str | None,
     strict: bool,
@@ -66,6 +68,7 @@ def prepare(
             mount=mount,
             template=template,
             rpms=rpms,
+            no_packages=no_packages,
             build_id=build_id,
             image_name=image_name,
             progress=say_nothing if silent else progress,

@@ -123,6 +123,7 @@ class Config:
         online_unit: Name of the systemd unit that runs the online phase.
         accept_from: Releases whose volumes are accepted; empty: same id, same major.
         accept_guard: Packages that must not go back.
+        guard_optional: Those of them that need not be in the image.
         files_refresh: Globs of template files that no package owns and that a new image
             may replace while they are unedited.
         scriptlets: Which scriptlets run, or ``None`` for none.
@@ -141,6 +142,7 @@ class Config:
     online_unit: str = "ipavolume-online.service"
     accept_from: tuple[str, ...] = ()
     accept_guard: tuple[str, ...] = ()
+    guard_optional: tuple[str, ...] = ()
     files_refresh: tuple[str, ...] = ()
     scriptlets: ScriptletsConfig | None = None
     first_run: FirstRunConfig | None = None

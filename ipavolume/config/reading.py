@@ -238,6 +238,7 @@ def _read_config(top: _Table) -> Config:
     accept = top.table("accept")
     files = top.table("files")
     lock = top.table("lock")
+    guard = accept.texts("guard", default.accept_guard, check=_package_fault)
     config = Config(
         profile=profile,
         volumes=volumes or default.volumes,
@@ -247,7 +248,8 @@ def _read_config(top: _Table) -> Config:
         log_follow=start.texts("log-follow", default.log_follow, check=_path_fault),
         online_unit=start.text("online-unit", default.online_unit, check=_service_fault),
         accept_from=accept.texts("from", default.accept_from, check=_accept_fault),
-        accept_guard=accept.texts("guard", default.accept_guard, check=_filled),
+        accept_guard=tuple(name.removeprefix("?") for name in guard),
+        guard_optional=tuple(name[1:] for name in guard if name.startswith("?")),
         files_refresh=files.texts("refresh", default.files_refresh, check=_path_fault),
         scriptlets=_read_scriptlets(top, default.scriptlets),
         first_run=_read_first_run(top, default.first_run),

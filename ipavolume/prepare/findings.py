@@ -37,6 +37,7 @@ class Code(enum.StrEnum):
     LISTED_AS_FILE = "listed-as-file"
     LISTED_TWICE = "listed-twice"
     NO_IPAVOLUME = "no-ipavolume"
+    NO_PROGRAM = "no-program"
     PROFILE_FILES = "profile-files"
     PROGRAMS_LISTED = "programs-listed"
     RELATIVE_LINK = "relative-link"
@@ -46,7 +47,10 @@ class Code(enum.StrEnum):
     RUNTIME_LISTED = "runtime-listed"
     SPECIAL_FILE = "special-file"
     UNIT_ORDER = "unit-order"
+    UNKNOWN_GUARD = "unknown-guard"
+    UNKNOWN_UNIT = "unknown-unit"
     UNSEEN_MARK = "unseen-mark"
+    UNUSED_REFRESH = "unused-refresh"
     UNUSED_SUBSTITUTION = "unused-substitution"
 
 
@@ -96,6 +100,10 @@ MEANINGS: Final[dict[Code, str]] = {
         "The units and the wrapper of ipavolume are in the image, the program is not. Install it "
         "there."
     ),
+    Code.NO_PROGRAM: (
+        "A command of the configuration begins with what is no program in the image. A later "
+        "layer may bring it; otherwise the name is misspelt, or the package is missing."
+    ),
     Code.PROFILE_FILES: (
         "Files of the profile's own lists are not in the image. No image has all of them, and the "
         "programs of the profile make them where the links lead to. It never stops a build."
@@ -132,9 +140,21 @@ MEANINGS: Final[dict[Code, str]] = {
         "A unit waits for ipavolume in a way that waits for ever, or that systemd resolves by "
         "leaving a unit out. The message has what to write in its place."
     ),
+    Code.UNKNOWN_GUARD: (
+        "No package of the image has a guarded name or provides it, so nothing guards it. Where "
+        "it is only in some images, write it with a question mark: guard = ['?name']."
+    ),
+    Code.UNKNOWN_UNIT: (
+        "The image has no unit of a name that has to be active before the application is called "
+        "ready, so it never is, unless something makes the unit at run time."
+    ),
     Code.UNSEEN_MARK: (
         "What the first run is judged by is on no volume, so it will not be there at the next "
         "start. List it."
+    ),
+    Code.UNUSED_REFRESH: (
+        "No listed file that is not a package's matches a glob of [files] refresh. It is about "
+        "the paths that the image has, and * matches a slash as well."
     ),
     Code.UNUSED_SUBSTITUTION: (
         "A substitution is for a package that the image does not have, or for a text that none of "

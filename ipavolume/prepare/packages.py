@@ -17,7 +17,11 @@ from typing import Final
 from ipavolume.errors import ConfigurationError, PackageError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import FileFlags
+from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package, RpmFile, RpmPackage
+from ipavolume.model.paths import CONFIG_PATH
+from ipavolume.model.progress import Progress
+from ipavolume.prepare import kept
 from ipavolume.rpm import database, header, query
 
 _DATABASES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm", "/usr/share/rpm")
@@ -82,19 +86,26 @@ def read_facts(
     tree: ImageTree,
     *,
     rpms: Sequence[str],
+    before: ImageHeader | None,
+    needed: bool,
     place: Callable[[str], str | None],
     missing: frozenset[str],
+    progress: Progress,
 ) -> PackageFacts:
     """Read what the packages say.
 
     Args:
         tree: The image.
         rpms: Package files to read instead of the database.
+        before: Header of the manifest that the image has: where there is no other, its packages
+            are those that the manifest knows.
+        needed: There have to be any.
         place: Path on the volume by location in the image, or ``None``.
         missing: Locations of directories that may have to be made.
+        progress: Told where the packages come from, where that is not the database.
 
     Raises:
-        PackageError: If a package or the database is malformed or is not there.
+        PackageError: If a package or the database is malformed, or there are none.
     """
     places = _Places(tree, place)
 
@@ -103,6 +114,22 @@ def read_facts(
         return location is not None and (place(location) is not None or location in missing)
 
     installed = _read_packages(tree, rpms, wanted)
+    if not installed and before is not None:
+        installed = kept.read_packages(tree, before)
+        if installed:
+            progress(
+                "the image has no rpm database with packages: they are those it was prepared with; "
+                "--rpm names others"
+            )
+    if needed and not installed:
+        raise PackageError(
+            f"no rpm database in the image {tree.root!r} has a package "
+            f"(looked in {' and '.join(_DATABASES)})",
+            code="no-packages",
+            hint="Build the image with rpm, name the packages' files with --rpm, declare what was "
+            f"copied in as [[package]] in {CONFIG_PATH}, or say --no-packages: then nothing guards "
+            "against going back, and no file follows a new image unless [files] refresh names it.",
+        )
     # Within a second the database's own order tells; package files have no times at all.
     installed.sort(key=lambda package: package.installed)
     packages = sorted(installed, key=_order)
@@ -145,13 +172,17 @@ def _read_packages(
 ) -> list[RpmPackage]:
     if rpms:
         return _without_twins(header.read_package_file(path, wanted=wanted) for path in rpms)
-    name = _database_of(tree)
-    fd = tree.open_directory(tree.resolve(name))
-    try:
-        with query.rpm_database_xml(fd, name=name) as stream:
-            return database.read_database(stream, wanted=wanted)
-    finally:
-        os.close(fd)
+    for name in _databases_of(tree):
+        fd = tree.open_directory(tree.resolve(name))
+        try:
+            with query.rpm_database_xml(fd, name=name) as stream:
+                packages = database.read_database(stream, wanted=wanted)
+        finally:
+            os.close(fd)
+        # Tools leave an empty one at a place that the image's own rpm does not use.
+        if packages:
+            return packages
+    return []
 
 
 def _without_twins(packages: Iterable[RpmPackage]) -> list[RpmPackage]:
@@ -162,13 +193,10 @@ def _without_twins(packages: Iterable[RpmPackage]) -> list[RpmPackage]:
     return list(found.values())
 
 
-def _database_of(tree: ImageTree) -> str:
+def _databases_of(tree: ImageTree) -> list[str]:
+    """Return where databases are; of several names for one place only the first."""
+    found: dict[str, str] = {}
     for directory in _DATABASES:
-        for name in _DATABASE_FILES:
-            if tree.exists(posixpath.join(directory, name)):
-                return directory
-    raise PackageError(
-        f"there is no rpm database in the image {tree.root!r} "
-        f"(looked in {' and '.join(_DATABASES)})",
-        hint="Build the image with rpm, or name the packages' files with --rpm.",
-    )
+        if any(tree.exists(posixpath.join(directory, name)) for name in _DATABASE_FILES):
+            found.setdefault(tree.resolve(directory), directory)
+    return list(found.values())

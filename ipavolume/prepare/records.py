@@ -19,6 +19,7 @@ from ipavolume.linux.trees import Visit, walk
 from ipavolume.model.files import FileFlags, FileType, Metadata, Record
 from ipavolume.model.images import TopLevel
 from ipavolume.model.packages import RpmFile
+from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.prepare.files import (
     DigestCache,
     digests_of,
@@ -42,6 +43,11 @@ def packaged_metadata(file: RpmFile, names: AccountNames) -> Metadata:
 def _stays(record: Record) -> bool:
     """Tell whether *record* is of a file that stays on a volume as it first came there."""
     return record.type is FileType.FILE and not record.package and not record.refresh
+
+
+def matches(path: str, mount: str, glob: str) -> bool:
+    """Tell whether *glob* matches the image's path, or the volume's, of what is at *path*."""
+    return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(path[len(mount) :], glob)
 
 
 class Shipped:
@@ -72,6 +78,7 @@ class Shipped:
         self._names = names
         self._digests = digests
         self._refresh = refresh
+        self._used: set[str] = set()
         self._findings = findings
         self._top: dict[str, dict[str, list[int]]] = {}
         self.unowned: list[str] = []
@@ -211,10 +218,19 @@ class Shipped:
         return found[0], f"{algorithm}:{digest}" if differs else ""
 
     def _refreshed(self, path: str, mount: str) -> bool:
-        return any(
-            fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(path[len(mount) :], glob)
-            for glob in self._refresh
-        )
+        found = [glob for glob in self._refresh if matches(path, mount, glob)]
+        self._used.update(found)
+        return bool(found)
+
+    def check_used(self) -> None:
+        """Warn of globs that were for none of the records, once all were yielded."""
+        for glob in dict.fromkeys(self._refresh):
+            if glob not in self._used:
+                self._findings.add(
+                    Code.UNUSED_REFRESH,
+                    f"[files] refresh: no listed file without a package matches {glob!r}",
+                    path=CONFIG_PATH,
+                )
 
     def _check_link(self, path: str, mount: str, target: str) -> None:
         """Warn of a relative link that led somewhere in the image and no longer does."""

@@ -32,7 +32,7 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import pathlists, profile, relatives, scriptlets, systemd
+from ipavolume.prepare import mentioned, pathlists, profile, relatives, scriptlets, systemd
 from ipavolume.prepare.files import DigestCache, reported
 from ipavolume.prepare.findings import Code, Finding, Findings
 from ipavolume.prepare.manifest import (
@@ -97,6 +97,7 @@ def prepare(
     progress: Progress,
     strict: bool = False,
     accepted: Collection[str] = (),
+    no_packages: bool = False,
 ) -> PrepareResult:
     """Prepare the image tree at *root*.
 
@@ -111,6 +112,7 @@ def prepare(
         progress: Told of each phase.
         strict: What probably was not meant is an error, too.
         accepted: Codes of findings that are none.
+        no_packages: The image may have none at all.
 
     Returns:
         What was done.
@@ -138,6 +140,7 @@ def prepare(
             lists=lists,
             mount=mount,
             rpms=rpms,
+            no_packages=no_packages,
             build_id=build_id,
             image_name=image_name,
         )
@@ -212,6 +215,7 @@ class _Run:
         lists: Sequence[str],
         mount: str | None,
         rpms: Sequence[str],
+        no_packages: bool,
         build_id: str | None,
         image_name: str | None,
     ) -> PrepareResult:
@@ -230,7 +234,7 @@ class _Run:
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
         self._progress("1 listed path" if entries == 1 else f"{entries} listed paths")
         names = read_accounts(tree)
-        facts = self._read_packages(placements, rpms)
+        facts = self._read_packages(placements, rpms, before, needed=not no_packages)
         described = scriptlets.describe(
             tree, facts.installed, self._config.scriptlets, findings=found
         )
@@ -252,6 +256,7 @@ class _Run:
             freeipa=self._config.profile == "freeipa",
             findings=found,
         )
+        mentioned.check(tree, self._config, facts.packages, findings=found)
         self._find_first_run(listed)
         found.settle()
         lists_changed = profile.write(
@@ -296,6 +301,7 @@ class _Run:
         with temporary.anonymous_file() as spool:
             header = describe(tree, image, shipped, spool, build_id=build_id, image_name=image_name)
             check_steps(tree, header)
+            shipped.check_used()
             found.settle()
             written = write(tree, image, header, spool, make=relocation.make)
         if not header.application:
@@ -444,7 +450,14 @@ class _Run:
             finally:
                 os.close(fd)
 
-    def _read_packages(self, placements: Sequence[Placement], rpms: Sequence[str]) -> PackageFacts:
+    def _read_packages(
+        self,
+        placements: Sequence[Placement],
+        rpms: Sequence[str],
+        before: ImageHeader | None,
+        *,
+        needed: bool,
+    ) -> PackageFacts:
         self._progress("reading the packages")
         by_location = {placement.location: placement for placement in placements}
         templates = {template: mount for mount, template in self._relocation.locations.items()}
@@ -453,6 +466,9 @@ class _Run:
         facts = read_facts(
             self._tree,
             rpms=rpms,
+            before=before,
+            needed=needed,
+            progress=self._progress,
             place=lambda location: record_path(location, by_location, templates),
             missing=frozenset(missing),
         )

@@ -114,6 +114,11 @@ def units(tree: ImageTree, listed: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=os.fsencode))
 
 
+def unit_names(tree: ImageTree) -> frozenset[str]:
+    """Return the names of the image's system units, templates of instances among them."""
+    return frozenset(name for directory in _UNIT_DIRECTORIES for name in _names(tree, directory))
+
+
 def _faults(tree: ImageTree, online_unit: str) -> Iterator[tuple[str, str]]:
     """Yield files that say of ours what is a deadlock or a cycle, each with that and the remedy."""
     own = (f"{UNIT_DIRECTORY}/{TARGET}", f"{_WANTS}/{online_unit}")

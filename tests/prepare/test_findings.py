@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,95 @@ def test_the_profile_warns_of_nothing_that_it_brings_itself(tmp_path: Path, pack
     with pytest.raises(UnfitImageError) as caught:
         image.prepare(strict=True)
     assert [one.code for one in caught.value.refused] == ["absent-directory"]
+
+
+# -- names of the configuration ----------------------------------------------------------
+
+
+def test_names_that_mean_nothing_in_this_image_are_warned_of(image: Image) -> None:
+    """Words 13."""
+    image.write("/usr/sbin/app", mode=0o755)
+    image.write("/etc/app/ui/page")
+    image.write("/usr/lib/systemd/system/app@.service", "[Service]\n")
+    image.list("/etc/app/")
+    image.write(
+        "/etc/ipavolume.toml",
+        '[accept]\nguard = ["ap*", "app-feature", "?gone", "typo"]\n'
+        '[start]\nexec = ["app", "--serve"]\n'
+        '[first-run]\ncommand = ["/usr/sbin/app-install"]\n'
+        '[ready]\nunits = ["app@one.service", "app@*.service", "other.service"]\n'
+        '[files]\nrefresh = ["/etc/app/ui/*", "/etc/app/iu/*"]\n',
+    )
+    assert [(one.code, one.message.split("'")[1]) for one in image.prepare().findings] == [
+        ("unknown-guard", "typo"),
+        ("no-program", "/usr/sbin/app-install"),
+        ("unknown-unit", "other.service"),
+        ("unused-refresh", "/etc/app/iu/*"),
+    ]
+
+
+# -- where packages come from ------------------------------------------------------------
+
+
+def _make_database(image: Image, directory: str) -> None:
+    words = ["rpm", "--root", str(image.root), "--dbpath", directory, "--initdb"]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
+def test_the_database_with_packages_is_read(image: Image) -> None:
+    """F34: an empty one is at the place that is looked at first."""
+    _make_database(image, "/usr/lib/sysimage/rpm")
+    image.list("/etc/app/")
+    image.prepare()
+    assert [one.name for one in image.header().packages] == ["app"]
+    assert image.records()["/data/etc/app/app.conf"].package == "app"
+
+
+def test_no_package_at_all_is_an_error_unless_it_is_said(tmp_path: Path) -> None:
+    """F34."""
+    image = make_image(tmp_path / "root")
+    _make_database(image, "/var/lib/rpm")
+    image.write("/etc/app.conf")
+    image.list("/etc/app.conf")
+    before = picture(image.root)
+    with pytest.raises(ConfigurationError) as caught:
+        image.prepare()
+    assert (caught.value.code, caught.value.exit_status) == ("no-packages", 78)
+    assert "--no-packages" in caught.value.hint
+    assert picture(image.root) == before
+    run_ipavolume("prepare", "--root", str(image.root), "--no-packages")
+    assert image.header().packages == ()
+
+
+def test_a_derived_image_keeps_the_packages_that_were_read_from_files(
+    tmp_path: Path, package: Path
+) -> None:
+    """F11: with their flags, ghosts and scriptlets; what a Dockerfile edits counts as edited."""
+    scripts = build_rpm(
+        tmp_path,
+        "scripts",
+        [],
+        scriptlets="%post\necho done\n%posttrans -p /usr/bin/true\n%triggerin -- app < 3\n",
+    )
+    image = make_image(tmp_path / "root")
+    image.write("/etc/app/app.conf", "x\n")
+    image.list("/etc/app/", "/var/log/app.log")
+    first = image.prepare(rpms=[package, scripts])
+    packages, records = image.header().packages, image.records()
+    index = (image.root / "usr/share/ipavolume/scriptlets/index.jsonl").read_bytes()
+    again = image.prepare()
+    assert (again.build_id, again.changed) == (first.build_id, False)
+
+    image.write("/data-template/etc/app/app.conf", "edited\n")
+    image.write("/etc/own.conf")
+    image.list("/etc/own.conf", name="own")
+    derived = image.prepare(lists=[str(image.root / "etc/volume-own-list")])
+    assert derived.build_id != first.build_id
+    assert image.header().packages == packages
+    assert (image.root / "usr/share/ipavolume/scriptlets/index.jsonl").read_bytes() == index
+    new = image.records()
+    assert new["/data/var/log/app.log"] == records["/data/var/log/app.log"]
+    edited, shipped = new["/data/etc/app/app.conf"], records["/data/etc/app/app.conf"]
+    assert (edited.package, edited.flags) == ("app", shipped.flags)
+    assert edited.rpm_digest == f"sha256:{shipped.content}"
+    assert new["/data/etc/own.conf"].package == ""

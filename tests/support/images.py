@@ -72,6 +72,7 @@ class Image:
         image_name: str | None = None,
         progress: Callable[[str], None] = lambda _: None,
         strict: bool = False,
+        no_packages: bool = False,
     ) -> PrepareResult:
         """Prepare it."""
         result = prepare(
@@ -84,6 +85,7 @@ class Image:
             image_name=image_name,
             progress=progress,
             strict=strict,
+            no_packages=no_packages,
         )
         self.warnings = list(result.warnings)
         return result
