@@ -142,10 +142,14 @@ class Source:
 
 
 def read_sources(directory: Path) -> dict[str, str]:
-    """Return the text of every module below *directory*, by its name without the package."""
+    """Return the text of every module below *directory*, by its name without the package.
+
+    Steps of the examples are files of images.
+    """
     return {
         ".".join(path.relative_to(directory).with_suffix("").parts): path.read_text("utf-8")
         for path in sorted(directory.rglob("*.py"))
+        if not path.is_relative_to(directory / "examples")
     }
 
 

@@ -1,0 +1,233 @@
+"""What scripts/examples plays with each example; see there."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from support import containers
+from support.command import PROJECT
+from support.containers import PASSWORD, Container
+
+MOMENTS: Final = 8
+ENTRIES: Final = 1_000
+RESULTS: Final = PROJECT / "build/examples"
+SECRET: Final = "/run/secrets/password"  # noqa: S105 - where it is
+TREE: Final = "dc=example,dc=test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An application in two versions.
+
+    Attributes:
+        name: Its directory.
+        images: The image before, and the one that is upgraded to.
+        fill: Puts the data there.
+        look: Returns what is there of it; the same before and after.
+        version: Returns the version of the server that runs.
+    """
+
+    name: str
+    images: tuple[str, str]
+    fill: Callable[[Container], object]
+    look: Callable[[Container], str]
+    version: Callable[[Container], str]
+
+
+def psql(container: Container, command: str) -> str:
+    """Return what the server answers."""
+    words = ("setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "psql", "-XAtc")
+    return container.run(*words, command).stdout.strip()
+
+
+def fill_table(container: Container) -> None:
+    """Make a table with an index, and something that is set for the server."""
+    psql(container, "CREATE TABLE kept AS SELECT n FROM generate_series(1, 10000) AS n")
+    psql(container, "ALTER TABLE kept ADD text text")
+    psql(container, "UPDATE kept SET text = md5(n::text)")
+    psql(container, "CREATE INDEX ON kept (text)")
+    psql(container, "ALTER SYSTEM SET work_mem = '5MB'")
+    psql(container, "SELECT pg_reload_conf()")
+
+
+def look_at_table(container: Container) -> str:
+    """Return a digest of all rows, one that is found by the index, and what was set."""
+    rows = psql(container, "SELECT count(*), md5(string_agg(n || text, ',' ORDER BY n)) FROM kept")
+    found = psql(
+        container, "SET enable_seqscan = off; SELECT n FROM kept WHERE text = md5('77')"
+    ).splitlines()[-1]
+    return f"{rows} {found} {psql(container, 'SHOW work_mem')}"
+
+
+def fill_directory(container: Container) -> None:
+    """Add entries."""
+    entries = "\n".join(
+        f"dn: uid=user{number},{TREE}\nobjectClass: inetOrgPerson\ncn: {number}\nsn: {number}\n"
+        for number in range(ENTRIES)
+    )
+    words = ("ldapadd", "-x", "-H", "ldap://localhost", "-D", f"cn=admin,{TREE}")
+    container.run(*words, "-w", PASSWORD, stdin=entries)
+
+
+def look_at_directory(container: Container) -> str:
+    """Return all entries with their times and identifiers, and one that is found by the index."""
+    words = ("ldapsearch", "-x", "-LLL", "-H", "ldap://localhost", "-b", TREE)
+    everything = container.run(*words, "(objectClass=*)", "*", "+").stdout
+    (found,) = (
+        line
+        for line in container.run(*words, "(uid=user77)", "sn").stdout.splitlines()
+        if line.startswith("sn: ")
+    )
+    count = everything.count("\ndn: ") + everything.startswith("dn: ")
+    # What is the server's own and changes with it.
+    kept = sorted(line for line in everything.splitlines() if not line.startswith("contextCSN"))
+    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()
+    return f"{count} {found} {digest[:16]}"
+
+
+EXAMPLES: Final = {
+    one.name: one
+    for one in (
+        Example(
+            name="postgresql",
+            images=("postgresql:15", "postgresql:17"),
+            fill=fill_table,
+            look=look_at_table,
+            version=lambda container: psql(container, "SHOW server_version"),
+        ),
+        Example(
+            name="slapd",
+            images=("slapd:2.5", "slapd:2.6"),
+            fill=fill_directory,
+            look=look_at_directory,
+            version=lambda container: container.shell("readlink /var/lib/ldap/current").strip(),
+        ),
+    )
+}
+
+
+def up(image: str, volume: Path, password: Path | None = None) -> AbstractContextManager[Container]:
+    """Start an image as compose.yaml does; the password is there for the first run only."""
+    options = list(containers.READ_ONLY)
+    if password is not None:
+        options += ["-e", f"PASSWORD_FILE={SECRET}", "-v", f"{password}:{SECRET}:ro"]
+    return containers.container(image, volume, options=options)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def copied(base: Path, place: Path) -> Path:
+    """Return a fresh copy of a volume."""
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run(["cp", "-a", "--reflink=auto", base, place], check=True)
+    return place
+
+
+def ours(line: str) -> bool:
+    """Tell whether a line is of the upgrade, not of the server after it."""
+    return line.startswith("ipavolume: ")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Say how long something took."""
+    begin = time.monotonic()
+    yield
+    say(f"  {what}: {time.monotonic() - begin:.1f} s")
+
+
+def check(example: Example, container: Container, expected: str, version: str) -> str:
+    """Return what is wrong with a container that has upgraded its volume; "" when nothing is."""
+    container.until_ready()
+    found = example.look(container)
+    if found != expected:
+        return f"data were {expected}, and are {found}"
+    if (runs := example.version(container)) == version:
+        return f"it is still version {runs}"
+    said = container.run("ipavolume", "check", status=None).stdout
+    return "" if said.startswith("/data: current") else said
+
+
+def play(example: Example, work: Path) -> bool:
+    """Play an example; tell whether all was well."""
+    say(f"{example.name}: {example.images[0]} to {example.images[1]}")
+    before, after = example.images
+    password = work / "password"
+    password.write_text(f"{PASSWORD}\n")
+    password.chmod(0o600)
+    stopped, killed = work / "stopped", work / "killed"
+    stopped.mkdir()
+    with timed("populated, set up and filled"), up(before, stopped, password) as container:
+        container.until_ready()
+        example.fill(container)
+        expected, version = example.look(container), example.version(container)
+        container.stop()
+    # As after a power failure: the server has to recover first.
+    with up(before, copied(stopped, killed)) as container:
+        container.until_ready()
+        container.kill()
+        container.wait()
+    with timed("upgraded"), up(after, copied(stopped, work / "volume")) as container:
+        fault = check(example, container, expected, version)
+        log = container.logs()
+        (RESULTS / f"{example.name}.log").write_text(log)
+        say(f"  {version} -> {example.version(container)}: {fault or expected}")
+    lines = [line for line in log.splitlines() if ours(line)]
+    faults = [fault] if fault else []
+    for number in range(MOMENTS):
+        base = killed if number % 2 else stopped
+        volume = copied(base, work / "volume")
+        begin = time.monotonic()
+        with up(after, volume) as container:
+            last = kill_after(container, 1 + number * (len(lines) - 2) // (MOMENTS - 1))
+        with up(after, volume) as container:
+            fault = check(example, container, expected, version)
+            log = container.logs()
+        word = fault or "all there"
+        say(
+            f"  {number + 1}. server {base.name} before, killed after: {last[:60]!r}: {word}, "
+            f"{time.monotonic() - begin:.1f} s"
+        )
+        if fault:
+            faults.append(fault)
+            say(log)
+    say(f"{example.name}: {MOMENTS + 1 - len(faults)} of {MOMENTS + 1} upgrades lost nothing")
+    return not faults
+
+
+def kill_after(container: Container, count: int) -> str:
+    """Kill it when it has said so many lines; return the last one."""
+    seen = 0
+    for line in container.lines():
+        seen += ours(line)
+        if seen == count:
+            container.kill()
+            container.wait()
+            return line.strip()
+    raise AssertionError(f"it ended after {seen} lines of {count}:\n{container.logs()}")
+
+
+def main() -> None:
+    """Play the examples that are named."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    fine = True
+    for name in sys.argv[1:]:
+        with tempfile.TemporaryDirectory(prefix="ipavolume-examples-", dir="/var/tmp") as work:
+            fine = play(EXAMPLES[name], Path(work)) and fine
+    sys.exit(0 if fine else 1)
+
+
+main()
