@@ -17,7 +17,10 @@ from ipavolume.context import OVERRIDES
 from ipavolume.model.actions import Rule
 from ipavolume.prepare.findings import Code
 
-SOURCES = sorted((PROJECT / "ipavolume").rglob("*.py"))
+# An example's steps have codes of their own, which its README explains.
+SOURCES = sorted(
+    path for path in (PROJECT / "ipavolume").rglob("*.py") if "examples" not in path.parts
+)
 STEPS = sorted((PROJECT / "upgrade_steps").glob("s*.py"))
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 # Steps have codes of their own; these are given their code by a variable.
