@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_CONFIGURATION_BYTES: Final = 1 << 20
+VERSION_TIMEOUT_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,29 @@ class ScriptletsConfig:
     timeout_s: int = 600
     substitute: tuple[Substitution, ...] = ()
     repeatable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredPackage:
+    """Software that no package manager of the image knows, declared as a package.
+
+    Of the three that say its version exactly one is given.
+
+    Attributes:
+        name: What it is called.
+        version: ``epoch:version-release`` as far as there is any of it.
+        version_file: Path of a file in the image that holds that, and nothing else.
+        version_command: Words of a command that prints that, and nothing else.
+        timeout_s: Seconds that the command may take.
+        config: Globs of its listed configuration files, which count as ``%config(noreplace)``.
+    """
+
+    name: str
+    version: str = ""
+    version_file: str = ""
+    version_command: tuple[str, ...] = ()
+    timeout_s: int = VERSION_TIMEOUT_S
+    config: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +150,7 @@ class Config:
         guard_optional: Those of them that need not be in the image.
         files_refresh: Globs of template files that no package owns and that a new image
             may replace while they are unedited.
+        packages: Software that is declared as packages.
         scriptlets: Which scriptlets run, or ``None`` for none.
         first_run: What configures a fresh volume, or ``None`` for nothing.
         ready: When the application is ready.
@@ -144,6 +169,7 @@ class Config:
     accept_guard: tuple[str, ...] = ()
     guard_optional: tuple[str, ...] = ()
     files_refresh: tuple[str, ...] = ()
+    packages: tuple[DeclaredPackage, ...] = ()
     scriptlets: ScriptletsConfig | None = None
     first_run: FirstRunConfig | None = None
     ready: ReadyConfig = ReadyConfig()

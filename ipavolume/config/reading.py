@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from ipavolume.config.model import (
     GENERIC,
+    VERSION_TIMEOUT_S,
     Config,
+    DeclaredPackage,
     FirstRunConfig,
     ReadyConfig,
     ScriptletsConfig,
@@ -34,6 +36,10 @@ _UNIT: Final = re.compile(
     r"[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
     r"|automount)",
     re.ASCII,
+)
+_PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,127}", re.IGNORECASE | re.ASCII)
+_VERSION: Final = re.compile(
+    r"([0-9]{1,9}:)?[a-z0-9][a-z0-9._+~^]{0,127}(-[a-z0-9._+~^]{1,127})?", re.IGNORECASE | re.ASCII
 )
 _APPLICATION: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.IGNORECASE | re.ASCII)
 
@@ -251,6 +257,7 @@ def _read_config(top: _Table) -> Config:
         accept_guard=tuple(name.removeprefix("?") for name in guard),
         guard_optional=tuple(name[1:] for name in guard if name.startswith("?")),
         files_refresh=files.texts("refresh", default.files_refresh, check=_path_fault),
+        packages=_read_packages(top),
         scriptlets=_read_scriptlets(top, default.scriptlets),
         first_run=_read_first_run(top, default.first_run),
         ready=_read_ready(top, default.ready),
@@ -285,6 +292,47 @@ def _read_volumes(top: _Table) -> tuple[VolumeConfig, ...]:
     if volumes and volumes[0].volatile:
         tables[0].fault("volatile", "cannot be true for the first volume, which keeps the journal")
     return tuple(volumes)
+
+
+_VERSION_KEYS: Final = ("version", "version-file", "version-command")
+
+
+def _read_packages(top: _Table) -> tuple[DeclaredPackage, ...]:
+    packages: list[DeclaredPackage] = []
+    for table in top.tables("package"):
+        if "name" not in table:
+            table.fault("", "has no name")
+        given = [key for key in _VERSION_KEYS if key in table]
+        if len(given) != 1:
+            table.fault("", f"has to have one of {', '.join(_VERSION_KEYS)}")
+        package = DeclaredPackage(
+            name=table.text("name", "", check=_package_name_fault),
+            version=table.text("version", "", check=version_fault),
+            version_file=table.path_text("version-file", ""),
+            version_command=table.texts("version-command", (), check=_filled),
+            timeout_s=table.seconds("timeout_s", VERSION_TIMEOUT_S),
+            config=table.texts("config", (), check=_path_fault),
+        )
+        if given == ["version-command"] and not package.version_command:
+            table.fault("version-command", "is empty")
+        if package.name and any(package.name == other.name for other in packages):
+            table.fault("name", f"{package.name!r} is declared twice")
+        table.done()
+        packages.append(package)
+    return tuple(packages)
+
+
+def _package_name_fault(value: str) -> str:
+    if not _PACKAGE.fullmatch(value):
+        return f"{value!r:.80} is no name of a package, such as 'my-server'"
+    return ""
+
+
+def version_fault(value: str) -> str:
+    """Say why *value* cannot be the version of a package; "" when it can."""
+    if not _VERSION.fullmatch(value):
+        return f"{value!r:.80} is no version such as '2.4.1', '2.4.1-3' or '1:2.4.1-3'"
+    return ""
 
 
 _NEEDED: Final = ("/proc", "/sys", "/dev", "/etc/ipavolume", "/usr/share/ipavolume")

@@ -28,7 +28,7 @@ class Package:
         name: Name.
         epoch: Epoch, 0 when the package has none.
         version: Version.
-        release: Release.
+        release: Release, or "" where what was declared has none.
         arch: Architecture.
         provides: What it provides, its own name included.
     """
@@ -42,8 +42,8 @@ class Package:
 
     @property
     def evr(self) -> str:
-        """``epoch:version-release``; the epoch is left out when it is 0."""
-        text = f"{self.version}-{self.release}"
+        """``epoch:version-release``; what is 0 or not there is left out."""
+        text = f"{self.version}-{self.release}" if self.release else self.version
         return f"{self.epoch}:{text}" if self.epoch else text
 
 

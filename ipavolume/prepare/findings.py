@@ -28,16 +28,19 @@ class Code(enum.StrEnum):
 
     ABSENT_DIRECTORY = "absent-directory"
     ABSENT_FILE = "absent-file"
+    CONFIG_OWNED = "config-owned"
     DAMAGED_MANIFEST = "damaged-manifest"
     HIDDEN_CONTENT = "hidden-content"
     KEPT_FILE = "kept-file"
-    LIST_COMMENT = "list-comment"
-    LIST_GLOB = "list-glob"
     LISTED_AS_DIRECTORY = "listed-as-directory"
     LISTED_AS_FILE = "listed-as-file"
     LISTED_TWICE = "listed-twice"
+    LIST_COMMENT = "list-comment"
+    LIST_GLOB = "list-glob"
     NO_IPAVOLUME = "no-ipavolume"
     NO_PROGRAM = "no-program"
+    NO_VERSION = "no-version"
+    PACKAGE_OWNED = "package-owned"
     PROFILE_FILES = "profile-files"
     PROGRAMS_LISTED = "programs-listed"
     RELATIVE_LINK = "relative-link"
@@ -45,11 +48,13 @@ class Code(enum.StrEnum):
     REPLACED_BY_SCRIPTLET = "replaced-by-scriptlet"
     RPM_LEFTOVER = "rpm-leftover"
     RUNTIME_LISTED = "runtime-listed"
+    SAME_VERSION = "same-version"
     SPECIAL_FILE = "special-file"
     UNIT_ORDER = "unit-order"
     UNKNOWN_GUARD = "unknown-guard"
     UNKNOWN_UNIT = "unknown-unit"
     UNSEEN_MARK = "unseen-mark"
+    UNUSED_CONFIG = "unused-config"
     UNUSED_REFRESH = "unused-refresh"
     UNUSED_SUBSTITUTION = "unused-substitution"
 
@@ -65,6 +70,10 @@ MEANINGS: Final[dict[Code, str]] = {
         "the file. One that creates it with O_CREAT|O_EXCL fails there, and one that writes "
         "another file and renames it replaces the link: for such a one list the directory, or "
         "make the file when the image is built."
+    ),
+    Code.CONFIG_OWNED: (
+        "A glob of [[package]] config matches a file that another package owns, an rpm or one "
+        "that is declared, too. A file has one owner, whose rules hold: write the glob narrower."
     ),
     Code.DAMAGED_MANIFEST: (
         "The manifest that the image had cannot be read. It is made anew; what an earlier prepare "
@@ -104,6 +113,16 @@ MEANINGS: Final[dict[Code, str]] = {
         "A command of the configuration begins with what is no program in the image. A later "
         "layer may bring it; otherwise the name is misspelt, or the package is missing."
     ),
+    Code.NO_VERSION: (
+        "The version of a [[package]] cannot be read: its file is missing or holds something "
+        "else, or its command fails, takes too long or prints something else. One line with the "
+        "version is what is expected. A command is run only where prepare works in the image "
+        "itself."
+    ),
+    Code.PACKAGE_OWNED: (
+        "A [[package]] has the name of an rpm of the image. Take the declaration out: the rpm has "
+        "a version and files of its own."
+    ),
     Code.PROFILE_FILES: (
         "Files of the profile's own lists are not in the image. No image has all of them, and the "
         "programs of the profile make them where the links lead to. It never stops a build."
@@ -133,6 +152,11 @@ MEANINGS: Final[dict[Code, str]] = {
         "Under systemd, and with a read-only root, what is in /run comes with each container and "
         "goes with it: a link there is never seen. List where the program keeps what lasts."
     ),
+    Code.SAME_VERSION: (
+        "A [[package]] has the version that it had when the image was prepared before, and other "
+        "configuration files. Steps are chosen by versions, and people tell images by them: count "
+        "its version up, or add a release (2.4.1-2)."
+    ),
     Code.SPECIAL_FILE: (
         "A socket or a device in a listed path is left out: it is made by the program that uses it."
     ),
@@ -152,6 +176,10 @@ MEANINGS: Final[dict[Code, str]] = {
         "What the first run is judged by is on no volume, so it will not be there at the next "
         "start. List it."
     ),
+    Code.UNUSED_CONFIG: (
+        "A glob of [[package]] config matches no listed file. It is about the paths that the "
+        "image has, and * matches a slash as well."
+    ),
     Code.UNUSED_REFRESH: (
         "No listed file that is not a package's matches a glob of [files] refresh. It is about "
         "the paths that the image has, and * matches a slash as well."
@@ -163,7 +191,16 @@ MEANINGS: Final[dict[Code, str]] = {
 }
 """What each code means, and what to do."""
 
-ERRORS: Final = frozenset({Code.LIST_COMMENT, Code.LIST_GLOB, Code.PROGRAMS_LISTED})
+ERRORS: Final = frozenset(
+    {
+        Code.CONFIG_OWNED,
+        Code.LIST_COMMENT,
+        Code.LIST_GLOB,
+        Code.NO_VERSION,
+        Code.PACKAGE_OWNED,
+        Code.PROGRAMS_LISTED,
+    }
+)
 """What cannot work, and cannot be accepted."""
 NOTES: Final = frozenset({Code.PROFILE_FILES})
 """What is good to know, and stops no build."""

@@ -40,6 +40,11 @@ class PackagedFile:
     package: str
     file: RpmFile
 
+    @property
+    def is_directory(self) -> bool:
+        """It is a directory to the package."""
+        return stat.S_ISDIR(self.file.mode)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageFacts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import posixpath
@@ -20,6 +19,7 @@ from ipavolume.model.files import FileFlags, FileType, Metadata, Record
 from ipavolume.model.images import TopLevel
 from ipavolume.model.packages import RpmFile
 from ipavolume.model.paths import CONFIG_PATH
+from ipavolume.prepare.declared import DECLARED_FLAGS, Owners
 from ipavolume.prepare.files import (
     DigestCache,
     digests_of,
@@ -27,6 +27,7 @@ from ipavolume.prepare.files import (
     xattrs_of,
 )
 from ipavolume.prepare.findings import Code, Findings
+from ipavolume.prepare.globs import matches
 from ipavolume.prepare.packages import PackagedFile, PackageFacts
 from ipavolume.prepare.placement import is_reserved
 
@@ -45,11 +46,6 @@ def _stays(record: Record) -> bool:
     return record.type is FileType.FILE and not record.package and not record.refresh
 
 
-def matches(path: str, mount: str, glob: str) -> bool:
-    """Tell whether *glob* matches the image's path, or the volume's, of what is at *path*."""
-    return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(path[len(mount) :], glob)
-
-
 class Shipped:
     """Makes the records of an image."""
 
@@ -61,6 +57,7 @@ class Shipped:
         names: AccountNames,
         digests: DigestCache,
         refresh: Sequence[str],
+        declared: Owners,
         findings: Findings,
     ) -> None:
         """Keep what records are made of.
@@ -71,6 +68,7 @@ class Shipped:
             names: The image's accounts.
             digests: Digests of files that were read already.
             refresh: Globs of the configuration.
+            declared: Whose configuration files are what no other package owns.
             findings: Takes what is left out, and links that lead nowhere on a volume.
         """
         self._tree = tree
@@ -79,6 +77,7 @@ class Shipped:
         self._digests = digests
         self._refresh = refresh
         self._used: set[str] = set()
+        self._declared = declared
         self._findings = findings
         self._top: dict[str, dict[str, list[int]]] = {}
         self.unowned: list[str] = []
@@ -168,13 +167,16 @@ class Shipped:
                 f"{manifest.MAX_PATH_CHARACTERS}",
                 hint="No process can open it by its path: remove it from the image.",
             )
-        packaged = self._facts.files.get(path)
+        known = self._facts.files.get(path)
+        packaged = known or self._declare(path, mount, visit)
         content = rpm_digest = hard_link = ""
         if kind is FileType.FILE:
             content, rpm_digest = self._content(visit, packaged)
         elif kind is FileType.SYMLINK:
             content = os.readlink(visit.name, dir_fd=visit.directory)
             self._check_link(path, mount, content)
+        if packaged is not None and known is None:
+            self._declared.note(packaged.package, path, content)
         if kind is not FileType.FILE and packaged and packaged.file.digest:
             rpm_digest = f"{packaged.file.digest_algorithm}:{packaged.file.digest}"
         if st.st_nlink > 1 and kind is not FileType.DIRECTORY:
@@ -203,6 +205,24 @@ class Shipped:
                 hint="Take it out of the image or of the path lists.",
             )
         return record
+
+    def _declare(self, path: str, mount: str, visit: Visit) -> PackagedFile | None:
+        st = visit.st
+        package = self._declared.owner(path, mount, files.type_of(st.st_mode))
+        if not package:
+            return None
+        file = RpmFile(
+            path=path,
+            mode=st.st_mode,
+            size=st.st_size,
+            digest="",
+            digest_algorithm="",
+            target="",
+            owner="",
+            group="",
+            flags=DECLARED_FLAGS,
+        )
+        return PackagedFile(package=package, file=file)
 
     def _content(self, visit: Visit, packaged: PackagedFile | None) -> tuple[str, str]:
         """Return the SHA-256 of a file, and the package's digest where it differs."""

@@ -33,6 +33,8 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.prepare import mentioned, pathlists, profile, relatives, scriptlets, systemd
+from ipavolume.prepare.declared import Owners
+from ipavolume.prepare.declared import read_packages as read_declared
 from ipavolume.prepare.files import DigestCache, reported
 from ipavolume.prepare.findings import Code, Finding, Findings
 from ipavolume.prepare.manifest import (
@@ -234,7 +236,16 @@ class _Run:
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
         self._progress("1 listed path" if entries == 1 else f"{entries} listed paths")
         names = read_accounts(tree)
-        facts = self._read_packages(placements, rpms, before, needed=not no_packages)
+        needed = not (no_packages or self._config.packages)
+        facts = self._read_packages(placements, rpms, before, needed=needed)
+        declared = read_declared(
+            tree,
+            self._config.packages,
+            facts,
+            list(relocation.locations),
+            findings=found,
+        )
+        packages = tuple(sorted((*facts.packages, *declared), key=lambda one: one.name))
         described = scriptlets.describe(
             tree, facts.installed, self._config.scriptlets, findings=found
         )
@@ -256,7 +267,7 @@ class _Run:
             freeipa=self._config.profile == "freeipa",
             findings=found,
         )
-        mentioned.check(tree, self._config, facts.packages, findings=found)
+        mentioned.check(tree, self._config, packages, findings=found)
         self._find_first_run(listed)
         found.settle()
         lists_changed = profile.write(
@@ -278,19 +289,21 @@ class _Run:
             tree, online_unit=self._config.online_unit, make=relocation.make, findings=found
         )
         self._progress("writing the manifest")
+        owners = Owners(self._config.packages, findings=found)
         shipped = Shipped(
             tree,
             facts=facts,
             names=names,
             digests=self._digests,
             refresh=self._config.files_refresh,
+            declared=owners,
             findings=found,
         )
         image = ImageFacts(
             config=self._config,
             configuration=configuration,
             listed=listed,
-            packages=facts.packages,
+            packages=packages,
             names=names,
             links=links,
             units=systemd.units(tree, [item.entry.path for item in listed]),
@@ -302,6 +315,7 @@ class _Run:
             header = describe(tree, image, shipped, spool, build_id=build_id, image_name=image_name)
             check_steps(tree, header)
             shipped.check_used()
+            owners.check(tree, header, before)
             found.settle()
             written = write(tree, image, header, spool, make=relocation.make)
         if not header.application:

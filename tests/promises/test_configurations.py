@@ -85,7 +85,9 @@ def _lists_for(text: str) -> dict[str, list[str]]:
 CONFIGURATIONS: Final = {
     "none": Configuration(text="", lists={"/data": LISTS["/data"]}),
     "volatile": Configuration(
-        text='[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/tmp"\nvolatile = true\n',
+        text='[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/tmp"\nvolatile = true\n'
+        '[accept]\nguard = ["my-server", "copied", "?other"]\n'
+        '[[package]]\nname = "copied"\nversion = "1.2"\nconfig = ["/etc/app/copied.conf"]\n',
         lists={mount: LISTS[mount] for mount in ("/data", "/tmp")},
     ),
     "freeipa": Configuration(
