@@ -180,6 +180,15 @@ class LockedError(IpaVolumeError):
     exit_status = EXIT_LOCKED
 
 
+class LockLostError(LockedError):
+    """The lock is not ours any more: another host may work on the volume.
+
+    Who raises it has changed nothing since, and who catches it changes nothing, not even a record.
+    """
+
+    code = "lock-lost"
+
+
 class RefusedError(IpaVolumeError):
     """The image and the volume do not belong together, or consent is missing."""
 

@@ -182,22 +182,38 @@ def keep(
 
     Returns:
         Its number.
+
+    Raises:
+        OSError: If there is none that keeps them.
     """
     parent = os.getpid()
     is_systemd = parent == 1 and os.path.realpath(command[0]).endswith(SYSTEMD)
     told = _pidfd(parent) if parent != 1 else -1
+    heard, holds = os.pipe()
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _SPARED)
-    keeper = os.fork() if is_systemd else _fork_unseen()
-    if keeper:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-        if told >= 0:
-            os.close(told)
-        return keeper
     try:
-        _be_keeper(locks, told)
-        _keep(locks, told, parent, watched=watched, ends=ends)
+        keeper = os.fork() if is_systemd else _fork_unseen()
+        if keeper:
+            os.close(holds)
+            _hear(heard)
+            return keeper
+    finally:
+        if os.getpid() == parent:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+            for fd in (heard, told):
+                if fd >= 0:
+                    os.close(fd)
+    try:
+        _be_keeper(locks, told, holds)
+        _keep(locks, told, parent, holds, watched=watched, ends=ends)
     finally:
         os._exit(1)
+
+
+def _hear(heard: int) -> None:
+    """Wait until the keeper says that it holds; the end of the pipe is its own."""
+    if not os.read(heard, 1):
+        raise OSError(errno.ECHILD, "the process that is to keep the lock of the volume has ended")
 
 
 def _descriptors(locks: list[Held]) -> list[int]:
@@ -232,11 +248,11 @@ def _fork_unseen() -> int:
     return os.fork() if forked < 0 else forked
 
 
-def _be_keeper(locks: list[Held], told: int) -> None:
+def _be_keeper(locks: list[Held], told: int, holds: int) -> None:
     """Let go of all that the keeper does not need, and take another name."""
     os.chdir("/")
     os.setsid()
-    needed = {1, 2, told, *_descriptors(locks)}
+    needed = {1, 2, told, holds, *_descriptors(locks)}
     for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
         if fd not in needed:
             try:
@@ -253,7 +269,9 @@ def _be_keeper(locks: list[Held], told: int) -> None:
         return
 
 
-def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: bool) -> None:
+def _keep(
+    locks: list[Held], told: int, parent: int, holds: int, *, watched: bool, ends: bool
+) -> None:
     import select
 
     waiting = select.poll()
@@ -262,10 +280,13 @@ def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: boo
     asking = told < 0 and parent != 1
     patience = _LOOK_S * 1000 if asking else _WATCH_S * 1000 if watched else None
     places = [os.readlink(b"/proc/self/fd/%d" % volume) for volume, _ in locks]
+    os.write(holds, b"\n")
+    os.close(holds)
     while not waiting.poll(patience) and not (asking and os.getppid() != parent):
-        lost = "".join(_what_is_lost(*held) for held in locks) if watched else ""
+        lost = "".join(what_is_lost(*held) for held in locks) if watched else ""
         if lost:
-            _tell(b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode())
+            line = b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode()
+            _tell(line, locks)
             if ends:
                 _end_container(told, is_first=parent == 1)
             return
@@ -282,12 +303,29 @@ def _keep(locks: list[Held], told: int, parent: int, *, watched: bool, ends: boo
         os.close(fd)
 
 
-def _tell(line: bytes) -> None:
+def _tell(line: bytes, locks: list[Held]) -> None:
+    """Say it, but wait no longer than a second for who does not read."""
+    import select
+
+    heard, said = os.pipe()
     try:
-        os.write(2, line)
+        child = os.fork()
     except OSError:
-        # Nobody reads it any more.
+        # What follows matters more.
+        child = -1
+    if child:
+        os.close(said)
+        waiting = select.poll()
+        waiting.register(heard, select.POLLIN)
+        waiting.poll(_LOOK_S * 1000)
+        os.close(heard)
         return
+    try:
+        for fd in _descriptors(locks):
+            os.close(fd)
+        os.write(2, line)
+    finally:
+        os._exit(0)
 
 
 def _take_work() -> int | None:
@@ -361,8 +399,13 @@ def _has_open(process: bytes, places: list[bytes]) -> bool:
         return any(b" " + place + b"/" in line for line in stream for place in places)
 
 
-def _what_is_lost(volume: int, file: int) -> str:
-    """Say why a lock on a network is not ours any more; "" when it is."""
+def what_is_lost(volume: int, file: int) -> str:
+    """Say why a lock is not ours any more, as can happen on a network; "" when it is.
+
+    Args:
+        volume: Descriptor of the volume's root directory.
+        file: That which has the lock; -1: there is none.
+    """
     if file < 0:
         return ""
     try:

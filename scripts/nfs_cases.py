@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -269,6 +270,12 @@ class Container:
         """Tell whether it serves or has ended."""
         return self.serves or self.status is not None
 
+    def go_on(self) -> None:
+        """Let the process go on that its tracer has stopped."""
+        tracer = self.first_process()
+        children = Path(f"/proc/{tracer}/task/{tracer}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill all its processes at once, as power loss does."""
         with contextlib.suppress(OSError, IndexError):
@@ -342,6 +349,22 @@ class Lab:
         """Start a container with a command of its own."""
         container = Container(self.hosts[number], image, volume, *words)
         self._containers.append(container)
+        return container
+
+    def standing(
+        self, number: int, image: str, volume: str, *options: str, call: str, count: int
+    ) -> Container:
+        """Start an application whose start stands still behind its call number *count*."""
+        inject = f"inject={call}:signal=SIGSTOP:when={count}"
+        words = ("strace", "-f", "-e", f"trace={call}", "-e", inject)
+        words += ("ipavolume", "start", *options, "--", "serve")
+        container = self.run(number, image, volume, *words)
+        wait_for(
+            f"a start that stands still at {call}",
+            lambda: "--- stopped by SIGSTOP ---" in container.said or container.settled(),
+            seconds=120,
+        )
+        require(not container.settled(), container)
         return container
 
     def served(self, number: int, image: str, volume: str, *options: str) -> Container:
@@ -492,6 +515,41 @@ def cable_pulled_v3(lab: Lab) -> None:
     loses(first, second)
 
 
+def lost_before_the_mark(lab: Lab) -> None:
+    """A run that stood still finds that its lock was taken: it ends, and has changed nothing."""
+    volume = lab.volume()
+    lab.served(0, "one", volume).kill()
+    first = lab.standing(0, "two", volume, call="syncfs", count=1)
+    second = lab.served(1, "two", volume, "--allow", "stale-lock")
+    before = picture(lab.path(volume))
+    first.go_on()
+    wait_for("the end of the first", lambda: first.status is not None, seconds=120)
+    require(first.status == LOCKED and "[lock-lost]" in first.said, first)
+    require(second.serves, second)
+    if picture(lab.path(volume)) != before:
+        raise FaultError("written by who had lost the lock")
+    verify(lab.path(volume), 2)
+
+
+def newcomer_before_a_stale_lock_is_taken(lab: Lab) -> None:
+    """Who takes a dead host's lock does not take that of who came meanwhile."""
+    volume = lab.volume()
+    first = lab.served(0, "one", volume)
+    # Behind the locks of who works here, of the file, which is not free, and of the directory.
+    options = ("--allow", "stale-lock")
+    second = lab.standing(1, "one", volume, *options, call="flock", count=3)
+    first.kill()
+    # It stands still when it has just written who it is.
+    third = lab.standing(0, "two", volume, call="fsync", count=1)
+    second.go_on()
+    wait_for("the end of the second", second.settled, seconds=120)
+    require(second.status == LOCKED and "[locked]" in second.said, second)
+    third.go_on()
+    wait_for("a start alone", third.settled, seconds=120)
+    require(third.serves, third)
+    verify(lab.path(volume), 2)
+
+
 def lock_removed(lab: Lab) -> None:
     """Somebody removes the file of the lock: the holder says so and ends."""
     volume = lab.volume()
@@ -612,6 +670,8 @@ def cases() -> Iterator[tuple[str, Way, Callable[[Lab], None]]]:
         ("populate at once, twice", populate_at_once),
         ("second start, killed holder", one_after_the_other),
         ("lock file replaced", lock_replaced),
+        ("lock lost before the mark", lost_before_the_mark),
+        ("newcomer, stale-lock", newcomer_before_a_stale_lock_is_taken),
         ("server restarted", server_restarted),
         ("server forgot its clients", server_forgot),
         ("holder's host cut off", cable_pulled),

@@ -55,7 +55,7 @@ def make_world(
         rpm = build_rpm(directory / "rpms" / name, "app", files, version=str(version))
         accounts = OLD_ACCOUNTS if version == 1 else NEW_ACCOUNTS
         image = directory / f"{name}-{version}"
-        make_versioned_image(image, rpm, accounts, build_id=f"build-{version}")
+        make_versioned_image(image, rpm, accounts, build_id=f"build-{('one', 'two')[version - 1]}")
     world = World(directory=directory, environment=clean_environment())
     for state in ("empty", "edited", "expected"):
         for mount in MOUNTS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from ipavolume.apply import journal
@@ -69,6 +69,7 @@ def commit(
     *,
     stepped: ImageHeader | None = None,
     unexecuted: bool = False,
+    check_lock: Callable[[], None],
 ) -> None:
     """Record the result: the secondaries first, the primary's build id last of all.
 
@@ -80,11 +81,13 @@ def commit(
         stepped: With *unexecuted*: the last image whose steps all ran; ``None``: none did.
         unexecuted: Steps of the image did not run: its id is not recorded, for it stands
             for files and steps.
+        check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
     """
     primary = areas[0]
     for area, identity in zip(areas[1:], identities[1:], strict=True):
         with _changing_records("commit to", area):
             _write_identity(area, identity)
+            check_lock()
             _write_build_id(area, build_id)
             close_transaction(area, now=STATE_OPEN)
     with _changing_records("commit to", primary):
@@ -101,6 +104,7 @@ def commit(
             if files.lstat(primary.work, name) is not None:
                 files.rename(primary.work, name, primary.state, name)
         files.sync(primary.state)
+        check_lock()
         if not unexecuted:
             _write_build_id(primary, build_id)
         close_transaction(primary, now=STATE_CLOSED)

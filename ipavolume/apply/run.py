@@ -20,6 +20,7 @@ from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     IpaVolumeError,
+    LockLostError,
     RefusedError,
     StoppedError,
     UnsafeVolumeError,
@@ -115,6 +116,7 @@ def carry_out(
             speaker.say("making it durable")
             for area in areas.values():
                 sync_area(area.volume)
+            context.volumes.check_lock()
         except IpaVolumeError as err:
             err.state = failures.STATE_UNTOUCHED
             raise
@@ -290,7 +292,7 @@ class _Run:
                 self._swap(positions)
                 if self._is_executable():
                     self._execute()
-        except StoppedError as err:
+        except (StoppedError, LockLostError) as err:
             err.state = err.state or failures.STATE_OPEN
             raise
         except IpaVolumeError as err:
@@ -316,7 +318,13 @@ class _Run:
             if positions is not None and path in positions:
                 entries[positions[path]] = index_entry(st)
 
-        swap = Swap(self._plan, self._areas, self._notes, installed=installed)
+        swap = Swap(
+            self._plan,
+            self._areas,
+            self._notes,
+            installed=installed,
+            check_lock=self._context.volumes.check_lock,
+        )
         swap.run(self._speaker.say)
         if entries:
             _add_to_index(self._first, entries)
@@ -377,6 +385,7 @@ class _Run:
             journal.write_tasks(self._first.work, self._log.with_failure(failure))
 
     def _commit(self) -> None:
+        self._context.volumes.check_lock()
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, COMMITTING)
         target = self._context.image.header
@@ -417,6 +426,7 @@ class _Run:
             (history.read_history(self._context.volumes.primary), entry),
             stepped=self._primary.stepped if unexecuted else None,
             unexecuted=unexecuted,
+            check_lock=self._context.volumes.check_lock,
         )
 
 
@@ -425,6 +435,9 @@ def _logged(context: Context, run: str, speaker: Speaker) -> Iterator[None]:
     """Leave in the log of a run what ended it, in whatever phase: what is hinted at is there."""
     try:
         yield
+    except LockLostError:
+        # The log is on the volume, too.
+        raise
     except IpaVolumeError as err:
         quiet = Speaker(say=say_nothing, show=say_nothing, redactor=speaker.redactor)
         # What is in the way of the run may be in the way of its log, too.

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
@@ -54,6 +55,8 @@ from ipavolume.volume.layout import PRIVATE_MODE
 
 _ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
+_LOOK_S: Final = 1.0
+"""Who looked after the lock so long ago looks again: less than any server waits for a host."""
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
 
 
@@ -67,6 +70,7 @@ class Swap:
         notes: Notes,
         *,
         installed: Callable[[str, os.stat_result], None],
+        check_lock: Callable[[], None],
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -75,11 +79,13 @@ class Swap:
             areas: The areas by mount.
             notes: Where is noted what was found changed since the plan, and where that went.
             installed: Told of every file that this process put in place.
+            check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
         """
         self._plan = plan
         self._areas = areas
         self._notes = notes
         self._installed = installed
+        self._check_lock = check_lock
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
@@ -101,7 +107,10 @@ class Swap:
         Raises:
             VolumeIOError: If an operation fails; the next start goes on from there.
             UnsafeVolumeError: If a path is no longer what it was, in an unsafe way.
+            LockLostError: If the lock is not ours any more.
         """
+        self._check_lock()
+        looked = time.monotonic()
         actions = self._plan.actions
         count = len(actions) - sum(isinstance(one, Keep) for one in without_metadata(actions))
         progress(f"putting {count} {'change' if count == 1 else 'changes'} in place")
@@ -112,6 +121,10 @@ class Swap:
             meter = Meter(progress, "putting changes in place", total=len(actions))
             for number, action in enumerate(meter.counted(actions)):
                 signals.check()
+                if time.monotonic() >= looked + _LOOK_S:
+                    # As well as where a server did not answer for a while.
+                    self._check_lock()
+                    looked = time.monotonic()
                 if not isinstance(action, SetMetadata):
                     # Directories may be others from here on.
                     self._close_ladders()

@@ -21,6 +21,7 @@ from ipavolume.context import Context
 from ipavolume.errors import (
     CommandFailedError,
     IpaVolumeError,
+    LockLostError,
     RefusedError,
     StoppedError,
     told_as,
@@ -107,12 +108,15 @@ class Execution:
 
         Raises:
             CommandFailedError: If a step's command fails or does not end in time.
+            LockLostError: If the lock is not ours any more; that is looked at before each command
+                and after it.
             IpaVolumeError: If a step refuses, or something on the volume is in the way.
         """
         todo = pending(self._plan.tasks, self.log, phase)
         total = len(self._plan.tasks)
         for task in todo:
             signals.check()
+            self._context.volumes.check_lock()
             number = self._plan.tasks.index(task) + 1
             if self.log.state_of(task) is TaskState.STARTED:
                 self._output.say(f"{task.name} was interrupted, it is run again")
@@ -133,7 +137,7 @@ class Execution:
             with told_as(unforeseen):
                 messages = [] if known is None else self._left(task)
                 messages += self._execute(task)
-        except StoppedError:
+        except (StoppedError, LockLostError):
             # It did not fail: it stays recorded as begun, which is what it is.
             raise
         except IpaVolumeError as err:
@@ -205,6 +209,7 @@ class Execution:
             messages: list[str] = []
             for action in actions:
                 signals.check()
+                context.volumes.check_lock()
                 if isinstance(action, Command):
                     messages += self._run_command(task, action)
                 else:
@@ -353,6 +358,7 @@ def run_start_steps(
             step = loading.load_step(context.image.tree, declaration)
             with asked(context.image, context.volumes, step, recorded) as actions:
                 for action in actions:
+                    context.volumes.check_lock()
                     log = log or output()
                     if isinstance(action, Command):
                         links = links or Links(

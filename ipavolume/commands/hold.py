@@ -40,7 +40,8 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
         build_id: Id of the image: where the volumes have it, no upgrade is left to be tried.
 
     Raises:
-        StoppedError: If a signal asked for an end.
+        LockLostError: If the lock is not ours any more.
+        StoppedError: If a signal asked for an end, and nobody works on the volume.
     """
     primary = volumes[0]
     # Or who looks from outside would take it for one that this container runs.
@@ -59,10 +60,18 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
     say(f"on hold: the application is not started. Look around in the container; {then}")
     with _noted():
         lock.pause()
+        told = False
         while True:
             # A signal does not end the sleep, but is seen right after it.
             time.sleep(_WATCH_S)
-            signals.check()
+            lock.check()
+            if signals.stop_signal() is not None:
+                # Who works here does so under our lock, and finishes what it does.
+                if lock.go_on(volumes):
+                    signals.check()
+                if not told:
+                    say("the end waits for another command of this container")
+                    told = True
             now = standing(primary)
             if now != before and not now.is_open and lock.go_on(volumes):
                 if not standing(primary).is_open:

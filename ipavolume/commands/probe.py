@@ -126,6 +126,10 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer) -> Answer:
         return Answer(exit_status=EXIT_LOCKED, text="not yet: the start has not handed over")
     if first == "systemd" and not units.is_booted():
         return Answer(exit_status=EXIT_LOCKED, text="not yet: systemd begins to boot")
+    if lock.is_worked_here():
+        # Under an init of the engine process 1 does not tell how far the start is.
+        text = "not yet: a start or another command of this container works on the volume"
+        return Answer(exit_status=EXIT_LOCKED, text=text)
     if mount := lock.lost(volumes.values()):
         text = f"lock lost: nothing in this container holds the lock of {mount}"
         return Answer(exit_status=EXIT_LOCKED, text=text)

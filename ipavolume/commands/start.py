@@ -125,10 +125,10 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         signals.restore()
         networks = set(filter(None, map(lock.network_of, context.volumes.values())))
         lost = context.image.config.lock_lost or ("end" if lock.NFS in networks else "keep")
-        keeper = fastpath.keep(command, locks, watched=bool(networks), ends=lost == "end")
-        _hand_over(beginning, keeper=keeper, alone=alone)
-        umask.restore_umask()
         try:
+            keeper = fastpath.keep(command, locks, watched=bool(networks), ends=lost == "end")
+            _hand_over(beginning, keeper=keeper, alone=alone)
+            umask.restore_umask()
             fastpath.execute(command, locks, keeper)
         except OSError as err:
             raise CannotCreateError(

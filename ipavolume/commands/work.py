@@ -11,7 +11,13 @@ from ipavolume.commands import hold as on_hold
 from ipavolume.commands import upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.context import Context, Options
-from ipavolume.errors import IpaVolumeError, told_as, unforeseen
+from ipavolume.errors import (
+    IpaVolumeError,
+    LockedError,
+    StoppedError,
+    told_as,
+    unforeseen,
+)
 from ipavolume.linux import signals, umask
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
@@ -105,6 +111,7 @@ class Work:
             timeout_s=options.lock_timeout_s,
             allow=options.allow,
         )
+        self.context.volumes.check_lock = self.lock.check
         umask.clear_umask()
 
     def attempt(
@@ -133,6 +140,8 @@ class Work:
                 with told_as(unforeseen):
                     outcome = bring_up(speaker)
             except IpaVolumeError as err:
+                if not isinstance(err, LockedError | StoppedError):
+                    self.lock.refuse_if_in_use()
                 self._say_state(err)
                 if not hold or not on_hold.is_held_on(err):
                     raise

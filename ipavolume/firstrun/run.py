@@ -222,11 +222,13 @@ def run(
 
     Raises:
         CommandFailedError: If the command fails; says what it left.
+        LockLostError: If the lock is not ours any more, before the command or after it.
         StoppedError: If a signal asked for an end.
         UsageError: If this is no container of the image.
     """
     if not image.is_inside:
         raise refuse_outside(image)
+    volumes.check_lock()
     config = ready.config
     volume, command = volumes.primary, ready.command
     record = replace(

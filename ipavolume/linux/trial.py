@@ -93,7 +93,8 @@ def _expect(found: object, wanted: object) -> None:
         raise OSError(0, "it is accepted, and nothing is changed")
 
 
-_PROBE: Final = ".ipavolume-probe"
+PROBE: Final = ".ipavolume-probe"
+"""What is made in a directory to try things in; its name begins like that."""
 _DISTURBED: Final = frozenset((errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE))
 """What a call says when somebody else removes what it works on."""
 
@@ -105,9 +106,9 @@ def _probe_with_names(directory: int, metadata: Metadata) -> tuple[str, OSError]
     what it takes for the leftover of a probe that was killed: then under a name of its own.
     """
     st = os.fstat(directory)
-    own = f"{_PROBE}-{os.urandom(8).hex()}"
+    own = f"{PROBE}-{os.urandom(8).hex()}"
     try:
-        failed = _probe_below(directory, _PROBE, metadata)
+        failed = _probe_below(directory, PROBE, metadata)
         if failed is not None and failed[1].errno in _DISTURBED:
             failed = _probe_below(directory, own, metadata)
     finally:

@@ -97,9 +97,11 @@ class Links:
                 it leads to stays.
 
         Raises:
+            LockLostError: If the lock was lost while the command ran.
             UnsafeVolumeError: If something on a volume is in the way.
             VolumeIOError: If an operation fails; the next time it is tried again.
         """
+        self._volumes.check_lock()
         known = {} if left else self._known
         now = self._strays()
         messages, faults = [], []

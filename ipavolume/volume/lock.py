@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from ipavolume import fastpath
-from ipavolume.errors import IpaVolumeError, LockedError, UnsafeVolumeError
+from ipavolume.errors import IpaVolumeError, LockedError, LockLostError, UnsafeVolumeError
 from ipavolume.linux import files, locking, mounts, proc, signals
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.volume import lockfile
@@ -147,9 +147,6 @@ class Lock:
     """The lock of the volumes, and that of those who work in this container.
 
     It is to be closed after the volumes: see the module.
-
-    Attributes:
-        joined: It is another process of this container that holds the volumes.
     """
 
     def __init__(self, *, inside: bool) -> None:
@@ -159,16 +156,16 @@ class Lock:
             inside: The image is the system that runs here, so that another process of this
                 container may hold the volumes for it.
         """
-        self.joined = False
         self._inside = inside
         self._volumes: tuple[Volume, ...] = ()
         self._allow: Collection[str] = ()
         self._progress: Progress = say_nothing
         self._timeout_s = 0.0
         self._files: dict[str, int] = {}
-        self._stale: set[str] = set()
+        self._joined: dict[str, str] = {}
+        self._stale: dict[str, lockfile.Seen] = {}
         self._directories: set[str] = set()
-        self._named = False
+        self._named: set[str] = set()
         self._work: int | None = None
 
     def __enter__(self) -> Self:
@@ -180,6 +177,11 @@ class Lock:
         while self._files:
             os.close(self._files.popitem()[1])
         self.pause()
+
+    @property
+    def joined(self) -> bool:
+        """It is another process of this container that holds the volumes."""
+        return bool(self._joined)
 
     @property
     def descriptors(self) -> list[fastpath.Held]:
@@ -196,7 +198,8 @@ class Lock:
     ) -> None:
         """Take the lock of every volume, or work under the one that this container holds.
 
-        Nothing is created or changed; see :meth:`secure`.
+        Nothing is created or changed, see :meth:`secure`, but for the line in a lock file that is
+        there on NFS: who is told there that its holder is dead has to see that another one came.
 
         Args:
             volumes: The volumes.
@@ -231,16 +234,55 @@ class Lock:
         """
         before = len(self._files)
         self._wait(make=True)
-        if not self._named:
-            for volume in self._volumes:
-                self._name_holder(volume)
-            self._named = True
         return len(self._files) > before
+
+    def check(self) -> None:
+        """Make sure that the volumes are still held as they were taken.
+
+        A server on a network may have given the lock to another host, somebody may have removed
+        its file, or what holds the volumes for this container may have been killed.
+
+        Raises:
+            LockLostError: If one is not. Nothing may be changed any more.
+        """
+        for volume in self._volumes:
+            if why := self._why_lost(volume):
+                raise LockLostError(
+                    f"the lock of the volume {volume.directory!r} is lost: {why}",
+                    hint="Another host or container may have it: ipavolume status says who took "
+                    "it last. The next start that gets it finishes what is open.",
+                )
+
+    def _why_lost(self, volume: Volume) -> str:
+        file = self._files.get(volume.mount)
+        if file is not None:
+            return fastpath.what_is_lost(volume.fd, file)
+        code = self._joined.get(volume.mount)
+        if code is None or lockfile.is_held_here(volume, directory=code == DIRECTORY_LOCKED):
+            return ""
+        return "nothing in this container holds it any more"
+
+    def refuse_if_in_use(self) -> None:
+        """Refuse what was judged without a lock, while another one works there.
+
+        On NFS nothing keeps off who looks at a volume that has no lock file yet; what he finds
+        wrong with it is what the other one is about to do.
+
+        Raises:
+            LockedError: If another one has got the lock meanwhile.
+        """
+        for volume in self._volumes:
+            is_ours = volume.mount in self._files or volume.mount in self._joined
+            if not is_ours and lockfile.is_held(volume):
+                what = f"the volume {volume.directory!r}"
+                busy = Busy(code=LOCKED, what=what, holder=_holder(volume), mount=volume.mount)
+                raise _locked(busy)
 
     def _name_holder(self, volume: Volume) -> None:
         fd = self._files.get(volume.mount)
-        if fd is None:
+        if fd is None or volume.mount in self._named:
             return
+        self._named.add(volume.mount)
         fastpath.name_holder(fd)
         if network_of(volume):
             # Or other hosts would read it when the lock is given up.
@@ -261,6 +303,9 @@ class Lock:
                 waiting = True
             time.sleep(_LOCK_POLL_S)
             signals.check()
+        for volume in self._volumes:
+            if make or network_of(volume) == NFS:
+                self._name_holder(volume)
 
     def _try(self, *, make: bool, ends: float) -> Busy | None:
         """Take the locks; return what is in use, and by whom, or ``None`` when all are taken.
@@ -276,7 +321,7 @@ class Lock:
                 holder=" by another command of this container",
                 mount=self._volumes[0].mount,
             )
-        self.joined = False
+        self._joined.clear()
         before = set(self._files), set(self._directories)
         for volume in self._volumes:
             busy = self._try_volume(volume, make=make)
@@ -291,7 +336,7 @@ class Lock:
                 self._drop(*before)
                 self.pause()
                 return busy
-            self.joined = True
+            self._joined[volume.mount] = busy.code
         return None
 
     def _drop(self, files: Collection[str], directories: Collection[str]) -> None:
@@ -320,9 +365,10 @@ class Lock:
             try:
                 fd = self._take_file(volume, make=make)
             except BlockingIOError:
-                if make or not self._may_replace(volume):
+                seen = None if make or not self._may_replace(volume) else lockfile.look(volume)
+                if seen is None:
                     return Busy(code=LOCKED, what=what, holder=_holder(volume), mount=volume.mount)
-                self._stale.add(volume.mount)
+                self._stale.setdefault(volume.mount, seen)
                 fd = None
             if fd is not None:
                 self._files[volume.mount] = fd
@@ -340,13 +386,13 @@ class Lock:
         try:
             if not make:
                 return lockfile.take(volume)
-            if volume.mount in self._stale:
+            # Who came meanwhile lives, and is not the one that was called dead.
+            if (seen := self._stale.pop(volume.mount, None)) and lockfile.look(volume) == seen:
                 self._progress(
                     f"taking the lock of the volume {volume.directory!r} from its holder"
                     f"{_holder(volume)} (--allow stale-lock)"
                 )
                 lockfile.remove(volume)
-                self._stale.remove(volume.mount)
             return lockfile.make(volume)
         except BlockingIOError:
             raise
@@ -440,7 +486,7 @@ def in_use(volumes: Iterable[Volume], *, inside: bool) -> str:
         here = inside and lockfile.is_held_here(volume, directory=use == DIRECTORY_LOCKED)
         if use is not None and not here:
             found = use if found in ("", DIRECTORY_LOCKED) else found
-    if not found and inside and _is_worked_here():
+    if not found and inside and is_worked_here():
         return LOCKED
     return found
 
@@ -451,7 +497,7 @@ def _use_of(volume: Volume) -> str | None:
     return DIRECTORY_LOCKED if lockfile.directory_holders(volume.fd) else None
 
 
-def _is_worked_here() -> bool:
+def is_worked_here() -> bool:
     """Tell whether a command of this container has the lock of those who work here."""
     try:
         fd = _open_work_lock()

@@ -54,6 +54,19 @@ class Holder:
     since: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A lock file, and who had it.
+
+    Attributes:
+        inode: Number of the file.
+        holder: What it says.
+    """
+
+    inode: int
+    holder: Holder | None
+
+
 def path_of(volume: Volume) -> str:
     """Return where the lock file of *volume* is."""
     return f"{volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{LOCK}"
@@ -190,7 +203,8 @@ def _not_created(where: str, err: OSError) -> IpaVolumeError:
 def remove(volume: Volume) -> None:
     """Remove the lock file of *volume*, for a holder that is known to be dead.
 
-    Should it live after all, it finds another file in the place of its own.
+    Should it live after all, or another have come at this very instant, it finds another file in
+    the place of its own.
 
     Raises:
         VolumeIOError: If that fails.
@@ -349,6 +363,18 @@ def read_holder(volume: Volume) -> Holder | None:
     if match is None:
         return None
     return Holder(host=match[1], container=match[2], since=match[3])
+
+
+def look(volume: Volume) -> Seen | None:
+    """Return what is there of the lock file of *volume*; ``None`` where there is none."""
+    state = open_state_or_none(volume)
+    if state is None:
+        return None
+    try:
+        found = files.lstat(state, LOCK)
+    finally:
+        os.close(state)
+    return None if found is None else Seen(inode=found.st_ino, holder=read_holder(volume))
 
 
 def is_of_this_container(holder: Holder) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
-from ipavolume.linux import files
+from ipavolume.linux import files, trial
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
@@ -51,7 +51,10 @@ Sources: ``redis.conf``, ``appenddirname``; etcd ``server/storage/datadir/datadi
 ``registry/storage/paths.go``.
 """
 
-AT_THE_TOP: Final = (STATE_DIRECTORY, "lost+found", ".snapshot", ".snapshots", ".zfs", ".Trash*")
+AT_THE_TOP: Final = (
+    *(STATE_DIRECTORY, f"{trial.PROBE}*"),
+    *("lost+found", ".snapshot", ".snapshots", ".zfs", ".Trash*"),
+)
 """What is at the top without anybody's doing: ours, and of ext4, NetApp, snapper, ZFS, desktops."""
 _MAX_LOOKED_AT: Final = 50_000
 """So much is looked at, what lies higher first: tenths of a second, however much there is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ipavolume.linux import mounts
 from ipavolume.volume.facts import Facts, read_facts
@@ -11,11 +11,21 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree
 
 
+def _need_no_lock() -> None:
+    """Who only looks has none to lose."""
+
+
 class Volumes(Mapping[str, Volume]):
-    """Volumes by mount, the primary one first."""
+    """Volumes by mount, the primary one first.
+
+    Attributes:
+        check_lock: Called before what nobody may do who has lost the lock; it raises
+            :class:`~ipavolume.errors.LockLostError` then. Who takes the lock sets it.
+    """
 
     def __init__(self, volumes: Mapping[str, Volume], *, volatile: Mapping[str, Volume]) -> None:
         """Take them, and the volatile ones, which are declared as well."""
+        self.check_lock: Callable[[], None] = _need_no_lock
         self._volumes = dict(volumes)
         self._declared = {
             os.path.realpath(volume.directory) for volume in (*volumes.values(), *volatile.values())

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import inside
-from support.command import PROJECT, Result
+from support import inside, tracing
+from support.command import PROJECT, Result, clean_environment
 from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root, need_tool
 from support.upgrades import Site
@@ -184,6 +184,19 @@ def test_under_an_init_the_volume_is_held_until_the_command_ends(site: Site, ima
     assert elsewhere(site, image).returncode == 0
 
 
+@pytest.mark.parametrize("state", ["current", "empty"])
+def test_without_a_keeper_nothing_is_started(site: Site, image: Image, state: str) -> None:
+    """A keeper that ended at its birth left the application running with no lock at all."""
+    if state == "empty":
+        subprocess.run(["rm", "-rf", *site.volume().iterdir()], check=True)
+    command = [*inside.IPAVOLUME, "start", *site.arguments(image), "--", "echo", "it runs"]
+    born = tracing.Call(name="setsid", number=1, text="")
+    done = tracing.failing(command, born, "EPERM", env=clean_environment())
+    assert done.returncode == 73
+    assert "it runs" not in done.stdout
+    assert "the process that is to keep the lock of the volume has ended" in done.stderr
+
+
 WATCHED = """
 import fcntl, os, sys
 from ipavolume import fastpath
@@ -191,6 +204,13 @@ fastpath._WATCH_S = 0.2
 held = (os.open("/data", os.O_RDONLY), os.open("/data/.ipavolume/lock", os.O_RDWR))
 for fd in held:
     fcntl.flock(fd, fcntl.LOCK_EX)
+if sys.argv[2:]:
+    os.set_blocking(2, False)
+    try:
+        while os.write(2, bytes(65536)):
+            pass
+    except BlockingIOError:
+        os.set_blocking(2, True)
 command = [b"sh", b"-c", b"trap 'echo ended; exit 5' TERM; echo it runs; sleep 60 & wait; wait"]
 keeper = fastpath.keep(command, [held], watched=True, ends=sys.argv[1] == "end")
 fastpath.execute(command, [held], keeper)
@@ -219,3 +239,12 @@ def test_another_file_in_the_place_of_the_lock_is_told_and_ends_the_container(
             asked = beside(container, *inside.IPAVOLUME, "status", "--probe", "ready")
             assert (asked.returncode, asked.stdout[:9]) == (75, "lock lost")
             assert container.process.poll() is None
+
+
+def test_a_container_that_lost_its_lock_ends_though_nobody_reads_what_it_prints(
+    site: Site, image: Image
+) -> None:
+    """F40: what shows the container's messages may hang where the network does."""
+    with running(site, image, "python3", "-c", WATCHED, "end", "full") as container:
+        (site.volume() / ".ipavolume/lock").unlink()
+        assert container.process.wait(timeout=60) == 5
