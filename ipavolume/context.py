@@ -37,7 +37,9 @@ class Options:
             has data, otherwise the one with this uuid.
         consent: Let upgrades happen.
         again: Run everything for the image that the volume already has.
-        retry: Try once more what failed in the same way several times.
+        retry: Forget how often it has failed.
+        retry_run: Try at once what failed several times, if this is what the failure calls itself.
+        waits: A start that is not to be tried again yet waits; otherwise it ends.
     """
 
     root: str = "/"
@@ -51,6 +53,8 @@ class Options:
     consent: bool = True
     again: bool = False
     retry: bool = False
+    retry_run: str = ""
+    waits: bool = True
 
 
 _SHARED: Final = "shared-path"

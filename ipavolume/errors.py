@@ -36,10 +36,13 @@ class IpaVolumeError(Exception):
         state: In which state the volume now is, or an empty string when it was not touched.
         path: What it is about, or an empty string when that is the whole volume or image.
         details: Lines to show below the message: the last ones that a command printed.
+        failures: How often in a row something was begun and failed, this time included; 0 where
+            nothing was begun.
     """
 
     code = "error"
     exit_status = EXIT_BUG
+    failures = 0
 
     def __init__(
         self,
@@ -187,6 +190,12 @@ class LockLostError(LockedError):
     """
 
     code = "lock-lost"
+
+
+class BackoffError(LockedError):
+    """What failed several times in a row is not to be tried again yet."""
+
+    code = "backoff"
 
 
 class RefusedError(IpaVolumeError):

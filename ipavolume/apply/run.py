@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from ipavolume.apply import commit, journal, roots, saved, stage
+from ipavolume.apply import attempts, commit, journal, roots, saved, stage
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.stage import Index
@@ -21,7 +21,6 @@ from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     IpaVolumeError,
     LockLostError,
-    RefusedError,
     StoppedError,
     UnsafeVolumeError,
     told_as,
@@ -37,7 +36,6 @@ from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import (
     MAX_MESSAGE_CHARACTERS,
-    REPEATED_FAILURES,
     Failure,
     Phase,
     Task,
@@ -51,8 +49,7 @@ from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
-from ipavolume.volume.logs import RunLog, Speaker, kept_log
-from ipavolume.volume.members import Volume
+from ipavolume.volume.logs import RunLog, Speaker
 from ipavolume.volume.volumes import Volumes
 
 
@@ -96,9 +93,22 @@ def carry_out(
     Raises:
         IpaVolumeError: If something fails; the message says in which state the volume is.
     """
+    transaction = _new_transaction(context.volumes, made.plan, facts)
+    with attempts.counted(context, made.plan.run, speaker.redactor):
+        return _carry_out(context, made, facts, speaker, transaction, phases=phases)
+
+
+def _carry_out(
+    context: Context,
+    made: Draft,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+    transaction: Transaction,
+    *,
+    phases: Collection[str],
+) -> Finish:
     image = context.image
     header = image.header
-    transaction = _new_transaction(context.volumes, made.plan, facts)
     areas = {mount: make_area(volume) for mount, volume in context.volumes.items()}
     try:
         index = Index(header.records, made.index)
@@ -198,8 +208,6 @@ def resume(
         raise AssertionError("nothing to resume")
     plan = read_open_plan(context.volumes, facts)
     plan = replace(plan, overrides=tuple(dict.fromkeys((*plan.overrides, *overrides))))
-    if not context.options.retry:
-        _refuse_repetition(context.volumes.primary, primary, transaction)
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
     areas = {}
     for mount, volume in context.volumes.items():
@@ -213,7 +221,10 @@ def resume(
                 hint="Mount the volumes that belong together.",
             )
     try:
-        with _logged(context, transaction.run, speaker):
+        with (
+            attempts.counted(context, transaction.run, speaker.redactor),
+            _logged(context, transaction.run, speaker),
+        ):
             for area in areas.values():
                 directory = area.volume.directory
                 with failures.attempt("change", directory, now=failures.STATE_OPEN):
@@ -224,26 +235,6 @@ def resume(
     finally:
         for area in areas.values():
             area.close()
-
-
-def _refuse_repetition(volume: Volume, primary: Facts, transaction: Transaction) -> None:
-    """Refuse to try once more what failed in the same way several times.
-
-    Raises:
-        RefusedError: If it did.
-    """
-    failure = primary.tasks.repeated()
-    if failure is None:
-        return
-    log = kept_log(volume, transaction.run)
-    raise RefusedError(
-        f"run {transaction.run} failed {REPEATED_FAILURES} times in the same way, last at "
-        f"{failure.at}: {failure.message}",
-        code="repeated-failure",
-        hint=(f"Read {log}, remove" if log else "Remove")
-        + " the cause, then: ipavolume upgrade --retry.",
-        state=failures.STATE_OPEN,
-    )
 
 
 def _takes_part(primary: Facts, mount: str) -> bool:
@@ -428,6 +419,7 @@ class _Run:
             unexecuted=unexecuted,
             check_lock=self._context.volumes.check_lock,
         )
+        attempts.forget(self._context)
 
 
 @contextlib.contextmanager

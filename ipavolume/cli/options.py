@@ -201,6 +201,8 @@ def decided(
         checksum=checksum,
         expect=_expected(),
         consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
+        retry_run=os.environ.get("IPAVOLUME_RETRY", ""),
+        waits=_choice("IPAVOLUME_BACKOFF", ("", "wait", "exit")) != "exit",
     )
 
 

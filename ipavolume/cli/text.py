@@ -181,6 +181,7 @@ def card_data(card: Card) -> dict[str, Any]:
         "first_run": card.first_run,
         "last_run": card.last_run,
         "lock": card.lock,
+        "attempts": card.attempts,
     }
 
 
@@ -497,6 +498,11 @@ def card_lines(card: Card) -> list[str]:
             else "lost: nothing in this container holds it any more; start the container again"
         )
         lines.append(escape(f"lock      {what}"))
+    if card.attempts is not None:
+        failed = card.attempts
+        then = f"; a start waits until {failed['next']}" if failed["next"] else ""
+        what = f"{failed['count']} in a row of {failed['image']}, last at {failed['at']}"
+        lines.append(escape(f"failures  {what}: {failed['message']}{then}"))
     open_ = recorded.get("transaction")
     if open_:
         lines.append(

@@ -24,7 +24,7 @@ from ipavolume.model.tasks import Phase
     default=None,
     help="Only this phase: files and what runs before init, or what runs under it.",
 )
-@click.option("--retry", is_flag=True, help="Try again what failed in the same way three times.")
+@click.option("--retry", is_flag=True, help="Try again now, and forget how often it failed.")
 @click.option("--again", is_flag=True, help="Run every step for the same image again.")
 @click.pass_context
 def upgrade(

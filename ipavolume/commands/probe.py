@@ -25,12 +25,15 @@ from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
+from ipavolume.linux import clock
 from ipavolume.model import tasks
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
+from ipavolume.plan import backoff
 from ipavolume.steps import verify
 from ipavolume.systemd import units
 from ipavolume.volume import lock, logs
+from ipavolume.volume.attempts import read_attempts
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.volumes import Volumes
 
@@ -83,6 +86,15 @@ def ask(context: Context, probe: Probe) -> Answer:
 
 
 def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
+    failed = read_attempts(volumes.primary)
+    if failed is not None and failed.image == image.build_id:
+        until = backoff.due_s(failed, now_s=clock.seconds())
+        if until is not None:
+            return _not_yet(
+                image,
+                f"failed {failed.count} times in a row, next try at {clock.text_of(until)}: "
+                f"{failed.message}",
+            )
     open_ = facts.transaction
     if open_ is None:
         if facts.build_id != image.header.build_id:

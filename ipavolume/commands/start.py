@@ -7,18 +7,18 @@ and ``ipavolume online``, a service, the rest. Without systemd the first does al
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume import fastpath
-from ipavolume.apply import volatile
+from ipavolume.apply import attempts, volatile
 from ipavolume.apply.run import open_log
-from ipavolume.commands import upgrade
+from ipavolume.commands import backoff, upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
-from ipavolume.errors import CannotCreateError, IpaVolumeError
+from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import Standing
@@ -26,11 +26,13 @@ from ipavolume.image.image import Image
 from ipavolume.linux import signals, umask
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
+from ipavolume.plan.backoff import FREE
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
 from ipavolume.volume import failures, lock
+from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
 
 _START_RUN: Final = "start"
@@ -105,15 +107,36 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
+    waited = False
+    while True:
+        try:
+            return _start(options, arguments, shown, hold=hold)
+        except BackoffError as err:
+            umask.restore_umask()
+            if not options.waits:
+                raise
+            shown.error(err)
+            backoff.wait(options, shown.say)
+            waited = True
+        except IpaVolumeError as err:
+            umask.restore_umask()
+            # A restart policy may have given up meanwhile: it is waited for here.
+            if not (waited and err.failures):
+                raise
+            shown.error(err)
+
+
+def _start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bool) -> None:
     with Work(options) as work:
         context = work.context
         beginning = begin(context.image, arguments)
+        hold = hold or beginning.request.hold
         work.take(shown.say)
         outcome = work.attempt(
-            lambda speaker: _bring_up(work, beginning, speaker),
+            lambda speaker: _bring_up(work, beginning, speaker, patient=not hold),
             shown,
             beginning.redactor,
-            hold=hold or beginning.request.hold,
+            hold=hold,
         )
         if not beginning.words or outcome.waits:
             return
@@ -183,6 +206,20 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
+    hold = hold or beginning.request.hold
+    while True:
+        try:
+            return _online(options, beginning, shown, hold=hold)
+        except IpaVolumeError as err:
+            umask.restore_umask()
+            # The start has waited before this try; a restart policy may have given up meanwhile.
+            if hold or not options.waits or err.failures <= FREE:
+                raise
+            shown.error(err)
+            backoff.wait(options, shown.say)
+
+
+def _online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) -> None:
     with Work(options) as work:
         work.take(shown.say)
         unit = work.context.image.config.online_unit
@@ -191,7 +228,7 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
             lambda speaker: _go_online(work, beginning, speaker, boot),
             shown,
             beginning.redactor,
-            hold=hold or beginning.request.hold,
+            hold=hold,
         )
         if outcome.waits:
             boot.end()
@@ -199,9 +236,24 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
             boot.go_on()
 
 
-def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
-    """Do what comes before the container's command."""
+def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bool) -> Outcome:
+    """Do what comes before the container's command.
+
+    Args:
+        work: The volumes, locked.
+        beginning: What the container was started with.
+        speaker: Where it says what it does.
+        patient: What failed several times in a row is not tried again before its time.
+
+    Raises:
+        BackoffError: If that has not come.
+        IpaVolumeError: If it is refused or fails.
+    """
     context = work.context
+
+    def begin(facts: Facts | None = None, *, of: str = "") -> None:
+        if patient:
+            attempts.refuse_early(context, facts, of=of)
 
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
@@ -216,10 +268,11 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker) -> Outcome:
         joined=work.lock.joined,
         secure=work.lock.secure,
         first=first,
+        begin=begin,
     )
     if outcome.waiting:
         return outcome
-    return _after(context, beginning, outcome, speaker, phases)
+    return _after(context, beginning, outcome, speaker, phases, begin=begin)
 
 
 def _go_online(work: Work, beginning: Beginning, speaker: Speaker, boot: Boot) -> Outcome:
@@ -237,7 +290,7 @@ def _go_online(work: Work, beginning: Beginning, speaker: Speaker, boot: Boot) -
         secure=work.lock.secure,
         first=first,
     )
-    return _after(work.context, beginning, outcome, speaker, (Phase.ONLINE,), boot)
+    return _after(work.context, beginning, outcome, speaker, (Phase.ONLINE,), boot=boot)
 
 
 def _after(
@@ -246,21 +299,27 @@ def _after(
     outcome: Outcome,
     speaker: Speaker,
     phases: Sequence[str],
+    *,
     boot: Boot | None = None,
+    begin: Callable[..., None] | None = None,
 ) -> Outcome:
     """Do what follows once the volumes are current: steps of every start, first run."""
     if context.image.is_inside and Phase.OFFLINE in phases:
         from ipavolume.apply import tasks
 
+        if begin is not None:
+            begin(of=_START_RUN)
         try:
-            tasks.run_start_steps(
-                context,
-                context.image.header,
-                lambda: open_log(context.image, context.volumes, _START_RUN, speaker),
-            )
+            with attempts.counted(context, _START_RUN, speaker.redactor):
+                tasks.run_start_steps(
+                    context,
+                    context.image.header,
+                    lambda: open_log(context.image, context.volumes, _START_RUN, speaker),
+                )
         except IpaVolumeError as err:
             err.state = err.state or failures.STATE_CURRENT
             raise
+        attempts.forget(context, of=_START_RUN)
     config = context.image.config.first_run
     if config is None:
         return outcome
@@ -269,17 +328,21 @@ def _after(
         return outcome
     if not context.image.is_inside:
         raise first_run.refuse_outside(context.image)
+    if begin is not None:
+        begin(of=_FIRST_RUN)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
     if boot is not None:
         boot.leave()
     log = open_log(context.image, context.volumes, _FIRST_RUN, speaker)
     try:
-        standing = first_run.run(
-            context.image, context.volumes, ready, say=log.say, output=log.line
-        )
+        with attempts.counted(context, _FIRST_RUN, speaker.redactor):
+            standing = first_run.run(
+                context.image, context.volumes, ready, say=log.say, output=log.line
+            )
     finally:
         log.close()
+    attempts.forget(context)
     return replace(outcome, waits=standing is Standing.WAITING)
 
 

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ipavolume.firstrun.record import read_record
+from ipavolume.linux import clock
 from ipavolume.model.images import ImageHeader
+from ipavolume.plan import backoff
 from ipavolume.steps import verify
 from ipavolume.volume import history, lockfile, members
+from ipavolume.volume.attempts import Attempts, read_attempts
 from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.lockfile import Holder
 from ipavolume.volume.members import Volume
@@ -80,6 +83,7 @@ class Card:
         verified: What is recorded of the last run's verification, or ``None``.
         lock: Who took the lock last (host, container, since) and whether it is held, or ``None``
             where that is not known.
+        attempts: How often in a row an image failed, and when a start tries again, or ``None``.
     """
 
     volume: str
@@ -89,6 +93,7 @@ class Card:
     first_run: Mapping[str, Any] | None = None
     verified: Mapping[str, Any] | None = None
     lock: Mapping[str, Any] | None = None
+    attempts: Mapping[str, Any] | None = None
 
 
 def read_card(directory: str) -> Card:
@@ -105,6 +110,7 @@ def read_card(directory: str) -> Card:
         verified = verify.read_verified(volume)
         holder = lockfile.read_holder(volume)
         lock = None if holder is None else asdict(holder) | _standing(volume, holder)
+        failed = read_attempts(volume)
     finally:
         os.close(volume.fd)
     return Card(
@@ -115,7 +121,20 @@ def read_card(directory: str) -> Card:
         first_run=None if record is None else asdict(record),
         verified=None if verified is None else asdict(verified),
         lock=lock,
+        attempts=None if failed is None else _failures(failed),
     )
+
+
+def _failures(failed: Attempts) -> dict[str, Any]:
+    until = backoff.due_s(failed, now_s=clock.seconds())
+    return {
+        "image": failed.image,
+        "count": failed.count,
+        "at": failed.at,
+        "run": failed.run,
+        "message": failed.message,
+        "next": "" if until is None else clock.text_of(until),
+    }
 
 
 def _standing(volume: Volume, holder: Holder) -> dict[str, bool]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import commit, roots, volatile
+from ipavolume.apply import attempts, commit, roots, volatile
 from ipavolume.apply.area import discard_staging, open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
@@ -107,6 +107,7 @@ def bring_up(
     joined: bool = False,
     secure: Callable[[], bool],
     first: Callable[[Verdict], None] | None = None,
+    begin: Callable[[Facts], None] | None = None,
 ) -> Outcome:
     """Bring the volumes to the image, whatever state they are in. The lock is taken.
 
@@ -120,6 +121,8 @@ def bring_up(
             because they are locked for good only now.
         first: Called with the state that was found, if that is not refused, before anything
             is written.
+        begin: Called with what was found on the primary volume before something is begun that may
+            fail; what it raises is raised.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
@@ -141,6 +144,8 @@ def bring_up(
             verdict = replace(verdict, overrides=tuple(overrides))
         if found is None or (late and not again):
             found = verdict
+            if context.options.retry:
+                attempts.forget(context)
             if first is not None:
                 first(verdict)
         does = conduct(verdict.state).does
@@ -157,6 +162,8 @@ def bring_up(
         if not again:
             speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
         if _goes_on(does):
+            if begin is not None:
+                begin(facts[context.volumes.primary.mount])
             if late := secure():
                 continue
             end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
@@ -166,6 +173,8 @@ def bring_up(
             _refuse_unreadable(made)
             if Phase.ONLINE in phases:
                 refuse_outside(made.plan.tasks, root=context.options.root)
+            if begin is not None:
+                begin(facts[context.volumes.primary.mount])
             if late := roots.take(context.volumes, facts) or secure():
                 continue
             _drop_stale(context.volumes, facts)

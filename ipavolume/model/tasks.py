@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-REPEATED_FAILURES: Final = 3
-"""So many identical failures in a row, and a start no longer tries by itself."""
-
 MAX_TIMEOUT_S: Final = 1_000_000_000
 """More than this cannot be added to a time everywhere, and is 31 years."""
 
@@ -153,13 +150,6 @@ class TaskLog:
     def with_failure(self, failure: Failure) -> TaskLog:
         """Return the log with one more failure."""
         return replace(self, failures=(*self.failures, failure)[-_MAX_FAILURES_KEPT:])
-
-    def repeated(self) -> Failure | None:
-        """Return the failure that came so often in a row that trying again is pointless."""
-        last = self.failures[-REPEATED_FAILURES:]
-        if len(last) < REPEATED_FAILURES or len({one.signature for one in last}) > 1:
-            return None
-        return last[-1]
 
 
 NOTHING: Final = TaskLog(records={})

@@ -22,6 +22,7 @@ PENDING: Final = "pending.jsonl"
 LOGS: Final = "logs"
 LOCK: Final = "lock"
 VERIFIED: Final = "verified.json"
+ATTEMPTS: Final = "attempts.json"
 
 
 PRIVATE_MODE: Final = 0o700

@@ -14,6 +14,7 @@ from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.volume import ownership
 from ipavolume.volume.layout import (
+    ATTEMPTS,
     BASELINE,
     FIRST_RUN,
     HISTORY,
@@ -31,6 +32,8 @@ from ipavolume.volume.layout import (
 )
 
 _MAX_JSON_BYTES: Final = 16 << 20
+_FILES: Final = (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING, VERIFIED, ATTEMPTS)
+_DIRECTORIES: Final = (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, LOGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +119,9 @@ def _check_members(volume: Volume, path: str) -> None:
                 continue
             expected = (
                 FileType.FILE
-                if name in (BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING, VERIFIED)
+                if name in _FILES
                 else FileType.DIRECTORY
-                if name in (PRISTINE, SAVED, STAGING, TRANSACTION, TRASH, LOGS)
+                if name in _DIRECTORIES
                 else None
             )
             found = files.type_of(st.st_mode)

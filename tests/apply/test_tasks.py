@@ -294,31 +294,122 @@ yield Command(words=("sh", "-c", "echo one thing; echo the cause >&2; exit 3"), 
     assert len(world.last_run()["failures"]) == 1
 
 
-def test_after_three_identical_failures_a_start_stops_repeating(world: World) -> None:
-    world.populate()
-    fails = f"""
+FAILS_UNTIL_MENDED = f"""
 if b"mended\\n" in (volume.read("/{LOG}") or b""):
     return
 yield Command(words=("sh", "-c", "echo tried >>/data/{LOG}; exit 1"), reason="to fail")
 """
-    image = world.image("2", {"s5010_fails": step(fails)})
-    for _ in range(3):
-        world.run(image, "start", "--", "true", status=13)
-    said = world.run(image, "start", "--", "true", status=77).stderr
-    assert "failed 3 times in the same way" in said
-    assert "ipavolume upgrade --retry" in said
+
+
+def test_after_three_failures_a_start_waits_before_it_tries_again(world: World) -> None:
+    """F10: whatever failed; not for ever, and not the image that corrects it."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
+    start = ("start", "--", "true")
+    for _ in range(2):
+        assert "in a row" not in world.run(image, *start, status=13).stderr
+    said = world.run(image, *start, status=13).stderr
+    assert "It has failed 3 times in a row: a start waits until" in said
+    assert "finishes it" not in said
+    at_once = {"IPAVOLUME_BACKOFF": "exit"}
+    said = world.run(image, *start, status=75, env=at_once).stderr
+    assert "[backoff]" in said
+    for word in (
+        "0002-v2 failed 3 times in a row",
+        "IPAVOLUME_RETRY=0002-v2",
+        "docker run --rm -v VOLUME:/data IMAGE ipavolume upgrade --retry",
+    ):
+        assert word in said
     assert world.log() == ["tried"] * 3
+    # By hand it is tried at any time; asked for, a start tries at once, and waits longer then.
+    world.run(image, "upgrade", status=13)
+    world.run(image, *start, status=13, env={"IPAVOLUME_RETRY": "0002-v2"})
+    world.run(image, *start, status=75, env=at_once | {"IPAVOLUME_RETRY": "0001-v1"})
+    assert json.loads((world.volume / ".ipavolume/attempts.json").read_text())["count"] == 5
     world.run(image, "upgrade", "--retry", status=13)
-    assert world.log() == ["tried"] * 4
-    # One more attempt by hand is one failure, not the fourth.
+    assert world.log() == ["tried"] * 6
+    # That was the first again, and one more is the second.
+    world.run(image, *start, status=13)
+    corrected = world.image("2b", {"s5010_fails": step(logs("mended"))})
+    world.run(corrected, *start, env=at_once)
+    assert world.build_id() == "v2b"
+    assert not (world.volume / ".ipavolume/attempts.json").exists()
+
+
+def _failed(world: World, **changed: object) -> None:
+    """Have it recorded that it failed three times just now."""
+    path = world.volume / ".ipavolume/attempts.json"
+    data = json.loads(path.read_text()) | {"count": 3} | changed
+    path.write_text(json.dumps(data))
+
+
+def test_what_has_changed_is_tried_at_once_and_so_is_a_failure_of_the_future(world: World) -> None:
+    """F10: what the failure may depend on is compared with what was recorded."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
+    start, at_once = ("start", "--", "true"), {"IPAVOLUME_BACKOFF": "exit"}
+    world.run(image, *start, status=13)
+    _failed(world)
+    world.run(image, *start, status=75, env=at_once)
+    world.run(image, *start, status=13, env=at_once | {"IPAVOLUME_ALLOW": "space"})
+    _failed(world)
+    _failed(world, at="2100-01-01T00:00:00Z")
+    world.run(image, *start, status=13, env=at_once)
+    assert "2100" not in (world.volume / ".ipavolume/attempts.json").read_text()
+
+
+def test_who_waits_holds_nothing_says_when_and_ends_when_told(world: World) -> None:
+    """F10: in place, so that no limit of restarts is reached; another container mends it."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
     world.run(image, "start", "--", "true", status=13)
-    with (world.volume / LOG).open("a") as stream:
-        stream.write("mended\n")
-    world.run(image, "start", "--", "true")
-    assert world.build_id() == "v2"
+    _failed(world)
+    argv = [*inside.IPAVOLUME, "start", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("waiting until" in line and "1 minute" in line for line in lines)
+        probe = world.run(image, "status", "--probe", "startup", status=75).stdout
+        assert "failed 3 times in a row, next try at" in probe
+        assert "failures  3 in a row of v2" in run_ipavolume("status", world.volume).stdout
+        world.run(image, "upgrade", "--retry", status=13)
+        container.send(signal.SIGTERM)
+        assert container.process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert world.log() == ["tried"] * 2
 
 
-def test_other_failures_in_between_are_not_repetition(world: World) -> None:
+FIRST_RUN = """
+[first-run]
+command = ["/usr/bin/svc-setup"]
+done-when = "/etc/svc/configured"
+"""
+
+
+def test_a_first_run_and_a_step_of_every_start_are_waited_for_as_well(world: World) -> None:
+    """F10: what fails on a current volume."""
+    start, at_once = ("start", "--", "true"), {"IPAVOLUME_BACKOFF": "exit"}
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write("/usr/bin/svc-setup", "#!/bin/sh\nexit 1\n", mode=0o755)
+    world.run(image, *start, status=13)
+    _failed(world)
+    said = world.run(image, *start, status=75, env=at_once).stderr
+    assert "first-run failed 3 times in a row" in said
+    image.write("/usr/bin/svc-setup", "#!/bin/sh\ntouch /data/etc/svc/configured\n", mode=0o755)
+    world.run(image, *start, env={"IPAVOLUME_RETRY": "first-run"})
+    assert not (world.volume / ".ipavolume/attempts.json").exists()
+    every = step(FAILS_UNTIL_MENDED, when="start", phase="offline")
+    second = world.image("2", {"s5010_fails": every}, config=FIRST_RUN)
+    world.run(second, *start, status=13)
+    _failed(world)
+    assert "start failed 3" in world.run(second, *start, status=75, env=at_once).stderr
+    # Once what failed is right, nothing is left to be waited for.
+    (world.volume / LOG).write_text("mended\n")
+    world.run(second, *start, env={"IPAVOLUME_RETRY": "start"})
+    world.run(second, *start, env=at_once)
+
+
+def test_other_failures_count_as_well(world: World) -> None:
+    """F10: whatever their cause; an upgrade by hand is tried as often as somebody likes."""
     world.populate()
     body = f"""
 lines = (volume.read("/{LOG}") or b"").count(b"\\n")
@@ -329,6 +420,7 @@ yield Command(words=(name, "-c", "echo tried >>/data/{LOG}; exit 1"), reason="to
     for _ in range(5):
         world.run(image, "upgrade", status=13)
     assert world.log() == ["tried"] * 5
+    world.run(image, "start", "--", "true", status=75, env={"IPAVOLUME_BACKOFF": "exit"})
 
 
 def test_everything_runs_again_when_it_is_asked_for(world: World) -> None:

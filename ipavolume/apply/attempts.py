@@ -1,0 +1,140 @@
+"""Counting failures in a row, and telling when the next try is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from ipavolume.context import Context
+from ipavolume.errors import BackoffError, IpaVolumeError, LockedError, StoppedError
+from ipavolume.linux import clock
+from ipavolume.model.redaction import Redactor, encodable
+from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
+from ipavolume.plan import backoff
+from ipavolume.volume.attempts import Attempts, forget_attempts, read_attempts, write_attempts
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.failures import STATE_OPEN
+from ipavolume.volume.logs import kept_log
+from ipavolume.volume.room import effective_capabilities
+
+_STATE_WAITING: Final = "the volume is in the middle of an upgrade; the next try goes on with it"
+
+
+def around(context: Context) -> tuple[tuple[str, str], ...]:
+    """Return what it depends on whether what failed may succeed: no more than a digest of each."""
+    volumes = context.volumes
+    options = context.options
+    mounts = [(one.mount, one.file_system, _is_read_only(one.fd)) for one in volumes.values()]
+    space = []
+    for one in volumes.values():
+        room = os.statvfs(one.fd)
+        # Twice as much is another class.
+        space.append(
+            ((room.f_bavail * room.f_frsize >> 20).bit_length(), room.f_favail.bit_length())
+        )
+    said = (context.image.config, sorted(options.allow), options.came_from)
+    values = {
+        "configuration": hashlib.sha256(repr(said).encode("utf-8", "replace")).hexdigest()[:16],
+        "mounts": encodable(repr((mounts, sorted(volumes.mounted_below()))))[:4096],
+        "rights": f"{os.geteuid()} {effective_capabilities():x}",
+        "space": repr(space),
+    }
+    return tuple(values.items())
+
+
+def _is_read_only(fd: int) -> bool:
+    return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+
+
+@contextlib.contextmanager
+def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
+    """Count a failure of the body, whatever its cause; it is after the first write.
+
+    An end that somebody asked for is none, nor is what is refused before.
+    """
+    volume = context.volumes.primary
+    before = around(context)
+    try:
+        yield
+    except (StoppedError, LockedError):
+        raise
+    except Exception as err:
+        failure = Attempts(
+            image=context.image.build_id,
+            count=1,
+            at=clock.now(),
+            run=run,
+            message=encodable(redactor.text(str(err)))[:MAX_MESSAGE_CHARACTERS],
+            around=before,
+        )
+        recorded = read_attempts(volume)
+        attempts = failure if recorded is None else recorded.followed_by(failure)
+        write_attempts(volume, attempts)
+        if isinstance(err, IpaVolumeError):
+            err.failures = attempts.count
+            until = backoff.due_s(attempts, now_s=attempts.time_s)
+            if until is not None:
+                err.state = err.state.replace(STATE_OPEN, _STATE_WAITING)
+                err.hint += (
+                    f" It has failed {attempts.count} times in a row: a start waits until "
+                    f"{clock.text_of(until)} before the next try, which comes at once "
+                    f"{_at_once(run)}."
+                )
+        raise
+
+
+def wait_of(context: Context) -> tuple[Attempts, int] | None:
+    """Return the failures after which the next try is not yet due, and when that is."""
+    recorded = read_attempts(context.volumes.primary)
+    if recorded is None or not recorded.is_of(context.image.build_id, around(context)):
+        return None
+    until = backoff.due_s(recorded, now_s=clock.seconds())
+    return None if until is None else (recorded, until)
+
+
+def refuse_early(context: Context, facts: Facts | None = None, *, of: str = "") -> None:
+    """Refuse to try now what failed several times in a row, and is to be tried later.
+
+    Args:
+        context: The volumes.
+        facts: What was found on the primary one.
+        of: Only if that is what failed.
+
+    Raises:
+        BackoffError: If the time has not come.
+    """
+    found = wait_of(context)
+    if found is None or of not in ("", found[0].run):
+        return
+    recorded, until = found
+    if recorded.run == context.options.retry_run:
+        return
+    log = kept_log(context.volumes.primary, recorded.run)
+    is_open = facts is not None and facts.transaction is not None
+    raise BackoffError(
+        f"{recorded.run} failed {recorded.count} times in a row, last at {recorded.at}: "
+        f"{recorded.message}",
+        hint=(f"Read {log}, and remove" if log else "Remove")
+        + f" the cause. It is tried again at {clock.text_of(until)}, and at once "
+        + f"{_at_once(recorded.run)}; or start a corrected image.",
+        state=_STATE_WAITING if is_open else "",
+    )
+
+
+def _at_once(run: str) -> str:
+    return f"with IPAVOLUME_RETRY={run} in its environment, or by ipavolume upgrade --retry"
+
+
+def forget(context: Context, *, of: str = "") -> None:
+    """Forget the failures: the volume was brought up, or somebody asked for another try.
+
+    Args:
+        context: The volumes.
+        of: Only if that is what failed.
+    """
+    volume = context.volumes.primary
+    if not of or ((recorded := read_attempts(volume)) is not None and recorded.run == of):
+        forget_attempts(volume)

@@ -1,0 +1,113 @@
+"""``attempts.json``: how often in a row an image failed to bring the volume up, and when last.
+
+It lies outside of transactions, so that it survives them, and nothing but the time of the next try
+depends on it: what does not hold what it should is as good as nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from calendar import timegm
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ipavolume.errors import IpaVolumeError
+from ipavolume.formats import checks
+from ipavolume.formats.jsonlines import dump_line
+from ipavolume.linux import files
+from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
+from ipavolume.volume.layout import ATTEMPTS, PUBLIC_FILE_MODE
+from ipavolume.volume.members import Volume, open_state, read_small
+
+_MAX_BYTES: Final = 64 << 10
+_MAX_COUNT: Final = 1_000_000
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """Failures in a row.
+
+    Attributes:
+        image: Id of the image that failed.
+        count: How often since its last success, or since something that matters has changed.
+        at: Time of the last one, ISO 8601 in UTC.
+        run: Id of the run that failed last, or another word for what did.
+        message: What was said of it.
+        around: What a further failure depends on, by name: if one changes, it starts anew.
+    """
+
+    image: str
+    count: int
+    at: str
+    run: str
+    message: str
+    around: tuple[tuple[str, str], ...]
+
+    @property
+    def time_s(self) -> int:
+        """Time of the last one in seconds since 1970."""
+        return timegm(time.strptime(self.at, _TIME))
+
+    def is_of(self, image: str, around: tuple[tuple[str, str], ...]) -> bool:
+        """Tell whether another failure of *image* now would be one more of these."""
+        return (self.image, self.around) == (image, around)
+
+    def followed_by(self, failure: Attempts) -> Attempts:
+        """Return what is recorded after one more *failure*."""
+        if not self.is_of(failure.image, failure.around):
+            return failure
+        return replace(failure, count=min(self.count + 1, _MAX_COUNT))
+
+
+def read_attempts(volume: Volume) -> Attempts | None:
+    """Return what is recorded; ``None`` where nothing is, or nothing sound."""
+    try:
+        state = open_state(volume)
+        if state is None:
+            return None
+        try:
+            data = read_small(state, ATTEMPTS, volume, limit_bytes=_MAX_BYTES)
+        finally:
+            os.close(state)
+        if data is None:
+            return None
+        found = checks.load(Attempts, checks.decode(data), {"around": checks.pairs, "at": _time})
+    except (OSError, IpaVolumeError, checks.MalformedError):
+        return None
+    sound = 0 < found.count <= _MAX_COUNT and len(found.message) <= MAX_MESSAGE_CHARACTERS
+    return found if sound else None
+
+
+def _time(value: object) -> str:
+    text = checks.text(value)
+    try:
+        time.strptime(text, _TIME)
+    except ValueError as err:
+        raise checks.wrong(value, "a time") from err
+    return text
+
+
+def write_attempts(volume: Volume, attempts: Attempts) -> None:
+    """Record *attempts* durably, if that can be written; what ails the volume may forbid it."""
+    with contextlib.suppress(OSError, IpaVolumeError):
+        state = open_state(volume)
+        if state is not None:
+            try:
+                data = dump_line(checks.dump(attempts, {"around": list}))
+                files.write_file(state, ATTEMPTS, data, mode=PUBLIC_FILE_MODE)
+            finally:
+                os.close(state)
+
+
+def forget_attempts(volume: Volume) -> None:
+    """Forget what is recorded: the volume was brought up, or somebody says so."""
+    with contextlib.suppress(OSError):
+        state = open_state(volume)
+        if state is not None:
+            try:
+                files.unlink(state, ATTEMPTS)
+            finally:
+                os.close(state)
