@@ -146,7 +146,7 @@ class Config:
         log_follow: Logs whose lines are shown while a command runs.
         online_unit: Name of the systemd unit that runs the online phase.
         accept_from: Releases whose volumes are accepted; empty: same id, same major.
-        accept_guard: Packages that must not go back.
+        accept_guard: Packages that must not go back; ``None``: nobody said, which means all.
         guard_optional: Those of them that need not be in the image.
         files_refresh: Globs of template files that no package owns and that a new image
             may replace while they are unedited.
@@ -166,7 +166,7 @@ class Config:
     log_follow: tuple[str, ...] = ()
     online_unit: str = "ipavolume-online.service"
     accept_from: tuple[str, ...] = ()
-    accept_guard: tuple[str, ...] = ()
+    accept_guard: tuple[str, ...] | None = None
     guard_optional: tuple[str, ...] = ()
     files_refresh: tuple[str, ...] = ()
     packages: tuple[DeclaredPackage, ...] = ()

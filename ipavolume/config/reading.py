@@ -244,7 +244,8 @@ def _read_config(top: _Table) -> Config:
     accept = top.table("accept")
     files = top.table("files")
     lock = top.table("lock")
-    guard = accept.texts("guard", default.accept_guard, check=_package_fault)
+    has_guard = "guard" in accept or default.accept_guard is not None
+    guard = accept.texts("guard", default.accept_guard or (), check=_package_fault)
     config = Config(
         profile=profile,
         volumes=volumes or default.volumes,
@@ -254,7 +255,7 @@ def _read_config(top: _Table) -> Config:
         log_follow=start.texts("log-follow", default.log_follow, check=_path_fault),
         online_unit=start.text("online-unit", default.online_unit, check=_service_fault),
         accept_from=accept.texts("from", default.accept_from, check=_accept_fault),
-        accept_guard=tuple(name.removeprefix("?") for name in guard),
+        accept_guard=tuple(name.removeprefix("?") for name in guard) if has_guard else None,
         guard_optional=tuple(name[1:] for name in guard if name.startswith("?")),
         files_refresh=files.texts("refresh", default.files_refresh, check=_path_fault),
         packages=_read_packages(top),

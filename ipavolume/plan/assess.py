@@ -45,13 +45,14 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
         others = [one for one in facts.values() if one.legacy or one.build_id is not None]
         if others or any(instance.values()):
             legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
+    guard = context.image.config.accept_guard
     found = verdict.judge(
         Question(
             mounts=tuple(context.volumes),
             facts=facts,
             image=context.image.header,
             accept=context.image.config.accept_from,
-            guard=context.image.config.accept_guard or ("*",),
+            guard=("*",) if guard is None else guard,
             application=_called(context.image),
             profile=context.image.config.profile,
             owners=_owners(context, primary, legacy),
@@ -120,10 +121,10 @@ def _owners(
     elif legacy is not None and legacy.packages:
         # What the application itself says of its version is there because it is that one.
         theirs = Owners(files=legacy.packages, all=legacy.packages)
-        return theirs, _owners_of(image.header, image.lines(), image.config.accept_guard)
+        return theirs, _owners_of(image.header, image.lines(), image.config.accept_guard or ())
     else:
         return None
-    guard = image.config.accept_guard
+    guard = image.config.accept_guard or ()
     with stream:
         theirs = _owners_of(header, manifest.read_lines(stream), guard)
     return theirs, _owners_of(image.header, image.lines(), guard)

@@ -553,7 +553,9 @@ def _refuse_direction(
                 "back is not supported",
                 code="newer",
                 hint=f"Start the image {name_of(recorded)} or a newer one, or restore the "
-                "backup made before that. To try it anyway: --allow newer.",
+                "backup made before that. Which packages must not go back the image says: guard in "
+                f"[accept] of {CONFIG_PATH} (not written: all; []: none). To try it anyway: "
+                "--allow newer.",
             )
             return Verdict(state=State.NEWER, reason=str(error), error=error), ()
         overrides.append("newer")
@@ -571,7 +573,10 @@ def _refuse_direction(
                 f"the volume comes from {volume_os[0]} {volume_os[1]}, this image is "
                 f"{image_os[0]} {image_os[1]}; it accepts: {rules}",
                 code="incompatible",
-                hint=f"Go by an image in between{replica}. To try it anyway: --allow incompatible.",
+                hint=f"Go by an image in between{replica}. An image that is to take such volumes "
+                f"says so in [accept] of {CONFIG_PATH}: from = "
+                f'["{volume_os[0]}>={volume_os[1] or "VERSION"}"]. To try it anyway: '
+                "--allow incompatible.",
             )
             return Verdict(state=State.INCOMPATIBLE, reason=str(error), error=error), ()
         overrides.append("incompatible")

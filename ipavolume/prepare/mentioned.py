@@ -36,7 +36,7 @@ def check(
     """
     usual = PROFILES[config.profile]
     if config.accept_guard != usual.accept_guard:
-        for name in config.accept_guard:
+        for name in config.accept_guard or ():
             if name not in config.guard_optional and not any(
                 versions.matches_package(name, package) for package in packages
             ):

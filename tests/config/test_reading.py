@@ -139,6 +139,13 @@ from = ["fedora>=42", "debian>=12,<14"]
     assert config.accept_from == ("fedora>=42", "debian>=12,<14")
 
 
+def test_no_guard_is_another_thing_than_nothing_said_of_it() -> None:
+    """F13: ``[]`` could not switch it off."""
+    assert parse_config(b"").accept_guard is None
+    assert parse_config(b"[accept]\nguard = []\n").accept_guard == ()
+    assert parse_config(b'profile = "freeipa"\n[accept]\nguard = []\n').accept_guard == ()
+
+
 def test_switching_parts_of_the_profile_off() -> None:
     config = parse_config(
         b'profile = "freeipa"\n[scriptlets]\npackages = []\n[first-run]\ncommand = []\n'

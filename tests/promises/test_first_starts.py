@@ -316,3 +316,46 @@ def test_a_file_that_is_mounted_over_a_listed_path_is_no_instance(site: Site, im
     assert done.stdout.endswith("mine\n")
     assert _inside(site, image, _start()).returncode == 0
     assert (site.volume() / "etc/acme/a.conf.rpmnew").read_text() == "one"
+
+
+# -- what an image accepts ---------------------------------------------------------------
+
+
+def _prepared(
+    site: Site, name: str, rpm: Path, *, config: str = "", release: str = "43", more: str = ""
+) -> Image:
+    def edit(image: Image) -> None:
+        image.mask_steps()
+        image.write("/etc/os-release", f"ID=fedora\nVERSION_ID={release}\n{more}")
+
+    lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
+    return site.image(name, [rpm], lists=lists, config=config, edit=edit)
+
+
+def test_an_image_of_rawhide_takes_a_volume_when_it_says_so(
+    site: Site, rpm: Path, newer: Path
+) -> None:
+    """F12: two releases above the volume's."""
+    site.upgrade(_prepared(site, "one", rpm))
+    rawhide = "REDHAT_BUGZILLA_PRODUCT_VERSION=rawhide\nRELEASE_TYPE=development\n"
+    rule = '[accept]\nfrom = ["fedora:same-or-previous"{}]\n'
+    options = {"release": "45", "more": rawhide}
+    two = _prepared(site, "two", newer, config=rule.format(""), **options)
+    said = site.run("upgrade", two, status=77).stderr
+    assert "[incompatible]" in said
+    assert 'from = ["fedora>=43"]' in said
+    three = _prepared(site, "three", newer, config=rule.format(', "fedora>=43"'), **options)
+    assert site.upgrade(three)["state"] == "outdated"
+
+
+def test_a_guard_of_nothing_guards_nothing_and_none_everything(
+    site: Site, rpm: Path, newer: Path
+) -> None:
+    """F13: one older package in an image; the message names the setting."""
+    site.upgrade(_prepared(site, "one", newer))
+    said = site.run("upgrade", _prepared(site, "two", rpm), status=77).stderr
+    assert "[newer]" in said
+    assert "guard in [accept] of /etc/ipavolume.toml (not written: all; []: none)" in said
+    site.run("check", _prepared(site, "three", rpm, config='[accept]\nguard = ["a*"]\n'), status=77)
+    four = _prepared(site, "four", rpm, config="[accept]\nguard = []\n")
+    assert site.upgrade(four)["state"] == "outdated"
