@@ -73,6 +73,7 @@ OVERRIDES: Final = {
     "mounted-over": "leave what is mounted over a path as it is",
     "newer": "go back to older packages",
     "no-lock": "work on a file system that is not known to lock for everybody",
+    "not-mounted": "install where nothing is mounted, into the container itself",
     "occupied": "populate a volume that has data of something else",
     "partial": "go on over what an interrupted first run left",
     "reused-id": "leave files of an account that is gone to the one with its number now",

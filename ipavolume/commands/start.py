@@ -364,6 +364,8 @@ def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str
         )
     else:
         what = f"the volume at {mount} is current ({outcome.recorded})"
+    if any(os.fstatvfs(volume.fd).f_flag & os.ST_RDONLY for volume in context.volumes.values()):
+        what += ", and mounted read-only: nothing can be written to it"
     return (
         f"{what}; handing over to {beginning.words[0]}. If nothing follows, that could not start; "
         "the volume is fine."

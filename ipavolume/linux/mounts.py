@@ -74,6 +74,24 @@ def file_system_of(directory: str) -> tuple[str, str]:
     return best[1], best[2]
 
 
+def origin_of(directory: str) -> tuple[str, str]:
+    """Return the mount point that *directory* is on, and what of the file system is mounted there.
+
+    Both are "" where that cannot be told.
+    """
+    path = os.path.realpath(directory)
+    best = ("", "")
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as stream:
+        for line in stream:
+            fields = line.split(b" ")
+            with contextlib.suppress(ValueError, IndexError):
+                origin, where = (os.fsdecode(_unescape(field)) for field in fields[3:5])
+                is_above = f"{path}/".startswith(where.rstrip("/") + "/")
+                if is_above and len(where) >= len(best[0]):
+                    best = (where, origin)
+    return best
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
     """What is mounted where a descriptor was opened.

@@ -11,6 +11,7 @@ from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
+from ipavolume.linux import mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
@@ -21,11 +22,16 @@ from ipavolume.volume import adopt
 from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
+from ipavolume.volume.room import is_of_root
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
 _MAGIC: Final = re.compile(r"([*?[])")
 _PACKAGE: Final = re.compile(rb',"package":"([A-Za-z0-9._+-]+)"')
+_ANONYMOUS: Final = re.compile(r"/volumes/([0-9a-f]{64})/_data$")
+_OF_ENGINES: Final = re.compile(
+    r"/+$|/(proc|sys|dev|run|tmp)/|/etc/(hosts|hostname|resolv\.conf|mtab)/$"
+)
 _DIRECTORY: Final = b',"type":"directory",'
 
 
@@ -60,6 +66,10 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             instance=instance,
             strangers=strangers,
             kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
+            unmounted=_unmounted(context),
+            anonymous=_anonymous(context),
+            elsewhere=_elsewhere(context),
+            installs=context.image.config.first_run is not None,
             legacy=legacy,
             expect=context.options.expect,
             consent=context.options.consent,
@@ -157,6 +167,36 @@ def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]
     return Owners(
         files=tuple(package for package in packages if owners[package.name]),
         all=tuple(packages),
+    )
+
+
+def _unmounted(context: Context) -> tuple[str, ...]:
+    """Return the volumes at which nothing is mounted, in a container that does not say where."""
+    if not context.image.is_inside or context.options.volumes:
+        return ()
+    return tuple(mount for mount, volume in context.volumes.items() if is_of_root(volume))
+
+
+def _anonymous(context: Context) -> dict[str, str]:
+    """Return the names that docker or podman gave to volumes which nobody named."""
+    if not context.image.is_inside:
+        return {}
+    found = {
+        mount: _ANONYMOUS.search(mounts.origin_of(volume.directory)[1])
+        for mount, volume in context.volumes.items()
+    }
+    return {mount: match[1] for mount, match in found.items() if match}
+
+
+def _elsewhere(context: Context) -> tuple[str, ...]:
+    """Return where else people have mounted something in the container."""
+    declared = {*context.volumes, *context.volatile}
+    return tuple(
+        sorted(
+            where
+            for where, _, _ in mounts.mounts()
+            if where not in declared and not _OF_ENGINES.match(f"{where}/")
+        )
     )
 
 

@@ -16,9 +16,11 @@ from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import Facts, Transaction
+from ipavolume.volume.room import NOT_MOUNTED
 from ipavolume.volume.roots import FS_GROUP
 
 _MAX_NAMED: Final = 5
+_ID_SHOWN: Final = 12
 _SAYS_NOTHING: Final = frozenset("()/")
 
 
@@ -95,6 +97,10 @@ class Question:
         strangers: By mount of a volume that would be populated, paths on it that are data of
             something else, and whose.
         kept: By mount of a volatile volume what only one has whose content is kept; "" for none.
+        unmounted: Volumes at which nothing is mounted: they are directories of the container.
+        anonymous: By mount of a volume that nobody gave a name, the one that the engine gave it.
+        elsewhere: What else people have mounted in the container.
+        installs: A first run follows on an empty volume.
         legacy: What could be learned of a legacy or stateless volume's last image.
         expect: What the operator expects: see :class:`ipavolume.context.Options`.
         consent: The operator lets upgrades happen.
@@ -112,6 +118,10 @@ class Question:
     profile: str = ""
     owners: tuple[Owners, Owners] | None = None
     strangers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    unmounted: Collection[str] = ()
+    anonymous: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Sequence[str] = ()
+    installs: bool = False
     legacy: ImageHeader | None = None
     expect: str = ""
     consent: bool = True
@@ -287,7 +297,40 @@ def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verd
             hint="Mount the right volume, or unset IPAVOLUME_EXPECT to populate this one.",
         )
         return Verdict(state=State.EMPTY, reason=str(error), error=error)
-    return Verdict(state=State.EMPTY, reason="no file of the template is there")
+    overrides: tuple[str, ...] = ()
+    if question.unmounted and question.installs:
+        if NOT_MOUNTED not in question.allow:
+            error = _not_mounted(question)
+            return Verdict(state=State.EMPTY, reason=str(error), error=error)
+        overrides = (NOT_MOUNTED,)
+    reason = "no file of the template is there" + _passing(question)
+    return Verdict(state=State.EMPTY, reason=reason, overrides=overrides)
+
+
+def _not_mounted(question: Question) -> RefusedError:
+    mount = next(iter(question.unmounted))
+    others = ", ".join(map(repr, question.elsewhere[:_MAX_NAMED]))
+    return RefusedError(
+        f"nothing is mounted at {mount}" + (f", only at {others}" if others else "") + ": what "
+        "would be installed there is lost with the container",
+        code=NOT_MOUNTED,
+        hint=f"Mount a volume there: -v NAME:{mount}. To install into the container all the same: "
+        f"--allow {NOT_MOUNTED}.",
+    )
+
+
+def _passing(question: Question) -> str:
+    """Say which volumes are easily lost."""
+    said = [
+        f"; nothing is mounted at {mount}, so what is put there is lost with the container"
+        for mount in question.unmounted
+    ]
+    said += [
+        f"; the volume at {mount} is an anonymous one ({name[:_ID_SHOWN]}), which goes with the "
+        "container by --rm and rm -v, and is not found again by another one: -v NAME:" + mount
+        for mount, name in question.anonymous.items()
+    ]
+    return "".join(said)
 
 
 def _judge_identity(question: Question, primary: Facts) -> IpaVolumeError | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, VolumeIOError
-from ipavolume.linux import files
+from ipavolume.linux import files, mounts
 from ipavolume.linux.trial import probe
 from ipavolume.model.actions import SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME
@@ -16,6 +16,14 @@ from ipavolume.model.files import Metadata
 from ipavolume.volume import ownership
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.members import Volume
+
+NOT_MOUNTED: Final = "not-mounted"
+
+
+def is_of_root(volume: Volume) -> bool:
+    """Tell whether nothing is mounted where *volume* is: it is a directory of the root."""
+    directory = os.path.realpath(volume.directory)
+    return directory != "/" and mounts.origin_of(directory)[0] == "/"
 
 
 def is_shown_read_only(volume: Volume) -> bool:
@@ -48,6 +56,13 @@ def check_room(volume: Volume, size: int, inodes: int) -> None:
         VolumeIOError: If they are not, or nothing can be written.
     """
     room = os.statvfs(volume.fd)
+    if room.f_flag & os.ST_RDONLY and is_of_root(volume):
+        raise VolumeIOError(
+            f"nothing is mounted at {volume.mount}, and the container's root is read-only",
+            code=NOT_MOUNTED,
+            hint=f"Mount a volume there: -v NAME:{volume.mount}",
+            state=STATE_UNTOUCHED,
+        )
     if room.f_flag & os.ST_RDONLY:
         raise VolumeIOError(
             f"the volume {volume.directory!r} is mounted read-only",

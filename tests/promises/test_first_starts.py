@@ -318,6 +318,74 @@ def test_a_file_that_is_mounted_over_a_listed_path_is_no_instance(site: Site, im
     assert (site.volume() / "etc/acme/a.conf.rpmnew").read_text() == "one"
 
 
+# -- what is mounted where ---------------------------------------------------------------
+
+INSTALLS: Final = """
+[first-run]
+command = ["/usr/bin/acme-setup"]
+done-when = "/etc/acme/configured"
+"""
+ANONYMOUS: Final = "0123456789abcdef" * 4
+
+
+def _installing(site: Site, rpm: Path) -> Image:
+    def edit(image: Image) -> None:
+        image.mask_steps()
+        setup = "#!/bin/sh\necho installing >&2\ntouch /etc/acme/configured\n"
+        image.write("/usr/bin/acme-setup", setup, mode=0o755)
+
+    lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
+    return site.image("installs", [rpm], lists=lists, config=INSTALLS, edit=edit)
+
+
+def test_without_a_volume_nothing_is_installed_unless_that_is_meant(site: Site, rpm: Path) -> None:
+    """F35: no ``-v`` at all, another place, and a root that is read-only besides."""
+    image = _installing(site, rpm)
+    other = site.top / "other"
+    other.mkdir()
+    start = [*inside.IPAVOLUME, "start", "--", "true"]
+    done = inside.run(image.root, {}, start)
+    assert done.returncode == 77
+    assert "nothing is mounted at /data" in done.stderr
+    assert "-v NAME:/data" in done.stderr
+    assert "installing" not in done.stderr
+    done = inside.run(image.root, {"/dat": other}, start)
+    assert done.returncode == 77
+    assert "nothing is mounted at /data, only at '/dat'" in done.stderr
+    assert not list(other.iterdir())
+    env = {"IPAVOLUME_ALLOW": "not-mounted"}
+    done = inside.run(image.root, {}, start, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "lost with the container" in done.stderr
+    read_only = ["sh", "-ec", 'mount -o remount,ro /; exec "$@"', "sh", *start]
+    done = inside.run(image.root, {}, read_only, env=env)
+    assert done.returncode == 74
+    assert "nothing is mounted at /data, and the container's root is read-only" in done.stderr
+
+
+def test_an_anonymous_volume_is_named_before_anything_is_installed(site: Site, rpm: Path) -> None:
+    """F35: by the directory that docker and podman have it in."""
+    image = _installing(site, rpm)
+    site.volumes["/data"] = site.top / f"volumes/{ANONYMOUS}/_data"
+    site.volume().mkdir(parents=True)
+    done = inside.run(image.root, site.volume(), [*inside.IPAVOLUME, "start", "--", "true"])
+    assert done.returncode == 0, done.stderr
+    said, _, installed = done.stderr.partition("acme-setup begins")
+    assert f"the volume at /data is an anonymous one ({ANONYMOUS[:12]})" in said
+    assert installed
+    assert "anonymous" not in installed
+
+
+def test_a_current_volume_that_is_read_only_is_handed_over_with_a_word(
+    site: Site, image: Image
+) -> None:
+    """F37: its application cannot write to it."""
+    site.upgrade(image)
+    done = _inside(site, image, "mount -o remount,bind,ro /data", _start())
+    assert done.returncode == 0, done.stderr
+    assert "mounted read-only: nothing can be written to it" in done.stderr
+
+
 # -- what an image accepts ---------------------------------------------------------------
 
 
