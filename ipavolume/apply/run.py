@@ -62,12 +62,14 @@ class Finish:
         notes: Paths found changed between plan and swap, and where that was saved, or "".
         tasks: What was executed.
         waiting: Tasks that are left to the online phase; the run is open then.
+        put: Files were put in place, not only in an earlier phase.
     """
 
     plan: Plan
     notes: tuple[tuple[str, str], ...] = ()
     tasks: tuple[TaskRecord, ...] = ()
     waiting: tuple[Task, ...] = ()
+    put: bool = True
 
 
 # -- carrying out ------------------------------------------------------------------------
@@ -278,6 +280,7 @@ class _Run:
             positions: Record number by path of what single actions install, or ``None``
                 when the run is gone on with.
         """
+        put = self._transaction.phase == MARKED
         try:
             with told_as(unforeseen):
                 self._swap(positions)
@@ -294,7 +297,9 @@ class _Run:
         waiting = tuple(pending(self._plan.tasks, self._log)) if self._is_executable() else ()
         if not waiting:
             self._commit()
-        return Finish(plan=self._plan, notes=self._notes.copies, tasks=saved, waiting=waiting)
+        return Finish(
+            plan=self._plan, notes=self._notes.copies, tasks=saved, waiting=waiting, put=put
+        )
 
     def _attempt(self) -> contextlib.AbstractContextManager[None]:
         directory = self._first.volume.directory

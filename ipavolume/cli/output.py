@@ -49,7 +49,7 @@ def show_error(err: IpaVolumeError) -> None:
     message = f"{err} [{err.code}]"
     hint = advice.fit_here(err.hint)
     if hint and err.code in manual.codes() and not isinstance(err, UsageError):
-        hint = f"{hint} More: {advice.more_of(err.code)}"
+        hint = f"{hint} (more: {advice.more_of(err.code)})"
     labelled = (message, err.state, hint)
     others = sum(len(text.escape(one).encode()) + _LABEL_BYTES for one in labelled)
     _labelled("error", message, "red")
@@ -233,7 +233,9 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
     if as_json:
         click.echo(text.dump_json(text.inspection_data(found)))
         return
-    click.echo(f"{text.escape(found.volume)}: {click.style(str(found.state), bold=True)}")
+    click.echo(
+        f"{text.escape(found.volume)}: {click.style(str(found.state or 'unknown'), bold=True)}"
+    )
     click.echo(f"  {text.escape(found.reason)}")
     for item in found.findings:
         label = click.style(f"{item.severity}:", fg=_colour_of(item.severity))
@@ -245,7 +247,8 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
         return
     plan = found.draft.plan
     totals = ", ".join(f"{number} {word}" for word, number in text.counts(plan.actions).items())
-    click.echo(f"  plan: {totals or 'record the new id, change nothing'}")
+    nothing = "no file has to change" if plan.tasks else "record the new id, change nothing"
+    click.echo(f"  plan: {totals or nothing}")
     for action in described(plan.actions) if full else ():
         word = verb(action)
         head = click.style(f"{word:<9}", fg=_colour(word))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.command(cls=HelpedCommand)
 @options.located_options
 @options.as_json
+@options.verbose
 @click.option("--again", is_flag=True, help="As if everything were run again.")
 @click.option(
     "--try",
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     help="Ask every step what it would do on this volume as it is now; nothing is changed. Only in "
     "a container of the image.",
 )
-def steps(*, options: Options, as_json: bool, again: bool, volume: str | None) -> None:
+def steps(
+    *, options: Options, as_json: bool, verbose: bool, again: bool, volume: str | None
+) -> None:
     r"""List the upgrade steps of the image, whether they would run on the volume, and why.
 
     \b
@@ -43,11 +46,17 @@ def steps(*, options: Options, as_json: bool, again: bool, volume: str | None) -
         return
     from ipavolume.commands import listing
 
+    left_out = 0
     for step in listing.list_steps(options):
         if as_json:
             click.echo(text.dump_json(text.step_data(step)))
+        elif step.strange and not verbose:
+            left_out += 1
         else:
             _show(step)
+    if left_out:
+        others = "1 step is" if left_out == 1 else f"{left_out} steps are"
+        click.echo(f"{others} for packages that the image does not have (shown with -v)")
 
 
 def _show(step: ListedStep) -> None:

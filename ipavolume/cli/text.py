@@ -15,6 +15,7 @@ from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
 
 if TYPE_CHECKING:
+    from ipavolume.apply.run import Finish
     from ipavolume.commands.audit import Audited
     from ipavolume.commands.check import Inspection
     from ipavolume.commands.conflicts import Conflict
@@ -154,7 +155,7 @@ def inspection_data(found: Inspection) -> dict[str, Any]:
     """Return what a look at volumes found as plain data."""
     return {
         "volume": found.volume,
-        "state": str(found.state),
+        "state": None if found.state is None else str(found.state),
         "reason": found.reason,
         "recorded": found.recorded,
         "image": found.image,
@@ -316,48 +317,8 @@ def translated_lines(actions: Sequence[Action]) -> list[str]:
 def summary_lines(outcome: Outcome) -> list[str]:
     """Return what a person wants to know at the end of a run, and can act on."""
     lines = []
-    for plan in outcome.plans:
-        lines.append(
-            f"{plan.kind} {escape(plan.from_build) or '(empty)'} -> {escape(plan.to_build)}"
-        )
-        totals = counts(plan.actions)
-        if not totals:
-            lines.append("  no file on the volume had to change")
-        lines += [f"  {number:>6} {past(word)}" for word, number in totals.items()]
-        others = tuple(without_metadata(plan.actions))
-        review = [action for action in others if verb(action) in (Verb.RPMNEW, Verb.SAVE)]
-        review += [
-            action
-            for action in others
-            if isinstance(action, Install) and action.path == action.record and action.save_to
-        ]
-        if review:
-            lines.append("  to review (ipavolume conflicts --diff):")
-            lines += [f"    {escape(describe(action))}" for action in review]
-        special = [
-            action
-            for action in others
-            if isinstance(action, Keep) and action.rule not in ("rpm", "package-unchanged")
-        ]
-        if special:
-            lines.append("  left alone:")
-            lines += [f"    {escape(describe(action))}" for action in special[:_MAX_LEFT_ALONE]]
-            if len(special) > _MAX_LEFT_ALONE:
-                lines.append(f"    and {len(special) - _MAX_LEFT_ALONE} more (ipavolume history)")
-    for path, to in outcome.notes:
-        if to.startswith(f"{path}.rpmnew"):
-            left = f"{escape(path)}; the image's is {escape(to)}"
-            lines.append(f"  changed meanwhile, left as it is: {left}")
-        elif to:
-            lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
-        else:
-            lines.append(f"  changed meanwhile, left as it is: {escape(path)}")
-    if outcome.tasks:
-        lines.append("  executed:")
-        lines += [
-            f"    {escape(record.key)}: {record.state}, {record.seconds} s"
-            for record in outcome.tasks
-        ]
+    for end in outcome.ends:
+        lines += _end_lines(end)
     if outcome.warnings:
         count = len(outcome.warnings)
         lines.append("  1 warning:" if count == 1 else f"  {count} warnings:")
@@ -365,6 +326,58 @@ def summary_lines(outcome: Outcome) -> list[str]:
     if outcome.waiting:
         lines.append("  left to the online phase:")
         lines += [f"    {escape(task.name)}: {escape(task.summary)}" for task in outcome.waiting]
+    return lines
+
+
+def _end_lines(end: Finish) -> list[str]:
+    """Return what a run did in this phase; what an earlier one did is told there."""
+    plan = end.plan
+    lines = [f"{plan.kind} {escape(plan.from_build) or '(empty)'} -> {escape(plan.to_build)}"]
+    if end.put:
+        lines += _file_lines(plan)
+    else:
+        lines.append("  its files were put in place before (ipavolume history says which)")
+    for path, to in end.notes:
+        if to.startswith(f"{path}.rpmnew"):
+            left = f"{escape(path)}; the image's is {escape(to)}"
+            lines.append(f"  changed meanwhile, left as it is: {left}")
+        elif to:
+            lines.append(f"  changed meanwhile, saved: {escape(path)} as {escape(to)}")
+        else:
+            lines.append(f"  changed meanwhile, left as it is: {escape(path)}")
+    if end.tasks:
+        lines.append("  executed:")
+        lines += [
+            f"    {escape(record.key)}: {record.state}, {record.seconds} s" for record in end.tasks
+        ]
+    return lines
+
+
+def _file_lines(plan: Plan) -> list[str]:
+    totals = counts(plan.actions)
+    if not totals:
+        return ["  no file on the volume had to change"]
+    lines = [f"  {number:>6} {past(word)}" for word, number in totals.items()]
+    others = tuple(without_metadata(plan.actions))
+    review = [action for action in others if verb(action) in (Verb.RPMNEW, Verb.SAVE)]
+    review += [
+        action
+        for action in others
+        if isinstance(action, Install) and action.path == action.record and action.save_to
+    ]
+    if review:
+        lines.append("  to review (ipavolume conflicts --diff):")
+        lines += [f"    {escape(describe(action))}" for action in review]
+    special = [
+        action
+        for action in others
+        if isinstance(action, Keep) and action.rule not in ("rpm", "package-unchanged")
+    ]
+    if special:
+        lines.append("  left alone:")
+        lines += [f"    {escape(describe(action))}" for action in special[:_MAX_LEFT_ALONE]]
+        if len(special) > _MAX_LEFT_ALONE:
+            lines.append(f"    and {len(special) - _MAX_LEFT_ALONE} more (ipavolume history)")
     return lines
 
 

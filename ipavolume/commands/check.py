@@ -34,13 +34,14 @@ from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.model.actions import Keep
 from ipavolume.model.progress import Progress, say_nothing
+from ipavolume.model.tasks import pending
 from ipavolume.plan import assess
 from ipavolume.plan import draft as drafting
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import index, lock, owners, ownership
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import COMMITTING, MARKED, Facts
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -85,7 +86,7 @@ class Inspection:
 
     Attributes:
         volume: Directory of the primary volume.
-        state: State of the volumes.
+        state: State of the volumes; ``None``: they are not there, or cannot be looked at.
         reason: Why that state.
         recorded: What is recorded, as plain data.
         image: The image, as plain data.
@@ -95,7 +96,7 @@ class Inspection:
     """
 
     volume: str
-    state: State
+    state: State | None
     reason: str
     recorded: Mapping[str, Any] | None
     image: Mapping[str, Any]
@@ -152,7 +153,7 @@ def inspect(options: Options, say: Progress = say_nothing) -> Inspection:
             )
             return Inspection(
                 volume=directory,
-                state=State.UNSAFE,
+                state=None,
                 reason=f"cannot be read: {err.strerror}",
                 recorded=None,
                 image=image,
@@ -184,7 +185,7 @@ def failed(
     """
     return Inspection(
         volume=volume,
-        state=State.UNSAFE,
+        state=State.UNSAFE if isinstance(err, UnsafeVolumeError) else None,
         reason=str(err),
         recorded=None,
         image=image,
@@ -219,7 +220,7 @@ def _inspect(
         status = EXIT_UPGRADE_NEEDED
         try:
             if does is Does.RESUME:
-                run.read_open_plan(context.volumes, facts)
+                made = _left(context, facts)
             else:
                 made = drafting.draft(context, verdict, facts, looking=True, say=say)
         except ConfigurationError:
@@ -280,6 +281,26 @@ def _inspect(
         findings=tuple(findings),
         exit_status=status,
     )
+
+
+def _left(context: Context, facts: Mapping[str, Facts]) -> Draft:
+    """Return what is left of the open run; what follows it is planned when it is finished.
+
+    Raises:
+        UnsafeVolumeError: If what it needs is missing or altered.
+    """
+    plan = run.read_open_plan(context.volumes, facts)
+    primary = facts[context.volumes.primary.mount]
+    open_ = primary.transaction
+    if open_ is None or open_.phase != MARKED:
+        plan = replace(plan, actions=())
+    ours = (
+        open_ is not None
+        and open_.phase != COMMITTING
+        and open_.fingerprint == context.image.header.fingerprint
+    )
+    tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
+    return Draft(plan=replace(plan, tasks=tasks), positions={})
 
 
 def _drift(

@@ -17,6 +17,7 @@ from ipavolume.rpm import scriptlets, transaction
 from ipavolume.rpm.transaction import Explanation
 from ipavolume.steps.api import Declaration, When
 from ipavolume.steps.declaration import describe_selection, steps_of
+from ipavolume.steps.views import find_package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +28,13 @@ class ListedStep:
         declaration: What it says of itself.
         runs: It would be asked; ``None`` where there is no volume to tell by.
         why: Why, or why not.
+        strange: It is for a package that neither the image nor the volume has.
     """
 
     declaration: Declaration
     runs: bool | None
     why: str
+    strange: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,14 @@ def list_steps(options: Options) -> list[ListedStep]:
                     complete=known.complete,
                     again=options.again,
                 )
-            found.append(ListedStep(declaration=declaration, runs=runs, why=why))
+            # A package that was on the volume, too, is one whose step may be missed.
+            headers = (image.header, known.recorded if known is not None else None)
+            strange = runs is not True and all(
+                find_package(header.packages, declaration.component) is None
+                for header in headers
+                if header is not None
+            )
+            found.append(ListedStep(declaration=declaration, runs=runs, why=why, strange=strange))
         return found
 
 

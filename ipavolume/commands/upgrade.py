@@ -42,9 +42,7 @@ class Outcome:
         state: State in which the volume was found.
         reason: Why that state.
         recorded: Id recorded on the volume at the end; "" while a run is open.
-        plans: Plans that were carried out, oldest first.
-        notes: Paths found changed between plan and swap, and where that was saved, or "".
-        tasks: What was executed, as far as it got.
+        ends: How each run ended, oldest first.
         warnings: What steps and scriptlets have to tell.
         waiting: Tasks that are left to the online phase.
         first_run_left: The first run is left to the online phase.
@@ -54,13 +52,26 @@ class Outcome:
     state: State
     reason: str
     recorded: str
-    plans: tuple[Plan, ...] = ()
-    notes: tuple[tuple[str, str], ...] = ()
-    tasks: tuple[TaskRecord, ...] = ()
+    ends: tuple[Finish, ...] = ()
     warnings: tuple[str, ...] = ()
     waiting: tuple[Task, ...] = ()
     first_run_left: bool = False
     waits: bool = False
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Plans that were carried out, oldest first."""
+        return tuple(end.plan for end in self.ends)
+
+    @property
+    def notes(self) -> tuple[tuple[str, str], ...]:
+        """Paths found changed between plan and swap, and where that was saved, or ""."""
+        return tuple(note for end in self.ends for note in end.notes)
+
+    @property
+    def tasks(self) -> tuple[TaskRecord, ...]:
+        """What was executed, as far as it got."""
+        return tuple(record for end in self.ends for record in end.tasks)
 
 
 def keep_summary(image: Image, volumes: Volumes, outcome: Outcome, lines: Sequence[str]) -> None:
@@ -259,10 +270,10 @@ def _refuse_phase(
 def _outcome(
     found: Verdict, ends: Sequence[Finish], warnings: Sequence[str], *, recorded: str
 ) -> Outcome:
-    tasks = [record for end in ends for record in end.tasks]
     messages = [
         message
-        for record in tasks
+        for end in ends
+        for record in end.tasks
         if record.state is TaskState.WARNED
         for message in record.messages
     ]
@@ -270,9 +281,7 @@ def _outcome(
         state=found.state,
         reason=found.reason,
         recorded=recorded,
-        plans=tuple(end.plan for end in ends),
-        notes=tuple(note for end in ends for note in end.notes),
-        tasks=tuple(tasks),
+        ends=tuple(ends),
         warnings=(*warnings, *(text for text in messages if text not in warnings)),
         waiting=ends[-1].waiting if ends else (),
     )

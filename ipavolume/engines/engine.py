@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from ipavolume.errors import CommandFailedError, ConfigurationError, IpaVolumeError, UsageError
+from ipavolume.errors import CommandFailedError, IpaVolumeError, VolumeIOError
 from ipavolume.linux import capture, signals
 
 NAMES: Final = ("docker", "podman")
@@ -261,7 +261,7 @@ class Engine:
                     to_the_end=True,
                 )
             except _UnknownError as err:
-                raise ConfigurationError(
+                raise VolumeIOError(
                     f"{self.name} has no image {image_id!r} any more", code="no-image"
                 ) from err
             signals.check()
@@ -377,13 +377,13 @@ def find_image(choice: str, reference: str) -> tuple[Engine, str]:
         reference: Name or id of the image.
 
     Raises:
-        ConfigurationError: If none has it; it is not pulled.
+        VolumeIOError: If none has it; it is not pulled.
         CommandFailedError: If no engine answers.
     """
     return _find(
         choice,
         lambda engine: engine.image_id(reference),
-        lambda engines: ConfigurationError(
+        lambda engines: VolumeIOError(
             f"{_nobody(engines)} the image {reference!r}",
             code="no-image",
             hint=f"Nothing is pulled by this command: {engines[0]} pull {reference}",
@@ -395,13 +395,13 @@ def find_container(choice: str, name: str) -> tuple[Engine, Container]:
     """Return the engine that has a container, and what it says of it.
 
     Raises:
-        UsageError: If none has it.
+        VolumeIOError: If none has it.
         CommandFailedError: If no engine answers.
     """
     return _find(
         choice,
         lambda engine: engine.container(name),
-        lambda engines: UsageError(
+        lambda engines: VolumeIOError(
             f"{_nobody(engines)} the container {name!r}",
             code="no-container",
             hint=f"See what there is: {engines[0]} ps --all",
@@ -413,13 +413,13 @@ def find_volume(choice: str, name: str) -> tuple[Engine, NamedVolume]:
     """Return the engine that has a named volume, and what it says of it.
 
     Raises:
-        UsageError: If none has it.
+        VolumeIOError: If none has it.
         CommandFailedError: If no engine answers.
     """
     return _find(
         choice,
         lambda engine: engine.volume(name),
-        lambda engines: UsageError(
+        lambda engines: VolumeIOError(
             f"{_nobody(engines)} the volume {name!r}",
             code="no-volume",
             hint=f"See what there is: {engines[0]} volume ls",

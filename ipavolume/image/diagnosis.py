@@ -119,8 +119,9 @@ class Suspects:
 def _replaced_link_hint(link: str, target: str) -> str:
     return (
         f"{link!r} is listed, so it is a link of the image to {target!r}, and what writes another "
-        "file and renames it (sed -i, mv, install) replaces the link, which a read-only image does "
-        f"not let it. Nothing was written. Have it write to {target!r} itself (for a scriptlet: "
+        "file and renames it (sed -i, mv, install), or changes or removes what it is given (chown, "
+        "rm), does that to the link, which a read-only image does "
+        f"not let it. Nothing was written. Have it work on {target!r} itself (for a scriptlet: "
         "[scriptlets] substitute), or use an image that lists the directory."
     )
 

@@ -30,14 +30,15 @@ class ImageTree:
         """Open *root*; *volumes* are the templates by mount, as configured.
 
         Raises:
-            ConfigurationError: If the root is no directory.
+            VolumeIOError: If the root is not there, or cannot be opened.
         """
         self.root = root
         try:
             self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError, PermissionError) as err:
-            raise ConfigurationError(
+            raise VolumeIOError(
                 f"cannot open the image tree {root!r}: {err.strerror}",
+                code="no-image",
                 hint="Give the directory of the image's root file system with --root.",
             ) from err
         self._known: dict[str, tuple[bool, str]] = {}

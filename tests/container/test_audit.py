@@ -277,7 +277,7 @@ def test_people_read_what_to_put_on_the_list(host: Host, volumes: list[str]) -> 
 
 
 def test_a_container_that_is_not_there_is_said(host: Host) -> None:
-    said = host.audit("no-such-container", status=2).stderr
+    said = host.audit("no-such-container", status=74).stderr
     assert f"{host.engine} does not have the container 'no-such-container'" in said
     assert f"{host.engine} ps --all" in said
 

@@ -95,7 +95,7 @@ def test_without_an_engine_that_is_said(engines: Pretended, place: Path) -> None
 def test_an_engine_is_named_by_option_or_environment(engines: Pretended, place: Path) -> None:
     engines.install("docker", a_tree(place))
     engines.install("podman")
-    check(engines, place, "--engine", "podman", status=78)
+    check(engines, place, "--engine", "podman", status=74)
     assert {call[0] for call in engines.calls()} == {"podman"}
     with_variable = run_ipavolume(
         *("check", "--image", "app:1", str(place / "volume")),
@@ -125,7 +125,7 @@ def test_an_engine_that_fails_is_passed_over_for_one_that_has_the_image(
 def test_an_image_that_nobody_has_is_not_pulled(engines: Pretended, place: Path) -> None:
     engines.install("docker")
     engines.install("podman")
-    said = check(engines, place, status=78).stderr
+    said = check(engines, place, status=74).stderr
     assert "neither docker nor podman has the image 'app:1' [no-image]" in said
     assert "docker pull app:1" in said
     assert [call[:3] for call in engines.calls()] == [
@@ -161,7 +161,7 @@ def test_an_engine_that_does_not_answer_is_said(
     assert said in error
     assert hint in error
     engines.install("podman")
-    assert text in check(engines, place, status=78).stderr
+    assert text in check(engines, place, status=74).stderr
 
 
 # -- what an image may not hold ----------------------------------------------------------

@@ -210,7 +210,7 @@ def test_p7_the_report_of_a_failure_is_on_the_volume_too(world: World) -> None:
     kept = (world.volume / ".ipavolume/logs/0002-v2.log").read_text()
     for label in ("error", "state", "hint"):
         line = next(one for one in said.splitlines() if one.startswith(f"ipavolume: {label}: "))
-        assert line.removeprefix(f"ipavolume: {label}: ").partition(" More: ")[0] in kept
+        assert line.removeprefix(f"ipavolume: {label}: ").partition(" (more: ")[0] in kept
     assert "  | the cause" in kept
 
 

@@ -1,0 +1,81 @@
+"""What is said of a run: of one that is interrupted, of several, in two phases, of whose steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support.command import run_ipavolume
+from support.taskworlds import World, build_packages, logs, step
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+FAILS = step("yield Command(words=('false',), reason='to fail')", summary="Fails")
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    return build_packages(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture
+def world(tmp_path: Path, rpms: Mapping[str, Path]) -> World:
+    return World(tmp_path, rpms)
+
+
+def test_what_is_left_of_an_interrupted_run_is_shown(world: World) -> None:
+    """Words 9: nothing was."""
+    world.populate()
+    image = world.image("2", {"s5000_fine": step(logs("fine")), "s5010_fails": FAILS})
+    world.run(image, "start", "--", "true", status=13)
+    said = world.run(image, "upgrade", "--dry-run", status=100).stdout
+    assert said.startswith("/data: upgrading\n")
+    assert "  plan: no file has to change\n  then: 1 step or scriptlet\n" in said
+    assert "s5010_fails: Fails" in said
+    assert "s5000_fine" not in said
+
+
+def test_each_run_says_what_it_executed(world: World) -> None:
+    """Words 9: all was said at the end, under whichever run was the last."""
+    world.populate()
+    world.run(world.image("2", {"s5010_fails": FAILS}), "start", "--", "true", status=13)
+    image = world.image("3", {"s5020_then": step(logs("then"))})
+    said = world.run(image, "start", "--", "true").stderr
+    finished, _, upgraded = said.partition("upgrade v1 -> v2\n")[2].partition("upgrade v2 -> v3\n")
+    assert "its files were put in place before" in finished
+    assert "s5020_then" not in finished
+    assert "    step s5020_then: done" in upgraded
+    assert "s5010_fails" not in upgraded
+
+
+def test_steps_for_packages_of_another_application_are_not_in_the_way(world: World) -> None:
+    """Words 11: ten steps of FreeIPA came before the image's own."""
+    image = world.image("1", {"s5000_own": step(logs("own"))})
+    options = ("--root", str(image.root))
+    said = run_ipavolume("steps", *options).stdout
+    assert said.splitlines()[0].endswith("s5000_own: Does what a test wants.")
+    assert "are for packages that the image does not have (shown with -v)" in said
+    everything = run_ipavolume("steps", *options, "-v").stdout
+    assert "s0300" in everything
+    found = [
+        json.loads(line)
+        for line in run_ipavolume("steps", *options, "--json").stdout.split("\n")[:-1]
+    ]
+    assert len(found) > 5
+
+
+@pytest.mark.parametrize("words", [("--root", "/no/such/image"), ("/no/such/volume",)])
+def test_what_is_not_there_has_one_status(world: World, words: tuple[str, ...]) -> None:
+    """Words 7: 2, 74 or 78, and "unsafe"."""
+    options = () if "--root" in words else ("--root", str(world.image("1", {}).root))
+    done = run_ipavolume("check", "--json", *options, *words, status=74)
+    if not options:
+        assert "[no-image]" in done.stderr
+    else:
+        assert json.loads(done.stdout)["state"] is None
+        assert (
+            "/no/such/volume: unknown\n"
+            in run_ipavolume("check", *options, *words, status=74).stdout
+        )
