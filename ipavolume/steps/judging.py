@@ -60,7 +60,7 @@ def check_actions(
     for action in actions:
         if _fault(action, volume, mounts) and (fault := _fault(action, volume.after(done), mounts)):
             if template is None or not fault.command:
-                raise broken(declaration.source, 1, fault.text)
+                raise broken(declaration.source, 0, fault.text)
             if not fault.is_missing or template.kind(fault.path) == FileType.DIRECTORY:
                 raise ObstructedError(
                     f"the upgrade step {declaration.name} {fault.text}",
@@ -68,7 +68,7 @@ def check_actions(
                     hint=f"{fault.command}. Then start again.",
                     state=STATE_UNTOUCHED,
                 )
-            raise broken(declaration.source, 1, fault.text)
+            raise broken(declaration.source, 0, fault.text)
         if isinstance(action, Command):
             return
         done.append(action)

@@ -161,9 +161,10 @@ def _raised(path: str, err: BaseException, limit_s: float) -> ConfigurationError
 
 
 def broken(path: str, line: int, what: str) -> ConfigurationError:
-    """Return the error that names what is wrong with the step at *path*."""
+    """Return the error that names what is wrong with the step at *path*; line 0: with all of it."""
+    where = f"{path}:{line}" if line else path
     return ConfigurationError(
-        f"the upgrade step {path}:{line}: {what}",
+        f"the upgrade step {where}: {what}",
         code="broken-step",
         hint="Correct it in the image, or mask it: "
         f"ln -s {MASK} {OWN_STEPS}/{path.rpartition('/')[2]}",

@@ -347,7 +347,18 @@ def perform(
             saved = perform_file_action(action, context.volumes, mounts, run=run)
             if saved:
                 output.say(f"kept what was there as {saved}")
+            if isinstance(action, Remove) and _is_there(
+                context.volumes, place(action.path, mounts)
+            ):
+                text = f"{step} left the directory {action.path}: something was put into it"
+                output.say(f"warning: {text}")
+                return [text]
             return []
+
+
+def _is_there(volumes: Volumes, where: str) -> bool:
+    with volumes.tree() as tree:
+        return tree.stat(where) is not None
 
 
 def run_command(

@@ -66,6 +66,18 @@ def test_steps_for_packages_of_another_application_are_not_in_the_way(world: Wor
     assert len(found) > 5
 
 
+def test_a_directory_that_is_not_removed_because_it_is_not_empty_is_named(world: World) -> None:
+    """Words 10: it was "done", and the directory was there."""
+    world.populate()
+    body = "yield Remove(path='/var/lib/svc/sub', reason='not used any more')"
+    image = world.image("2", {"s5000_clears": step(body, when="start", phase="offline")})
+    (world.volume / "var/lib/svc/sub").mkdir()
+    (world.volume / "var/lib/svc/sub/mine").write_text("mine\n")
+    said = world.run(image, "start", "--", "true").stderr
+    assert "s5000_clears left the directory /var/lib/svc/sub: something was put into it" in said
+    assert (world.volume / "var/lib/svc/sub/mine").read_text() == "mine\n"
+
+
 @pytest.mark.parametrize("words", [("--root", "/no/such/image"), ("/no/such/volume",)])
 def test_what_is_not_there_has_one_status(world: World, words: tuple[str, ...]) -> None:
     """Words 7: 2, 74 or 78, and "unsafe"."""
