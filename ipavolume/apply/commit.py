@@ -55,7 +55,13 @@ def move_build_ids(areas: Iterable[Area]) -> None:
                 # Our directory can be a part of the volume that nothing can be renamed into.
                 root = area.volume.fd
                 crossing.move(
-                    root, BUILD_ID_NAME, area.work, _OLD_BUILD_ID, replace=True, root=root
+                    root,
+                    BUILD_ID_NAME,
+                    area.work,
+                    _OLD_BUILD_ID,
+                    replace=True,
+                    root=root,
+                    expected=files.lstat(area.work, _OLD_BUILD_ID),
                 )
                 files.sync(area.work)
                 files.sync(area.volume.fd)

@@ -1,4 +1,4 @@
-"""What somebody did to a path after the plan was made, or while it is worked on."""
+"""What owner and mode a path gets that somebody gave others after the plan was made."""
 
 from __future__ import annotations
 
@@ -14,20 +14,6 @@ from ipavolume.model.attributes import (
     merge,
 )
 from ipavolume.model.files import DiskState, Metadata, Xattrs
-
-
-def is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
-    """Tell whether nobody touched a path between two looks; a further name does not count."""
-    if one is None or other is None:
-        return one is other
-    return _version(one) == _version(other)
-
-
-def _version(st: os.stat_result) -> tuple[int, ...]:
-    owner = (st.st_mode, st.st_uid, st.st_gid)
-    if stat.S_ISDIR(st.st_mode):
-        return st.st_dev, st.st_ino, *owner
-    return st.st_dev, st.st_ino, *owner, st.st_size, st.st_mtime_ns
 
 
 def is_changed(before: DiskState, now: os.stat_result, ours: Metadata | None) -> bool:

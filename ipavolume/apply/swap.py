@@ -253,7 +253,7 @@ class Swap:
         """
         mount = mount_of(path, self._areas)
         new = self._areas[mount].new
-        if not meanwhile.is_same(expected, files.lstat(directory, name)):
+        if not files.is_same(expected, files.lstat(directory, name)):
             return False
         try:
             if replace:

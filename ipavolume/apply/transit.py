@@ -18,7 +18,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
 from ipavolume.linux import crossing, files, trees
 from ipavolume.linux.crossing import COPY
@@ -76,7 +75,7 @@ class Transit:
                     crossing.copy_inode(fd, inside, COPY)
             files.sync(inside)
             self._made = (staged, st.st_ino, self._write_down(staged, inside, COPY))
-        if not meanwhile.is_same(expected, files.lstat(directory, name)):
+        if not files.is_same(expected, files.lstat(directory, name)):
             return False
         if replace:
             files.rename(inside, COPY, directory, name)

@@ -174,23 +174,36 @@ def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
         if new_is_copy and not take_new:
             return _remove_shipped(volumes, conflict)
         if not new_is_copy and take_new:
-            away = _put_away(volumes, conflict.copy, conflict)
+            away = _told(conflict.copy, _put_away(volumes, conflict.copy, conflict))
             return f"{conflict.path} stays as it is; {away}"
         _make_parents(volumes, conflict.path)
         source, source_name = _open(volumes, conflict.copy)
         target, target_name = _open(volumes, conflict.path)
         try:
             # A directory replaces no file.
-            copy = files.lstat(source, source_name)
+            copy, here = files.lstat(source, source_name), files.lstat(target, target_name)
             stays = copy is not None and not stat.S_ISDIR(copy.st_mode)
             kept = _put_away(volumes, conflict.path, conflict, stays=stays)
-            crossing.move(source, source_name, target, target_name, replace=stays, root=volume.fd)
+            try:
+                crossing.move(
+                    source,
+                    source_name,
+                    target,
+                    target_name,
+                    replace=stays,
+                    root=volume.fd,
+                    expected=here,
+                )
+            except OSError:
+                if kept and stays and files.is_same(here, files.lstat(target, target_name)):
+                    _remove(volumes, kept)
+                raise
             files.sync(target)
         finally:
             os.close(source)
             os.close(target)
         area.sync_area(volume)
-        return f"{conflict.copy} is {conflict.path} now; {kept}"
+        return f"{conflict.copy} is {conflict.path} now; {_told(conflict.path, kept)}"
 
 
 def refuse_open(volumes: Volumes) -> None:
@@ -210,15 +223,23 @@ def refuse_open(volumes: Volumes) -> None:
 
 def _remove_shipped(volumes: Volumes, conflict: Conflict) -> str:
     if not _is_as_shipped(volumes, conflict.copy):
-        away = _put_away(volumes, conflict.copy, conflict)
+        away = _told(conflict.copy, _put_away(volumes, conflict.copy, conflict))
         return f"{conflict.path} stays as it is; {away}"
-    directory, name = _open(volumes, conflict.copy)
+    _remove(volumes, conflict.copy)
+    return f"{conflict.path} stays as it is; {conflict.copy} is removed"
+
+
+def _remove(volumes: Volumes, path: str) -> None:
+    directory, name = _open(volumes, path)
     try:
         files.unlink(directory, name)
         files.sync(directory)
     finally:
         os.close(directory)
-    return f"{conflict.path} stays as it is; {conflict.copy} is removed"
+
+
+def _told(path: str, away: str) -> str:
+    return f"{path} was put away as {away}" if away else f"{path} is not there"
 
 
 def _is_as_shipped(volumes: Volumes, path: str) -> bool:
@@ -252,7 +273,7 @@ def _open(volumes: Volumes, path: str) -> tuple[int, str]:
 
 
 def _put_away(volumes: Volumes, path: str, conflict: Conflict, *, stays: bool = False) -> str:
-    """Move *path* to where nothing is in its way and nobody loses it.
+    """Move *path* to where nothing is in its way and nobody loses it; return that, or "".
 
     With *stays* it is also left where it is, to be replaced: whatever fails then, or is killed,
     there is always one of the two.
@@ -263,7 +284,7 @@ def _put_away(volumes: Volumes, path: str, conflict: Conflict, *, stays: bool = 
     try:
         st = files.lstat(source, name)
         if st is None:
-            return f"{path} is not there"
+            return ""
         if stat.S_ISDIR(st.st_mode) and path == conflict.path:
             raise UnsafeVolumeError(
                 f"{path!r} is a directory now",
@@ -285,7 +306,7 @@ def _put_away(volumes: Volumes, path: str, conflict: Conflict, *, stays: bool = 
                     crossing.move(source, name, target, free, replace=False, root=root)
                 files.sync(target)
                 files.sync(source)
-                return f"{path} was put away as {mount}/{parent}/{free}"
+                return f"{mount}/{parent}/{free}"
         finally:
             os.close(target)
     finally:

@@ -194,7 +194,14 @@ def _make_private(directory: int, name: str) -> int:
 
 
 def move(
-    source_directory: int, source: str, directory: int, name: str, *, replace: bool, root: int
+    source_directory: int,
+    source: str,
+    directory: int,
+    name: str,
+    *,
+    replace: bool,
+    root: int,
+    expected: os.stat_result | None = None,
 ) -> None:
     """Rename; where that cannot be done, put a copy in place by a rename and remove the source.
 
@@ -205,10 +212,11 @@ def move(
         name: Name of the place.
         replace: Replace what is there; otherwise ``EEXIST`` when something is.
         root: Descriptor of the volume's root.
+        expected: What is replaced. A copy takes its time: it replaces nothing else.
 
     Raises:
-        OSError: ``EXDEV`` for a directory; ``EAGAIN`` if somebody writes to it meanwhile, and
-            then it is still there.
+        OSError: ``EXDEV`` for a directory; ``EAGAIN`` if somebody writes to it or to what is
+            replaced meanwhile, and then it is still there.
     """
     rename = files.rename if replace else files.rename_noreplace
     try:
@@ -218,9 +226,15 @@ def move(
             raise
     else:
         return
+
+    def put(inside: int, copy: str, directory: int, name: str) -> None:
+        if replace and not files.is_same(expected, files.lstat(directory, name)):
+            raise OSError(errno.EAGAIN, "somebody writes to it while a copy is made", name)
+        rename(inside, copy, directory, name)
+
     with files.inode(source_directory, source) as fd:
         before = os.fstat(fd)
-        _copy_beside(fd, directory, name, rename, root)
+        _copy_beside(fd, directory, name, put, root)
         remove_copied(source_directory, source, before)
 
 
@@ -265,12 +279,12 @@ def link_inode(fd: int, directory: int, name: str, *, root: int) -> None:
 
 
 def _copy_beside(
-    fd: int, directory: int, name: str, rename: Callable[[int, str, int, str], None], root: int
+    fd: int, directory: int, name: str, put: Callable[[int, str, int, str], None], root: int
 ) -> None:
     with Beside(root) as beside:
         inside = beside.at(directory)
         copy_inode(fd, inside, COPY)
-        rename(inside, COPY, directory, name)
+        put(inside, COPY, directory, name)
         files.sync(directory)
 
 

@@ -101,6 +101,20 @@ def lstat(directory: int, name: str) -> os.stat_result | None:
         raise placed(err, directory, name) from None
 
 
+def is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    """Tell whether nobody touched a path between two looks; a further name does not count."""
+    if one is None or other is None:
+        return one is other
+    return _version(one) == _version(other)
+
+
+def _version(st: os.stat_result) -> tuple[int, ...]:
+    owner = (st.st_mode, st.st_uid, st.st_gid)
+    if stat.S_ISDIR(st.st_mode):
+        return st.st_dev, st.st_ino, *owner
+    return st.st_dev, st.st_ino, *owner, st.st_size, st.st_mtime_ns
+
+
 def fstat(fd: int) -> os.stat_result:
     """Return what ``fstat`` says of what is open as *fd*."""
     try:

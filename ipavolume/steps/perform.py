@@ -198,7 +198,7 @@ class _Performance:
                 metadata = replace(found, mode=found.mode & ~SET_ID_BITS)
             with opened_state(self._volume) as made:
                 files.write_complete(made, IN_THE_MAKING, action.content, metadata)
-                return self._replace(made, directory, name, fd)
+                return self._replace(made, directory, name, fd, st)
 
     def _link(self, action: MakeLink, directory: int, name: str) -> str | None:
         with self._held(directory, name) as (fd, st):
@@ -209,7 +209,7 @@ class _Performance:
             with opened_state(self._volume) as made:
                 files.unlink(made, IN_THE_MAKING)
                 files.make_symlink(made, IN_THE_MAKING, action.target, uid=0, gid=0)
-                return self._replace(made, directory, name, fd)
+                return self._replace(made, directory, name, fd, st)
 
     def _remove(self, action: Remove) -> str | None:
         try:
@@ -264,11 +264,13 @@ class _Performance:
         finally:
             os.close(fd)
 
-    def _replace(self, made: int, directory: int, name: str, held: int | None) -> str | None:
+    def _replace(
+        self, made: int, directory: int, name: str, held: int | None, st: os.stat_result | None
+    ) -> str | None:
         """Put what is in the making in its place; what is there gets another name before."""
         saved = None if held is None else self._saving.keep(held)
         root = self._volume.fd
-        crossing.move(made, IN_THE_MAKING, directory, name, replace=True, root=root)
+        crossing.move(made, IN_THE_MAKING, directory, name, replace=True, root=root, expected=st)
         files.sync(directory)
         files.sync(made)
         return saved

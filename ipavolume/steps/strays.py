@@ -374,17 +374,18 @@ class _Stray:
         raise AssertionError("the places end with an error")
 
     def _replace(self, made: int, directory: int, name: str, below: str) -> None:
-        saving = self._saving(below)
+        saving, st = self._saving(below), None
         try:
             with files.inode(directory, name) as held:
-                if stat.S_ISDIR(os.fstat(held).st_mode):
+                st = os.fstat(held)
+                if stat.S_ISDIR(st.st_mode):
                     # Of a listed directory nothing is moved away: a database may be running there.
                     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
                 self._saved.append(saving.keep(held))
         except FileNotFoundError:
             pass
         root = self._volume.fd
-        crossing.move(made, _IN_THE_MAKING, directory, name, replace=True, root=root)
+        crossing.move(made, _IN_THE_MAKING, directory, name, replace=True, root=root, expected=st)
         files.sync(directory)
         files.sync(made)
 

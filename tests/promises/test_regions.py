@@ -632,6 +632,7 @@ def test_a_conflict_that_a_full_region_has_no_room_for_leaves_all_as_it_was(
         assert "Raise the quota" in done.stderr
         assert program.read_text() == "version 2"
         assert _staging_areas(place) == []
+        assert [*(place / "data/.ipavolume/saved").glob("settled-*/**/program")] == []
         _do("btrfs", "qgroup", "limit", "none", program.parent)
         world.run("two", place, *words)
         assert program.read_bytes() == yours
