@@ -519,7 +519,8 @@ def lost_before_the_mark(lab: Lab) -> None:
     """A run that stood still finds that its lock was taken: it ends, and has changed nothing."""
     volume = lab.volume()
     lab.served(0, "one", volume).kill()
-    first = lab.standing(0, "two", volume, call="syncfs", count=1)
+    # The first one is that of the line in the lock file.
+    first = lab.standing(0, "two", volume, call="fsync", count=2)
     second = lab.served(1, "two", volume, "--allow", "stale-lock")
     before = picture(lab.path(volume))
     first.go_on()

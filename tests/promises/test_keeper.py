@@ -248,3 +248,25 @@ def test_a_container_that_lost_its_lock_ends_though_nobody_reads_what_it_prints(
     with running(site, image, "python3", "-c", WATCHED, "end", "full") as container:
         (site.volume() / ".ipavolume/lock").unlink()
         assert container.process.wait(timeout=60) == 5
+
+
+BESIDE = """
+sleep 1000 & bystander=$!
+unshare --mount python3 -c "$1" end
+echo "status $?"
+while grep -qalz '^@ipavolume' /proc/[0-9]*/cmdline; do :; done
+kill -0 $bystander && echo "the rest lives"
+"""
+"""Process 1 has other mounts than the container, as the host's with ``--pid=host``."""
+
+
+def test_where_processes_are_shared_with_the_host_only_the_command_and_the_keeper_end(
+    site: Site, image: Image
+) -> None:
+    """F40: process 1 that is seen there is the host's, and all processes are."""
+    need_tool("unshare")
+    with running(site, image, "sh", "-c", BESIDE, "sh", WATCHED) as container:
+        (site.volume() / ".ipavolume/lock").unlink()
+        said, _ = container.process.communicate(timeout=60)
+        assert said == "ended\nstatus 5\nthe rest lives\n"
+        assert container.process.returncode == 0

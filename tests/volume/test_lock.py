@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import PROJECT
+from support.command import PROJECT, clean_environment
 from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root, need_tool
 from support.upgrades import Site
@@ -194,3 +194,55 @@ def test_who_waits_ends_when_it_is_asked_to(
         waiting.send(signal.SIGTERM)
         assert waiting.process.wait(timeout=60) == 128 + signal.SIGTERM
         assert "stopped by SIGTERM [stopped]" in err.read()
+
+
+def test_the_directory_alone_does_not_make_another_hosts_lock_the_containers(
+    site: Site, image: Image
+) -> None:
+    """F40: NFS locks a directory for one host: process 1 gets that while another has the file."""
+    site.upgrade(image)
+    lock = site.volume() / ".ipavolume/lock"
+    with open(lock, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        # Process 1 is who took it.
+        words = ["flock", "--no-fork", "/data", "sh", "-c", "echo it runs; read line"]
+        with inside.started(image.root, site.volume(), words) as container:
+            assert container.process.stdout is not None
+            assert container.process.stdout.readline() == "it runs\n"
+            done = beside(container, *inside.IPAVOLUME, "upgrade")
+            assert (done.returncode, "[locked]" in done.stderr) == (75, True), done.stderr
+        done = inside.run(image.root, site.volume(), [*inside.IPAVOLUME, "start", "--", "true"])
+        assert (done.returncode, "[locked]" in done.stderr) == (75, True), done.stderr
+
+
+def test_who_waits_for_one_volume_keeps_nothing_of_the_other(site: Site, package: Path) -> None:
+    """Two that wait for each other would wait for ever, and others joined who only waits."""
+    config = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
+    lists = {"/data": ["/etc/app/"], "/logs": ["/var/log/app/"]}
+    image = site.image(
+        "two",
+        [package],
+        lists=lists,
+        config=config,
+        edit=lambda one: one.write("/var/log/app/app.log", "begun\n"),
+    )
+    data, logs = site.volume(), site.volume("/logs")
+    site.upgrade(image)
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
+    with open(logs / ".ipavolume/lock", "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with subprocess.Popen(
+            [*command, "--lock-timeout", "60"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        ) as waiting:
+            assert waiting.stderr is not None
+            assert "waiting for the volume" in waiting.stderr.readline()
+            # It tries again and again: a lock that it gives up goes to who has asked before.
+            for path in (data / ".ipavolume/lock", data):
+                words = [need_tool("flock"), "--timeout", "30", str(path), "true"]
+                assert subprocess.run(words, check=False, timeout=60).returncode == 0, path
+            fcntl.flock(other, fcntl.LOCK_UN)
+            waiting.stderr.read()
+            assert waiting.wait(timeout=60) == 0
