@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ipavolume.apply import journal
 from ipavolume.apply.area import Area, open_optional, remove_closed
-from ipavolume.errors import UnsafeVolumeError
+from ipavolume.errors import LockLostError, UnsafeVolumeError
 from ipavolume.formats import plan
 from ipavolume.linux import crossing, files, trees
 from ipavolume.model.actions import Plan
@@ -36,15 +36,31 @@ def mark(areas: Sequence[Area]) -> None:
 
     Args:
         areas: The areas, the primary one first.
+
+    Raises:
+        LockLostError: If it is not our area that is there: another host took it for a leftover.
     """
     for area in (*areas[1:], areas[0]):
         with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
+            _check_ours(area)
             files.rename_noreplace(area.state, layout.STAGING, area.state, layout.TRANSACTION)
         # The primary's is the mark: now it is there, on the disk or not.
         now = STATE_OPEN if area is areas[0] else STATE_UNTOUCHED
         with attempt("open the transaction on", area.volume.directory, now=now):
             files.sync(area.state)
     move_build_ids(areas)
+
+
+def _check_ours(area: Area) -> None:
+    """Make sure that what lies there is what was staged, and not by who has lost the lock."""
+    there, ours = files.lstat(area.state, layout.STAGING), files.fstat(area.work)
+    if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        raise LockLostError(
+            f"the staging area on {area.volume.directory!r} is another one than ours: another host "
+            "works on the volume",
+            hint="Make sure that one container uses the volume, then start that one again.",
+            state=STATE_UNTOUCHED,
+        )
 
 
 def move_build_ids(areas: Iterable[Area]) -> None:

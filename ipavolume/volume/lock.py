@@ -230,8 +230,10 @@ class Lock:
 
         Raises:
             LockedError: If another one holds it longer than it is waited for.
+            LockLostError: If one was lost since it was taken.
             IpaVolumeError: If a file cannot be made.
         """
+        self.check()
         before = len(self._files)
         self._wait(make=True)
         return len(self._files) > before

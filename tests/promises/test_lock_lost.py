@@ -119,6 +119,7 @@ def on_hold(image: Image, volume: Path, *init: str) -> Iterator[inside.Container
 
 
 POINTS = {
+    "first write": ("flock", ""),
     "mark": ("syncfs", ""),
     "swap": ("rename", '"build-id.old"'),
     "build id": ("rename", '"index", '),
@@ -139,6 +140,8 @@ def test_a_run_that_lost_its_lock_changes_nothing_more(
     done, calls = tracing.trace(command, env=env, log=story.site.top / "log")
     assert done.returncode == 0
     name, text = point
+    # The second is the directory's: then it is looked what there is to do.
+    calls.append(tracing.Call(name="flock", number=2, text=""))
     found = tracing.find(calls, lambda one: one.name.startswith(name) and text in one.text)
     call = calls[found]
     subprocess.run(["rm", "-rf", str(story.volume)], check=True)
@@ -263,3 +266,20 @@ def test_what_a_killed_trial_left_is_nobodys_data(story: Story) -> None:
     os.chown(left / "file", 250, 250)
     empty.chmod(0o755)
     run_ipavolume("upgrade", "--root", story.first.root, "--volume", empty)
+
+
+def test_what_another_one_staged_is_not_taken_for_ones_own(story: Story) -> None:
+    """F40: a host that does not know yet that it lost the lock begins anew what it finds begun."""
+    image = story.image("two")
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *story.site.arguments(image)]
+    with tracing.stopped(command, "syncfs", 1, env=clean_environment()) as program:
+        staging = story.volume / ".ipavolume/staging"
+        subprocess.run(["cp", "-a", str(staging), str(story.site.top / "kept")], check=True)
+        subprocess.run(["rm", "-rf", str(staging)], check=True)
+        subprocess.run(["mv", str(story.site.top / "kept"), str(staging)], check=True)
+        program.go_on(program.processes[0])
+        done = program.wait()
+    assert done.returncode == 75
+    assert "[lock-lost]" in done.stderr
+    assert not (story.volume / ".ipavolume/transaction").exists()
+    assert story.site.upgrade(image)["recorded"] == "two"

@@ -219,13 +219,11 @@ def test_who_waits_for_one_volume_keeps_nothing_of_the_other(site: Site, package
     """Two that wait for each other would wait for ever, and others joined who only waits."""
     config = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
     lists = {"/data": ["/etc/app/"], "/logs": ["/var/log/app/"]}
-    image = site.image(
-        "two",
-        [package],
-        lists=lists,
-        config=config,
-        edit=lambda one: one.write("/var/log/app/app.log", "begun\n"),
-    )
+
+    def edit(image: Image) -> None:
+        image.write("/var/log/app/app.log", "begun\n")
+
+    image = site.image("two", [package], lists=lists, config=config, edit=edit)
     data, logs = site.volume(), site.volume("/logs")
     site.upgrade(image)
     command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
