@@ -24,10 +24,11 @@ from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import profile
+from ipavolume.prepare import profile, programs
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.placement import Listed
+from ipavolume.prepare.programs import Programs
 from ipavolume.prepare.records import Shipped
 from ipavolume.steps.api import When
 from ipavolume.steps.declaration import find_steps
@@ -55,6 +56,7 @@ class ImageFacts:
         locations: Locations of the templates by mount.
         scriptlets: Digest of the list of scriptlets.
         before: Header of the manifest that it had, if any.
+        programs: Its programs.
     """
 
     config: Config
@@ -67,6 +69,7 @@ class ImageFacts:
     locations: Mapping[str, str]
     scriptlets: str
     before: ImageHeader | None
+    programs: Programs
 
 
 def check_build_id(build_id: str) -> None:
@@ -245,6 +248,9 @@ def write(
     start = _start_data(tree, facts, header)
     if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
         files.append((START_DATA_PATH, iter([start])))
+    known = programs.recorded(tree)
+    if known is None or facts.programs.differ_from(known):
+        files.append((programs.PATH, iter([facts.programs.dump()])))
     if facts.before is None or facts.before != header:
         files.append((MANIFEST_PATH, content()))
     for path, data in files:
@@ -329,6 +335,8 @@ def _build_id(tree: ImageTree, facts: ImageFacts, *, unchanged: bool) -> str:
     """
     before = facts.before
     current = _current_build_id(tree, facts)
+    known = programs.recorded(tree)
+    unchanged = unchanged and (known is None or not facts.programs.differ_from(known))
     if current and (before is None or unchanged or current != before.build_id):
         return current
     return str(uuid.uuid4())

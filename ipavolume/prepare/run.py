@@ -32,7 +32,15 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
-from ipavolume.prepare import mentioned, pathlists, profile, relatives, scriptlets, systemd
+from ipavolume.prepare import (
+    mentioned,
+    pathlists,
+    profile,
+    programs,
+    relatives,
+    scriptlets,
+    systemd,
+)
 from ipavolume.prepare.declared import Owners
 from ipavolume.prepare.declared import read_packages as read_declared
 from ipavolume.prepare.files import DigestCache, reported
@@ -310,6 +318,7 @@ class _Run:
             locations=relocation.locations,
             scriptlets=described.catalogue.digest,
             before=before,
+            programs=programs.look(tree, leave_out=points),
         )
         with temporary.anonymous_file() as spool:
             header = describe(tree, image, shipped, spool, build_id=build_id, image_name=image_name)

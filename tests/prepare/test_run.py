@@ -487,6 +487,36 @@ def test_build_ids(bare: Image) -> None:
     assert bare.prepare().build_id not in ("given", "edited afterwards")
 
 
+def test_an_image_whose_programs_changed_gets_another_build_id(bare: Image) -> None:
+    """Words 18: a corrected image is told from the broken one, and is the same to a volume."""
+    bare.list("/etc/aaa.conf")
+    program = bare.write("/app/bin/serve", "broken\n", mode=0o755)
+    bare.write("/etc/motd")
+    first = bare.prepare()
+    bare.write("/etc/motd", "not a program\n")
+    bare.write("/usr/lib/python3/__pycache__/x.pyc")
+    assert bare.prepare().build_id == first.build_id
+
+    def corrected(content: str) -> str:
+        bare.write("/app/bin/serve", content, mode=0o755)
+        result = bare.prepare()
+        assert (result.changed, result.fingerprint) == (True, first.fingerprint)
+        assert bare.prepare().build_id == result.build_id == bare.header().build_id
+        return result.build_id
+
+    ids = [first.build_id, corrected("corrected\n")]
+    age(bare.root)
+    assert bare.prepare().build_id == ids[-1]
+    # Of the same size, but made later.
+    later = max(path.lstat().st_mtime for path in bare.root.rglob("*") if path.is_file()) + 10**9
+    program.write_text("correctly\n")
+    os.utime(program, (later, later))
+    ids.append(bare.prepare().build_id)
+    program.unlink()
+    ids.append(bare.prepare().build_id)
+    assert len(set(ids)) == 4
+
+
 def test_the_build_id_of_an_image_of_the_freeipa_container_project(bare: Image) -> None:
     bare.list("/etc/aaa.conf")
     bare.write("/data-template/build-id", "theirs\n")
