@@ -257,9 +257,11 @@ class UnfitImageError(ConfigurationError):
             message,
             hint=hint
             or (
-                "Correct what was found; --accept CODE lets a build with --strict pass one."
+                "Correct what was found (ipavolume manual CODE explains it); --accept CODE lets a "
+                "build with --strict pass one."
                 if strict
-                else "Correct what was found, then run ipavolume prepare again."
+                else "Correct what was found (ipavolume manual CODE explains it), then run "
+                "ipavolume prepare again."
             ),
             code=first.code if len(self.refused) == 1 else "",
             path=first.path if len(self.refused) == 1 else "",

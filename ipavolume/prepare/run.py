@@ -276,6 +276,8 @@ class _Run:
             findings=found,
         )
         mentioned.check(tree, self._config, packages, findings=found)
+        self._find_leftovers(placements)
+        self._find_replaced(placements, described)
         self._find_first_run(listed)
         found.settle()
         lists_changed = profile.write(
@@ -287,8 +289,6 @@ class _Run:
         for location in tree.places:
             relocation.make(location)
         tree.forget()
-        self._find_leftovers(placements)
-        self._find_replaced(placements, described)
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
         steps_changed = ship_steps(tree, make=relocation.make, findings=found)
@@ -528,8 +528,9 @@ class _Run:
         templates = self._relocation.locations
         paths = set()
         for one in placements:
-            st = self._tree.lstat(templates[one.volume.mount] + one.place)
-            if not one.covered and (st is None or not stat.S_ISDIR(st.st_mode)):
+            st = pathlists.content(self._tree, one, templates)
+            is_directory = one.directory if st is None else stat.S_ISDIR(st.st_mode)
+            if not (one.covered or is_directory):
                 paths.add(one.path)
         for scriptlet, text in scriptlets.that_may_run(described, config):
             for path, command in replaced(text, paths):
