@@ -31,12 +31,15 @@ class LinkStanding(enum.Enum):
     """What is to be thought of a symbolic link in a directory's place.
 
     Attributes:
-        TRUSTED: Root alone put it there, and it leads to a directory.
+        TRUSTED: Root alone put it there, and it leads to a directory of root's.
+        OWNED: Root alone put it there, and what it leads to is a directory of somebody else, who
+            cannot have changed that.
         NOWHERE: It leads to something that is not here.
         UNTRUSTED: Somebody else can have put it there, or it leads to no directory.
     """
 
     TRUSTED = "trusted"
+    OWNED = "owned"
     NOWHERE = "nowhere"
     UNTRUSTED = "untrusted"
 

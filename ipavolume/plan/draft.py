@@ -319,6 +319,7 @@ def _draft_compared(
             unreadable=cannot_read,
             everything=everything,
             read_only=read_only,
+            behind=tree.behind,
         )
     for position, disk in made.verified.items():
         start = position * INDEX_ENTRY.size

@@ -61,6 +61,7 @@ def plan_files(
     unreadable: Callable[[str, OSError], None],
     everything: Callable[[], Iterable[tuple[str, DiskState, Xattrs]]] = tuple,
     read_only: Iterable[str] = (),
+    behind: Callable[[str], DiskState | None] = lambda _: None,
 ) -> FilePlan:
     """Decide what happens to files.
 
@@ -76,11 +77,12 @@ def plan_files(
         everything: Yields every path of the volumes with its state and extended attributes;
             called only where an account has another number now.
         read_only: Read-only subvolumes that *everything* left out, once it was gone over.
+        behind: Returns the state of the directory that a link of root's leads to.
 
     Raises:
         ObstructedError: If something that is there cannot be dealt with safely.
     """
-    planner = _Planner(view, old, new, options)
+    planner = _Planner(view, old, new, options, behind)
     considered: dict[str, int] = {}
     pristine: list[Record] = []
     for candidate in candidates:
@@ -139,8 +141,14 @@ class _Planner:
     """Goes through the candidates by rpm's table and collects what that comes to."""
 
     def __init__(
-        self, view: View, old: ImageHeader | None, new: ImageHeader, options: PlanOptions
+        self,
+        view: View,
+        old: ImageHeader | None,
+        new: ImageHeader,
+        options: PlanOptions,
+        behind: Callable[[str], DiskState | None],
     ) -> None:
+        self._behind = behind
         old_accounts = old.accounts if old is not None else Accounts()
         self._collected = Collected(
             view,
@@ -311,14 +319,18 @@ class _Planner:
                 path=path,
                 hint="If it is on a volume of its own, start the container with that volume.",
             )
-        if standing is not LinkStanding.TRUSTED and new is not None:
+        if new is not None and not (
+            standing is LinkStanding.TRUSTED
+            or (standing is LinkStanding.OWNED and self._is_as_shipped(path, old, new))
+        ):
             raise ObstructedError(
                 f"{path!r} is a symbolic link to {target!r} where a "
                 "directory belongs, and not root alone could have put it there",
                 code="unsafe-link",
                 path=path,
-                hint="Replace it by a real directory, or make the link, its target and every "
-                "directory on the way owned by root and writable by root alone.",
+                hint="Replace it by a real directory, or make the link and every directory on the "
+                "way owned by root and writable by root alone, and the one it leads to as the "
+                f"image has it: {new.uid}:{new.gid}, mode {new.mode:04o}.",
             )
         self._relocated.append(path + "/")
         self._collected.keeps.append(
@@ -329,6 +341,20 @@ class _Planner:
             )
         )
         return True
+
+    def _is_as_shipped(self, path: str, old: Record | None, new: Record) -> bool:
+        """Tell whether who can write to the directory behind the link *path* may do so by an image.
+
+        The last one's account may have another number now.
+        """
+        found = self._behind(path)
+        return found is not None and any(
+            found.uid in (0, one.uid)
+            and not found.mode & ~one.mode & 0o022
+            and (found.gid == one.gid or not found.mode & 0o020)
+            for one in (old, new)
+            if one is not None
+        )
 
     def _missing(self, path: str, old: Record | None, new: Record, *, populate: bool) -> None:
         if new.type is not FileType.DIRECTORY and not populate:

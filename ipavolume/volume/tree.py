@@ -209,19 +209,27 @@ class Tree:
         """Tell whether the symbolic link *path* was put in a directory's place by root alone.
 
         Every component up to and including the link has to belong to root and be writable
-        by root alone, and so has every component of its target, links in it resolved the
-        same way; and it has to lead to a directory.
+        by root alone, and so has every component of its target but the last, links in it resolved
+        the same way; and it has to lead to a directory.
         """
-        return self.link_standing(path) is LinkStanding.TRUSTED
+        return self.link_standing(path) in (LinkStanding.TRUSTED, LinkStanding.OWNED)
 
     def link_standing(self, path: str) -> LinkStanding:
         """Tell what is to be thought of the symbolic link *path* in a directory's place."""
+        return self._follow(path)[0]
+
+    def behind(self, path: str) -> DiskState | None:
+        """Return the state of the directory that a link leads to which root alone put there."""
+        return self._follow(path)[1]
+
+    def _follow(self, path: str) -> tuple[LinkStanding, DiskState | None]:
         try:
             return self._resolve_trusted(path)
         except OSError:
-            return LinkStanding.UNTRUSTED
+            return LinkStanding.UNTRUSTED, None
 
-    def _resolve_trusted(self, path: str) -> LinkStanding:
+    def _resolve_trusted(self, path: str) -> tuple[LinkStanding, DiskState | None]:
+        found: DiskState | None = None
         hops = 0
         pending = [part for part in reversed(path.split("/")) if part]
         done: list[str] = []
@@ -236,22 +244,24 @@ class Tree:
             where = "/" + "/".join([*done, name])
             st = self._stat_anywhere(where)
             if st is None:
-                return LinkStanding.NOWHERE
-            if st.st_uid != 0:
-                return LinkStanding.UNTRUSTED
+                return LinkStanding.NOWHERE, None
             if stat.S_ISLNK(st.st_mode):
                 hops += 1
-                if hops > _MAX_LINK_HOPS:
-                    return LinkStanding.UNTRUSTED
+                if hops > _MAX_LINK_HOPS or st.st_uid != 0:
+                    return LinkStanding.UNTRUSTED, None
                 target = self._readlink_anywhere(where)
                 if target.startswith("/"):
                     done = []
                 pending += [part for part in reversed(target.split("/")) if part]
                 continue
-            if not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
-                return LinkStanding.UNTRUSTED
+            if not stat.S_ISDIR(st.st_mode):
+                return LinkStanding.UNTRUSTED, None
+            found = files.disk_state(st)
+            if st.st_uid != 0 or st.st_mode & 0o022:
+                # Whose it is cannot change the way to it, where that ends here.
+                return (LinkStanding.UNTRUSTED if pending else LinkStanding.OWNED), found
             done.append(name)
-        return LinkStanding.TRUSTED
+        return LinkStanding.TRUSTED, found
 
     def _stat_anywhere(self, path: str) -> os.stat_result | None:
         for mount in self._mounts:

@@ -386,6 +386,25 @@ def test_a_current_volume_that_is_read_only_is_handed_over_with_a_word(
     assert "mounted read-only: nothing can be written to it" in done.stderr
 
 
+def test_a_service_directory_that_was_moved_to_another_mount_stays_there(
+    site: Site, image: Image, newer: Path
+) -> None:
+    """F7: a disk of its own at ``/big``, which no image knows of."""
+    site.upgrade(image)
+    big = site.top / "big"
+    big.mkdir(mode=0o755)
+    (site.volume() / "var/lib/acme").rename(big / "acme")
+    (big / "acme/data").write_text("much")
+    (site.volume() / "var/lib/acme").symlink_to("/big/acme")
+    lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
+    two = site.image("two", [newer], lists=lists, edit=lambda one: one.mask_steps())
+    start = [*inside.IPAVOLUME, "start", "--", "cat", "/var/lib/acme/data"]
+    done = inside.run(two.root, {"/data": site.volume(), "/big": big}, start)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("much")
+    assert owner(big / "acme")[:2] != (0, 0)
+
+
 # -- what an image accepts ---------------------------------------------------------------
 
 

@@ -405,6 +405,42 @@ def test_a_moved_directory_that_others_could_have_moved_is_refused(
     scene.refused(65, "'/data/etc/svc/moved'", "[unsafe-link]")
 
 
+def _of_its_service(scene: Scene) -> Path:
+    """Move the service's own directory, all of the way root's."""
+    target = scene.at("big/state")
+    target.parent.mkdir()
+    scene.at("var/lib/svc/state").rename(target)
+    os.chown(scene.at("var/lib/svc"), 0, 0)
+    scene.at("var/lib/svc").chmod(0o755)
+    scene.at("var/lib/svc/state").symlink_to("../../../big/state")
+    return target
+
+
+def test_a_moved_directory_of_its_service_stays_and_is_reported(scene: Scene) -> None:
+    """F7: who owns what the link leads to cannot change that."""
+    target = _of_its_service(scene)
+    assert target.stat().st_uid == SVC
+    before = picture(target)
+    said = scene.handled().stdout
+    assert os.readlink(scene.at("var/lib/svc/state")) == "../../../big/state"
+    assert "/data/var/lib/svc/state (moved elsewhere by a symbolic link" in said
+    assert picture(target) == before
+
+
+@pytest.mark.parametrize("what", ["its owner", "its mode", "the way to it"])
+def test_a_moved_directory_of_a_service_is_as_the_image_has_it(scene: Scene, what: str) -> None:
+    """F7: neither another account's, nor one to which others can write, nor one it could move."""
+    target = _of_its_service(scene)
+    match what:
+        case "its owner":
+            os.chown(target, SVC + 1, SVC_GROUP)
+        case "its mode":
+            target.chmod(0o777)
+        case _:
+            os.chown(target.parent, SVC, SVC_GROUP)
+    scene.refused(65, "'/data/var/lib/svc/state'", "[unsafe-link]")
+
+
 def test_what_lies_behind_a_moved_directory_is_not_given_other_owners(scene: Scene) -> None:
     _relative(scene)
     os.chown(scene.at("elsewhere/moved/inside.conf"), SVC, SVC_GROUP)
