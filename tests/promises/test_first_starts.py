@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ import pytest
 from support import inside
 from support.command import Result, clean_environment
 from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_tool
 from support.tracing import killed, trace
 from support.upgrades import ACCESS_ACL, DEFAULT_ACL, Site, owner
 
@@ -316,6 +318,22 @@ def test_a_file_that_is_mounted_over_a_listed_path_is_no_instance(site: Site, im
     assert done.stdout.endswith("mine\n")
     assert _inside(site, image, _start()).returncode == 0
     assert (site.volume() / "etc/acme/a.conf.rpmnew").read_text() == "one"
+
+
+def test_a_file_system_without_renames_that_do_not_replace_holds_a_volume(
+    site: Site, image: Image, newer: Path
+) -> None:
+    """F14: whichever way the kernel says that there are none."""
+    lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
+    two = site.image("two", [newer], lists=lists, edit=lambda one: one.mask_steps())
+    strace = [need_tool("strace"), "-f", "-qq", "-o", os.devnull, "-e", "trace=renameat2"]
+    for error, one in (("EOPNOTSUPP", image), ("EINVAL", two)):
+        words = [*strace, "-e", f"inject=renameat2:error={error}", sys.executable, "-m"]
+        words += ["ipavolume", "upgrade", "-q", *site.arguments(one)]
+        env = clean_environment({})
+        done = subprocess.run(words, check=False, capture_output=True, env=env, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert (site.volume() / "build-id").read_text().strip() == one.header().build_id
 
 
 # -- what is mounted where ---------------------------------------------------------------
