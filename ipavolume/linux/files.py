@@ -517,7 +517,7 @@ def rename_noreplace(source_directory: int, source: str, directory: int, name: s
     if result == 0:
         return
     code = last_errno()
-    if code not in (errno.EINVAL, errno.ENOSYS):
+    if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         raise OSError(code, os.strerror(code), name)
     # A file system without the flag (NFS, some FUSE): the lock makes the check good enough.
     if lstat(directory, name) is not None:
