@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from ipavolume.steps import Command, Refuse, StepAction, View, Warn
 
-COMPONENT = "postgresql-server"
+COMPONENT = "postgresql"
 APPLIES_FROM = ""
 WHEN = "upgrade"
 PHASE = "offline"

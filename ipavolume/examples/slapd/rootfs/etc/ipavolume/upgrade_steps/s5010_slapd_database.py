@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from ipavolume.steps import Command, MakeLink, Refuse, Remove, StepAction, View, Warn
 
-COMPONENT = "openldap-servers"
+COMPONENT = "slapd"
 APPLIES_FROM = ""
 WHEN = "upgrade"
 PHASE = "offline"
