@@ -271,7 +271,7 @@ def test_an_image_that_is_broken_is_named(
 
 
 def test_an_image_that_is_not_there_is_not_pulled(shelf: Shelf, volume: Path) -> None:
-    said = shelf.check("not-there", volume, status=78).stderr
+    said = shelf.check("not-there", volume, status=74).stderr
     assert f"{shelf.engine} does not have the image '{shelf.reference('not-there')}'" in said
     assert f"{shelf.engine} pull {shelf.reference('not-there')}" in said
 
@@ -303,7 +303,10 @@ def test_many_volumes_are_checked_with_one_copy_and_a_bad_one_stops_nothing(
     unsafe, empty = top / "unsafe", top / "empty"
     for directory in (unsafe, empty):
         directory.mkdir(mode=0o755)
-    unsafe.chmod(0o777)
+    # An empty one would be given to root.
+    (unsafe / ".ipavolume").mkdir()
+    for path in (unsafe, unsafe / ".ipavolume"):
+        path.chmod(0o777)
     begin = f"{time.time():.3f}"
     result = docker_shelf.check(
         *("two", "--json", top / "missing", volume, unsafe, empty, "--volume-name", NAME),
