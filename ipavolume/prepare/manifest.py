@@ -54,7 +54,7 @@ class ImageFacts:
         links: Its links into mounts.
         units: Its systemd's units, where links to units are listed.
         locations: Locations of the templates by mount.
-        scriptlets: Digest of the list of scriptlets.
+        scriptlets: Digest of what can run as scriptlets.
         before: Header of the manifest that it had, if any.
         programs: Its programs.
     """

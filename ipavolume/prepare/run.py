@@ -58,6 +58,7 @@ from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
 from ipavolume.prepare.replacing import replaced
 from ipavolume.prepare.steps import check_steps, ship_steps
+from ipavolume.rpm.catalogue import substance
 
 _MAX_LIST_BYTES: Final = profile.MAX_LIST_BYTES
 
@@ -316,7 +317,7 @@ class _Run:
             links=links,
             units=systemd.units(tree, [item.entry.path for item in listed]),
             locations=relocation.locations,
-            scriptlets=described.catalogue.digest,
+            scriptlets=substance(described.catalogue),
             before=before,
             programs=programs.look(tree, leave_out=points),
         )

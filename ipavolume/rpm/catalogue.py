@@ -45,6 +45,25 @@ def sealed(catalogue: Catalogue) -> Catalogue:
     return replace(catalogue, digest=_digest(catalogue.lua, _dump_body(catalogue)))
 
 
+def substance(catalogue: Catalogue) -> str:
+    """Return a digest of what can run, whatever the order in which packages were installed.
+
+    That is told by the database, or by the package files: two builds of the same differ in it.
+    """
+    lines = sorted(
+        _line(
+            {
+                **_plain(one),
+                "order": 0,
+                "package": [one.package, one.evr, one.arch],
+                "provides": list(one.provides),
+            }
+        )
+        for one in catalogue.scriptlets
+    )
+    return _digest(catalogue.lua, b"".join(lines))
+
+
 def load(data: bytes) -> Catalogue:
     """Return the catalogue that :func:`dump` made *data* of.
 

@@ -28,7 +28,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.model.packages import Condition, Package, Provide
 from ipavolume.model.scriptlets import GROUPS
 from ipavolume.rpm import running, transaction
-from ipavolume.rpm.catalogue import dump, is_name, load, safe_names, sealed
+from ipavolume.rpm.catalogue import dump, is_name, load, safe_names, sealed, substance
 from ipavolume.rpm.scriptlets import Call, Catalogue, Scriptlet
 from ipavolume.rpm.versions import Sense
 
@@ -402,6 +402,26 @@ def test_the_list_comes_back_as_it_was() -> None:
     catalogue = sample()
     assert load(dump(catalogue)) == catalogue
     assert load(dump(Catalogue())).scriptlets == ()
+
+
+def test_the_order_of_installation_is_no_other_image() -> None:
+    """Words 15: the fingerprint depended on whether packages came by the database or as files."""
+    first = sample()
+    last = len(first.packages) - 1
+    other = sealed(
+        replace(
+            first,
+            packages=first.packages[::-1],
+            scriptlets=tuple(
+                replace(one, order=last - one.order) for one in reversed(first.scriptlets)
+            ),
+        )
+    )
+    assert other.digest != first.digest
+    assert substance(other) == substance(first)
+    for change in ({"digest": "0" * 64}, {"evr": "2:2-3"}, {"interpreter": ("/bin/false",)}):
+        changed = (replace(first.scriptlets[0], **change), *first.scriptlets[1:])
+        assert substance(replace(first, scriptlets=changed)) != substance(first)
 
 
 def is_refused(data: bytes) -> bool:
