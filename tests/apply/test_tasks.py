@@ -258,7 +258,7 @@ def test_a_step_refuses_before_the_first_write_and_can_be_overridden(world: Worl
     before = picture(world.volume)
     said = world.run(image, "upgrade", status=77).stderr
     assert "the data is too old [s5010:old-data]" in said
-    assert "Convert it. To go on all the same: --allow s5010:old-data" in said
+    assert "Convert it. To go on all the same: -e IPAVOLUME_ALLOW=s5010:old-data" in said
     assert picture(world.volume) == before
     assert "s5010:old-data" in world.run(image, "check", status=77).stdout
     world.run(image, "upgrade", "--allow", "s5010:old-data")

@@ -100,7 +100,7 @@ def test_a_replica_that_was_killed_is_to_be_stopped_cleanly_by_the_image_before(
         log = container.logs()
     assert "the directory server localhost was not stopped cleanly" in log
     assert "would lose its changelog" in log
-    assert "--allow s0210:unclean" in log
+    assert "IPAVOLUME_ALLOW=s0210:unclean" in log
     assert site.content(volume) == before
 
 
