@@ -141,6 +141,14 @@ def _check_directory(path: str, st: os.stat_result) -> None:
         raise error
 
 
+FS_GROUP_BITS: Final = stat.S_ISGID | 0o070
+"""What Kubernetes sets on each directory with the group of a pod's fsGroup."""
+_FS_GROUP: Final = (
+    "If a pod with an fsGroup did that, take it out of the securityContext first: it does so at "
+    "every mount. "
+)
+
+
 def untrusted(path: str, *, uid: int, mode: int) -> UnsafeVolumeError | None:
     """Return what to raise for *path* unless it is root's, and nobody else can write to it."""
     # The group bits of the mode are the mask of an ACL, so they say no when nobody can write.
@@ -154,7 +162,8 @@ def untrusted(path: str, *, uid: int, mode: int) -> UnsafeVolumeError | None:
         return UnsafeVolumeError(
             f"{path!r} can be written by others than root (mode {stat.S_IMODE(mode):04o})",
             path=path,
-            hint=f"After making sure that nothing on it was planted: chmod go-w {path}",
+            hint=_FS_GROUP * (mode & FS_GROUP_BITS == FS_GROUP_BITS)
+            + f"After making sure that nothing on it was planted: chmod go-w {path}",
         )
     return None
 

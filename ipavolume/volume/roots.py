@@ -19,13 +19,10 @@ from ipavolume.model.attributes import ACL_NAMES
 from ipavolume.model.files import Metadata
 from ipavolume.volume import ownership
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.members import Volume, untrusted
+from ipavolume.volume.members import FS_GROUP_BITS, Volume, untrusted
 from ipavolume.volume.strangers import AT_THE_TOP, is_named
 
 FS_GROUP: Final = "fs-group"
-_FS_GROUP_BITS: Final = stat.S_ISGID | 0o070
-"""What Kubernetes sets with the group. Source: ``SetVolumeOwnership`` in
-``pkg/volume/volume_linux.go``."""
 _MAX_LOOKED_AT: Final = 50_000
 
 Entry = tuple[str, int, int, int]
@@ -54,8 +51,8 @@ class OddRoot:
     @property
     def is_of_fs_group(self) -> bool:
         """Tell whether it looks as Kubernetes leaves a volume that is mounted with an fsGroup."""
-        bits = self.metadata.mode & _FS_GROUP_BITS
-        return self.metadata.gid != 0 and bits == _FS_GROUP_BITS
+        bits = self.metadata.mode & FS_GROUP_BITS
+        return self.metadata.gid != 0 and bits == FS_GROUP_BITS
 
     def refusal(self, found: Sequence[str] = ()) -> UnsafeVolumeError:
         """Return what to raise for a volume that cannot be trusted because of *found* on it."""

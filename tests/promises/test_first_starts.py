@@ -239,6 +239,12 @@ def test_an_fs_group_is_refused_with_what_to_set(site: Site, image: Image) -> No
     assert site.upgrade(image, "--allow", "fs-group")["state"] == "empty"
     assert site.history()[-1]["overrides"] == ["fs-group"]
     assert owner(site.volume()) == (0, 0, 0o755)
+    # And at the next mount, where nothing overrides it.
+    os.chown(site.volume(), 0, 2000)
+    site.volume().chmod(0o2775)
+    said = site.run("upgrade", image, "--allow", "fs-group", status=65).stderr
+    assert "[unsafe-volume]" in said
+    assert "fsGroup" in said
 
 
 def test_a_further_volume_is_given_to_root_as_well(site: Site, rpm: Path) -> None:
