@@ -78,8 +78,7 @@ def conduct(state: State) -> Conduct:
         case State.WAITING | State.PARTIAL:
             return Conduct(does=Does.REFUSE, asks=When.START)
         case (
-            State.LOCKED
-            | State.UNSAFE
+            State.UNSAFE
             | State.OBSTRUCTED
             | State.FOREIGN
             | State.BLOCKED

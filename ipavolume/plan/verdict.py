@@ -27,7 +27,6 @@ _SAYS_NOTHING: Final = frozenset("()/")
 class State(enum.StrEnum):
     """The state of a volume, by the words of the design."""
 
-    LOCKED = "locked"
     UNSAFE = "unsafe"
     FOREIGN = "foreign"
     UPGRADING = "upgrading"
@@ -100,6 +99,7 @@ class Question:
         unmounted: Volumes at which nothing is mounted: they are directories of the container.
         anonymous: By mount of a volume that nobody gave a name, the one that the engine gave it.
         elsewhere: What else people have mounted in the container.
+        directories: Where the volumes are, by mount; in a container that is the mount.
         installs: A first run follows on an empty volume.
         legacy: What could be learned of a legacy or stateless volume's last image.
         expect: What the operator expects: see :class:`ipavolume.context.Options`.
@@ -121,10 +121,15 @@ class Question:
     unmounted: Collection[str] = ()
     anonymous: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Sequence[str] = ()
+    directories: Mapping[str, str] = field(default_factory=dict)
     installs: bool = False
     legacy: ImageHeader | None = None
     expect: str = ""
     consent: bool = True
+
+    def place(self, mount: str) -> str:
+        """Return where the volume of *mount* is, as who reads of it finds it."""
+        return self.directories.get(mount, mount)
 
 
 def judge(question: Question) -> Verdict:
@@ -192,14 +197,14 @@ def _leads_to(image: ImageHeader, open_: Transaction) -> bool:
 
 def _judge_application(question: Question, primary: Facts) -> IpaVolumeError | None:
     image = question.image
-    mount = question.mounts[0]
+    where = question.place(question.mounts[0])
     recorded = primary.application
     if recorded and question.application:
         if recorded in question.application:
             return None
         ours = " or ".join(map(repr, question.application))
         return RefusedError(
-            f"the volume at {mount} belongs to the application {recorded!r}; this image, "
+            f"the volume at {where} belongs to the application {recorded!r}; this image, "
             f"{name_of(image)}, is of {ours}",
             code="foreign",
             hint=f"Mount the volume of {ours}, or start an image of {recorded!r}. If both are the "
@@ -214,7 +219,7 @@ def _judge_application(question: Question, primary: Facts) -> IpaVolumeError | N
     known = primary.target or primary.baseline or question.legacy
     of = f" ({recorded!r})" if recorded else ""
     return RefusedError(
-        f"the volume at {mount} belongs to another application{of}: it is of "
+        f"the volume at {where} belongs to another application{of}: it is of "
         f"{name_of(known) if known and known.build_id else 'an unknown image'} with "
         f"{_named(theirs)}, none of which has anything to do with {_named(ours_)} of this image, "
         f"{name_of(image)}",
@@ -290,9 +295,10 @@ def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verd
     if primary.build_id is not None or _sign_of_instance(question):
         return _judge_unknown(question, primary, State.STATELESS)
     if question.expect:
+        where = question.place(question.mounts[0])
         error = RefusedError(
-            f"the volume at {question.mounts[0]} is empty, but IPAVOLUME_EXPECT={question.expect} "
-            "says that it has data: wrong or unmounted volume",
+            f"the volume at {where} is empty, but IPAVOLUME_EXPECT={question.expect} says that it "
+            "has data: wrong or unmounted volume",
             code="expected-existing",
             hint="Mount the right volume, or unset IPAVOLUME_EXPECT to populate this one.",
         )
@@ -341,8 +347,8 @@ def _judge_identity(question: Question, primary: Facts) -> IpaVolumeError | None
     if question.expect in ("", EXISTING, uuid):
         return None
     return RefusedError(
-        f"the volume at {question.mounts[0]} is {uuid or 'one without a uuid'}, but "
-        f"IPAVOLUME_EXPECT={question.expect}: wrong or unmounted volume",
+        f"the volume at {question.place(question.mounts[0])} is {uuid or 'one without a uuid'}, "
+        f"but IPAVOLUME_EXPECT={question.expect}: wrong or unmounted volume",
         code="expected-other",
         hint="Mount the right volume; ipavolume status VOLUME says the uuid of one. Or set "
         f"IPAVOLUME_EXPECT={uuid or EXISTING}.",
@@ -352,12 +358,13 @@ def _judge_identity(question: Question, primary: Facts) -> IpaVolumeError | None
 def _judge_strangers(question: Question) -> IpaVolumeError | None:
     for mount, paths in question.strangers.items():
         if paths:
+            where = question.place(mount)
             named = ", ".join(f"{path!r} ({whose})" for path, whose in paths)
             return RefusedError(
-                f"the volume at {mount} is not empty, and what is on it is data of something "
+                f"the volume at {where} is not empty, and what is on it is data of something "
                 f"else: {named}",
                 code="occupied",
-                path=f"{mount}/{paths[0][0]}",
+                path=f"{where}/{paths[0][0]}",
                 hint="Mount an empty volume, or the right one. What an image wants to find there, "
                 f"it names: seed = [globs] at its [[volume]] in {CONFIG_PATH}. To populate beside "
                 "what is there: --allow occupied.",
@@ -385,9 +392,9 @@ def _judge_fs_group(question: Question) -> IpaVolumeError | None:
         odd = question.facts[mount].odd
         if odd is not None and odd.is_of_fs_group:
             return UnsafeVolumeError(
-                f"the volume at {mount} is empty, and its root directory is as Kubernetes leaves "
-                f"it with an fsGroup ({odd}): at every mount all files would be given to group "
-                f"{odd.metadata.gid}, keys included, and it could write to them",
+                f"the volume at {question.place(mount)} is empty, and its root directory is as "
+                f"Kubernetes leaves it with an fsGroup ({odd}): at every mount all files would be "
+                f"given to group {odd.metadata.gid}, keys included, and it could write to them",
                 code=FS_GROUP,
                 path=odd.path,
                 hint="Take fsGroup out of the pod's securityContext: who runs as root needs none "
@@ -423,8 +430,9 @@ def _judge_volatile(question: Question) -> IpaVolumeError | None:
 
 
 def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | None:
+    first = question.place(question.mounts[0])
     for mount in question.mounts[1:]:
-        facts = question.facts[mount]
+        where, facts = question.place(mount), question.facts[mount]
         owner = facts.identity.primary if facts.identity else ""
         if facts.transaction is not None:
             owner = facts.transaction.primary
@@ -433,14 +441,14 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
             ours = primary.transaction.primary
         if owner and owner != ours and not (facts.transaction and not ours):
             return UnsafeVolumeError(
-                f"the volume at {mount} belongs to another primary volume ({owner}) than the "
-                f"one at {question.mounts[0]} ({ours or 'which is empty'})",
+                f"the volume at {where} belongs to another primary volume ({owner}) than the "
+                f"one at {first} ({ours or 'which is empty'})",
                 code="foreign-volume",
                 hint="Mount the volumes that belong together.",
             )
         if _is_lost(question, primary, mount) and "lost-secondary" not in question.allow:
             return UnsafeVolumeError(
-                f"the volume at {mount} is not the one that belongs to {question.mounts[0]}: it "
+                f"the volume at {where} is not the one that belongs to {first}: it "
                 "has no state of ours",
                 code="lost-secondary",
                 hint="Mount the right volume, or have this one filled with --allow lost-secondary.",
@@ -522,7 +530,7 @@ def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool)
 
 def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
     overrides: tuple[str, ...] = ()
-    mount = question.mounts[0]
+    where = question.place(question.mounts[0])
     error: IpaVolumeError
     if state is State.STATELESS:
         found = repr(_sign_of_instance(question))
@@ -530,7 +538,7 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
             found = f"the recorded id {primary.build_id!r}"
         if "stateless" not in question.allow:
             error = UnsafeVolumeError(
-                f"the volume at {mount} holds {found}, but not our state directory: lost, or "
+                f"the volume at {where} holds {found}, but not our state directory: lost, or "
                 "restored from a backup without it, or not ours",
                 code="stateless",
                 hint="Restore .ipavolume from the backup, or mount the right volume. To take "
@@ -541,7 +549,7 @@ def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
     known, image = question.legacy, question.image
     if known is None or not known.os_id:
         error = RefusedError(
-            f"nothing on the volume at {mount} says which release it comes from; this image "
+            f"nothing on the volume at {where} says which release it comes from; this image "
             f"is {name_of(image)}",
             code="unknown-version",
             hint="Say it as ID:VERSION of its os-release; where it was made by an image of this "

@@ -161,7 +161,6 @@ STATES: Final[Mapping[State, tuple[Question, str]]] = {
     State.EMPTY: (question(NOTHING), "no file of the template is there"),
 }
 ELSEWHERE: Final = {
-    State.LOCKED: "told by whoever tries to lock the volumes, before they are judged",
     State.OBSTRUCTED: "told by a plan that cannot be carried out",
     State.UNCONFIGURED: "told by the first run's own record, of a volume that is current",
     State.WAITING: "as UNCONFIGURED",

@@ -426,7 +426,7 @@ def test_of_two_volumes_none_is_populated_where_the_second_is_occupied(
     image = _image(site, "mail", [rpms["mail-1"]], lists=lists, config=config)
     site.volume()
     _make(site.volume("/db"), "PG_VERSION", user=999)
-    refused_everywhere(site, image, "occupied", "occupied", "the volume at /db", "PG_VERSION")
+    refused_everywhere(site, image, "occupied", "occupied", "volume-db is not empty", "PG_VERSION")
 
 
 def test_a_volume_that_is_new_to_the_image_is_not_populated_over_either(
@@ -439,7 +439,7 @@ def test_a_volume_that_is_new_to_the_image_is_not_populated_over_either(
     lists = {"/data": ["/etc/mail/"], "/db": ["/var/lib/mail/"]}
     two = _image(site, "two", [rpms["mail-2"]], lists=lists, config=config)
     _make(site.volume("/db"), "PG_VERSION", user=999)
-    refused_everywhere(site, two, "occupied", "occupied", "the volume at /db", "PG_VERSION")
+    refused_everywhere(site, two, "occupied", "occupied", "volume-db is not empty", "PG_VERSION")
     (site.volume("/db") / "PG_VERSION").unlink()
     outcome = site.upgrade(two)
     assert outcome["state"] == "outdated"
