@@ -63,7 +63,8 @@ def fit_here(hint: str) -> str:
 def more_of(code: str) -> str:
     """Return the command that says more of *code* where the command at hand runs."""
     command = f"ipavolume manual {code}"
-    return command if _reader().place is Place.HOST else f"docker run --rm IMAGE {command}"
+    is_in_container = _reader().place is Place.CONTAINER
+    return f"docker run --rm IMAGE {command}" if is_in_container else command
 
 
 def _reader() -> Reader:
@@ -78,7 +79,8 @@ def _reader() -> Reader:
     if place is not Place.HOST:
         return Reader(place=place, mounts=mounts or (_USUAL_MOUNT,))
     words = ["--root", root] if root != "/" else []
-    for volume in given.get("volumes") or ():
+    one = given.get("directory")
+    for volume in given.get("volumes") or given.get("directories") or ([one] if one else []):
         words += ["--volume", volume]
     return Reader(place=place, options=words)
 
@@ -132,7 +134,9 @@ def _options(text: str, to: Reader) -> str:
 
 def _command(name: str, words: Sequence[str], to: Reader) -> str:
     if to.place is Place.HOST:
-        return shlex.join(["ipavolume", name, *words, *to.options])
+        # What names the volume itself takes no option that does.
+        options = () if _ANY_VOLUME in words else to.options
+        return shlex.join(["ipavolume", name, *words, *options])
     words = ["ipavolume", name, *(word for word in words if word != _ANY_VOLUME)]
     if to.place is Place.POD:
         args = ", ".join(f'"{word}"' for word in words)

@@ -91,9 +91,10 @@ def show_findings(findings: Sequence[Finding], *, refused: Collection[Finding] =
         findings: What it found.
         refused: Those of them that stop it: one alone is the error, and said by that.
     """
+    stops = frozenset(refused)
     for one in findings:
         what = f"{one} [{one.code}]"
-        if one not in refused:
+        if one not in stops:
             _labelled(one.severity, what, "blue" if one.severity == "note" else "yellow")
         elif len(refused) > 1:
             _labelled("error", what, "red")

@@ -85,7 +85,8 @@ class Work:
 
     def _say_state(self, err: IpaVolumeError) -> None:
         """Have *err* say what the volumes are now, by a look, where who raised it did not."""
-        if err.state:
+        # That nothing was touched is true of a round of a run, and one before may have ended well.
+        if err.state not in ("", failures.STATE_UNTOUCHED):
             return
         try:
             now = on_hold.standing(self.context.volumes.primary)

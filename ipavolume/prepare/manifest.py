@@ -154,7 +154,12 @@ def describe(
         facts.packages,
         _parts(tree, facts, entries, (os_id, os_version)),
     )
-    unchanged = before is not None and before.fingerprint == fingerprint
+    known = programs.recorded(tree)
+    unchanged = (
+        before is not None
+        and before.fingerprint == fingerprint
+        and (known is None or not facts.programs.differ_from(known))
+    )
     kept_name = before.image_name if before is not None and unchanged else ""
     header = ImageHeader(
         build_id=build_id or _build_id(tree, facts, unchanged=unchanged),
@@ -335,8 +340,6 @@ def _build_id(tree: ImageTree, facts: ImageFacts, *, unchanged: bool) -> str:
     """
     before = facts.before
     current = _current_build_id(tree, facts)
-    known = programs.recorded(tree)
-    unchanged = unchanged and (known is None or not facts.programs.differ_from(known))
     if current and (before is None or unchanged or current != before.build_id):
         return current
     return str(uuid.uuid4())

@@ -129,7 +129,8 @@ def _parent_fault(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -
             return _Fault(
                 text=f"wants to put {path!r}, and the directory {above!r} is not there",
                 path=above,
-                command=f"mkdir {shlex.quote(above)}",
+                command=f"mkdir {shlex.quote(above)}, and give it the owner and mode that it has "
+                "in the image's template",
                 is_missing=True,
             )
         if kind != FileType.DIRECTORY:

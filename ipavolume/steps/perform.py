@@ -352,7 +352,7 @@ def perform(
             if isinstance(action, Remove) and _is_there(
                 context.volumes, place(action.path, mounts)
             ):
-                text = f"{step} left the directory {action.path}: something was put into it"
+                text = f"{step} left {action.path}: something was put there, or into it"
                 output.say(f"warning: {text}")
                 return [text]
             return []

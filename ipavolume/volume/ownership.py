@@ -313,5 +313,5 @@ def _outside(fd: int, directory: str) -> UnsafeVolumeError:
         "shifted-owners",
         "Start it with the mapping it had; on the host, ls -ldn of its directory says which: 0 is "
         "none, another number is where its range in /etc/subuid begins, or the user of a rootless "
-        "engine. ipavolume check of the directory there says more.",
+        "engine. There, the command check of ipavolume says more of the directory.",
     )

@@ -499,7 +499,7 @@ def test_a_second_volume_of_another_primary_is_refused(
     pair.volumes["/logs"] = other.volumes["/logs"]
     ours = json.loads((pair.volume / ".ipavolume/identity.json").read_text())["uuid"]
     theirs = json.loads((other.volume / ".ipavolume/identity.json").read_text())["uuid"]
-    pair.refused("foreign-volume", 65, "unsafe", "/logs", ours, theirs)
+    pair.refused("foreign-volume", 65, "unsafe", str(other.volumes["/logs"]), ours, theirs)
 
 
 @by_option
@@ -508,7 +508,9 @@ def test_a_second_volume_that_was_lost_is_refused(
 ) -> None:
     pair.volumes["/logs"] = tmp_path / "new"
     pair.volumes["/logs"].mkdir()
-    pair.refused("lost-secondary", 65, "unsafe", "/logs", "--allow lost-secondary")
+    pair.refused(
+        "lost-secondary", 65, "unsafe", str(pair.volumes["/logs"]), "--allow lost-secondary"
+    )
     pair.overridden("lost-secondary", by_option=by_option)
     assert (pair.volumes["/logs"] / "var/lib/svc/conf").read_text() == "conf 1\n"
 
@@ -626,7 +628,7 @@ def test_check_prints_one_object_a_volume_with_everything_that_scripts_need(
 def test_status_and_history_print_what_is_recorded(meeting: Meeting) -> None:
     assert meeting.run("upgrade").returncode == 0
     card = json.loads(run_ipavolume("status", "--json", meeting.volume).stdout)
-    assert card.keys() == {"volume", "recorded", "first_run", "last_run", "lock"}
+    assert card.keys() == {"volume", "recorded", "first_run", "last_run", "lock", "attempts"}
     assert card["recorded"]["id"] == "two"
     assert card["recorded"]["volume"]["image"] == "one"
     runs = _history(meeting.volume)

@@ -152,7 +152,7 @@ def slapd(tmp_path: Path) -> Scene:
 
 def test_a_database_of_another_version_is_rebuilt_and_the_link_changed_last(slapd: Scene) -> None:
     actions = slapd.plan(step_of("slapd", slapd))
-    assert [type(action) for action in actions] == [Command, Command, MakeLink, Remove, Warn]
+    assert [type(action) for action in actions] == [Command, Command, Remove, MakeLink, Warn]
     assert commands(actions) == [
         "/usr/local/sbin/slapd-database export",
         "/usr/local/sbin/slapd-database import 2.6",

@@ -45,7 +45,9 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
         )
         return
     yield from _unsupported(volume, template)
-    needed = 2 * volume.size(f"{TOP}/{old}") + MARGIN_BYTES
+    # What an interrupted attempt has left is removed first.
+    left = volume.size(EXPORT) + volume.size(f"{TOP}/{new}")
+    needed = 2 * volume.size(f"{TOP}/{old}") + MARGIN_BYTES - left
     if volume.free(TOP) < needed:
         yield Refuse(
             code="no-space",
@@ -60,8 +62,9 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
         reason=f"a database of version {new}, read back and compared",
         timeout_s=TIMEOUT_S,
     )
-    yield MakeLink(path=CURRENT, target=new, reason=f"from here on {new} is what is served")
+    # Before the link, by which a further attempt sees that nothing is left to do.
     yield Remove(path=EXPORT, reason="it was imported", keep_copy=False)
+    yield MakeLink(path=CURRENT, target=new, reason=f"from here on {new} is what is served")
     yield Warn(
         code="old-database",
         text=f"the database of version {old} stays as it was in {TOP}/{old}",
