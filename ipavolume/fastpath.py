@@ -307,11 +307,14 @@ def _tell(line: bytes, locks: list[Held]) -> None:
     """Say it, but wait no longer than a second for who does not read."""
     import select
 
-    heard, said = os.pipe()
+    # What follows matters more than what cannot be said.
+    try:
+        heard, said = os.pipe()
+    except OSError:
+        return
     try:
         child = os.fork()
     except OSError:
-        # What follows matters more.
         child = -1
     if child:
         os.close(said)

@@ -14,6 +14,7 @@ from ipavolume.linux import clock
 from ipavolume.model.redaction import Redactor, encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.plan import backoff
+from ipavolume.systemd import units
 from ipavolume.volume.attempts import Attempts, forget_attempts, read_attempts, write_attempts
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_OPEN
@@ -72,8 +73,8 @@ def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
         )
         recorded = read_attempts(volume)
         attempts = failure if recorded is None else recorded.followed_by(failure)
-        write_attempts(volume, attempts)
-        if isinstance(err, IpaVolumeError):
+        # What is not recorded is not waited for: who went on here would try without an end.
+        if write_attempts(volume, attempts) and isinstance(err, IpaVolumeError):
             err.failures = attempts.count
             until = backoff.due_s(attempts, now_s=attempts.time_s)
             if until is not None:
@@ -125,7 +126,18 @@ def refuse_early(context: Context, facts: Facts | None = None, *, of: str = "") 
 
 
 def _at_once(run: str) -> str:
-    return f"with IPAVOLUME_RETRY={run} in its environment, or by ipavolume upgrade --retry"
+    at_once = f"with IPAVOLUME_RETRY={run} in its environment, or by ipavolume upgrade --retry"
+    if units.is_booted():
+        # What waits does so under the lock that its container has.
+        at_once += " (while the container waits, as a command in it, by exec)"
+    return at_once
+
+
+def settle(context: Context) -> None:
+    """Forget the failures of runs: the volumes are current, whoever brought them there."""
+    recorded = read_attempts(context.volumes.primary)
+    if recorded is not None and recorded.is_of_run:
+        forget_attempts(context.volumes.primary)
 
 
 def forget(context: Context, *, of: str = "") -> None:

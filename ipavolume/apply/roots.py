@@ -8,7 +8,7 @@ from typing import Final
 
 from ipavolume.errors import IpaVolumeError
 from ipavolume.linux import files
-from ipavolume.model.files import Metadata
+from ipavolume.model.files import STATE_DIRECTORY, Metadata
 from ipavolume.volume import members
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
@@ -34,13 +34,16 @@ def take(volumes: Mapping[str, Volume], facts: Mapping[str, Facts]) -> bool:
     """
     odd = [(volumes[mount], found.odd) for mount, found in facts.items() if found.odd]
     for number, (volume, root) in enumerate(odd):
+        if _is_begun(volume):
+            continue
         try:
             with attempt("take over", volume.directory, now=STATE_UNTOUCHED):
                 files.set_metadata(volume.fd, Metadata(uid=0, gid=0, mode=_CLOSED), acls=True)
-                new = look_over(volume) - root.entries
+                seen = look_over(volume)
+                new = frozenset() if seen is None else seen - root.entries
             # A directory of ours can be there now: that of another start.
             members.check_trust(volume)
-            if new:
+            if (new or seen is None) and not _is_begun(volume):
                 raise root.refusal(_named(new))
         except IpaVolumeError as err:
             err.state = STATE_UNTOUCHED
@@ -49,9 +52,16 @@ def take(volumes: Mapping[str, Volume], facts: Mapping[str, Facts]) -> bool:
     return bool(odd)
 
 
+def _is_begun(volume: Volume) -> bool:
+    """Tell whether another start has got further: on NFS only the file keeps others off."""
+    return files.lstat(volume.fd, STATE_DIRECTORY) is not None
+
+
 def _put_back(odd: Iterable[tuple[Volume, OddRoot]]) -> None:
     for volume, root in odd:
         with attempt("give back", volume.directory):
+            if _is_begun(volume):
+                continue
             files.set_metadata(volume.fd, root.metadata, acls=True)
 
 

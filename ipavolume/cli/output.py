@@ -44,11 +44,9 @@ _LEAST_CHARACTERS: Final = 200
 
 def show_error(err: IpaVolumeError) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do."""
-    from ipavolume.commands import manual
-
     message = f"{err} [{err.code}]"
     hint = advice.fit_here(err.hint)
-    if hint and err.code in manual.codes() and not isinstance(err, UsageError):
+    if hint and not isinstance(err, UsageError) and _is_explained(err.code):
         hint = f"{hint} (more: {advice.more_of(err.code)})"
     labelled = (message, err.state, hint)
     others = sum(len(text.escape(one).encode()) + _LABEL_BYTES for one in labelled)
@@ -57,6 +55,16 @@ def show_error(err: IpaVolumeError) -> None:
         click.echo(f"ipavolume:   | {line}", err=True)
     _labelled("state", err.state, "blue")
     _labelled("hint", hint, "green")
+
+
+def _is_explained(code: str) -> bool:
+    """Tell whether the manual has a code. An error is said whatever ails the program's files."""
+    try:
+        from ipavolume.commands import manual
+
+        return code in manual.codes()
+    except (ImportError, OSError, ValueError):
+        return False
 
 
 def _last(details: Sequence[str], *, room: int) -> list[str]:

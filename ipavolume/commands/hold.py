@@ -16,7 +16,7 @@ from ipavolume.linux import files, signals
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.volume.layout import FIRST_RUN, TRANSACTION
-from ipavolume.volume.lock import Lock
+from ipavolume.volume.lock import Lock, network_of
 from ipavolume.volume.members import Volume
 
 NOTE_DIRECTORY: Final = "run/ipavolume"
@@ -64,7 +64,10 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
         while True:
             # A signal does not end the sleep, but is seen right after it.
             time.sleep(_WATCH_S)
-            lock.check()
+            # On a file system of one host only somebody here replaces the file, as a restore does
+            # that is not to be ended half way; nothing of ours is written while on hold.
+            if any(map(network_of, volumes)):
+                lock.check()
             if signals.stop_signal() is not None:
                 # Who works here does so under our lock, and finishes what it does.
                 if lock.go_on(volumes):

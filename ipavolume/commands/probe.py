@@ -87,7 +87,8 @@ def ask(context: Context, probe: Probe) -> Answer:
 
 def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
     failed = read_attempts(volumes.primary)
-    if failed is not None and failed.image == image.build_id:
+    current = facts.transaction is None and facts.build_id == image.build_id
+    if failed is not None and failed.image == image.build_id and not (current and failed.is_of_run):
         until = backoff.due_s(failed, now_s=clock.seconds())
         if until is not None:
             return _not_yet(

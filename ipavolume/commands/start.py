@@ -32,11 +32,12 @@ from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
 from ipavolume.volume import failures, lock
+from ipavolume.volume.attempts import FIRST_RUN, START
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
 
-_START_RUN: Final = "start"
-_FIRST_RUN: Final = "first-run"
+_PATIENCE_S: Final = 3600.0
+"""After a wait, as long as somebody may take who was told to try it at once, and does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +119,15 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
             shown.error(err)
             backoff.wait(options, shown.say)
             waited = True
+            options = _patient(options)
         except IpaVolumeError as err:
             umask.restore_umask()
             # A restart policy may have given up meanwhile: it is waited for here.
             if not (waited and err.failures):
                 raise
             shown.error(err)
+            # At once is once.
+            options = replace(options, retry_run="")
 
 
 def _start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bool) -> None:
@@ -217,6 +221,11 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
                 raise
             shown.error(err)
             backoff.wait(options, shown.say)
+            options = _patient(options)
+
+
+def _patient(options: Options) -> Options:
+    return replace(options, lock_timeout_s=max(options.lock_timeout_s, _PATIENCE_S))
 
 
 def _online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) -> None:
@@ -308,35 +317,36 @@ def _after(
         from ipavolume.apply import tasks
 
         if begin is not None:
-            begin(of=_START_RUN)
+            begin(of=START)
         try:
-            with attempts.counted(context, _START_RUN, speaker.redactor):
+            with attempts.counted(context, START, speaker.redactor):
                 tasks.run_start_steps(
                     context,
                     context.image.header,
-                    lambda: open_log(context.image, context.volumes, _START_RUN, speaker),
+                    lambda: open_log(context.image, context.volumes, START, speaker),
                 )
         except IpaVolumeError as err:
             err.state = err.state or failures.STATE_CURRENT
             raise
-        attempts.forget(context, of=_START_RUN)
+        attempts.forget(context, of=START)
     config = context.image.config.first_run
     if config is None:
         return outcome
     ready = first_run.due(context, beginning.request, say=speaker.say)
     if ready is None:
+        attempts.forget(context, of=FIRST_RUN)
         return outcome
     if not context.image.is_inside:
         raise first_run.refuse_outside(context.image)
     if begin is not None:
-        begin(of=_FIRST_RUN)
+        begin(of=FIRST_RUN)
     if config.phase not in phases:
         return replace(outcome, first_run_left=True)
     if boot is not None:
         boot.leave()
-    log = open_log(context.image, context.volumes, _FIRST_RUN, speaker)
+    log = open_log(context.image, context.volumes, FIRST_RUN, speaker)
     try:
-        with attempts.counted(context, _FIRST_RUN, speaker.redactor):
+        with attempts.counted(context, FIRST_RUN, speaker.redactor):
             standing = first_run.run(
                 context.image, context.volumes, ready, say=log.say, output=log.line
             )

@@ -164,6 +164,7 @@ def bring_up(
             if late := secure():
                 continue
             _drop_stale(context.volumes, facts)
+            attempts.settle(context)
             for volume in context.volumes.values():
                 discard_staging(volume)
             return _outcome(found, ends, warnings, recorded=context.image.build_id)

@@ -302,7 +302,8 @@ def copy_inode(fd: int, directory: int, name: str) -> None:
     st = os.fstat(fd)
     match stat.S_IFMT(st.st_mode):
         case stat.S_IFREG:
-            copy = copying.copy_inode(fd, directory, name)
+            # As it is once it was read: see there.
+            copy, st = copying.copy_quiet_inode(fd, directory, name)
             try:
                 files.set_metadata(copy, files.metadata(st, files.read_xattrs(fd)))
                 files.set_times(copy, st.st_mtime_ns)

@@ -21,6 +21,9 @@ from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.volume.layout import ATTEMPTS, PUBLIC_FILE_MODE
 from ipavolume.volume.members import Volume, open_state, read_small
 
+START: Final = "start"
+FIRST_RUN: Final = "first-run"
+"""What fails besides runs: the steps of every start, and the first run."""
 _MAX_BYTES: Final = 64 << 10
 _MAX_COUNT: Final = 1_000_000
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
@@ -45,6 +48,11 @@ class Attempts:
     run: str
     message: str
     around: tuple[tuple[str, str], ...]
+
+    @property
+    def is_of_run(self) -> bool:
+        """It was a run that failed: on a volume that is current it has ended well."""
+        return self.run not in (START, FIRST_RUN)
 
     @property
     def time_s(self) -> int:
@@ -90,8 +98,8 @@ def _time(value: object) -> str:
     return text
 
 
-def write_attempts(volume: Volume, attempts: Attempts) -> None:
-    """Record *attempts* durably, if that can be written; what ails the volume may forbid it."""
+def write_attempts(volume: Volume, attempts: Attempts) -> bool:
+    """Record *attempts* durably; tell whether that can be: what ails the volume may forbid it."""
     with contextlib.suppress(OSError, IpaVolumeError):
         state = open_state(volume)
         if state is not None:
@@ -100,6 +108,8 @@ def write_attempts(volume: Volume, attempts: Attempts) -> None:
                 files.write_file(state, ATTEMPTS, data, mode=PUBLIC_FILE_MODE)
             finally:
                 os.close(state)
+            return True
+    return False
 
 
 def forget_attempts(volume: Volume) -> None:

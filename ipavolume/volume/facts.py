@@ -20,7 +20,16 @@ from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import NOTHING, TaskLog
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.layout import BASELINE, IDENTITY, LOCK, PENDING, PROGRESS, TASKS, TRANSACTION
+from ipavolume.volume.layout import (
+    ATTEMPTS,
+    BASELINE,
+    IDENTITY,
+    LOCK,
+    PENDING,
+    PROGRESS,
+    TASKS,
+    TRANSACTION,
+)
 from ipavolume.volume.members import (
     KIND_WORDS,
     Volume,
@@ -164,12 +173,12 @@ def mark_of_kept(volume: Volume) -> str:
 
 
 def has_only_a_lock(volume: Volume) -> bool:
-    """Tell whether the state directory is one that a start had just made when it was killed."""
+    """Tell whether nothing of a populate that was killed, or failed, is in the state directory."""
     fd = open_state(volume)
     if fd is None:
         return False
     try:
-        return set(files.listdir(fd)) <= {LOCK}
+        return set(files.listdir(fd)) <= {LOCK, ATTEMPTS}
     finally:
         os.close(fd)
 

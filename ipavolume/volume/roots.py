@@ -85,15 +85,19 @@ def odd_root(volume: Volume) -> OddRoot | None:
         if st.st_uid != 0 and (moved := ownership.explain(volume.fd, volume.directory)):
             raise moved
         acls = [one for one in files.read_xattrs(volume.fd) if one[0] in ACL_NAMES]
-        return OddRoot(
+        entries = look_over(volume)
+        odd = OddRoot(
             path=volume.directory,
             metadata=files.metadata(st, tuple(acls)),
-            entries=look_over(volume),
+            entries=entries or frozenset(),
         )
+    if entries is None:
+        raise odd.refusal([f"more than {_MAX_LOOKED_AT} names"])
+    return odd
 
 
-def look_over(volume: Volume) -> frozenset[Entry]:
-    """Return what is on *volume*, what lies higher first, to be compared with another look.
+def look_over(volume: Volume) -> frozenset[Entry] | None:
+    """Return what is on *volume*, to be compared with another look; ``None``: too much for that.
 
     Raises:
         OSError: If it cannot be looked at.
@@ -101,8 +105,13 @@ def look_over(volume: Volume) -> frozenset[Entry]:
     found: set[Entry] = set()
     device = files.fstat(volume.fd).st_dev
     todo = deque([""])
-    while todo and len(found) < _MAX_LOOKED_AT:
+    left = _MAX_LOOKED_AT
+    while todo:
         below = todo.popleft()
+        # It is opened name by name, from the top.
+        left -= below.count("/")
+        if left <= 0:
+            return None
         try:
             fd = files.open_directory(volume.fd, below)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -110,7 +119,11 @@ def look_over(volume: Volume) -> frozenset[Entry]:
         try:
             if files.fstat(fd).st_dev != device:
                 continue
-            for name in files.listdir(fd):
+            names = files.listdir(fd)
+            left -= len(names)
+            if left <= 0:
+                return None
+            for name in names:
                 st = files.lstat(fd, name)
                 if st is None or (not below and is_named(name, AT_THE_TOP)):
                     continue

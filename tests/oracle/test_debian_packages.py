@@ -10,7 +10,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +39,8 @@ pytestmark = [
 
 PACKAGES: Final = ("krb5-kdc", "bind9", "sssd-common", "389-ds-base")
 RELEASES: Final = ("bookworm", "trixie")
-WHOLE: Final = ("/usr/bin", "/usr/sbin", "/usr/libexec")
-"""Listed whole; of the others of /etc and /usr what lies one level deeper."""
+PROGRAMS: Final = ("/usr/bin/", "/usr/sbin/", "/usr/libexec/")
+"""No image can do without them, so nothing of them is listed; of others one level below is."""
 
 STALE: Final = "from an earlier upgrade\n"
 
@@ -52,10 +52,13 @@ Edits = dict[str, tuple[str, Disk]]
 def entry_of(path: str) -> str:
     """Return the entry of the path list that covers *path*, a directory."""
     words = path.split("/")
-    for whole in WHOLE:
-        if path.startswith(f"{whole}/"):
-            return f"{whole}/"
     return "/".join(words[: 3 if words[1] in ("etc", "lib") else 4]) + "/"
+
+
+def without_programs(packages: Repackaged) -> Repackaged:
+    """Leave out what is in the directories of programs."""
+    plain = frozenset(path for path in packages.plain if not path.startswith(PROGRAMS))
+    return replace(packages, plain=plain)
 
 
 def kind_of(path: Path) -> Kind:
@@ -190,7 +193,7 @@ class Releases:
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
     place = tmp_path_factory.mktemp("releases")
     old, new = (
-        repackage(place, number, fetch(release, PACKAGES))
+        without_programs(repackage(place, number, fetch(release, PACKAGES)))
         for number, release in enumerate(RELEASES, 1)
     )
     paths = old.config | old.plain | new.config | new.plain
