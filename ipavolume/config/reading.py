@@ -32,6 +32,7 @@ from ipavolume.model.scriptlets import CONFIGURED, GROUPS, KINDS, cannot_run
 from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
 
 _MAX_PORT: Final = 65535
+_MAX_PATH: Final = 4096
 _UNIT: Final = re.compile(
     r"[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
     r"|automount)",
@@ -193,7 +194,16 @@ def _text_fault(value: str) -> str:
 def _path_fault(value: str) -> str:
     if not value.startswith("/"):
         return f"{value!r} is not an absolute path"
-    return ""
+    return _length_fault(value)
+
+
+def _length_fault(value: str) -> str:
+    """Say that *value* is longer than any path; to make a pattern of a glob takes its square."""
+    return "" if len(value) <= _MAX_PATH else f"{value!r:.80} is longer than a path can be"
+
+
+def _glob_fault(value: str) -> str:
+    return _filled(value) or _length_fault(value)
 
 
 def _service_fault(value: str) -> str:
@@ -205,8 +215,8 @@ def _service_fault(value: str) -> str:
 
 
 def _unit_fault(value: str) -> str:
-    if not _UNIT.fullmatch(value):
-        return f"{value!r} is neither a unit such as 'my-server.service' nor a glob of units"
+    if len(value) > _MAX_PATH or not _UNIT.fullmatch(value):
+        return f"{value!r:.80} is neither a unit such as 'my-server.service' nor a glob of units"
     return ""
 
 
@@ -282,7 +292,7 @@ def _read_volumes(top: _Table) -> tuple[VolumeConfig, ...]:
             template=table.path_text("template", usual.template),
             lists=table.texts("lists", usual.lists, check=_path_fault),
             volatile=table.flag("volatile", default=False),
-            seed=table.texts("seed", (), check=_filled),
+            seed=table.texts("seed", (), check=_glob_fault),
         )
         for key, path in (("mount", volume.mount), ("template", volume.template)):
             if fault := place_fault(path):
@@ -374,14 +384,14 @@ def _read_scriptlets(top: _Table, default: ScriptletsConfig | None) -> Scriptlet
         phase=table.text("phase", usual.phase, check=_one_of(tuple(Phase))),
         timeout_s=table.seconds("timeout_s", usual.timeout_s),
         substitute=substitute,
-        repeatable=table.texts("repeatable", usual.repeatable, check=_filled),
+        repeatable=table.texts("repeatable", usual.repeatable, check=_glob_fault),
     )
     table.done()
     return config if config.packages else None
 
 
 def _package_fault(name: str) -> str:
-    return _filled(name.removeprefix("?"))
+    return _glob_fault(name.removeprefix("?"))
 
 
 def _kind_fault(kind: str) -> str:
@@ -430,7 +440,7 @@ def _read_ready(top: _Table, default: ReadyConfig) -> ReadyConfig:
         ports=table.ports("ports", default.ports),
         command=table.texts("command", default.command, check=_filled),
         timeout_s=table.seconds("timeout_s", default.timeout_s),
-        ignore=table.texts("ignore", default.ignore, check=_filled),
+        ignore=table.texts("ignore", default.ignore, check=_glob_fault),
     )
     table.done()
     return config
