@@ -53,8 +53,12 @@ def take(volumes: Mapping[str, Volume], facts: Mapping[str, Facts]) -> bool:
 
 
 def _is_begun(volume: Volume) -> bool:
-    """Tell whether another start has got further: on NFS only the file keeps others off."""
-    return files.lstat(volume.fd, STATE_DIRECTORY) is not None
+    """Tell whether another start has got further: on NFS only the file keeps others off.
+
+    Who could write to the root directory cannot make one of root's.
+    """
+    st = files.lstat(volume.fd, STATE_DIRECTORY)
+    return st is not None and stat.S_ISDIR(st.st_mode) and st.st_uid == 0
 
 
 def _put_back(odd: Iterable[tuple[Volume, OddRoot]]) -> None:

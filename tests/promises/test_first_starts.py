@@ -204,6 +204,41 @@ def test_a_start_that_came_first_is_not_disturbed(site: Site) -> None:
         os.close(volume.fd)
 
 
+def test_a_volume_that_another_host_has_populated_meanwhile_is_not_opened_again(
+    site: Site, image: Image
+) -> None:
+    """F1, F40: on NFS only the lock file keeps the second host off, and it comes after this."""
+    site.volume().chmod(0o777)
+    volume = _opened(site)
+    try:
+        facts = {"/data": read_facts(volume)}
+        site.upgrade(image)
+        before = picture(site.volume())
+        assert roots.take({"/data": volume}, facts)
+        assert picture(site.volume()) == before
+        assert owner(site.volume())[:2] == (0, 0)
+    finally:
+        os.close(volume.fd)
+
+
+def test_more_than_can_be_looked_at_twice_is_refused(site: Site) -> None:
+    """F1: directories in one another, each of which is opened from the top, took minutes."""
+    site.volume().chmod(0o777)
+    deep = os.open(site.volume(), os.O_RDONLY)
+    for _ in range(400):
+        os.mkdir("d", dir_fd=deep)
+        inner = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = inner
+    os.close(deep)
+    volume = _opened(site)
+    try:
+        with pytest.raises(UnsafeVolumeError, match="more than"):
+            read_facts(volume)
+    finally:
+        os.close(volume.fd)
+
+
 def test_killed_while_it_changes_hands_the_next_start_takes_it(
     site: Site, image: Image, tmp_path: Path
 ) -> None:

@@ -38,11 +38,18 @@ def _file(volume: Volume) -> Path:
 @pytest.mark.root
 def test_what_is_recorded_comes_back_until_it_is_forgotten(volume: Volume) -> None:
     assert read_attempts(volume) is None
-    write_attempts(volume, FAILED)
+    assert write_attempts(volume, FAILED)
     assert read_attempts(volume) == FAILED
     forget_attempts(volume)
     assert read_attempts(volume) is None
     forget_attempts(volume)
+
+
+@pytest.mark.root
+def test_what_cannot_be_recorded_is_told(volume: Volume) -> None:
+    """Who went on waiting for it would try without an end."""
+    _file(volume).mkdir()
+    assert not write_attempts(volume, FAILED)
 
 
 DATA: dict[str, Any] = {
