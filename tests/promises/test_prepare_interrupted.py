@@ -34,6 +34,7 @@ PROGRAM: Final = (
     "    sys.stderr.write(f'{err}\\n')\n"
     "    sys.exit(err.exit_status)\n"
 )
+ERRORS: Final = ("ENOSPC", "EIO", "EROFS", "EPERM", "EDQUOT")
 CONFIGURATION: Final = (
     '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\nlists = ["/etc/volume-logs-list"]\n'
 )
@@ -198,17 +199,14 @@ def test_killed_at_every_change_and_run_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("errors", [("ENOSPC",), ("EIO", "EROFS", "EPERM", "EDQUOT")])
-def test_an_error_at_every_change_and_run_again(
-    place: Path, package: Path, errors: tuple[str, ...]
-) -> None:
+def test_an_error_at_every_change_and_run_again(place: Path, package: Path) -> None:
     shutil.copy(package, place / "app.rpm")
     _make(place / "pristine")
     points, expected = _trace(place, package)
 
     def attempt(call: Call, position: int) -> list[object]:
         root = _fresh(place, _workplace())
-        error = errors[position % len(errors)]
+        error = ERRORS[position % len(ERRORS)]
         failed = tracing.failing(_command(root, package), call, error, env=_environment())
         if failed.returncode == 0:
             # Copying by the kernel falls back to reading and writing, an attribute that is
