@@ -91,7 +91,7 @@ def check_regions(
                 continue
             if (mount, part) not in rooms:
                 rooms[mount, part] = _Room(tree, volumes[mount], directory, part)
-            rooms[mount, part].take(put)
+            rooms[mount, part].take(put, directory)
             if put.bytes:
                 copied[mount] += put.bytes
                 directories[directory] = None
@@ -211,7 +211,10 @@ class _Room:
         self._free = room.f_bfree * room.f_frsize
         self._is_limited = room.f_blocks != os.statvfs(volume.fd).f_blocks
 
-    def take(self, put: Put) -> None:
+    def take(self, put: Put, directory: str) -> None:
+        if put.bytes and not self.peak:
+            # What is only taken from there may lie deeper, and is no place for a trial.
+            self.directory = directory
         self.peak = max(self.peak, self._taken + put.bytes)
         self._taken += put.bytes
         if put.replaced is not None and self._is_limited:

@@ -174,6 +174,6 @@ def test_steps_lists_all_of_them_and_whether_the_volume_needs_them(
     }
     assert listed["s9000_ipa_server_upgrade"]["runs"] is False
     assert listed["s9000_ipa_server_upgrade"]["why"] == "freeipa-server is not on the volume"
-    said = site.run("steps", second).stdout
+    said = site.run("steps", second, "-v").stdout
     assert "online, at upgrade, freeipa-server (every version)" in said
     assert "/usr/share/ipavolume/upgrade_steps/s9000_ipa_server_upgrade.py" in said

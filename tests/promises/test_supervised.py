@@ -93,7 +93,9 @@ def test_no_command_inherits_a_descriptor_of_a_volume(tmp_path: Path) -> None:
         *("first", "step", "scriptlet", "macro", "verify", "ready")
     }
     # A shell has the scriptlet that it reads open.
-    allowed = re.compile(r"\w+ (pipe:.*|/dev/\w+|/tmp/ipavolume-\w+/svc-\w+|/proc/\d+/fd)")
+    allowed = re.compile(
+        r"\w+ (pipe:.*|/dev/\w+|/data/\.ipavolume/transaction/text-of-svc-\w+|/proc/\d+/fd)"
+    )
     assert [line for line in lines if not allowed.fullmatch(line)] == []
 
 
