@@ -181,7 +181,14 @@ def test_p34_the_directory_of_a_person_is_not_taken_for_a_shifted_volume(
     (home / "documents").mkdir(parents=True)
     (home / "documents/letter").write_text("dear\n")
     _reown(home, lambda _uid, _gid: (1234567, 1234567))
-    assert "belongs to user 1234567" in _refused(workshop.one(), home, "unsafe-volume")
+    before = picture(home)
+    said = upgrade(workshop.one(), home, status=65).stderr
+    assert "belongs to user 1234567" in said
+    assert "'documents/letter' (user 1234567)" in said
+    assert "[unsafe-volume]" in said
+    found = _found(check(workshop.one(), home, "--json", status=65))
+    assert (found["state"], found["findings"][0]["code"]) == ("unsafe", "unsafe-volume")
+    assert picture(home) == before
 
 
 def test_p34_a_volume_without_remapping_is_named_inside_of_one_with(
