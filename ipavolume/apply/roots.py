@@ -14,7 +14,7 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
 from ipavolume.volume.layout import PUBLIC_MODE
 from ipavolume.volume.members import Volume
-from ipavolume.volume.roots import OddRoot, look_over
+from ipavolume.volume.roots import TOO_MUCH, OddRoot, look_over
 
 _MAX_NAMED: Final = 5
 _CLOSED: Final = 0o1700
@@ -40,11 +40,11 @@ def take(volumes: Mapping[str, Volume], facts: Mapping[str, Facts]) -> bool:
             with attempt("take over", volume.directory, now=STATE_UNTOUCHED):
                 files.set_metadata(volume.fd, Metadata(uid=0, gid=0, mode=_CLOSED), acls=True)
                 seen = look_over(volume)
-                new = frozenset() if seen is None else seen - root.entries
+                new = [TOO_MUCH] if seen is None else _named(seen - root.entries)
             # A directory of ours can be there now: that of another start.
             members.check_trust(volume)
-            if (new or seen is None) and not _is_begun(volume):
-                raise root.refusal(_named(new))
+            if new and not _is_begun(volume):
+                raise root.refusal(new)
         except IpaVolumeError as err:
             err.state = STATE_UNTOUCHED
             _put_back(odd[: number + 1])

@@ -40,7 +40,7 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
         build_id: Id of the image: where the volumes have it, no upgrade is left to be tried.
 
     Raises:
-        LockLostError: If the lock is not ours any more.
+        LockLostError: If the lock of a volume on a network is not ours any more.
         StoppedError: If a signal asked for an end, and nobody works on the volume.
     """
     primary = volumes[0]

@@ -24,6 +24,8 @@ from ipavolume.volume.strangers import AT_THE_TOP, is_named
 
 FS_GROUP: Final = "fs-group"
 _MAX_LOOKED_AT: Final = 50_000
+TOO_MUCH: Final = f"more than {_MAX_LOOKED_AT} names"
+"""What is said of a volume of which nothing else could be."""
 
 Entry = tuple[str, int, int, int]
 """Path, inode, owner, type and mode."""
@@ -92,7 +94,7 @@ def odd_root(volume: Volume) -> OddRoot | None:
             entries=entries or frozenset(),
         )
     if entries is None:
-        raise odd.refusal([f"more than {_MAX_LOOKED_AT} names"])
+        raise odd.refusal([TOO_MUCH])
     return odd
 
 
