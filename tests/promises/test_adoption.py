@@ -444,7 +444,7 @@ def test_where_nothing_says_the_release_the_operator_does(
     elif sysupgrade == "binary":
         path.write_bytes(b"\xff\0data_version" * 1000)
     image = _image(legacy, packages)
-    _refused(legacy, image, "unknown-version", "/data")
+    _refused(legacy, image, "unknown-version", str(legacy.volume()))
     _refused(legacy, image, "incompatible", "fedora 40", args=["--from", "fedora:40"])
     for wrong in ("42", ":42"):
         legacy.run("upgrade", image, "--from", wrong, status=2)

@@ -147,10 +147,11 @@ def podman(directory: Path) -> Iterator[Engine]:
     try:
         yield Engine(kind="podman", words=words, prefix="localhost/", env=env)
     finally:
-        # It mounts its storage on itself, and leaves that.
-        while (directory / "storage/overlay").is_mount():
-            umount = [need_tool("umount"), str(directory / "storage/overlay")]
-            subprocess.run(umount, check=True, timeout=LIMIT_S)
+        # It mounts its storage on itself, which is no other device, and leaves that.
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            place = line.split()[4]
+            if place.startswith(f"{directory}/"):
+                subprocess.run([need_tool("umount"), place], check=True, timeout=LIMIT_S)
 
 
 @contextlib.contextmanager
