@@ -1,4 +1,4 @@
-"""What README.rst shows of a file is what is in that file, and its chapter on FreeIPA holds."""
+"""What README and manual show of a file is what is in that file, and the topic of FreeIPA holds."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from pathlib import Path
 import pytest
 from support import inside
 from support.command import PROJECT
+from support.documents import MANUAL, README, blocks, chapter
 from support.images import Image, Packaged, build_rpm, make_image, picture
 
+from ipavolume.commands import manual
 from ipavolume.config.model import Config
 from ipavolume.config.profiles import PROFILES, VOLATILE
 from ipavolume.config.reading import parse_config
 from ipavolume.context import OVERRIDES
 from ipavolume.prepare.systemd import TARGET, WRAPPER
 
-README = (PROJECT / "README.rst").read_text(encoding="utf-8")
+
+def shown() -> Iterator[tuple[str, str, str]]:
+    """Yield each page, each file of the tests that a literal block of it follows, and the block."""
+    for page, text in {"README": README, **MANUAL}.items():
+        for before, block in blocks(text):
+            if named := re.findall(r"``(tests/container/\S+?)``", before):
+                yield page, named[-1], block
 
 
-def shown() -> Iterator[tuple[str, str]]:
-    """Yield each file of the tests that a literal block follows, and the block."""
-    for match in re.finditer(r"(?:^.+\n)*^.*::\n\n((?:^(?:    .*)?\n)+)", README, re.MULTILINE):
-        named = re.findall(r"``(tests/container/\S+?)``", match.group().partition("::\n\n")[0])
-        if named:
-            block = "".join(line[4:] or "\n" for line in match.group(1).splitlines(keepends=True))
-            yield named[-1], block.strip("\n")
-
-
-@pytest.mark.parametrize(("name", "block"), [pytest.param(*pair, id=pair[0]) for pair in shown()])
+@pytest.mark.parametrize(
+    ("name", "block"), [pytest.param(*pair, id=f"{page}-{pair[0]}") for page, *pair in shown()]
+)
 def test_a_shown_file_has_these_lines_in_this_order(name: str, block: str) -> None:
     lines = iter((PROJECT / name).read_text(encoding="utf-8").splitlines())
     missing = [line for line in block.splitlines() if line and line not in lines]
@@ -40,7 +41,7 @@ def test_a_shown_file_has_these_lines_in_this_order(name: str, block: str) -> No
 
 
 def test_all_that_is_shown_is_found() -> None:
-    assert {name for name, _ in shown()} == {
+    assert {name for page, name, _ in shown() if page == "README"} == {
         "tests/container/images/server/Dockerfile",
         "tests/container/images/plain/Dockerfile",
         "tests/container/server.yaml",
@@ -48,20 +49,29 @@ def test_all_that_is_shown_is_found() -> None:
 
 
 def test_every_refusal_that_can_be_overridden_is_in_the_table() -> None:
-    table = README.split("those of the lock:\n\n")[1].split("\n\n")[0]
+    table = MANUAL["status"].split("those of the lock:\n\n")[1].split("\n\n")[0]
     assert re.findall(r"^``([a-z-]+)``  ", table, re.MULTILINE) == sorted(OVERRIDES)
+
+
+def test_readme_lists_every_topic_and_no_other() -> None:
+    table = chapter(README, "The manual")
+    assert sorted(re.findall(r"^``([a-z-]+)``  ", table, re.MULTILINE)) == sorted(MANUAL)
+
+
+def test_what_is_said_to_be_in_the_manual_is_there() -> None:
+    for page, text in {"README": README, **MANUAL}.items():
+        for name in re.findall(r"``ipavolume\s+manual\s+([a-z-]+)``", text):
+            assert name in MANUAL or manual.entries(name), (page, name)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 220
 
 
 # -- FreeIPA -----------------------------------------------------------------------------
 
 
-def _blocks() -> list[str]:
-    """Return the literal blocks of the chapter on FreeIPA."""
-    chapter = README.split("\nFreeIPA\n-------\n")[1].split("\n\n\n")[0]
-    return [
-        re.sub(r"^    ", "", block, flags=re.MULTILINE).strip("\n") + "\n"
-        for block in re.findall(r"::\n\n((?:(?:    .*)?\n)+)", chapter + "\n")
-    ]
+BLOCKS = [block for _, block in blocks(MANUAL["freeipa"])]
 
 
 def _instructions(text: str) -> list[tuple[str, str]]:
@@ -70,8 +80,8 @@ def _instructions(text: str) -> list[tuple[str, str]]:
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
-DOCKERFILES = {text.split()[1]: _instructions(text) for text in _blocks() if "FROM" in text}
-CONFIGURATIONS = [text for text in _blocks() if text.startswith("profile = ")]
+DOCKERFILES = {text.split()[1]: _instructions(text) for text in BLOCKS if "FROM" in text}
+CONFIGURATIONS = [text for text in BLOCKS if text.startswith("profile = ")]
 
 
 def test_there_is_a_dockerfile_for_either_family() -> None:
@@ -104,16 +114,16 @@ def test_a_dockerfile_of_freeipa_is_complete(base: str) -> None:
 
 
 def test_systemd_is_told_of_the_platform_too() -> None:
-    (text,) = (text for text in _blocks() if "[Manager]" in text)
+    (text,) = (text for text in BLOCKS if "[Manager]" in text)
     parser = configparser.ConfigParser()
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)
     told = parser["Manager"]["DefaultEnvironment"]
     assert told in dict(DOCKERFILES["fedora:44"])["ENV"].split()
-    assert f"After={TARGET}" in README
+    assert f"After={TARGET}" in MANUAL["freeipa"]
 
 
-def test_the_profile_is_what_readme_prints() -> None:
+def test_the_profile_is_what_the_manual_prints() -> None:
     """F63: an error named packages that nobody had written anywhere."""
     printed = parse_config(CONFIGURATIONS[0].encode())
     assert printed == parse_config(b'profile = "freeipa"\n')
@@ -157,7 +167,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 @pytest.mark.root
 @pytest.mark.rpm
 @pytest.mark.parametrize("number", range(len(CONFIGURATIONS)))
-def test_an_image_as_readme_shows_it_lives(
+def test_an_image_as_the_manual_shows_it_lives(
     tmp_path: Path, servers: dict[str, list[Path]], number: int
 ) -> None:
     """Its configuration and the lists that come with it: prepare, start, edit, upgrade."""

@@ -138,7 +138,7 @@ def _read_only_hint(path: str, config: Config) -> str:
 
 def _missing_target_hint(path: str, target: str, config: Config) -> str:
     freeipa = (
-        "; for FreeIPA itself, with IPAPLATFORM_OVERRIDE in the environment, as README says"
+        "; for FreeIPA with IPAPLATFORM_OVERRIDE in the environment: ipavolume manual freeipa"
         if config.profile == "freeipa"
         else ""
     )

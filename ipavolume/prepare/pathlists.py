@@ -143,7 +143,7 @@ def check_absent_files(
         ]
         way = (
             ". FreeIPA makes its own where the links lead to, with IPAPLATFORM_OVERRIDE in the "
-            "environment: see README"
+            "environment: ipavolume manual freeipa"
             if freeipa
             else ""
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import PROJECT, run_ipavolume
+from support.command import run_ipavolume
+from support.documents import MANUAL, blocks, chapter
 from support.images import Image, Packaged, build_rpm, make_image, picture
 from support.upgrades import Site
 
@@ -22,7 +23,6 @@ from ipavolume.prepare.findings import UnfitImageError
 pytestmark = pytest.mark.root
 
 LIST = ("/etc/app/",)
-README = (PROJECT / "README.rst").read_text(encoding="utf-8")
 
 
 def declare(*lines: str) -> str:
@@ -229,35 +229,27 @@ def test_other_configuration_under_one_version_is_warned_of(tmp_path: Path) -> N
 # -- from populate to upgrades -----------------------------------------------------------
 
 
-def recipe(start: str, chapter: str) -> str:
-    """Return the literal block of README's *chapter* that has a line beginning with *start*."""
-    text = README.split(f"\n{chapter}\n---")[1].split("\n\n\n")[0] + "\n\n"
-    for block in re.findall(r"::\n\n((?:(?:    .*)?\n)+)", text):
-        lines = [line[4:] for line in block.splitlines()]
-        if any(line.startswith(start) for line in lines):
-            return "\n".join(lines) + "\n"
-    raise AssertionError(f"{chapter} has no block with {start!r}")
-
-
-def step_of_readme() -> str:
-    text = README.split("\nUpgrade steps\n---")[1]
-    block = text[text.index('    """Ask for TLS') : text.index("A step does nothing itself")]
-    return "\n".join(line[4:] for line in block.splitlines()) + "\n"
+def recipe(start: str, title: str) -> str:
+    """Return the literal block of a *chapter* of the manual that has a line beginning so."""
+    for _, block in blocks(chapter(MANUAL["build"], title)):
+        if any(line.startswith(start) for line in block.splitlines()):
+            return block
+    raise AssertionError(f"{title} has no block with {start!r}")
 
 
 def build(root: Path, version: str, confs: dict[str, str]) -> Image:
-    """Build an image as README's recipe does."""
+    """Build an image as the recipe of the manual does."""
     image = make_image(root)
-    chapter = "Software without rpm"
+    title = "Software without rpm"
     copied = {
         "my-server": {"/VERSION": f"{version}\n"},
         "my-server.conf": {"": "port = 1\n"},
         "conf.d": {f"/{name}": text for name, text in confs.items()},
         "volume-data-list": {"": "/etc/my-server.conf\n/etc/my-server/\n/var/lib/my-server/\n"},
-        "ipavolume.toml": {"": recipe("[[package]]", chapter)},
-        "s5010_ask_for_tls.py": {"": step_of_readme()},
+        "ipavolume.toml": {"": recipe("[[package]]", title)},
+        "s5010_ask_for_tls.py": {"": recipe('"""Ask for TLS', "Upgrade steps")},
     }
-    for line in recipe("COPY", chapter).strip().splitlines():
+    for line in recipe("COPY", title).strip().splitlines():
         word, *words = line.split()
         if word == "COPY":
             *names, to = words
@@ -280,7 +272,7 @@ def upgrade(image: Image, volume: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_readme_shows_from_an_empty_volume_to_upgrades(tmp_path: Path) -> None:
+def test_what_the_manual_shows_from_an_empty_volume_to_upgrades(tmp_path: Path) -> None:
     site = Site(top=tmp_path)
     first = build(tmp_path / "one", "1.4", {"limits": "l1\n", "users": "u1\n", "old": "o1\n"})
     second = build(tmp_path / "two", "2.0-1", {"limits": "l2\n", "users": "u2\n", "new": "n2\n"})

@@ -1,4 +1,4 @@
-"""Every configuration that README and profile show, from an empty volume to its adoption.
+"""Every configuration that README, manual and profile show, from an empty volume to its adoption.
 
 The frame into which a new key of the configuration goes: add a configuration that uses it, and
 the whole life of a volume is played with it.
@@ -19,13 +19,13 @@ from typing import Final
 import pytest
 from support import inside
 from support.command import PROJECT
+from support.documents import MANUAL, README, blocks
 from support.images import Image, Packaged, build_rpm, picture
 from support.upgrades import Site, actions
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 DATA: Final = PROJECT / "tests/data"
-README: Final = (PROJECT / "README.rst").read_text(encoding="utf-8")
 SERVICE: Final = "%attr(0750,svc,svc)"
 NOREPLACE: Final = "%config(noreplace)"
 
@@ -70,11 +70,11 @@ _TABLE: Final = r"application = |\[{1,2}(volume|start|accept|files|scriptlets|fi
 
 
 def _shown() -> Iterator[str]:
-    """Yield each literal block of README that is a configuration, or a part of one."""
-    for match in re.finditer(r"::\n\n((?:(?:    .*)?\n)+)", README):
-        text = re.sub(r"^    ", "", match.group(1), flags=re.MULTILINE)
-        if re.match(_TABLE, text):
-            yield text
+    """Yield each literal block of README and manual that is a configuration, or part of one."""
+    for page in (README, *MANUAL.values()):
+        for _, text in blocks(page):
+            if re.match(_TABLE, text):
+                yield text
 
 
 def _lists_for(text: str) -> dict[str, list[str]]:
@@ -101,7 +101,7 @@ CONFIGURATIONS: Final = {
         shipped=True,
     ),
     **{
-        f"readme {number}": Configuration(text=text, lists=_lists_for(text))
+        f"shown {number}": Configuration(text=text, lists=_lists_for(text))
         for number, text in enumerate(_shown(), 1)
     },
 }
