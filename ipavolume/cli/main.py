@@ -10,7 +10,9 @@ import click
 from ipavolume.cli import output, streams
 from ipavolume.cli.audit import audit
 from ipavolume.cli.check import check
+from ipavolume.cli.completion import completion
 from ipavolume.cli.conflicts import conflicts
+from ipavolume.cli.examples import examples
 from ipavolume.cli.group import ErrorReportingGroup
 from ipavolume.cli.history import history
 from ipavolume.cli.lock import lock
@@ -28,11 +30,27 @@ _NO_LIMIT: Final = 1 << 16
 """Help is as wide as the terminal, which click would take 80 columns of."""
 
 
+def _version(called: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
+    if wanted and not called.resilient_parsing:
+        from ipavolume.commands import version
+
+        for line in version.lines():
+            click.echo(line)
+        called.exit()
+
+
 @click.group(
     cls=ErrorReportingGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _NO_LIMIT},
 )
-@click.version_option(package_name="ipavolume")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Say versions, of formats and engines too, and exit.",
+)
 @click.pass_context
 def main(called: click.Context) -> None:
     r"""Keep the state of a containerised application in one volume, across image upgrades.
@@ -48,8 +66,8 @@ def main(called: click.Context) -> None:
 
 
 for _command in (
-    *(audit, check, conflicts, history, lock, online, prepare, scriptlets, start, status, steps),
-    *(manual, upgrade),
+    *(audit, check, completion, conflicts, examples, history, lock, manual, online, prepare),
+    *(scriptlets, start, status, steps, upgrade),
 ):
     main.add_command(_command)
 

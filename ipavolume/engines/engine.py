@@ -26,6 +26,7 @@ LABEL: Final = "ipavolume.reads-image"
 """Every container that is created here has it, so that a leftover can be told and removed."""
 
 _ANSWER_S: Final = 60.0
+_VERSION_S: Final = 5.0
 _LONG_S: Final = 900.0
 """For what takes the longer the more there is: copying, comparing, removing."""
 _ANSWER_BYTES: Final = 512 << 20
@@ -110,6 +111,11 @@ class Engine:
         return self.name == "podman"
 
     # -- asking --------------------------------------------------------------------------
+
+    def version(self) -> str:
+        """Return what its command says of itself; the engine need not run."""
+        said = self._ask("--version", timeout_s=_VERSION_S).decode("utf-8", "replace").strip()
+        return said.partition("\n")[0]
 
     def image_id(self, reference: str) -> str:
         """Return the id of an image that is on this host."""

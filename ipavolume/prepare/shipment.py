@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final
-
-_PACKAGE: Final = Path(__file__).resolve().parent.parent
 
 
-def directory(name: str) -> Path:
-    """Return the directory with shipped files.
+def directory(name: str) -> Traversable:
+    """Return the directory with shipped files; it may be inside of an archive.
 
     Args:
         name: ``upgrade_steps`` or ``scripts``.
     """
-    installed = _PACKAGE / "shipped" / name
+    installed = resources.files("ipavolume") / "shipped" / name
     # In a checkout the files stand where people look for them.
-    return installed if installed.is_dir() else _PACKAGE.parent / name
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / name
 
 
-def profile(name: str) -> Path:
+def profile(name: str) -> Traversable:
     """Return the directory with the path lists of the profile *name*."""
-    return _PACKAGE / "profiles" / name
+    return resources.files("ipavolume") / "profiles" / name

@@ -72,14 +72,15 @@ def ship_steps(tree: ImageTree, *, make: Progress, findings: Findings) -> bool:
 def _read_shipped() -> Mapping[str, bytes]:
     """Return the steps that came with this program."""
     directory = shipment.directory("upgrade_steps")
-    names = [path for path in directory.glob("s*.py") if STEP_NAME.fullmatch(path.name)]
-    if not names:
+    found = directory.iterdir() if directory.is_dir() else ()
+    steps = {path.name: path.read_bytes() for path in found if STEP_NAME.fullmatch(path.name)}
+    if not steps:
         raise ConfigurationError(
             f"ipavolume is not installed completely: there are no upgrade steps in "
             f"{str(directory)!r}",
             hint="Install it again.",
         )
-    return {path.name: path.read_bytes() for path in names}
+    return steps
 
 
 def _update(directory: int, wanted: Mapping[str, bytes], findings: Findings) -> bool:
