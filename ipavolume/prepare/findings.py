@@ -50,6 +50,7 @@ class Code(enum.StrEnum):
     RUNTIME_LISTED = "runtime-listed"
     SAME_VERSION = "same-version"
     SPECIAL_FILE = "special-file"
+    SUPERSEDED_UNIT = "superseded-unit"
     UNIT_ORDER = "unit-order"
     UNKNOWN_GUARD = "unknown-guard"
     UNKNOWN_UNIT = "unknown-unit"
@@ -160,6 +161,11 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.SPECIAL_FILE: (
         "A socket or a device in a listed path is left out: it is made by the program that uses it."
     ),
+    Code.SUPERSEDED_UNIT: (
+        "A unit has the name of one by which images of the freeipa-container project install or "
+        "upgrade the server, and is not theirs, which prepare would take out. Give it another "
+        "name, or mask it (a link to /dev/null) where it is to do nothing."
+    ),
     Code.UNIT_ORDER: (
         "A unit waits for ipavolume in a way that waits for ever, or that systemd resolves by "
         "leaving a unit out. The message has what to write in its place."
@@ -199,6 +205,7 @@ ERRORS: Final = frozenset(
         Code.NO_VERSION,
         Code.PACKAGE_OWNED,
         Code.PROGRAMS_LISTED,
+        Code.SUPERSEDED_UNIT,
     }
 )
 """What cannot work, and cannot be accepted."""

@@ -248,8 +248,16 @@ def write(
     locked = tree.lstat(fastpath.WORK_LOCK)
     if locked is None or stat.S_IMODE(locked.st_mode) != _PRIVATE:
         files.append((fastpath.WORK_LOCK, iter([])))
-    if header.build_id != _current_build_id(tree, facts):
-        files.append((BUILD_ID_PATH, iter([header.build_id.encode() + b"\n"])))
+    build_id = header.build_id.encode() + b"\n"
+    if header.build_id != _current_build_id(tree):
+        files.append((BUILD_ID_PATH, iter([build_id])))
+    of_template = f"{facts.locations[facts.config.volumes[0].mount]}/{BUILD_ID_NAME}"
+    if tree.read_file(of_template, limit_bytes=4 * _MAX_BUILD_ID_CHARACTERS) not in (
+        None,
+        build_id,
+    ):
+        # Scripts that the project's users have compare with this one.
+        files.append((of_template, iter([build_id])))
     start = _start_data(tree, facts, header)
     if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
         files.append((START_DATA_PATH, iter([start])))
@@ -313,23 +321,22 @@ def _step(directory: str, name: str) -> str:
     return f"step {directory}/{os.fsencode(name)!r}"
 
 
-def _current_build_id(tree: ImageTree, facts: ImageFacts) -> str:
-    """Return the id that the image has, "" when it has none.
+def _current_build_id(tree: ImageTree) -> str:
+    """Return the id that ``prepare`` or a person gave the image, "" when it has none.
 
-    Images of the freeipa-container project keep it at the top of the template.
+    That which images of the freeipa-container project have at the top of the template is the id
+    of the image that this one is derived from.
     """
-    primary = facts.locations[facts.config.volumes[0].mount]
-    for path in (BUILD_ID_PATH, f"{primary}/{BUILD_ID_NAME}"):
-        data = tree.read_file(path, limit_bytes=4 * _MAX_BUILD_ID_CHARACTERS)
-        if data is not None and (text := data.decode("utf-8", "replace").strip()):
-            try:
-                check_build_id(text)
-            except UsageError as err:
-                raise ConfigurationError(
-                    f"{path!r} in the image: {err}", hint="Correct it, or give --build-id."
-                ) from err
-            return text
-    return ""
+    data = tree.read_file(BUILD_ID_PATH, limit_bytes=4 * _MAX_BUILD_ID_CHARACTERS)
+    text = (data or b"").decode("utf-8", "replace").strip()
+    if text:
+        try:
+            check_build_id(text)
+        except UsageError as err:
+            raise ConfigurationError(
+                f"{BUILD_ID_PATH!r} in the image: {err}", hint="Correct it, or give --build-id."
+            ) from err
+    return text
 
 
 def _build_id(tree: ImageTree, facts: ImageFacts, *, unchanged: bool) -> str:
@@ -339,7 +346,7 @@ def _build_id(tree: ImageTree, facts: ImageFacts, *, unchanged: bool) -> str:
     or by a run that was interrupted before it could write its manifest; it stays.
     """
     before = facts.before
-    current = _current_build_id(tree, facts)
+    current = _current_build_id(tree)
     if current and (before is None or unchanged or current != before.build_id):
         return current
     return str(uuid.uuid4())

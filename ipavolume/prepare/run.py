@@ -35,6 +35,7 @@ from ipavolume.model.progress import Progress
 from ipavolume.prepare import (
     mentioned,
     pathlists,
+    predecessor,
     profile,
     programs,
     relatives,
@@ -233,6 +234,7 @@ class _Run:
         tree, relocation, found = self._tree, self._relocation, self._findings
         relocation.finish_interrupted()
         before = read_previous(tree, findings=found)
+        theirs = predecessor.look(tree, self._config.profile, found)
         listed = self._read_lists(lists, mount, before, new_lists)
         placements = place_entries(tree, listed, self._config.volumes)
         points = self._check_mount_points(placements)
@@ -281,6 +283,7 @@ class _Run:
         self._find_replaced(placements, described)
         self._find_first_run(listed)
         found.settle()
+        taken_out = predecessor.take_out(tree, theirs, self._progress)
         lists_changed = profile.write(
             tree, new_lists, make=relocation.make, progress=self._progress
         )
@@ -333,6 +336,7 @@ class _Run:
         return PrepareResult(
             build_id=header.build_id,
             changed=written
+            or taken_out
             or lists_changed
             or relocation.changed
             or steps_changed

@@ -114,9 +114,16 @@ def units(tree: ImageTree, listed: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=os.fsencode))
 
 
+def unit_places(tree: ImageTree) -> Iterator[tuple[str, str]]:
+    """Yield what is in the image's directories of system units, as directory and name."""
+    for directory in _UNIT_DIRECTORIES:
+        for name in _names(tree, directory):
+            yield directory, name
+
+
 def unit_names(tree: ImageTree) -> frozenset[str]:
     """Return the names of the image's system units, templates of instances among them."""
-    return frozenset(name for directory in _UNIT_DIRECTORIES for name in _names(tree, directory))
+    return frozenset(name for _, name in unit_places(tree))
 
 
 def _faults(tree: ImageTree, online_unit: str) -> Iterator[tuple[str, str]]:

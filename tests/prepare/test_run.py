@@ -522,8 +522,10 @@ def test_the_build_id_of_an_image_of_the_freeipa_container_project(bare: Image) 
     bare.write("/data-template/build-id", "theirs\n")
     bare.write("/data-template/volume-version", "1\n")
     bare.write("/data-template/.configfiles/etc/x", "1\n")
-    assert bare.prepare().build_id == "theirs"
-    assert not (bare.root / "etc/build-id").exists()
+    build_id = bare.prepare().build_id
+    assert build_id != "theirs"
+    for place in ("etc/build-id", "data-template/build-id"):
+        assert (bare.root / place).read_text() == f"{build_id}\n"
     assert set(bare.records()) == {"/data/etc", "/data/etc/aaa.conf"}
     assert not bare.prepare().changed
 

@@ -1,0 +1,185 @@
+"""An image derived from one of the freeipa-container project, and volumes that theirs left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support import inside, peers
+from support.images import Image, Packaged, build_rpm, make_image, picture
+
+from ipavolume.prepare.findings import Code, UnfitImageError
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+LISTS: Final = {
+    "data": ("/etc/ipa/", "/etc/systemd/system/", "/var/lib/ipa/", "/var/log/ipa/"),
+    "tmp": ("/var/lib/gssproxy/", "/var/tmp/"),
+}
+CONFIG: Final = (
+    'profile = "freeipa"\n[start]\nexec = []\nlog-follow = []\n[first-run]\ncommand = []\n'
+    "[scriptlets]\npackages = []\n"
+)
+LINKS_STEP: Final = "s0110_links_to_units_of_old_images.py"
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """FreeIPA's packages by name, in two versions."""
+    top = tmp_path_factory.mktemp("packages")
+    kept = "%config(noreplace)"
+    return {
+        version: [
+            build_rpm(
+                top,
+                "freeipa-server",
+                [
+                    Packaged(path="/etc/ipa/default.conf", words=kept, content=f"{version}\n"),
+                    Packaged(path="/var/lib/ipa/shipped", content=f"{version}\n"),
+                ],
+                version=version,
+            ),
+            build_rpm(
+                top, "389-ds-base", [Packaged(path="/usr/share/x", content="x")], version=version
+            ),
+        ]
+        for version in "12"
+    }
+
+
+def published(root: Path, rpms: list[Path], version: str) -> Image:
+    """Make a stand-in for a published image of that project."""
+    image = make_image(root, rpms)
+    image.write("/usr/lib/os-release", f'ID=fedora\nVERSION_ID="4{version}"\n')
+    image.write("/usr/lib/systemd/systemd", mode=0o755)
+    image.write("/usr/bin/ipavolume", mode=0o755)
+    image.write("/var/lib/gssproxy/state", version)
+    peers.dress(image, f"theirs-{version}", LISTS)
+    return image
+
+
+def derive(image: Image, config: str = CONFIG) -> Image:
+    """Do what a Dockerfile of ten lines does on top of it."""
+    image.write("/etc/ipavolume.toml", config)
+    if not (image.root / "etc/ipavolume").exists():
+        image.mask_steps()
+        (image.root / "etc/ipavolume/upgrade_steps" / LINKS_STEP).unlink()
+    image.prepare()
+    return image
+
+
+def test_what_theirs_does_itself_is_taken_out(
+    tmp_path: Path, packages: dict[str, list[Path]]
+) -> None:
+    image = published(tmp_path / "image", packages["1"], "1")
+    assert len(peers.theirs_in(image.root)) == 4
+    before = image.root / peers.UNITS[1:] / peers.ADDRESS
+    assert f"Requires={peers.UPGRADE}" in before.read_text()
+    derive(image)
+    assert peers.theirs_in(image.root) == set()
+    assert b"ipavolume start" in (image.root / peers.INIT[1:]).read_bytes()
+    said = before.read_text()
+    assert peers.UPGRADE not in said
+    assert "After=ipa.service" in said
+    (build_id,) = peers.ids(image)
+    assert build_id != "theirs-1"
+    # What is volatile stays where their images have it.
+    assert [volume.mount for volume in image.header().volumes] == ["/data", "/tmp"]
+    assert image.readlink("/var/lib/gssproxy") == "/tmp/var/lib/gssproxy"
+    assert not any(Code.KEPT_FILE in line for line in image.warnings)
+
+    once = picture(image.root)
+    assert not image.prepare().changed
+    assert picture(image.root) == once
+
+
+def test_a_derived_image_of_another_configuration_has_another_id(
+    tmp_path: Path, packages: dict[str, list[Path]]
+) -> None:
+    """Two images derived from the same one are not the same image."""
+    image = published(tmp_path / "one", packages["1"], "1")
+    other = tmp_path / "other"
+    shutil.copytree(image.root, other, symlinks=True)
+    assert peers.ids(derive(image)) != peers.ids(derive(Image(root=other)))
+
+
+def test_without_the_profile_nothing_of_theirs_is_touched(
+    tmp_path: Path, packages: dict[str, list[Path]]
+) -> None:
+    image = published(tmp_path / "image", packages["1"], "1")
+    derive(image, "[start]\nexec = []\n")
+    assert len(peers.theirs_in(image.root)) == 4
+
+
+@pytest.mark.parametrize("place", ["/etc/systemd/system", "/usr/local/lib/systemd/system"])
+def test_a_unit_of_that_name_that_is_somebodys_own_is_refused(
+    tmp_path: Path, packages: dict[str, list[Path]], place: str
+) -> None:
+    image = published(tmp_path / "image", packages["1"], "1")
+    top = image.root / "data-template" if place.startswith("/etc") else image.root
+    unit = top / place[1:] / peers.UPGRADE
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.write_text("[Service]\nExecStart=/usr/local/bin/mine\n")
+    before = peers.theirs_in(image.root)
+    with pytest.raises(UnfitImageError) as refused:
+        derive(image)
+    assert refused.value.code == Code.SUPERSEDED_UNIT
+    assert f"{place}/{peers.UPGRADE}" in str(refused.value)
+    assert peers.theirs_in(image.root) == before
+    # Masked it does nothing.
+    unit.unlink()
+    unit.symlink_to("/dev/null")
+    derive(image)
+    assert os.readlink(unit) == "/dev/null"
+
+
+def test_a_volume_of_theirs_with_all_their_units_enabled_is_taken_over_and_upgraded(
+    tmp_path: Path, packages: dict[str, list[Path]]
+) -> None:
+    """Their image ran on it last; the derived one starts, then that of the next version."""
+    first = published(tmp_path / "first", packages["1"], "1")
+    volume, passing = tmp_path / "volume", tmp_path / "tmp"
+    shutil.copytree(first.root / "data-template", volume, symlinks=True)
+    passing.mkdir(mode=0o1777)
+    for name in (".configfiles", ".configfiles-noreplace"):
+        (volume / name / "etc/ipa").mkdir(parents=True)
+        shutil.copy2(volume / "etc/ipa/default.conf", volume / name / "etc/ipa")
+    (volume / "volume-version").write_text("2.0\n")
+    (volume / "hostname").write_text("ipa.example.test\n")
+    (volume / "var/lib/ipa/sysupgrade").mkdir()
+    (volume / "var/lib/ipa/sysupgrade/sysupgrade.state").write_text(
+        "[ipa]\nplatform = fedora\ndata_version = 0.9-1.fc41\n"
+    )
+    wants = volume / peers.WANTS[1:]
+    for name in (peers.UPGRADE, peers.ADDRESS):
+        (wants / name).symlink_to(f"{peers.UNITS}/{name}")
+    mine = wants / "mine.service"
+    mine.symlink_to("/etc/systemd/system/mine.service")
+    (volume / "etc/ipa/default.conf").write_text("edited\n")
+
+    def start(image: Image) -> str:
+        done = inside.run(
+            image.root,
+            {"/data": volume, "/tmp": passing},
+            [*inside.IPAVOLUME, "start", "--allow", "hostname", "--", "true"],
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    said = start(derive(first))
+    assert "legacy" in said
+    assert peers.theirs_in(volume) == set()
+    assert (wants / peers.ADDRESS).is_symlink()
+    assert mine.is_symlink()
+    assert (volume / "build-id").read_text().strip() in peers.ids(first)
+    assert (volume / "etc/ipa/default.conf").read_text() == "edited\n"
+
+    second = derive(published(tmp_path / "second", packages["2"], "2"))
+    assert "outdated" in start(second)
+    assert (volume / "build-id").read_text().strip() in peers.ids(second)
+    assert (volume / "etc/ipa/default.conf").read_text() == "edited\n"
+    assert (volume / "etc/ipa/default.conf.rpmnew").read_text() == "2\n"
+    assert (passing / "var/lib/gssproxy/state").read_text() == "2"
