@@ -72,6 +72,7 @@ class Transaction:
         primary: Uuid of the primary volume.
         holder: Host name of the container that opened it.
         started: Time, ISO 8601 in UTC.
+        snapshot: Run whose snapshot its chain began with, or "": it has none.
     """
 
     run: str
@@ -83,6 +84,7 @@ class Transaction:
     primary: str
     holder: str = ""
     started: str = ""
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +313,7 @@ def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader
         if data is None:
             raise damaged(inside, PROGRESS, "is missing")
         try:
-            transaction = checks.load(Transaction, data, {"phase": _phase})
+            transaction = checks.load(Transaction, {"snapshot": "", **data}, {"phase": _phase})
         except checks.MalformedError as err:
             raise damaged(inside, PROGRESS, "was altered") from err
         return (

@@ -65,7 +65,7 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
 
 _TEXTS: Final = (
     *("run", "kind", "from", "from_name", "to", "to_name", "started", "finished", "result"),
-    "holder",
+    *("holder", "snapshot"),
 )
 _LISTS: Final = ("overrides", "kept", "warnings")
 _TABLES: Final = {"packages": 3, "copies": 3, "shipped": 2, "tasks": 5, "failures": 2}
@@ -152,6 +152,7 @@ def history_entry(
         "started": transaction.started,
         "finished": clock.now(),
         "holder": transaction.holder,
+        **({"snapshot": transaction.snapshot} if transaction.snapshot else {}),
         "result": "taken over" if unexecuted else "done",
         "counts": dict(sorted(counts.items())),
         "packages": packages,

@@ -23,6 +23,8 @@ LOGS: Final = "logs"
 LOCK: Final = "lock"
 VERIFIED: Final = "verified.json"
 ATTEMPTS: Final = "attempts.json"
+SNAPSHOTS: Final = "snapshots"
+UNDONE: Final = "undone"
 
 
 PRIVATE_MODE: Final = 0o700

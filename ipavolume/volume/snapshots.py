@@ -1,0 +1,355 @@
+"""The snapshots on a volume: read, and checked like everything else that lies there.
+
+Each volume of a snapshot has ``snapshots/RUN/content`` and a copy of its record. The primary one
+has the state that goes with it, and its record is what makes it one: that is put there last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
+from ipavolume.formats import checks
+from ipavolume.formats.jsonlines import dump_line
+from ipavolume.formats.manifest import MAX_ID, NEWER, is_safe_path
+from ipavolume.formats.plan import is_run_id
+from ipavolume.linux import files
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.images import Accounts
+from ipavolume.model.snapshots import FORMAT, Original, Snapshot
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.history import read_history
+from ipavolume.volume.layout import SNAPSHOTS, UNDONE
+from ipavolume.volume.members import (
+    Volume,
+    damaged,
+    open_member,
+    path_of_member,
+    read_json,
+    read_small,
+    unreadable,
+    untrusted,
+)
+
+CONTENT: Final = "content"
+KEPT_STATE: Final = "state"
+ORIGINALS: Final = "originals"
+RECORD: Final = "record.json"
+MAKING: Final = ".making"
+"""Where a snapshot is until it is whole; who finds one removes it."""
+DAMAGED: Final = "damaged-snapshot"
+
+_MAX_RECORD_BYTES: Final = 4 << 20
+_MAX_LINE_BYTES: Final = 64 << 10
+_CHUNK_BYTES: Final = 256 << 10
+
+
+def snapshot_runs(volume: Volume) -> list[str]:
+    """Return the runs that *volume* has something in ``snapshots`` of, whole or not, sorted.
+
+    Raises:
+        UnsafeVolumeError: If that is no directory of root alone.
+    """
+    return _names(volume, SNAPSHOTS)
+
+
+def undone_runs(volume: Volume) -> list[str]:
+    """Return the runs whose rollback has left something on *volume*, sorted."""
+    return _names(volume, UNDONE)
+
+
+def read_snapshots(volumes: Mapping[str, Volume]) -> tuple[Snapshot, ...]:
+    """Return the snapshots that there are, in the order of their runs.
+
+    Raises:
+        UnsafeVolumeError: If a record is cut short or was altered.
+        RefusedError: If one was made by a newer ipavolume.
+    """
+    primary = next(iter(volumes.values()))
+    found = (open_snapshot(volumes, run) for run in snapshot_runs(primary))
+    return tuple(one for one in found if one is not None)
+
+
+def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
+    """Return the snapshot of *run*, or ``None`` when there is none.
+
+    Raises:
+        UnsafeVolumeError: If its record is cut short or was altered.
+        RefusedError: If it was made by a newer ipavolume.
+    """
+    primary = next(iter(volumes.values()))
+    with _inside(primary, SNAPSHOTS, run) as fd:
+        if fd is None:
+            return None
+        try:
+            data = read_json(fd, RECORD, primary)
+        except UnsafeVolumeError as err:
+            raise _damaged(fd, RECORD, "is cut short or was altered", run) from err
+        if data is None:
+            return None
+        try:
+            if checks.is_newer(data, FORMAT):
+                raise RefusedError(
+                    f"the snapshot of run {run} has format {data['format']} and was made by a "
+                    f"newer ipavolume; this one knows {FORMAT}",
+                    code=NEWER,
+                    hint="Use the ipavolume of the image that made it, or a newer one.",
+                    path=path_of_member(fd, RECORD),
+                )
+            found: Snapshot = _load(data)
+            if found.run != run:
+                raise checks.wrong(found.run, f"run {run}")
+        except checks.MalformedError as err:
+            raise _damaged(fd, RECORD, "is cut short or was altered", run) from err
+        return found
+
+
+def chain_snapshot(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | None:
+    """Return the snapshot that the chain of runs which is not committed began with.
+
+    Args:
+        volumes: The volumes, the primary one first.
+        facts: What was found on the primary one.
+
+    Returns:
+        It, or ``None``: no chain is open, or it has none.
+
+    Raises:
+        UnsafeVolumeError: If its record is cut short or was altered.
+        RefusedError: If it was made by a newer ipavolume.
+    """
+    run = chain_run(volumes, facts)
+    found = open_snapshot(volumes, run) if run else None
+    if found is None or found.by_hand:
+        return None
+    uuid = facts.identity.primary if facts.identity else ""
+    if facts.transaction is not None:
+        uuid = facts.transaction.primary
+    return found if found.primary == uuid else None
+
+
+def chain_run(volumes: Mapping[str, Volume], facts: Facts) -> str:
+    """Return the run whose snapshot the chain that is open began with; "" for none."""
+    if facts.transaction is not None:
+        return facts.transaction.snapshot
+    if facts.pending is not None:
+        # Finished without its steps: what it began from is still what is gone back to.
+        for entry in reversed(read_history(next(iter(volumes.values())))):
+            return str(entry.get("snapshot", ""))
+    return ""
+
+
+def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
+    """Make sure that every volume of *snapshot* is there, with its part of exactly this one.
+
+    Raises:
+        UnsafeVolumeError: If something is missing, or is of another one.
+    """
+    for mount in snapshot.mounts:
+        if mount not in volumes:
+            raise UnsafeVolumeError(
+                f"the snapshot of run {snapshot.run} has a volume {mount!r}, which this image does "
+                "not have",
+                code=DAMAGED,
+                hint="Use the image that made it, or the one that it was made before.",
+            )
+        with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:
+            if fd is None:
+                raise UnsafeVolumeError(
+                    f"the volume at {mount} has no part of the snapshot of run {snapshot.run}",
+                    code=DAMAGED,
+                    hint="Mount the volumes that belong together.",
+                )
+            if read_small(
+                fd, RECORD, volumes[mount], limit_bytes=_MAX_RECORD_BYTES
+            ) != dump_snapshot(snapshot):
+                raise _damaged(fd, RECORD, "is of another snapshot", snapshot.run)
+            for name in (CONTENT, KEPT_STATE) if mount == snapshot.mounts[0] else (CONTENT,):
+                st = files.lstat(fd, name)
+                if st is None or not stat.S_ISDIR(st.st_mode):
+                    raise _damaged(fd, name, "is not a directory", snapshot.run)
+
+
+def open_content(volume: Volume, run: str) -> int:
+    """Open the root directory of *volume* as the snapshot of *run* has it.
+
+    Raises:
+        UnsafeVolumeError: If it is not there.
+    """
+    return _open_part(volume, run, CONTENT)
+
+
+def open_kept_state(volume: Volume, run: str) -> int:
+    """Open what the snapshot of *run* has of the state directory of the primary *volume*.
+
+    Raises:
+        UnsafeVolumeError: If it is not there.
+    """
+    return _open_part(volume, run, KEPT_STATE)
+
+
+def read_originals(volume: Volume, run: str) -> Iterator[Original]:
+    """Yield what each file, link and FIFO was when it was put into the snapshot of *run*.
+
+    They come volume by volume, each in the order in which it is walked.
+
+    Raises:
+        UnsafeVolumeError: If it is cut short or was altered.
+    """
+    with _inside(volume, SNAPSHOTS, run) as fd:
+        stream = None if fd is None else open_member(fd, ORIGINALS, volume)
+        if fd is None or stream is None:
+            return
+        with stream:
+            rest = b""
+            while data := stream.read(_CHUNK_BYTES):
+                *lines, rest = (rest + data).split(b"\0")
+                if len(rest) > _MAX_LINE_BYTES:
+                    break
+                for line in lines:
+                    try:
+                        yield _original(line)
+                    except ValueError as err:
+                        raise _damaged(fd, ORIGINALS, "was altered", run) from err
+            if rest:
+                raise _damaged(fd, ORIGINALS, "is cut short or was altered", run)
+
+
+def dump_original(path: str, st: os.stat_result) -> bytes:
+    """Return what is recorded of the original at *path*, of which ``fstat`` said *st*."""
+    numbers = b"%d %d %d %d " % (st.st_ino, st.st_ctime_ns, st.st_size, st.st_mtime_ns)
+    return numbers + os.fsencode(path) + b"\0"
+
+
+def _original(line: bytes) -> Original:
+    *numbers, path = line.split(b" ", 4)
+    ino, ctime_ns, size, mtime_ns = map(int, numbers)
+    text = os.fsdecode(path)
+    if not is_safe_path(text):
+        raise ValueError(text)
+    return Original(path=text, ino=ino, ctime_ns=ctime_ns, size=size, mtime_ns=mtime_ns)
+
+
+# -- the record --------------------------------------------------------------------------
+
+
+def dump_snapshot(snapshot: Snapshot) -> bytes:
+    """Return the record of *snapshot*."""
+    return dump_line(checks.dump(snapshot, _WRITTEN))
+
+
+def snapshot_data(snapshot: Snapshot) -> dict[str, Any]:
+    """Return *snapshot* as plain data for people and programs, without its accounts."""
+    data = checks.dump(snapshot, _WRITTEN)
+    del data["accounts"]
+    return data
+
+
+def _accounts_data(accounts: Accounts) -> dict[str, dict[str, int]]:
+    return {"users": dict(accounts.users), "groups": dict(accounts.groups)}
+
+
+def _accounts(value: object) -> Accounts:
+    data = checks.table(value)
+    return Accounts(
+        users=checks.field(data, "users", _ids), groups=checks.field(data, "groups", _ids)
+    )
+
+
+def _ids(value: object) -> dict[str, int]:
+    found = checks.table(value)
+    return {checks.name(key): checks.count(number, MAX_ID) for key, number in found.items()}
+
+
+def _run(value: object) -> str:
+    text = checks.text(value)
+    if not is_run_id(text):
+        raise checks.wrong(value, "the id of a run")
+    return text
+
+
+def _mounts(value: object) -> tuple[str, ...]:
+    found = checks.items(value, checks.name)
+    if not found or not all(map(is_safe_path, found)):
+        raise checks.wrong(value, "mounts")
+    return found
+
+
+_WRITTEN: Final[checks.Special] = {"accounts": _accounts_data}
+_load: Final = checks.loader(
+    Snapshot,
+    {"accounts": _accounts, "run": _run, "mounts": _mounts, "lacks": checks.pairs},
+)
+
+
+# -- where they are ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _inside(volume: Volume, name: str, run: str = "") -> Iterator[int | None]:
+    """Yield a descriptor of *name* in the state directory, or of what it has of *run*.
+
+    ``None`` when there is none.
+
+    Raises:
+        UnsafeVolumeError: If it is no directory of root alone.
+    """
+    if run and not is_run_id(run):
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        fd: int | None = volume.fd
+        for one in (STATE_DIRECTORY, name, run):
+            if fd is None or not one:
+                break
+            fd = _open(fd, one, run)
+            if fd is not None:
+                stack.callback(os.close, fd)
+        yield fd
+
+
+def _open(directory: int, name: str, run: str) -> int | None:
+    st = files.lstat(directory, name)
+    if st is None:
+        return None
+    if not stat.S_ISDIR(st.st_mode):
+        raise _damaged(directory, name, "is not a directory", run)
+    if error := untrusted(path_of_member(directory, name), uid=st.st_uid, mode=st.st_mode):
+        raise error
+    try:
+        return files.open_at(directory, name, files.DIRECTORY_FLAGS)
+    except PermissionError as err:
+        raise unreadable(path_of_member(directory, name), err) from err
+
+
+def _names(volume: Volume, name: str) -> list[str]:
+    with _inside(volume, name) as fd:
+        return [] if fd is None else sorted(filter(is_run_id, files.listdir(fd)))
+
+
+def _open_part(volume: Volume, run: str, name: str) -> int:
+    with _inside(volume, SNAPSHOTS, run) as fd:
+        st = None if fd is None else files.lstat(fd, name)
+        if fd is None or st is None or not stat.S_ISDIR(st.st_mode):
+            raise UnsafeVolumeError(
+                f"the snapshot of run {run} has no {name!r} of the volume {volume.mount}",
+                code=DAMAGED,
+                hint=_HINT.format(run=run),
+            )
+        return files.open_at(fd, name, files.DIRECTORY_FLAGS)
+
+
+_HINT: Final = (
+    "Find out who did that. No upgrade depends on it; to be rid of it: "
+    "ipavolume snapshot drop {run}"
+)
+
+
+def _damaged(fd: int, name: str, what: str, run: str) -> IpaVolumeError:
+    error = damaged(fd, name, what, hint=_HINT.format(run=run or "RUN"))
+    error.code = DAMAGED
+    return error

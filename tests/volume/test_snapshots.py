@@ -1,0 +1,180 @@
+"""What is read of snapshots on a volume, whatever lies there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
+from ipavolume.model.images import Accounts
+from ipavolume.model.snapshots import Method, Original, Snapshot
+from ipavolume.volume import snapshots
+from ipavolume.volume.members import Volume, open_volume
+
+pytestmark = pytest.mark.root
+
+SNAPSHOT = Snapshot(
+    run="0002-image",
+    by_hand=False,
+    primary="1d6ac71b-4a6b-4d9c-a1c8-5f7f3b1f2c11",
+    from_build="image-1",
+    build_id="forced",
+    fingerprint="0" * 64,
+    accounts=Accounts(users={"root": 0, "svc": 250}, groups={"root": 0}),
+    made="2026-11-28T18:00:00+00:00",
+    mounts=("/data", "/logs"),
+    method=Method.COPY,
+    files=3,
+    bytes=8192,
+    copied=1,
+    devices=0,
+    left_out=("/var/log/**",),
+    lacks=(("/data/db", "leads out of the volume"),),
+)
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Iterator[dict[str, Volume]]:
+    """Two volumes with their parts of a snapshot."""
+    opened = {}
+    for mount in SNAPSHOT.mounts:
+        place = tmp_path / mount.strip("/")
+        part = place / ".ipavolume/snapshots" / SNAPSHOT.run
+        (part / "content").mkdir(parents=True)
+        (part / "record.json").write_bytes(snapshots.dump_snapshot(SNAPSHOT))
+        opened[mount] = open_volume(mount, str(place))
+    (tmp_path / "data/.ipavolume/snapshots" / SNAPSHOT.run / "state").mkdir()
+    yield opened
+    for volume in opened.values():
+        os.close(volume.fd)
+
+
+def _part(volumes: dict[str, Volume], mount: str = "/data") -> Path:
+    return Path(volumes[mount].directory) / ".ipavolume/snapshots" / SNAPSHOT.run
+
+
+def test_a_snapshot_is_read_as_it_was_written(volumes: dict[str, Volume]) -> None:
+    assert snapshots.read_snapshots(volumes) == (SNAPSHOT,)
+    assert SNAPSHOT.is_partial
+    snapshots.check_snapshot(volumes, SNAPSHOT)
+    for fd in (
+        snapshots.open_content(volumes["/logs"], SNAPSHOT.run),
+        snapshots.open_kept_state(volumes["/data"], SNAPSHOT.run),
+    ):
+        os.close(fd)
+
+
+def test_without_a_record_there_is_no_snapshot(volumes: dict[str, Volume]) -> None:
+    (_part(volumes) / "record.json").unlink()
+    assert snapshots.read_snapshots(volumes) == ()
+    assert snapshots.snapshot_runs(volumes["/data"]) == [SNAPSHOT.run]
+
+
+def test_one_of_a_newer_ipavolume_is_refused(volumes: dict[str, Volume]) -> None:
+    record = {"format": 2, "of": "which nothing is known"}
+    (_part(volumes) / "record.json").write_text(json.dumps(record))
+    with pytest.raises(RefusedError) as raised:
+        snapshots.open_snapshot(volumes, SNAPSHOT.run)
+    assert (raised.value.code, raised.value.exit_status) == ("newer-format", 77)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": "0003-image"},
+        {"run": "../../etc"},
+        {"mounts": []},
+        {"mounts": ["data/../etc"]},
+        {"files": -1},
+        {"method": "magic"},
+        {"accounts": {"users": {"root": "0"}, "groups": {}}},
+        {"lacks": [["one"]]},
+        {"format": 0},
+    ],
+    ids=str,
+)
+def test_what_no_record_says_is_not_believed(
+    volumes: dict[str, Volume], change: dict[str, object]
+) -> None:
+    path = _part(volumes) / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UnsafeVolumeError) as raised:
+        snapshots.read_snapshots(volumes)
+    assert raised.value.code == "damaged-snapshot"
+
+
+def _linked(part: Path) -> None:
+    (part / "record.json").rename(part / "moved")
+    (part / "record.json").symlink_to("moved")
+
+
+def _fifo(part: Path) -> None:
+    (part / "record.json").unlink()
+    os.mkfifo(part / "record.json")
+
+
+def _huge(part: Path) -> None:
+    with (part / "record.json").open("wb") as stream:
+        stream.truncate(1 << 40)
+
+
+def _others(part: Path) -> None:
+    os.chown(part, 250, 250)
+
+
+def _elsewhere(part: Path) -> None:
+    part.rename(part.parents[2] / "elsewhere")
+    part.symlink_to("../../elsewhere")
+
+
+def _all_elsewhere(part: Path) -> None:
+    part.parent.rename(part.parents[2] / "elsewhere")
+    part.parent.symlink_to("../elsewhere")
+
+
+@pytest.mark.parametrize("plant", [_linked, _fifo, _huge, _others, _elsewhere, _all_elsewhere])
+def test_what_is_planted_is_neither_followed_nor_believed(
+    volumes: dict[str, Volume], plant: Callable[[Path], None]
+) -> None:
+    """Nothing sleeps on a FIFO, follows a link or fills the memory, and the cause is named."""
+    plant(_part(volumes))
+    with pytest.raises(IpaVolumeError, match="snapshots") as raised:
+        snapshots.open_snapshot(volumes, SNAPSHOT.run)
+    assert raised.value.exit_status == 65
+
+
+def test_parts_of_two_snapshots_are_none(volumes: dict[str, Volume]) -> None:
+    """A further volume that was restored from elsewhere does not belong to it."""
+    other = replace(SNAPSHOT, primary="another")
+    (_part(volumes, "/logs") / "record.json").write_bytes(snapshots.dump_snapshot(other))
+    with pytest.raises(UnsafeVolumeError, match="another snapshot"):
+        snapshots.check_snapshot(volumes, SNAPSHOT)
+    with pytest.raises(UnsafeVolumeError, match="'/logs', which this image"):
+        snapshots.check_snapshot({"/data": volumes["/data"]}, SNAPSHOT)
+
+
+def test_what_originals_were_is_read_as_it_was_written(volumes: dict[str, Volume]) -> None:
+    paths = ["/data/a b", "/data/a\nb", "/data/" + os.fsdecode(b"\xff")]
+    st = os.stat(_part(volumes))
+    data = b"".join(snapshots.dump_original(path, st) for path in paths)
+    originals = _part(volumes) / "originals"
+    originals.write_bytes(data)
+    assert list(snapshots.read_originals(volumes["/data"], SNAPSHOT.run)) == [
+        Original(
+            path=path,
+            ino=st.st_ino,
+            ctime_ns=st.st_ctime_ns,
+            size=st.st_size,
+            mtime_ns=st.st_mtime_ns,
+        )
+        for path in paths
+    ]
+    for damage in (data[:-1], b"1 2 3 x /data/a\0", b"1 2 3 4 /data/../etc\0", b"1\0"):
+        originals.write_bytes(damage)
+        with pytest.raises(UnsafeVolumeError):
+            list(snapshots.read_originals(volumes["/data"], SNAPSHOT.run))
