@@ -32,7 +32,8 @@ from ipavolume.errors import (
 from ipavolume.firstrun import standing
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
-from ipavolume.model.actions import Keep
+from ipavolume.model.actions import Keep, Rule
+from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.tasks import pending
 from ipavolume.plan import assess
@@ -254,6 +255,17 @@ def _inspect(
                 hint="Run it as root to know what happens to it.",
             )
             for path, why in made.unreadable
+        ]
+        findings += [
+            Finding(
+                code=Rule.RELOCATED_OUTSIDE,
+                severity=Severity.NOTE,
+                path=action.path,
+                message=action.reason,
+                hint="Start the container with all its volumes; a check in it knows.",
+            )
+            for action in without_metadata(made.plan.actions)
+            if isinstance(action, Keep) and action.rule == Rule.RELOCATED_OUTSIDE
         ]
         if os.geteuid() != 0 and made.unreadable:
             findings.append(

@@ -30,6 +30,7 @@ class Rule(enum.StrEnum):
     REFRESH = "refresh"
     OWNER_TRANSLATION = "owner-translation"
     RELOCATED = "relocated-directory"
+    RELOCATED_OUTSIDE = "relocated-outside"
     PACKAGE_UNCHANGED = "package-unchanged"
     UNKNOWN_OLD = "unknown-old"
     MOUNTED_OVER = "mounted-over"

@@ -34,12 +34,14 @@ class LinkStanding(enum.Enum):
         TRUSTED: Root alone put it there, and it leads to a directory of root's.
         OWNED: Root alone put it there, and what it leads to is a directory of somebody else, who
             cannot have changed that.
+        OUTSIDE: Root alone put it there, and it leads to what only the container has.
         NOWHERE: It leads to something that is not here.
         UNTRUSTED: Somebody else can have put it there, or it leads to no directory.
     """
 
     TRUSTED = "trusted"
     OWNED = "owned"
+    OUTSIDE = "outside"
     NOWHERE = "nowhere"
     UNTRUSTED = "untrusted"
 

@@ -320,7 +320,7 @@ class _Planner:
                 hint="If it is on a volume of its own, start the container with that volume.",
             )
         if new is not None and not (
-            standing is LinkStanding.TRUSTED
+            standing in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE)
             or (standing is LinkStanding.OWNED and self._is_as_shipped(path, old, new))
         ):
             raise ObstructedError(
@@ -333,12 +333,12 @@ class _Planner:
                 f"image has it: {new.uid}:{new.gid}, mode {new.mode:04o}.",
             )
         self._relocated.append(path + "/")
+        rule, why = Rule.RELOCATED, "moved elsewhere by a symbolic link"
+        if standing is LinkStanding.OUTSIDE and new is not None:
+            rule = Rule.RELOCATED_OUTSIDE
+            why += f" to {target!r}: whether that is mounted in the container cannot be told here"
         self._collected.keeps.append(
-            Keep(
-                path=path,
-                rule=Rule.RELOCATED,
-                reason="moved elsewhere by a symbolic link; what lies behind it is not managed",
-            )
+            Keep(path=path, rule=rule, reason=f"{why}; what lies behind it is not managed")
         )
         return True
 

@@ -30,9 +30,16 @@ class Tree:
     are kept, because records come sorted and mostly share their parent.
     """
 
-    def __init__(self, mounts: Mapping[str, int]) -> None:
-        """Take the descriptor of each mount's directory; they stay open and the caller's."""
+    def __init__(self, mounts: Mapping[str, int], *, inside: bool = True) -> None:
+        """Look at the volumes.
+
+        Args:
+            mounts: Descriptor of each mount's directory; they stay open and the caller's.
+            inside: What is not on the volumes is the container's, too; otherwise it is the
+                host's, and nobody's business here.
+        """
         self._mounts = dict(mounts)
+        self._inside = inside
         self._directories: dict[str, int | None] = {}
 
     def __enter__(self) -> Tree:
@@ -210,9 +217,13 @@ class Tree:
 
         Every component up to and including the link has to belong to root and be writable
         by root alone, and so has every component of its target but the last, links in it resolved
-        the same way; and it has to lead to a directory.
+        the same way; and it has to lead to a directory, as far as that can be told here.
         """
-        return self.link_standing(path) in (LinkStanding.TRUSTED, LinkStanding.OWNED)
+        return self.link_standing(path) in (
+            LinkStanding.TRUSTED,
+            LinkStanding.OWNED,
+            LinkStanding.OUTSIDE,
+        )
 
     def link_standing(self, path: str) -> LinkStanding:
         """Tell what is to be thought of the symbolic link *path* in a directory's place."""
@@ -242,9 +253,17 @@ class Tree:
                     done.pop()
                 continue
             where = "/" + "/".join([*done, name])
+            if self._is_unknown(where):
+                if not any(mount.startswith(f"{where}/") for mount in self._mounts):
+                    return LinkStanding.OUTSIDE, None
+                done.append(name)
+                continue
             st = self._stat_anywhere(where)
             if st is None:
-                return LinkStanding.NOWHERE, None
+                # Where nothing is, the container may have another volume mounted.
+                above = "/" + "/".join(done)
+                may_be = not self._inside and not self.children(above)
+                return (LinkStanding.OUTSIDE if may_be else LinkStanding.NOWHERE), None
             if stat.S_ISLNK(st.st_mode):
                 hops += 1
                 if hops > _MAX_LINK_HOPS or st.st_uid != 0:
@@ -261,7 +280,13 @@ class Tree:
                 # Whose it is cannot change the way to it, where that ends here.
                 return (LinkStanding.UNTRUSTED if pending else LinkStanding.OWNED), found
             done.append(name)
+        if self._is_unknown("/" + "/".join(done)):
+            return LinkStanding.OUTSIDE, None
         return LinkStanding.TRUSTED, found
+
+    def _is_unknown(self, path: str) -> bool:
+        """Tell whether only the container knows what is at *path*."""
+        return not self._inside and not self.covers(path)
 
     def _stat_anywhere(self, path: str) -> os.stat_result | None:
         for mount in self._mounts:

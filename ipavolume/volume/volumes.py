@@ -23,10 +23,23 @@ class Volumes(Mapping[str, Volume]):
             :class:`~ipavolume.errors.LockLostError` then. Who takes the lock sets it.
     """
 
-    def __init__(self, volumes: Mapping[str, Volume], *, volatile: Mapping[str, Volume]) -> None:
-        """Take them, and the volatile ones, which are declared as well."""
+    def __init__(
+        self,
+        volumes: Mapping[str, Volume],
+        *,
+        volatile: Mapping[str, Volume],
+        inside: bool,
+    ) -> None:
+        """Take what is declared.
+
+        Args:
+            volumes: Those that are kept.
+            volatile: The others.
+            inside: This is the container that they are mounted in.
+        """
         self.check_lock: Callable[[], None] = _need_no_lock
         self._volumes = dict(volumes)
+        self._inside = inside
         self._declared = {
             os.path.realpath(volume.directory) for volume in (*volumes.values(), *volatile.values())
         }
@@ -58,7 +71,8 @@ class Volumes(Mapping[str, Volume]):
 
     def tree(self) -> Tree:
         """Return a fresh view of the volumes."""
-        return Tree({mount: volume.fd for mount, volume in self._volumes.items()})
+        descriptors = {mount: volume.fd for mount, volume in self._volumes.items()}
+        return Tree(descriptors, inside=self._inside)
 
     def mounted_below(self) -> tuple[str, ...]:
         """Return the mount points below the volumes that are no volumes of the image."""

@@ -502,6 +502,17 @@ RULES: Final[Mapping[Rule, tuple[World, list[Action]]]] = {
             )
         ],
     ),
+    Rule.RELOCATED_OUTSIDE: (
+        replace(_LINKED, disk={D: thing("/big", LINK, standing=LinkStanding.OUTSIDE)}),
+        [
+            keep(
+                Rule.RELOCATED_OUTSIDE,
+                "moved elsewhere by a symbolic link to '/big': whether that is mounted in the "
+                "container cannot be told here; what lies behind it is not managed",
+                path=D,
+            )
+        ],
+    ),
     Rule.RELOCATED: (_LINKED, [keep(Rule.RELOCATED, MOVED, path=D)]),
     Rule.PACKAGE_UNCHANGED: (
         same_package(at(was(), thing("/elsewhere", LINK), was())),

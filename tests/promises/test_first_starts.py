@@ -459,7 +459,12 @@ def test_a_service_directory_that_was_moved_to_another_mount_stays_there(
     (site.volume() / "var/lib/acme").symlink_to("/big/acme")
     lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
     two = site.image("two", [newer], lists=lists, edit=lambda one: one.mask_steps())
+    (found,) = json.loads(site.run("check", two, "--json", status=100).stdout)["findings"]
+    assert (found["severity"], found["code"]) == ("note", "relocated-outside")
     start = [*inside.IPAVOLUME, "start", "--", "cat", "/var/lib/acme/data"]
+    done = inside.run(two.root, site.volume(), start)
+    assert done.returncode == 65, done.stderr
+    assert "to '/big/acme', and that is not here [unsafe-link]" in done.stderr
     done = inside.run(two.root, {"/data": site.volume(), "/big": big}, start)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("much")
