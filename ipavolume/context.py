@@ -39,6 +39,7 @@ class Options:
         again: Run everything for the image that the volume already has.
         retry: Forget how often it has failed.
         retry_run: Try at once what failed several times, if this is what the failure calls itself.
+        rehearsal: It is done to a copy, to see whether it goes well.
         waits: A start that is not to be tried again yet waits; otherwise it ends.
     """
 
@@ -55,6 +56,7 @@ class Options:
     retry: bool = False
     retry_run: str = ""
     waits: bool = True
+    rehearsal: bool = False
 
 
 _SHARED: Final = "shared-path"

@@ -92,6 +92,8 @@ def start(arguments: list[str]) -> None:
     if os.environ.get("IPAVOLUME_EXPECT", "") not in ("", "existing", "any"):
         # A certain volume: whether it is that one is not looked up here.
         return
+    if os.environ.get("IPAVOLUME_REHEARSAL"):
+        return
     locks: list[Held] = []
     try:
         found = _find_command(os.fsencode(root), arguments[1:], locks)
@@ -593,7 +595,7 @@ def _is_trusted(fd: int) -> bool:
 
 
 def _is_current(fd: int, build_id: bytes) -> bool:
-    for leftover in ("transaction", "staging", "trash"):
+    for leftover in ("transaction", "staging", "trash", "rehearsal.json"):
         try:
             os.stat(f"{STATE_DIRECTORY}/{leftover}", dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:

@@ -41,4 +41,9 @@ def online(beginning: Beginning, *, options: Options, on_failure: str) -> None:
 
     console.show_by_engine(beginning.keeper)
     shown = output.shown(as_json=False, silent=False, one_stream=True)
+    if options.rehearsal:
+        from ipavolume.commands import rehearsing
+
+        rehearsing.go_online(options, beginning, shown, output.rehearsed)
+        return
     start.online(options, beginning, shown, hold=on_failure == "hold")

@@ -203,6 +203,7 @@ def decided(
         consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
         retry_run=os.environ.get("IPAVOLUME_RETRY", ""),
         waits=_choice("IPAVOLUME_BACKOFF", ("", "wait", "exit")) != "exit",
+        rehearsal=_choice("IPAVOLUME_REHEARSAL", ("", "1")) == "1",
     )
 
 

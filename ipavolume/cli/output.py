@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ipavolume.commands.check import Inspection, Severity
     from ipavolume.commands.upgrade import Outcome
     from ipavolume.commands.work import Shown
+    from ipavolume.plan.rehearsed import Rehearsed
     from ipavolume.prepare.findings import Finding
 
 
@@ -225,6 +226,12 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
         summary=text.summary_lines,
         result=result,
     )
+
+
+def rehearsed(found: Rehearsed) -> None:
+    """Print from inside its container what a rehearsal came to, in one line."""
+    _teller().clear()
+    click.echo(text.dump_json(text.rehearsed_data(found)))
 
 
 def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: bool) -> None:

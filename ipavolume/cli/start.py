@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ipavolume.cli import options, output
@@ -9,7 +11,25 @@ from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 
 
-@click.command(cls=HelpedCommand, context_settings={"ignore_unknown_options": False})
+class _InRehearsal(HelpedCommand):
+    """In a rehearsal its environment is read first, of which its options may come."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        """Take over the environment that a rehearsal's container was given."""
+        if os.environ.get("IPAVOLUME_REHEARSAL"):
+            from ipavolume.commands import rehearsing
+
+            rehearsing.take_environment()
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_InRehearsal, context_settings={"ignore_unknown_options": False})
 @options.deciding
 @options.as_json
 @options.quiet
@@ -28,4 +48,9 @@ def start(
     from ipavolume.commands import start as commands_start
 
     shown = output.shown(as_json=as_json, silent=silent, one_stream=True)
+    if options.rehearsal:
+        from ipavolume.commands import rehearsing
+
+        rehearsing.start_rehearsal(options, arguments, shown, output.rehearsed)
+        return
     commands_start.start(options, arguments, shown, hold=on_failure == "hold")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ipavolume.commands.upgrade import Outcome
     from ipavolume.engines.audit import Finding as AuditFinding
     from ipavolume.plan.draft import Draft
+    from ipavolume.plan.rehearsed import Rehearsed
     from ipavolume.plan.tasks import Preview
     from ipavolume.prepare.findings import Finding
     from ipavolume.prepare.run import PrepareResult
@@ -171,6 +172,19 @@ def inspection_data(found: Inspection) -> dict[str, Any]:
             }
             for item in found.findings
         ],
+    }
+
+
+def rehearsed_data(found: Rehearsed) -> dict[str, Any]:
+    """Return what a rehearsal came to, as it is known inside of its container, as plain data."""
+    return {
+        "rehearsal": str(found.ending),
+        "code": found.code,
+        "message": found.message,
+        "unit": found.unit,
+        "step": found.step,
+        "lines": list(found.lines),
+        "seconds": found.seconds,
     }
 
 

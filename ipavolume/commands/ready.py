@@ -62,12 +62,22 @@ def what_is_wrong(config: ReadyConfig, started: Sequence[str], redactor: Redacto
 
 
 def _failed(config: ReadyConfig) -> str:
+    failed = failed_units(config)
+    return f"{', '.join(failed)} failed" if failed else ""
+
+
+def failed_units(config: ReadyConfig) -> tuple[str, ...]:
+    """Return the services wanted by the default target that failed and are not to be ignored.
+
+    Raises:
+        CommandFailedError: If there is no systemctl, or it hangs.
+    """
     failed = [name for name in units.failed_services() if not units.matches(name, config.ignore)]
     if failed:
         # Looked up last: mostly there is none.
         wanted = units.wanted_by_default()
         failed = [name for name in failed if name in wanted]
-    return f"{', '.join(failed)} failed" if failed else ""
+    return tuple(failed)
 
 
 def _inactive(patterns: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.request import Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
-from ipavolume.linux import signals, umask
+from ipavolume.linux import clock, signals, umask
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
 from ipavolume.plan.backoff import FREE
@@ -31,10 +31,11 @@ from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
-from ipavolume.volume import failures, lock
+from ipavolume.volume import failures, lock, rehearsal
 from ipavolume.volume.attempts import FIRST_RUN, START
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.volumes import Volumes
 
 _PATIENCE_S: Final = 3600.0
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
@@ -92,7 +93,14 @@ def redactor() -> Redactor:
     return Redactor(make_request((), os.environ).secrets())
 
 
-def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bool) -> None:
+def start(
+    options: Options,
+    arguments: Sequence[str],
+    shown: Shown,
+    *,
+    hold: bool,
+    stay: Callable[[Work, Beginning], None] | None = None,
+) -> None:
     """Bring the volumes to the image, then execute the container's command.
 
     What is safe depends on the order of the calls: the lock before anything is written, and
@@ -104,6 +112,7 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
         arguments: The container's.
         shown: Where what happens is said.
         hold: Keep the container up when something fails.
+        stay: Called last, in whose place the command is executed where it returns.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
@@ -111,7 +120,7 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
     waited = False
     while True:
         try:
-            return _start(options, arguments, shown, hold=hold)
+            return _start(options, arguments, shown, hold=hold, stay=stay)
         except BackoffError as err:
             umask.restore_umask()
             if not options.waits:
@@ -130,7 +139,14 @@ def start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: boo
             options = replace(options, retry_run="")
 
 
-def _start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bool) -> None:
+def _start(
+    options: Options,
+    arguments: Sequence[str],
+    shown: Shown,
+    *,
+    hold: bool,
+    stay: Callable[[Work, Beginning], None] | None,
+) -> None:
     with Work(options) as work:
         context = work.context
         beginning = begin(context.image, arguments)
@@ -152,6 +168,8 @@ def _start(options: Options, arguments: Sequence[str], shown: Shown, *, hold: bo
         signals.restore()
         networks = set(filter(None, map(lock.network_of, context.volumes.values())))
         lost = context.image.config.lock_lost or ("end" if lock.NFS in networks else "keep")
+        if stay is not None:
+            stay(work, beginning)
         try:
             keeper = fastpath.keep(command, locks, watched=bool(networks), ends=lost == "end")
             _hand_over(beginning, keeper=keeper, alone=alone)
@@ -267,6 +285,8 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
+        if context.options.rehearsal:
+            _mark_copies(context.volumes)
         volatile.fill_volatile(context.image, context.volatile, speaker.say)
 
     phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
@@ -282,6 +302,15 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     if outcome.waiting:
         return outcome
     return _after(context, beginning, outcome, speaker, phases, begin=begin)
+
+
+def _mark_copies(volumes: Volumes) -> None:
+    """Make copies of the volumes that are not marked as such: a claim may just have been cloned."""
+    primary = volumes.facts()[volumes.primary.mount].identity
+    uuid = primary.uuid if primary is not None else ""
+    for mount, facts in volumes.facts().items():
+        if facts.rehearsal_of is None:
+            rehearsal.mark(volumes[mount], rehearsal_of=uuid, now=clock.now())
 
 
 def _go_online(work: Work, beginning: Beginning, speaker: Speaker, boot: Boot) -> Outcome:

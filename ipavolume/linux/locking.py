@@ -68,9 +68,13 @@ def try_flock(fd: int) -> bool:
     return True
 
 
-def show(fd: int) -> None:
+COPYING: Final = 1
+"""The byte by which is shown that who has the lock only makes a copy, and soon gives it up."""
+
+
+def show(fd: int, *, byte: int = 0) -> None:
     """Let others see by :func:`is_shown` that *fd* has the lock; it goes with the descriptor."""
-    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
     except OSError:
@@ -78,9 +82,9 @@ def show(fd: int) -> None:
         return
 
 
-def is_shown(fd: int) -> bool:
+def is_shown(fd: int, *, byte: int = 0) -> bool:
     """Tell whether somebody has the lock of the file *fd*; nothing is taken."""
-    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
         found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
     except OSError:

@@ -37,6 +37,12 @@ def install() -> None:
         _before[number] = signal.signal(number, _note_for_command)
 
 
+def stop_after(seconds: float) -> None:
+    """Ask for an end in some seconds, as a signal from outside does; 0: do not any more."""
+    signal.signal(signal.SIGALRM, _note_stop if seconds else signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def restore() -> None:
     """Handle signals as before :func:`install`: what is executed finds them as we did."""
     while _before:

@@ -74,6 +74,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             legacy=legacy,
             expect=context.options.expect,
             consent=context.options.consent,
+            rehearsal=context.options.rehearsal,
         )
     )
     found = replace(found, overrides=(*context.overridden, *found.overrides))

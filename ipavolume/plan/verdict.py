@@ -10,12 +10,13 @@ from typing import Final
 from ipavolume.config import releases
 from ipavolume.context import EXISTING
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
-from ipavolume.model.files import BUILD_ID_NAME
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import Facts, Transaction
+from ipavolume.volume.layout import REHEARSAL
 from ipavolume.volume.room import NOT_MOUNTED
 from ipavolume.volume.roots import FS_GROUP
 
@@ -104,6 +105,7 @@ class Question:
         legacy: What could be learned of a legacy or stateless volume's last image.
         expect: What the operator expects: see :class:`ipavolume.context.Options`.
         consent: The operator lets upgrades happen.
+        rehearsal: What is done is rehearsed, for which a copy may have been made.
     """
 
     mounts: Sequence[str]
@@ -126,6 +128,7 @@ class Question:
     legacy: ImageHeader | None = None
     expect: str = ""
     consent: bool = True
+    rehearsal: bool = False
 
     def place(self, mount: str) -> str:
         """Return where the volume of *mount* is, as who reads of it finds it."""
@@ -142,10 +145,13 @@ def judge(question: Question) -> Verdict:
     )
     if unsafe is not None:
         return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
+    copied = _judge_copies(question)
     foreign = _judge_application(question, primary)
     if foreign is not None and State.FOREIGN not in question.allow:
         return Verdict(state=State.FOREIGN, reason=str(foreign), error=foreign)
     found = _judge_primary(question, primary, foreign=foreign is not None)
+    if copied is not None:
+        return replace(found, reason=str(copied), error=copied)
     if found.error is None and (other := _judge_identity(question, primary)) is not None:
         return replace(found, reason=str(other), error=other)
     if found.error is not None:
@@ -353,6 +359,25 @@ def _judge_identity(question: Question, primary: Facts) -> IpaVolumeError | None
         hint="Mount the right volume; ipavolume status VOLUME says the uuid of one. Or set "
         f"IPAVOLUME_EXPECT={uuid or EXISTING}.",
     )
+
+
+def _judge_copies(question: Question) -> IpaVolumeError | None:
+    """Refuse the use of what was made to be rehearsed with."""
+    for mount in question.mounts:
+        original = question.facts[mount].rehearsal_of
+        if original is None or question.rehearsal:
+            continue
+        where = question.place(mount)
+        return RefusedError(
+            f"the volume at {where} is a copy that was made for a rehearsal of "
+            f"{original or 'a volume without a uuid'}: two with the same keys and names must not "
+            "be used beside each other",
+            code="clone",
+            path=f"{where}/{STATE_DIRECTORY}/{REHEARSAL}",
+            hint="Mount the original. What a rehearsal has left on this host the next one removes; "
+            "a claim that was cloned for one is to be deleted.",
+        )
+    return None
 
 
 def _judge_strangers(question: Question) -> IpaVolumeError | None:

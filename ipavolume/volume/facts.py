@@ -42,6 +42,7 @@ from ipavolume.volume.members import (
     read_json,
     unreadable,
 )
+from ipavolume.volume.rehearsal import read_rehearsal
 from ipavolume.volume.roots import OddRoot, odd_root
 
 MARKED: Final = "marked"
@@ -122,6 +123,8 @@ class Facts:
         pending: Header of the last image whose steps all ran, where files of a later one
             were applied without its steps; ``None`` when steps and files agree.
         tasks: How far the tasks of the open transaction got.
+        rehearsal_of: Uuid of the volume that it is a copy of, for a rehearsal; "" where that had
+            none, ``None``: it is no such copy.
         odd: Its root directory, where that is not root's alone and nothing of ours is on it; what
             else is there decides whether it can be made so.
     """
@@ -134,6 +137,7 @@ class Facts:
     legacy: bool
     pending: ImageHeader | None = None
     tasks: TaskLog = NOTHING
+    rehearsal_of: str | None = None
     odd: OddRoot | None = None
 
     @property
@@ -217,6 +221,7 @@ def read_facts(volume: Volume) -> Facts:
         tasks = NOTHING
         if files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume):
             transaction, target, tasks = _read_transaction(fd, volume)
+        rehearsal_of = read_rehearsal(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
         pending = _read_header(fd, PENDING, volume)
         if transaction is not None and target is None and baseline is not None:
@@ -236,6 +241,7 @@ def read_facts(volume: Volume) -> Facts:
         legacy=legacy,
         pending=pending,
         tasks=tasks,
+        rehearsal_of=rehearsal_of,
     )
 
 

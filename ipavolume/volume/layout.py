@@ -25,6 +25,7 @@ VERIFIED: Final = "verified.json"
 ATTEMPTS: Final = "attempts.json"
 SNAPSHOTS: Final = "snapshots"
 UNDONE: Final = "undone"
+REHEARSAL: Final = "rehearsal.json"
 
 
 PRIVATE_MODE: Final = 0o700

@@ -220,6 +220,11 @@ class Lock:
             check_file_system(volume, allow)
         self._wait(make=False)
 
+    def only_copy(self) -> None:
+        """Show that the volumes are only copied: who waits does not count it as waiting."""
+        for fd in self._files.values():
+            locking.show(fd, byte=locking.COPYING)
+
     def secure(self) -> bool:
         """Make the lock files that are missing, and say in them who holds the volumes.
 
@@ -292,16 +297,20 @@ class Lock:
                 files.sync(fd)
 
     def _wait(self, *, make: bool) -> None:
-        begun = time.monotonic()
+        begun = last = time.monotonic()
         deadline = begun + max(self._timeout_s, _END_S)
         waiting = False
         while (busy := self._try(make=make, ends=begun + _END_S)) is not None:
+            passed, last = time.monotonic() - last, time.monotonic()
+            if copied := self._is_copied(busy):
+                deadline += passed
             if time.monotonic() >= deadline and not (
                 time.monotonic() < begun + _GONE_S and self._is_left(busy)
             ):
                 raise _locked(busy)
             if not waiting and time.monotonic() >= begun + _END_S:
-                self._progress(f"waiting for {busy.what}, in use{busy.holder}")
+                use = "which is being copied for a rehearsal" if copied else f"in use{busy.holder}"
+                self._progress(f"waiting for {busy.what}, {use}")
                 waiting = True
             time.sleep(_LOCK_POLL_S)
             signals.check()
@@ -350,6 +359,11 @@ class Lock:
                 self._directories.remove(volume.mount)
                 with contextlib.suppress(OSError):
                     fcntl.flock(volume.fd, fcntl.LOCK_UN)
+
+    def _is_copied(self, busy: Busy) -> bool:
+        return any(
+            lockfile.is_copied(volume) for volume in self._volumes if volume.mount == busy.mount
+        )
 
     def _is_left(self, busy: Busy) -> bool:
         """Tell whether who took the lock is seen to be gone, so that it is about to be given up."""

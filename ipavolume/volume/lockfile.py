@@ -268,6 +268,23 @@ def is_held(volume: Volume) -> bool:
         os.close(state)
 
 
+def is_copied(volume: Volume) -> bool:
+    """Tell whether who has the lock of the file of *volume* only makes a copy of it."""
+    state = open_state_or_none(volume)
+    if state is None:
+        return False
+    try:
+        fd = files.open_regular(state, LOCK)
+        if fd is None:
+            return False
+        with open(fd, "rb"):
+            return locking.is_shown(fd, byte=locking.COPYING)
+    except OSError:
+        return False
+    finally:
+        os.close(state)
+
+
 def holders(volume: Volume) -> tuple[int, ...]:
     """Return the processes that took the lock of the file, as far as they are seen."""
     state = open_state_or_none(volume)

@@ -329,6 +329,16 @@ REFUSALS: Final = [
         question(of(OLD), consent=False), "no-consent", 77, State.OUTDATED, id="no consent"
     ),
     pytest.param(
+        question(of(OLD, rehearsal_of="p")), "clone", 77, State.OUTDATED, id="a copy to rehearse"
+    ),
+    pytest.param(
+        question(of(OLD), of(OLD, rehearsal_of="")),
+        "clone",
+        77,
+        State.OUTDATED,
+        id="a copy of a further volume",
+    ),
+    pytest.param(
         question(LEGACY, legacy=OLD, consent=False),
         "no-consent",
         77,
@@ -562,6 +572,9 @@ def providing(name: str, version: str) -> tuple[Package, ...]:
             id="a transaction to an image that ships the same",
         ),
         pytest.param(question(amid(NEW), consent=False), State.UPGRADING, id="asked only before"),
+        pytest.param(
+            question(of(OLD, rehearsal_of="p"), rehearsal=True), State.OUTDATED, id="rehearsed"
+        ),
         pytest.param(
             question(amid(NEWER, target=None)), State.TAKEN_OVER, id="a transaction to nobody knows"
         ),

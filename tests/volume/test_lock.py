@@ -18,6 +18,10 @@ from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root, need_tool
 from support.upgrades import Site
 
+from ipavolume.linux import locking
+from ipavolume.volume import lockfile
+from ipavolume.volume.members import open_volume
+
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 SLEEPING = ["sh", "-c", "echo it runs; read line"]
@@ -180,6 +184,22 @@ def test_who_waits_is_told_for_whom_and_gets_the_volume(
         assert " waiting for the volume '/data', in use" in err.readline()
         running.send(signal.SIGKILL)
         assert waiting.process.wait(timeout=60) == 0
+
+
+def test_a_start_waits_for_a_copy_without_counting_it(site: Site, image: Image) -> None:
+    site.run("upgrade", image)
+    held = open_volume("/data", str(site.volume()))
+    taken = lockfile.take(held)
+    assert taken is not None
+    locking.show(taken, byte=locking.COPYING)
+    words = [*inside.IPAVOLUME, "start", "--lock-timeout", "0", "--", "true"]
+    with inside.started(image.root, site.volume(), words) as waiting:
+        err = waiting.process.stderr
+        assert err is not None
+        assert "'/data', which is being copied for a rehearsal" in err.readline()
+        os.close(taken)
+        assert waiting.process.wait(timeout=60) == 0
+    os.close(held.fd)
 
 
 def test_who_waits_ends_when_it_is_asked_to(

@@ -1,0 +1,284 @@
+"""A start that is a rehearsal: the container ends once it is known how that goes.
+
+``IPAVOLUME_REHEARSAL=1`` says that it is one, in a container that ``ipavolume rehearse`` made or in
+a pod on a cloned claim. The volumes are marked as copies, everything is done that a start does,
+and then it is asked for the application to be ready. Without systemd the container's first process
+stays what it is and waits; under systemd one more process looks on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn
+
+from ipavolume.commands import probe, ready, start
+from ipavolume.commands.probe import Probe
+from ipavolume.commands.start import Beginning
+from ipavolume.commands.work import Shown, Work
+from ipavolume.context import Context, Options
+from ipavolume.errors import (
+    EXIT_COMMAND_FAILED,
+    EXIT_LOCKED,
+    CannotCreateError,
+    IpaVolumeError,
+    StoppedError,
+    UnsafeVolumeError,
+    UsageError,
+)
+from ipavolume.linux import clock, files, signals, watching
+from ipavolume.linux.command import run_command
+from ipavolume.model.progress import say_nothing
+from ipavolume.model.tasks import TaskState
+from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
+from ipavolume.systemd import units
+from ipavolume.systemd.journal import Watch
+
+DIRECTORY: Final = "/.ipavolume-rehearsal"
+"""Where a container has what only it is to know: a directory in memory."""
+ENVIRONMENT: Final = "environment"
+"""A file there: variables of the environment, ended by NUL, see ``proc_pid_environ(5)``."""
+LIMIT: Final = "IPAVOLUME_REHEARSAL_TIMEOUT"
+_LIMIT_S: Final = 3600.0
+_MAX_BYTES: Final = 4 << 20
+_LOOK_S: Final = 1.0
+_SETTLED_S: Final = 3.0
+"""So long the application has to be ready: one that ends right away was ready, too."""
+_FAILED_S: Final = 10.0
+"""As long as a unit that failed may take to be started again by what started it."""
+_EXIT_S: Final = 30
+
+Tell = Callable[[Rehearsed], None]
+
+
+def take_environment() -> None:
+    """Make what was left for this container part of its environment; nothing need be left.
+
+    Raises:
+        UnsafeVolumeError: If somebody else than root left it.
+    """
+    try:
+        directory = os.open(DIRECTORY, files.DIRECTORY_FLAGS)
+    except FileNotFoundError:
+        return
+    try:
+        fd = files.open_regular(directory, ENVIRONMENT)
+        if fd is None:
+            return
+        with files.reader(fd) as stream:
+            st = os.fstat(fd)
+            data = stream.read(_MAX_BYTES)
+    finally:
+        os.close(directory)
+    if st.st_uid != 0 or st.st_mode & 0o077:
+        raise UnsafeVolumeError(
+            f"{DIRECTORY}/{ENVIRONMENT} is not as ipavolume rehearse leaves it",
+            code="altered-handover",
+            hint="Start the rehearsal again.",
+            state="the volume was not touched",
+        )
+    for line in data.split(b"\0"):
+        name, equals, value = line.partition(b"=")
+        if name and equals:
+            os.environb[name] = value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Clock:
+    """When the container was started, and how long it may take."""
+
+    begun: float
+    limit_s: float
+
+    @property
+    def passed_s(self) -> float:
+        return time.monotonic() - self.begun
+
+    @property
+    def is_over(self) -> bool:
+        return self.passed_s >= self.limit_s
+
+
+def start_rehearsal(options: Options, arguments: Sequence[str], shown: Shown, tell: Tell) -> None:
+    """Do what a start does, and see whether the application comes up; then end the container.
+
+    Args:
+        options: What the operator asks for.
+        arguments: The container's.
+        shown: Where what happens is said.
+        tell: Told what it came to.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails; its exit status is that of the rehearsal.
+    """
+    timer = _Clock(begun=time.monotonic(), limit_s=_limit())
+    signals.stop_after(timer.limit_s)
+    with _told(options, timer, tell):
+        start.start(
+            replace(options, waits=False),
+            arguments,
+            shown,
+            hold=False,
+            stay=lambda work, beginning: _stay(work, beginning, timer, tell),
+        )
+    # There was nothing to execute.
+    tell(Rehearsed(ending=Ending.FINE, message="there is no application to be started"))
+
+
+def go_online(options: Options, beginning: Beginning, shown: Shown, tell: Tell) -> None:
+    """Do what a start leaves to the online phase; arguments and errors as above."""
+    timer = _Clock(begun=time.monotonic(), limit_s=_limit())
+    with _told(options, timer, tell):
+        start.online(replace(options, waits=False), beginning, shown, hold=False)
+
+
+@contextlib.contextmanager
+def _told(options: Options, timer: _Clock, tell: Tell) -> Iterator[None]:
+    try:
+        yield
+    except IpaVolumeError as err:
+        came_to = _failure(options, err, timer)
+        tell(came_to)
+        err.exit_status = came_to.ending.exit_status
+        raise
+
+
+def _failure(options: Options, err: IpaVolumeError, timer: _Clock) -> Rehearsed:
+    message = str(err)
+    if isinstance(err, StoppedError) and timer.is_over:
+        message = f"what the start does was not done within {timer.limit_s:.0f} s"
+    return failed(
+        message,
+        code=err.code,
+        step=_step(options),
+        lines=err.details,
+        seconds=timer.passed_s,
+    )
+
+
+def _step(options: Options) -> str:
+    """Return the key of the task of the open run that did not end well, or ""."""
+    with contextlib.suppress(IpaVolumeError, OSError), Context(options) as context:
+        records = context.volumes.facts()[context.volumes.primary.mount].tasks.records
+        wrong = (TaskState.STARTED, TaskState.FAILED)
+        return next((key for key, one in records.items() if one.state in wrong), "")
+    return ""
+
+
+def _limit() -> float:
+    value = os.environ.get(LIMIT, "")
+    if value and not (value.isascii() and value.isdigit() and int(value)):
+        raise UsageError(f"{LIMIT}={value!r}: write it in whole seconds")
+    return float(value or _LIMIT_S)
+
+
+# -- once the start hands over -----------------------------------------------------------
+
+
+def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
+    """Leave what looks on; return in the process that is to be the application.
+
+    Raises:
+        CannotCreateError: If there is no room for another process.
+    """
+    signals.stop_after(0)
+    try:
+        if beginning.systemd:
+            if not watching.fork():
+                _look_on(work, timer, tell, end=_end_systemd)
+            return
+        application = watching.fork()
+        if not application:
+            return
+        heard, says = os.pipe()
+        onlooker = watching.fork()
+    except OSError as err:
+        raise CannotCreateError(
+            f"cannot start a process that looks on: {err.strerror}",
+            hint="Raise the limit of processes (--pids-limit), then start again.",
+        ) from err
+    if not onlooker:
+        os.close(says)
+        _look_on(work, timer, tell, end=watching.leave, heard=heard)
+    work.lock.pause()
+    signals.install()
+    ended, status = watching.first_to_end((application, onlooker))
+    if ended != onlooker:
+        what = "the application ended with status" if ended else "it was ended by signal"
+        os.write(says, f"{what} {status} before it was known to be ready".encode("ascii"))
+        status = watching.end_of(onlooker)
+    watching.end_others()
+    watching.leave(status)
+
+
+def _look_on(
+    work: Work, timer: _Clock, tell: Tell, *, end: Callable[[int], None], heard: int = -1
+) -> NoReturn:
+    """Look on until it is known how it goes, tell it, and end the container.
+
+    Args:
+        work: The volumes.
+        timer: How long it may take.
+        tell: Told what it came to.
+        end: Ends the container with a status.
+        heard: Where the first process says that the application has ended; -1: it is systemd.
+    """
+    status = EXIT_COMMAND_FAILED
+    try:
+        watching.look_on()
+        work.lock.pause()
+        came_to = _until_known(work.context, timer, heard)
+        status = came_to.ending.exit_status
+        tell(came_to)
+    finally:
+        end(status)
+        watching.leave(status)
+    raise AssertionError
+
+
+def _end_systemd(status: int) -> None:
+    with contextlib.suppress(IpaVolumeError):
+        words = ("systemctl", "--no-block", "exit", str(status))
+        run_command(words, timeout_s=_EXIT_S, output=say_nothing)
+        clock.wait(_EXIT_S)
+    watching.power_off()
+
+
+def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
+    watch = Watch.begin()
+    ready_since = failed_since = -1.0
+    while True:
+        answer = _asked(context)
+        now = timer.passed_s
+        if answer.exit_status == 0:
+            ready_since = now if ready_since < 0 else ready_since
+            if now - ready_since >= _SETTLED_S:
+                return Rehearsed(ending=Ending.FINE, message=answer.text, seconds=round(now))
+        else:
+            ready_since = -1.0
+        wrong = ready.failed_units(context.image.config.ready) if units.is_booted() else ()
+        failed_since = -1.0 if not wrong else now if failed_since < 0 else failed_since
+        is_final = answer.exit_status == EXIT_COMMAND_FAILED
+        if is_final or timer.is_over or (wrong and now - failed_since >= _FAILED_S):
+            return failed(
+                answer.text,
+                code="not-ready",
+                unit=", ".join(wrong),
+                lines=watch.tell(say_nothing, (answer.text,)),
+                seconds=now,
+            )
+        if heard < 0:
+            clock.wait(_LOOK_S)
+        elif why := watching.hear(heard, within_s=_LOOK_S):
+            return failed(why, code="ended", seconds=timer.passed_s)
+
+
+def _asked(context: Context) -> probe.Answer:
+    try:
+        return probe.ask(context, Probe.READY)
+    except IpaVolumeError as err:
+        # In the middle of the start's own work what is read may be incomplete.
+        return probe.Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")

@@ -1,0 +1,99 @@
+"""Processes beside the one that a container is for: one that looks on, one that waits for both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Collection
+
+from ipavolume.linux import signals
+
+_GRACE_S = 10.0
+_POLL_S = 0.1
+
+
+def fork() -> int:
+    """Fork; return the child's number, and 0 in the child.
+
+    Raises:
+        OSError: If there is no room for another process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
+
+
+def look_on() -> None:
+    """Be a process that nothing ends but SIGKILL, and that no terminal or init belongs to."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def leave(status: int) -> None:
+    """End this process at once, with nothing of what the one before the fork would do."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def first_to_end(children: Collection[int]) -> tuple[int, int]:
+    """Wait until one of *children* has ended, and for all others that come here without one.
+
+    Returns:
+        Its number, and its exit status, negative for the signal that killed it; 0 and the number
+        of a signal when one asked for an end first.
+    """
+    with signals.wakened() as wake:
+        waiting = select.poll()
+        waiting.register(wake, select.POLLIN)
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+            number = signals.stop_signal()
+            if number is not None:
+                return 0, number
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid in children:
+                    return pid, os.waitstatus_to_exitcode(status)
+                if pid == 0:
+                    break
+            waiting.poll()
+
+
+def end_of(child: int) -> int:
+    """Wait until *child* has ended; return its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def hear(fd: int, *, within_s: float) -> str:
+    """Return what was written to a pipe, "" when nothing was in that time."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    if not waiting.poll(within_s * 1000):
+        return ""
+    return os.read(fd, 4096).decode("utf-8", "replace")
+
+
+def end_others() -> None:
+    """End every other process of this container, politely first; this is its first process."""
+    for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(_POLL_S)
+            except ChildProcessError:
+                return
+
+
+def power_off() -> None:
+    """Have systemd, the container's first process, end at once, see ``systemd(1)``, "SIGNALS"."""
+    os.kill(1, signal.SIGRTMIN + 14)

@@ -1,0 +1,34 @@
+"""What a rehearsal came to, by what was printed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipavolume.plan.rehearsed import Ending, failed
+
+
+@pytest.mark.parametrize(
+    ("lines", "ending"),
+    [
+        pytest.param(["curl: (6) Could not resolve host: x"], Ending.UNDECIDED, id="curl"),
+        pytest.param(
+            ["socket.gaierror: [Errno -3] Temporary failure in name resolution"],
+            Ending.UNDECIDED,
+            id="resolver",
+        ),
+        pytest.param(["connect: Network is unreachable", "giving up"], Ending.UNDECIDED, id="IP"),
+        pytest.param(["ldap: No route to host"], Ending.UNDECIDED, id="route"),
+        pytest.param(["dig: no servers could be reached"], Ending.UNDECIDED, id="dig"),
+        pytest.param(["connect: Connection refused"], Ending.FAILED, id="nobody here"),
+        pytest.param(["database needs an upgrade"], Ending.FAILED, id="something else"),
+        pytest.param([], Ending.FAILED, id="nothing said"),
+    ],
+)
+def test_what_wanted_the_network_is_undecided(lines: list[str], ending: Ending) -> None:
+    assert failed("it failed", lines=lines).ending is ending
+    assert failed(lines[0] if lines else "it failed").ending in (ending, Ending.FAILED)
+
+
+def test_each_ending_has_its_exit_status() -> None:
+    statuses = {str(ending): ending.exit_status for ending in Ending}
+    assert statuses == {"fine": 0, "failed": 13, "undecided": 75}

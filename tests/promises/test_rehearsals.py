@@ -1,0 +1,140 @@
+"""A rehearsal in a container, without an engine: as in a pod on a cloned claim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import inside
+from support.command import Result, run_ipavolume
+from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_root
+from support.steps import put_step, step_text
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+STEP = (
+    "def plan(volume, template):\n"
+    '    yield Command(words=("sh", "-c", "echo {said}; exit {status}"), reason="to convert",'
+    " timeout_s=10)\n"
+)
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package with a config file, and its next version."""
+    need_root()
+    top = tmp_path_factory.mktemp("rehearsals")
+    one, two = (
+        build_rpm(
+            top,
+            "app",
+            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
+            version=version,
+        )
+        for version in "12"
+    )
+    return one, two
+
+
+@pytest.fixture
+def site(tmp_path: Path, versions: tuple[Path, Path]) -> Site:
+    """A volume of the first version, as a claim that was cloned has it."""
+    site = Site(top=tmp_path)
+    first = site.image("one", versions[:1], lists={"/data": ["/etc/app/"]})
+    assert start(first, site, "true", env={}).returncode == 0
+    return site
+
+
+@pytest.fixture
+def second(site: Site, versions: tuple[Path, Path]) -> Image:
+    """The image that is rehearsed."""
+    return site.image("two", versions[1:], lists={"/data": ["/etc/app/"]})
+
+
+def start(image: Image, site: Site, *command: str, env: Mapping[str, str] | None = None) -> Result:
+    """Start a container of an image on the volume: by default a rehearsal."""
+    words = [*inside.IPAVOLUME, "start", "--", *command]
+    environment = {"IPAVOLUME_REHEARSAL": "1"} if env is None else env
+    return inside.run(image.root, site.volume(), words, env=environment)
+
+
+def told(done: Result) -> dict[str, Any]:
+    """Return what a rehearsal printed that it came to."""
+    (found,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_what_goes_well_ends_with_0_and_no_other_start_takes_the_copy(
+    site: Site, second: Image
+) -> None:
+    done = start(second, site, "sh", "-c", "trap 'echo ended; exit 1' TERM; sleep 600 & wait")
+    assert done.returncode == 0, done.stderr
+    assert told(done)["rehearsal"] == "fine"
+    assert "ended" in done.stdout
+    assert (site.volume() / "build-id").read_text() == "two\n"
+    uuid = json.loads((site.volume() / ".ipavolume/identity.json").read_text())["uuid"]
+    before = picture(site.volume())
+    # Neither the short way of a start that has nothing to do nor another command.
+    for again in (start(second, site, "true", env={}), site.run("upgrade", second, status=77)):
+        assert again.returncode == 77
+        assert f"rehearsal of {uuid}" in again.stderr
+        assert "[clone]" in again.stderr
+    assert picture(site.volume()) == before
+    # Another rehearsal does, although there is nothing to upgrade.
+    assert told(start(second, site, "sleep", "600"))["rehearsal"] == "fine"
+
+
+@pytest.mark.parametrize(
+    ("said", "rehearsal", "status"),
+    [
+        pytest.param("the database is too old", "failed", 13, id="failed"),
+        pytest.param("Temporary failure in name resolution", "undecided", 75, id="undecided"),
+    ],
+)
+def test_a_step_that_fails_is_named_with_what_it_said(
+    site: Site, second: Image, said: str, rehearsal: str, status: int
+) -> None:
+    body = STEP.format(said=said, status=3)
+    imports = "from ipavolume.steps import Command\n"
+    put_step(second.root, "s5010_convert.py", step_text(body=body, imports=imports), own=True)
+    second.prepare(build_id="two")
+    done = start(second, site, "true")
+    found = told(done)
+    assert (found["rehearsal"], done.returncode) == (rehearsal, status)
+    assert found["step"] == "step s5010_convert"
+    assert said in "\n".join([found["message"], *found["lines"]])
+
+
+def test_an_application_that_ends_or_is_not_ready_in_time_has_failed(
+    site: Site, second: Image
+) -> None:
+    done = start(second, site, "sh", "-c", "exit 4")
+    assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
+    assert "ended with status 4" in told(done)["message"]
+    config = second.root / "etc/ipavolume.toml"
+    config.write_text(
+        config.read_text() + "\n[ready]\nports = [4]\n"
+        if config.exists()
+        else "[ready]\nports = [4]\n"
+    )
+    second.prepare(build_id="two")
+    done = start(
+        second,
+        site,
+        *("sleep", "600"),
+        env={"IPAVOLUME_REHEARSAL": "1", "IPAVOLUME_REHEARSAL_TIMEOUT": "5"},
+    )
+    assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
+    assert "port 4" in told(done)["message"]
+
+
+def test_how_long_it_may_take_is_in_seconds() -> None:
+    env = {"IPAVOLUME_REHEARSAL": "1", "IPAVOLUME_REHEARSAL_TIMEOUT": "1h"}
+    done = run_ipavolume("start", "--root", "/nowhere", "--", "true", status=2, env=env)
+    assert "seconds" in done.stderr
