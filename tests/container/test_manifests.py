@@ -1,4 +1,4 @@
-"""The compose file and the Kubernetes manifest of the README are right, and they run."""
+"""The compose file and the Kubernetes manifest of the example are right, and they run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
+from support.command import PROJECT
 from support.containers import (
-    HERE,
     LIMIT_S,
     PASSWORD,
     PREFIX,
@@ -25,8 +25,8 @@ from support.containers import (
 from support.engines import need_docker
 from support.remapping import Engine
 
-KUBERNETES: Final = HERE / "kubernetes.yaml"
-COMPOSE: Final = HERE / "compose.yaml"
+KUBERNETES: Final = PROJECT / "ipavolume/examples/freeipa/kubernetes.yaml"
+COMPOSE: Final = PROJECT / "ipavolume/examples/freeipa/compose.yaml"
 VERSIONS: Final = ("1.30", "1.33", "1.36")
 """Of Kubernetes: the oldest with everything in the manifest, and those that its comments name."""
 STORY: Final = (("small:1", "version 1\n"), ("small:2", "version 1\nversion 2\n"))
@@ -99,6 +99,30 @@ def test_the_pod_is_run_as_an_upgrade_needs_it() -> None:
     assert _server()["spec"]["updateStrategy"] == {"type": "OnDelete"}
     # A group that may write to the volume's root would make it unsafe.
     assert "fsGroup" not in pod["securityContext"]
+
+
+def test_compose_and_quadlet_run_it_as_the_pod_does() -> None:
+    quadlet: dict[str, list[str]] = {}
+    for line in (COMPOSE.parent / "ipa.container").read_text().splitlines():
+        if line and line[0] not in "#[":
+            key, _, value = line.partition("=")
+            quadlet.setdefault(key, []).append(value)
+    (service,) = yaml.safe_load(COMPOSE.read_text())["services"].values()
+    container = _container()
+    assert quadlet["Image"] == [service["image"]] == [container["image"]]
+    assert quadlet["Exec"][0].split() == service["command"] == container["args"]
+    probe = container["readinessProbe"]["exec"]["command"]
+    assert quadlet["HealthCmd"][0].split() == service["healthcheck"]["test"][1:] == probe
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    passing = {"/run", "/tmp", "/volatile"}
+    assert set(quadlet["Tmpfs"]) == set(service["tmpfs"]) == passing
+    assert passing | {"/data"} <= mounts
+    assert quadlet["ReadOnly"] == ["true"]
+    # Ready when the server is, within the time that an upgrade may take; what is refused stays so.
+    assert quadlet["Notify"] == ["healthy"]
+    assert quadlet["TimeoutStartSec"] == quadlet["HealthStartPeriod"]
+    assert quadlet["RestartPreventExitStatus"] == ["65 78"]
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 def _options(secrets: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 from support import inside, peers
+from support.command import PROJECT
 from support.images import Image, Packaged, build_rpm, make_image, picture
 
 from ipavolume.prepare.findings import Code, UnfitImageError
@@ -23,6 +24,7 @@ CONFIG: Final = (
     'profile = "freeipa"\n[start]\nexec = []\nlog-follow = []\n[first-run]\ncommand = []\n'
     "[scriptlets]\npackages = []\n"
 )
+EXAMPLE: Final = PROJECT / "ipavolume/examples/freeipa"
 LINKS_STEP: Final = "s0110_links_to_units_of_old_images.py"
 
 
@@ -42,8 +44,14 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
                 ],
                 version=version,
             ),
-            build_rpm(
-                top, "389-ds-base", [Packaged(path="/usr/share/x", content="x")], version=version
+            *(
+                build_rpm(
+                    top,
+                    name,
+                    [Packaged(path=f"/usr/share/{name}/x", content="x")],
+                    version=version,
+                )
+                for name in ("389-ds-base", "certmonger", "sssd-common")
             ),
         ]
         for version in "12"
@@ -62,7 +70,13 @@ def published(root: Path, rpms: list[Path], version: str) -> Image:
 
 
 def derive(image: Image, config: str = CONFIG) -> Image:
-    """Do what a Dockerfile of ten lines does on top of it."""
+    """Do what the example's Dockerfile does on top of it.
+
+    Args:
+        image: The stand-in.
+        config: Its configuration: the example's own would execute what a stand-in has not.
+    """
+    shutil.copytree(EXAMPLE / "rootfs", image.root, dirs_exist_ok=True)
     image.write("/etc/ipavolume.toml", config)
     if not (image.root / "etc/ipavolume").exists():
         image.mask_steps()
@@ -78,8 +92,9 @@ def test_what_theirs_does_itself_is_taken_out(
     assert len(peers.theirs_in(image.root)) == 4
     before = image.root / peers.UNITS[1:] / peers.ADDRESS
     assert f"Requires={peers.UPGRADE}" in before.read_text()
-    derive(image)
+    derive(image, (EXAMPLE / "rootfs/etc/ipavolume.toml").read_text())
     assert peers.theirs_in(image.root) == set()
+    assert not any(Code.UNIT_ORDER in line for line in image.warnings)
     assert b"ipavolume start" in (image.root / peers.INIT[1:]).read_bytes()
     said = before.read_text()
     assert peers.UPGRADE not in said
