@@ -504,7 +504,7 @@ def _find_command(
         name_holder(file)
     return command, (
         b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
-        b"that could not start; the volume is fine.\n" % (mounts[0], build_id, command[0])
+        b"that could not start; the volume is fine.\n" % (root + mounts[0], build_id, command[0])
     )
 
 

@@ -218,7 +218,7 @@ def resume(
             areas[mount] = open_area(volume)
         elif facts[mount].build_id != transaction.to_build and _takes_part(primary, mount):
             raise UnsafeVolumeError(
-                f"the volume at {mount} does not know of the open run {transaction.run}",
+                f"the volume at {volume.directory} does not know of the open run {transaction.run}",
                 code="foreign-volume",
                 hint="Mount the volumes that belong together.",
             )

@@ -42,9 +42,9 @@ def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progre
         VolumeIOError: If that fails.
     """
     for mount, volume in volatile.items():
-        progress(f"filling {mount}")
+        progress(f"filling {volume.directory}")
         points = mounts.mount_points_below(volume.directory)
-        with failures.attempt("empty", mount):
+        with failures.attempt("empty", volume.directory):
             _empty(volume.fd, points)
         fill(image, mount, volume.fd)
 
@@ -58,7 +58,7 @@ def fill_empty(image: Image, volatile: Mapping[str, Volume], progress: Progress)
     for mount, volume in volatile.items():
         points = mounts.mount_points_below(volume.directory)
         if not any(_is_content(name, points) for name in files.listdir(volume.fd)):
-            progress(f"filling {mount}")
+            progress(f"filling {volume.directory}")
             fill(image, mount, volume.fd)
 
 

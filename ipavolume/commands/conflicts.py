@@ -215,7 +215,7 @@ def refuse_open(volumes: Volumes) -> None:
     open_ = facts.read_facts(volumes.primary).transaction
     if open_ is not None:
         raise RefusedError(
-            f"run {open_.run} on the volume at {volumes.primary.mount} is not finished",
+            f"run {open_.run} on the volume at {volumes.primary.directory} is not finished",
             code="open-transaction",
             hint="Finish it first: start the container, or ipavolume upgrade.",
         )

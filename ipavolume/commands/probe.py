@@ -76,7 +76,8 @@ def ask(context: Context, probe: Probe) -> Answer:
     for mount, found in facts.items():
         if found.transaction is not None or found.build_id != wanted:
             what = found.build_id or "nothing"
-            return _not_yet(context.image, f"{mount} is at {what}, the image is {wanted}")
+            where = context.volumes[mount].directory
+            return _not_yet(context.image, f"{where} is at {what}, the image is {wanted}")
     if context.image.is_inside and hold.is_on_hold():
         # The volume is all right, and what failed comes after it: a step of every start.
         return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {answer.text}")
@@ -104,7 +105,7 @@ def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
             what = facts.build_id or "nothing"
             return _not_yet(
                 image,
-                f"{volumes.primary.mount} is at {what}, the image is {image.header.build_id}",
+                f"{volumes.primary.directory} is at {what}, the image is {image.header.build_id}",
             )
         found = firstrun.look(image, volumes)
         if found is not None:

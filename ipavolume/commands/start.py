@@ -390,19 +390,19 @@ def _after(
 
 def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str:
     """Return the line that a start ends with: what the volume is, and what follows."""
-    mount = context.volumes.primary.mount
+    where = context.volumes.primary.directory
     if outcome.waiting:
         what = (
-            f"the files of {outcome.plans[-1].to_build} are in place at {mount}, "
+            f"the files of {outcome.plans[-1].to_build} are in place at {where}, "
             f"{len(outcome.waiting)} steps and scriptlets follow under {beginning.words[0]}"
         )
     elif outcome.first_run_left:
         what = (
-            f"the volume at {mount} is populated ({outcome.recorded}), the first run follows under "
+            f"the volume at {where} is populated ({outcome.recorded}), the first run follows under "
             f"{beginning.words[0]}"
         )
     else:
-        what = f"the volume at {mount} is current ({outcome.recorded})"
+        what = f"the volume at {where} is current ({outcome.recorded})"
     if any(os.fstatvfs(volume.fd).f_flag & os.ST_RDONLY for volume in context.volumes.values()):
         what += ", and mounted read-only: nothing can be written to it"
     return (

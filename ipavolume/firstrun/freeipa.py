@@ -159,7 +159,7 @@ def stored_host(volume: Volume) -> str:
     """Return the name that the FreeIPA images keep on the volume, or ""."""
     text = (read_top(volume, HOSTNAME) or b"").decode("utf-8", "replace").strip()
     if not _can_be_recorded(text):
-        path = f"{volume.mount}/{HOSTNAME}"
+        path = f"{volume.directory.rstrip('/')}/{HOSTNAME}"
         raise UnsafeVolumeError(
             f"{path!r} does not hold one host name",
             path=path,

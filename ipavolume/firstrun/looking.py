@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from typing import Final
@@ -106,7 +107,7 @@ def read_top(volume: Volume, name: str) -> bytes | None:
     Raises:
         UnsafeVolumeError: If others than root can have written it, or it is no file.
     """
-    path = f"{volume.mount}/{name}"
+    path = f"{volume.directory.rstrip('/')}/{name}"
     with failures.attempt("read", path):
         st = files.lstat(volume.fd, name)
         if st is None:
@@ -126,7 +127,8 @@ def read_top(volume: Volume, name: str) -> bytes | None:
             f"{path!r} can be written by others than root, and it decides on what root does",
             path=path,
             hint="After a look at what is in it: "
-            f"chown root {path} && chmod u=rw,go= {path} (as root of the container).",
+            f"chown root {shlex.quote(path)} && chmod u=rw,go= {shlex.quote(path)} (as root of the "
+            "container).",
         )
     if len(data) > MAX_FILE_BYTES:
         raise UnsafeVolumeError(

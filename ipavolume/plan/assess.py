@@ -69,7 +69,10 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             unmounted=_unmounted(context),
             anonymous=_anonymous(context),
             elsewhere=_elsewhere(context),
-            directories={mount: one.directory for mount, one in context.volumes.items()},
+            directories={
+                mount: one.directory
+                for mount, one in [*context.volumes.items(), *context.volatile.items()]
+            },
             installs=context.image.config.first_run is not None,
             legacy=legacy,
             expect=context.options.expect,

@@ -434,7 +434,7 @@ def _becoming_roots(question: Question) -> str:
     """Say of which volumes the root directory is given to root."""
     odd = [(mount, question.facts[mount].odd) for mount in question.mounts]
     return "".join(
-        f"; the root directory of {mount} ({root}) becomes root's alone"
+        f"; the root directory of {question.place(mount)} ({root}) becomes root's alone"
         for mount, root in odd
         if root
     )
@@ -445,9 +445,9 @@ def _judge_volatile(question: Question) -> IpaVolumeError | None:
         if mark and "kept-volume" not in question.allow:
             return UnsafeVolumeError(
                 f"the image empties what is mounted at {mount} at each start, but that is a volume "
-                f"whose content is kept: it has {mark!r}",
+                f"whose content is kept: {question.place(mount)} has {mark!r}",
                 code="kept-volume",
-                path=f"{mount}/{mark}",
+                path=f"{question.place(mount)}/{mark}",
                 hint="Mount another one there. If the image made a volume volatile that was kept, "
                 "save first what you need of it; to have it emptied: --allow kept-volume.",
             )

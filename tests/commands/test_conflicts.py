@@ -383,7 +383,7 @@ def test_nothing_is_settled_while_a_run_is_not_finished(
             said = run_ipavolume(
                 "conflicts", *site.arguments(second), f"{option}=/data/etc/app/plain", status=77
             ).stderr
-            assert "[open-transaction]" in said
+            assert f"on the volume at {site.volume()} is not finished [open-transaction]" in said
     finally:
         subprocess.run([chattr, "-i", path], check=True, timeout=60)
     site.upgrade(third)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from ipavolume.config.model import FirstRunConfig
+from ipavolume.errors import UnsafeVolumeError
+from ipavolume.firstrun import looking
 from ipavolume.firstrun.record import FirstRunRecord
 from ipavolume.firstrun.standing import Judgement, Standing, judge
+from ipavolume.volume import members
 
 DONE: Final = "/etc/app/done"
 WAITS: Final = "/etc/app/request"
@@ -179,3 +184,19 @@ def test_what_is_not_configured_is_not_looked_for() -> None:
     found = judge(BARE, None, lambda _: True)
     reason = "the first run was never started"
     assert found == Judgement(standing=Standing.UNCONFIGURED, reason=reason)
+
+
+def test_what_decides_is_named_by_where_it_is_for_who_reads_that(tmp_path: Path) -> None:
+    """On a host there is nothing at ``/data``."""
+    place = tmp_path / "of the volume"
+    place.mkdir()
+    (place / "hostname").touch()
+    (place / "hostname").chmod(0o666)
+    volume = members.open_volume("/data", str(place))
+    try:
+        with pytest.raises(UnsafeVolumeError) as caught:
+            looking.read_top(volume, "hostname")
+    finally:
+        os.close(volume.fd)
+    assert caught.value.path == f"{place}/hostname"
+    assert f"chown root '{place}/hostname' && chmod" in caught.value.hint

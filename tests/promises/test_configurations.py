@@ -397,7 +397,7 @@ def test_a_volume_that_was_kept_is_not_emptied(
     before = picture(volume), picture(site.volume("/data"))
     for image in images:
         said = site.run("start", image, "--", "true", status=65).stderr
-        assert "[kept-volume]" in said
+        assert f"content is kept: {volume} has '{mark}' [kept-volume]" in said
         assert "kept-volume" in site.run("check", image, status=65).stdout
         assert (picture(volume), picture(site.volume("/data"))) == before
     site.run("start", images[1], "--allow", "kept-volume", "--", "true")

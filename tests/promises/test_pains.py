@@ -221,6 +221,7 @@ def test_p8_whoever_asks_during_an_upgrade_is_told_how_far_it_is(world: World) -
     )
     image = world.image("2", {"s5000_fine": step(logs("fine")), "s5010_takes_long": waits})
     probe = ("status", image, "--probe", "startup")
+    assert f"not yet: {world.volume} is at " in world.site.run(*probe, status=75).stdout
     argv = [*inside.IPAVOLUME, "start", "--", "true"]
     with inside.started(image.root, world.volume, argv) as container:
         assert container.process.stderr is not None

@@ -114,7 +114,7 @@ def test_the_first_start_fills_the_volume_and_the_second_only_executes(
         assert program == "ipavolume:"
         assert datetime.datetime.fromisoformat(stamp).tzinfo is not None
         assert last == (
-            "the volume at /data is current (one); handing over to sh. If nothing "
+            f"the volume at {container.data} is current (one); handing over to sh. If nothing "
             "follows, that could not start; the volume is fine."
         )
     history = run_ipavolume("history", "--json", container.data).stdout.splitlines()
