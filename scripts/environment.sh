@@ -5,13 +5,13 @@
 readonly venv=build/venv
 readonly debian_packages=(
     acl attr btrfs-progs cpio debootstrap docker-compose docker.io e2fsprogs fuse-overlayfs
-    libcap2-bin mount netavark podman python3-rpm rpm rsync runc slirp4netns strace uidmap
-    util-linux xfsprogs
+    libcap2-bin mount netavark podman prometheus python3-rpm rpm rsync runc slirp4netns strace
+    uidmap util-linux xfsprogs
 )
 # The commands that these packages bring, for systems that name their packages otherwise.
 readonly commands=(
-    btrfs cpio debootstrap docker getfacl getfattr mkfs.btrfs mkfs.ext4 mkfs.xfs mount podman rpm
-    rpmbuild rsync setcap setfacl setfattr strace unshare
+    btrfs cpio debootstrap docker getfacl getfattr mkfs.btrfs mkfs.ext4 mkfs.xfs mount podman
+    promtool rpm rpmbuild rsync setcap setfacl setfattr strace unshare
 )
 PATH=$PATH:/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -66,7 +66,7 @@ name_missing_commands() {
     say "system: not found: ${missing[*]}"
     say "system: Debian has them in: ${debian_packages[*]}"
     say "system: Fedora in: acl attr btrfs-progs cpio debootstrap e2fsprogs libcap moby-engine" \
-        "podman python3-rpm rpm-build rsync strace util-linux xfsprogs"
+        "golang-github-prometheus podman python3-rpm rpm-build rsync strace util-linux xfsprogs"
     if in_ci; then
         complain "system: CI skips nothing; install them first"
         return 1

@@ -15,6 +15,7 @@ from ipavolume.cli.conflicts import conflicts
 from ipavolume.cli.examples import examples
 from ipavolume.cli.group import ErrorReportingGroup
 from ipavolume.cli.history import history
+from ipavolume.cli.listing import listing
 from ipavolume.cli.lock import lock
 from ipavolume.cli.manual import manual
 from ipavolume.cli.online import online
@@ -66,8 +67,8 @@ def main(called: click.Context) -> None:
 
 
 for _command in (
-    *(audit, check, completion, conflicts, examples, history, lock, manual, online, prepare),
-    *(scriptlets, start, status, steps, upgrade),
+    *(audit, check, completion, conflicts, examples, history, listing, lock, manual),
+    *(online, prepare, scriptlets, start, status, steps, upgrade),
 ):
     main.add_command(_command)
 

@@ -164,6 +164,26 @@ def inspect(options: Options, say: Progress = say_nothing) -> Inspection:
             )
 
 
+def state_of(context: Context) -> tuple[State, str, str]:
+    """Return the state of the volumes, why, and the code of what a start would be refused for.
+
+    What :func:`inspect` finds by planning (*obstructed*) is not looked for.
+
+    Raises:
+        IpaVolumeError: If they cannot be trusted or looked at.
+    """
+    facts = context.volumes.facts()
+    index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
+    verdict = assess.judge(context, facts)
+    code = verdict.error.code if verdict.error is not None else ""
+    if verdict.state is State.CURRENT and not code:
+        first_run = _first_run(context.image, context.volumes)
+        if first_run is not None:
+            state, reason, finding, _ = first_run
+            return state, reason, finding.code if finding is not None else ""
+    return verdict.state, verdict.reason, code
+
+
 def worst(statuses: Iterable[int]) -> int:
     """Return the exit status for several volumes: the worst of theirs."""
 

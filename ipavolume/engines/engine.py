@@ -14,9 +14,9 @@ import contextlib
 import json
 import tarfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ipavolume.errors import CommandFailedError, IpaVolumeError, VolumeIOError
 from ipavolume.linux import capture, signals
@@ -24,6 +24,8 @@ from ipavolume.linux import capture, signals
 NAMES: Final = ("docker", "podman")
 LABEL: Final = "ipavolume.reads-image"
 """Every container that is created here has it, so that a leftover can be told and removed."""
+IMAGE_LABEL: Final = "ipavolume.image"
+"""By it whoever makes a volume can say which image it is for."""
 
 _ANSWER_S: Final = 60.0
 _VERSION_S: Final = 5.0
@@ -84,11 +86,33 @@ class NamedVolume:
         name: Its name.
         directory: Where the host sees it, when it is mounted there.
         is_directory: It is a plain directory of the engine's, there at any time.
+        image: The image that it is for, by its label :data:`IMAGE_LABEL`, or "".
     """
 
     name: str
     directory: str
     is_directory: bool
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A container as one that uses volumes.
+
+    Attributes:
+        name: Its name.
+        image_id: Id of its image.
+        image_name: What its image was called when it was made, or "".
+        is_running: It runs.
+        volumes: By the place in the container, what is mounted there: the name of a volume, or a
+            directory of the host.
+    """
+
+    name: str
+    image_id: str
+    image_name: str
+    is_running: bool
+    volumes: tuple[tuple[str, str], ...]
 
 
 class _UnknownError(Exception):
@@ -150,15 +174,36 @@ class Engine:
         said = self._ask("volume", "inspect", "--", name)
         try:
             (found,) = json.loads(said)
-            options = found.get("Options") or {}
-            local = found["Driver"] == "local" and not {"type", "device"} & set(options)
-            return NamedVolume(
-                name=_text(found["Name"]),
-                directory=_text(found["Mountpoint"]),
-                is_directory=local,
-            )
+            return _volume(found)
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise self._not_understood(f"the volume {name!r}") from err
+
+    def volumes(self) -> list[NamedVolume]:
+        """Return every named volume; one that goes meanwhile may be missing."""
+        names = self._ask("volume", "ls", "--quiet").decode("utf-8", "replace").split()
+        return self._of_each(names, ("volume", "inspect"), _volume)
+
+    def users(self) -> list[User]:
+        """Return every container that uses something, running or not."""
+        ids = self._ask("ps", "--all", "--quiet", "--no-trunc").decode("ascii", "replace").split()
+        return self._of_each(ids, ("container", "inspect"), _user)
+
+    def _of_each(
+        self, names: Sequence[str], words: Sequence[str], parse: Callable[[Mapping[str, Any]], _T]
+    ) -> list[_T]:
+        """Return what *words* say of each of *names*, asked all at once where all are there."""
+        if not names:
+            return []
+        try:
+            said = json.loads(self._ask(*words, "--", *names))
+            return [parse(one) for one in said]
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise self._not_understood(f"{words[0]}s") from err
+        except _UnknownError:
+            found = []
+            for name in names if len(names) > 1 else ():
+                found += self._of_each([name], words, parse)
+            return found
 
     def diff(self, container: str) -> list[tuple[str, str]]:
         """Return what a container changed in its own layer: ``A``, ``C`` or ``D``, and a path.
@@ -364,6 +409,31 @@ def parse_diff(text: str) -> list[tuple[str, str]]:
             letter, path = result[-1]
             result[-1] = letter, f"{path}\n{line}"
     return result
+
+
+def _volume(found: Mapping[str, Any]) -> NamedVolume:
+    options = found.get("Options") or {}
+    labels = found.get("Labels") or {}
+    return NamedVolume(
+        name=_text(found["Name"]),
+        directory=_text(found["Mountpoint"]),
+        is_directory=found["Driver"] == "local" and not {"type", "device"} & set(options),
+        image=_text(labels.get(IMAGE_LABEL) or ""),
+    )
+
+
+def _user(found: Mapping[str, Any]) -> User:
+    return User(
+        name=_text(found["Name"]).lstrip("/"),
+        image_id=_text(found["Image"]),
+        image_name=_text(found.get("ImageName") or found.get("Config", {}).get("Image") or ""),
+        is_running=found.get("State", {}).get("Running") is True,
+        volumes=tuple(
+            (_text(item["Destination"]), _text(item.get("Name") or item.get("Source") or ""))
+            for item in found.get("Mounts") or ()
+            if item.get("Type") in ("volume", "bind")
+        ),
+    )
 
 
 def _text(value: object) -> str:

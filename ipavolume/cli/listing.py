@@ -1,0 +1,76 @@
+"""``ipavolume list``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ipavolume.cli import fleet as shown
+from ipavolume.cli import options
+from ipavolume.cli.group import HelpedCommand
+from ipavolume.errors import UsageError
+
+
+@click.command(name="list", cls=HelpedCommand)
+@options.engine
+@click.option(
+    "--image",
+    "reference",
+    default="",
+    metavar="REF",
+    help="Judge every volume by this image; otherwise by the one of a container that uses it, or "
+    "the one that its label ipavolume.image names.",
+)
+@click.option("--all", "all_", is_flag=True, help="Also volumes that nothing says to be ours.")
+@click.option("--bytes", "count_bytes", is_flag=True, help="Count what each takes on the disk.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "json", "metrics")),
+    default="table",
+    show_default=True,
+    help="metrics: for Prometheus; no image is read for them, so that they tell no state.",
+)
+@click.option("--output", default="", metavar="FILE", help="Write to FILE, by a rename.")
+@click.argument("directories", nargs=-1, metavar="[VOLUME]...")
+def listing(
+    *,
+    engine: str | None,
+    reference: str,
+    all_: bool,
+    count_bytes: bool,
+    form: str,
+    output: str,
+    directories: tuple[str, ...],
+) -> None:
+    r"""List volumes: of docker and podman, or the directories that are given.
+
+    Of each its application, its state, the recorded image, the last run, whether that was verified,
+    the copies that wait (ipavolume conflicts) and its snapshots. Changes nothing. Exits with 0
+    where all could be looked at, otherwise with 74.
+
+    \b
+    Examples:
+        ipavolume list
+        ipavolume list --image example/ipa:4.12 /srv/ipa-*
+        ipavolume list --format metrics --output /var/lib/node_exporter/ipavolume.prom
+    """
+    from dataclasses import replace
+
+    from ipavolume.commands import fleet
+
+    if reference and form == "metrics":
+        raise UsageError("--format metrics reads no image; leave --image out")
+    places = fleet.places(engine or "", directories, image=reference)
+    if form == "metrics":
+        places = [replace(place, image="") for place in places]
+    with fleet.Fleet(count_bytes=count_bytes, all_=all_) as looking:
+        rows = list(looking.rows(places))
+    lines = {"table": shown.table, "json": shown.as_json, "metrics": shown.metrics}[form](rows)
+    if output:
+        fleet.write(output, "".join(f"{line}\n" for line in lines))
+    else:
+        for line in lines:
+            click.echo(line)
+    sys.exit(fleet.status_of(rows))

@@ -1,0 +1,312 @@
+"""``list``: many volumes, each in a line; what each says of itself, and what its image says of it.
+
+Nothing is changed, no volume is locked, and an engine is only asked what it has. With an image
+its state is judged as a start would; a plan is made by ``check``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from ipavolume.commands import check, conflicts, status
+from ipavolume.context import Context, Options
+from ipavolume.engines.copy import ImageCopy, opened_image
+from ipavolume.engines.engine import NAMES, Engine, NamedVolume, User
+from ipavolume.errors import (
+    EXIT_IO,
+    CannotCreateError,
+    IpaVolumeError,
+    StoppedError,
+    VolumeIOError,
+    told_as,
+    unforeseen,
+)
+from ipavolume.image.image import Image
+from ipavolume.linux import files, signals
+from ipavolume.volume import history, members, snapshots
+from ipavolume.volume.facts import mark_of_kept, read_facts
+from ipavolume.volume.tree import walk
+from ipavolume.volume.volumes import Volumes
+
+_MOUNT: Final = "/data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A volume of the list, before it is looked at.
+
+    Attributes:
+        name: What people call it.
+        directory: Where it is on this host.
+        engine: The engine that has it, or "".
+        container: A container that uses it, or "".
+        image: The image that it is to be judged by, or "".
+        others: The further volumes of that container, by mount.
+    """
+
+    name: str
+    directory: str
+    engine: str = ""
+    container: str = ""
+    image: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A volume of the list.
+
+    Attributes:
+        place: Which it is.
+        application: Whose state it keeps, or "".
+        uuid: Its id, or "".
+        recorded: The recorded image: its id and its name, each or "".
+        state: Its state, as ``check`` has it; "" where no image is known to judge it by.
+        reason: Why, or why there is none.
+        last_run: The last run of its history, or ``None``.
+        open: A run is open.
+        verified: The last run was verified; ``None``: there was nothing to verify.
+        conflicts: Number of copies that wait for somebody.
+        snapshots: Number of snapshots.
+        bytes: What its content takes on the disk, in allocated blocks; ``None``: not counted.
+        code: Why it cannot be looked at or not be started, as a code, or "".
+    """
+
+    place: Place
+    application: str = ""
+    uuid: str = ""
+    recorded: tuple[str, str] = ("", "")
+    state: str = ""
+    reason: str = ""
+    last_run: Mapping[str, Any] | None = None
+    open: bool = False
+    verified: bool | None = None
+    conflicts: int = 0
+    snapshots: int = 0
+    bytes: int | None = None
+    code: str = ""
+
+
+# -- which there are ---------------------------------------------------------------------
+
+
+def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[Place]:
+    """Return what is to be listed: the directories, or all volumes of the engines.
+
+    Args:
+        choice: Name of the engine, "" for every one that answers.
+        directories: Given directories; with some no engine is asked.
+        image: The image to judge all of them by, or "".
+
+    Raises:
+        CommandFailedError: If the engine of *choice* does not answer, or none does.
+    """
+    if directories:
+        return [Place(name=one, directory=one, image=image) for one in directories]
+    found: list[Place] = []
+    silent: list[IpaVolumeError] = []
+    for name in (choice,) if choice else NAMES:
+        engine = Engine(name)
+        try:
+            users = engine.users()
+            found += [_place(engine, one, users, image) for one in engine.volumes()]
+        except StoppedError:
+            raise
+        except IpaVolumeError as err:
+            silent.append(err)
+    if silent and len(silent) == (1 if choice else len(NAMES)):
+        raise silent[0]
+    return found
+
+
+def _place(engine: Engine, volume: NamedVolume, users: Sequence[User], image: str) -> Place:
+    using = [user for user in users if volume.name in dict(user.volumes).values()]
+    # Of several the one that runs is what it is for now.
+    user = max(using, key=lambda one: one.is_running, default=None)
+    place = Place(name=volume.name, directory=volume.directory, engine=engine.name)
+    if user is None:
+        return replace(place, image=image or volume.image)
+    return replace(
+        place,
+        container=user.name,
+        image=image or volume.image or user.image_id,
+        others=dict(user.volumes),
+    )
+
+
+# -- looking -----------------------------------------------------------------------------
+
+
+class Fleet:
+    """Looks at volumes; an image is read once, however many volumes are judged by it."""
+
+    def __init__(self, *, count_bytes: bool, all_: bool) -> None:
+        """Begin.
+
+        Args:
+            count_bytes: Count what each takes, which reads every directory of it.
+            all_: Volumes that nothing says to be ours are listed as well.
+        """
+        self._count_bytes = count_bytes
+        self._all = all_
+        self._copies: dict[tuple[str, str], tuple[ImageCopy, str] | IpaVolumeError] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Fleet:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the copies of images."""
+        self._stack.close()
+
+    def rows(self, places_: Sequence[Place]) -> Iterator[Row]:
+        """Yield a row for each volume; what is wrong with one does not stop the others.
+
+        Raises:
+            StoppedError: If a signal asked for an end.
+        """
+        directories = {place.name: place.directory for place in places_}
+        for place in places_:
+            signals.check()
+            try:
+                with told_as(unforeseen):
+                    row = self._row(place)
+                    if row is None:
+                        continue
+                    yield self._judged(row, directories) if place.image else row
+            except StoppedError:
+                raise
+            except IpaVolumeError as err:
+                yield Row(place=place, code=err.code, reason=str(err))
+
+    def _row(self, place: Place) -> Row | None:
+        """Return what a volume says of itself; ``None``: it is none of ours."""
+        try:
+            volume = members.open_volume(_MOUNT, place.directory)
+        except VolumeIOError:
+            if place.engine and not self._all and not os.path.lexists(place.directory):
+                # One that is only mounted while a container uses it; whose it is nobody can tell.
+                return None
+            raise
+        try:
+            if place.engine and not self._all and not mark_of_kept(volume):
+                return None
+            facts = read_facts(volume)
+            runs = history.read_history(volume)
+        finally:
+            os.close(volume.fd)
+        card = status.read_card(place.directory)
+        known = facts.baseline
+        mount = known.volumes[0].mount if known is not None and known.volumes else _MOUNT
+        verified = None
+        if card.verified is not None and runs and card.verified["run"] == runs[-1]["run"]:
+            verified = not card.verified["failed"]
+        alone = members.open_volume(mount, place.directory)
+        try:
+            volumes = Volumes({mount: alone}, volatile={}, inside=False)
+            waiting = len(conflicts.conflicts(volumes))
+            kept = len(snapshots.read_snapshots(volumes))
+            size = _bytes(alone) if self._count_bytes else None
+        finally:
+            os.close(alone.fd)
+        return Row(
+            place=place,
+            application=facts.application,
+            uuid=facts.identity.uuid if facts.identity else "",
+            recorded=(facts.build_id or "", known.image_name if known else ""),
+            last_run=runs[-1] if runs else None,
+            open=facts.transaction is not None,
+            verified=verified,
+            conflicts=waiting,
+            snapshots=kept,
+            bytes=size,
+            reason="" if place.image else "no image is known to judge it by",
+        )
+
+    def _judged(self, row: Row, directories: Mapping[str, str]) -> Row:
+        place = row.place
+        try:
+            copy, primary = self._copy(place)
+        except IpaVolumeError as err:
+            return replace(row, reason=str(err), code=err.code)
+        where = {
+            mount: directories.get(name, name)
+            for mount, name in place.others.items()
+            if name.startswith("/") or name in directories
+        }
+        if place.others and where.get(primary) != place.directory:
+            # Of a container with several volumes it is the first one that says what they are.
+            return replace(row, reason=f"belongs to the volume at {primary} of {place.container}")
+        options = Options(
+            root=copy.root,
+            called=copy.reference,
+            volumes={**where, primary: place.directory} if where else {"": place.directory},
+        )
+        with Context(options) as context:
+            state, reason, code = check.state_of(context)
+        return replace(row, state=str(state), reason=reason, code=code)
+
+    def _copy(self, place: Place) -> tuple[ImageCopy, str]:
+        """Return the copy of a volume's image, and the mount of its primary volume.
+
+        Raises:
+            IpaVolumeError: If it cannot be had, or has no manifest.
+        """
+        key = (place.engine, place.image)
+        if key not in self._copies:
+            try:
+                _, copy = self._stack.enter_context(opened_image(place.engine, place.image))
+                with Image(copy.root, called=copy.reference) as image:
+                    specs = [one.mount for one in image.header.volumes if not one.volatile]
+                self._copies[key] = copy, specs[0]
+            except StoppedError:
+                raise
+            except IpaVolumeError as err:
+                self._copies[key] = err
+        found = self._copies[key]
+        if isinstance(found, IpaVolumeError):
+            raise found
+        return found
+
+
+def _bytes(volume: members.Volume) -> int:
+    """Return the allocated bytes of all that is on a volume but ours; each inode counts once."""
+    known: set[tuple[int, int]] = set()
+    total = 0
+    for _, _, _, st in walk(volume.fd, volume.mount, mounted=(), unreadable=lambda *_: None):
+        if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+            if (st.st_dev, st.st_ino) in known:
+                continue
+            known.add((st.st_dev, st.st_ino))
+        total += st.st_blocks * 512
+    return total
+
+
+def status_of(rows: Sequence[Row]) -> int:
+    """Return the exit status: not 0 where a volume could not be looked at."""
+    return EXIT_IO if any(row.code and not row.state for row in rows) else 0
+
+
+def write(path: str, content: str) -> None:
+    """Put *content* into the file *path*, complete or not at all: others read it at any time.
+
+    Raises:
+        CannotCreateError: If that fails.
+    """
+    above, name = os.path.split(path)
+    try:
+        directory = os.open(above or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            files.write_file(directory, name, content.encode("utf-8", "surrogateescape"))
+        finally:
+            os.close(directory)
+    except OSError as err:
+        raise CannotCreateError(
+            f"cannot write {path!r}: {err.strerror}", hint="Name another file: --output FILE."
+        ) from err

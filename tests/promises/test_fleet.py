@@ -1,0 +1,137 @@
+"""``ipavolume list``: many volumes, each in a line, for people, scripts and Prometheus."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import run_ipavolume
+from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_tool
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+ODD = 'odd "name"\\'
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Image]:
+    """Volumes in many states below one directory, and the image that is to be judged by."""
+    top = tmp_path_factory.mktemp("fleet")
+
+    def image(version: str) -> Image:
+        conf = Packaged(path="/etc/app.conf", words="%config(noreplace)", content=version)
+        rpm = build_rpm(top, "app", [conf], version=version)
+        return Site(top=top).image(
+            f"image-{version}",
+            [rpm],
+            lists={"/data": ["/etc/app.conf", "/var/lib/app/"]},
+            config='application = ["app"]\n',
+            edit=lambda one: one.mask_steps(),
+        )
+
+    first, second = image("1"), image("2")
+
+    def volume(name: str, *images: Image, edited: bool = False) -> Path:
+        place = top / name
+        place.mkdir(mode=0o755)
+        for one in images:
+            run_ipavolume("upgrade", "--root", one.root, "--volume", place)
+            if edited:
+                (place / "etc/app.conf").write_text("edited\n")
+        return place
+
+    volume("current", second)
+    volume("old", first)
+    volume("edited", first, second, edited=True)
+    volume("empty")
+    volume(ODD, first)
+    (volume("damaged", first) / ".ipavolume/baseline.jsonl").write_text("{}\n")
+    (volume("hostile", first) / ".ipavolume").chmod(0o777)
+    return top, second
+
+
+NAMES = ("current", "old", "edited", "empty", ODD, "damaged", "hostile", "gone")
+
+
+def listed(fleet: tuple[Path, Image], *args: str, status: int = 74) -> str:
+    return run_ipavolume("list", *args, *(fleet[0] / name for name in NAMES), status=status).stdout
+
+
+def rows(fleet: tuple[Path, Image], *args: str, status: int = 74) -> dict[str, dict[str, Any]]:
+    lines = listed(fleet, "--format", "json", *args, status=status).splitlines()
+    return {Path(row["name"]).name: row for row in map(json.loads, lines)}
+
+
+def test_what_volumes_say_of_themselves(fleet: tuple[Path, Image]) -> None:
+    before = picture(fleet[0])
+    found = rows(fleet)
+    assert picture(fleet[0]) == before
+    assert list(found) == list(NAMES)
+    assert {name: row["code"] for name, row in found.items() if row["code"]} == {
+        "damaged": "damaged-state",
+        "hostile": "unsafe-volume",
+        "gone": "no-volume",
+    }
+    current = found["current"]
+    assert (current["application"], current["recorded"]["id"]) == ("app", "image-2")
+    assert current["last_run"]["result"] == "done"
+    assert current["bytes"] is None
+    assert found["edited"]["conflicts"] == 1
+    assert found["empty"]["recorded"]["id"] == ""
+    # Nobody said by which image.
+    assert {row["state"] for row in found.values()} == {None}
+
+
+def test_bytes_are_counted_where_that_is_asked(fleet: tuple[Path, Image]) -> None:
+    data = fleet[0] / "old/var/lib/app/data"
+    before = rows(fleet, "--bytes")["old"]["bytes"]
+    data.write_bytes(b"x" * 1_000_000)
+    data.with_name("again").hardlink_to(data)
+    assert 1_000_000 <= rows(fleet, "--bytes")["old"]["bytes"] - before < 1_100_000
+    data.unlink()
+    data.with_name("again").unlink()
+
+
+def test_people_get_a_table(fleet: tuple[Path, Image]) -> None:
+    head, *lines = listed(fleet).splitlines()
+    assert head.split()[:3] == ["VOLUME", "APPLICATION", "STATE"]
+    assert len(lines) == len(NAMES) + 3
+    shown = {line.split()[0].rpartition("/")[2]: line for line in lines if ODD not in line}
+    assert "1 to look at" in shown["edited"]
+    assert shown["damaged:"].endswith("[damaged-state]")
+    assert len({len(line[: line.index(" app ")]) for line in lines if " app " in line}) == 1
+
+
+def test_metrics_are_what_prometheus_takes(fleet: tuple[Path, Image], tmp_path: Path) -> None:
+    promtool = need_tool("promtool")
+    file = tmp_path / "ipavolume.prom"
+    file.write_text("older, and longer\n" * 1000)
+    assert listed(fleet, "--format", "metrics", "--bytes", "--output", str(file)) == ""
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        check=False,
+        input=file.read_text(),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    text = file.read_text()
+    assert f'ipavolume_readable{{volume="{fleet[0]}/gone",engine=""}} 0' in text
+    assert f'ipavolume_conflicts{{volume="{fleet[0]}/edited",engine=""}} 1' in text
+    assert f'ipavolume_last_run_done{{volume="{fleet[0]}/current",engine=""}} 1' in text
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_metrics_read_no_image(fleet: tuple[Path, Image]) -> None:
+    said = listed(fleet, "--format", "metrics", "--image", "app:2", status=2)
+    assert said == ""
+
+
+def test_a_file_that_cannot_be_written_is_said(fleet: tuple[Path, Image], tmp_path: Path) -> None:
+    done = run_ipavolume("list", "--output", tmp_path / "no/such", fleet[0] / "current", status=73)
+    assert "--output FILE" in done.stderr
