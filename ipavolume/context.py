@@ -41,6 +41,7 @@ class Options:
         retry_run: Try at once what failed several times, if this is what the failure calls itself.
         rehearsal: It is done to a copy, to see whether it goes well.
         waits: A start that is not to be tried again yet waits; otherwise it ends.
+        snapshot: Whether something to go back to is kept before an upgrade; "": as the image says.
     """
 
     root: str = "/"
@@ -57,6 +58,7 @@ class Options:
     retry_run: str = ""
     waits: bool = True
     rehearsal: bool = False
+    snapshot: str = ""
 
 
 _SHARED: Final = "shared-path"

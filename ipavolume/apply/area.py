@@ -135,12 +135,25 @@ def discard_staging(volume: Volume) -> None:
         os.close(fd)
 
 
-def sync_area(volume: Volume, *, now: str = "") -> None:
-    """Make all that was written to *volume* durable; *now* says what it is when that fails."""
+def sync_area(volume: Volume, *, now: str = "", making: bool = False) -> None:
+    """Make all that was written to *volume* durable.
+
+    Args:
+        volume: The volume.
+        now: What it is when that fails.
+        making: A snapshot is being made; otherwise each that is there was durable before.
+    """
     with attempt("write to", volume.directory, now=now):
         if volume.file_system.startswith(_WITHOUT_SYNCFS):
             # syncfs is not passed on by these; every file is synced by itself.
-            trees.sync_tree(volume.fd, STATE_DIRECTORY)
+            state = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
+            try:
+                for name in files.listdir(state):
+                    if making or name != layout.SNAPSHOTS:
+                        trees.sync_tree(state, name)
+                files.sync(state)
+            finally:
+                os.close(state)
             files.sync(volume.fd)
         else:
             libc.sync_file_system(volume.fd)

@@ -36,7 +36,7 @@ def around(context: Context) -> tuple[tuple[str, str], ...]:
         space.append(
             ((room.f_bavail * room.f_frsize >> 20).bit_length(), room.f_favail.bit_length())
         )
-    said = (context.image.config, sorted(options.allow), options.came_from)
+    said = (context.image.config, sorted(options.allow), options.came_from, options.snapshot)
     values = {
         "configuration": hashlib.sha256(repr(said).encode("utf-8", "replace")).hexdigest()[:16],
         "mounts": encodable(repr((mounts, sorted(volumes.mounted_below()))))[:4096],

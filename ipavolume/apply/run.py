@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from ipavolume.apply import attempts, commit, journal, roots, saved, stage
+from ipavolume.apply import attempts, commit, journal, roots, saved, snapshot, stage
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.stage import Index
@@ -44,6 +44,7 @@ from ipavolume.model.tasks import (
     pending,
 )
 from ipavolume.plan.draft import Draft, recorded_of
+from ipavolume.plan.snapshot import WayBack
 from ipavolume.plan.verdict import State
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
@@ -117,6 +118,9 @@ def _carry_out(
         first = next(iter(areas.values()))
         try:
             with told_as(unforeseen):
+                primary = facts[context.volumes.primary.mount]
+                snapshot.remove_leftovers(context.volumes, primary)
+                transaction = _with_snapshot(context, made, facts, transaction, speaker)
                 stage.Stage(made.plan, image, areas, index, speaker.say).run(pristine=made.pristine)
             with failures.attempt("write to", first.volume.directory):
                 image.copy_manifest(first.work, layout.BASELINE)
@@ -139,6 +143,29 @@ def _carry_out(
     finally:
         for area in areas.values():
             area.close()
+
+
+def _with_snapshot(
+    context: Context,
+    made: Draft,
+    facts: Mapping[str, Facts],
+    transaction: Transaction,
+    speaker: Speaker,
+) -> Transaction:
+    """Make the snapshot that was decided on; return *transaction* with what is gone back to."""
+    if made.way_back is None:
+        return transaction
+    if made.way_back.inherited:
+        return replace(transaction, snapshot=made.way_back.inherited)
+    done = snapshot.make(
+        context.volumes,
+        made.way_back,
+        facts,
+        run=transaction.run,
+        primary=transaction.primary,
+        say=speaker.say,
+    )
+    return transaction if done is None else replace(transaction, snapshot=done.run)
 
 
 def _new_transaction(volumes: Volumes, plan: Plan, facts: Mapping[str, Facts]) -> Transaction:
@@ -211,6 +238,8 @@ def resume(
     plan = read_open_plan(context.volumes, facts)
     plan = replace(plan, overrides=tuple(dict.fromkeys((*plan.overrides, *overrides))))
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
+    if transaction.snapshot:
+        speaker.say(WayBack(inherited=transaction.snapshot).line)
     areas = {}
     for mount, volume in context.volumes.items():
         theirs = facts[mount].transaction
@@ -425,6 +454,8 @@ class _Run:
             check_lock=self._context.volumes.check_lock,
         )
         attempts.forget(self._context)
+        if not unexecuted:
+            snapshot.prune(self._context, self._speaker.say)
 
 
 @contextlib.contextmanager

@@ -265,6 +265,8 @@ def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: b
     totals = ", ".join(f"{number} {word}" for word, number in text.counts(plan.actions).items())
     nothing = "no file has to change" if plan.tasks else "record the new id, change nothing"
     click.echo(f"  plan: {totals or nothing}")
+    if found.draft.way_back is not None:
+        click.echo(f"  {text.escape(found.draft.way_back.line)}")
     for action in described(plan.actions) if full else ():
         word = verb(action)
         head = click.style(f"{word:<9}", fg=_colour(word))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ipavolume.engines.audit import Finding as AuditFinding
     from ipavolume.plan.draft import Draft
     from ipavolume.plan.rehearsed import Rehearsed
+    from ipavolume.plan.snapshot import WayBack
     from ipavolume.plan.tasks import Preview
     from ipavolume.prepare.findings import Finding
     from ipavolume.prepare.run import PrepareResult
@@ -162,6 +163,7 @@ def inspection_data(found: Inspection) -> dict[str, Any]:
         "image": found.image,
         "plan": plan_data(found.draft.plan)["actions"] if found.draft else [],
         "tasks": tasks_data(found.draft),
+        "way_back": way_back_data(found.draft.way_back if found.draft else None),
         "findings": [
             {
                 "code": item.code,
@@ -185,6 +187,21 @@ def rehearsed_data(found: Rehearsed) -> dict[str, Any]:
         "step": found.step,
         "lines": list(found.lines),
         "seconds": found.seconds,
+    }
+
+
+def way_back_data(way: WayBack | None) -> dict[str, Any] | None:
+    """Return what there will be to go back to as plain data."""
+    if way is None:
+        return None
+    return {
+        "method": None if way.method is None else str(way.method),
+        "files": way.files,
+        "bytes": way.bytes,
+        "inherited": way.inherited,
+        "why": way.why,
+        "hint": way.hint,
+        "lacks": [list(one) for one in way.lacks],
     }
 
 

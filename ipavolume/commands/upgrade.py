@@ -183,6 +183,8 @@ def bring_up(
             _refuse_while_waiting(context.image, context.volumes, verdict)
             made = draft(context, verdict, facts, say=speaker.say)
             _refuse_unreadable(made)
+            if made.way_back is not None and not again:
+                speaker.say(made.way_back.line)
             if Phase.ONLINE in phases:
                 refuse_outside(made.plan.tasks, root=context.options.root)
             if begin is not None:

@@ -133,6 +133,29 @@ class ReadyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotConfig:
+    """What is kept of the volumes before an upgrade, to go back to.
+
+    Attributes:
+        before_upgrade: ``auto``: where it is cheap; ``always``: or the upgrade is refused;
+            ``never``.
+        copy_limit_bytes: The largest copy that ``auto`` makes where files cannot be cloned.
+        files_limit: The most files that ``auto`` clones or copies.
+        keep: How many stay once an upgrade is committed.
+        leave_out: Globs of what is not kept, and not brought back either.
+    """
+
+    before_upgrade: str = "auto"
+    copy_limit_bytes: int = 1 << 30
+    files_limit: int = 200_000
+    keep: int = 1
+    leave_out: tuple[str, ...] = ()
+
+
+SNAPSHOT_WORDS: Final = ("auto", "always", "never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The configuration, defaults filled in.
 
@@ -156,6 +179,7 @@ class Config:
         ready: When the application is ready.
         lock_lost: What follows when the lock of a volume on a network is lost: ``end`` the
             container or ``keep`` it; "": it is ended on NFS.
+        snapshot: What is kept of the volumes before an upgrade.
     """
 
     profile: str
@@ -174,6 +198,7 @@ class Config:
     first_run: FirstRunConfig | None = None
     ready: ReadyConfig = ReadyConfig()
     lock_lost: str = ""
+    snapshot: SnapshotConfig = SnapshotConfig()
 
 
 def default_volume(mount: str) -> VolumeConfig:

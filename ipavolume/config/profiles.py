@@ -24,6 +24,7 @@ from ipavolume.config.model import (
     FirstRunConfig,
     ReadyConfig,
     ScriptletsConfig,
+    SnapshotConfig,
     Substitution,
     VolumeConfig,
 )
@@ -85,6 +86,8 @@ PROFILES: Final = {
             units=("ipa.service", "dirsrv@*.service", "krb5kdc.service", "httpd.service"),
             ports=(88, 389, 443),
         ),
+        # A log that an upgrade has written says why it is gone back from.
+        snapshot=SnapshotConfig(leave_out=("/var/log/**",)),
     ),
 }
 

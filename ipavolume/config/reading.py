@@ -13,12 +13,14 @@ from typing import Any, Final
 
 from ipavolume.config.model import (
     GENERIC,
+    SNAPSHOT_WORDS,
     VERSION_TIMEOUT_S,
     Config,
     DeclaredPackage,
     FirstRunConfig,
     ReadyConfig,
     ScriptletsConfig,
+    SnapshotConfig,
     Substitution,
     VolumeConfig,
     default_volume,
@@ -33,6 +35,7 @@ from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
 
 _MAX_PORT: Final = 65535
 _MAX_PATH: Final = 4096
+_MAX_NUMBER: Final = 1_000_000_000
 _UNIT: Final = re.compile(
     r"[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
     r"|automount)",
@@ -160,6 +163,13 @@ class _Table:
             return default
         return value
 
+    def number(self, key: str, default: int) -> int:
+        value = self._values.pop(key, default)
+        if type(value) is not int or not 0 <= value <= _MAX_NUMBER:
+            self.fault(key, f"must be a whole number from 0 to {_MAX_NUMBER}")
+            return default
+        return value
+
     def ports(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
         value = self._values.pop(key, list(default))
         if not isinstance(value, list) or not all(
@@ -273,6 +283,7 @@ def _read_config(top: _Table) -> Config:
         first_run=_read_first_run(top, default.first_run),
         ready=_read_ready(top, default.ready),
         lock_lost=lock.text("lost", default.lock_lost, check=_one_of(("end", "keep"))),
+        snapshot=_read_snapshot(top, default.snapshot),
     )
     for table in (start, accept, files, lock, top):
         table.done()
@@ -444,3 +455,31 @@ def _read_ready(top: _Table, default: ReadyConfig) -> ReadyConfig:
     )
     table.done()
     return config
+
+
+def _read_snapshot(top: _Table, default: SnapshotConfig) -> SnapshotConfig:
+    table = top.table("snapshot")
+    limit = table.text("copy-limit", "", check=_size_fault)
+    config = SnapshotConfig(
+        before_upgrade=table.text(
+            "before-upgrade", default.before_upgrade, check=_one_of(SNAPSHOT_WORDS)
+        ),
+        copy_limit_bytes=_bytes(limit) if limit else default.copy_limit_bytes,
+        files_limit=table.number("files-limit", default.files_limit),
+        keep=table.number("keep", default.keep),
+        leave_out=table.texts("leave-out", default.leave_out, check=_path_fault),
+    )
+    table.done()
+    return config
+
+
+_SIZE: Final = re.compile(r"([0-9]{1,6}) ?([KMGT])iB")
+
+
+def _size_fault(value: str) -> str:
+    return "" if _SIZE.fullmatch(value) else f"{value!r:.80} is no size such as '1GiB' or '500MiB'"
+
+
+def _bytes(value: str) -> int:
+    match = _SIZE.fullmatch(value)
+    return int(match[1]) << 10 * ("KMGT".index(match[2]) + 1) if match else 0

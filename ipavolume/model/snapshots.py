@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -88,3 +89,35 @@ class Original:
     ctime_ns: int
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What the volumes have that a snapshot would hold.
+
+    Attributes:
+        files: Number of files, links and FIFOs.
+        bytes: What they take on each volume, in allocated blocks; by mount.
+        lacks: What belongs to the volumes and could not be in it, with the reason.
+    """
+
+    files: int
+    bytes: Mapping[str, int]
+    lacks: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A file system that volumes are on.
+
+    Attributes:
+        mounts: The volumes that share it.
+        free: Bytes that are free.
+        total: Bytes that it has.
+        needed: Bytes that the run itself takes of it at most.
+    """
+
+    mounts: tuple[str, ...]
+    free: int
+    total: int
+    needed: int

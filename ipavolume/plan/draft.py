@@ -24,13 +24,15 @@ from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
 from ipavolume.plan.planner import plan_files, plan_populate, plan_rebuilt
+from ipavolume.plan.snapshot import WayBack, decide, is_required
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
-from ipavolume.volume import adopt, candidates, history, owners
+from ipavolume.volume import adopt, candidates, extent, owners
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.members import Volume
+from ipavolume.volume.snapshots import chain_run, next_run
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -52,6 +54,7 @@ class Draft:
         unreadable: Paths that could not be looked at, with the reason.
         previews: What the tasks would do, by their key.
         warnings: What steps have to tell.
+        way_back: What there will be to go back to; ``None`` where nothing is replaced.
     """
 
     plan: Plan
@@ -62,6 +65,7 @@ class Draft:
     unreadable: Sequence[tuple[str, str]] = ()
     previews: Mapping[str, Preview] = field(default_factory=dict)
     warnings: Sequence[Warn] = ()
+    way_back: WayBack | None = None
 
 
 def draft(
@@ -85,8 +89,8 @@ def draft(
         IpaVolumeError: If the plan cannot be made safely, or would not fit.
     """
     image = context.image.header
-    run = _run_id(context.volumes, image.build_id)
     primary = facts[context.volumes.primary.mount]
+    run = next_run(context.volumes, primary, image.build_id)
     conducted = conduct(verdict.state)
     kind = conducted.kind
     plan = Plan(
@@ -126,6 +130,9 @@ def draft(
     return replace(
         made,
         plan=replace(decided, overrides=(*decided.overrides, *overrides)),
+        way_back=_way_back(
+            context, decided, primary, preflight.needed(decided, context.volumes), say
+        ),
         previews=choice.previews,
         warnings=choice.warnings,
     )
@@ -150,14 +157,40 @@ def recorded_of(volume: Volume, primary: Facts, *, came_from: str) -> ImageHeade
     return None
 
 
-def _run_id(volumes: Volumes, build_id: str) -> str:
-    """Return the id of the next run: its number, and the beginning of the image's id.
+def _way_back(
+    context: Context, made: Plan, primary: Facts, needed: Mapping[str, int], say: Progress
+) -> WayBack | None:
+    """Decide what there will be to go back to; ``None`` for a run that replaces nothing.
 
-    It follows from what is recorded, so that a dry run names what the run will name.
+    Raises:
+        VolumeIOError: If a snapshot is required that cannot be made.
     """
-    number = len(history.read_history(volumes.primary)) + 1
-    word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
-    return f"{number:04}-{word[:8] or 'image'}"
+    if made.kind not in (Kind.UPGRADE, Kind.ADOPT):
+        return None
+    if primary.pending is not None:
+        # The run before was finished without its steps: one goes back to before that.
+        run = chain_run(context.volumes, primary)
+        if run:
+            return WayBack(inherited=run)
+        return WayBack(why="the run that it goes on from, which has not run all steps, made none")
+    config = context.image.config.snapshot
+    policy = context.options.snapshot or config.before_upgrade
+    if policy == "never":
+        return WayBack(why="snapshots are turned off")
+    size = extent.measure(
+        context.volumes,
+        context.image.header,
+        config.leave_out,
+        say,
+        inside=context.image.is_inside,
+    )
+    return decide(
+        config,
+        size,
+        extent.rooms(context.volumes, needed),
+        required=is_required(policy, adopting=made.kind == Kind.ADOPT),
+        reflinks=extent.can_be_cloned(context.volumes),
+    )
 
 
 def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:

@@ -169,6 +169,11 @@ def _puts(plan: Plan) -> Iterator[regions.Put]:
                 pass
 
 
+def needed(plan: Plan, volumes: Mapping[str, Volume]) -> dict[str, int]:
+    """Return by mount how many bytes *plan* puts on the volumes, at most."""
+    return {mount: need.size for mount, need in _needs(plan, volumes).items()}
+
+
 class _Needs:
     """What a plan needs of one volume: bytes, inodes, and one of each kind of metadata."""
 

@@ -23,7 +23,7 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.snapshots import FORMAT, Original, Snapshot
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import read_history
-from ipavolume.volume.layout import SNAPSHOTS, UNDONE
+from ipavolume.volume.layout import SAVED, SNAPSHOTS, UNDONE
 from ipavolume.volume.members import (
     Volume,
     damaged,
@@ -43,6 +43,7 @@ MAKING: Final = ".making"
 """Where a snapshot is until it is whole; who finds one removes it."""
 DAMAGED: Final = "damaged-snapshot"
 
+_MAX_NUMBER: Final = 1_000_000_000
 _MAX_RECORD_BYTES: Final = 4 << 20
 _MAX_LINE_BYTES: Final = 64 << 10
 _CHUNK_BYTES: Final = 256 << 10
@@ -60,6 +61,26 @@ def snapshot_runs(volume: Volume) -> list[str]:
 def undone_runs(volume: Volume) -> list[str]:
     """Return the runs whose rollback has left something on *volume*, sorted."""
     return _names(volume, UNDONE)
+
+
+def next_run(volumes: Mapping[str, Volume], facts: Facts, build_id: str) -> str:
+    """Return the id of the next run: its number, and the beginning of an image's id.
+
+    It follows from what is recorded, so that a dry run names what the run will name; and it is of
+    no run that has left anything, finished or not.
+    """
+    primary = next(iter(volumes.values()))
+    runs = read_history(primary)
+    names = [str(run["run"]) for run in runs]
+    if facts.transaction is not None:
+        names.append(facts.transaction.run)
+    for volume in volumes.values():
+        for name in (SNAPSHOTS, UNDONE, SAVED):
+            names += _names(volume, name, numbered=True)
+    numbers = [int(digits) for name in names if (digits := name.partition("-")[0]).isdigit()]
+    number = max([len(runs), *(one for one in numbers if one < _MAX_NUMBER)]) + 1
+    word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
+    return f"{number:04}-{word[:8] or 'image'}"
 
 
 def read_snapshots(volumes: Mapping[str, Volume]) -> tuple[Snapshot, ...]:
@@ -326,9 +347,13 @@ def _open(directory: int, name: str, run: str) -> int | None:
         raise unreadable(path_of_member(directory, name), err) from err
 
 
-def _names(volume: Volume, name: str) -> list[str]:
+def _names(volume: Volume, name: str, *, numbered: bool = False) -> list[str]:
     with _inside(volume, name) as fd:
-        return [] if fd is None else sorted(filter(is_run_id, files.listdir(fd)))
+        names = [] if fd is None else files.listdir(fd)
+    if numbered:
+        # Of what was saved twice by a run, the second is called RUN.1.
+        names = [one.partition(".")[0] for one in names]
+    return sorted(filter(is_run_id, names))
 
 
 def _open_part(volume: Volume, run: str, name: str) -> int:

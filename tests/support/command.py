@@ -26,6 +26,9 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("IPAVOLUME_")}
     env["PYTHONPATH"] = str(PROJECT)
     env["PYTHONDONTWRITEBYTECODE"] = "1"
+    # Most tests are not about it, compare whole volumes or kill at every call, and the suite has a
+    # time that it may take: what is about snapshots turns them on.
+    env["IPAVOLUME_SNAPSHOT"] = "never"
     return env | dict(extra or {})
 
 

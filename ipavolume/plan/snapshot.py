@@ -1,0 +1,165 @@
+"""Whether a snapshot is made before a run, and how: decided by what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ipavolume.config.model import SnapshotConfig
+from ipavolume.errors import VolumeIOError
+from ipavolume.model.progress import size_text
+from ipavolume.model.snapshots import Method, Room, Size
+from ipavolume.volume.failures import STATE_UNTOUCHED
+
+CODE: Final = "no-snapshot"
+LEAST_FREE_BYTES: Final = 1 << 30
+LEAST_FREE_SHARE: Final = 10
+"""A tenth: what is shared with a snapshot takes room of its own as soon as it is written to."""
+_SHOWN: Final = 5
+_TURN_ON: Final = (
+    'To have one: [snapshot] before-upgrade = "always" in the image, or IPAVOLUME_SNAPSHOT=always'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayBack:
+    """What there will be to go back to.
+
+    Attributes:
+        method: How the snapshot is made; ``None``: none is.
+        files: Number of files in it.
+        bytes: What they take.
+        why: Why none is made.
+        hint: What to set to have one.
+        lacks: What is not in it, with the reason.
+        required: Without it nothing is begun.
+        inherited: Run whose snapshot the chain began with, which is gone back to.
+        leave_out: Globs of what is left out.
+    """
+
+    method: Method | None = None
+    files: int = 0
+    bytes: int = 0
+    why: str = ""
+    hint: str = ""
+    lacks: tuple[tuple[str, str], ...] = field(default=())
+    required: bool = False
+    inherited: str = ""
+    leave_out: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """What people are told of it."""
+        if self.inherited:
+            return f"way back: the snapshot of run {self.inherited}"
+        if self.method is None:
+            return f"way back: none: {self.why}" + (f". {self.hint}" if self.hint else "")
+        size = f"{self.files} files, {size_text(self.bytes)}"
+        text = f"way back: reflinks of {size}"
+        if self.method is Method.COPY:
+            text = f"way back: a copy of {size}"
+        return text + (f"; not in it: {lacking(self.lacks)}" if self.lacks else "")
+
+
+def lacking(lacks: Sequence[tuple[str, str]]) -> str:
+    """Say what a snapshot lacks, of much the beginning."""
+    shown = ", ".join(f"{path} ({why})" for path, why in lacks[:_SHOWN])
+    return shown + (f" and {len(lacks) - _SHOWN} more" if len(lacks) > _SHOWN else "")
+
+
+def is_required(policy: str, *, adopting: bool) -> bool:
+    """Tell whether nothing is begun without a snapshot.
+
+    Who adopts another project's volume has nothing else to go back to.
+    """
+    return policy == "always" or (policy == "auto" and adopting)
+
+
+def decide(
+    config: SnapshotConfig,
+    size: Size,
+    rooms: Iterable[Room],
+    *,
+    required: bool,
+    reflinks: bool,
+) -> WayBack:
+    """Decide whether a snapshot is made, and how.
+
+    Args:
+        config: What the image says.
+        size: What would be in it.
+        rooms: The file systems that it would be on.
+        required: Without it nothing is begun.
+        reflinks: Files can be cloned on all of them.
+
+    Raises:
+        VolumeIOError: If one is required that cannot be made, or not a complete one.
+    """
+    total = sum(size.bytes.values())
+    method = Method.REFLINK if reflinks else Method.COPY
+    why = _beyond(config, size, method, total) if not required else ""
+    hint = _TURN_ON if why else ""
+    if not why and (short := next(filter(None, (_short(room, size) for room in rooms)), "")):
+        why, hint = short, "Make room, for instance by ipavolume snapshot drop"
+    if required and why:
+        raise refused(why, hint)
+    if required and size.lacks:
+        raise partial(size.lacks)
+    if why:
+        return WayBack(why=why, hint=hint)
+    return WayBack(
+        method=method,
+        files=size.files,
+        bytes=total,
+        lacks=size.lacks,
+        required=required,
+        leave_out=config.leave_out,
+    )
+
+
+def partial(lacks: Sequence[tuple[str, str]]) -> VolumeIOError:
+    """Return what to raise where a complete snapshot is required and something would lack."""
+    return refused(
+        f"it would not have {lacking(lacks)}",
+        "Put what belongs to the volume on it, or mount it as a further volume of the image",
+    )
+
+
+def refused(why: str, hint: str) -> VolumeIOError:
+    """Return what to raise where a snapshot is required and cannot be made."""
+    return VolumeIOError(
+        f"nothing is begun without a complete snapshot, and there can be none: {why}",
+        code=CODE,
+        hint=f"{hint}; or take a backup and go on without a snapshot: IPAVOLUME_SNAPSHOT=never",
+        state=STATE_UNTOUCHED,
+    )
+
+
+def _beyond(config: SnapshotConfig, size: Size, method: Method, total: int) -> str:
+    """Say which limit of the configuration is exceeded; "" for none."""
+    if size.files > config.files_limit:
+        return (
+            f"the volumes have {size.files} files of {size_text(total)}, more than "
+            f"{config.files_limit} (files-limit)"
+        )
+    if method is Method.COPY and total > config.copy_limit_bytes:
+        limit = size_text(config.copy_limit_bytes)
+        return (
+            f"files cannot be cloned here, and a copy would be {size_text(total)} large, more than "
+            f"{limit} (copy-limit)"
+        )
+    return ""
+
+
+def _short(room: Room, size: Size) -> str:
+    """Say that a file system has too little room; "" when it has enough."""
+    wanted = sum(size.bytes[mount] for mount in room.mounts)
+    spare = max(LEAST_FREE_BYTES, room.total // LEAST_FREE_SHARE)
+    if room.free >= wanted + room.needed + spare:
+        return ""
+    return (
+        f"{', '.join(room.mounts)} has {size_text(room.free)} free; {size_text(wanted)} for it, "
+        f"{size_text(room.needed)} for the upgrade and {size_text(spare)} that are to stay free "
+        "are needed"
+    )

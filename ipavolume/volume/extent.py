@@ -1,0 +1,168 @@
+"""How much the volumes hold, what of them lies elsewhere, and whether they can be cloned."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+
+from ipavolume.linux import files, mounts
+from ipavolume.linux.cloning import can_reflink
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import is_within
+from ipavolume.model.progress import Meter, Progress
+from ipavolume.model.snapshots import Room, Size
+from ipavolume.volume.members import Volume
+from ipavolume.volume.room import is_shown_read_only
+from ipavolume.volume.tree import walk
+from ipavolume.volume.volumes import Volumes
+
+_CLONING = ("btrfs", "xfs")
+_NOT_KEPT = (
+    "overlay",
+    "tmpfs",
+    "devtmpfs",
+    "proc",
+    "sysfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+)
+
+
+def left_out(globs: Iterable[str], mount: str) -> Callable[[str], bool]:
+    """Return what tells whether a path of the volume at *mount* is left out of a snapshot.
+
+    A glob is written as the path that the image has, ``/var/log/**``, or that of the volume,
+    ``/data/var/log/**``; a ``*`` matches a slash as well. The path is relative to the volume's
+    root.
+    """
+    wanted = tuple(globs)
+
+    def is_left_out(path: str) -> bool:
+        return any(
+            fnmatch.fnmatchcase(f"/{path}", glob) or fnmatch.fnmatchcase(f"{mount}/{path}", glob)
+            for glob in wanted
+        )
+
+    return is_left_out
+
+
+def measure(
+    volumes: Volumes,
+    image: ImageHeader,
+    globs: Iterable[str],
+    say: Progress,
+    *,
+    inside: bool,
+) -> Size:
+    """Return how much a snapshot of *volumes* would hold, and what it could not.
+
+    Args:
+        volumes: The volumes.
+        image: Header of the image's manifest, which says what belongs on them.
+        globs: What is left out.
+        say: Told of how far it is.
+        inside: This is a container of the image: where links lead to can be told.
+    """
+    globs = tuple(globs)
+    mounted = volumes.mounted_below()
+    lacks = [(path, "something else is mounted there") for path in mounted if _belongs(path, image)]
+    count = 0
+    size = dict.fromkeys(volumes, 0)
+    meter = Meter(say, "looking at how much the volumes hold")
+    for mount, volume in volumes.items():
+        is_left_out = left_out(globs, mount)
+        ours = f"{mount}/{STATE_DIRECTORY}/"
+        walked = walk(
+            volume.fd,
+            mount,
+            mounted=mounted,
+            unreadable=lambda *_: None,
+            read_only=lambda _: None,
+        )
+        for path, _, _, st in meter.counted(walked):
+            if path.startswith(ours) or (globs and is_left_out(path[len(mount) + 1 :])):
+                continue
+            if stat.S_ISREG(st.st_mode):
+                # Each name of a file has its share.
+                size[mount] += st.st_blocks * 512 // st.st_nlink
+            elif stat.S_ISLNK(st.st_mode) and inside and st.st_uid == 0:
+                lacks += [(path, why) for why in _elsewhere(path, tuple(volumes))]
+            count += not stat.S_ISDIR(st.st_mode)
+    return Size(files=count, bytes=size, lacks=tuple(lacks))
+
+
+def _belongs(path: str, image: ImageHeader) -> bool:
+    """Tell whether *path* on a volume is listed, or lies above or below what is."""
+    for spec in image.volumes:
+        if not is_within(path, spec.mount):
+            continue
+        below = path[len(spec.mount) :]
+        for entry in spec.entries:
+            if any(is_within(one, entry) or is_within(entry, one) for one in (below, path)):
+                return True
+    return False
+
+
+def _elsewhere(path: str, kept: tuple[str, ...]) -> tuple[str, ...]:
+    """Say of a link of root's that leads to a directory on something else that lasts.
+
+    What is in the image is the image's, and what is in memory ends with the container.
+    """
+    try:
+        target = os.path.realpath(path, strict=True)
+        st = os.stat(target)
+    except OSError:
+        return ()
+    if not stat.S_ISDIR(st.st_mode) or any(is_within(target, mount) for mount in kept):
+        return ()
+    if st.st_dev == _root_device() or mounts.file_system_of(target)[0] in _NOT_KEPT:
+        return ()
+    return (f"leads out of the volume, to {target}",)
+
+
+@functools.cache
+def _root_device() -> int:
+    return os.stat("/").st_dev
+
+
+def rooms(volumes: Mapping[str, Volume], needed: Mapping[str, int]) -> list[Room]:
+    """Return the file systems that *volumes* are on, and what of each is *needed* by mount."""
+    shared: dict[int, list[str]] = {}
+    for mount, volume in volumes.items():
+        shared.setdefault(files.fstat(volume.fd).st_dev, []).append(mount)
+    result = []
+    for group in shared.values():
+        found = os.statvfs(volumes[group[0]].fd)
+        blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+        result.append(
+            Room(
+                mounts=tuple(group),
+                free=blocks * found.f_frsize,
+                total=found.f_blocks * found.f_frsize,
+                needed=sum(needed[mount] for mount in group),
+            )
+        )
+    return result
+
+
+def can_be_cloned(volumes: Mapping[str, Volume]) -> bool:
+    """Tell whether files on all *volumes* can be cloned; nothing is seen of trying it.
+
+    Where nothing can be tried, because this is not root or the mount is shown read-only, the type
+    of the file system tells.
+    """
+    for volume in volumes.values():
+        known = None
+        if os.geteuid() == 0 and not is_shown_read_only(volume):
+            known = can_reflink(volume.fd)
+        if known is None:
+            known = volume.file_system in _CLONING
+        if not known:
+            return False
+    return True

@@ -1,0 +1,387 @@
+"""Before an upgrade a snapshot is made, whole or not at all, or it is said why there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support import tracing
+from support.command import clean_environment
+from support.filesystems import Filesystems
+from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_tool
+from support.upgrades import Site, set_acl, set_capability
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+ALWAYS: Final = {"IPAVOLUME_SNAPSHOT": "always"}
+AUTO: Final = {"IPAVOLUME_SNAPSHOT": "auto"}
+ROOMY_MB: Final = 2600
+"""A file system on which a gigabyte stays free; the file that it is in has holes."""
+LISTS: Final = {"/data": ["/etc/app/", "/var/lib/app/", "/var/log/app/"]}
+TWO: Final = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/more"\n'
+EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "9"))
+
+
+def _files(version: str) -> list[Packaged]:
+    noreplace = "%config(noreplace)"
+    return [
+        Packaged(path="/etc/app", directory=True),
+        Packaged(path="/etc/app/app.conf", words=noreplace, content=f"version {version}\n"),
+        Packaged(path="/etc/app/program", content=f"program {version}\n"),
+        Packaged(path="/var/lib/app", directory=True, words="%attr(0750,svc,svc)"),
+        Packaged(path="/var/lib/app/schema", content=f"schema {version}\n"),
+        Packaged(path="/var/log/app", directory=True),
+    ]
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A package, and its next versions."""
+    top = tmp_path_factory.mktemp("snapshots")
+    return {number: build_rpm(top, "app", _files(number), version=number) for number in "123"}
+
+
+Images = Callable[..., dict[str, Image]]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, versions: Mapping[str, Path]) -> Images:
+    """Make images of the package, once for each configuration."""
+    made: dict[str, dict[str, Image]] = {}
+
+    def make(config: str = "", lists: Mapping[str, list[str]] = LISTS) -> dict[str, Image]:
+        if config not in made:
+            site = Site(top=tmp_path_factory.mktemp("images"))
+            made[config] = {
+                number: site.image(f"image-{number}", [rpm], lists=lists, config=config)
+                for number, rpm in versions.items()
+            }
+        return made[config]
+
+    return make
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A machine with room."""
+    return Site(top=tmp_path)
+
+
+def _on(filesystem: Filesystems, kind: str, mount: str = "/data") -> dict[str, Path]:
+    place = filesystem(kind, ROOMY_MB) / "volume"
+    place.mkdir()
+    return {mount: place}
+
+
+def _live(volume: Path) -> None:
+    """Write what an application and an administrator write."""
+    lib = volume / "var/lib/app"
+    (lib / "database").write_bytes(os.urandom(1 << 20))
+    os.chown(lib / "database", 250, 250)
+    (lib / "database").chmod(0o640)
+    with (lib / "map").open("wb") as sparse:
+        sparse.truncate(1 << 30)
+        sparse.seek(1 << 20)
+        sparse.write(b"what LMDB has used of its map")
+    (lib / "hard").hardlink_to(lib / "database")
+    (lib / "link").symlink_to("database")
+    os.mkfifo(lib / "fifo", 0o600)
+    set_acl(lib / "database", "u:251:r")
+    (lib / "program").write_text("x")
+    set_capability(lib / "program", "cap_net_bind_service=ep")
+    os.setxattr(lib / "program", "trusted.note", b"\0")
+    (lib / "deep\n\\er").mkdir()
+    (lib / "deep\n\\er/file").write_text("odd")
+    (volume / "etc/app/app.conf").write_text("edited\n")
+    (volume / "var/log/app/log").write_text("a line\n")
+    with socket.socket(socket.AF_UNIX) as listening:
+        # So long a path is no name of a socket.
+        here = os.open(lib, os.O_RDONLY)
+        try:
+            listening.bind(f"/proc/self/fd/{here}/socket")
+        finally:
+            os.close(here)
+
+
+def _seen(volume: Path) -> dict[str, tuple[object, ...]]:
+    return picture(volume, leave_out=lambda path: path == "/.ipavolume" or path.endswith("/socket"))
+
+
+def _snapshots(volume: Path) -> Path:
+    return volume / ".ipavolume/snapshots"
+
+
+def _record(volume: Path) -> dict[str, Any]:
+    (run,) = _snapshots(volume).iterdir()
+    record = json.loads((run / "record.json").read_text())
+    assert isinstance(record, dict)
+    return record
+
+
+def _tree(volume: Path, *, times: bool = True) -> dict[str, tuple[object, ...]]:
+    """Return the whole volume, but for what every run of a start leaves of itself."""
+    return picture(volume, times=times, leave_out=lambda path: path == "/.ipavolume/attempts.json")
+
+
+# -- what is in it -----------------------------------------------------------------------
+
+
+@pytest.mark.filesystem
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_snapshot_is_the_volume_as_it_was(
+    filesystem: Filesystems, tmp_path: Path, images: Images, kind: str
+) -> None:
+    """All that can be compared is compared, on a file system that copies and on two that clone."""
+    site = Site(top=tmp_path, volumes=_on(filesystem, kind))
+    volume = site.volume()
+    made = images()
+    site.upgrade(made["1"])
+    assert not _snapshots(volume).exists()
+    _live(volume)
+    before = _seen(volume)
+    state = {
+        name: (volume / ".ipavolume" / name).read_bytes() for name in ("baseline.jsonl", "index")
+    }
+    said = site.run("upgrade", made["2"], env=ALWAYS).stderr
+    assert "way back: " in said.split("the volume is")[1]
+    assert ("a copy of" in said) is (kind == "ext4")
+    (run,) = _snapshots(volume).iterdir()
+    assert picture(run / "content") == before
+    assert (volume / "var/lib/app/schema").read_text() == "schema 2\n"
+    assert {name: (run / "state" / name).read_bytes() for name in state} == state
+    assert (run / "state/build-id").read_text() == "image-1\n"
+    record = _record(volume)
+    assert (record["run"], record["from_build"], record["by_hand"]) == (run.name, "image-1", False)
+    assert (record["devices"], record["lacks"]) == (1, [])
+    assert record["method"] == ("copy" if kind == "ext4" else "reflink")
+    assert kind == "ext4" or record["copied"] == 0
+    assert _snapshots(volume).stat().st_mode & 0o7777 == 0o700
+    assert site.history()[-1]["snapshot"] == run.name
+    originals = (run / "originals").read_bytes().split(b"\0")[:-1]
+    st = (volume / "var/lib/app/database").stat()
+    line = b"%d %d %d %d /data/var/lib/app/database" % (
+        *(st.st_ino, st.st_ctime_ns, st.st_size, st.st_mtime_ns),
+    )
+    assert line in originals
+
+
+@pytest.mark.filesystem
+def test_every_volume_has_its_part_of_one_snapshot(
+    filesystem: Filesystems, tmp_path: Path, images: Images
+) -> None:
+    volumes = _on(filesystem, "xfs") | _on(filesystem, "ext4", "/more")
+    site = Site(top=tmp_path, volumes=volumes)
+    made = images(TWO, {"/data": ["/etc/app/"], "/more": ["/var/lib/app/"]})
+    site.upgrade(made["1"])
+    before = {mount: _seen(volume) for mount, volume in volumes.items()}
+    site.upgrade(made["2"], env=ALWAYS)
+    (run,) = (one.name for one in _snapshots(volumes["/data"]).iterdir())
+    for mount, volume in volumes.items():
+        assert picture(_snapshots(volume) / run / "content") == before[mount]
+    records = {(_snapshots(one) / run / "record.json").read_bytes() for one in volumes.values()}
+    assert len(records) == 1
+    # Only where all can be cloned are reflinks what is promised.
+    assert json.loads(records.pop())["method"] == "copy"
+    assert not (_snapshots(volumes["/more"]) / run / "state").exists()
+
+
+def test_what_is_left_out_is_not_in_it(site: Site, images: Images) -> None:
+    made = images('[snapshot]\nleave-out = ["/var/log/**"]\n')
+    site.upgrade(made["1"])
+    _live(site.volume())
+    site.upgrade(made["2"], env=ALWAYS)
+    (run,) = _snapshots(site.volume()).iterdir()
+    assert (run / "content/var/lib/app/database").exists()
+    assert [*(run / "content/var/log").iterdir()] == []
+    assert _record(site.volume())["left_out"] == ["/var/log/**"]
+
+
+# -- whether there is one ----------------------------------------------------------------
+
+
+@pytest.mark.filesystem
+def test_without_room_always_refuses_before_the_first_write_and_auto_says_so(
+    filesystem: Filesystems, tmp_path: Path, images: Images
+) -> None:
+    """What is shared becomes real: a gigabyte has to stay free."""
+    volume = filesystem("ext4", 64) / "volume"
+    volume.mkdir()
+    site = Site(top=tmp_path, volumes={"/data": volume})
+    made = images()
+    site.upgrade(made["1"])
+    _live(volume)
+    before = _tree(volume)
+    line = site.refused(made["2"], "no-snapshot", status=74, env=ALWAYS)
+    assert "1.0 GiB that are to stay free" in line
+    assert _tree(volume) == before
+    shown = site.run("upgrade", made["2"], "--dry-run", env=ALWAYS, status=74).stdout
+    assert "[no-snapshot]" in shown
+    said = site.run("upgrade", made["2"], env=AUTO).stderr
+    assert "way back: none: /data has" in said
+    assert not _snapshots(volume).exists()
+    assert "snapshot" not in site.history()[-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ("files-limit = 5", "(files-limit)"),
+        ('copy-limit = "1MiB"', "(copy-limit)"),
+        ('before-upgrade = "never"', "turned off"),
+    ],
+)
+def test_why_there_is_none_is_said_with_what_to_set(
+    site: Site, images: Images, filesystem: Filesystems, config: str, why: str
+) -> None:
+    site.volumes.update(_on(filesystem, "ext4"))
+    made = images(f"[snapshot]\n{config}\n")
+    site.upgrade(made["1"])
+    _live(site.volume())
+    env = {"IPAVOLUME_SNAPSHOT": ""}
+    for said in (
+        site.run("check", made["2"], status=100, env=env).stdout,
+        site.run("upgrade", made["2"], "--dry-run", status=100, env=env).stdout,
+        site.run("upgrade", made["2"], env=env).stderr,
+    ):
+        (line,) = [one for one in said.splitlines() if "way back:" in one]
+        assert why in line
+        assert "never" in config or "IPAVOLUME_SNAPSHOT=always" in line
+    assert not _snapshots(site.volume()).exists()
+
+
+def test_runs_that_replace_nothing_make_none(site: Site, images: Images) -> None:
+    made = images()
+    said = site.run("upgrade", made["1"], env=ALWAYS).stderr
+    assert "way back" not in said
+    shutil.rmtree(site.volume() / ".ipavolume/logs", ignore_errors=True)
+    assert "way back" not in site.run("upgrade", made["1"], env=ALWAYS).stderr
+    assert not _snapshots(site.volume()).exists()
+
+
+@pytest.fixture
+def mounted(site: Site) -> Iterator[Callable[[str], Path]]:
+    """Mount something else below the volume until the test ends."""
+    places: list[Path] = []
+
+    def mount(path: str) -> Path:
+        place = site.volume() / path
+        place.mkdir(parents=True, exist_ok=True)
+        command = [need_tool("mount"), "-t", "tmpfs", "tmpfs", str(place)]
+        subprocess.run(command, check=True, timeout=60)
+        places.append(place)
+        return place
+
+    yield mount
+    for place in reversed(places):
+        subprocess.run([need_tool("umount"), str(place)], check=True, timeout=60)
+
+
+def test_a_partial_one_is_named_and_always_refuses(
+    site: Site, images: Images, mounted: Callable[[str], Path]
+) -> None:
+    """A database on a mount of its own, which nobody declared, would not be brought back."""
+    made = images()
+    site.upgrade(made["1"])
+    (mounted("var/lib/app/db") / "file").write_text("elsewhere")
+    (mounted("srv") / "file").write_text("not listed")
+    line = site.refused(made["2"], "no-snapshot", status=74, env=ALWAYS)
+    assert "/data/var/lib/app/db" in line
+    assert "/data/srv" not in line
+    said = site.run("upgrade", made["2"], env=AUTO).stderr
+    assert "not in it: /data/var/lib/app/db" in said
+    assert [path for path, _ in _record(site.volume())["lacks"]] == ["/data/var/lib/app/db"]
+    (run,) = _snapshots(site.volume()).iterdir()
+    assert not (run / "content/var/lib/app/db").exists()
+    assert not (run / "content/srv").exists()
+
+
+# -- how long it stays -------------------------------------------------------------------
+
+
+def test_the_last_ones_stay_and_numbers_are_never_used_again(site: Site, images: Images) -> None:
+    made = images()
+    site.upgrade(made["1"])
+    runs = []
+    for number in "232":
+        site.upgrade(made[number], "--allow", "newer", env=ALWAYS)
+        (run,) = _snapshots(site.volume()).iterdir()
+        runs.append(run.name)
+    assert [one.partition("-")[0] for one in runs] == ["0002", "0003", "0004"]
+    (site.volume() / ".ipavolume/undone/0009-image").mkdir(parents=True, mode=0o700)
+    outcome = json.loads(
+        site.run("upgrade", made["3"], "--dry-run", "--json", status=100, env=ALWAYS).stdout
+    )
+    assert outcome["way_back"]["method"] in ("copy", "reflink")
+    site.upgrade(made["3"], env=ALWAYS)
+    (run,) = _snapshots(site.volume()).iterdir()
+    assert run.name.startswith("0010-")
+
+
+def test_what_is_no_snapshot_of_a_run_is_removed(site: Site, images: Images) -> None:
+    """A run that never came to its mark has left what nobody goes back to."""
+    made = images()
+    site.upgrade(made["1"])
+    site.upgrade(made["2"], env=ALWAYS)
+    (kept,) = _snapshots(site.volume()).iterdir()
+    left = _snapshots(site.volume()) / "0007-image"
+    shutil.copytree(kept, left)
+    record = json.loads((left / "record.json").read_text())
+    (left / "record.json").write_text(json.dumps({**record, "run": left.name}))
+    (_snapshots(site.volume()) / "0008-image/content").mkdir(parents=True)
+    (_snapshots(site.volume()) / ".making/content").mkdir(parents=True)
+    newer = _snapshots(site.volume()) / "0009-image"
+    newer.mkdir()
+    (newer / "record.json").write_text('{"format": 2}')
+    site.upgrade(made["3"])
+    # What is not understood is not removed, and nothing else by a run that makes none.
+    assert {one.name for one in _snapshots(site.volume()).iterdir()} == {kept.name, newer.name}
+
+
+@pytest.mark.filesystem
+@pytest.mark.crash
+def test_killed_at_a_change_it_is_there_whole_or_not_at_all(
+    filesystem: Filesystems, tmp_path: Path, images: Images
+) -> None:
+    """At every change with IPAVOLUME_CRASH_EVERY=1; the next start has one, of its own."""
+    made = images()
+    source = Site(top=tmp_path)
+    source.upgrade(made["1"])
+    (source.volume() / "var/lib/app/database").write_bytes(b"x" * 5000)
+    (source.volume() / "var/lib/app/hard").hardlink_to(source.volume() / "var/lib/app/database")
+    before = _seen(source.volume())
+    place = filesystem("tmpfs", ROOMY_MB)
+    volume = place / "volume"
+    site = Site(top=tmp_path, volumes={"/data": volume})
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(made["2"])]
+    env = clean_environment(ALWAYS)
+
+    def fresh() -> None:
+        shutil.rmtree(volume, ignore_errors=True)
+        subprocess.run(["cp", "-a", source.volume(), volume], check=True, timeout=60)
+
+    fresh()
+    done, calls = tracing.trace(command, env=env, log=tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    points = [call for call in calls if tracing.is_change(call)]
+    making = [number for number, call in enumerate(points) if "/snapshots/" in call.text]
+    assert len(making) > 30
+    for call in points[making[0] : making[-1] + 12 : EVERY]:
+        fresh()
+        tracing.killed(command, call, env=env)
+        found = list(_snapshots(volume).glob("*/record.json"))
+        for record in found:
+            if record.parent.name != ".making":
+                assert picture(record.parent / "content") == before, call
+        site.upgrade(made["2"], env=ALWAYS)
+        (run,) = _snapshots(volume).iterdir()
+        assert run.name != ".making"
+        assert picture(run / "content") == before, call
