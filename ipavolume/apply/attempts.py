@@ -14,7 +14,6 @@ from ipavolume.linux import clock
 from ipavolume.model.redaction import Redactor, encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.plan import backoff
-from ipavolume.systemd import units
 from ipavolume.volume.attempts import Attempts, forget_attempts, read_attempts, write_attempts
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_OPEN
@@ -126,11 +125,7 @@ def refuse_early(context: Context, facts: Facts | None = None, *, of: str = "") 
 
 
 def _at_once(run: str) -> str:
-    at_once = f"with IPAVOLUME_RETRY={run} in its environment, or by ipavolume upgrade --retry"
-    if units.is_booted():
-        # What waits does so under the lock that its container has.
-        at_once += " (while the container waits, as a command in it, by exec)"
-    return at_once
+    return f"with IPAVOLUME_RETRY={run} in its environment, or by ipavolume upgrade --retry"
 
 
 def settle(context: Context) -> None:

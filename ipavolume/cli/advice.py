@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import click
@@ -46,18 +46,25 @@ class Reader:
         place: Where.
         mounts: Where the image has its volumes.
         options: On a host, words that the command was given and that another one needs as well.
+        held: The container stays up and keeps the lock: what works is a command in it.
     """
 
     place: Place
     mounts: Sequence[str] = (_USUAL_MOUNT,)
     options: Sequence[str] = ()
+    held: bool = False
 
 
-def fit_here(hint: str) -> str:
-    """Return *hint* in the form that can be used where the command at hand runs."""
+def fit_here(hint: str, *, held: bool = False) -> str:
+    """Return *hint* in the form that can be used where the command at hand runs.
+
+    Args:
+        hint: As on a host.
+        held: The container stays up and keeps the lock.
+    """
     if not (_OPTIONS.search(hint) or _COMMAND.search(hint)):
         return hint
-    return fit(hint, _reader())
+    return fit(hint, replace(_reader(), held=held))
 
 
 def more_of(code: str) -> str:
@@ -138,6 +145,9 @@ def _command(name: str, words: Sequence[str], to: Reader) -> str:
         options = () if _ANY_VOLUME in words else to.options
         return shlex.join(["ipavolume", name, *words, *options])
     words = ["ipavolume", name, *(word for word in words if word != _ANY_VOLUME)]
+    if to.held:
+        within = "kubectl exec POD --" if to.place is Place.POD else "docker exec CONTAINER"
+        return f"{within} {shlex.join(words)}"
     if to.place is Place.POD:
         args = ", ".join(f'"{word}"' for word in words)
         return f"a pod of this image with the same volume and args [{args}]"

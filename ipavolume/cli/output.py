@@ -43,10 +43,15 @@ _LABEL_BYTES: Final = len("ipavolume: error: \n")
 _LEAST_CHARACTERS: Final = 200
 
 
-def show_error(err: IpaVolumeError) -> None:
-    """Print what failed, the last lines of the command that did, the state, and what to do."""
+def show_error(err: IpaVolumeError, *, held: bool = False) -> None:
+    """Print what failed, the last lines of the command that did, the state, and what to do.
+
+    Args:
+        err: What failed.
+        held: The container stays up and keeps the lock.
+    """
     message = f"{err} [{err.code}]"
-    hint = advice.fit_here(err.hint)
+    hint = advice.fit_here(err.hint, held=held)
     if hint and not isinstance(err, UsageError) and _is_explained(err.code):
         hint = f"{hint} (more: {advice.more_of(err.code)})"
     labelled = (message, err.state, hint)
@@ -223,6 +228,7 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
         say=say_nothing if silent else progress,
         tell=progress,
         error=show_error,
+        held=functools.partial(show_error, held=True),
         summary=text.summary_lines,
         result=result,
     )

@@ -237,7 +237,8 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
             # The start has waited before this try; a restart policy may have given up meanwhile.
             if hold or not options.waits or err.failures <= FREE:
                 raise
-            shown.error(err)
+            # What waits does so under the lock that its container has.
+            shown.held(err)
             backoff.wait(options, shown.say)
             options = _patient(options)
 

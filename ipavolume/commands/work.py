@@ -34,6 +34,7 @@ class Shown:
         say: Told of progress.
         tell: Told of what is said however quiet it is to be.
         error: Told of a failure that does not end the command.
+        held: Told of one after which the container stays up and keeps the lock.
         summary: Returns the lines that sum up an outcome.
         result: Told of the outcome and of those lines.
     """
@@ -41,6 +42,7 @@ class Shown:
     say: Progress
     tell: Progress
     error: Callable[[IpaVolumeError], None]
+    held: Callable[[IpaVolumeError], None]
     summary: Callable[[Outcome], Sequence[str]]
     result: Callable[[Outcome, Sequence[str]], None]
 
@@ -146,7 +148,7 @@ class Work:
                 self._say_state(err)
                 if not hold or not on_hold.is_held_on(err):
                     raise
-                shown.error(err)
+                shown.held(err)
                 on_hold.hold(
                     tuple(self.context.volumes.values()),
                     self.lock,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ipavolume.cli.advice import Place, Reader, fit, place_of
@@ -48,6 +50,22 @@ POD = Reader(place=Place.POD)
             "then: ipavolume upgrade --retry.",
             'then: a pod of this image with the same volume and args ["ipavolume", "upgrade", '
             '"--retry"].',
+        ),
+        (
+            replace(CONTAINER, held=True),
+            "then: ipavolume upgrade --retry. To try it anyway: --allow newer.",
+            "then: docker exec CONTAINER ipavolume upgrade --retry. To try it anyway: "
+            "-e IPAVOLUME_ALLOW=newer.",
+        ),
+        (
+            replace(POD, held=True),
+            "then: ipavolume upgrade --retry.",
+            "then: kubectl exec POD -- ipavolume upgrade --retry.",
+        ),
+        (
+            replace(HOST, held=True),
+            "ipavolume check",
+            "ipavolume check --root /srv/image --volume '/srv/ipa data'",
         ),
         (
             CONTAINER,
