@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -376,6 +379,70 @@ def test_who_waits_holds_nothing_says_when_and_ends_when_told(world: World) -> N
         container.send(signal.SIGTERM)
         assert container.process.wait(timeout=60) == 128 + signal.SIGTERM
     assert world.log() == ["tried"] * 2
+
+
+def test_who_reads_that_a_container_is_on_hold_is_told_the_command_in_it(world: World) -> None:
+    """F70: another container would wait for the lock of the one that stays up."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
+    world.run(image, "start", "--", "true", status=13)
+    _failed(world)
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        hint = next(line for line in lines if "failed 4 times in a row" in line)
+    assert "or by docker exec CONTAINER ipavolume upgrade --retry" in hint
+    assert "docker run --rm -v" not in hint
+
+
+def test_a_start_that_has_waited_is_patient_and_retries_by_its_name_once(world: World) -> None:
+    """F10: who tries meanwhile is waited for, and the next failure is waited for again."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
+    world.run(image, "start", "--", "true", status=13)
+    ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 48))
+    _failed(world, at=ago, run="another")
+    argv = [*inside.IPAVOLUME, "start", "--", "true"]
+    env = {"IPAVOLUME_RETRY": "0002-v2"}
+    lock = os.open(world.volume / ".ipavolume/lock", os.O_RDWR)
+    try:
+        with inside.started(image.root, world.volume, argv, env=env) as container:
+            assert container.process.stderr is not None
+            lines = iter(container.process.stderr.readline, "")
+            assert any("waiting until" in line for line in lines)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert "waiting for" in next(line for line in lines if "waiting until" not in line)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            told = (line for line in lines if "5 minutes" in line or "failed 5 times" in line)
+            assert "waiting until" in next(told)
+    finally:
+        os.close(lock)
+    assert world.log() == ["tried"] * 2
+
+
+def test_failures_of_a_run_that_somebody_has_ended_well_are_not_waited_for(world: World) -> None:
+    """F10: nothing of them is left to be tried; those of what comes after a run count still."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
+    world.run(image, "start", "--", "true", status=13)
+    attempts = world.volume / ".ipavolume/attempts.json"
+    recorded = json.loads(attempts.read_text()) | {"count": 3}
+    (world.volume / LOG).write_text("mended\n")
+    world.run(image, "upgrade")
+    assert not attempts.exists()
+    probe = ("status", "--probe", "startup")
+    for run, status in (("start", 75), ("first-run", 75), (recorded["run"], 0)):
+        attempts.write_text(json.dumps(recorded | {"run": run}))
+        said = world.run(image, *probe, status=status).stdout
+        assert ("failed 3 times in a row" in said) == (status == 75)
+        # It is looked at only by those that do something.
+        assert attempts.exists()
+    world.run(image, "upgrade")
+    assert not attempts.exists()
+    attempts.write_text(json.dumps(recorded | {"run": "first-run"}))
+    world.run(image, "upgrade")
+    assert attempts.exists()
 
 
 FIRST_RUN = """

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import tracing
+from support.command import clean_environment
 from support.filesystems import Filesystems
 from support.requirements import need_tool
+from support.upgrades import CAPABILITY, owner, set_capability, xattr
 
 from ipavolume.linux import crossing, files
 
@@ -75,3 +79,45 @@ def test_what_is_noted_is_removed_if_it_is_ours(root: tuple[Path, int], noted: s
     crossing.Beside(fd).settle()
     assert left.exists() == (noted in ("of another inode", "outside"))
     assert not (top / ".ipavolume/beside").exists()
+
+
+COPIES = """
+import os, sys
+from ipavolume.linux import crossing
+source, directory = os.open(sys.argv[1], os.O_PATH), os.open(sys.argv[2], os.O_RDONLY)
+crossing.copy_inode(source, directory, "copy")
+"""
+
+
+@pytest.mark.parametrize("name", ["fchmod", "write"])
+@pytest.mark.parametrize("rights", ["set-id bits", "capability"])
+def test_what_somebody_writes_into_a_privileged_file_while_it_is_copied_gets_no_privilege(
+    rights: str, name: str, tmp_path: Path
+) -> None:
+    """F44: before it is read, and after it was."""
+    program, made = tmp_path / "program", tmp_path / "made"
+    made.mkdir()
+    program.write_text("trusted\n")
+    os.chown(program, 310, 4343)
+    program.chmod(0o6775 if rights == "set-id bits" else 0o775)
+    if rights == "capability":
+        set_capability(program, "cap_net_raw=ep")
+    command = [sys.executable, "-c", COPIES, str(program), str(made)]
+    done, calls = tracing.trace(command, env=clean_environment(), log=tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    copy = made / "copy"
+    # Nobody wrote to it: it is the same.
+    assert (copy.read_text(), owner(copy)) == ("trusted\n", owner(program))
+    assert xattr(copy, CAPABILITY) == xattr(program, CAPABILITY)
+    call = calls[tracing.find(calls, lambda call: call.name == name and str(copy) in call.text)]
+    copy.unlink()
+    with tracing.stopped(command, name, call.number, env=clean_environment()) as copying:
+        copying.wait_until_stopped()
+        setpriv = [need_tool("setpriv"), "--reuid=4242", "--regid=4343", "--clear-groups"]
+        with program.open("w") as stream:
+            subprocess.run([*setpriv, "echo", "planted"], stdout=stream, check=True, timeout=60)
+        copying.go_on(copying.processes[0])
+        assert copying.wait().returncode == 0
+    assert copy.read_text() == "planted\n"
+    assert owner(copy) == (310, 4343, 0o775)
+    assert xattr(copy, CAPABILITY) == b""

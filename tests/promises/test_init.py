@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -155,6 +156,31 @@ def test_a_failure_of_the_online_phase_ends_the_container_with_its_status(story:
         assert "it went wrong" in container.seen
         assert "application runs" not in container.seen
     assert story.recorded() == ""
+
+
+def test_what_failed_often_is_waited_for_under_systemd_and_can_be_tried_there(story: Story) -> None:
+    """F10: by then a restart policy may have given up."""
+    story.populate()
+    image = story.image(2, "echo tried >> /data/log; test -e /data/repaired && touch /data/done")
+    with machine(image, story.volume) as container:
+        assert container.wait() == 13
+    attempts = story.volume / ".ipavolume/attempts.json"
+    recorded = json.loads(attempts.read_text())
+    attempts.write_text(json.dumps(recorded | {"count": 3}))
+    # The next start does not wait before init then.
+    with machine(image, story.volume, env={"IPAVOLUME_RETRY": recorded["run"]}) as container:
+        said = container.wait_for("waiting until")
+        assert "or by docker exec CONTAINER ipavolume upgrade --retry" in said
+        said = container.run("ipavolume", "status", "--probe", "startup", status=75).stdout
+        assert "failed 4 times in a row, next try at" in said
+        assert container.run("systemctl", "is-active", "application", status=3)
+        (story.volume / "repaired").touch()
+        container.run("ipavolume", "upgrade", "--retry")
+        assert story.recorded() == "two"
+        assert not attempts.exists()
+        # Who is asked to end does not wait any longer.
+        assert container.stop() == -signal.SIGINT
+    assert (story.volume / "log").read_text() == "tried\n" * 3
 
 
 def test_on_hold_the_application_waits_until_somebody_has_brought_the_volume_up(

@@ -250,6 +250,29 @@ def test_a_container_that_lost_its_lock_ends_though_nobody_reads_what_it_prints(
         assert container.process.wait(timeout=60) == 5
 
 
+LAST_ONE = """
+for keeper in $(grep -alz '^@ipavolume' /proc/[0-9]*/cmdline); do
+    keeper=${keeper#/proc/}
+    prlimit --pid "${keeper%%/*}" --nofile=1:1 || exit
+done
+"""
+"""Leave the keeper one descriptor to look with, and none to have it said by another process."""
+
+
+def test_a_container_that_lost_its_lock_ends_though_no_descriptor_is_left_to_say_it(
+    site: Site, image: Image
+) -> None:
+    """F40: what a machine lacks keeps nobody from ending."""
+    need_tool("prlimit")
+    with running(site, image, "python3", "-c", WATCHED, "end") as container:
+        done = beside(container, "sh", "-c", LAST_ONE)
+        assert done.returncode == 0, done.stderr
+        (site.volume() / ".ipavolume/lock").unlink()
+        assert container.process.wait(timeout=60) == 5
+        assert container.process.stderr is not None
+        assert "lock-lost" not in container.process.stderr.read()
+
+
 BESIDE = """
 sleep 1000 & bystander=$!
 unshare --mount python3 -c "$1" end
