@@ -28,6 +28,8 @@ NONE, ONCE, NAMED = b"none", b"once", b"named"
 _LIMIT = 1 << 20
 WORK_LOCK = "/usr/share/ipavolume/lock"
 """What those lock who work in a container; prepare makes it, and only root can open it."""
+ALWAYS = "exit-on-finished=always"
+"""Who says that wants no service, however current the volume is."""
 KEEPER = b"@ipavolume: keeps the lock"
 """What the keeper is called; by the first letter systemd-shutdown spares it."""
 _SPARED = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT)
@@ -92,7 +94,7 @@ def start(arguments: list[str]) -> None:
     if os.environ.get("IPAVOLUME_EXPECT", "") not in ("", "existing", "any"):
         # A certain volume: whether it is that one is not looked up here.
         return
-    if os.environ.get("IPAVOLUME_REHEARSAL"):
+    if os.environ.get("IPAVOLUME_REHEARSAL") or ALWAYS in arguments:
         return
     locks: list[Held] = []
     try:

@@ -20,7 +20,7 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
-from ipavolume.firstrun.request import Request, make_request
+from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, signals, umask
@@ -160,8 +160,11 @@ def _start(
         )
         if not beginning.words or outcome.waits:
             return
-        shown.tell(_last_words(context, outcome, beginning))
         alone = beginning.systemd and bool(outcome.waiting or outcome.first_run_left)
+        if not alone and _leaves(beginning.request, outcome):
+            shown.tell(_ending(context, outcome, beginning.request))
+            return
+        shown.tell(_last_words(context, outcome, beginning))
         words = _command_line(context.image, beginning, alone=alone)
         command = [os.fsencode(word) for word in words]
         locks = work.lock.descriptors
@@ -258,7 +261,7 @@ def _online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool)
             beginning.redactor,
             hold=hold,
         )
-        if outcome.waits:
+        if outcome.waits or (beginning.alone and beginning.request.leave):
             boot.end()
         else:
             boot.go_on()
@@ -383,10 +386,21 @@ def _after(
     finally:
         log.close()
     attempts.forget(context)
-    return replace(outcome, waits=standing is Standing.WAITING)
+    return replace(outcome, waits=standing is Standing.WAITING, first_run_done=True)
 
 
 # -- handing over ------------------------------------------------------------------------
+
+
+def _leaves(request: Request, outcome: Outcome) -> bool:
+    """Tell whether the container was only started for what has been done now."""
+    has_worked = bool(outcome.ends) or outcome.state is not State.CURRENT or outcome.first_run_done
+    return request.leave == ALWAYS or (request.leave == LEAVE and has_worked)
+
+
+def _ending(context: Context, outcome: Outcome, request: Request) -> str:
+    where = context.volumes.primary.directory
+    return f"the volume at {where} is current ({outcome.recorded}); ending: {request.leave}"
 
 
 def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str:

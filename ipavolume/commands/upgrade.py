@@ -46,6 +46,7 @@ class Outcome:
         warnings: What steps and scriptlets have to tell.
         waiting: Tasks that are left to the online phase.
         first_run_left: The first run is left to the online phase.
+        first_run_done: The first run was run, with whatever result.
         waits: The first run waits for an answer: the application cannot start.
     """
 
@@ -56,6 +57,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     waiting: tuple[Task, ...] = ()
     first_run_left: bool = False
+    first_run_done: bool = False
     waits: bool = False
 
     @property

@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from os import fsdecode
 from typing import Final
 
+from ipavolume import fastpath
 from ipavolume.errors import UsageError
 
 SERVER: Final = "ipa-server-install"
 REPLICA: Final = "ipa-replica-install"
 
 HOLD: Final = "no-exit"
-_LEAVE: Final = "exit-on-finished"
+LEAVE: Final = "exit-on-finished"
+ALWAYS: Final = fastpath.ALWAYS
 
 SECRETS: Final = ("PASSWORD", "IPA_SERVER_INSTALL_OPTS")
 """Variables with secrets in them; each may name a file instead, by the variable NAME_FILE."""
@@ -60,11 +62,14 @@ class Request:
         arguments: The container's arguments, without the word that only we understand.
         environment: The variables of :data:`VARIABLES` that are set and not empty.
         hold: Stay for debugging when something fails.
+        leave: End the container once what there was to do is done: "" for no, :data:`LEAVE`, or
+            :data:`ALWAYS`, also where there was nothing.
     """
 
     arguments: tuple[str, ...] = field(default=(), repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     hold: bool = False
+    leave: str = ""
 
     def secrets(self) -> tuple[str, ...]:
         """Return the secrets in it, as far as they are known before anything is read."""
@@ -82,6 +87,7 @@ class Request:
                 "arguments": self.arguments,
                 "environment": dict(self.environment),
                 "hold": self.hold,
+                "leave": self.leave,
             }
         ).encode("ascii")
 
@@ -97,6 +103,7 @@ class Request:
             arguments = value["arguments"]
             environment = value["environment"]
             hold = value["hold"]
+            leave = value["leave"]
             if (
                 isinstance(arguments, list)
                 and all(isinstance(word, str) for word in arguments)
@@ -104,8 +111,11 @@ class Request:
                 and all(name in VARIABLES for name in environment)
                 and all(isinstance(text, str) for text in environment.values())
                 and isinstance(hold, bool)
+                and leave in ("", LEAVE, ALWAYS)
             ):
-                return cls(arguments=tuple(arguments), environment=environment, hold=hold)
+                return cls(
+                    arguments=tuple(arguments), environment=environment, hold=hold, leave=leave
+                )
         except (ValueError, KeyError, TypeError, RecursionError):
             # Its text would show what it holds.
             pass
@@ -153,7 +163,7 @@ def make_request(arguments: Sequence[str], environment: Mapping[str, str]) -> Re
         environment: Its whole environment.
 
     Raises:
-        UsageError: If a secret is given twice, or something is asked for that is not done.
+        UsageError: If a secret is given twice.
     """
     known = {name: environment[name] for name in VARIABLES if environment.get(name)}
     for name in SECRETS:
@@ -163,17 +173,12 @@ def make_request(arguments: Sequence[str], environment: Mapping[str, str]) -> Re
                 hint="Set one of the two.",
             )
     words = tuple(arguments)
-    if words[:1] == (_LEAVE,):
-        raise UsageError(
-            f"{_LEAVE!r} is not supported: a container that was configured goes on running",
-            hint="Leave the word out, and stop the container when ipavolume status --probe ready "
-            "says that it is ready.",
-        )
-    hold = words[:1] == (HOLD,)
+    first = words[0] if words else ""
     return Request(
-        arguments=words[1:] if hold else words,
+        arguments=words[1:] if first in (HOLD, LEAVE, ALWAYS) else words,
         environment=known,
-        hold=hold or "DEBUG_NO_EXIT" in known,
+        hold=first == HOLD or "DEBUG_NO_EXIT" in known,
+        leave=first if first in (LEAVE, ALWAYS) else "",
     )
 
 

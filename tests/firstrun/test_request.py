@@ -188,7 +188,6 @@ def test_another_command_gets_its_file_and_its_arguments_and_nothing_of_freeipa(
     [
         pytest.param(("/bin/bash",), {}, "'/bin/bash' is no command", id="a shell"),
         pytest.param(("ipa-server-upgrade",), {}, "is no command", id="another program"),
-        pytest.param(("exit-on-finished",), {}, "'exit-on-finished' is not supported", id="leave"),
         pytest.param(
             ("ipa-replica-install",), {SERVER_FILE: ""}, f"/data holds {SERVER_FILE}", id="both"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -198,3 +199,61 @@ def test_a_volume_of_theirs_with_all_their_units_enabled_is_taken_over_and_upgra
     assert (volume / "etc/ipa/default.conf").read_text() == "edited\n"
     assert (volume / "etc/ipa/default.conf.rpmnew").read_text() == "2\n"
     assert (passing / "var/lib/gssproxy/state").read_text() == "2"
+
+
+# -- what their users start a container with ---------------------------------------------
+
+
+def test_exit_on_finished_ends_what_was_begun_and_serves_what_is_current(
+    tmp_path: Path, packages: dict[str, list[Path]]
+) -> None:
+    def image(version: str) -> Image:
+        made = make_image(tmp_path / version, packages[version])
+        made.list("/etc/ipa/")
+        made.mask_steps()
+        made.write("/usr/lib/os-release", 'ID=fedora\nVERSION_ID="44"\n')
+        made.write(
+            "/etc/ipavolume.toml",
+            '[start]\nexec = ["sh", "-c", "echo serving"]\n'
+            '[first-run]\ncommand = ["sh", "-c", "echo $0 $* >/data/etc/ipa/done"]\n'
+            'done-when = "/data/etc/ipa/done"\n',
+        )
+        made.prepare()
+        return made
+
+    first, second = image("1"), image("2")
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o755)
+
+    def start(one: Image, *words: str) -> tuple[str, str]:
+        done = inside.run(one.root, volume, [*inside.IPAVOLUME, "start", "--", *words])
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr.splitlines()[-1]
+
+    # The installer runs, and gets the other arguments; then the container ends.
+    out, last = start(first, "exit-on-finished", "-U")
+    assert "serving" not in out
+    assert last.endswith("ending: exit-on-finished")
+    assert "-U" in (volume / "etc/ipa/done").read_text()
+    assert "exit" not in (volume / "etc/ipa/done").read_text()
+    # A server that is there is served, as their images do.
+    assert "serving" in start(first, "exit-on-finished", "-U")[0]
+    out, last = start(first, "exit-on-finished=always")
+    assert out == ""
+    assert last.endswith("ending: exit-on-finished=always")
+    # An upgrade is something that is finished.
+    assert "serving" not in start(second, "exit-on-finished")[0]
+    assert (volume / "build-id").read_text().strip() == second.header().build_id
+    assert "serving" in start(second)[0]
+
+
+@pytest.mark.parametrize("words", [("bash", "-c", "echo $0"), ("/bin/bash", "-c", "echo $0")])
+def test_a_shell_is_executed_and_nothing_else(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        ["sh", PROJECT / "scripts/init", *words],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{words[0]}\n", "")

@@ -149,6 +149,22 @@ def test_an_upgrade_has_its_online_phase_before_the_application(story: Story) ->
     assert story.recorded() == "two"
 
 
+def test_exit_on_finished_ends_the_container_once_the_online_phase_is_done(story: Story) -> None:
+    """As in images of the freeipa-container project; a server that is there is served."""
+    story.populate()
+    image = story.image(2, "touch /data/done")
+    with machine(image, story.volume, "exit-on-finished") as container:
+        assert container.wait() == 0
+        assert "application runs" not in container.seen
+    assert story.recorded() == "two"
+    with machine(image, story.volume, "exit-on-finished") as container:
+        container.wait_for("two: the application runs")
+        assert container.stop() == -signal.SIGINT
+    with machine(image, story.volume, "exit-on-finished=always") as container:
+        assert container.wait() == 0
+        assert "application runs" not in container.seen
+
+
 def test_a_failure_of_the_online_phase_ends_the_container_with_its_status(story: Story) -> None:
     story.populate()
     with machine(story.image(2, "echo it went wrong; exit 3"), story.volume) as container:
