@@ -21,6 +21,7 @@ from ipavolume.cli.manual import manual
 from ipavolume.cli.online import online
 from ipavolume.cli.prepare import prepare
 from ipavolume.cli.scriptlets import scriptlets
+from ipavolume.cli.snapshot import snapshot
 from ipavolume.cli.start import start
 from ipavolume.cli.status import status
 from ipavolume.cli.steps import steps
@@ -68,7 +69,7 @@ def main(called: click.Context) -> None:
 
 for _command in (
     *(audit, check, completion, conflicts, examples, history, listing, lock, manual),
-    *(online, prepare, scriptlets, start, status, steps, upgrade),
+    *(online, prepare, scriptlets, snapshot, start, status, steps, upgrade),
 ):
     main.add_command(_command)
 

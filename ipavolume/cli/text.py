@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ipavolume.formats.checks import dump
 from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
 from ipavolume.model.actions import Action, Install, Keep, Plan, Verb, describe, past, verb
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from ipavolume.commands.check import Inspection
     from ipavolume.commands.conflicts import Conflict
     from ipavolume.commands.listing import ListedStep
+    from ipavolume.commands.snapshot import Kept
     from ipavolume.commands.status import Card
     from ipavolume.commands.trial import TriedStep
     from ipavolume.commands.upgrade import Outcome
     from ipavolume.engines.audit import Finding as AuditFinding
+    from ipavolume.model.snapshots import Snapshot
     from ipavolume.plan.draft import Draft
     from ipavolume.plan.rehearsed import Rehearsed
     from ipavolume.plan.snapshot import WayBack
@@ -187,6 +190,23 @@ def rehearsed_data(found: Rehearsed) -> dict[str, Any]:
         "step": found.step,
         "lines": list(found.lines),
         "seconds": found.seconds,
+    }
+
+
+def snapshot_data(one: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as plain data, without the accounts that its owners go by."""
+    data = dump(one, {"accounts": lambda _: None})
+    del data["accounts"]
+    return data
+
+
+def kept_data(kept: Kept) -> dict[str, Any]:
+    """Return what the volumes have of a run as plain data."""
+    return {
+        "run": kept.run,
+        "snapshot": None if kept.snapshot is None else snapshot_data(kept.snapshot),
+        "fault": kept.fault,
+        "undone": kept.undone,
     }
 
 

@@ -24,7 +24,7 @@ from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
 from ipavolume.plan.planner import plan_files, plan_populate, plan_rebuilt
-from ipavolume.plan.snapshot import WayBack, decide, is_required
+from ipavolume.plan.snapshot import WayBack, check, decide, is_required
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
@@ -177,6 +177,8 @@ def _way_back(
     policy = context.options.snapshot or config.before_upgrade
     if policy == "never":
         return WayBack(why="snapshots are turned off")
+    if context.options.rehearsal:
+        return WayBack(why="what is rehearsed with is a copy")
     size = extent.measure(
         context.volumes,
         context.image.header,
@@ -184,12 +186,14 @@ def _way_back(
         say,
         inside=context.image.is_inside,
     )
-    return decide(
-        config,
-        size,
-        extent.rooms(context.volumes, needed),
-        required=is_required(policy, adopting=made.kind == Kind.ADOPT),
-        reflinks=extent.can_be_cloned(context.volumes),
+    return check(
+        decide(
+            config,
+            size,
+            extent.rooms(context.volumes, needed),
+            required=is_required(policy, adopting=made.kind == Kind.ADOPT),
+            reflinks=extent.can_be_cloned(context.volumes),
+        )
     )
 
 

@@ -84,7 +84,7 @@ def decide(
     required: bool,
     reflinks: bool,
 ) -> WayBack:
-    """Decide whether a snapshot is made, and how.
+    """Decide whether a snapshot is made, and how; a required one heeds no limit but the room.
 
     Args:
         config: What the image says.
@@ -92,9 +92,6 @@ def decide(
         rooms: The file systems that it would be on.
         required: Without it nothing is begun.
         reflinks: Files can be cloned on all of them.
-
-    Raises:
-        VolumeIOError: If one is required that cannot be made, or not a complete one.
     """
     total = sum(size.bytes.values())
     method = Method.REFLINK if reflinks else Method.COPY
@@ -102,12 +99,8 @@ def decide(
     hint = _TURN_ON if why else ""
     if not why and (short := next(filter(None, (_short(room, size) for room in rooms)), "")):
         why, hint = short, "Make room, for instance by ipavolume snapshot drop"
-    if required and why:
-        raise refused(why, hint)
-    if required and size.lacks:
-        raise partial(size.lacks)
     if why:
-        return WayBack(why=why, hint=hint)
+        return WayBack(why=why, hint=hint, required=required)
     return WayBack(
         method=method,
         files=size.files,
@@ -116,6 +109,19 @@ def decide(
         required=required,
         leave_out=config.leave_out,
     )
+
+
+def check(way: WayBack) -> WayBack:
+    """Return *way*, unless a complete snapshot is required and there can be none.
+
+    Raises:
+        VolumeIOError: If that is so.
+    """
+    if way.required and way.method is None:
+        raise refused(way.why, way.hint)
+    if way.required and way.lacks:
+        raise partial(way.lacks)
+    return way
 
 
 def partial(lacks: Sequence[tuple[str, str]]) -> VolumeIOError:

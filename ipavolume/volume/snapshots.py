@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
 from ipavolume.formats import checks
@@ -261,13 +261,6 @@ def _original(line: bytes) -> Original:
 def dump_snapshot(snapshot: Snapshot) -> bytes:
     """Return the record of *snapshot*."""
     return dump_line(checks.dump(snapshot, _WRITTEN))
-
-
-def snapshot_data(snapshot: Snapshot) -> dict[str, Any]:
-    """Return *snapshot* as plain data for people and programs, without its accounts."""
-    data = checks.dump(snapshot, _WRITTEN)
-    del data["accounts"]
-    return data
 
 
 def _accounts_data(accounts: Accounts) -> dict[str, dict[str, int]]:

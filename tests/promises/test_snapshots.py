@@ -16,7 +16,7 @@ import pytest
 from support import tracing
 from support.command import clean_environment
 from support.filesystems import Filesystems
-from support.images import Image, Packaged, build_rpm, picture
+from support.images import USERS, Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import Site, set_acl, set_capability
 
@@ -385,3 +385,148 @@ def test_killed_at_a_change_it_is_there_whole_or_not_at_all(
         (run,) = _snapshots(volume).iterdir()
         assert run.name != ".making"
         assert picture(run / "content") == before, call
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_of_it(site: Site, images: Images) -> None:
+    """What is not needed does not end an upgrade; what is, ends it before its first write."""
+    made = images()
+    site.upgrade(made["1"])
+    (site.volume() / "var/lib/app/database").write_bytes(os.urandom(300 << 10))
+    before = _tree(site.volume())
+    kept = site.top / "kept"
+    subprocess.run(["cp", "-a", site.volume(), kept], check=True, timeout=60)
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(made["2"])]
+    env = clean_environment(ALWAYS)
+    done, calls = tracing.trace(command, env=env, log=site.top / "log")
+    assert done.returncode == 0, done.stderr
+    call = next(
+        one for one in calls if one.name == "mkdirat" and "/.making" in one.text.split("=")[0]
+    )
+    for policy in (ALWAYS, AUTO):
+        shutil.rmtree(site.volume())
+        subprocess.run(["cp", "-a", kept, site.volume()], check=True, timeout=60)
+        done = tracing.failing(command, call, "ENOSPC", env=clean_environment(policy))
+        if policy is ALWAYS:
+            assert done.returncode == 74, done.stderr
+            assert "No space left" in done.stderr
+            # A first failure of an image is counted, and staging is there to be used again.
+            now = _tree(site.volume(), times=False)
+            assert {path for path in now if "snapshots" in path} == set()
+            assert (site.volume() / "build-id").read_text() == "image-1\n"
+            assert {path for path in before if "/.ipavolume" not in path} == {
+                path for path in now if "/.ipavolume" not in path
+            }
+        else:
+            assert done.returncode == 0, done.stderr
+            assert "way back: none: cannot make a snapshot" in done.stderr
+            assert "snapshot" not in site.history()[-1]
+            assert not _snapshots(site.volume()).exists()
+
+
+@pytest.mark.parametrize("plant", ["link", "fifo", "service's"])
+def test_what_is_in_the_place_of_snapshots_is_not_believed(
+    site: Site, images: Images, plant: str
+) -> None:
+    made = images()
+    site.upgrade(made["1"])
+    place = _snapshots(site.volume())
+    match plant:
+        case "link":
+            place.symlink_to("/etc")
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+            os.chown(place, 250, 250)
+    line = site.refused(made["2"], "unsafe-volume", env=ALWAYS)
+    assert ".ipavolume/snapshots" in line
+
+
+def test_nothing_walks_through_snapshots(
+    site: Site, images: Images, versions: Mapping[str, Path]
+) -> None:
+    """Owners of an account that got another number are translated on the volume alone."""
+    made = images()
+    site.upgrade(made["1"])
+    _live(site.volume())
+    site.upgrade(made["2"], env=ALWAYS)
+    (run,) = _snapshots(site.volume()).iterdir()
+    content = picture(run)
+    conflicts = site.run("conflicts", made["2"]).stdout
+    moved = USERS.replace(":250:", ":750:")
+    other = site.image("moved", [versions["3"]], lists=LISTS, passwd=moved)
+    site.upgrade(other)
+    assert (site.volume() / "var/lib/app/database").stat().st_uid == 750
+    assert picture(run) == content
+    assert "snapshots" not in conflicts
+    assert "snapshots" not in site.run("conflicts", other).stdout
+
+
+# -- by hand -----------------------------------------------------------------------------
+
+
+def _listed(site: Site, image: Image) -> list[dict[str, Any]]:
+    said = site.run("snapshot", image, "--json").stdout
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_one_by_hand_stays_until_it_is_dropped(site: Site, images: Images) -> None:
+    made = images()
+    for status, words in ((2, ["create"]), (2, ["drop"]), (2, ["drop", "0001-image"])):
+        site.run("snapshot", made["1"], *words, status=status)
+    site.upgrade(made["1"])
+    before = _seen(site.volume())
+    said = site.run("snapshot", made["1"], "create").stdout
+    assert said.startswith("0002-hand  ")
+    assert "by hand, of image-1" in said
+    site.upgrade(made["2"], env=ALWAYS)
+    site.upgrade(made["3"], env=ALWAYS)
+    first, second = _listed(site, made["3"])
+    assert (first["run"], first["snapshot"]["by_hand"]) == ("0002-hand", True)
+    assert picture(_snapshots(site.volume()) / "0002-hand/content") == before
+    assert second["run"].startswith("0004-")
+    undone = site.volume() / f".ipavolume/undone/{second['run']}"
+    undone.mkdir(parents=True)
+    (undone / "file").write_text("put aside")
+    assert _listed(site, made["3"])[1]["undone"]
+    assert "undone:" in site.run("snapshot", made["3"]).stdout
+    (_snapshots(site.volume()) / "0002-hand/record.json").write_text("{")
+    assert "damaged" in site.run("snapshot", made["3"]).stdout
+    assert _listed(site, made["3"])[0]["fault"]
+    site.run("snapshot", made["3"], "drop", "0002-hand")
+    site.run("snapshot", made["3"], "drop", second["run"], "--undone")
+    assert not undone.parent.exists()
+    assert [one["run"] for one in _listed(site, made["3"])] == [second["run"]]
+    said = site.run("snapshot", made["3"], "drop", "--all", "--json").stdout
+    assert json.loads(said) == {"dropped": [second["run"]]}
+    assert not _snapshots(site.volume()).exists()
+    assert _listed(site, made["3"]) == []
+
+
+def test_the_way_back_from_what_is_not_finished_is_not_dropped(site: Site, images: Images) -> None:
+    made = images()
+    site.upgrade(made["1"])
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(made["2"])]
+    env = clean_environment(ALWAYS)
+    kept = site.top / "kept"
+    subprocess.run(["cp", "-a", site.volume(), kept], check=True, timeout=60)
+    _, calls = tracing.trace(command, env=env, log=site.top / "log")
+    shutil.rmtree(site.volume())
+    subprocess.run(["cp", "-a", kept, site.volume()], check=True, timeout=60)
+    marked = next(
+        number
+        for number, call in enumerate(calls)
+        if "renameat" in call.name and "staging" in call.text
+    )
+    tracing.killed(command, calls[marked + 2], env=env)
+    (run,) = _snapshots(site.volume()).iterdir()
+    said = site.run("snapshot", made["2"], "drop", run.name, status=77).stderr
+    assert "[open-transaction]" in said
+    site.run("snapshot", made["2"], "create", status=77)
+    # It had no steps: with its end the chain ends, and the next run begins one of its own.
+    said = site.run("upgrade", made["3"], env=ALWAYS).stderr
+    assert f"way back: the snapshot of run {run.name}" in said
+    assert "way back: a copy" in said or "way back: reflinks" in said
+    (second,) = _snapshots(site.volume()).iterdir()
+    assert [one.get("snapshot") for one in site.history()] == [None, run.name, second.name]
+    assert (second / "content/etc/app/program").read_text() == "program 2\n"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
-from ipavolume.model.images import Accounts
+from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.snapshots import Method, Original, Snapshot
 from ipavolume.volume import snapshots
+from ipavolume.volume.facts import Facts, Identity, Transaction
 from ipavolume.volume.members import Volume, open_volume
 
 pytestmark = pytest.mark.root
@@ -178,3 +179,52 @@ def test_what_originals_were_is_read_as_it_was_written(volumes: dict[str, Volume
         originals.write_bytes(damage)
         with pytest.raises(UnsafeVolumeError):
             list(snapshots.read_originals(volumes["/data"], SNAPSHOT.run))
+
+
+def _facts(*, transaction: str | None = None, pending: bool = False) -> Facts:
+    """Return what is found on a volume in the middle of a chain, or before one."""
+    return Facts(
+        build_id=None,
+        identity=Identity(
+            uuid=SNAPSHOT.primary, primary=SNAPSHOT.primary, created="", image="image-1"
+        ),
+        baseline=ImageHeader(build_id="image-2"),
+        transaction=None
+        if transaction is None
+        else Transaction(
+            run="0003-image",
+            kind="upgrade",
+            phase="marked",
+            from_build="image-1",
+            to_build="image-3",
+            fingerprint="",
+            primary=SNAPSHOT.primary,
+            snapshot=transaction,
+        ),
+        target=None,
+        legacy=False,
+        pending=ImageHeader(build_id="image-1") if pending else None,
+    )
+
+
+def test_a_chain_of_runs_has_the_snapshot_that_it_began_with(volumes: dict[str, Volume]) -> None:
+    """A to B, killed; C takes over: what is gone back to is what A left, until C is committed."""
+    history = Path(volumes["/data"].directory) / ".ipavolume/history.jsonl"
+    runs = [{"run": "0001-image"}, {"run": SNAPSHOT.run, "snapshot": SNAPSHOT.run}]
+    history.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    for facts in (
+        _facts(transaction=SNAPSHOT.run),
+        _facts(pending=True),
+        _facts(transaction=SNAPSHOT.run, pending=True),
+    ):
+        assert snapshots.chain_snapshot(volumes, facts) == SNAPSHOT
+    assert snapshots.chain_snapshot(volumes, _facts()) is None
+    assert snapshots.chain_snapshot(volumes, _facts(transaction="")) is None
+    other = replace(_facts(pending=True), identity=None)
+    assert snapshots.chain_snapshot(volumes, other) is None
+
+
+def test_one_made_by_hand_is_of_no_chain(volumes: dict[str, Volume]) -> None:
+    by_hand = replace(SNAPSHOT, by_hand=True)
+    (_part(volumes) / "record.json").write_bytes(snapshots.dump_snapshot(by_hand))
+    assert snapshots.chain_snapshot(volumes, _facts(transaction=SNAPSHOT.run)) is None

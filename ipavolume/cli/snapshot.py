@@ -1,0 +1,90 @@
+"""``ipavolume snapshot``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from ipavolume.cli import options, output, streams, text
+from ipavolume.cli.group import HelpedCommand
+from ipavolume.context import Options
+from ipavolume.errors import UsageError
+from ipavolume.model.progress import size_text
+
+if TYPE_CHECKING:
+    from ipavolume.commands.snapshot import Kept
+    from ipavolume.model.snapshots import Snapshot
+
+
+@click.command(cls=HelpedCommand)
+@options.located_options
+@options.as_json
+@click.option("--undone", is_flag=True, help="With drop: what a rollback has put aside.")
+@click.option("--all", "everything", is_flag=True, help="With drop: of every run.")
+@options.lock_timeout
+@options.allowing
+@click.argument("action", type=click.Choice(("list", "create", "drop")), default="list")
+@click.argument("run", required=False, default="")
+def snapshot(
+    *,
+    options: Options,
+    as_json: bool,
+    undone: bool,
+    everything: bool,
+    lock_timeout: float,
+    action: str,
+    run: str,
+) -> None:
+    r"""List what there is to go back to, make a snapshot by hand, or remove one.
+
+    \b
+    Example:
+        ipavolume snapshot
+        ipavolume snapshot create
+        ipavolume snapshot drop 0003-8c1f2a9b
+    """
+    from ipavolume.commands import snapshot as commands
+
+    options = replace(options, lock_timeout_s=lock_timeout)
+    if action != "drop" and (run or undone or everything):
+        raise UsageError(f"ipavolume snapshot {action} has no RUN, --undone or --all")
+    if action == "list":
+        for kept in commands.list_kept(options):
+            _show(kept, as_json=as_json)
+        return
+    streams.only_tell()
+    if action == "create":
+        made = commands.create(options, output.progress)
+        click.echo(text.dump_json(text.snapshot_data(made)) if as_json else _line(made))
+        return
+    if bool(run) == everything:
+        raise UsageError("say which one is to be removed: RUN, or --all")
+    dropped = commands.drop(options, run, output.progress, undone=undone, everything=everything)
+    if as_json:
+        click.echo(text.dump_json({"dropped": dropped}))
+        return
+    for one in dropped:
+        click.echo(f"{text.escape(one)} is removed")
+
+
+def _show(kept: Kept, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(text.dump_json(text.kept_data(kept)))
+    elif kept.snapshot is not None:
+        click.echo(_line(kept.snapshot))
+        for path, why in kept.snapshot.lacks:
+            click.echo(f"  not in it: {text.escape(path)} ({text.escape(why)})")
+    elif kept.fault:
+        label = click.style("damaged", fg="red")
+        click.echo(f"{text.escape(kept.run)}  {label}: {text.escape(kept.fault)}")
+    if kept.undone and not as_json:
+        click.echo(f"{text.escape(kept.run)}  undone: what a rollback has put aside")
+
+
+def _line(one: Snapshot) -> str:
+    what = "by hand" if one.by_hand else "before the run"
+    size = f"{one.method}, {one.files} files, {size_text(one.bytes)}"
+    image = one.build_id or one.from_build or "no recorded id"
+    return f"{text.escape(one.run)}  {one.made}  {what}, of {text.escape(image)}: {size}"
