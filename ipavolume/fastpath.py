@@ -23,6 +23,7 @@ MAGIC = b"ipavolume-start-2"
 SEPARATOR = b"\0"
 LOCK = ".ipavolume/lock"
 FIRST_RUN = b".ipavolume/first-run.json"
+REFUSED = b".ipavolume/refused.jsonl"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
@@ -500,6 +501,8 @@ def _find_command(
         fcntl.flock(volume, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_current(volume, build_id):
             return None
+    if _is_refused(locks[0][0], build_id):
+        return None
     if first_run != NONE and not _is_configured(locks[0][0], first_run):
         return None
     for _, file in locks:
@@ -607,6 +610,16 @@ def _is_current(fd: int, build_id: bytes) -> bool:
     if not stat.S_ISREG(recorded.st_mode) or recorded.st_size > _LIMIT:
         return False
     return _read(b"build-id", directory=fd).strip() == build_id
+
+
+def _is_refused(fd: int, build_id: bytes) -> bool:
+    """Tell whether the volume may have been taken back from the image; the whole program knows."""
+    data = _read(REFUSED, directory=fd, missing=b"")
+    # As JSON has such an id is more than is known here.
+    if data and (not build_id.isascii() or b'"' in build_id or b"\\" in build_id):
+        return True
+    named = b'"image":"%s"' % build_id
+    return any(named in line and b'"tried":""' in line for line in data.splitlines())
 
 
 def _is_configured(fd: int, first_run: bytes) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from ipavolume.apply import attempts, commit, journal, roots, saved, snapshot, stage
+from ipavolume.apply import attempts, commit, journal, refused, roots, saved, snapshot, stage
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.stage import Index
@@ -444,6 +444,15 @@ class _Run:
             # What the edited ones came from: as long as the baseline is the old one.
             edited = {copy[0] for copy in entry["copies"]}
             entry["shipped"] = shipped(self._context.volumes.primary, edited)
+        if not unexecuted:
+            # Before the id: with it, an image that is refused would be current.
+            transaction = self._transaction
+            refused.note_tried(
+                self._context.volumes.primary,
+                transaction.to_build,
+                transaction.fingerprint,
+                transaction.run,
+            )
         commit.commit(
             list(self._areas.values()),
             identities,

@@ -234,6 +234,7 @@ def card_data(card: Card) -> dict[str, Any]:
         "last_run": card.last_run,
         "lock": card.lock,
         "attempts": card.attempts,
+        "refused": list(card.refused),
     }
 
 
@@ -567,6 +568,10 @@ def card_lines(card: Card) -> list[str]:
         then = f"; a start waits until {failed['next']}" if failed["next"] else ""
         what = f"{failed['count']} in a row of {failed['image']}, last at {failed['at']}"
         lines.append(escape(f"failures  {what}: {failed['message']}{then}"))
+    for one in card.refused:
+        then = f"not tried again before {one['next']}" if one["next"] else "tried by its next start"
+        what = f"{one['image']}: run {one['run']} {one['code']} at {one['at']}"
+        lines.append(escape(f"refused   {what}, {then}: {one['cause']}"))
     open_ = recorded.get("transaction")
     if open_:
         lines.append(

@@ -32,6 +32,7 @@ from ipavolume.errors import (
 from ipavolume.firstrun import standing
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
+from ipavolume.linux import clock
 from ipavolume.model.actions import Keep, Rule
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Progress, say_nothing
@@ -43,6 +44,7 @@ from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import index, lock, owners, ownership
 from ipavolume.volume.facts import COMMITTING, MARKED, Facts
+from ipavolume.volume.refused import read_refused
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -302,6 +304,7 @@ def _inspect(
     ):
         found, reason, finding, status = first_run
         findings += [] if finding is None else [finding]
+    findings += _refused(context)
     primary = facts[context.volumes.primary.mount]
     return Inspection(
         volume=context.volumes.primary.directory,
@@ -313,6 +316,24 @@ def _inspect(
         findings=tuple(findings),
         exit_status=status,
     )
+
+
+def _refused(context: Context) -> list[Finding]:
+    """Tell which other images the volume was taken back from, and would refuse now."""
+    header, now_s = context.image.header, clock.seconds()
+    return [
+        Finding(
+            code="refused",
+            severity=Severity.NOTE,
+            path="",
+            message=f"the image {record.image} is refused until {clock.text_of(until)}: the volume "
+            f"was taken back from it at {record.at} (run {record.run} was {record.code})",
+            hint=f"At once: IPAVOLUME_RETRY={record.run} in the environment of its start.",
+        )
+        for record in read_refused(context.volumes.primary)
+        if not record.is_of(header.build_id, header.fingerprint)
+        and (until := record.due_s(now_s)) is not None
+    ]
 
 
 def _left(context: Context, facts: Mapping[str, Facts]) -> Draft:

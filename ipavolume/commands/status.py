@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ipavolume.volume.attempts import Attempts, read_attempts
 from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.lockfile import Holder
 from ipavolume.volume.members import Volume
+from ipavolume.volume.refused import Refused, read_refused
 
 
 def image_data(header: ImageHeader) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class Card:
         lock: Who took the lock last (host, container, since) and whether it is held, or ``None``
             where that is not known.
         attempts: How often in a row an image failed, and when a start tries again, or ``None``.
+        refused: Images that the volume was taken back from, and when each is tried again.
     """
 
     volume: str
@@ -94,6 +96,7 @@ class Card:
     verified: Mapping[str, Any] | None = None
     lock: Mapping[str, Any] | None = None
     attempts: Mapping[str, Any] | None = None
+    refused: Sequence[Mapping[str, Any]] = ()
 
 
 def read_card(directory: str) -> Card:
@@ -111,6 +114,7 @@ def read_card(directory: str) -> Card:
         holder = lockfile.read_holder(volume)
         lock = None if holder is None else asdict(holder) | _standing(volume, holder)
         failed = read_attempts(volume)
+        refused = read_refused(volume)
     finally:
         os.close(volume.fd)
     return Card(
@@ -122,7 +126,21 @@ def read_card(directory: str) -> Card:
         verified=None if verified is None else asdict(verified),
         lock=lock,
         attempts=None if failed is None else _failures(failed),
+        refused=[_refused(one) for one in refused if not one.tried],
     )
+
+
+def _refused(record: Refused) -> dict[str, Any]:
+    until = record.due_s(clock.seconds())
+    return {
+        "image": record.image,
+        "code": record.code,
+        "run": record.run,
+        "at": record.at,
+        "cause": record.cause,
+        "count": record.count,
+        "next": "" if until is None else clock.text_of(until),
+    }
 
 
 def _failures(failed: Attempts) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ipavolume.context import Context
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
-from ipavolume.linux import mounts
+from ipavolume.linux import clock, mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.plan import verdict
@@ -22,6 +22,7 @@ from ipavolume.volume import adopt
 from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
+from ipavolume.volume.refused import Refused, refused_of
 from ipavolume.volume.room import is_of_root
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
@@ -78,10 +79,25 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             expect=context.options.expect,
             consent=context.options.consent,
             rehearsal=context.options.rehearsal,
+            refused=_refused(context),
         )
     )
     found = replace(found, overrides=(*context.overridden, *found.overrides))
     return found if found.error is not None else _judge_moved(context, primary, found)
+
+
+def _refused(context: Context) -> tuple[Refused, str] | None:
+    """Return what this image was gone back from for, where it is not to be tried now."""
+    options = context.options
+    if options.retry or options.rehearsal:
+        return None
+    found = refused_of(
+        context.volumes.primary,
+        context.image.header,
+        now_s=clock.seconds(),
+        retry=options.retry_run,
+    )
+    return None if found is None else (found[0], clock.text_of(found[1]))
 
 
 def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:

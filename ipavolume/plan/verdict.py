@@ -17,6 +17,7 @@ from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import Facts, Transaction
 from ipavolume.volume.layout import REHEARSAL
+from ipavolume.volume.refused import UNDONE, UNVERIFIED, Refused
 from ipavolume.volume.room import NOT_MOUNTED
 from ipavolume.volume.roots import FS_GROUP
 
@@ -106,6 +107,8 @@ class Question:
         expect: What the operator expects: see :class:`ipavolume.context.Options`.
         consent: The operator lets upgrades happen.
         rehearsal: What is done is rehearsed, for which a copy may have been made.
+        refused: What the image was gone back from for, and when it is tried again, as text;
+            ``None``: it may be tried now.
     """
 
     mounts: Sequence[str]
@@ -129,6 +132,7 @@ class Question:
     expect: str = ""
     consent: bool = True
     rehearsal: bool = False
+    refused: tuple[Refused, str] | None = None
 
     def place(self, mount: str) -> str:
         """Return where the volume of *mount* is, as who reads of it finds it."""
@@ -154,6 +158,8 @@ def judge(question: Question) -> Verdict:
         return replace(found, reason=str(copied), error=copied)
     if found.error is None and (other := _judge_identity(question, primary)) is not None:
         return replace(found, reason=str(other), error=other)
+    if found.error is None and (gone := _judge_gone_back_from(question, found.state)) is not None:
+        return replace(found, reason=str(gone), error=gone)
     if found.error is not None:
         return found
     occupied = _judge_strangers(question)
@@ -378,6 +384,26 @@ def _judge_copies(question: Question) -> IpaVolumeError | None:
             "a claim that was cloned for one is to be deleted.",
         )
     return None
+
+
+def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | None:
+    """Refuse the image that the volume was taken back from; a run of it that is open goes on."""
+    if question.refused is None or state is State.UPGRADING:
+        return None
+    record, until = question.refused
+    where = question.place(question.mounts[0])
+    what = {
+        UNDONE: f"run {record.run} of it was undone",
+        UNVERIFIED: f"what run {record.run} of it had made was not found to be right",
+    }[record.code]
+    return RefusedError(
+        f"the volume at {where} was taken back from this image, {name_of(question.image)}: {what} "
+        f"at {record.at}" + (f": {record.cause}" if record.cause else ""),
+        code="refused",
+        hint="Start a corrected image, or the one that the volume is of (ipavolume status VOLUME "
+        f"names it). This one is tried again from {until} on, and at once with "
+        f"IPAVOLUME_RETRY={record.run} in its environment, or by ipavolume upgrade --retry.",
+    )
 
 
 def _judge_strangers(question: Question) -> IpaVolumeError | None:

@@ -17,6 +17,7 @@ from ipavolume.plan import verdict
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import Owners, Question, State, Verdict, is_told_by_packages, judge
 from ipavolume.volume.facts import Facts, Identity, Transaction
+from ipavolume.volume.refused import Refused
 
 PRIMARY: Final = "/data"
 SECOND: Final = "/more"
@@ -203,6 +204,17 @@ def test_where_something_has_to_be_done() -> None:
 # -- refusals ----------------------------------------------------------------------------
 
 FOREIGN: Final = replace(NOTHING, identity=identity("s", "q"))
+GONE_BACK: Final = (
+    Refused(
+        image="new",
+        fingerprint="f",
+        code="undone",
+        run="0002-new",
+        at="2026-11-28T12:00:00Z",
+        cause="step s5010_fails",
+    ),
+    "2026-11-28T13:00:00Z",
+)
 REFUSALS: Final = [
     pytest.param(STATES[State.UNSAFE][0], "foreign-volume", 65, State.UNSAFE, id="foreign"),
     pytest.param(
@@ -225,6 +237,15 @@ REFUSALS: Final = [
         77,
         State.FOREIGN,
         id="of another, by its packages",
+    ),
+    pytest.param(
+        question(of(OLD), refused=GONE_BACK), "refused", 77, State.OUTDATED, id="gone back"
+    ),
+    pytest.param(
+        question(amid(OLD), refused=GONE_BACK), "refused", 77, State.TAKEN_OVER, id="amid another"
+    ),
+    pytest.param(
+        question(of(NEW), refused=GONE_BACK), "refused", 77, State.CURRENT, id="about to go back"
     ),
     pytest.param(
         question(amid(OLD), consent=False), "no-consent", 77, State.TAKEN_OVER, id="taken over"
@@ -761,3 +782,19 @@ def test_what_is_of_this_image_is_not_told_by_packages() -> None:
         assert not is_told_by_packages(NEW, (), facts)
     for facts in (of(OLD), amid(OLD), LEGACY):
         assert is_told_by_packages(NEW, (), facts)
+
+
+def test_a_run_of_a_refused_image_that_is_open_goes_on() -> None:
+    """Who asked for it has begun it; between two images it would help nobody."""
+    found = judge(question(amid(NEW), refused=GONE_BACK))
+    assert (found.state, found.error) == (State.UPGRADING, None)
+
+
+def test_a_refused_image_names_run_cause_time_and_the_way_to_have_it_tried() -> None:
+    error = judge(question(of(OLD), refused=GONE_BACK)).error
+    assert error is not None
+    said = f"{error} {error.hint}"
+    for word in ("0002-new", "s5010_fails", "12:00:00Z", "2026-11-28T13:00:00Z"):
+        assert word in said
+    assert "IPAVOLUME_RETRY=0002-new" in said
+    assert "ipavolume upgrade --retry" in said

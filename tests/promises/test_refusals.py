@@ -628,7 +628,9 @@ def test_check_prints_one_object_a_volume_with_everything_that_scripts_need(
 def test_status_and_history_print_what_is_recorded(meeting: Meeting) -> None:
     assert meeting.run("upgrade").returncode == 0
     card = json.loads(run_ipavolume("status", "--json", meeting.volume).stdout)
-    assert card.keys() == {"volume", "recorded", "first_run", "last_run", "lock", "attempts"}
+    assert card.keys() == {
+        *("volume", "recorded", "first_run", "last_run", "lock", "attempts", "refused")
+    }
     assert card["recorded"]["id"] == "two"
     assert card["recorded"]["volume"]["image"] == "one"
     runs = _history(meeting.volume)

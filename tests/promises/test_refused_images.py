@@ -1,0 +1,73 @@
+"""An image that the volume was taken back from is not started again before its time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.requirements import need_root
+from support.taskworlds import World, build_packages, logs, step
+
+from ipavolume.apply.refused import note_refused
+from ipavolume.volume.members import open_volume
+from ipavolume.volume.refused import UNDONE, UNVERIFIED, read_refused, write_refused
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A package in three versions."""
+    need_root()
+    return build_packages(tmp_path_factory.mktemp("rpms"))
+
+
+def test_a_refused_image_starts_when_it_is_asked_for_or_when_its_time_has_come(
+    tmp_path: Path, rpms: Mapping[str, Path]
+) -> None:
+    world = World(tmp_path, rpms)
+    one = world.image("1", {})
+    world.run(one, "start", "--", "true")
+    volume = open_volume("/data", str(world.volume))
+    note_refused(volume, "v2", "", UNDONE, "0002-v2", "step s5010_fails: no room")
+    two = world.image("2", {"s5010_logs": step(logs("done"))})
+    start = ("start", "--", "true")
+
+    said = world.run(two, *start, status=77).stderr
+    for word in ("[refused]", "0002-v2", "s5010_fails: no room", "IPAVOLUME_RETRY=0002-v2"):
+        assert word in said
+    checked = json.loads(world.run(two, "check", "--json", "/data", status=77).stdout)
+    assert (checked["state"], checked["findings"][0]["code"]) == ("outdated", "refused")
+    world.run(two, *start, status=77, env={"IPAVOLUME_RETRY": "0001-v1"})
+    assert world.build_id() == "v1"
+    # The one that the volume is of starts, and tells who asks of the other one.
+    assert "(v1); handing over" in world.run(one, *start).stderr
+    assert "the image v2 is refused until" in world.run(one, "check", "/data").stdout
+    assert "refused   v2: run 0002-v2 undone at" in world.run(one, "status", "/data").stdout
+
+    # A corrected one is another.
+    (record,) = read_refused(volume)
+    write_refused(volume, [replace(record, fingerprint="of what was in it then")])
+    world.run(two, "upgrade", "--dry-run", status=100)
+    write_refused(volume, [record])
+
+    world.run(two, *start, env={"IPAVOLUME_RETRY": "0002-v2"})
+    assert world.build_id() == "v2"
+    assert world.log() == ["done"]
+    (now,) = read_refused(volume)
+    assert now == replace(record, tried=world.last_run()["run"])
+    world.run(two, *start)
+    assert "refused" not in world.run(two, "status", "/data").stdout
+
+    # Gone back from for the second time: the short way does not start it either.
+    note_refused(volume, "v2", "", UNVERIFIED, now.tried, "nobody answers")
+    assert "[refused]" in world.run(two, *start, status=77).stderr
+    (again,) = read_refused(volume)
+    assert again.count == 2
+    write_refused(volume, [replace(again, at="2020-01-01T00:00:00Z")])
+    world.run(two, *start)
+    os.close(volume.fd)
