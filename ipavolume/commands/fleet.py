@@ -154,7 +154,7 @@ class Fleet:
         """
         self._count_bytes = count_bytes
         self._all = all_
-        self._copies: dict[tuple[str, str], tuple[ImageCopy, str] | IpaVolumeError] = {}
+        self._copies: dict[tuple[str, str], tuple[ImageCopy, tuple[str, ...]] | IpaVolumeError] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Fleet:
@@ -232,14 +232,15 @@ class Fleet:
     def _judged(self, row: Row, directories: Mapping[str, str]) -> Row:
         place = row.place
         try:
-            copy, primary = self._copy(place)
+            copy, mounts = self._copy(place)
         except IpaVolumeError as err:
             return replace(row, reason=str(err), code=err.code)
         where = {
             mount: directories.get(name, name)
             for mount, name in place.others.items()
-            if name.startswith("/") or name in directories
+            if mount in mounts and (name.startswith("/") or name in directories)
         }
+        primary = mounts[0]
         if place.others and where.get(primary) != place.directory:
             # Of a container with several volumes it is the first one that says what they are.
             return replace(row, reason=f"belongs to the volume at {primary} of {place.container}")
@@ -252,8 +253,8 @@ class Fleet:
             state, reason, code = check.state_of(context)
         return replace(row, state=str(state), reason=reason, code=code)
 
-    def _copy(self, place: Place) -> tuple[ImageCopy, str]:
-        """Return the copy of a volume's image, and the mount of its primary volume.
+    def _copy(self, place: Place) -> tuple[ImageCopy, tuple[str, ...]]:
+        """Return the copy of a volume's image, and the mounts of its volumes that are kept.
 
         Raises:
             IpaVolumeError: If it cannot be had, or has no manifest.
@@ -263,8 +264,8 @@ class Fleet:
             try:
                 _, copy = self._stack.enter_context(opened_image(place.engine, place.image))
                 with Image(copy.root, called=copy.reference) as image:
-                    specs = [one.mount for one in image.header.volumes if not one.volatile]
-                self._copies[key] = copy, specs[0]
+                    specs = (one.mount for one in image.header.volumes if not one.volatile)
+                    self._copies[key] = copy, tuple(specs)
             except StoppedError:
                 raise
             except IpaVolumeError as err:

@@ -381,6 +381,49 @@ def test_a_volume_that_only_a_container_mounts_is_not_taken_for_an_empty_one(
     assert f"docker run --rm -v {name}:/data:ro {reference} ipavolume check" in said
 
 
+def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_label(
+    shelf: Shelf, volume: Path
+) -> None:
+    by = {"a": "one", "b": "two", "c": "three", "d": "two", "e": "", "foreign": "two"}
+    names = {word: f"{NAME}-{word}" for word in by}
+    try:
+        for word, image in by.items():
+            label = [f"--label=ipavolume.image={shelf.reference('two')}"] * (word == "d")
+            engine(shelf.engine, "volume", "create", *label, names[word])
+            place = _place(shelf.engine, names[word])
+            if word != "foreign":
+                subprocess.run(["cp", "-a", f"{volume}/.", place], check=True, timeout=60)
+            if image and word != "d":
+                made = ("create", "--name", names[word], "-v", f"{names[word]}:/data")
+                engine(shelf.engine, *made, shelf.reference(image), "nothing")
+        options = ("list", "--engine", shelf.engine, "--format", "json")
+        lines = run_ipavolume(*options, status=None).stdout.splitlines()
+        rows = {row["name"]: row for row in map(json.loads, lines) if row["name"].startswith(NAME)}
+        found = {word: rows[name] for word, name in names.items() if name in rows}
+        assert {word: row["state"] for word, row in found.items()} == {
+            "a": "current",
+            "b": "outdated",
+            "c": "incompatible",
+            "d": "outdated",
+            "e": None,
+        }
+        assert found["a"]["container"] == names["a"]
+        assert found["a"]["application"] == found["e"]["application"]
+        assert found["e"]["recorded"] == found["a"]["recorded"]
+        # What nothing says to be ours is there with --all only.
+        everything = run_ipavolume(*options, "--all", status=None).stdout
+        assert names["foreign"] in everything
+        one_image = ("--image", shelf.reference("one"))
+        table = run_ipavolume("list", "--engine", shelf.engine, *one_image, status=None).stdout
+        assert len([line for line in table.splitlines() if " current " in line]) >= 5
+        assert left_containers(shelf.engine, shelf.reference("one")) == []
+    finally:
+        for name in names.values():
+            words = [shelf.engine, "rm", "--force", name]
+            subprocess.run(words, check=False, capture_output=True, timeout=60)
+            engine(shelf.engine, "volume", "rm", name)
+
+
 # -- ordinary users ----------------------------------------------------------------------
 
 
