@@ -381,6 +381,28 @@ def test_who_holds_a_volume_is_told(bases: dict[str, Path], tmp_path: Path) -> N
         check(start(OLD, volume), locked)
 
 
+def test_a_change_of_type_is_told_and_its_way_out_keeps_what_was_there(tmp_path: Path) -> None:
+    """The directory was put in a file's place by somebody, and what is in it by nobody's image."""
+    containers.need_images("small:1", "small:2")
+    old, new = f"{PREFIX}/small:1", f"{PREFIX}/small:2"
+    run = ("run", "--rm", "--network", "none", "-v", f"{tmp_path}:/data")
+    containers.engine(*run, old, "ipavolume", "upgrade")
+    place = tmp_path / "etc/svc/data"
+    place.unlink()
+    write(place / "mine", "mine\n")
+    type_change = Failure(
+        image=new, base="", prepare=optioned(), status=65, code="type-change",
+        cause="'/data/etc/svc/data/mine', which no image shipped",
+        hint="-e IPAVOLUME_ALLOW=type-change",
+    )  # fmt: skip
+    check(start(new, tmp_path), type_change)
+    assert (place / "mine").read_text() == "mine\n"
+    containers.engine(*run, "-e", "IPAVOLUME_ALLOW=type-change", new, "ipavolume", "upgrade")
+    assert place.read_text() == "data 2\n"
+    (kept,) = (tmp_path / ".ipavolume/saved").glob("*/etc/svc/data/mine")
+    assert kept.read_text() == "mine\n"
+
+
 def test_the_way_out_of_damaged_state_is_one(bases: dict[str, Path], tmp_path: Path) -> None:
     """Words 5: it led to a second refusal, which asked for a release of another distribution."""
     volume = containers.copy(bases["old"], tmp_path)

@@ -184,9 +184,7 @@ def test_a_daemon_has_time_to_end_by_itself(fifo: Callable[[str], Path], tmp_pat
 
 
 def test_a_daemon_that_ignores_the_polite_signal_is_killed(fifo: Callable[[str], Path]) -> None:
-    script = (
-        'setsid sh -c \'trap "" TERM; sleep 99 & echo $$ > "$1"; wait\' d "$1" & cat "$1"'
-    )
+    script = 'setsid sh -c \'trap "" TERM; sleep 99 & echo $$ > "$1"; wait\' d "$1" & cat "$1"'
     ended, said = run(
         script, str(fifo("pid")), grace_s=NO_TIME_S, env=os.environ | {"M": str(fifo)}
     )
