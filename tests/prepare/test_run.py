@@ -512,9 +512,17 @@ def test_an_image_whose_programs_changed_gets_another_build_id(bare: Image) -> N
     program.write_text("correctly\n")
     os.utime(program, (later, later))
     ids.append(bare.prepare().build_id)
+    # Copied with the time at which it was written, before the newest.
+    bare.write("/usr/bin/newest")
+    os.utime(bare.root / "usr/bin/newest", (later, later))
+    ids.append(bare.prepare().build_id)
+    program.write_text("rightly..\n")
+    os.utime(program, (later - 60, later - 60))
+    ids.append(bare.prepare().build_id)
+    assert bare.prepare().build_id == ids[-1]
     program.unlink()
     ids.append(bare.prepare().build_id)
-    assert len(set(ids)) == 4
+    assert len(set(ids)) == 6
 
 
 def test_the_build_id_of_an_image_of_the_freeipa_container_project(bare: Image) -> None:
