@@ -20,6 +20,7 @@ from ipavolume.cli.lock import lock
 from ipavolume.cli.manual import manual
 from ipavolume.cli.online import online
 from ipavolume.cli.prepare import prepare
+from ipavolume.cli.rehearse import rehearse
 from ipavolume.cli.scriptlets import scriptlets
 from ipavolume.cli.snapshot import snapshot
 from ipavolume.cli.start import start
@@ -69,7 +70,7 @@ def main(called: click.Context) -> None:
 
 for _command in (
     *(audit, check, completion, conflicts, examples, history, listing, lock, manual),
-    *(online, prepare, scriptlets, snapshot, start, status, steps, upgrade),
+    *(online, prepare, rehearse, scriptlets, snapshot, start, status, steps, upgrade),
 ):
     main.add_command(_command)
 

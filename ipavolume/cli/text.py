@@ -12,6 +12,7 @@ from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
 from ipavolume.model.actions import Action, Install, Keep, Plan, Verb, describe, past, verb
 from ipavolume.model.packed import counts_of, described, translated, without_metadata
+from ipavolume.model.progress import size_text
 from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ipavolume.commands.check import Inspection
     from ipavolume.commands.conflicts import Conflict
     from ipavolume.commands.listing import ListedStep
+    from ipavolume.commands.rehearse import Report
     from ipavolume.commands.snapshot import Kept
     from ipavolume.commands.status import Card
     from ipavolume.commands.trial import TriedStep
@@ -223,6 +225,81 @@ def way_back_data(way: WayBack | None) -> dict[str, Any] | None:
         "hint": way.hint,
         "lacks": [list(one) for one in way.lacks],
     }
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """Return what a rehearsal came to, as who asked for it has it, as plain data."""
+    copies = report.copies
+    return {
+        "volume": report.volume,
+        "image": report.image,
+        **rehearsed_data(report.rehearsed),
+        "container": {
+            "like": report.like,
+            "network": report.network,
+            "left_out": [{"what": one.what, "why": one.why} for one in report.left_out],
+        },
+        "copies": None
+        if copies is None
+        else {
+            "taken": copies.consistent,
+            "files": copies.files,
+            "bytes": copies.bytes,
+            "without_reflink": copies.copied,
+            "seconds": copies.seconds,
+            "grown_bytes": copies.grown_bytes,
+            "kept": report.kept,
+        },
+        "runs": [dict(run) for run in report.runs],
+        "review": [{"path": path, "copy": copy} for path, copy in report.review],
+        "warnings": report.warnings,
+        "agreements_disabled": list(report.agreements),
+        "not_shown": list(report.not_shown),
+    }
+
+
+def report_lines(report: Report, *, verbose: bool) -> list[str]:
+    """Return what a rehearsal came to for people; what it did not show comes last."""
+    found = report.rehearsed
+    lines = [escape(f"{report.volume}: {found.ending} after {found.seconds} s: {found.message}")]
+    lines += [f"  {label}: {escape(what)}" for label, what in _whose_fault(found)]
+    lines += [f"    | {escape(line)}" for line in found.lines]
+    lines += [f"  {line}" for line in history_lines(report.runs)]
+    if report.review:
+        lines.append("  to review after the upgrade (ipavolume conflicts --diff):")
+        lines += [f"    {escape(path)}: {escape(copy)}" for path, copy in report.review]
+    lines += [f"  warning: {escape(one)}" for one in report.warnings]
+    if report.copies is not None:
+        copies = report.copies
+        lines.append(
+            f"  the copy: {size_text(copies.bytes)} in {copies.seconds} s, "
+            f"{copies.copied} of {copies.files} files without reflink; the upgrade took "
+            f"{size_text(max(copies.grown_bytes, 0))} more"
+        )
+        lines.append(f"  {report.how}")
+    like = f"like {report.like}" if report.like else "like none: no container uses the volume"
+    if report.network:
+        lines.append(f"  the container: {escape(like)}; its network: {report.network}")
+        shown = report.left_out if verbose else ()
+        lines += [f"    without {escape(one.what)}: {escape(one.why)}" for one in shown]
+        if report.left_out and not verbose:
+            names = ", ".join(one.what for one in report.left_out)
+            lines.append(f"    without {escape(names)} (why: -v)")
+    if report.agreements:
+        names = ", ".join(report.agreements)
+        lines.append(f"  disabled in the copy: replication agreements {escape(names)}")
+    if report.kept:
+        lines.append(
+            f"  the copies are in {escape(report.kept)}: they hold the keys of the original"
+        )
+    lines.append("  what a rehearsal cannot show:")
+    lines += [f"    {one}" for one in report.not_shown]
+    return lines
+
+
+def _whose_fault(found: Rehearsed) -> list[tuple[str, str]]:
+    labelled = (("step", found.step), ("unit", found.unit), ("code", found.code))
+    return [(label, what) for label, what in labelled if what]
 
 
 def card_data(card: Card) -> dict[str, Any]:

@@ -47,9 +47,11 @@ _MAX_BYTES: Final = 4 << 20
 _LOOK_S: Final = 1.0
 _SETTLED_S: Final = 3.0
 """So long the application has to be ready: one that ends right away was ready, too."""
-_FAILED_S: Final = 10.0
+_FAILED_S: Final = 5.0
 """As long as a unit that failed may take to be started again by what started it."""
 _EXIT_S: Final = 30
+_STOP_S: Final = 120.0
+"""Then units that do not stop are not waited for."""
 
 Tell = Callable[[Rehearsed], None]
 
@@ -242,8 +244,9 @@ def _look_on(
 def _end_systemd(status: int) -> None:
     with contextlib.suppress(IpaVolumeError):
         words = ("systemctl", "--no-block", "exit", str(status))
-        run_command(words, timeout_s=_EXIT_S, output=say_nothing)
-        clock.wait(_EXIT_S)
+        watching.no_longer()
+        if run_command(words, timeout_s=_EXIT_S, output=say_nothing).status == 0:
+            clock.wait(_STOP_S)
     watching.power_off()
 
 

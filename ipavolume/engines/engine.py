@@ -37,6 +37,7 @@ _NEVER_STARTED: Final = "/ipavolume-never-starts-this"
 _UNKNOWN: Final = (
     *("no such image", "no such container", "no such volume", "no such object"),
     *("image not known", "no container with name", "no volume with name"),
+    *("no such network", "network not found"),
 )
 _NOT_THERE: Final = ("could not find the file", "could not be found", "not a directory")
 _NOT_ALLOWED: Final = "permission denied while trying to connect"
@@ -204,6 +205,77 @@ class Engine:
             for name in names if len(names) > 1 else ():
                 found += self._of_each([name], words, parse)
             return found
+
+    def inspected(self, kind: str, name: str) -> dict[str, Any] | None:
+        """Return all that the engine says of something, or ``None`` when it does not have it.
+
+        Args:
+            kind: ``container`` or ``image``.
+            name: Its name or id.
+        """
+        try:
+            said = self._ask(kind, "inspect", "--", name)
+            (found,) = json.loads(said)
+        except _UnknownError:
+            return None
+        except ValueError as err:
+            raise self._not_understood(f"the {kind} {name!r}") from err
+        return found if isinstance(found, dict) else None
+
+    def listed(self, *words: str) -> list[str]:
+        """Return the lines of a list, of ids or names: ``ps --quiet``, ``network ls --quiet``."""
+        return self._ask(*words).decode("utf-8", "surrogateescape").split()
+
+    def order(self, *words: str, to_the_end: bool = False) -> str:
+        """Have the engine do something; return what it says.
+
+        Args:
+            words: The command's arguments.
+            to_the_end: Go on although a signal asked for an end.
+
+        Raises:
+            CommandFailedError: If it fails.
+            VolumeIOError: If the engine does not have what it is about.
+        """
+        try:
+            said = self._ask(*words, timeout_s=_LONG_S, to_the_end=to_the_end)
+        except _UnknownError as err:
+            message = f"{self.name} {words[0]}: what it is about is not there any more"
+            raise VolumeIOError(message, code="engine") from err
+        return said.decode("utf-8", "surrogateescape").strip()
+
+    def remove(self, kind: str, name: str) -> None:
+        """Remove a container, with its anonymous volumes, or a network; none of that name is fine.
+
+        Args:
+            kind: ``container`` or ``network``.
+            name: Its name.
+        """
+        with contextlib.suppress(_UnknownError):
+            if kind == "container":
+                self._remove(name)
+            else:
+                self._ask(kind, "rm", name, timeout_s=_LONG_S, to_the_end=True)
+
+    @contextlib.contextmanager
+    def attached(self, container: str, *, timeout_s: float) -> Iterator[capture.Output]:
+        """Start a container and give what it prints until it ends.
+
+        Args:
+            container: Its name.
+            timeout_s: Seconds that it may run.
+
+        Raises:
+            CommandFailedError: While it is read, if it runs longer.
+            StoppedError: If a signal asked for an end. It goes on running in both cases.
+        """
+        with capture.output_of(
+            [self.name, "start", "--attach", container],
+            timeout_s=timeout_s,
+            limit_bytes=_ANSWER_BYTES,
+            merged=True,
+        ) as output:
+            yield output
 
     def diff(self, container: str) -> list[tuple[str, str]]:
         """Return what a container changed in its own layer: ``A``, ``C`` or ``D``, and a path.

@@ -66,7 +66,12 @@ class Output:
 
 @contextlib.contextmanager
 def output_of(
-    words: Sequence[str], *, timeout_s: float, limit_bytes: int, to_the_end: bool = False
+    words: Sequence[str],
+    *,
+    timeout_s: float,
+    limit_bytes: int,
+    to_the_end: bool = False,
+    merged: bool = False,
 ) -> Iterator[Output]:
     """Run a program of the host for its output, in bounded time and memory.
 
@@ -79,6 +84,7 @@ def output_of(
         timeout_s: Seconds that it may take.
         limit_bytes: What it may write to standard output at most.
         to_the_end: Go on although a signal asked for an end: for what undoes things.
+        merged: What it writes to standard error is output, too.
 
     Yields:
         Its output.
@@ -105,7 +111,7 @@ def output_of(
                 list(words),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=subprocess.STDOUT if merged else errors,
                 env={**os.environ, "LC_ALL": "C"},
                 cwd="/",
                 start_new_session=True,

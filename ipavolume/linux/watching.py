@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ipavolume.linux import signals
 
@@ -32,6 +32,11 @@ def look_on() -> None:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def no_longer() -> None:
+    """Let SIGTERM end this process again: what ends the container waits for all that it asked."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def leave(status: int) -> None:
@@ -69,6 +74,45 @@ def first_to_end(children: Collection[int]) -> tuple[int, int]:
 def end_of(child: int) -> int:
     """Wait until *child* has ended; return its exit status, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
+    """Leave a process that executes a command unless it is told in time that it is not needed.
+
+    It does so when this process is killed, too; :func:`dismiss` tells it.
+
+    Args:
+        words: The command.
+        within_s: Seconds to wait.
+
+    Returns:
+        The process, and the descriptor by which it is told.
+
+    Raises:
+        OSError: If there is none.
+    """
+    heard, says = os.pipe()
+    child = fork()
+    if child:
+        os.close(heard)
+        return child, says
+    try:
+        os.close(says)
+        look_on()
+        if not hear(heard, within_s=within_s):
+            os.execvp(words[0], list(words))  # noqa: S606 - no shell is what is wanted
+    finally:
+        os._exit(1)
+
+
+def dismiss(guard: tuple[int, int]) -> None:
+    """Tell what :func:`guard` left that it is not needed any more, and wait for its end."""
+    child, says = guard
+    # It may have done what it is for by now.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(says, b"!")
+    os.close(says)
+    os.waitpid(child, 0)
 
 
 def hear(fd: int, *, within_s: float) -> str:

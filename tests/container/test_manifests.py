@@ -26,6 +26,7 @@ from support.engines import need_docker
 from support.remapping import Engine
 
 KUBERNETES: Final = PROJECT / "ipavolume/examples/freeipa/kubernetes.yaml"
+REHEARSAL: Final = PROJECT / "ipavolume/examples/freeipa/rehearsal.yaml"
 COMPOSE: Final = PROJECT / "ipavolume/examples/freeipa/compose.yaml"
 VERSIONS: Final = ("1.30", "1.33", "1.36")
 """Of Kubernetes: the oldest with everything in the manifest, and those that its comments name."""
@@ -35,6 +36,10 @@ STORY: Final = (("small:1", "version 1\n"), ("small:2", "version 1\nversion 2\n"
 
 def _documents() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(KUBERNETES.read_text()))
+
+
+def _rehearsal() -> dict[str, dict[str, Any]]:
+    return {one["kind"]: one for one in yaml.safe_load_all(REHEARSAL.read_text())}
 
 
 def _server() -> dict[str, Any]:
@@ -57,7 +62,7 @@ def _container() -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_manifest_is_what_the_api_of_kubernetes_takes(version: str) -> None:
-    for document in _documents():
+    for document in (*_documents(), *_rehearsal().values()):
         validated = kubernetes_validate.validate(document, version, strict=True)
         assert validated == version
 
@@ -99,6 +104,29 @@ def test_the_pod_is_run_as_an_upgrade_needs_it() -> None:
     assert _server()["spec"]["updateStrategy"] == {"type": "OnDelete"}
     # A group that may write to the volume's root would make it unsafe.
     assert "fsGroup" not in pod["securityContext"]
+
+
+def test_a_rehearsal_is_the_same_pod_with_another_volume_and_nothing_to_reach() -> None:
+    found = _rehearsal()
+    policy, pod = found["NetworkPolicy"]["spec"], found["Pod"]
+    assert policy == {
+        "podSelector": {"matchLabels": pod["metadata"]["labels"]},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    (service,) = (one for one in _documents() if one["kind"] == "Service")
+    assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    assert {"name": "IPAVOLUME_REHEARSAL", "value": "1"} in container["env"]
+    assert container["securityContext"] == _container()["securityContext"]
+    mounts = [one for one in _container()["volumeMounts"] if one["name"] != "password"]
+    assert container["volumeMounts"] == mounts
+    assert pod["spec"]["restartPolicy"] == "Never"
+    claim = found["PersistentVolumeClaim"]
+    server = _server()
+    (template,) = server["spec"]["volumeClaimTemplates"]
+    original = f"{template['metadata']['name']}-{server['metadata']['name']}-0"
+    assert claim["spec"]["dataSource"]["name"] == original
+    assert claim["spec"]["resources"] == template["spec"]["resources"]
 
 
 def test_compose_and_quadlet_run_it_as_the_pod_does() -> None:

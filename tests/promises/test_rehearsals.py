@@ -73,10 +73,14 @@ def told(done: Result) -> dict[str, Any]:
 def test_what_goes_well_ends_with_0_and_no_other_start_takes_the_copy(
     site: Site, second: Image
 ) -> None:
-    done = start(second, site, "sh", "-c", "trap 'echo ended; exit 1' TERM; sleep 600 & wait")
+    secret = second.root / ".ipavolume-rehearsal"
+    secret.mkdir(mode=0o700)
+    (secret / "environment").write_bytes(b"TOLD=by a file\0")
+    (secret / "environment").chmod(0o600)
+    done = start(second, site, "sh", "-c", "trap 'echo ended $TOLD; exit 1' TERM; sleep 600 & wait")
     assert done.returncode == 0, done.stderr
     assert told(done)["rehearsal"] == "fine"
-    assert "ended" in done.stdout
+    assert "ended by a file" in done.stdout
     assert (site.volume() / "build-id").read_text() == "two\n"
     uuid = json.loads((site.volume() / ".ipavolume/identity.json").read_text())["uuid"]
     before = picture(site.volume())

@@ -1,0 +1,762 @@
+"""``rehearse``: the real upgrade of a copy, in a container that is cut off from everything.
+
+The volumes themselves are only read. What the container inside does is
+:mod:`ipavolume.commands.rehearsing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from ipavolume.commands import check, check_image, clones, rehearsing, status
+from ipavolume.commands.check import Inspection, Severity
+from ipavolume.commands.check_image import Wanted
+from ipavolume.commands.clones import Clones, Keep
+from ipavolume.context import Options, parse_volume_option
+from ipavolume.engines.copy import opened_image
+from ipavolume.engines.engine import Engine
+from ipavolume.engines.likeness import LeftOut, Place, likeness
+from ipavolume.errors import (
+    EXIT_UPGRADE_NEEDED,
+    CommandFailedError,
+    ConfigurationError,
+    IpaVolumeError,
+    LockedError,
+    UnsafeVolumeError,
+    UsageError,
+    VolumeIOError,
+)
+from ipavolume.image.image import Image
+from ipavolume.linux import clock, cloning, files, mounts, signals, trees, watching
+from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.progress import Meter, Progress, size_text
+from ipavolume.plan import agreements
+from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
+from ipavolume.volume import attempts, members, rehearsal, ways
+from ipavolume.volume.facts import read_facts
+from ipavolume.volume.failures import attempt
+from ipavolume.volume.layout import UNDONE
+from ipavolume.volume.lock import Lock
+from ipavolume.volume.members import Volume
+from ipavolume.volume.tree import walk
+
+_PAUSE_S: Final = 10.0
+_GUARD_S: Final = 15.0
+"""Then it goes on by another process, whatever has become of this one."""
+_PAUSED_BYTES: Final = 100 << 20
+"""What is copied in that time on any disk; with reflinks it may be more."""
+_SPARE: Final = 0.1
+_SPARE_BYTES: Final = 64 << 20
+_LATER_S: Final = 120.0
+"""The container ends by itself when its time is up; this much later it is ended."""
+_KEPT_LINES: Final = 20
+_MAX_DSE_BYTES: Final = 64 << 20
+_SERVERS: Final = "etc/dirsrv"
+_DSE: Final = "dse.ldif"
+_FREEIPA: Final = "freeipa"
+_SELINUX: Final = "/sys/fs/selinux/enforce"
+NOT_SHOWN: Final = (
+    "replication: what other servers make of what the upgrade writes",
+    "renewal of certificates, trusts, and whatever else asks another machine",
+    "clients, and how it does under their load",
+)
+"""What no rehearsal can show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is to be rehearsed.
+
+    Attributes:
+        image: Name or id of the image.
+        engine: Name of the engine, or "" for the first that has it.
+        volumes: The volumes.
+        directory: Where the copies are made, or "" for beside the primary volume.
+        live: Copy although somebody uses the volumes, without a pause.
+        keep: Keep the copies.
+        limit_s: Seconds until the application has to be ready.
+        run_options: Further options for the container.
+        options: What the operator asks for besides.
+    """
+
+    image: str
+    engine: str
+    volumes: Wanted
+    directory: str = ""
+    live: bool = False
+    keep: bool = False
+    limit_s: int = 3600
+    run_options: tuple[str, ...] = ()
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """How the copies were made.
+
+    Attributes:
+        files: Number of files in them.
+        bytes: What they take, in allocated blocks.
+        copied: Number of files that share no blocks with the original.
+        consistent: What the copies can be relied on for: see :data:`HOW`.
+        seconds: How long it took.
+        grown_bytes: By how much what they take has grown by the upgrade.
+    """
+
+    files: int
+    bytes: int
+    copied: int
+    consistent: str
+    seconds: int
+    grown_bytes: int = 0
+
+
+HOW: Final = {
+    "locked": "nobody used the volume",
+    "paused": "taken in a pause of its container: as after a power failure",
+    "live": "taken while it was in use: files may not fit each other, which alone may fail",
+}
+"""How copies were taken, and what that means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a rehearsal came to.
+
+    Attributes:
+        volume: The primary volume, as the operator named it.
+        image: The image, as plain data.
+        rehearsed: How it ended, and why.
+        like: The container that it was like, or "".
+        left_out: What it had not of that one.
+        network: ``internal`` or ``none``; "" where it was not started.
+        copies: How the copies were made; ``None`` where none were.
+        runs: The runs that it recorded, as in the history.
+        agreements: Replication agreements that were disabled in the copy.
+        kept: Where the copies are, or "".
+    """
+
+    volume: str
+    image: Mapping[str, Any]
+    rehearsed: Rehearsed
+    like: str = ""
+    left_out: tuple[LeftOut, ...] = ()
+    network: str = ""
+    copies: Copied | None = None
+    runs: tuple[Mapping[str, Any], ...] = ()
+    agreements: tuple[str, ...] = ()
+    kept: str = ""
+
+    @property
+    def not_shown(self) -> tuple[str, ...]:
+        """What no rehearsal can show."""
+        return NOT_SHOWN
+
+    @property
+    def how(self) -> str:
+        """What the copies can be relied on for."""
+        return HOW[self.copies.consistent] if self.copies is not None else ""
+
+    @property
+    def review(self) -> list[tuple[str, str]]:
+        """Paths and their copies that somebody has to look at, ``.rpmnew`` and the like."""
+        return [(row[0], row[1]) for run in self.runs for row in run.get("copies", ())]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What steps and scriptlets had to tell."""
+        return [text for run in self.runs for text in run.get("warnings", ())]
+
+
+def rehearse(wish: Wish, say: Progress) -> Report:
+    """Rehearse an upgrade; whatever happens, nothing is left of it but what is to be kept.
+
+    Raises:
+        IpaVolumeError: If there is no rehearsal: image, engine or volume cannot be used, there is
+            no room, somebody uses the volume and it cannot be copied in a pause.
+        StoppedError: If a signal asked for an end.
+    """
+    keep = Keep(wanted=wish.keep)
+    with opened_image(wish.engine, wish.image) as (engine, copy):
+        if not copy.is_prepared:
+            raise ConfigurationError(
+                f"the image {wish.image!r} was not prepared by ipavolume: it cannot do a rehearsal",
+                code="no-manifest",
+                hint="Name another image, or run ipavolume prepare when this one is built.",
+            )
+        with Image(copy.root, called=wish.image) as image:
+            header, profile = image.header, image.config.profile
+        given = _places(engine, wish.volumes, header)
+        user = _User.of(engine, given.values())
+        places = {**_places_in(user, header), **given}
+        missing = [one.mount for one in header.volumes if not one.volatile]
+        missing = [mount for mount in missing if mount not in places]
+        if missing:
+            raise UsageError(
+                f"the image has a volume at {missing[0]}, and nobody said where that is here, nor "
+                "does a container that uses the others",
+                hint=f"Name it: --volume {missing[0]}=DIR",
+            )
+        report = Report(
+            volume=next(iter(given.values())) if not wish.volumes.names else wish.volumes.names[0],
+            image=status.image_data(header),
+            rehearsed=Rehearsed(ending=Ending.FAILED, message=""),
+            like=user.name,
+        )
+        above = _above(wish.directory, places)
+        clones.clean(engine, above, say)
+        if (refused := _refused(wish, copy.root, places, say)) is not None:
+            return replace(report, rehearsed=refused)
+        with clones.made(above, keep) as made:
+            rehearsing_ = _Rehearsal(wish, engine, header, profile, places, user, made, say)
+            report = rehearsing_.run(report)
+        return replace(report, kept=keep.path)
+
+
+def _places(engine: Engine, wanted: Wanted, header: ImageHeader) -> dict[str, str]:
+    """Return where the volumes are that the operator named, by mount, the primary one first."""
+    known = [one.mount for one in header.volumes if not one.volatile]
+    found = dict(map(parse_volume_option, wanted.volumes))
+    for one in wanted.names:
+        mount, _, name = one.rpartition("=")
+        found[mount] = check_image.directory_of(engine.name, name)
+    found = {mount or known[0]: os.path.realpath(place) for mount, place in found.items()}
+    unknown = set(found) - set(known)
+    if unknown:
+        raise UsageError(
+            f"the image has no volume {sorted(unknown)[0]!r}; it has " + ", ".join(known)
+        )
+    return {mount: found[mount] for mount in known if mount in found}
+
+
+def _above(directory: str, places: Mapping[str, str]) -> str:
+    """Return the directory in which the copies are made.
+
+    Raises:
+        UsageError: If it is in a volume.
+        UnsafeVolumeError: If others can change where its path leads to.
+    """
+    above = os.path.realpath(directory or os.path.dirname(next(iter(places.values()))))
+    for place in places.values():
+        if f"{above}/".startswith(f"{place}/"):
+            raise UsageError(
+                f"the copies cannot be made in the volume itself: {above!r}",
+                hint="Name a directory outside of it: --directory DIR.",
+            )
+    if ":" in above:
+        raise UsageError(f"no engine mounts what has a colon in its path: {above!r}")
+    if fault := ways.changeable_by_others(above):
+        raise UnsafeVolumeError(
+            f"others can change where {above!r} leads to: {fault}",
+            code="shared-path",
+            path=above,
+            hint="Name a directory of root's for the copies: --directory DIR.",
+        )
+    return above
+
+
+def _refused(wish: Wish, root: str, places: Mapping[str, str], say: Progress) -> Rehearsed | None:
+    """Return what refuses a start with the image, as far as that can be told without one."""
+    options = replace(wish.options, root=root, called=wish.image, volumes=places, rehearsal=True)
+    found: Inspection = check.inspect(options, say)
+    if found.exit_status in (0, EXIT_UPGRADE_NEEDED):
+        return None
+    wrong = [one for one in found.findings if one.severity is Severity.ERROR]
+    code, hint = (wrong[-1].code, wrong[-1].hint) if wrong else ("", "")
+    message = f"a start is refused, the volume is {found.state or 'unknown'}: {found.reason}"
+    return Rehearsed(
+        ending=Ending.FAILED, code=code, message=message, lines=(hint,) if hint else ()
+    )
+
+
+# -- who uses the volumes ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _User:
+    """The containers that use the volumes.
+
+    Attributes:
+        found: What the engine says of the one that the rehearsal is to be like; empty: none.
+        running: Ids of those that run.
+    """
+
+    found: Mapping[str, Any]
+    running: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        name = self.found.get("Name")
+        return name.lstrip("/") if isinstance(name, str) else ""
+
+    @classmethod
+    def of(cls, engine: Engine, places: Iterable[str]) -> _User:
+        wanted = set(places)
+        users = []
+        for one in engine.listed("ps", "--all", "--quiet", "--no-trunc"):
+            found = engine.inspected("container", one) or {}
+            sources = {os.path.realpath(mount["Source"]) for mount in _mounts(found)}
+            if sources & wanted:
+                users.append(found)
+        # One that runs before one that was used last.
+        users.sort(key=lambda found: (_runs(found), str(found.get("Created", ""))))
+        running = tuple(str(found.get("Id")) for found in users if _runs(found))
+        return cls(found=users[-1] if users else {}, running=running)
+
+
+def _runs(found: Mapping[str, Any]) -> bool:
+    state = found.get("State")
+    return isinstance(state, Mapping) and state.get("Running") is True
+
+
+def _mounts(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [
+        one
+        for one in found.get("Mounts") or ()
+        if isinstance(one, Mapping)
+        and isinstance(one.get("Source"), str)
+        and isinstance(one.get("Destination"), str)
+        and one["Source"].startswith("/")
+    ]
+
+
+def _places_in(user: _User, header: ImageHeader) -> dict[str, str]:
+    wanted = [one.mount for one in header.volumes if not one.volatile]
+    found = {one["Destination"]: os.path.realpath(one["Source"]) for one in _mounts(user.found)}
+    return {mount: found[mount] for mount in wanted if mount in found}
+
+
+# -- one rehearsal -----------------------------------------------------------------------
+
+
+class _Rehearsal:
+    """A rehearsal, from the copies to what came of them."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        engine: Engine,
+        header: ImageHeader,
+        profile: str,
+        places: Mapping[str, str],
+        user: _User,
+        made: Clones,
+        say: Progress,
+    ) -> None:
+        self._wish = wish
+        self._engine = engine
+        self._header = header
+        self._profile = profile
+        self._places = places
+        self._user = user
+        self._made = made
+        self._say = say
+        self._names = {mount: str(number) for number, mount in enumerate(places)}
+
+    def run(self, report: Report) -> Report:
+        with contextlib.ExitStack() as stack:
+            # Closed after the volumes: see its module.
+            lock = stack.enter_context(Lock(inside=False))
+            volumes = []
+            for mount, place in self._places.items():
+                volume = members.open_volume(mount, place)
+                stack.callback(os.close, volume.fd)
+                volumes.append(volume)
+            known = self._known_runs()
+            copied = self._copy(volumes, lock)
+            disabled = self._prepare(volumes)
+        with clones.in_memory(self._made) as secret, clones.removed(self._engine, self._made):
+            network, left_out = self._create(secret)
+            self._say(f"the rehearsal begins, in a container with network {network}")
+            rehearsed = self._follow()
+        taken = sum(map(self._taken, self._names.values()))
+        return replace(
+            report,
+            rehearsed=rehearsed,
+            left_out=left_out,
+            network=network,
+            copies=replace(copied, grown_bytes=taken - copied.bytes),
+            runs=tuple(run for run in self._runs() if run["run"] not in known),
+            agreements=disabled,
+        )
+
+    # -- copies ----------------------------------------------------------------------
+
+    def _copy(self, volumes: Sequence[Volume], lock: Lock) -> Copied:
+        size = self._check_room(volumes)
+        begun = time.monotonic()
+        if self._wish.live:
+            how = "live"
+            found = self._clone_all(volumes, size, lambda: None)
+        elif self._user.running:
+            how = "paused"
+            found = self._clone_paused(volumes, size)
+        else:
+            how = "locked"
+            lock.take(volumes, self._say, timeout_s=0, allow=self._wish.options.allow)
+            lock.only_copy()
+            found = self._clone_all(volumes, size, lambda: None)
+        self._say(
+            f"copied {sum(one.files for one in found)} files, "
+            f"{size_text(sum(one.bytes for one in found))}: {HOW[how]}"
+        )
+        return Copied(
+            files=sum(one.files for one in found),
+            bytes=sum(map(self._taken, self._names.values())),
+            copied=sum(one.copied for one in found),
+            consistent=how,
+            seconds=round(time.monotonic() - begun),
+        )
+
+    def _check_room(self, volumes: Sequence[Volume]) -> int:
+        """Return how much the volumes take.
+
+        Raises:
+            VolumeIOError: If there is no room for the copies.
+        """
+        size = sum(map(_size_of, volumes))
+        shares = cloning.can_reflink(self._made.fd) and all(
+            os.fstatvfs(volume.fd).f_fsid == os.fstatvfs(self._made.fd).f_fsid for volume in volumes
+        )
+        if self._user.running and not self._wish.live and not shares and size > _PAUSED_BYTES:
+            raise LockedError(
+                f"the volume is in use by {self._user.name}, and a copy of "
+                f"{size_text(size)} takes longer than its container can be paused",
+                code="in-use",
+                hint="Stop it first; or copy it while it is written to (--live), with files that "
+                "may not fit each other; or keep volumes on xfs with reflinks or btrfs.",
+                state="the volume was not touched",
+            )
+        room = os.fstatvfs(self._made.fd)
+        free = room.f_bavail * room.f_frsize
+        needed = int(size * (_SPARE if shares else 1 + _SPARE)) + _SPARE_BYTES
+        if free < needed:
+            raise VolumeIOError(
+                f"{self._made.above!r} has {size_text(free)} free, the copies and their upgrade "
+                f"need {size_text(needed)}",
+                code="no-space",
+                hint="Make room there, or name another place for them: --directory DIR.",
+                path=self._made.above,
+                state="the volume was not touched",
+            )
+        return size
+
+    def _clone_paused(self, volumes: Sequence[Volume], size: int) -> list[cloning.Cloned]:
+        """Clone while the containers that use the volumes are paused, or not at all.
+
+        Raises:
+            LockedError: If it takes too long.
+        """
+        began = time.monotonic()
+
+        def hurry() -> None:
+            if time.monotonic() - began > _PAUSE_S:
+                raise LockedError(
+                    f"the volume is in use by {self._user.name}, and could not be copied within "
+                    f"the {_PAUSE_S:.0f} s that its container can be paused",
+                    code="in-use",
+                    hint="Stop it first; or copy it while it is written to: --live.",
+                    state="the volume was not touched",
+                )
+
+        with contextlib.ExitStack() as stack:
+            for one in self._user.running:
+                stack.enter_context(self._paused(one))
+            found = self._clone_all(volumes, size, hurry)
+            hurry()
+            return found
+
+    @contextlib.contextmanager
+    def _paused(self, container: str) -> Iterator[None]:
+        self._say(f"pausing {self._user.name} for the copy")
+        unpause = (self._engine.name, "unpause", container)
+        guard = watching.guard(unpause, within_s=_GUARD_S)
+        try:
+            self._engine.order("pause", container, to_the_end=True)
+            yield
+        finally:
+            try:
+                self._engine.order("unpause", container, to_the_end=True)
+            except IpaVolumeError:
+                # The guard may have been first; whether it goes on is what matters.
+                found = self._engine.inspected("container", container) or {}
+                state = found.get("State")
+                if isinstance(state, Mapping) and state.get("Paused") is True:
+                    raise
+            finally:
+                watching.dismiss(guard)
+
+    def _clone_all(
+        self, volumes: Sequence[Volume], size: int, hurry: Callable[[], None]
+    ) -> list[cloning.Cloned]:
+        meter = Meter(self._say, "copying the volume", total_bytes=size)
+
+        def each(_: str, st: os.stat_result) -> None:
+            signals.check()
+            hurry()
+            meter.add(st.st_blocks * 512)
+
+        found = []
+        for volume in volumes:
+            # What shares the device with what is around, a descriptor does not tell.
+            out = {f"{STATE_DIRECTORY}/{UNDONE}", *mounts.mount_points_below(volume.directory)}
+            with attempt("copy", volume.directory, now="the volume was not touched"):
+                found.append(
+                    cloning.clone_tree(
+                        volume.fd,
+                        self._made.fd,
+                        self._names[volume.mount],
+                        is_left_out=out.__contains__,
+                        each=each,
+                    )
+                )
+        return found
+
+    def _prepare(self, volumes: Sequence[Volume]) -> tuple[str, ...]:
+        """Make of the copies what only a rehearsal takes; return the agreements they had."""
+        disabled: list[str] = []
+        original = read_facts(volumes[0]).identity
+        for volume in volumes:
+            clone = self._open(self._names[volume.mount], volume.mount)
+            try:
+                rehearsal.mark(
+                    clone,
+                    rehearsal_of=original.uuid if original is not None else "",
+                    now=clock.now(),
+                )
+                attempts.forget_attempts(clone)
+                if self._profile == _FREEIPA:
+                    disabled += _disable_agreements(clone)
+            finally:
+                os.close(clone.fd)
+        return tuple(disabled)
+
+    def _open(self, name: str, mount: str) -> Volume:
+        directory = f"{self._made.path}/{name}"
+        fd = files.open_at(self._made.fd, name, files.DIRECTORY_FLAGS)
+        return Volume(mount=mount, directory=directory, fd=fd)
+
+    def _taken(self, name: str) -> int:
+        volume = self._open(name, "")
+        try:
+            return _taken_by(volume)
+        finally:
+            os.close(volume.fd)
+
+    # -- the container ---------------------------------------------------------------
+
+    def _create(self, secret: str) -> tuple[str, tuple[LeftOut, ...]]:
+        found = self._user.found
+        old = self._engine.inspected("image", str(found["Image"])) if "Image" in found else None
+        before = (old or {}).get("Config") or {}
+        network = self._network()
+        like = likeness(
+            self._engine.name,
+            found,
+            before,
+            Place(
+                volumes={mount: f"{self._made.path}/{name}" for mount, name in self._names.items()},
+                volatile=[one.mount for one in self._header.volumes if one.volatile],
+                networked=network != "none",
+                sockets=[one["Source"] for one in _mounts(found) if _is_socket(one["Source"])],
+                relabel=os.access(_SELINUX, os.F_OK),
+            ),
+        )
+        self._leave_environment(secret, like.environment)
+        self._engine.order(
+            *("create", "--name", self._made.name, *self._made.labels, "--pull", "never"),
+            *("--restart", "no", "--no-healthcheck", "--log-driver", "none"),
+            *("--network", network, "--env", "IPAVOLUME_REHEARSAL=1"),
+            *("--env", f"{rehearsing.LIMIT}={self._wish.limit_s}"),
+            *("--volume", f"{secret}:{rehearsing.DIRECTORY}:ro"),
+            *like.options,
+            *self._wish.run_options,
+            self._wish.image,
+            *like.words,
+            to_the_end=True,
+        )
+        given = {f"capability {name}" for name in _capabilities(self._wish.run_options)}
+        left_out = tuple(one for one in like.left_out if one.what not in given)
+        return "none" if network == "none" else "internal", left_out
+
+    def _network(self) -> str:
+        """Make a network that leads nowhere; without one the container has none."""
+        words = ["network", "create", "--internal", *self._made.labels]
+        if self._engine.name == "docker":
+            # Or the host would be reached by the address of the bridge.
+            words += ("--opt", "com.docker.network.bridge.inhibit_ipv4=true")
+        else:
+            words += ("--disable-dns",)
+        try:
+            self._engine.order(*words, self._made.name, to_the_end=True)
+        except CommandFailedError as err:
+            self._say(f"no network of its own, so none at all: {err}")
+            return "none"
+        return self._made.name
+
+    def _leave_environment(self, secret: str, variables: Sequence[str]) -> None:
+        data = b"".join(os.fsencode(one) + b"\0" for one in variables)
+        directory = os.open(secret, files.DIRECTORY_FLAGS)
+        try:
+            with attempt("write to", secret):
+                files.write_file(directory, rehearsing.ENVIRONMENT, data, mode=0o600)
+        finally:
+            os.close(directory)
+
+    def _follow(self) -> Rehearsed:
+        """Start the container, and follow it to its end."""
+        begun = time.monotonic()
+        last: deque[str] = deque(maxlen=_KEPT_LINES)
+        told: Rehearsed | None = None
+        try:
+            limit_s = self._wish.limit_s + _LATER_S
+            with self._engine.attached(self._made.name, timeout_s=limit_s) as output:
+                for raw in output.stream:
+                    line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                    came_to = _told(line)
+                    if came_to is not None:
+                        told = came_to
+                        continue
+                    last.append(line)
+                    self._say(f"| {line}")
+                output.finish()
+        except CommandFailedError as err:
+            if err.code == "no-command":
+                raise
+            message = f"it did not end within {self._wish.limit_s} s, and was ended: {err}"
+            return told or failed(
+                message, code="not-ready", lines=last, seconds=time.monotonic() - begun
+            )
+        found = self._engine.inspected("container", self._made.name) or {}
+        state = found.get("State")
+        state = state if isinstance(state, Mapping) else {}
+        if told is not None:
+            return told
+        ended = f"its container ended with status {state.get('ExitCode')}"
+        if state.get("OOMKilled") is True:
+            ended += ", killed for lack of memory"
+        if state.get("Error"):
+            ended += f": {state['Error']}"
+        return failed(
+            f"{ended}, and did not say how it went",
+            code="ended",
+            lines=last,
+            seconds=time.monotonic() - begun,
+        )
+
+    # -- what came of it ---------------------------------------------------------------
+
+    def _known_runs(self) -> set[str]:
+        with contextlib.suppress(IpaVolumeError):
+            return {run["run"] for run in status.read_runs(next(iter(self._places.values())))}
+        return set()
+
+    def _runs(self) -> list[Mapping[str, Any]]:
+        with contextlib.suppress(IpaVolumeError):
+            return status.read_runs(f"{self._made.path}/{next(iter(self._names.values()))}")
+        return []
+
+
+def _capabilities(options: Sequence[str]) -> Iterator[str]:
+    """Yield the capabilities that options of the engine's ``run`` add."""
+    for option, following in zip(options, (*options[1:], ""), strict=True):
+        name, _, value = option.partition("=")
+        if name == "--cap-add":
+            yield (value or following).removeprefix("CAP_").upper()
+
+
+def _told(line: str) -> Rehearsed | None:
+    """Return what a line says that a rehearsal came to, if that is what it says."""
+    if not line.startswith('{"rehearsal": '):
+        return None
+    try:
+        data = json.loads(line)
+        texts = {name: str(data[name]) for name in ("code", "message", "unit", "step")}
+        return Rehearsed(
+            ending=Ending(data["rehearsal"]),
+            **texts,
+            lines=tuple(map(str, data["lines"])),
+            seconds=int(data["seconds"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _size_of(volume: Volume) -> int:
+    """Return about what a volume takes, in allocated blocks, while somebody may change it."""
+    below = [f"{volume.mount}/{path}" for path in mounts.mount_points_below(volume.directory)]
+    looked = walk(volume.fd, volume.mount, mounted=below, unreadable=lambda *_: None)
+    return _blocks(st for _, _, _, st in looked)
+
+
+def _taken_by(copy: Volume) -> int:
+    """Return what a copy takes, in allocated blocks."""
+    return _blocks(visit.st for visit in trees.walk(copy.fd) if not visit.leaving)
+
+
+def _blocks(found: Iterable[os.stat_result]) -> int:
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for st in found:
+        if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+            if (st.st_dev, st.st_ino) in seen:
+                continue
+            seen.add((st.st_dev, st.st_ino))
+        total += st.st_blocks * 512
+    return total
+
+
+def _is_socket(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return False
+
+
+def _disable_agreements(clone: Volume) -> list[str]:
+    """Disable what a directory server on a copy would replicate by; return what that was."""
+    names: list[str] = []
+    try:
+        servers = files.open_directory(clone.fd, _SERVERS)
+    except OSError:
+        return []
+    try:
+        for server in sorted(files.listdir(servers)):
+            with attempt("disable replication in", f"{clone.directory}/{_SERVERS}/{server}"):
+                names += _disable_in(servers, server)
+    finally:
+        os.close(servers)
+    return names
+
+
+def _disable_in(servers: int, server: str) -> tuple[str, ...]:
+    st = files.lstat(servers, server)
+    if st is None or not stat.S_ISDIR(st.st_mode):
+        return ()
+    directory = files.open_at(servers, server, files.DIRECTORY_FLAGS)
+    try:
+        fd = files.open_regular(directory, _DSE)
+        if fd is None:
+            return ()
+        with files.reader(fd) as stream:
+            kept = files.metadata(os.fstat(fd), files.read_xattrs(fd))
+            data = stream.read(_MAX_DSE_BYTES + 1)
+        if len(data) > _MAX_DSE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), _DSE)
+        data, names = agreements.disable(data)
+        if names:
+            files.write_complete(directory, f".{_DSE}.new", data, kept)
+            files.rename(directory, f".{_DSE}.new", directory, _DSE)
+        return names
+    finally:
+        os.close(directory)

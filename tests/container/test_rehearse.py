@@ -1,0 +1,231 @@
+"""``ipavolume rehearse``: an upgrade of a copy in a container that leads nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.command import PROJECT, Result, clean_environment, run_ipavolume
+from support.containers import PREFIX, READ_ONLY, container, engine, need_images
+from support.engines import need_docker
+from support.images import picture
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+IMAGE: Final = f"{PREFIX}/rehearsed:2"
+SYSTEMD: Final = (
+    *("--hostname", "server.example.test", "--cap-add", "SYS_ADMIN"),
+    *("-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro", "-e", "PASSWORD=Secret.123", *READ_ONLY),
+)
+WISH: Final = ("--run-option=--cap-add=SYS_ADMIN", "--timeout", "90s")
+STEP: Final = '''"""Convert what the service keeps.
+
+Symptom: none, it is a test.
+
+Source: our tests.
+"""
+
+from ipavolume.steps import Command
+
+COMPONENT = "svc"
+APPLIES_FROM = ""
+WHEN = "upgrade"
+PHASE = "offline"
+
+SAID = {
+    b"step": "echo the records are of another version; exit 3",
+    b"network": "echo connect: Network is unreachable; exit 4",
+    b"wait": "sleep 300",
+}
+
+
+def plan(volume, template):
+    mode = (volume.read("/var/lib/svc/mode") or b"").strip()
+    if mode in SAID:
+        yield Command(words=("sh", "-c", SAID[mode]), reason="to convert it", timeout_s=300)
+'''
+UNIT: Final = """[Unit]
+Description=A service that may fail
+After=ipavolume.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'if grep -q unit /var/lib/svc/mode; then echo it cannot be opened; exit 1; fi'
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A volume of the first image, and the name of the container that used it."""
+
+    place: Path
+    user: str
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
+    """A volume that the first image has filled, with an edited file, stopped; the second image."""
+    need_images("small:1", "small:2")
+    top = tmp_path_factory.mktemp("rehearse")
+    (top / "Dockerfile").write_text(
+        f"FROM {PREFIX}/small:2\n"
+        "COPY s5010_convert.py /etc/ipavolume/upgrade_steps/\n"
+        "COPY svc.service /etc/systemd/system/svc.service\n"
+        "RUN ipavolume prepare\n"
+    )
+    (top / "s5010_convert.py").write_text(STEP)
+    (top / "svc.service").write_text(UNIT)
+    subprocess.run(
+        [need_docker(), "build", "--quiet", "--tag", IMAGE, str(top)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        timeout=300,
+    )
+    place = top / "volume"
+    with container("small:1", place, options=SYSTEMD) as user:
+        user.until_ready()
+        user.stop()
+        with (place / "etc/svc/svc.conf").open("a") as stream:
+            stream.write("ours\n")
+        yield Volume(place=place, user=user.name)
+    shutil.rmtree(place)
+    engine("rmi", "--force", IMAGE, check=False)
+
+
+def rehearse(volume: Volume, *words: str, status: int = 0) -> Result:
+    """Rehearse with the second image."""
+    fixed = ("rehearse", "--image", IMAGE, "--json", *WISH)
+    return run_ipavolume(*fixed, *words, str(volume.place), status=status)
+
+
+def came_to(volume: Volume, mode: str, *words: str, status: int) -> dict[str, Any]:
+    """Rehearse a volume on which the image finds *mode*; the volume stays as it is."""
+    (volume.place / "var/lib/svc/mode").write_text(mode)
+    before = picture(volume.place)
+    found = json.loads(rehearse(volume, *words, status=status).stdout)
+    assert picture(volume.place) == before
+    assert left(volume.place.parent) == []
+    assert isinstance(found, dict)
+    return found
+
+
+def left(above: Path) -> list[str]:
+    """Return what there is of rehearsals: directories, containers, networks, files in memory."""
+    labelled = ("--quiet", "--filter", "label=ipavolume.rehearsal")
+    return [
+        *(str(path) for path in above.glob(".ipavolume-rehears*")),
+        *engine("ps", "--all", *labelled).split(),
+        *engine("network", "ls", *labelled).split(),
+        *(str(path) for path in Path("/run").glob("ipavolume-rehears*")),
+    ]
+
+
+def test_what_goes_well_says_what_changes_and_is_kept_for_no_other_start(volume: Volume) -> None:
+    found = came_to(volume, "", "--keep", status=0)
+    assert (found["rehearsal"], found["code"], found["step"]) == ("fine", "", "")
+    assert [run["kind"] for run in found["runs"]] == ["upgrade"]
+    assert found["review"] == [
+        {"path": "/data/etc/svc/svc.conf", "copy": "/data/etc/svc/svc.conf.rpmnew"}
+    ]
+    assert found["container"]["like"] == volume.user
+    assert found["container"]["left_out"] == []
+    assert found["copies"]["taken"] == "locked"
+    assert found["not_shown"]
+    assert "PASSWORD" not in json.dumps(found)
+    kept = Path(found["copies"]["kept"])
+    assert (kept.parent, kept.stat().st_mode & 0o777) == (volume.place.parent, 0o700)
+    words = ["run", "--rm", "--network", "none", "-v", f"{kept}/0:/data", IMAGE, "ipavolume"]
+    done = subprocess.run(
+        [need_docker(), *words, "upgrade"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 77
+    assert "[clone]" in done.stderr
+    shutil.rmtree(kept)
+
+
+def test_a_step_that_fails_and_a_service_that_does_not_come_up_are_named(volume: Volume) -> None:
+    found = came_to(volume, "step", status=13)
+    assert (found["rehearsal"], found["step"]) == ("failed", "step s5010_convert")
+    assert "the records are of another version" in "\n".join(found["lines"])
+    found = came_to(volume, "unit", status=13)
+    assert (found["rehearsal"], found["unit"]) == ("failed", "svc.service")
+    assert "it cannot be opened" in "\n".join(found["lines"])
+    found = came_to(volume, "network", status=75)
+    assert (found["rehearsal"], found["step"]) == ("undecided", "step s5010_convert")
+
+
+def test_a_container_that_runs_is_paused_and_goes_on(volume: Volume) -> None:
+    (volume.place / "var/lib/svc/mode").write_text("")
+    engine("start", volume.user)
+    try:
+        done = rehearse(volume)
+        found = json.loads(done.stdout)
+        assert (found["rehearsal"], found["copies"]["taken"]) == ("fine", "paused")
+        (user,) = json.loads(engine("inspect", volume.user))
+        assert (user["State"]["Running"], user["State"]["Paused"]) == (True, False)
+    finally:
+        engine("stop", volume.user)
+
+
+def begun(volume: Volume, words: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Begin a rehearsal that takes long, and wait until its container runs."""
+    (volume.place / "var/lib/svc/mode").write_text("wait")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ipavolume", "rehearse", "--image", IMAGE, *WISH, *words),
+            str(volume.place),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+        cwd=PROJECT,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "s5010_convert" in line:
+            return process
+    raise AssertionError("it ended")
+
+
+def test_who_interrupts_it_finds_nothing_left(volume: Volume) -> None:
+    with begun(volume) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
+    assert left(volume.place.parent) == []
+
+
+def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
+    volume: Volume, tmp_path: Path
+) -> None:
+    with begun(volume) as process:
+        process.kill()
+    with begun(volume, ["--directory", str(tmp_path)]) as colleague:
+        (own,) = tmp_path.glob(".ipavolume-*")
+        label = f"label=ipavolume.rehearsal.directory={own}"
+        name = engine("ps", "--quiet", "--filter", label)
+        # Its secrets are in no place that the engine, or a list of processes, shows.
+        shown = engine("inspect", name) + engine("top", name, "-o", "pid,args")
+        assert "Secret.123" not in shown
+        given = engine("exec", name, "cat", "/.ipavolume-rehearsal/environment")
+        assert given == "PASSWORD=Secret.123\0"
+        (volume.place / "var/lib/svc/mode").write_text("")
+        done = rehearse(volume, "--live")
+        assert json.loads(done.stdout)["copies"]["taken"] == "live"
+        assert "that a rehearsal has left" in done.stderr
+        assert engine("ps", "--quiet", "--filter", "label=ipavolume.rehearsal") == name
+        colleague.send_signal(signal.SIGTERM)
+        assert colleague.wait(timeout=60) == 128 + signal.SIGTERM
+    assert left(volume.place.parent) + left(tmp_path) == []
