@@ -23,13 +23,18 @@ updates and all of upgrade_configuration in ipaserver/install/server/upgrade.py.
 among others, named.conf from the image's template, ipa.conf and its like where the template's
 VERSION is higher, and makes the certmonger helpers that are missing. The files of the
 certificate authority are upgraded by Dogtag's own service before each start.
+
+Where the server has replication agreements, what was upgraded is on its peers within seconds. The
+directory server numbers its changes, and each peer notes how far it has seen them: a copy of before
+begins to number where the peers have gone on, and what it writes then they take for known.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from ipavolume.steps import Command, StepAction, View, Warn, Write
+from ipavolume.steps import Command, Refuse, RollbackView, StepAction, View, Warn, Write
 
 COMPONENT = "freeipa-server"
 APPLIES_FROM = ""
@@ -40,6 +45,13 @@ TIMEOUT_S = 3 * 3600
 CONFIG = "cn=config"
 COMPAT = "cn=schema compatibility,cn=plugins,cn=config"
 STATE = "/var/lib/ipa/sysrestore/sysrestore.state"
+KEYS = (
+    *("/etc/*.keytab", "/etc/*/*.keytab", "/etc/ipa/dnssec/*.keytab"),
+    *("/var/lib/ipa/*.pem", "/var/lib/ipa/*/*.keytab", "/var/lib/ipa/certs/*.crt"),
+    *("/var/lib/ipa/private/*.key", "/var/kerberos/krb5kdc/*.crt", "/var/kerberos/krb5kdc/*.key"),
+    *("/etc/dirsrv/slapd-*/cert*.db", "/etc/pki/pki-tomcat/alias/cert*.db"),
+)
+MAX_KEY_BYTES = 4 << 20
 
 
 def plan(volume: View, template: View) -> Iterator[StepAction]:
@@ -58,6 +70,58 @@ def verify(volume: View) -> Iterator[Command]:
     """Have FreeIPA say itself that the services of this server run."""
     if volume.kind("/etc/ipa/ca.crt") == "file":
         yield Command(words=("ipactl", "status"), reason="its services run", timeout_s=60)
+
+
+def going_back(volume: RollbackView) -> Iterator[Warn | Refuse]:
+    """Refuse where other servers have seen what the upgrade wrote; name newer keys."""
+    if volume.kind("/etc/ipa/ca.crt") != "file":
+        return
+    peers = sorted(
+        {
+            peer
+            for path in volume.glob("/etc/dirsrv/slapd-*/dse.ldif")
+            for content in (volume.read(path), volume.before(path))
+            for peer in _peers(content or b"")
+        }
+    )
+    if peers:
+        yield Refuse(
+            code="replicated",
+            text=f"this server replicates with {', '.join(peers)}: they have seen what the upgrade "
+            "wrote, and an older copy that writes breaks the replication with them",
+            hint="Start the image that the upgrade is to again, which finishes it; or retire this "
+            "server (ipa server-del on another one) and add a replica. If it is gone back all the "
+            "same, re-initialise it from a peer before anything writes to it: ipa-replica-manage "
+            "re-initialize --from=PEER, and ipa-csreplica-manage likewise.",
+        )
+    newer = [
+        path
+        for pattern in KEYS
+        for path in volume.glob(pattern)
+        if volume.kind(path) == "file"
+        and volume.size(path) <= MAX_KEY_BYTES
+        and volume.read(path) != volume.before(path)
+    ]
+    if newer:
+        yield Warn(
+            code="newer-keys",
+            text="keys and certificates that were made or renewed since are replaced by the older "
+            f"ones: {', '.join(newer)}",
+            hint="Where the KDC or the certificate authority knows only the newer ones: "
+            "ipa-getkeytab for a keytab, ipa-cert-fix for certificates. What is replaced is kept.",
+        )
+
+
+def _peers(content: bytes) -> Iterator[str]:
+    """Yield the hosts that a directory server has replication agreements with."""
+    for entry in re.split(r"\n(?:\r?\n)+", content.decode("utf-8", "replace")):
+        lines = entry.replace("\r\n", "\n").replace("\n ", "").lower().splitlines()
+        values = dict(line.split(":", 1) for line in lines if ":" in line)
+        classes = {
+            line.partition(":")[2].strip() for line in lines if line.startswith("objectclass:")
+        }
+        if "nsds5replicationagreement" in classes:
+            yield values.get("nsds5replicahost", values.get("cn", "another server")).strip()
 
 
 def _why(volume: View, template: View) -> str:

@@ -12,7 +12,7 @@ from ipavolume.plan import draft
 from ipavolume.steps import judging
 from ipavolume.steps.api import StepAction
 from ipavolume.steps.loading import load_step
-from ipavolume.steps.views import TemplateView, VolumeView, opened_views
+from ipavolume.steps.views import RollbackVolumeView, TemplateView, VolumeView, opened_views
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,10 @@ def _try(
         judging.check_actions(step.declaration, actions, volume, mounts, template)
         if loaded.verify is not None:
             actions = (*actions, *loaded.verify(volume))
+        if loaded.going_back is not None:
+            # What it says is about what it has done; whether it can say anything is seen now.
+            with context.volumes.tree() as tree:
+                loaded.going_back(RollbackVolumeView(tree, tree, mounts, context.image.header))
     except (ConfigurationError, ObstructedError) as err:
         fault = str(err)
     return TriedStep(listed=step, actions=actions, fault=fault)

@@ -26,7 +26,7 @@ from ipavolume.steps.declaration import (
 )
 from ipavolume.steps.judging import check_actions
 from ipavolume.steps.loading import load_step
-from ipavolume.steps.views import TemplateView, VolumeView, find_package
+from ipavolume.steps.views import RollbackVolumeView, TemplateView, VolumeView, find_package
 from ipavolume.volume.tree import Tree
 
 _LEFT_OVER: Final = ".new"
@@ -179,6 +179,8 @@ def _try(step: Step, on: Tree, template: TemplateView, header: ImageHeader, what
             check_actions(step.declaration, actions, volume, volumes, None)
         if step.verify is not None:
             step.verify(volume)
+        if step.going_back is not None:
+            step.going_back(RollbackVolumeView(on, on, volumes, header))
     except ConfigurationError as err:
         raise ConfigurationError(
             f"{err} (asked about {what})", code=err.code, hint=err.hint, path=err.path

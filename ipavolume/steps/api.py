@@ -83,6 +83,17 @@ class View(Protocol):
         """``ID`` and ``VERSION_ID`` of the release: the recorded one, or the image's."""
 
 
+class RollbackView(View, Protocol):
+    """The volumes before a rollback: as they are, and what of them comes back."""
+
+    def before(self, path: str) -> bytes | None:
+        """Return the content that a regular file has in the snapshot, or ``None``.
+
+        Raises:
+            IpaVolumeError: As ``read`` does.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
     """Put a file with this content; its owner, mode and ACL stay where there is one.
@@ -175,7 +186,7 @@ class Warn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Refuse the upgrade before its first write.
+    """Refuse the upgrade, or the rollback, before its first write.
 
     Attributes:
         code: Stable word; the operator overrides the refusal by it.
@@ -192,6 +203,7 @@ StepAction = Write | Remove | MakeLink | Command | Warn | Refuse
 
 PlanFunction = Callable[[View, View], Iterable[StepAction]]
 VerifyFunction = Callable[[View], Iterable[Command]]
+GoingBackFunction = Callable[[RollbackView], Iterable[Warn | Refuse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +221,7 @@ class Declaration:
         phase: When its turn comes.
         is_optional: The image need not have that package: it was written ``?name``.
         verifies: It has a ``verify`` function.
+        judges_going_back: It has a ``going_back`` function.
         replaces: Path of the shipped step that it replaces, or "".
         masked: It is masked by a link to ``/dev/null``.
     """
@@ -223,6 +236,7 @@ class Declaration:
     phase: Phase
     is_optional: bool = False
     verifies: bool = False
+    judges_going_back: bool = False
     replaces: str = ""
     masked: bool = False
 
@@ -235,11 +249,13 @@ class Step:
         declaration: What it says of itself.
         plan: Returns what is to be done.
         verify: Returns commands for after the application has started, or ``None``.
+        going_back: Returns what is against undoing what it did, or ``None``.
     """
 
     declaration: Declaration
     plan: PlanFunction
     verify: VerifyFunction | None = field(default=None)
+    going_back: GoingBackFunction | None = field(default=None)
 
 
 def describe(action: StepAction) -> str:

@@ -302,6 +302,7 @@ class _Source:
             self._fault("PHASE", f"{phase!r} is none of {', '.join(Phase)}")
         self._check_function("plan", 2, required=True)
         self._check_function("verify", 1, required=False)
+        self._check_function("going_back", 1, required=False)
         if self.faults:
             return None
         return Declaration(
@@ -315,6 +316,7 @@ class _Source:
             when=tuple(word for word in When if word in when),
             phase=Phase(phase or ""),
             verifies="verify" in self._functions,
+            judges_going_back="going_back" in self._functions,
         )
 
     def _fault(self, key: str, fault: str) -> None:

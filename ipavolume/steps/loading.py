@@ -25,6 +25,7 @@ from ipavolume.steps.api import (
     MakeLink,
     Refuse,
     Remove,
+    RollbackView,
     Step,
     StepAction,
     View,
@@ -38,7 +39,9 @@ MAX_CONTENT_BYTES: Final = 16 << 20
 _MAX_ACTIONS: Final = 100_000
 _CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _PLANNED: Final = get_args(StepAction)
-_Allowed = TypeVar("_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command)
+_Allowed = TypeVar(
+    "_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command, Warn | Refuse
+)
 
 
 PLAN_LIMIT_S: Final = 300.0
@@ -76,8 +79,10 @@ def load_step(tree: ImageTree, declaration: Declaration, *, limit_s: float = PLA
             exec(compile(data, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - that is what a step is for; see above
     except (Exception, SystemExit, TimeUpError) as err:
         raise _raised(path, err, limit_s) from err
-    plan, verify = (module.__dict__.get(name) for name in ("plan", "verify"))
-    for function in (plan, verify):
+    plan, verify, going_back = (
+        module.__dict__.get(name) for name in ("plan", "verify", "going_back")
+    )
+    for function in (plan, verify, going_back):
         if function is not None and not isinstance(function, types.FunctionType):
             raise broken(path, 1, "gives another value to the name of its function")
 
@@ -89,10 +94,15 @@ def load_step(tree: ImageTree, declaration: Declaration, *, limit_s: float = PLA
         assert verify is not None
         return _called(path, verify, (volume,), (Command,), limit_s)
 
+    def checked_going_back(volume: RollbackView) -> tuple[Warn | Refuse, ...]:
+        assert going_back is not None
+        return _called(path, going_back, (volume,), (Warn, Refuse), limit_s)
+
     return Step(
         declaration=declaration,
         plan=checked_plan,
         verify=checked_verify if verify is not None else None,
+        going_back=checked_going_back if going_back is not None else None,
     )
 
 

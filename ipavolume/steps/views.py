@@ -556,6 +556,30 @@ class VolumeView(_View):
         return self._os
 
 
+class RollbackVolumeView(VolumeView):
+    """The volumes as they are, and what a snapshot has of them."""
+
+    def __init__(
+        self, tree: Tree, before: Tree, mounts: Sequence[VolumeSpec], recorded: ImageHeader | None
+    ) -> None:
+        """Take what there is to be seen.
+
+        Args:
+            tree: The volumes that are mounted.
+            before: What the snapshot has, by the same paths.
+            mounts: The volumes as the image declares them.
+            recorded: What is recorded of the last image whose steps ran.
+        """
+        packages = recorded.packages if recorded else ()
+        os = (recorded.os_id, recorded.os_version) if recorded else ("", "")
+        super().__init__(tree, mounts, packages, os)
+        self._snapshot = VolumeView(before, mounts, packages, os)
+
+    def before(self, path: str) -> bytes | None:
+        """See :meth:`ipavolume.steps.RollbackView.before`."""
+        return self._snapshot.read(path)
+
+
 @contextlib.contextmanager
 def opened_views(
     image: Image,

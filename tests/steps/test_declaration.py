@@ -20,6 +20,8 @@ from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS
 from ipavolume.steps import Command, Declaration, MakeLink, Phase, When, Write
 from ipavolume.steps.declaration import MAX_STEP_BYTES, applies, find_steps
 from ipavolume.steps.loading import load_step
+from ipavolume.steps.views import RollbackVolumeView
+from ipavolume.volume.tree import Tree
 
 
 def refused(root: Path) -> str:
@@ -51,7 +53,8 @@ def test_a_declaration_holds_what_the_file_says_of_itself(tmp_path: Path) -> Non
         applies_from=">=2,<3",
         when="start",
         phase="online",
-        body=NOTHING + "\n\ndef verify(volume):\n    return ()\n",
+        body=f"{NOTHING}\n\ndef verify(volume):\n    return ()\n"
+        "\n\ndef going_back(volume):\n    return ()\n",
     )
     put_step(tmp_path, "s0300_drop.py", text)
     found = steps_in(tmp_path)["s0300_drop"]
@@ -60,6 +63,7 @@ def test_a_declaration_holds_what_the_file_says_of_itself(tmp_path: Path) -> Non
         *("Drop caches.", "sssd-common", ">=2,<3"),
     )
     assert (found.when, found.phase, found.verifies) == ((When.START,), Phase.ONLINE, True)
+    assert found.judges_going_back
     assert not found.masked
     assert found.replaces == ""
 
@@ -672,6 +676,22 @@ def test_a_verify_function_returns_commands_and_nothing_else(tmp_path: Path) -> 
         assert step.verify is not None
         with pytest.raises(ConfigurationError, match=r"verify\(\) returned Warn as action 1"):
             step.verify(volume)
+
+
+def test_what_is_against_going_back_is_said_and_nothing_is_done(tmp_path: Path) -> None:
+    text = step_text(
+        imports=_ACTIONS,
+        body=NOTHING + "\n\ndef going_back(volume):\n    return [Warn(code='a', text='t'), "
+        "Command(words=('true',), reason='r')]\n",
+    )
+    put_step(tmp_path / "scene/image", "s0300_step.py", text)
+    step = loaded(tmp_path / "scene/image", "s0300_step")
+    with Tree({}) as empty:
+        assert step.going_back is not None
+        with pytest.raises(
+            ConfigurationError, match=r"going_back\(\) returned Command as action 2"
+        ):
+            step.going_back(RollbackVolumeView(empty, empty, (), None))
 
 
 def test_only_the_text_that_was_declared_is_executed(tmp_path: Path) -> None:

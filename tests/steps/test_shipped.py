@@ -17,6 +17,8 @@ from support.steps import Scene, file_actions, loaded, package, ship, steps_in
 
 from ipavolume.steps import Command, Refuse, Step, StepAction, Warn, When, Write
 from ipavolume.steps.declaration import applies
+from ipavolume.steps.views import RollbackVolumeView
+from ipavolume.volume.tree import Tree
 
 STEPS: Final = tuple(path.stem for path in sorted((PROJECT / "upgrade_steps").glob("s*.py")))
 UNITS: Final = "etc/systemd/system"
@@ -834,6 +836,58 @@ def test_after_the_upgrade_freeipa_itself_says_whether_its_services_run(scene: S
     """F62."""
     make_freeipa(scene)
     assert _verified(scene) == [("ipactl", "status")]
+
+
+AGREEMENT: Final = """\
+
+dn: cn=meToother.example.test,cn=replica,cn=dc\\3Dexample\\2Cdc\\3Dtest,cn=mapping tree,cn=
+ config
+cn: meToother.example.test
+objectClass: nsds5ReplicationAgreement
+objectClass: top
+nsDS5ReplicaHost: other.exam
+ ple.test
+"""
+
+
+def _against_going_back(scene: Scene, before: Path) -> dict[str, Warn | Refuse]:
+    step = step_of(scene, "s9000").going_back
+    assert step is not None
+    fd = os.open(before, os.O_RDONLY)
+    try:
+        with scene.volumes() as volumes:
+            mounts = {mount: volume.fd for mount, volume in volumes.items()}
+            with Tree(mounts) as now, Tree({"/data": fd}) as kept:
+                view = RollbackVolumeView(now, kept, scene.mounts, None)
+                return {found.code: found for found in step(view)}
+    finally:
+        os.close(fd)
+
+
+def test_what_peers_have_seen_is_not_undone_and_newer_keys_are_named(
+    scene: Scene, tmp_path: Path
+) -> None:
+    make_freeipa(scene)
+    for name in ("etc/dirsrv/ds.keytab", "var/lib/ipa/certs/httpd.crt"):
+        scene.put(name, "old\n")
+    before = tmp_path / "before"
+    shutil.copytree(scene.volume(), before, symlinks=True)
+    assert _against_going_back(scene, before) == {}
+    scene.put("var/lib/ipa/certs/httpd.crt", "renewed\n")
+    found = _against_going_back(scene, before)
+    assert list(found) == ["newer-keys"]
+    assert found["newer-keys"].text.endswith(": /var/lib/ipa/certs/httpd.crt")
+    scene.put(f"{INSTANCE}/dse.ldif", dse() + AGREEMENT)
+    refused = _against_going_back(scene, before)["replicated"]
+    assert isinstance(refused, Refuse)
+    assert "replicates with other.example.test:" in refused.text
+    # An upgrade that removed the agreement has told the peer before.
+    scene.put(f"{INSTANCE}/dse.ldif", dse())
+    (before / f"{INSTANCE}/dse.ldif").write_text(dse() + AGREEMENT.replace("\n", "\r\n"))
+    assert "other.example.test" in _against_going_back(scene, before)["replicated"].text
+    # What is no server of FreeIPA has none.
+    (scene.volume() / "etc/ipa/ca.crt").unlink()
+    assert _against_going_back(scene, before) == {}
 
 
 def _verified(scene: Scene) -> list[tuple[str, ...]]:

@@ -1,0 +1,86 @@
+"""What upgrade steps have against undoing what they did: it may reach out of the volume.
+
+A copy of before that is brought back knows nothing of what a command told a peer, a database or a
+certificate authority elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+from ipavolume.errors import RefusedError
+from ipavolume.image.image import Image
+from ipavolume.model.images import ImageHeader
+from ipavolume.steps.api import Refuse, Warn
+from ipavolume.steps.declaration import check_refusal, steps_of
+from ipavolume.steps.loading import load_step
+from ipavolume.steps.views import RollbackVolumeView
+from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
+
+_STEP: Final = "step "
+
+
+def asks_going_back(
+    image: Image,
+    volumes: Volumes,
+    begun: Iterable[str],
+    before: Mapping[str, int],
+    *,
+    recorded: ImageHeader | None,
+    allow: Collection[str] = (),
+) -> tuple[Warn, ...]:
+    """Ask the steps whose commands a rollback would undo.
+
+    They are the image's, by their names: none is ever loaded from a volume.
+
+    Args:
+        image: The image that goes back.
+        volumes: Its volumes, as they are.
+        begun: Keys of the tasks that are recorded as begun, as journal and history have them.
+        before: Descriptor of the snapshot's content by mount; they stay the caller's.
+        recorded: What is recorded of the last image whose steps ran.
+        allow: Codes of refusals that are overridden.
+
+    Returns:
+        What an administrator is to know.
+
+    Raises:
+        RefusedError: If a step refuses it, with its code as ``s9000:replicated``; or if it cannot
+            be asked here, because nothing of the image is executed on a host.
+        ConfigurationError: If a step of the image is faulty.
+    """
+    names = dict.fromkeys(
+        key.removeprefix(_STEP).partition(" ")[0] for key in begun if key.startswith(_STEP)
+    )
+    known = {step.name: step for step in steps_of(image) if not step.masked}
+    warnings = [
+        Warn(
+            code="not-asked",
+            text=f"the step {name} had begun, and this image does not have it to be asked whether "
+            "what it did can be undone",
+            hint="Its summary in ipavolume history says what it does.",
+        )
+        for name in names
+        if name not in known
+    ]
+    asked = [known[name] for name in names if name in known and known[name].judges_going_back]
+    if asked and not image.is_inside:
+        raise RefusedError(
+            f"whether what {asked[0].name} did can be undone, that step has to be asked, which can "
+            "only be done in a container of the image",
+            code="needs-container",
+            hint="In a container of the image: ipavolume rollback",
+        )
+    with volumes.tree() as tree, Tree(before) as kept:
+        view = RollbackVolumeView(tree, kept, image.header.volumes, recorded)
+        for declaration in asked:
+            step = load_step(image.tree, declaration)
+            for found in step.going_back(view) if step.going_back is not None else ():
+                match found:
+                    case Warn():
+                        warnings.append(found)
+                    case Refuse():
+                        check_refusal(declaration.name, found, allow)
+    return tuple(warnings)
