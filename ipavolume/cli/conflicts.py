@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from ipavolume.cli import options, output, streams, text
@@ -18,6 +20,7 @@ from ipavolume.errors import UsageError
 @click.option("--take-new", default=None, metavar="PATH", help="Settle it: the package's it is.")
 @options.lock_timeout
 @options.allowing
+@click.argument("directory", required=False, metavar="[VOLUME]")
 def conflicts(
     *,
     options: Options,
@@ -26,19 +29,29 @@ def conflicts(
     keep: str | None,
     take_new: str | None,
     lock_timeout: float,
+    directory: str | None,
 ) -> None:
     r"""List the .rpmnew, .rpmsave, .rpmorig and saved copies that runs left, and settle them.
 
+    With VOLUME, a directory, those of the primary volume there are listed, and no image is needed.
+
     \b
-    Example:
+    Examples:
         ipavolume conflicts --diff
         ipavolume conflicts --take-new /data/etc/krb5.conf
+        ipavolume conflicts /srv/ipa-data
     """
     from ipavolume.commands import conflicts as settle
+    from ipavolume.commands import places
 
     if keep and take_new:
         raise UsageError("--keep and --take-new exclude each other")
     chosen = keep or take_new
+    if directory is not None and (chosen or options.volumes):
+        raise UsageError(
+            "with VOLUME the copies are listed, and nothing else",
+            hint="To settle one: ipavolume conflicts --keep PATH in the container.",
+        )
     if chosen:
         streams.only_tell()
         done = settle.settle_one(
@@ -51,9 +64,13 @@ def conflicts(
         )
         click.echo(text.dump_json({"done": done}) if as_json else text.escape(done))
         return
-    with Context(options) as context:
-        for conflict in settle.conflicts(context.volumes):
-            lines = list(settle.difference(context.volumes, conflict)) if diff else []
+    with contextlib.ExitStack() as stack:
+        if directory is None:
+            volumes = stack.enter_context(Context(options)).volumes
+        else:
+            volumes = stack.enter_context(places.alone(directory))
+        for conflict in settle.conflicts(volumes):
+            lines = list(settle.difference(volumes, conflict)) if diff else []
             if as_json:
                 data = text.conflict_data(conflict)
                 click.echo(text.dump_json(data | ({"diff": lines} if diff else {})))

@@ -7,11 +7,13 @@ from typing import NoReturn
 
 import click
 
-from ipavolume.cli import options, text
+from ipavolume.cli import options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
+from ipavolume.commands.check import worst
 from ipavolume.commands.status import read_card
 from ipavolume.context import Context, Options
+from ipavolume.errors import IpaVolumeError, UsageError
 
 
 @click.command(cls=HelpedCommand)
@@ -24,31 +26,45 @@ from ipavolume.context import Context, Options
     default=None,
     help="Only answer by the exit status: 0 yes, 75 not yet, 13 it failed.",
 )
-@click.argument("directory", required=False, metavar="[VOLUME]")
+@click.argument("directories", nargs=-1, metavar="[VOLUME]...")
 def status(
     *,
     root: str,
     volumes: tuple[str, ...],
     as_json: bool,
     silent: bool,
-    directory: str | None,
+    directories: tuple[str, ...],
     probe: str | None,
 ) -> None:
     r"""Print the identity card of a volume and its last run, as recorded.
 
+    One that cannot be read does not stop the others; the worst status counts.
+
     \b
-    Example:
+    Examples:
         ipavolume status /srv/ipa-data
+        ipavolume status --json /srv/*-data
     """
     if probe is not None:
-        where = options.places((directory,) if directory else volumes)
+        if len(directories) > 1:
+            raise UsageError("a probe is about the volumes of one container")
+        where = options.places(directories or volumes)
         _probe(Options(root=root, volumes=where), probe, silent=silent)
-    card = read_card(places.place_of(root, volumes, directory))
-    if as_json:
-        click.echo(text.dump_json(text.card_data(card)))
-        return
-    for line in text.card_lines(card):
-        click.echo(line)
+    statuses = []
+    for number, one in enumerate(directories or (None,)):
+        try:
+            card = read_card(places.place_of(root, volumes, one))
+        except IpaVolumeError as err:
+            if len(directories) < 2:
+                raise
+            # One that cannot be read does not stop the others.
+            output.show_error(err)
+            statuses.append(err.exit_status)
+            continue
+        lines = [text.dump_json(text.card_data(card))] if as_json else text.card_lines(card)
+        for line in ["", *lines] if number and not as_json else lines:
+            click.echo(line)
+    sys.exit(worst(statuses))
 
 
 def _probe(asked: Options, name: str, *, silent: bool) -> NoReturn:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ipavolume.commands import check, conflicts, status
+from ipavolume.commands.places import alone
 from ipavolume.context import Context, Options
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import NAMES, Engine, NamedVolume, User
@@ -31,7 +32,6 @@ from ipavolume.linux import files, signals
 from ipavolume.volume import history, members, snapshots
 from ipavolume.volume.facts import mark_of_kept, read_facts
 from ipavolume.volume.tree import walk
-from ipavolume.volume.volumes import Volumes
 
 _MOUNT: Final = "/data"
 
@@ -203,18 +203,13 @@ class Fleet:
             os.close(volume.fd)
         card = status.read_card(place.directory)
         known = facts.baseline
-        mount = known.volumes[0].mount if known is not None and known.volumes else _MOUNT
         verified = None
         if card.verified is not None and runs and card.verified["run"] == runs[-1]["run"]:
             verified = not card.verified["failed"]
-        alone = members.open_volume(mount, place.directory)
-        try:
-            volumes = Volumes({mount: alone}, volatile={}, inside=False)
+        with alone(place.directory) as volumes:
             waiting = len(conflicts.conflicts(volumes))
             kept = len(snapshots.read_snapshots(volumes))
-            size = _bytes(alone) if self._count_bytes else None
-        finally:
-            os.close(alone.fd)
+            size = _bytes(volumes.primary) if self._count_bytes else None
         return Row(
             place=place,
             application=facts.application,
@@ -277,16 +272,14 @@ class Fleet:
 
 
 def _bytes(volume: members.Volume) -> int:
-    """Return the allocated bytes of all that is on a volume but ours; each inode counts once."""
-    known: set[tuple[int, int]] = set()
-    total = 0
-    for _, _, _, st in walk(volume.fd, volume.mount, mounted=(), unreadable=lambda *_: None):
-        if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
-            if (st.st_dev, st.st_ino) in known:
-                continue
-            known.add((st.st_dev, st.st_ino))
-        total += st.st_blocks * 512
-    return total
+    """Return the allocated bytes of all that is on a volume but ours."""
+    looked = walk(volume.fd, volume.mount, mounted=(), unreadable=lambda *_: None)
+    # Each name of a file has its share.
+    return sum(st.st_blocks * 512 // _names(st) for _, _, _, st in looked)
+
+
+def _names(st: os.stat_result) -> int:
+    return 1 if stat.S_ISDIR(st.st_mode) else max(st.st_nlink, 1)
 
 
 def status_of(rows: Sequence[Row]) -> int:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
 
 from ipavolume.context import parse_volume_option
 from ipavolume.errors import UsageError
 from ipavolume.image.image import Image
+from ipavolume.volume import members
+from ipavolume.volume.facts import read_facts
+from ipavolume.volume.volumes import Volumes
+
+_USUAL_MOUNT: Final = "/data"
 
 
 def mounts_of(root: str, *, called: str = "") -> tuple[str, ...]:
@@ -36,3 +45,23 @@ def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:
         return image.mount_directory(
             next(volume.mount for volume in image.header.volumes if not volume.volatile)
         )
+
+
+@contextlib.contextmanager
+def alone(directory: str) -> Iterator[Volumes]:
+    """Open the primary volume at *directory* for looking at it, with no image at hand.
+
+    Where it is mounted in a container it says itself.
+
+    Raises:
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    found = members.open_volume(_USUAL_MOUNT, directory)
+    try:
+        facts = read_facts(found)
+        known = facts.baseline or facts.target
+        mount = known.volumes[0].mount if known is not None and known.volumes else _USUAL_MOUNT
+        volume = replace(found, mount=mount)
+        yield Volumes({mount: volume}, volatile={}, inside=False)
+    finally:
+        os.close(found.fd)

@@ -135,3 +135,26 @@ def test_metrics_read_no_image(fleet: tuple[Path, Image]) -> None:
 def test_a_file_that_cannot_be_written_is_said(fleet: tuple[Path, Image], tmp_path: Path) -> None:
     done = run_ipavolume("list", "--output", tmp_path / "no/such", fleet[0] / "current", status=73)
     assert "--output FILE" in done.stderr
+
+
+def test_status_and_conflicts_need_nothing_but_the_volume(fleet: tuple[Path, Image]) -> None:
+    top, _ = fleet
+    said = run_ipavolume("conflicts", top / "edited").stdout
+    assert said == "rpmnew   /data/etc/app.conf  /data/etc/app.conf.rpmnew\n"
+    diff = run_ipavolume("conflicts", "--diff", top / "edited").stdout
+    assert "-edited" in diff
+    assert (
+        "in the container"
+        in run_ipavolume(
+            "conflicts", "--keep", "/data/etc/app.conf", top / "edited", status=2
+        ).stderr
+    )
+    done = run_ipavolume("status", top / "old", top / "gone", top / "current", status=74)
+    cards = done.stdout.split("\n\n")
+    assert [card.splitlines()[1] for card in cards] == [
+        "image     image-1",
+        "image     image-2",
+    ]
+    assert f"{top}/gone" in done.stderr
+    lines = run_ipavolume("status", "--json", top / "old", top / "current").stdout.splitlines()
+    assert [json.loads(line)["recorded"]["id"] for line in lines] == ["image-1", "image-2"]
