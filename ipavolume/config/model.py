@@ -142,6 +142,7 @@ class SnapshotConfig:
         copy_limit_bytes: The largest copy that ``auto`` makes where files cannot be cloned.
         files_limit: The most files that ``auto`` clones or copies.
         keep: How many stay once an upgrade is committed.
+        keep_days: Older ones are named where room is short.
         leave_out: Globs of what is not kept, and not brought back either.
     """
 
@@ -149,6 +150,7 @@ class SnapshotConfig:
     copy_limit_bytes: int = 1 << 30
     files_limit: int = 200_000
     keep: int = 1
+    keep_days: int = 7
     leave_out: tuple[str, ...] = ()
 
 

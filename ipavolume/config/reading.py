@@ -35,7 +35,7 @@ from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
 
 _MAX_PORT: Final = 65535
 _MAX_PATH: Final = 4096
-_MAX_NUMBER: Final = 1_000_000_000
+_MAX_NUMBER: Final = 1_000_000
 _UNIT: Final = re.compile(
     r"[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
     r"|automount)",
@@ -467,6 +467,7 @@ def _read_snapshot(top: _Table, default: SnapshotConfig) -> SnapshotConfig:
         copy_limit_bytes=_bytes(limit) if limit else default.copy_limit_bytes,
         files_limit=table.number("files-limit", default.files_limit),
         keep=table.number("keep", default.keep),
+        keep_days=table.number("keep-days", default.keep_days),
         leave_out=table.texts("leave-out", default.leave_out, check=_path_fault),
     )
     table.done()

@@ -32,7 +32,7 @@ from ipavolume.volume import adopt, candidates, extent, owners
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.members import Volume
-from ipavolume.volume.snapshots import chain_run, next_run
+from ipavolume.volume.snapshots import chain_run, next_run, old_runs
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -193,6 +193,7 @@ def _way_back(
             extent.rooms(context.volumes, needed),
             required=is_required(policy, adopting=made.kind == Kind.ADOPT),
             reflinks=extent.can_be_cloned(context.volumes),
+            old=old_runs(context.volumes, days=config.keep_days),
         )
     )
 

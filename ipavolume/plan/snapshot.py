@@ -83,6 +83,7 @@ def decide(
     *,
     required: bool,
     reflinks: bool,
+    old: Sequence[str] = (),
 ) -> WayBack:
     """Decide whether a snapshot is made, and how; a required one heeds no limit but the room.
 
@@ -92,13 +93,16 @@ def decide(
         rooms: The file systems that it would be on.
         required: Without it nothing is begun.
         reflinks: Files can be cloned on all of them.
+        old: Runs whose snapshots have been kept long enough.
     """
     total = sum(size.bytes.values())
     method = Method.REFLINK if reflinks else Method.COPY
     why = _beyond(config, size, method, total) if not required else ""
     hint = _TURN_ON if why else ""
     if not why and (short := next(filter(None, (_short(room, size) for room in rooms)), "")):
-        why, hint = short, "Make room, for instance by ipavolume snapshot drop"
+        why, hint = short, "Make room"
+        if old:
+            hint += ", for instance by ipavolume snapshot drop " + ", ".join(old[:_SHOWN])
     if why:
         return WayBack(why=why, hint=hint, required=required)
     return WayBack(

@@ -17,7 +17,7 @@ from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.manifest import MAX_ID, NEWER, is_safe_path
 from ipavolume.formats.plan import is_run_id
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import Accounts
 from ipavolume.model.snapshots import FORMAT, Original, Snapshot
@@ -46,6 +46,7 @@ DAMAGED: Final = "damaged-snapshot"
 _MAX_NUMBER: Final = 1_000_000_000
 _MAX_RECORD_BYTES: Final = 4 << 20
 _MAX_LINE_BYTES: Final = 64 << 10
+_DAY_S: Final = 24 * 60 * 60
 _CHUNK_BYTES: Final = 256 << 10
 
 
@@ -127,6 +128,17 @@ def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
         except checks.MalformedError as err:
             raise _damaged(fd, RECORD, "is cut short or was altered", run) from err
         return found
+
+
+def old_runs(volumes: Mapping[str, Volume], *, days: int) -> tuple[str, ...]:
+    """Return the runs whose snapshots are older than *days*; those made by hand are nobody's."""
+    since = clock.text_of(clock.seconds() - days * _DAY_S)
+    try:
+        known = read_snapshots(volumes)
+    except IpaVolumeError:
+        # Only a proposal: who drops one hears what is wrong with it.
+        return ()
+    return tuple(one.run for one in known if not one.by_hand and one.made < since)
 
 
 def chain_snapshot(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | None:

@@ -225,3 +225,29 @@ def test_without_reflinks_everything_is_copied(filesystem: Filesystems, kind: st
     (top / "file").write_bytes(bytes(_MB // 2) + b"x")
     assert _clone(top, reflink=False).copied == 1
     assert picture(top.parent / "clone") == picture(top)
+
+
+def test_what_is_swapped_meanwhile_leads_nowhere_else(tmp_path: Path) -> None:
+    """A service that puts a link in the place of a directory, or of a file, has nothing cloned."""
+    top, outside = tmp_path / "volume", tmp_path / "outside"
+    for name in ("b", "d"):
+        (top / name).mkdir(parents=True)
+        (top / name / "file").touch()
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    for name in ("a", "c", "e"):
+        (top / name).write_text("mine")
+
+    swaps = {"a": ("b", outside), "c": ("e", outside / "secret")}
+
+    def each(path: str, _: os.stat_result) -> None:
+        if path in swaps:
+            name, target = swaps[path]
+            (top / name).rename(tmp_path / f"{name}.moved")
+            (top / name).symlink_to(target)
+
+    with _opened(top) as fd, _opened(tmp_path) as above:
+        clone_tree(fd, above, "clone", each=each)
+    assert sorted(picture(tmp_path / "clone")) == ["/a", "/b", "/c", "/d", "/d/file", "/e"]
+    for name in ("b", "e"):
+        assert (tmp_path / "clone" / name).is_symlink()

@@ -91,3 +91,9 @@ def test_an_adoption_has_nothing_else_to_go_back_to(
     *, policy: str, adopting: bool, required: bool
 ) -> None:
     assert is_required(policy, adopting=adopting) is required
+
+
+def test_what_was_kept_long_enough_is_named_where_room_is_short() -> None:
+    config, tight = SnapshotConfig(), replace(ROOM, free=0)
+    way = decide(config, SIZE, [tight], required=False, reflinks=True, old=["0003-image"])
+    assert way.line.endswith("ipavolume snapshot drop 0003-image")

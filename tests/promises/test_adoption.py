@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.filesystems import Filesystems
 from support.images import Image, Packaged, build_rpm, picture
 from support.peers import ids
 from support.requirements import find_tool, need_tool
@@ -602,3 +603,25 @@ def test_an_image_of_theirs_is_prepared_on_top_of_their_scripts(
     assert outcome["recorded"] == build_id
     _assert_adopted(volume)
     assert site.upgrade(image)["state"] == "current"
+
+
+@pytest.mark.filesystem
+def test_an_adoption_keeps_what_the_old_image_left(
+    legacy: Site, packages: dict[str, list[Path]], filesystem: Filesystems
+) -> None:
+    """Nobody has another way back from it: without room for one it is refused."""
+    image = _image(legacy, packages)
+    volume = legacy.volume()
+    before = picture(volume, leave_out=lambda path: path == "/.ipavolume")
+    roomy = volume
+    legacy.volumes["/data"] = filesystem("ext4", 64) / "volume"
+    subprocess.run(["cp", "-a", roomy, legacy.volume()], check=True, timeout=60)
+    auto = {"IPAVOLUME_SNAPSHOT": "auto"}
+    legacy.refused(image, "no-snapshot", status=74, env=auto)
+    assert not (legacy.volume() / ".ipavolume/baseline.jsonl").exists()
+    legacy.volumes["/data"] = roomy
+    said = legacy.run("upgrade", image, env=auto).stderr
+    assert "way back: a copy" in said or "way back: reflinks" in said
+    (run,) = (volume / ".ipavolume/snapshots").iterdir()
+    assert picture(run / "content") == before
+    assert (run / "state/build-id").read_text() == (run / "content/build-id").read_text()

@@ -604,6 +604,7 @@ def test_check_prints_one_object_a_volume_with_everything_that_scripts_need(
             "recorded",
             "image",
             "plan",
+            "way_back",
             "findings",
             "tasks",
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
+from ipavolume.linux import clock
 from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.snapshots import Method, Original, Snapshot
 from ipavolume.volume import snapshots
@@ -228,3 +229,14 @@ def test_one_made_by_hand_is_of_no_chain(volumes: dict[str, Volume]) -> None:
     by_hand = replace(SNAPSHOT, by_hand=True)
     (_part(volumes) / "record.json").write_bytes(snapshots.dump_snapshot(by_hand))
     assert snapshots.chain_snapshot(volumes, _facts(transaction=SNAPSHOT.run)) is None
+
+
+def test_what_is_older_than_so_many_days_is_told(volumes: dict[str, Volume]) -> None:
+    made = clock.text_of(clock.seconds() - 3 * 24 * 60 * 60)
+    for one, days, expected in (
+        (replace(SNAPSHOT, made=made), 2, (SNAPSHOT.run,)),
+        (replace(SNAPSHOT, made=made), 4, ()),
+        (replace(SNAPSHOT, made=made, by_hand=True), 2, ()),
+    ):
+        (_part(volumes) / "record.json").write_bytes(snapshots.dump_snapshot(one))
+        assert snapshots.old_runs(volumes, days=days) == expected
