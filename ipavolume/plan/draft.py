@@ -23,9 +23,10 @@ from ipavolume.plan.accounts import is_renumbered
 from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
-from ipavolume.plan.planner import plan_files, plan_populate, plan_rebuilt
+from ipavolume.plan.planner import plan_files, plan_populate
 from ipavolume.plan.snapshot import WayBack, check, decide, is_required
 from ipavolume.plan.tasks import Preview
+from ipavolume.plan.unowned import plan_rebuilt
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import adopt, candidates, extent, owners

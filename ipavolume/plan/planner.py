@@ -1,26 +1,22 @@
 """From what an image ships and what a volume holds to the actions of a run.
 
 The planner decides and does nothing: it reads through the view it is given, and the same
-inputs give the same plan. What differs from rpm stands here, each difference under the
-name of a rule (:class:`ipavolume.model.actions.Rule`).
+inputs give the same plan. What differs from rpm stands here and in what this is made of
+(``accounts``, ``attributes``, ``copies``, ``directories``, ``links``, ``putting``, ``unowned``),
+each difference under the name of a rule (:class:`ipavolume.model.actions.Rule`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import fsencode
-from typing import Final
 
-from ipavolume.errors import ObstructedError
 from ipavolume.formats.manifest import check_place
 from ipavolume.model.actions import (
     Action,
     CreateTree,
     Erase,
-    IfEdited,
     Install,
     Keep,
     RemoveDirectory,
@@ -28,27 +24,26 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.files import (
-    STATE_DIRECTORY,
     DiskState,
     FileFlags,
     FileType,
     LinkStanding,
-    Metadata,
     Record,
     Xattrs,
 )
 from ipavolume.model.images import Accounts, ImageHeader, TopLevel
 from ipavolume.model.packed import FEW, Packed
-from ipavolume.model.units import OWN_PLACE, UnitLink, unit_link
+from ipavolume.plan import links, unowned
 from ipavolume.plan.accounts import Remaining, Renumbering, mark_private, translation
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
 from ipavolume.plan.copies import Copies
+from ipavolume.plan.directories import Directories
 from ipavolume.plan.fate import Fate, decide, is_config, same_content
 from ipavolume.plan.fileplan import FilePlan, PlanOptions
+from ipavolume.plan.putting import Putting
+from ipavolume.plan.unowned import Unowned
 from ipavolume.volume.candidates import Candidate
-
-_ANOTHER: Final = "no package owns it; the image has another"
 
 
 def plan_files(
@@ -107,15 +102,6 @@ def plan_files(
     )
 
 
-class _Tree:
-    """A directory that is created with all that belongs below it, while it is counted."""
-
-    def __init__(self) -> None:
-        self.entries = 0
-        self.bytes = 0
-        self.omit: list[str] = []
-
-
 class _InTheWay:
     """What stands where the image has a directory, and stays if nothing has to be below it."""
 
@@ -125,16 +111,6 @@ class _InTheWay:
         self.new = new
         self.keep = keep
         self.waiting: list[Candidate] = []
-
-
-class _Edited:
-    """A file that is as no image shipped it."""
-
-    type = FileType.FILE
-
-    def same(self, record: Record) -> bool:
-        del record
-        return False
 
 
 class _Planner:
@@ -169,13 +145,18 @@ class _Planner:
         self._fresh = tuple(mount + "/" for mount in options.fresh)
         self._unknown = tuple(mount + "/" for mount in options.unknown)
         self._unchanged = _unchanged_packages(old, new)
-        self._units = frozenset(new.units)
+        self._putting = Putting(
+            self._collected,
+            self._copies,
+            self._owners,
+            unknown_old=options.unknown_old,
+            unknown=options.unknown,
+        )
+        self._unowned = Unowned(self._collected, self._owners, new.units)
+        self._directories = Directories(self._collected, self._copies)
         self._relocated: list[str] = []
         self._vacated: list[str] = []
         self._in_the_way: dict[str, _InTheWay] = {}
-        self._created: dict[str, _Tree] = {}
-        self._roots: dict[str, _Tree] = {}
-        self._pending: dict[str, tuple[Record, DiskState, Metadata]] = {}
 
     @property
     def overridden(self) -> set[str]:
@@ -203,7 +184,10 @@ class _Planner:
         if disk is not None and disk.type is FileType.SYMLINK:
             had = old is not None and old.type is FileType.DIRECTORY
             if had or new is None or populate or unknown or self._unknown_old:
-                if self._is_moved(path, old, new):
+                moved = links.moved(self._collected.view, path, old, new, self._behind)
+                if moved is not None:
+                    self._relocated.append(path + "/")
+                    self._collected.keeps.append(moved)
                     return
             elif self._is_in_the_way(path, old, new, disk):
                 return
@@ -218,14 +202,14 @@ class _Planner:
         if new.flags & FileFlags.GHOST and not (
             found is None and (populate or new.type is FileType.DIRECTORY)
         ):
-            self._omit(path)
+            self._putting.omit(path)
             return
         if found is None:
-            self._missing(path, old, new, populate=populate)
+            self._putting.missing(path, old, new, populate=populate)
         elif old is None and (self._unknown_old or unknown):
             self._differs(path, found, new)
         elif not new.package and not (old and old.package):
-            self._unowned(path, old, found, new)
+            self._of_no_package(path, old, found, new)
         elif old is not None and (
             (candidate.trusted and same_content(old, new) and _same_attributes(old, new))
             or (
@@ -255,7 +239,7 @@ class _Planner:
         del self._in_the_way[above]
         found = Found(self._collected.view, above, blocking.disk)
         reason = "it is where the image has a directory with files in it"
-        gone = self._save_and_put(above, blocking.old, found, blocking.new, "", reason)
+        gone = self._putting.save_and_put(above, blocking.old, found, blocking.new, "", reason)
         (self._vacated if gone else self._relocated).append(above + "/")
         for one in blocking.waiting:
             self.consider(one)
@@ -297,99 +281,6 @@ class _Planner:
         self._stays_for_now(path, old, disk, new, Rule.RELOCATED, why)
         return True
 
-    def _is_moved(self, path: str, old: Record | None, new: Record | None) -> bool:
-        """Deal with a link where a directory belongs; tell whether that settles the path."""
-        expected = new if new is not None else old
-        if expected is None or expected.type is not FileType.DIRECTORY:
-            return False
-        target = self._collected.view.target(path)
-        if (
-            new is not None
-            and old is not None
-            and old.type is FileType.SYMLINK
-            and target == old.content
-        ):
-            return False
-        standing = self._collected.view.link_standing(path)
-        if standing is LinkStanding.NOWHERE and new is not None:
-            raise ObstructedError(
-                f"{path!r} was moved elsewhere by a symbolic link to {target!r}, "
-                "and that is not here",
-                code="unsafe-link",
-                path=path,
-                hint="If it is on a volume of its own, start the container with that volume.",
-            )
-        if new is not None and not (
-            standing in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE)
-            or (standing is LinkStanding.OWNED and self._is_as_shipped(path, old, new))
-        ):
-            raise ObstructedError(
-                f"{path!r} is a symbolic link to {target!r} where a "
-                "directory belongs, and not root alone could have put it there",
-                code="unsafe-link",
-                path=path,
-                hint="Replace it by a real directory, or make the link and every directory on the "
-                "way owned by root and writable by root alone, and the one it leads to as the "
-                f"image has it: {new.uid}:{new.gid}, mode {new.mode:04o}.",
-            )
-        self._relocated.append(path + "/")
-        rule, why = Rule.RELOCATED, "moved elsewhere by a symbolic link"
-        if standing is LinkStanding.OUTSIDE and new is not None:
-            rule = Rule.RELOCATED_OUTSIDE
-            why += f" to {target!r}: whether that is mounted in the container cannot be told here"
-        self._collected.keeps.append(
-            Keep(path=path, rule=rule, reason=f"{why}; what lies behind it is not managed")
-        )
-        return True
-
-    def _is_as_shipped(self, path: str, old: Record | None, new: Record) -> bool:
-        """Tell whether who can write to the directory behind the link *path* may do so by an image.
-
-        The last one's account may have another number now.
-        """
-        found = self._behind(path)
-        return found is not None and any(
-            found.uid in (0, one.uid)
-            and not found.mode & ~one.mode & 0o022
-            and (found.gid == one.gid or not found.mode & 0o020)
-            for one in (old, new)
-            if one is not None
-        )
-
-    def _missing(self, path: str, old: Record | None, new: Record, *, populate: bool) -> None:
-        if new.type is not FileType.DIRECTORY and not populate:
-            if not new.package and old is not None:
-                self._omit(path)
-                return
-            if new.package and decide(old, None, new) is Fate.SKIP:
-                self._omit(path)
-                return
-        parent = path.rpartition("/")[0]
-        tree = self._created.get(parent)
-        if tree is None and new.type is not FileType.DIRECTORY:
-            self._collected.install(
-                path,
-                new,
-                new.metadata,
-                None,
-                if_edited=self._if_edited(path, old, new),
-                reason="missing on the volume",
-            )
-            return
-        if tree is None:
-            if not self._collected.may_touch(path):
-                return
-            tree = self._roots[path] = _Tree()
-        tree.entries += 1
-        tree.bytes += new.size
-        if new.type is FileType.DIRECTORY:
-            self._created[path] = tree
-
-    def _omit(self, path: str) -> None:
-        tree = self._created.get(path.rpartition("/")[0])
-        if tree is not None:
-            tree.omit.append(path)
-
     def _differs(self, path: str, found: Found, new: Record) -> None:
         if found.same(new):
             return
@@ -397,13 +288,15 @@ class _Planner:
             why = "differs; nothing says what was shipped before"
             self._stays_for_now(path, None, found.disk, new, Rule.UNKNOWN_OLD, why)
         elif is_config(new):
-            self._altname(path, new, Rule.UNKNOWN_OLD, "nothing says what was shipped before")
+            self._putting.put_beside(
+                path, new, Rule.UNKNOWN_OLD, "nothing says what was shipped before"
+            )
         else:
             self._collected.keep(
                 path, Rule.UNKNOWN_OLD, "differs; nothing says what was shipped before"
             )
 
-    def _unowned(self, path: str, old: Record | None, found: Found, new: Record) -> None:
+    def _of_no_package(self, path: str, old: Record | None, found: Found, new: Record) -> None:
         if new.type is FileType.DIRECTORY and found.type is FileType.DIRECTORY:
             if old is not None:
                 self._owners.merge_in_place(path, old, found, new)
@@ -415,78 +308,9 @@ class _Planner:
                 )
             return
         if new.type is FileType.DIRECTORY:
-            self._stays_for_now(path, old, found.disk, new, Rule.UNOWNED, _ANOTHER)
+            self._stays_for_now(path, old, found.disk, new, Rule.UNOWNED, unowned.ANOTHER)
             return
-        if (
-            new.refresh
-            and old is not None
-            and not same_content(old, new)
-            and new.type is found.type is FileType.FILE
-            and found.same(old)
-        ):
-            self._collected.install(
-                path,
-                new,
-                self._owners.merged(path, old, found, new),
-                found.disk,
-                if_edited=IfEdited.KEPT,
-                rule=Rule.REFRESH,
-                reason="not edited, and the configuration lets the image refresh it",
-            )
-        elif (old is None or not same_content(old, new)) and not found.same(new):
-            edited = old is None or not found.same(old)
-            if not edited and self._leads_to_no_unit(path, found):
-                self._collected.install(
-                    path,
-                    new,
-                    new.metadata,
-                    found.disk,
-                    if_edited=IfEdited.KEPT,
-                    rule=Rule.UNIT_LINK,
-                    reason="it leads to a unit that the image does not have",
-                )
-                return
-            rule = Rule.UNOWNED if edited else Rule.LEFT
-            self._collected.keep(path, rule, _ANOTHER)
-
-    def _left(self, path: str, old: Record, found: Found) -> None:
-        """Deal with what no package owned, and the image no longer has."""
-        if found.type is FileType.DIRECTORY or not found.same(old):
-            return
-        if self._leads_to_no_unit(path, found):
-            self._collected.erase(
-                path,
-                found.disk,
-                Rule.UNIT_LINK,
-                "it leads to a unit that the image does not have",
-                if_edited=IfEdited.KEPT,
-            )
-            return
-        self._collected.keep(path, Rule.LEFT, "no package owns it; the image no longer has it")
-
-    def _leads_to_no_unit(self, path: str, found: Found) -> bool:
-        """Tell whether a link is to a unit that neither the image nor the volume has."""
-        if not self._units or found.type is not FileType.SYMLINK:
-            return False
-        mount = self._collected.mount_of(path)
-        link = unit_link(path[len(mount) :], self._collected.view.target(path))
-        return link is not None and not self._has_unit(mount, link, ())
-
-    def _has_unit(self, mount: str, link: UnitLink, passed: tuple[str, ...]) -> bool:
-        """Tell whether image or volume have what *link* leads to, links on the way followed."""
-        for name in link.names.difference(passed):
-            if f"{link.kind}/{name}" in self._units:
-                return True
-            inside = f"{OWN_PLACE}/{link.kind}/{name}"
-            own = self._collected.view.state(mount + inside)
-            if own is None:
-                continue
-            if own.type is not FileType.SYMLINK:
-                return True
-            further = unit_link(inside, self._collected.view.target(mount + inside))
-            if further is None or self._has_unit(mount, further, (*passed, name)):
-                return True
-        return False
+        self._unowned.present(path, old, found, new)
 
     def _present(
         self, position: int, path: str, old: Record | None, found: Found, new: Record
@@ -495,7 +319,7 @@ class _Planner:
             if old is not None and decide(old, found, new) is Fate.SAVE:
                 # Somebody put it where a config file was; it is not the package's directory.
                 reason = "edited, and replaced"
-                gone = self._save_and_put(path, old, found, new, ".rpmsave", reason)
+                gone = self._putting.save_and_put(path, old, found, new, ".rpmsave", reason)
                 # Where it stays because of a mount, so does what is below it.
                 (self._vacated if gone else self._relocated).append(path + "/")
             elif old is not None:
@@ -527,93 +351,27 @@ class _Planner:
                     if old is None or not self._owners.merge_in_place(path, old, found, new):
                         self.verified[position] = found.disk
                 elif found.type is FileType.DIRECTORY:
-                    self._replace_directory(path, found, new)
+                    self._directories.replace(path, found, new)
                 else:
-                    self._replace(path, old, found, new)
+                    self._putting.replace(path, old, found, new)
             case Fate.CONFLICT if found.type is FileType.DIRECTORY:
-                self._replace_directory(path, found, new)
+                self._directories.replace(path, found, new)
             case Fate.CONFLICT:
-                self._replace(path, old, found, new)
+                self._putting.replace(path, old, found, new)
             case Fate.SAVE:
-                self._save_and_put(path, old, found, new, ".rpmsave", "edited, and replaced")
+                self._putting.save_and_put(
+                    path, old, found, new, ".rpmsave", "edited, and replaced"
+                )
             case Fate.BACKUP:
-                self._save_and_put(path, old, found, new, ".rpmorig", "not known, and replaced")
+                self._putting.save_and_put(
+                    path, old, found, new, ".rpmorig", "not known, and replaced"
+                )
             case Fate.ALTNAME:
-                self._altname(path, new, Rule.RPM, "edited, and the package changed it")
+                self._putting.put_beside(path, new, Rule.RPM, "edited, and the package changed it")
                 if old is not None:
                     self._owners.merge_in_place(path, old, found, new)
             case Fate.ERASE:
                 raise AssertionError(path)
-
-    def _replace(self, path: str, old: Record | None, found: Found, new: Record) -> None:
-        if old is not None and not old.flags & FileFlags.GHOST and found.same(old):
-            if new.type is FileType.DIRECTORY:
-                if self._collected.erase(
-                    path,
-                    found.disk,
-                    Rule.TYPE_CHANGE,
-                    "a directory takes its place",
-                    if_edited=self._if_edited(path, old, new),
-                ):
-                    self._put_in_free_place(path, old, new)
-            else:
-                self._collected.install(
-                    path,
-                    new,
-                    self._owners.merged(path, old, found, new),
-                    found.disk,
-                    if_edited=self._if_edited(path, old, new),
-                    reason="not edited; the image has another",
-                )
-            return
-        reason = "not a config file, but it was changed"
-        self._save_and_put(path, old, found, new, "", reason)
-
-    def _save_and_put(
-        self, path: str, old: Record | None, found: Found, new: Record, suffix: str, reason: str
-    ) -> bool:
-        """Keep what is there under another name and put the new file in its place, if it may be."""
-        metadata = self._owners.merged(path, old, found, new)
-        in_place = FileType.DIRECTORY not in (found.type, new.type)
-        to, taken = self._copies.saved_name(path, found, suffix, reuse=in_place)
-        rule = Rule.RPM if suffix else Rule.DATA_KEPT
-        if suffix and to != path + suffix:
-            rule = Rule.COPIES
-        if in_place:
-            # The very same copy may be there already, from an earlier run.
-            save_to = "" if taken else to
-            return self._collected.install(
-                path,
-                new,
-                metadata,
-                found.disk,
-                save_to=save_to,
-                if_edited=IfEdited(suffix[1:]) if suffix else IfEdited.SAVED,
-                rule=rule,
-                reason=reason,
-            )
-        if not self._collected.save(path, to, found.disk, rule, reason):
-            return False
-        self._put_in_free_place(path, old, new)
-        return True
-
-    def _put_in_free_place(self, path: str, old: Record | None, new: Record) -> None:
-        if new.type is FileType.DIRECTORY:
-            tree = self._roots[path] = self._created[path] = _Tree()
-            tree.entries = 1
-        else:
-            self._collected.install(
-                path,
-                new,
-                new.metadata,
-                None,
-                if_edited=self._if_edited(path, old, new),
-                reason="takes its place",
-            )
-
-    def _replace_directory(self, path: str, found: Found, new: Record) -> None:
-        """Plan to put something else in a directory's place, if nothing unknown is in it."""
-        self._pending[path] = (new, found.disk, new.metadata)
 
     def _drop(self, path: str, old: Record, disk: DiskState) -> None:
         if not self._is_covered(path):
@@ -624,7 +382,7 @@ class _Planner:
             return
         found = Found(self._collected.view, path, disk)
         if not old.package:
-            self._left(path, old, found)
+            self._unowned.gone(path, old, found)
             return
         match decide(old, found, None):
             case Fate.ERASE if disk.type is FileType.DIRECTORY:
@@ -643,7 +401,7 @@ class _Planner:
                     disk,
                     Rule.RPM,
                     "no longer shipped, not edited",
-                    if_edited=self._if_edited(path, old, None),
+                    if_edited=self._putting.if_edited(path, old, None),
                 )
             case Fate.ERASE:
                 to, _ = self._copies.saved_name(path, found, "", reuse=False)
@@ -651,7 +409,7 @@ class _Planner:
                     path, to, disk, Rule.DATA_KEPT, "no longer shipped, but not as shipped"
                 )
             case Fate.SAVE:
-                inside = any(path.startswith(above + "/") for above in self._pending)
+                inside = self._directories.have(path)
                 suffix = "" if inside else ".rpmsave"
                 to, _ = self._copies.saved_name(path, found, suffix, reuse=False)
                 rule = Rule.COPIES if suffix and to != path + suffix else Rule.RPM
@@ -660,28 +418,6 @@ class _Planner:
                 # What is still shipped, or not there.
                 pass
 
-    def _if_edited(self, path: str, old: Record | None, new: Record | None) -> IfEdited:
-        """Return what an edit gets that is made when this plan is made already."""
-        if new is not None and not new.package and not (old and old.package):
-            return IfEdited.KEPT
-        if (
-            new is not None
-            and old is None
-            and (self._unknown_old or path.startswith(self._unknown))
-        ):
-            return IfEdited.RPMNEW if is_config(new) else IfEdited.KEPT
-        match decide(old, _Edited(), new):
-            case Fate.SKIP:
-                return IfEdited.KEPT
-            case Fate.ALTNAME:
-                return IfEdited.RPMNEW
-            case Fate.SAVE:
-                return IfEdited.RPMSAVE
-            case Fate.BACKUP:
-                return IfEdited.RPMORIG
-            case Fate.TOUCH | Fate.CREATE | Fate.ERASE | Fate.CONFLICT:
-                return IfEdited.SAVED
-
     def _is_covered(self, path: str) -> bool:
         mount = self._collected.mount_of(path)
         inside = path[len(mount) :]
@@ -689,36 +425,6 @@ class _Planner:
             inside == entry or inside.startswith(entry + "/")
             for entry in self._collected.entries.get(mount, ())
         ) and inside not in self._collected.entries.get(mount, ())
-
-    def _altname(self, path: str, new: Record, rule: Rule, reason: str) -> None:
-        metadata, compared = new.metadata, itertools.count()
-        for name in self._copies.names(path, ".rpmnew"):
-            state = self._collected.view.state(name)
-            if state is None and not self._copies.is_taken(name):
-                self._copies.take(name)
-                if self._collected.install(
-                    path,
-                    new,
-                    metadata,
-                    None,
-                    rule=rule if name == f"{path}.rpmnew" else Rule.COPIES,
-                    reason=reason,
-                    at=name,
-                ):
-                    self._collected.keep(path, rule, f"{reason}; see {name}")
-                return
-            if (
-                state is not None
-                and state.type is new.type
-                and (state.type is not FileType.FILE or state.size == new.size)
-                and self._owners.owner(state) == (metadata.uid, metadata.gid)
-                and (new.type is FileType.SYMLINK or state.mode == metadata.mode)
-                and self._copies.may_compare(state, next(compared))
-                and Found(self._collected.view, name, state).same(new)
-            ):
-                self._collected.keep(path, rule, f"{reason}; see {name}")
-                return
-        raise self._copies.no_name(path)
 
     def keep_read_only(self, paths: Iterable[str]) -> None:
         """Say that what cannot be changed keeps its owners."""
@@ -736,8 +442,7 @@ class _Planner:
             ObstructedError: If a directory that must become something else holds
                 anything that the old manifest does not know.
         """
-        for path, (new, disk, metadata) in self._pending.items():
-            self._finish_directory(path, new, disk, metadata)
+        self._directories.finish()
         self._collected.keeps += [one.keep for one in self._in_the_way.values()]
         for mounted in self._collected.mounted if self.renumbering.renumbered else ():
             self._collected.keep(
@@ -756,13 +461,10 @@ class _Planner:
             if isinstance(action, Install) and action.before and not action.save_to
         }
         translations = Remaining(self._collected.translations, overtaken)
-        trees = [
-            CreateTree(path=path, entries=tree.entries, bytes=tree.bytes, omit=tuple(tree.omit))
-            for path, tree in self._roots.items()
-        ]
         self._collected.removals.sort(key=lambda action: fsencode(action.path), reverse=True)
         installs = sorted(
-            [*trees, *self._collected.installs], key=lambda action: fsencode(action.path)
+            [*self._putting.trees(), *self._collected.installs],
+            key=lambda action: fsencode(action.path),
         )
         result = Packed(self._possible(translations))
         result.extend([*self._collected.removals, *installs])
@@ -780,52 +482,6 @@ class _Planner:
             else:
                 yield action
 
-    def _finish_directory(
-        self, path: str, new: Record, disk: DiskState, metadata: Metadata
-    ) -> None:
-        if not self._collected.may_touch(path):
-            return
-        unknown = next(
-            (
-                below
-                for below in self._collected.view.content_below(path)
-                if below not in self._collected.going
-            ),
-            None,
-        )
-        if unknown is None:
-            self._collected.removals.append(
-                RemoveDirectory(
-                    path=path,
-                    required=True,
-                    rule=Rule.TYPE_CHANGE,
-                    reason=f"the image has a {new.type.value} there",
-                )
-            )
-        elif "type-change" in self._collected.allow:
-            self._collected.overridden.add("type-change")
-            inside = path + "/"
-            self._collected.removals = [
-                item for item in self._collected.removals if not item.path.startswith(inside)
-            ]
-            found = Found(self._collected.view, path, disk)
-            to, _ = self._copies.saved_name(path, found, "", reuse=False)
-            self._collected.save(
-                path, to, disk, Rule.TYPE_CHANGE, f"the image has a {new.type.value} there"
-            )
-        else:
-            raise ObstructedError(
-                f"the directory {path!r} has to become a {new.type.value}, but holds "
-                f"{unknown!r}, which no image shipped",
-                code="type-change",
-                path=path,
-                hint="Move that elsewhere, or have the whole directory moved to "
-                f"{STATE_DIRECTORY}/saved with --allow type-change.",
-            )
-        self._collected.install(
-            path, new, metadata, None, rule=Rule.TYPE_CHANGE, reason="takes the directory's place"
-        )
-
 
 def plan_populate(trees: Iterable[TopLevel]) -> tuple[Action, ...]:
     """Return the actions that fill volumes on which none of the directories *trees* is there."""
@@ -835,27 +491,6 @@ def plan_populate(trees: Iterable[TopLevel]) -> tuple[Action, ...]:
 def _same_record(old: Record, new: Record) -> bool:
     """Tell whether two records say the same; an account can have got another name."""
     return replace(old, owner=new.owner, group=new.group) == new
-
-
-def plan_rebuilt(view: View, pairs: Iterable[tuple[Record, Record]]) -> tuple[Action, ...]:
-    """Return what stays on the volumes although a rebuild of their image has another.
-
-    Args:
-        view: The volumes.
-        pairs: What the image had, and what its rebuild has.
-    """
-    keeps = []
-    for old, new in pairs:
-        if new.package or not new.present or same_content(old, new):
-            continue
-        # Nothing is done to it, so one that cannot be read is in nobody's way.
-        with contextlib.suppress(OSError):
-            state = view.state(new.path)
-            found = None if state is None else Found(view, new.path, state)
-            if found is not None and not found.same(new):
-                rule = Rule.LEFT if found.same(old) else Rule.UNOWNED
-                keeps.append(Keep(path=new.path, rule=rule, reason=_ANOTHER))
-    return tuple(keeps)
 
 
 def _same_attributes(old: Record, new: Record) -> bool:

@@ -1,0 +1,81 @@
+"""Symbolic links where a directory belongs: moved elsewhere by root, or unsafe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ipavolume.errors import ObstructedError
+from ipavolume.model.actions import Keep, Rule
+from ipavolume.model.files import DiskState, FileType, LinkStanding, Record
+from ipavolume.plan.collected import View
+
+Behind = Callable[[str], DiskState | None]
+"""Returns the state of the directory that a link of root's leads to."""
+
+
+def moved(
+    view: View, path: str, old: Record | None, new: Record | None, behind: Behind
+) -> Keep | None:
+    """Return what is said of a link in a directory's place; ``None``: it is none.
+
+    Args:
+        view: The volumes.
+        path: Where there is a link.
+        old: What the last image shipped there.
+        new: What the image ships there.
+        behind: Tells what a link leads to.
+
+    Raises:
+        ObstructedError: If it is not here what it leads to, or not root's alone.
+    """
+    expected = new if new is not None else old
+    if expected is None or expected.type is not FileType.DIRECTORY:
+        return None
+    target = view.target(path)
+    if (
+        new is not None
+        and old is not None
+        and old.type is FileType.SYMLINK
+        and target == old.content
+    ):
+        return None
+    standing = view.link_standing(path)
+    if standing is LinkStanding.NOWHERE and new is not None:
+        raise ObstructedError(
+            f"{path!r} was moved elsewhere by a symbolic link to {target!r}, and that is not here",
+            code="unsafe-link",
+            path=path,
+            hint="If it is on a volume of its own, start the container with that volume.",
+        )
+    if new is not None and not (
+        standing in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE)
+        or (standing is LinkStanding.OWNED and _is_as_shipped(behind(path), old, new))
+    ):
+        raise ObstructedError(
+            f"{path!r} is a symbolic link to {target!r} where a "
+            "directory belongs, and not root alone could have put it there",
+            code="unsafe-link",
+            path=path,
+            hint="Replace it by a real directory, or make the link and every directory on the "
+            "way owned by root and writable by root alone, and the one it leads to as the "
+            f"image has it: {new.uid}:{new.gid}, mode {new.mode:04o}.",
+        )
+    rule, why = Rule.RELOCATED, "moved elsewhere by a symbolic link"
+    if standing is LinkStanding.OUTSIDE and new is not None:
+        rule = Rule.RELOCATED_OUTSIDE
+        why += f" to {target!r}: whether that is mounted in the container cannot be told here"
+    return Keep(path=path, rule=rule, reason=f"{why}; what lies behind it is not managed")
+
+
+def _is_as_shipped(found: DiskState | None, old: Record | None, new: Record) -> bool:
+    """Tell whether who can write to the directory behind a link may do so by an image.
+
+    The last one's account may have another number now.
+    """
+    return found is not None and any(
+        found.uid in (0, one.uid)
+        and not found.mode & ~one.mode & 0o022
+        and (found.gid == one.gid or not found.mode & 0o020)
+        for one in (old, new)
+        if one is not None
+    )

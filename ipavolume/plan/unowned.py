@@ -1,0 +1,120 @@
+"""Files that no package owns: put once, then left, but for what the image names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from ipavolume.model.actions import Action, IfEdited, Keep, Rule
+from ipavolume.model.files import FileType, Record
+from ipavolume.model.units import OWN_PLACE, UnitLink, unit_link
+from ipavolume.plan.attributes import Owners
+from ipavolume.plan.collected import Collected, Found, View
+from ipavolume.plan.fate import same_content
+
+ANOTHER: Final = "no package owns it; the image has another"
+
+
+class Unowned:
+    """What is done with them."""
+
+    def __init__(self, collected: Collected, owners: Owners, units: Collection[str]) -> None:
+        """Take the plan so far, what merges owners, and the units that the image has."""
+        self._collected = collected
+        self._owners = owners
+        self._units = frozenset(units)
+
+    def present(self, path: str, old: Record | None, found: Found, new: Record) -> None:
+        """Deal with what is there where the image has something else than a directory."""
+        if (
+            new.refresh
+            and old is not None
+            and not same_content(old, new)
+            and new.type is found.type is FileType.FILE
+            and found.same(old)
+        ):
+            self._collected.install(
+                path,
+                new,
+                self._owners.merged(path, old, found, new),
+                found.disk,
+                if_edited=IfEdited.KEPT,
+                rule=Rule.REFRESH,
+                reason="not edited, and the configuration lets the image refresh it",
+            )
+        elif (old is None or not same_content(old, new)) and not found.same(new):
+            edited = old is None or not found.same(old)
+            if not edited and self._leads_to_no_unit(path, found):
+                self._collected.install(
+                    path,
+                    new,
+                    new.metadata,
+                    found.disk,
+                    if_edited=IfEdited.KEPT,
+                    rule=Rule.UNIT_LINK,
+                    reason="it leads to a unit that the image does not have",
+                )
+                return
+            rule = Rule.UNOWNED if edited else Rule.LEFT
+            self._collected.keep(path, rule, ANOTHER)
+
+    def gone(self, path: str, old: Record, found: Found) -> None:
+        """Deal with what no package owned, and the image no longer has."""
+        if found.type is FileType.DIRECTORY or not found.same(old):
+            return
+        if self._leads_to_no_unit(path, found):
+            self._collected.erase(
+                path,
+                found.disk,
+                Rule.UNIT_LINK,
+                "it leads to a unit that the image does not have",
+                if_edited=IfEdited.KEPT,
+            )
+            return
+        self._collected.keep(path, Rule.LEFT, "no package owns it; the image no longer has it")
+
+    def _leads_to_no_unit(self, path: str, found: Found) -> bool:
+        """Tell whether a link is to a unit that neither the image nor the volume has."""
+        if not self._units or found.type is not FileType.SYMLINK:
+            return False
+        mount = self._collected.mount_of(path)
+        link = unit_link(path[len(mount) :], self._collected.view.target(path))
+        return link is not None and not self._has_unit(mount, link, ())
+
+    def _has_unit(self, mount: str, link: UnitLink, passed: tuple[str, ...]) -> bool:
+        """Tell whether image or volume have what *link* leads to, links on the way followed."""
+        for name in link.names.difference(passed):
+            if f"{link.kind}/{name}" in self._units:
+                return True
+            inside = f"{OWN_PLACE}/{link.kind}/{name}"
+            own = self._collected.view.state(mount + inside)
+            if own is None:
+                continue
+            if own.type is not FileType.SYMLINK:
+                return True
+            further = unit_link(inside, self._collected.view.target(mount + inside))
+            if further is None or self._has_unit(mount, further, (*passed, name)):
+                return True
+        return False
+
+
+def plan_rebuilt(view: View, pairs: Iterable[tuple[Record, Record]]) -> tuple[Action, ...]:
+    """Return what stays on the volumes although a rebuild of their image has another.
+
+    Args:
+        view: The volumes.
+        pairs: What the image had, and what its rebuild has.
+    """
+    keeps = []
+    for old, new in pairs:
+        if new.package or not new.present or same_content(old, new):
+            continue
+        # Nothing is done to it, so one that cannot be read is in nobody's way.
+        with contextlib.suppress(OSError):
+            state = view.state(new.path)
+            found = None if state is None else Found(view, new.path, state)
+            if found is not None and not found.same(new):
+                rule = Rule.LEFT if found.same(old) else Rule.UNOWNED
+                keeps.append(Keep(path=new.path, rule=rule, reason=ANOTHER))
+    return tuple(keeps)
