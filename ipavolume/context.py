@@ -41,6 +41,7 @@ class Options:
         retry_run: Try at once what failed several times, if this is what the failure calls itself.
         rehearsal: It is done to a copy, to see whether it goes well.
         waits: A start that is not to be tried again yet waits; otherwise it ends.
+        rollback: Whether what the image left is gone back to by itself; "": as the image says.
         snapshot: Whether something to go back to is kept before an upgrade; "": as the image says.
     """
 
@@ -59,12 +60,14 @@ class Options:
     waits: bool = True
     rehearsal: bool = False
     snapshot: str = ""
+    rollback: str = ""
 
 
 _SHARED: Final = "shared-path"
 OVERRIDES: Final = {
     "blocked": "finish what a newer image began, then go on with this one",
     "directory-locked": "work on a volume whose root directory somebody keeps locked",
+    "first-run-since": "go back to before the application was installed",
     "foreign": "take the volume of another application",
     "fs-group": "populate a volume that Kubernetes gives to a group at every mount",
     "hostname": "start a volume under another host name than its own",

@@ -92,6 +92,27 @@ def open_area(volume: Volume) -> Area:
     return Area(volume=volume, state=fd, work=work, new=new, old=old)
 
 
+def open_inside(area: Area, name: str, *, make: bool = False) -> Area:
+    """Open the area *name* that lies in *area*, the directories in it made with *make*.
+
+    Raises:
+        UnsafeVolumeError: If it is not complete.
+        OSError: If it cannot be opened.
+    """
+    work = files.open_at(area.work, name, files.DIRECTORY_FLAGS)
+    if make:
+        files.make_directory(work, _NEW)
+        files.make_directory(work, _OLD)
+    new, old = open_optional(work, _NEW), open_optional(work, _OLD)
+    if new is None or old is None:
+        for opened in (work, new, old):
+            if opened is not None:
+                os.close(opened)
+        raise members.damaged(area.work, name, "is not complete")
+    state = files.open_at(area.state, ".", files.DIRECTORY_FLAGS)
+    return Area(volume=area.volume, state=state, work=work, new=new, old=old)
+
+
 def remove_closed(state: int, volume: Volume) -> None:
     """Remove a transaction that ended where its directory could not be renamed.
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.apply import journal
@@ -21,7 +22,7 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.volume import held, layout, members
-from ipavolume.volume.facts import Identity, Transaction
+from ipavolume.volume.facts import UNDOING, Identity, Transaction
 from ipavolume.volume.failures import STATE_CLOSED, STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.history import append_history
 from ipavolume.volume.layout import PUBLIC_MODE
@@ -41,14 +42,43 @@ def mark(areas: Sequence[Area]) -> None:
         LockLostError: If it is not our area that is there: another host took it for a leftover.
     """
     for area in (*areas[1:], areas[0]):
-        with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
-            _check_ours(area)
-            files.rename_noreplace(area.state, layout.STAGING, area.state, layout.TRANSACTION)
-        # The primary's is the mark: now it is there, on the disk or not.
-        now = STATE_OPEN if area is areas[0] else STATE_UNTOUCHED
-        with attempt("open the transaction on", area.volume.directory, now=now):
-            files.sync(area.state)
+        _open(area, is_primary=area is areas[0])
     move_build_ids(areas)
+
+
+def mark_undoing(areas: Sequence[Area], transaction: Transaction) -> None:
+    """Turn an open transaction, or the staging areas, into one that goes back to a snapshot.
+
+    From its return on whoever starts goes on with that, and with nothing else.
+
+    Args:
+        areas: The areas, the primary one first. A volume that the open transaction is not of any
+            more, because it was committed there, has a staging area.
+        transaction: The transaction.
+
+    Raises:
+        LockLostError: If it is not our staging area that is there.
+    """
+    undoing = replace(transaction, phase=UNDOING)
+    for area in (*areas[1:], areas[0]):
+        there, ours = files.lstat(area.state, layout.TRANSACTION), files.fstat(area.work)
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            _open(area, is_primary=area is areas[0])
+            continue
+        with attempt("go back on", area.volume.directory, now=STATE_OPEN):
+            journal.write_progress(area.work, undoing)
+    move_build_ids(areas)
+
+
+def _open(area: Area, *, is_primary: bool) -> None:
+    """Turn one staging area into an open transaction."""
+    with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):
+        _check_ours(area)
+        files.rename_noreplace(area.state, layout.STAGING, area.state, layout.TRANSACTION)
+    # The primary's is the mark: now it is there, on the disk or not.
+    now = STATE_OPEN if is_primary else STATE_UNTOUCHED
+    with attempt("open the transaction on", area.volume.directory, now=now):
+        files.sync(area.state)
 
 
 def _check_ours(area: Area) -> None:
@@ -66,7 +96,7 @@ def _check_ours(area: Area) -> None:
 def move_build_ids(areas: Iterable[Area]) -> None:
     """Move the recorded ids into the transactions: the volumes are of no image now."""
     for area in areas:
-        with _changing_records("open the transaction on", area):
+        with changing_records("open the transaction on", area):
             if files.lstat(area.volume.fd, BUILD_ID_NAME) is not None:
                 # Our directory can be a part of the volume that nothing can be renamed into.
                 root = area.volume.fd
@@ -107,12 +137,12 @@ def commit(
     """
     primary = areas[0]
     for area, identity in zip(areas[1:], identities[1:], strict=True):
-        with _changing_records("commit to", area):
+        with changing_records("commit to", area):
             _write_identity(area, identity)
             check_lock()
             _write_build_id(area, build_id)
             close_transaction(area, now=STATE_OPEN)
-    with _changing_records("commit to", primary):
+    with changing_records("commit to", primary):
         # Identity and history say what was applied before, which is known as long as the
         # baseline is the old one.
         _write_identity(primary, identities[0])
@@ -132,7 +162,8 @@ def commit(
         close_transaction(primary, now=STATE_CLOSED)
 
 
-def _changing_records(doing: str, area: Area) -> contextlib.AbstractContextManager[None]:
+def changing_records(doing: str, area: Area) -> contextlib.AbstractContextManager[None]:
+    """Say of what fails while the records of a volume change what is in the way."""
     volumes = {area.volume.mount: area.volume}
     where = area.volume.directory
     return held.explained(doing, where, volumes, held.records(volumes), now=STATE_OPEN)
@@ -141,6 +172,19 @@ def _changing_records(doing: str, area: Area) -> contextlib.AbstractContextManag
 def _write_identity(area: Area, identity: Identity | None) -> None:
     if identity is not None:
         journal.write_identity(area.state, identity)
+
+
+def put_build_id(area: Area, build_id: str) -> None:
+    """Record the id that a volume had, or that it had none: "".
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if build_id:
+        _write_build_id(area, build_id)
+        return
+    files.unlink(area.volume.fd, BUILD_ID_NAME)
+    files.sync(area.volume.fd)
 
 
 def _write_build_id(area: Area, build_id: str) -> None:

@@ -136,7 +136,7 @@ def _carry_out(
         except IpaVolumeError as err:
             err.state = failures.STATE_UNTOUCHED
             raise
-        with _logged(context, made.plan.run, speaker):
+        with logged(context, made.plan.run, speaker):
             commit.mark(list(areas.values()))
             run = _Run(context, areas, transaction, made.plan, facts, speaker, phases)
             return run.finish(made.positions)
@@ -254,7 +254,7 @@ def resume(
     try:
         with (
             attempts.counted(context, transaction.run, speaker.redactor),
-            _logged(context, transaction.run, speaker),
+            logged(context, transaction.run, speaker),
         ):
             for area in areas.values():
                 directory = area.volume.directory
@@ -468,7 +468,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _logged(context: Context, run: str, speaker: Speaker) -> Iterator[None]:
+def logged(context: Context, run: str, speaker: Speaker) -> Iterator[None]:
     """Leave in the log of a run what ended it, in whatever phase: what is hinted at is there."""
     try:
         yield

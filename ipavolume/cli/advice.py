@@ -24,7 +24,8 @@ _USUAL_MOUNT: Final = "/data"
 _CODE: Final = r"[A-Za-z0-9]+(?:[:._-][A-Za-z0-9]+)*"
 _OPTIONS: Final = re.compile(rf"--(?:allow|from) {_CODE}(?: --(?:allow|from) {_CODE})*")
 _COMMAND: Final = re.compile(
-    r"ipavolume (upgrade|conflicts|history|status|check)((?: (?:--[a-z-]+|[A-Z]+(?![\w-])))*)"
+    r"ipavolume (upgrade|rollback|conflicts|history|status|check)"
+    r"((?: (?:--[a-z-]+|[A-Z]+(?![\w-])))*)"
 )
 _ANY_VOLUME: Final = "VOLUME"
 _VARIABLES: Final = {"--allow": "IPAVOLUME_ALLOW", "--from": "IPAVOLUME_FROM"}

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ipavolume.config.model import SNAPSHOT_WORDS
+from ipavolume.config.model import ROLLBACK_WORDS, SNAPSHOT_WORDS
 from ipavolume.context import EXISTING, OVERRIDES, Options, parse_volume_option
 from ipavolume.errors import UsageError
 
@@ -205,6 +205,7 @@ def decided(
         retry_run=os.environ.get("IPAVOLUME_RETRY", ""),
         waits=_choice("IPAVOLUME_BACKOFF", ("", "wait", "exit")) != "exit",
         rehearsal=_choice("IPAVOLUME_REHEARSAL", ("", "1")) == "1",
+        rollback=_choice("IPAVOLUME_ROLLBACK", ("", *ROLLBACK_WORDS)),
         snapshot=_choice("IPAVOLUME_SNAPSHOT", ("", *SNAPSHOT_WORDS)),
     )
 

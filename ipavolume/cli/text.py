@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING, Any, Final
 from ipavolume.formats.checks import dump
 from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
-from ipavolume.model.actions import Action, Install, Keep, Plan, Verb, describe, past, verb
+from ipavolume.model.actions import (
+    ROLLBACK,
+    Action,
+    Install,
+    Keep,
+    Plan,
+    Verb,
+    describe,
+    past,
+    verb,
+)
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.packed import counts_of, described, translated, without_metadata
 from ipavolume.model.progress import size_text
 from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
+from ipavolume.volume import layout
 
 if TYPE_CHECKING:
     from ipavolume.apply.run import Finish
@@ -482,11 +494,30 @@ def _end_lines(end: Finish) -> list[str]:
     return lines
 
 
+def rollback_lines(plan: Plan) -> list[str]:
+    """Return the lines by which a dry run shows what going back does."""
+    lines = [f"{verb(action):<9} {escape(describe(action))}" for action in described(plan.actions)]
+    if not lines:
+        return ["nothing is different from the snapshot"]
+    return [*lines, _undone_line(plan)]
+
+
+def _undone_line(plan: Plan) -> str:
+    """Say where that is which was there."""
+    place = f"{STATE_DIRECTORY}/{layout.UNDONE}/{escape(plan.run)}"
+    return (
+        f"what it removes or replaces is kept in {place} of its volume; to be rid of it: "
+        f"ipavolume snapshot drop {escape(plan.run)} --undone"
+    )
+
+
 def _file_lines(plan: Plan) -> list[str]:
     totals = counts(plan.actions)
     if not totals:
         return ["  no file on the volume had to change"]
     lines = [f"  {number:>6} {past(word)}" for word, number in totals.items()]
+    if plan.kind == ROLLBACK:
+        return [*lines, f"  {_undone_line(plan)}"]
     others = tuple(without_metadata(plan.actions))
     review = [action for action in others if verb(action) in (Verb.RPMNEW, Verb.SAVE)]
     review += [

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ipavolume.apply import run
+from ipavolume.apply import rollback, run
 from ipavolume.commands.status import image_data, recorded_data
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
@@ -244,6 +244,8 @@ def _inspect(
         try:
             if does is Does.RESUME:
                 made = _left(context, facts)
+            elif does is Does.GO_BACK:
+                made = Draft(plan=rollback.left(context, facts, say), positions={})
             else:
                 made = drafting.draft(context, verdict, facts, looking=True, say=say)
         except ConfigurationError:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipavolume.apply import attempts, commit, roots, volatile
+from ipavolume.apply import attempts, commit, rollback, roots, volatile
 from ipavolume.apply.area import discard_staging, open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
@@ -175,7 +175,11 @@ def bring_up(
         )
         if not again:
             speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
-        if _goes_on(does):
+        if does is Does.GO_BACK:
+            if late := secure():
+                continue
+            end = rollback.go_back(context, facts, speaker)
+        elif _goes_on(does):
             if begin is not None:
                 begin(facts[context.volumes.primary.mount])
             if late := secure():
@@ -207,7 +211,7 @@ def _goes_on(does: Does) -> bool:
     match does:
         case Does.RESUME:
             return True
-        case Does.PLAN | Does.REFUSE | Does.FIRST_RUN | Does.NOTHING:
+        case Does.PLAN | Does.GO_BACK | Does.REFUSE | Does.FIRST_RUN | Does.NOTHING:
             # What would be refused was overridden; the first run comes after the volumes.
             return False
 

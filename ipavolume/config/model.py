@@ -154,6 +154,7 @@ class SnapshotConfig:
     leave_out: tuple[str, ...] = ()
 
 
+ROLLBACK_WORDS: Final = ("auto", "refuse")
 SNAPSHOT_WORDS: Final = ("auto", "always", "never")
 
 
@@ -182,6 +183,8 @@ class Config:
         lock_lost: What follows when the lock of a volume on a network is lost: ``end`` the
             container or ``keep`` it; "": it is ended on NFS.
         snapshot: What is kept of the volumes before an upgrade.
+        uncommitted: What becomes of an upgrade that was never completed when this image, which it
+            began from, is started again: ``auto``: it is undone; ``refuse``.
     """
 
     profile: str
@@ -201,6 +204,7 @@ class Config:
     ready: ReadyConfig = ReadyConfig()
     lock_lost: str = ""
     snapshot: SnapshotConfig = SnapshotConfig()
+    uncommitted: str = "auto"
 
 
 def default_volume(mount: str) -> VolumeConfig:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ipavolume.config.model import (
     GENERIC,
+    ROLLBACK_WORDS,
     SNAPSHOT_WORDS,
     VERSION_TIMEOUT_S,
     Config,
@@ -284,6 +285,7 @@ def _read_config(top: _Table) -> Config:
         ready=_read_ready(top, default.ready),
         lock_lost=lock.text("lost", default.lock_lost, check=_one_of(("end", "keep"))),
         snapshot=_read_snapshot(top, default.snapshot),
+        uncommitted=_read_uncommitted(top, default.uncommitted),
     )
     for table in (start, accept, files, lock, top):
         table.done()
@@ -455,6 +457,13 @@ def _read_ready(top: _Table, default: ReadyConfig) -> ReadyConfig:
     )
     table.done()
     return config
+
+
+def _read_uncommitted(top: _Table, default: str) -> str:
+    table = top.table("rollback")
+    word = table.text("uncommitted", default, check=_one_of(ROLLBACK_WORDS))
+    table.done()
+    return word
 
 
 def _read_snapshot(top: _Table, default: SnapshotConfig) -> SnapshotConfig:

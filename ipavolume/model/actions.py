@@ -9,9 +9,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ipavolume.model.files import DiskState, Metadata
 from ipavolume.model.tasks import Task
+
+ROLLBACK: Final = "rollback"
+"""The kind of a run that goes back to a snapshot, and why each of its actions is done."""
 
 
 class Rule(enum.StrEnum):
@@ -203,7 +207,7 @@ class Plan:
 
     Attributes:
         run: Id of the run.
-        kind: ``populate``, ``upgrade`` or ``adopt``.
+        kind: ``populate``, ``upgrade``, ``adopt``, ``rebuilt`` or :data:`ROLLBACK`.
         from_build: Recorded id of the volume, or "".
         to_build: Id of the image.
         fingerprint: Fingerprint of the image.

@@ -8,22 +8,25 @@ from dataclasses import replace
 from typing import Final
 
 from ipavolume.context import Context
+from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
-from ipavolume.plan import verdict
+from ipavolume.model.snapshots import Snapshot
+from ipavolume.plan import rollback, verdict
 from ipavolume.plan.moved import LEFT_BEHIND, left_behind
 from ipavolume.plan.verdict import Owners, Question, State, Verdict
 from ipavolume.rpm import versions
 from ipavolume.volume import adopt
-from ipavolume.volume.facts import Facts, mark_of_kept
+from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
 from ipavolume.volume.refused import Refused, refused_of
 from ipavolume.volume.room import is_of_root
+from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, last_undoable
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
@@ -53,6 +56,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
         if others or any(instance.values()):
             legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
     guard = context.image.config.accept_guard
+    way_back, way_refused = _way_back(context, primary)
     found = verdict.judge(
         Question(
             mounts=tuple(context.volumes),
@@ -80,6 +84,10 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             consent=context.options.consent,
             rehearsal=context.options.rehearsal,
             refused=_refused(context),
+            way_back=way_back,
+            way_refused=way_refused,
+            undoable=_undoable(context, primary),
+            goes_back=(context.options.rollback or context.image.config.uncommitted) != "refuse",
         )
     )
     found = replace(found, overrides=(*context.overridden, *found.overrides))
@@ -98,6 +106,35 @@ def _refused(context: Context) -> tuple[Refused, str] | None:
         retry=options.retry_run,
     )
     return None if found is None else (found[0], clock.text_of(found[1]))
+
+
+def _way_back(context: Context, primary: Facts) -> tuple[Snapshot | None, IpaVolumeError | None]:
+    """Return the snapshot that is gone back to, and what refuses to do that by itself."""
+    image, volumes = context.image.header, context.volumes
+    if not verdict.leads_elsewhere(image, primary):
+        return None, None
+    try:
+        snapshot = chain_snapshot(volumes, primary)
+        if snapshot is None or snapshot.from_build != image.build_id:
+            return snapshot, None
+        check_snapshot(volumes, snapshot)
+        since = rollback.find_first_run_since(volumes.primary, snapshot)
+        return snapshot, rollback.find_partial(snapshot) or since
+    except IpaVolumeError as err:
+        open_ = primary.transaction
+        is_ours = open_ is not None and open_.from_build == image.build_id
+        return None, err if is_ours else None
+
+
+def _undoable(context: Context, primary: Facts) -> Snapshot | None:
+    """Return the snapshot by which the last run that was completed can be undone."""
+    if primary.transaction is not None or primary.baseline is None:
+        return None
+    try:
+        return last_undoable(context.volumes)
+    except IpaVolumeError:
+        # No upgrade depends on it: who goes back is told.
+        return None
 
 
 def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
@@ -143,6 +180,9 @@ def _owners(
     """Return whose application volumes and image are by their packages, where that is asked."""
     image = context.image
     if not verdict.is_told_by_packages(image.header, _called(image), primary):
+        return None
+    if primary.transaction is not None and primary.transaction.phase == UNDOING:
+        # Everything that is needed for that is on the volume; what follows is judged after it.
         return None
     volume = context.volumes.primary
     if primary.transaction is not None:

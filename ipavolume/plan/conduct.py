@@ -15,6 +15,7 @@ class Does(enum.Enum):
     NOTHING = "nothing"
     PLAN = "plan, and carry that out"
     RESUME = "go on with the open run"
+    GO_BACK = "go back to what was before the open run"
     FIRST_RUN = "run the first run"
     REFUSE = "refuse"
 
@@ -73,6 +74,8 @@ def conduct(state: State) -> Conduct:
             return Conduct(does=Does.REFUSE, kind=Kind.ADOPT, is_known=False)
         case State.UPGRADING | State.TAKEN_OVER:
             return Conduct(does=Does.RESUME)
+        case State.GOING_BACK:
+            return Conduct(does=Does.GO_BACK)
         case State.UNCONFIGURED:
             return Conduct(does=Does.FIRST_RUN, asks=When.START)
         case State.WAITING | State.PARTIAL:

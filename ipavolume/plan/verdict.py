@@ -14,8 +14,9 @@ from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
+from ipavolume.model.snapshots import Snapshot
 from ipavolume.rpm import versions
-from ipavolume.volume.facts import Facts, Transaction
+from ipavolume.volume.facts import UNDOING, Facts, Transaction
 from ipavolume.volume.layout import REHEARSAL
 from ipavolume.volume.refused import UNDONE, UNVERIFIED, Refused
 from ipavolume.volume.room import NOT_MOUNTED
@@ -31,6 +32,7 @@ class State(enum.StrEnum):
 
     UNSAFE = "unsafe"
     FOREIGN = "foreign"
+    GOING_BACK = "going back"
     UPGRADING = "upgrading"
     TAKEN_OVER = "taken over"
     BLOCKED = "blocked"
@@ -109,6 +111,10 @@ class Question:
         rehearsal: What is done is rehearsed, for which a copy may have been made.
         refused: What the image was gone back from for, and when it is tried again, as text;
             ``None``: it may be tried now.
+        way_back: The snapshot that the chain of runs which was never committed began with.
+        undoable: The snapshot that the last run which was committed began with.
+        way_refused: What refuses to go back to it by itself.
+        goes_back: The operator lets that happen.
     """
 
     mounts: Sequence[str]
@@ -133,6 +139,10 @@ class Question:
     consent: bool = True
     rehearsal: bool = False
     refused: tuple[Refused, str] | None = None
+    way_back: Snapshot | None = None
+    undoable: Snapshot | None = None
+    way_refused: IpaVolumeError | None = None
+    goes_back: bool = True
 
     def place(self, mount: str) -> str:
         """Return where the volume of *mount* is, as who reads of it finds it."""
@@ -275,6 +285,9 @@ def _names(package: Package) -> Iterator[str]:
 
 
 def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verdict:
+    back = _judge_going_back(question, primary)
+    if back is not None:
+        return back
     if primary.transaction is not None:
         return _judge_transaction(question, primary, primary.transaction)
     image = question.image
@@ -519,6 +532,57 @@ def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
     )
 
 
+def leads_elsewhere(image: ImageHeader, primary: Facts) -> bool:
+    """Tell whether the runs that are not committed lead to another image than this one."""
+    if primary.transaction is not None:
+        return not _leads_to(image, primary.transaction)
+    return primary.pending is not None
+
+
+def _judge_going_back(question: Question, primary: Facts) -> Verdict | None:
+    """Tell whether the volumes are brought back to what this image left."""
+    open_, image, snapshot = primary.transaction, question.image, question.way_back
+    if open_ is not None and open_.phase == UNDOING:
+        return Verdict(
+            state=State.GOING_BACK, reason=f"the rollback of run {open_.run} is not finished"
+        )
+    refused = question.way_refused
+    if snapshot is not None and not (
+        leads_elsewhere(image, primary) and snapshot.from_build == image.build_id != ""
+    ):
+        return None
+    if snapshot is None:
+        if refused is None:
+            return None
+        return Verdict(state=State.GOING_BACK, reason=str(refused), error=refused)
+    known = primary.target or primary.baseline
+    to = name_of(known) if known else "another image"
+    amid = f"the upgrade to {to} was not completed"
+    if snapshot.fingerprint != image.fingerprint:
+        refused = RefusedError(
+            f"{amid}, and it began from an image with the id of this one, {image.build_id}, that "
+            "was another one",
+            code="reused-build-id",
+            hint="Start the very image that was used before the upgrade, or go back to what it "
+            f"left with this one: ipavolume rollback. Or start {to} again, which can finish it.",
+        )
+    elif snapshot.accounts != image.accounts:
+        return None
+    elif refused is None and not question.goes_back:
+        refused = RefusedError(
+            f"{amid}, and IPAVOLUME_ROLLBACK=refuse, or the image's configuration, keeps this "
+            "image from going back to what it left",
+            code="uncommitted",
+            hint="See what it would do with ipavolume rollback --dry-run, and let it happen with "
+            f"ipavolume rollback, or IPAVOLUME_ROLLBACK=auto. Or start {to} again, which can "
+            "finish it.",
+        )
+    reason = f"{amid}; this image goes back to what it left, the snapshot of run {snapshot.run}"
+    if refused is not None:
+        return Verdict(state=State.GOING_BACK, reason=str(refused), error=refused)
+    return Verdict(state=State.GOING_BACK, reason=reason)
+
+
 def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
     if _leads_to(question.image, open_):
         return Verdict(
@@ -528,13 +592,20 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
     target = primary.target
     newer = None if target is None else _went_back(question, target)
     if newer is not None and not {"blocked", "newer"} <= set(question.allow):
+        way = question.way_back
+        back = "or restore a backup"
+        if way is not None:
+            back = (
+                f"or undo it, which goes back to the snapshot of run {way.run} ({way.made}), of "
+                f"the image {way.from_build or way.build_id}: ipavolume rollback"
+            )
         error = RefusedError(
             f"the volume is in the middle of an upgrade to {open_.to_build}, which has "
             f"{newer[0]}; this image has {newer[1]}",
             code="blocked",
             hint=f"Start the image {name_of(target) if target else open_.to_build} again, which "
-            "can finish it, or restore a backup. To have this image finish it and go back from "
-            "there: --allow blocked --allow newer.",
+            f"can finish it, {back}. To have this image finish it and go back from there: --allow "
+            "blocked --allow newer.",
         )
         return Verdict(state=State.BLOCKED, reason=str(error), error=error)
     refused = None if target is None else _refuse_what_follows(question, open_, target)
@@ -650,14 +721,20 @@ def _refuse_direction(
     back = _went_back(question, recorded)
     if back is not None:
         if "newer" not in question.allow:
+            restore = "or restore the backup made before that"
+            if (way := question.undoable) is not None:
+                restore = (
+                    "or undo that with the container stopped, which goes back to the snapshot of "
+                    f"run {way.run} ({way.made}), of the image {way.from_build or way.build_id}: "
+                    "ipavolume rollback"
+                )
             error = RefusedError(
                 f"the volume has {back[0]}, this image, {name_of(image)}, has {back[1]}: going "
                 "back is not supported",
                 code="newer",
-                hint=f"Start the image {name_of(recorded)} or a newer one, or restore the "
-                "backup made before that. Which packages must not go back the image says: guard in "
-                f"[accept] of {CONFIG_PATH} (not written: all; []: none). To try it anyway: "
-                "--allow newer.",
+                hint=f"Start the image {name_of(recorded)} or a newer one, {restore}. Which "
+                f"packages must not go back the image says: guard in [accept] of {CONFIG_PATH} "
+                "(not written: all; []: none). To try it anyway: --allow newer.",
             )
             return Verdict(state=State.NEWER, reason=str(error), error=error), ()
         overrides.append("newer")

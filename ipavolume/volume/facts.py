@@ -48,10 +48,12 @@ from ipavolume.volume.roots import OddRoot, odd_root
 MARKED: Final = "marked"
 SWAPPED: Final = "swapped"
 COMMITTING: Final = "committing"
+UNDOING: Final = "undoing"
+"""It is on the way back to its snapshot, which whoever comes next finishes."""
 CLOSED: Final = "closed"
 """Where its directory cannot be renamed, this says that it is trash."""
 CLOSED_PROGRESS: Final = {"phase": CLOSED}
-_PHASES: Final = (MARKED, SWAPPED, COMMITTING)
+_PHASES: Final = (MARKED, SWAPPED, COMMITTING, UNDOING)
 
 _MAX_ID_BYTES: Final = 1024
 _LEGACY_NAMES: Final = ("volume-version", ".configfiles", ".configfiles-noreplace")
@@ -65,8 +67,9 @@ class Transaction:
 
     Attributes:
         run: Id of the run.
-        kind: ``populate``, ``upgrade`` or ``adopt``.
-        phase: How far it got: ``marked``, ``swapped`` or ``committing``.
+        kind: ``populate``, ``upgrade``, ``adopt`` or ``rollback``.
+        phase: How far it got: ``marked``, ``swapped`` or ``committing``; ``undoing``: it is being
+            undone.
         from_build: Recorded id before it, or "".
         to_build: Id of the image it leads to.
         fingerprint: Fingerprint of that image.

@@ -83,6 +83,12 @@ def _run(line: bytes) -> Mapping[str, Any]:
         checks.items(run.get(key, []), checks.text)
     for key, width in _TABLES.items():
         checks.items(run.get(key, []), functools.partial(_row, width=width))
+    undone = checks.table(run.get("undone", {}))
+    checks.flag(undone.get("automatic", False))
+    for key in ("snapshot", "cause"):
+        checks.text(undone.get(key, ""))
+    checks.count(undone.get("bytes", 0))
+    checks.items(undone.get("changed", []), functools.partial(_row, width=2))
     return run
 
 

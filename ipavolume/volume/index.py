@@ -93,7 +93,7 @@ def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
     if fd is None:
         return b""
     try:
-        return _read_index(fd, volume, baseline)
+        return read_index_of(fd, volume, baseline)
     finally:
         os.close(fd)
 
@@ -123,7 +123,7 @@ def check_transaction(volume: Volume, facts: Facts) -> None:
     stream.close()
     fd = _open_transaction(volume)
     try:
-        _read_index(fd, volume, header)
+        read_index_of(fd, volume, header)
     finally:
         os.close(fd)
 
@@ -168,7 +168,8 @@ def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
     return header
 
 
-def _read_index(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
+def read_index_of(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
+    """Return what :func:`read_index` does, of the index in the directory *fd* of ours."""
     try:
         stream = open_member(fd, INDEX, volume)
         if stream is None:

@@ -27,6 +27,7 @@ REFUSED: Final = "refused.jsonl"
 SNAPSHOTS: Final = "snapshots"
 UNDONE: Final = "undone"
 REHEARSAL: Final = "rehearsal.json"
+ROLLBACK: Final = "rollback"
 
 
 PRIVATE_MODE: Final = 0o700

@@ -96,6 +96,26 @@ def read_snapshots(volumes: Mapping[str, Volume]) -> tuple[Snapshot, ...]:
     return tuple(one for one in found if one is not None)
 
 
+def last_undoable(volumes: Mapping[str, Volume]) -> Snapshot | None:
+    """Return the last snapshot whose run was completed and not undone, and nobody made by hand.
+
+    Raises:
+        UnsafeVolumeError: If a record is cut short or was altered.
+        RefusedError: If one was made by a newer ipavolume.
+    """
+    found = read_snapshots(volumes)
+    if not found:
+        return None
+    is_done: dict[str, bool] = {}
+    for run in read_history(next(iter(volumes.values()))):
+        if run.get("snapshot"):
+            is_done[run["snapshot"]] = True
+        if run.get("undone"):
+            # What was undone is what its snapshot has.
+            is_done[run["undone"].get("snapshot", "")] = False
+    return next((one for one in reversed(found) if is_done.get(one.run) and not one.by_hand), None)
+
+
 def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
     """Return the snapshot of *run*, or ``None`` when there is none.
 

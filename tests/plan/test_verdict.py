@@ -13,6 +13,7 @@ from support.values import image
 
 from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.packages import Package, Provide
+from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.plan import verdict
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import Owners, Question, State, Verdict, is_told_by_packages, judge
@@ -109,6 +110,24 @@ def question(primary: Facts, second: Facts | None = None, **more: Any) -> Questi
 POSTGRES: Final = (("PG_VERSION", "PostgreSQL"), ("base/1", "user 26"))
 
 
+SNAPSHOT: Final = Snapshot(
+    run="0002-newer",
+    by_hand=False,
+    primary="p",
+    from_build="new",
+    build_id="forced",
+    fingerprint=NEW.fingerprint,
+    made="2026-11-28T18:00:00Z",
+    mounts=(PRIMARY, SECOND),
+    method=Method.REFLINK,
+    files=1,
+    bytes=1,
+    copied=0,
+    devices=0,
+)
+"""What image *NEW* had left when the upgrade to *NEWER* began."""
+
+
 # -- states ------------------------------------------------------------------------------
 
 OF_OLD: Final = "of old; this image is ipa:2 (new)"
@@ -121,6 +140,11 @@ STATES: Final[Mapping[State, tuple[Question, str]]] = {
         question(of(replace(OLD, application="dns")), application=("ipa", "idm")),
         "the volume at /data belongs to the application 'dns'; this image, ipa:2 (new), is of "
         "'ipa' or 'idm'",
+    ),
+    State.GOING_BACK: (
+        question(amid(NEWER), way_back=SNAPSHOT),
+        "the upgrade to newer was not completed; this image goes back to what it left, the "
+        "snapshot of run 0002-newer",
     ),
     State.UPGRADING: (question(amid(NEW)), "run r to new is not finished (marked)"),
     State.TAKEN_OVER: (question(amid(OLD)), "run r to old of another image is not finished"),
@@ -216,6 +240,20 @@ GONE_BACK: Final = (
     "2026-11-28T13:00:00Z",
 )
 REFUSALS: Final = [
+    pytest.param(
+        question(amid(NEWER), way_back=replace(SNAPSHOT, fingerprint="of another one")),
+        "reused-build-id",
+        77,
+        State.GOING_BACK,
+        id="an image with its id was another one",
+    ),
+    pytest.param(
+        question(amid(NEWER), way_back=SNAPSHOT, goes_back=False),
+        "uncommitted",
+        77,
+        State.GOING_BACK,
+        id="not by itself",
+    ),
     pytest.param(STATES[State.UNSAFE][0], "foreign-volume", 65, State.UNSAFE, id="foreign"),
     pytest.param(
         question(NOTHING, FOREIGN), "foreign-volume", 65, State.UNSAFE, id="foreign, primary empty"
@@ -403,6 +441,55 @@ def test_each_refusal(asked: Question, code: str, exit_status: int, state: State
     assert (found.state, found.error.code, found.error.exit_status) == (state, code, exit_status)
     assert found.reason == str(found.error)
     assert found.error.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [
+        pytest.param(question(amid(NEW), way_back=SNAPSHOT), State.UPGRADING, id="its own"),
+        pytest.param(
+            question(amid(release("twin", fingerprint=NEW.fingerprint)), way_back=SNAPSHOT),
+            State.UPGRADING,
+            id="that of a rebuild",
+        ),
+        pytest.param(
+            question(amid(NEWER), way_back=replace(SNAPSHOT, from_build="old")),
+            State.BLOCKED,
+            id="began from another image",
+        ),
+        pytest.param(
+            question(amid(NEWER), way_back=replace(SNAPSHOT, accounts=Accounts(users={"svc": 1}))),
+            State.BLOCKED,
+            id="accounts had other numbers",
+        ),
+        pytest.param(
+            question(of(NEWER, build_id=None, pending=NEW), way_back=SNAPSHOT),
+            State.GOING_BACK,
+            id="finished without its steps, nothing open",
+        ),
+        pytest.param(
+            question(amid(NEWER, transaction=transaction(NEWER, phase="undoing"))),
+            State.GOING_BACK,
+            id="begun by somebody, whoever comes",
+        ),
+    ],
+)
+def test_whether_it_is_gone_back(asked: Question, state: State) -> None:
+    assert judge(asked).state is state
+
+
+def test_direction_and_consent_do_not_keep_an_image_from_going_back() -> None:
+    found = judge(question(amid(NEWER), way_back=SNAPSHOT, consent=False, accept=()))
+    assert (found.state, found.error) == (State.GOING_BACK, None)
+
+
+def test_what_can_be_gone_back_to_is_named_with_the_command() -> None:
+    blocked = judge(question(amid(NEWER), way_back=replace(SNAPSHOT, from_build="old"))).error
+    newer = judge(question(of(NEWER), undoable=SNAPSHOT)).error
+    for error, of_image in ((blocked, "old"), (newer, "new")):
+        assert error is not None
+        assert "goes back to the snapshot of run 0002-newer (2026-11-28T18:00:00Z)" in error.hint
+        assert f"of the image {of_image}: ipavolume rollback" in error.hint
 
 
 def test_what_is_in_the_way_is_named_on_whichever_volume_it_is() -> None:

@@ -1,0 +1,681 @@
+"""Going back to a snapshot, carried out: staged, marked, swapped and recorded like any run.
+
+Where a run is open, its own transaction becomes the one that undoes it: everything needed is
+staged in a directory of its own in there, and the mark is the phase that the transaction has from
+then on. Otherwise a transaction is opened, which has that phase from its beginning. So there is
+never a moment in which the volumes are neither what they were before nor on the way back, and
+whoever finds them on the way back needs no more than what is on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ipavolume.apply import attempts, commit, journal, refused, snapshot
+from ipavolume.apply.area import Area, make_area, open_area, open_inside, sync_area
+from ipavolume.apply.notes import Notes
+from ipavolume.apply.run import Finish, logged
+from ipavolume.apply.swap import Swap
+from ipavolume.context import Context, host_name
+from ipavolume.errors import IpaVolumeError, LockLostError, StoppedError, told_as, unforeseen
+from ipavolume.formats import checks, manifest
+from ipavolume.formats.jsonlines import dump_line
+from ipavolume.formats.plan import dump_lines, is_run_id
+from ipavolume.linux import clock, copying, crossing, files, signals, trees
+from ipavolume.linux.cloning import clone_inode
+from ipavolume.model.actions import ROLLBACK, Install, Plan
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Metadata
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.packed import counts_of
+from ipavolume.model.paths import mount_of
+from ipavolume.model.progress import Meter, Progress
+from ipavolume.plan.rollback import Rollback, draft_open
+from ipavolume.volume import failures, history, layout, members
+from ipavolume.volume.facts import UNDOING, Facts, Transaction
+from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
+from ipavolume.volume.index import (
+    INDEX_ENTRY,
+    INDEX_UNKNOWN,
+    dump_index,
+    index_entry,
+    pack_entry,
+    read_index_of,
+)
+from ipavolume.volume.logs import Speaker
+from ipavolume.volume.refused import UNDONE
+from ipavolume.volume.snapshots import (
+    open_content,
+    open_kept_state,
+    read_originals,
+)
+from ipavolume.volume.tree import Tree
+from ipavolume.volume.volumes import Volumes
+
+_UNDO: Final = "undo.json"
+_SWAPPED: Final = "swapped"
+_FORMAT: Final = 1
+_KEPT: Final = "state"
+_BROUGHT_BACK: Final = (
+    layout.PENDING,
+    layout.FIRST_RUN,
+    layout.VERIFIED,
+    layout.INDEX,
+    layout.BASELINE,
+)
+"""The baseline comes last: the others are about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """What is recorded at the end of a rollback.
+
+    Attributes:
+        run: Id of the run that goes back; that of the open one, where one is undone.
+        snapshot: Run whose snapshot is gone back to.
+        is_automatic: Nobody asked for it.
+        was_open: What is undone was never completed: the volumes are what the snapshot has then,
+            and it is not needed any more.
+        build_ids: Mounts and the ids that they had, "" for none.
+        had: Names of what the state directory had.
+        image: Id of the image that is gone back from.
+        fingerprint: Its fingerprint.
+        image_name: What people call it, or "".
+        to_build: Id of the image that is gone back to, or "".
+        to_name: What people call it, or "".
+        cause: What failed, or "".
+        started: When it began.
+        holder: Where.
+        overrides: Refusals that were overridden.
+        changed: What was changed after the last thing that the undone run recorded, and where that
+            goes.
+        format: Of this; a larger one is not understood.
+    """
+
+    run: str
+    snapshot: str
+    is_automatic: bool
+    was_open: bool
+    build_ids: tuple[tuple[str, str], ...]
+    had: tuple[str, ...]
+    image: str
+    fingerprint: str
+    image_name: str
+    to_build: str
+    to_name: str
+    cause: str
+    started: str
+    holder: str
+    overrides: tuple[str, ...]
+    changed: tuple[tuple[str, str], ...]
+    format: int = _FORMAT
+
+
+# -- beginning -----------------------------------------------------------------------------
+
+
+def go_back(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:
+    """Undo the chain of runs that was never committed, or go on with that.
+
+    Arguments and errors are those of :func:`undo`.
+    """
+    primary = facts[context.volumes.primary.mount]
+    if primary.transaction is not None and primary.transaction.phase == UNDOING:
+        return finish_undoing(context, facts, speaker)
+    made = draft_open(context, primary, is_automatic=True, say=speaker.say)
+    return undo(context, made, facts, speaker)
+
+
+def left(context: Context, facts: Mapping[str, Facts], say: Progress) -> Plan:
+    """Return what going back does, or what is left of it. Changes nothing.
+
+    Raises:
+        IpaVolumeError: If it cannot be done, or what it needs is missing or altered.
+    """
+    volumes = context.volumes
+    primary = facts[volumes.primary.mount]
+    if primary.transaction is None or primary.transaction.phase != UNDOING:
+        return draft_open(context, primary, is_automatic=True, looking=True, say=say).plan
+    with contextlib.ExitStack() as stack:
+        outer = open_area(volumes.primary)
+        stack.callback(outer.close)
+        inner = open_inside(outer, layout.ROLLBACK)
+        stack.callback(inner.close)
+        plan = commit.read_plan(inner, volumes)
+        is_swapped = files.lstat(inner.work, _SWAPPED) is not None
+    return replace(plan, actions=()) if is_swapped else plan
+
+
+def undo(
+    context: Context,
+    made: Rollback,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+) -> Finish:
+    """Bring the volumes back to a snapshot.
+
+    Args:
+        context: The volumes.
+        made: What is done.
+        facts: What was found on the volumes.
+        speaker: Where it says what it does.
+
+    Raises:
+        IpaVolumeError: If something fails; the message says in which state the volumes are.
+    """
+    with attempts.counted(context, made.plan.run, speaker.redactor):
+        volumes = context.volumes
+        primary = facts[volumes.primary.mount]
+        state = STATE_UNTOUCHED if primary.transaction is None else failures.STATE_STILL_OPEN
+        outer: dict[str, Area] = {}
+        try:
+            try:
+                with told_as(unforeseen):
+                    for mount in made.snapshot.mounts:
+                        outer[mount] = _outer(volumes, mount, primary, facts)
+                    transaction = primary.transaction or _transaction(made, primary)
+                    record = _record(volumes, made, primary)
+                    _stage(volumes, outer, made, record, transaction, speaker)
+                signals.check()
+                speaker.say("making it durable")
+                for area in outer.values():
+                    sync_area(area.volume)
+                volumes.check_lock()
+            except IpaVolumeError as err:
+                err.state = state
+                raise
+            with logged(context, made.plan.run, speaker):
+                commit.mark_undoing(list(outer.values()), transaction)
+                return _finish(context, outer, speaker)
+        finally:
+            for area in outer.values():
+                area.close()
+
+
+def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:
+    """Go on with the way back that the volumes are on, from what is on them.
+
+    Raises:
+        IpaVolumeError: If it cannot be finished.
+    """
+    volumes = context.volumes
+    transaction = facts[volumes.primary.mount].transaction
+    if transaction is None:
+        raise AssertionError("nothing to finish")
+    speaker.say(f"going on with the rollback of run {transaction.run}")
+    outer: dict[str, Area] = {}
+    try:
+        for mount, volume in volumes.items():
+            theirs = facts[mount].transaction
+            if theirs is not None and theirs.run == transaction.run:
+                outer[mount] = open_area(volume)
+        with (
+            attempts.counted(context, transaction.run, speaker.redactor),
+            logged(context, transaction.run, speaker),
+        ):
+            for area in outer.values():
+                with attempt("change", area.volume.directory, now=STATE_OPEN):
+                    crossing.Beside(area.volume.fd).settle()
+            commit.move_build_ids(outer.values())
+            return _finish(context, outer, speaker)
+    finally:
+        for area in outer.values():
+            area.close()
+
+
+def _outer(volumes: Volumes, mount: str, primary: Facts, facts: Mapping[str, Facts]) -> Area:
+    """Return the area of the open run, or a new one where none is open."""
+    theirs, ours = facts[mount].transaction, primary.transaction
+    if ours is not None and theirs is not None and theirs.run == ours.run:
+        area = open_area(volumes[mount])
+        with attempt("change", area.volume.directory, now=failures.STATE_STILL_OPEN):
+            crossing.Beside(area.volume.fd).settle()
+        return area
+    return make_area(volumes[mount])
+
+
+def _transaction(made: Rollback, primary: Facts) -> Transaction:
+    return Transaction(
+        run=made.plan.run,
+        kind=ROLLBACK,
+        phase=UNDOING,
+        from_build=made.plan.from_build,
+        to_build=made.plan.to_build,
+        fingerprint=made.plan.fingerprint,
+        primary=primary.identity.uuid if primary.identity else made.snapshot.primary,
+        holder=host_name(),
+        started=clock.now(),
+    )
+
+
+def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
+    undone = primary.target if primary.transaction is not None else primary.baseline
+    undone = undone or ImageHeader(build_id=made.plan.from_build)
+    kept = open_kept_state(volumes.primary, made.snapshot.run)
+    try:
+        had = tuple(name for name in _BROUGHT_BACK if files.lstat(kept, name) is not None)
+        then = None
+        if layout.BASELINE in had:
+            stream = members.open_member(kept, layout.BASELINE, volumes.primary)
+            if stream is not None:
+                with stream:
+                    then = manifest.read_header(stream)
+    finally:
+        os.close(kept)
+    return Undo(
+        run=made.plan.run,
+        snapshot=made.snapshot.run,
+        is_automatic=made.is_automatic,
+        was_open=primary.transaction is not None or primary.pending is not None,
+        build_ids=tuple((mount, _build_id(volumes, mount, made)) for mount in made.snapshot.mounts),
+        had=had,
+        image=undone.build_id,
+        fingerprint=undone.fingerprint,
+        image_name=undone.image_name,
+        to_build=made.snapshot.from_build or made.snapshot.build_id,
+        to_name=then.image_name if then else "",
+        cause=made.cause,
+        started=clock.now(),
+        holder=host_name(),
+        overrides=made.plan.overrides,
+        changed=made.changed,
+    )
+
+
+def _build_id(volumes: Volumes, mount: str, made: Rollback) -> str:
+    """Return the id that a volume had, "" for none."""
+    if mount == made.snapshot.mounts[0]:
+        return made.snapshot.build_id
+    volume = volumes[mount]
+    content = open_content(volume, made.snapshot.run)
+    try:
+        data = members.read_small(content, BUILD_ID_NAME, volume, limit_bytes=1024)
+    finally:
+        os.close(content)
+    return "" if data is None else data.decode("utf-8", "replace").strip()
+
+
+# -- staging -------------------------------------------------------------------------------
+
+
+def _stage(
+    volumes: Volumes,
+    outer: Mapping[str, Area],
+    made: Rollback,
+    record: Undo,
+    transaction: Transaction,
+    speaker: Speaker,
+) -> None:
+    """Write everything that going back needs beside what is there."""
+    inner: dict[str, Area] = {}
+    with contextlib.ExitStack() as stack:
+        for mount, area in outer.items():
+            with attempt("write to", area.volume.directory, now=STATE_UNTOUCHED):
+                trees.remove_tree(area.work, layout.ROLLBACK)
+                files.make_directory(area.work, layout.ROLLBACK, mode=layout.PRIVATE_MODE)
+                inner[mount] = open_inside(area, layout.ROLLBACK, make=True)
+                stack.callback(inner[mount].close)
+        contents = {}
+        for mount in outer:
+            contents[mount] = open_content(volumes[mount], made.snapshot.run)
+            stack.callback(os.close, contents[mount])
+        with Tree(contents) as tree:
+            _stage_files(made.plan, tree, inner, speaker)
+        first = next(iter(inner.values()))
+        with attempt("write to", first.volume.directory, now=STATE_UNTOUCHED):
+            _stage_state(volumes, made, record, first)
+            journal.write_plan(first.work, dump_lines(made.plan))
+            journal.write_bytes(first.work, _UNDO, dump_line(checks.dump(record)))
+            for area in outer.values():
+                if files.lstat(area.work, layout.PROGRESS) is None:
+                    journal.stage_progress(area.work, replace(transaction, phase=UNDOING))
+
+
+def _stage_files(plan: Plan, tree: Tree, inner: Mapping[str, Area], speaker: Speaker) -> None:
+    linked: dict[tuple[int, int], tuple[int, str]] = {}
+    count = sum(isinstance(action, Install) for action in plan.actions)
+    meter = Meter(speaker.say, "taking files from the snapshot", total=count)
+    for number, action in enumerate(plan.actions):
+        signals.check()
+        if not isinstance(action, Install):
+            continue
+        parent, _, name = action.path.rpartition("/")
+        area = inner[mount_of(action.path, inner)]
+        with attempt("stage", action.path, now=STATE_UNTOUCHED):
+            directory = tree.directory(parent)
+            if directory is None:
+                raise FileNotFoundError(2, "the snapshot has lost it", action.path)
+            with files.inode(directory, name) as fd:
+                _stage_one(fd, area.new, str(number), linked)
+        meter.add(action.bytes)
+
+
+def _stage_one(
+    fd: int, directory: int, name: str, linked: dict[tuple[int, int], tuple[int, str]]
+) -> None:
+    st = files.fstat(fd)
+    if stat.S_ISDIR(st.st_mode):
+        files.make_directory(directory, name)
+        made = files.open_at(directory, name, files.DIRECTORY_FLAGS)
+        try:
+            files.set_metadata(made, files.metadata(st, files.read_xattrs(fd)), acls=True)
+            files.set_times(made, st.st_mtime_ns)
+        finally:
+            os.close(made)
+        return
+    key = (st.st_dev, st.st_ino)
+    if st.st_nlink > 1 and key in linked and linked[key][0] == directory:
+        files.link(directory, linked[key][1], directory, name)
+        return
+    clone_inode(fd, directory, name)
+    linked[key] = (directory, name)
+
+
+def _stage_state(volumes: Volumes, made: Rollback, record: Undo, first: Area) -> None:
+    files.make_directory(first.work, _KEPT, mode=layout.PRIVATE_MODE)
+    kept = open_kept_state(volumes.primary, made.snapshot.run)
+    target = files.open_at(first.work, _KEPT, files.DIRECTORY_FLAGS)
+    try:
+        for name in record.had:
+            st = files.lstat(kept, name)
+            if st is not None:
+                mode = stat.S_IMODE(st.st_mode) & 0o644
+                copying.copy_file(kept, name, target, name, Metadata(uid=0, gid=0, mode=mode))
+    finally:
+        os.close(target)
+        os.close(kept)
+
+
+# -- from the mark to the end --------------------------------------------------------------
+
+
+def _finish(context: Context, outer: Mapping[str, Area], speaker: Speaker) -> Finish:
+    """Put everything in place, and record it."""
+    inner: dict[str, Area] = {}
+    try:
+        for mount, area in outer.items():
+            with attempt("open", area.volume.directory, now=STATE_OPEN):
+                inner[mount] = open_inside(area, layout.ROLLBACK)
+        way = _WayBack(context, outer, inner, speaker)
+        with told_as(unforeseen):
+            return way.finish()
+    except (StoppedError, LockLostError) as err:
+        err.state = err.state or STATE_OPEN
+        raise
+    except IpaVolumeError as err:
+        err.state = err.state or STATE_OPEN
+        raise
+    finally:
+        for area in inner.values():
+            area.close()
+
+
+class _WayBack:
+    """Volumes that are on the way back."""
+
+    def __init__(
+        self,
+        context: Context,
+        outer: Mapping[str, Area],
+        inner: Mapping[str, Area],
+        speaker: Speaker,
+    ) -> None:
+        self._context = context
+        self._volumes = context.volumes
+        self._outer = outer
+        self._inner = inner
+        self._first = next(iter(inner.values()))
+        self._speaker = speaker
+        self._record = _read_undo(self._first)
+        self._plan = commit.read_plan(self._first, self._volumes)
+        self._notes = Notes(self._first, self._volumes)
+
+    def finish(self) -> Finish:
+        self._swap()
+        notes = self._notes.copies
+        self._commit()
+        _prune(self._volumes, self._record)
+        return Finish(plan=self._plan, notes=notes)
+
+    def _swap(self) -> None:
+        if files.lstat(self._first.work, _SWAPPED) is not None:
+            return
+        installed: dict[str, bytes] = {}
+
+        def note(path: str, st: os.stat_result) -> None:
+            installed[path] = index_entry(st)
+
+        swap = Swap(
+            self._plan,
+            self._inner,
+            self._notes,
+            installed=note,
+            check_lock=self._volumes.check_lock,
+        )
+        swap.run(self._speaker.say)
+        with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
+            self._settle_index(installed)
+        for area in self._inner.values():
+            sync_area(area.volume, now=STATE_OPEN)
+        with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
+            files.write_file(self._first.work, _SWAPPED, b"")
+
+    def _settle_index(self, installed: Mapping[str, bytes]) -> None:
+        """Leave in the index what was untouched when the snapshot was made, and still is.
+
+        A file that has been brought back is known by what it is now. But only if the index knew it
+        then: of an edited file size and time say nothing.
+        """
+        kept = files.open_at(self._first.work, _KEPT, files.DIRECTORY_FLAGS)
+        try:
+            stream = members.open_member(kept, layout.BASELINE, self._first.volume)
+            if stream is None or files.lstat(kept, layout.INDEX) is None:
+                return
+            known = {
+                one.path: one
+                for one in read_originals(self._volumes.primary, self._record.snapshot)
+                if one.path in installed
+            }
+            with stream, self._volumes.tree() as tree:
+                header = manifest.read_header(stream)
+                body = bytearray(read_index_of(kept, self._first.volume, header))
+                for number, line in enumerate(manifest.read_lines(stream)):
+                    start = number * INDEX_ENTRY.size
+                    entry = bytes(body[start : start + INDEX_ENTRY.size])
+                    if len(entry) < INDEX_ENTRY.size or entry == INDEX_UNKNOWN:
+                        continue
+                    path = manifest.path_of(line)
+                    st = tree.stat(path)
+                    if st is not None and index_entry(st) == entry:
+                        continue
+                    new, was = installed.get(path), known.get(path)
+                    # Size and time are the first half of an entry.
+                    if (
+                        new is None
+                        or was is None
+                        or entry != pack_entry(was.size, was.mtime_ns, was.ctime_ns, was.ino)
+                        or new[:16] != entry[:16]
+                    ):
+                        new = INDEX_UNKNOWN
+                    body[start : start + INDEX_ENTRY.size] = new
+            files.write_file(kept, layout.INDEX, dump_index(body, header), mode=0o600)
+        finally:
+            os.close(kept)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        self._volumes.check_lock()
+        build_ids = dict(self._record.build_ids)
+        for mount in list(self._outer)[1:]:
+            with commit.changing_records("commit to", self._outer[mount]):
+                self._forget_identity(self._outer[mount])
+                self._volumes.check_lock()
+                commit.put_build_id(self._inner[mount], build_ids.get(mount, ""))
+                commit.close_transaction(self._outer[mount], now=STATE_OPEN)
+        primary = next(iter(self._outer.values()))
+        with commit.changing_records("commit to", primary):
+            runs = history.read_history(self._volumes.primary)
+            history.append_history(primary.state, runs, self._entry())
+            self._bring_back_state(primary)
+            self._forget_identity(primary)
+            self._refuse_image()
+            files.sync(primary.state)
+            self._volumes.check_lock()
+            commit.put_build_id(self._first, build_ids.get(self._first.volume.mount, ""))
+            commit.close_transaction(primary, now=failures.STATE_CLOSED)
+        attempts.forget(self._context)
+
+    def _bring_back_state(self, primary: Area) -> None:
+        kept = files.open_at(self._first.work, _KEPT, files.DIRECTORY_FLAGS)
+        try:
+            for name in _BROUGHT_BACK:
+                if name not in self._record.had:
+                    files.unlink(primary.state, name)
+                elif files.lstat(kept, name) is not None:
+                    files.rename(kept, name, primary.state, name)
+        finally:
+            os.close(kept)
+
+    def _refuse_image(self) -> None:
+        """Have the image that is gone back from not started again before its time.
+
+        Going back may have been asked for after everything was run once more for the same image.
+        """
+        record = self._record
+        if record.image and record.image != record.to_build:
+            refused.note_refused(
+                self._volumes.primary,
+                record.image,
+                record.fingerprint,
+                UNDONE,
+                record.run if record.was_open else record.snapshot,
+                record.cause,
+            )
+
+    def _forget_identity(self, area: Area) -> None:
+        """Where nothing was ours before, the volume is nobody's again."""
+        if layout.BASELINE not in self._record.had:
+            files.unlink(area.state, layout.IDENTITY)
+
+    def _entry(self) -> dict[str, Any]:
+        record = self._record
+        copies = [[path, to, "saved"] for path, to in self._notes.copies if to]
+        return {
+            "run": record.run,
+            "kind": ROLLBACK,
+            "from": record.image,
+            "from_name": record.image_name,
+            "to": record.to_build,
+            "to_name": record.to_name,
+            "started": record.started,
+            "finished": clock.now(),
+            "holder": record.holder,
+            "result": "undone",
+            "counts": dict(sorted(counts_of(self._plan.actions).items())),
+            "packages": [],
+            "overrides": list(record.overrides),
+            "copies": copies,
+            "kept": [],
+            "tasks": [],
+            "warnings": [],
+            "failures": [[record.started, record.cause]] if record.cause else [],
+            "undone": {
+                "snapshot": record.snapshot,
+                "automatic": record.is_automatic,
+                "cause": record.cause,
+                "bytes": sum(_size_of(one, record.run) for one in self._volumes.values()),
+                "changed": [list(one) for one in record.changed],
+            },
+        }
+
+
+def _read_undo(first: Area) -> Undo:
+    try:
+        data = members.read_json(first.work, _UNDO, first.volume)
+        if data is None:
+            raise members.damaged(first.work, _UNDO, "is missing")
+        if checks.is_newer(data, _FORMAT):
+            raise members.damaged(
+                first.work,
+                _UNDO,
+                "was written by a newer ipavolume",
+                hint="Start the image that began to go back, or a newer one.",
+            )
+        undo_: Undo = _load(data)
+    except checks.MalformedError as err:
+        raise members.damaged(first.work, _UNDO, "was altered") from err
+    return undo_
+
+
+def _run(value: object) -> str:
+    text = checks.text(value)
+    if not is_run_id(text):
+        raise checks.wrong(value, "the id of a run")
+    return text
+
+
+def _had(value: object) -> tuple[str, ...]:
+    return checks.items(value, lambda name: checks.one_of(name, _BROUGHT_BACK))
+
+
+_load: Final = checks.loader(
+    Undo,
+    {
+        "run": _run,
+        "snapshot": _run,
+        "had": _had,
+        "build_ids": checks.pairs,
+        "changed": checks.pairs,
+    },
+)
+
+
+def _size_of(volume: members.Volume, run: str) -> int:
+    """Return what a rollback has put aside on *volume*, in bytes on the disk."""
+    try:
+        fd = files.open_directory(volume.fd, f"{STATE_DIRECTORY}/{layout.UNDONE}/{run}")
+    except FileNotFoundError:
+        return 0
+    try:
+        return sum(visit.st.st_blocks * 512 for visit in trees.walk(fd) if not visit.leaving)
+    finally:
+        os.close(fd)
+
+
+def _prune(volumes: Volumes, record: Undo) -> None:
+    """Drop what is not needed any more.
+
+    That is the snapshot of what was never completed, and what earlier rollbacks that nobody asked
+    for have put aside. What of it cannot be removed is left to the next one.
+    """
+    if record.was_open:
+        with contextlib.suppress(IpaVolumeError, OSError):
+            snapshot.remove(volumes, record.snapshot)
+    if not record.is_automatic:
+        return
+    others = [
+        run["run"]
+        for run in history.read_history(volumes.primary)
+        if run["run"] != record.run and run.get("undone", {}).get("automatic")
+    ]
+    for volume in volumes.values():
+        with contextlib.suppress(OSError):
+            _drop(volume, others)
+
+
+def _drop(volume: members.Volume, runs: Sequence[str]) -> None:
+    try:
+        fd = files.open_directory(volume.fd, f"{STATE_DIRECTORY}/{layout.UNDONE}")
+    except FileNotFoundError:
+        return
+    try:
+        for name in files.listdir(fd):
+            if name.partition(".")[0] in runs:
+                trees.remove_tree(fd, name)
+    finally:
+        os.close(fd)

@@ -1,0 +1,55 @@
+"""``ipavolume rollback``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from ipavolume.cli import options, output, text
+from ipavolume.cli.group import HelpedCommand
+from ipavolume.context import Options
+
+
+@click.command(cls=HelpedCommand)
+@options.located_options
+@options.as_json
+@options.quiet
+@click.option("--dry-run", is_flag=True, help="Print what it would do, change nothing.")
+@options.lock_timeout
+@options.allowing
+@click.argument("run", required=False, metavar="[RUN]")
+def rollback(
+    *,
+    options: Options,
+    as_json: bool,
+    silent: bool,
+    dry_run: bool,
+    lock_timeout: float,
+    run: str | None,
+) -> None:
+    r"""Bring the volumes back to what they were before an upgrade.
+
+    Before the last one, or before RUN. What is there now is kept in .ipavolume/undone.
+
+    \b
+    Example:
+        ipavolume rollback --dry-run
+        docker run --rm -v ipa-data:/data IMAGE ipavolume rollback
+    """
+    from ipavolume.commands import rollback as going
+
+    if dry_run:
+        plan = going.look(options, run or "", output.progress)
+        if as_json:
+            click.echo(text.dump_json(text.plan_data(plan)))
+            return
+        for line in text.rollback_lines(plan):
+            click.echo(line)
+        return
+    shown = output.shown(as_json=as_json, silent=silent)
+    options = replace(options, lock_timeout_s=lock_timeout)
+    outcome, mount = going.roll_back(options, run or "", shown)
+    if not (as_json or silent):
+        was = outcome.recorded or "an image that had recorded no id"
+        click.echo(f"the volume at {mount} is what {text.escape(was)} left")

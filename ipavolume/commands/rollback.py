@@ -1,0 +1,187 @@
+"""Going back to a snapshot because somebody wants it, and showing what that would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ipavolume.apply import rollback as back
+from ipavolume.apply.run import Finish
+from ipavolume.commands import hold
+from ipavolume.commands.start import redactor
+from ipavolume.commands.upgrade import Outcome
+from ipavolume.commands.work import Shown, Work
+from ipavolume.context import Context, Options
+from ipavolume.errors import LockedError, RefusedError, UnsafeVolumeError
+from ipavolume.model.actions import Plan
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.progress import Progress
+from ipavolume.model.snapshots import Snapshot
+from ipavolume.plan import assess
+from ipavolume.plan import rollback as planning
+from ipavolume.plan.rollback import Rollback
+from ipavolume.plan.verdict import State
+from ipavolume.volume import failures
+from ipavolume.volume.facts import UNDOING, Facts
+from ipavolume.volume.history import read_history
+from ipavolume.volume.logs import Speaker
+from ipavolume.volume.snapshots import chain_snapshot, last_undoable, open_snapshot
+
+_NO_WAY_BACK: Final = "no-way-back"
+
+
+def look(options: Options, run: str, say: Progress) -> Plan:
+    """Return what going back would do. Changes nothing.
+
+    Args:
+        options: The image and its volumes.
+        run: Run before which the volumes are to be as they were; "" for the last one.
+        say: Told of how far it is.
+
+    Raises:
+        IpaVolumeError: If there is nothing to go back to, or it is refused.
+    """
+    with Context(options) as context:
+        facts = context.volumes.facts()
+        primary = facts[context.volumes.primary.mount]
+        if _is_undoing(primary):
+            return back.left(context, facts, say)
+        return _draft(context, facts, run, looking=True, say=say).plan
+
+
+def roll_back(options: Options, run: str, shown: Shown) -> tuple[Outcome, str]:
+    """Bring the volumes back to what they were before a run.
+
+    Args:
+        options: The image and its volumes.
+        run: The run; "" for the last one.
+        shown: Where what happens is said.
+
+    Returns:
+        What it came to, and where the primary volume is mounted.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    with Work(options) as work:
+        work.take(shown.say)
+        outcome = work.attempt(lambda speaker: _roll_back(work, run, speaker), shown, redactor())
+        return outcome, work.context.volumes.primary.mount
+
+
+def _roll_back(work: Work, run: str, speaker: Speaker) -> Outcome:
+    context = work.context
+    _refuse_in_use(work)
+    while True:
+        facts = context.volumes.facts()
+        primary = facts[context.volumes.primary.mount]
+        if _is_undoing(primary):
+            if work.lock.secure():
+                continue
+            return _outcome(back.finish_undoing(context, facts, speaker))
+        made = _draft(context, facts, run, looking=False, say=speaker.say)
+        if work.lock.secure():
+            continue
+        speaker.say(
+            f"going back to what was before run {made.snapshot.run}, of {made.snapshot.made}"
+        )
+        return _outcome(back.undo(context, made, facts, speaker))
+
+
+def _outcome(end: Finish) -> Outcome:
+    return Outcome(
+        state=State.GOING_BACK,
+        reason=f"what was done by {end.plan.from_build} was undone",
+        recorded=end.plan.to_build,
+        ends=(end,),
+    )
+
+
+def _is_undoing(primary: Facts) -> bool:
+    return primary.transaction is not None and primary.transaction.phase == UNDOING
+
+
+def _refuse_in_use(work: Work) -> None:
+    if work.lock.joined and not hold.is_on_hold():
+        raise LockedError(
+            "the application of this container works on the volume",
+            hint="Stop the container; then run ipavolume rollback as the command of another one "
+            "with the same volumes.",
+            state=failures.STATE_UNTOUCHED,
+        )
+
+
+def _draft(
+    context: Context, facts: Mapping[str, Facts], run: str, *, looking: bool, say: Progress
+) -> Rollback:
+    """Plan going back to before *run*.
+
+    Raises:
+        IpaVolumeError: If there is nothing to go back to, or it is refused.
+    """
+    verdict = assess.judge(context, facts)
+    if verdict.error is not None and verdict.state in (State.UNSAFE, State.FOREIGN):
+        raise verdict.error
+    primary = facts[context.volumes.primary.mount]
+    is_open = primary.transaction is not None or primary.pending is not None
+    snapshot = _of_open(context, primary, run) if is_open else _of_committed(context, run)
+    uuid = primary.identity.uuid if primary.identity else ""
+    if primary.transaction is not None:
+        uuid = primary.transaction.primary
+    if snapshot.primary not in ("", uuid):
+        raise UnsafeVolumeError(
+            f"the snapshot of run {snapshot.run} is of another volume, {snapshot.primary}",
+            code="foreign-volume",
+            hint="Mount the volume that it was made of.",
+        )
+    since = planning.find_first_run_since(context.volumes.primary, snapshot)
+    if since is not None and planning.FIRST_RUN_SINCE not in context.options.allow:
+        raise since
+    if is_open:
+        return planning.draft_open(context, primary, is_automatic=False, looking=looking, say=say)
+    return planning.draft_committed(context, primary, snapshot, looking=looking, say=say)
+
+
+def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
+    snapshot = chain_snapshot(context.volumes, primary)
+    known = primary.target or primary.baseline or ImageHeader(build_id="another image")
+    if snapshot is None:
+        raise RefusedError(
+            f"the upgrade to {known.build_id} is not completed, and no snapshot was made before it",
+            code=_NO_WAY_BACK,
+            hint=f"Start the image {known.image_name or known.build_id} again, which can finish "
+            "it, or restore a backup.",
+        )
+    ours = primary.transaction.run if primary.transaction else ""
+    if run not in ("", ours, snapshot.run):
+        raise RefusedError(
+            f"the upgrade to {known.build_id} is not completed: that comes before run {run}",
+            code="open-transaction",
+            hint="Undo it first, with ipavolume rollback and no run, or start the image that can "
+            "finish it.",
+        )
+    return snapshot
+
+
+def _of_committed(context: Context, run: str) -> Snapshot:
+    """Return the snapshot that a run which was completed began with."""
+    if run:
+        runs = read_history(context.volumes.primary)
+        wanted = next((one.get("snapshot", "") for one in runs if one["run"] == run), "") or run
+        found = open_snapshot(context.volumes, wanted)
+        if found is None:
+            raise RefusedError(
+                f"there is no snapshot of run {run}",
+                code=_NO_WAY_BACK,
+                hint="See which there are: ipavolume snapshot list.",
+            )
+        return found
+    last = last_undoable(context.volumes)
+    if last is not None:
+        return last
+    raise RefusedError(
+        "no snapshot was made before a run that can be undone",
+        code=_NO_WAY_BACK,
+        hint="See which there are: ipavolume snapshot list. One made by hand is gone back to by "
+        "its name: ipavolume rollback RUN.",
+    )

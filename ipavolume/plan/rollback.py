@@ -1,0 +1,325 @@
+"""Going back to a snapshot: whether that may be, and what it does. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ipavolume.context import Context
+from ipavolume.errors import IpaVolumeError, RefusedError
+from ipavolume.model.actions import (
+    ROLLBACK,
+    Action,
+    Install,
+    Plan,
+    RemoveDirectory,
+    Save,
+    SetMetadata,
+)
+from ipavolume.model.attributes import is_privileged
+from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.packed import Packed
+from ipavolume.model.paths import mount_of
+from ipavolume.model.progress import Meter, Progress, say_nothing
+from ipavolume.model.snapshots import Method, Snapshot
+from ipavolume.plan import preflight
+from ipavolume.volume import layout
+from ipavolume.volume.difference import Difference, compare, has_first_run_since, last_act_ns
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.members import Volume
+from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, next_run
+
+PARTIAL: Final = "partial-snapshot"
+FIRST_RUN_SINCE: Final = "first-run-since"
+_MAX_CHANGED: Final = 100
+_MAX_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """What brings the volumes back to a snapshot.
+
+    Attributes:
+        plan: What is done to files.
+        snapshot: What is gone back to.
+        changed: Paths that somebody changed after the last thing the undone run recorded, and
+            where that goes; a hundred at most.
+        cause: What failed, or "".
+        is_automatic: Nobody asked for it.
+    """
+
+    plan: Plan
+    snapshot: Snapshot
+    changed: tuple[tuple[str, str], ...] = ()
+    cause: str = ""
+    is_automatic: bool = False
+
+
+def draft_open(
+    context: Context,
+    primary: Facts,
+    *,
+    is_automatic: bool,
+    looking: bool = False,
+    say: Progress = say_nothing,
+) -> Rollback:
+    """Plan what undoes the chain of runs that was never committed.
+
+    Args:
+        context: The volumes.
+        primary: What was found on the primary volume.
+        is_automatic: Nobody asked for it.
+        looking: It is only shown.
+        say: Told of how far it is.
+
+    Raises:
+        IpaVolumeError: If it cannot be done, or would not fit.
+    """
+    snapshot = chain_snapshot(context.volumes, primary)
+    if snapshot is None:
+        raise AssertionError("there is no way back")
+    undoes = primary.target or primary.baseline or ImageHeader(build_id="")
+    run = next_run(context.volumes, primary, undoes.build_id)
+    if primary.transaction is not None:
+        run = primary.transaction.run
+    return draft_rollback(
+        context,
+        snapshot,
+        run=run,
+        undoes=undoes,
+        cause=primary.tasks.failures[-1].message if primary.tasks.failures else "",
+        since_ns=last_act_ns(context.volumes.primary, primary),
+        is_automatic=is_automatic,
+        looking=looking,
+        say=say,
+    )
+
+
+def draft_committed(
+    context: Context,
+    primary: Facts,
+    snapshot: Snapshot,
+    *,
+    looking: bool = False,
+    say: Progress = say_nothing,
+) -> Rollback:
+    """Plan what brings the volumes back to what they were before a run that was completed.
+
+    Arguments and errors are those of :func:`draft_open`; *snapshot* is what is gone back to.
+    """
+    undoes = primary.baseline or ImageHeader(build_id=primary.build_id or "")
+    return draft_rollback(
+        context,
+        snapshot,
+        run=next_run(context.volumes, primary, undoes.build_id),
+        undoes=undoes,
+        since_ns=last_act_ns(context.volumes.primary, primary),
+        looking=looking,
+        say=say,
+    )
+
+
+def find_first_run_since(volume: Volume, snapshot: Snapshot) -> IpaVolumeError | None:
+    """Return what refuses to go back over a first run that began or ended after the snapshot.
+
+    Raises:
+        UnsafeVolumeError: If what is recorded of it was altered.
+    """
+    if not has_first_run_since(volume, snapshot.run):
+        return None
+    return RefusedError(
+        "the application was installed, or that was begun, after the snapshot of run "
+        f"{snapshot.run} was made: going back would undo the installation",
+        code=FIRST_RUN_SINCE,
+        hint="Start the image that installed it. To go back all the same: "
+        f"ipavolume rollback --allow {FIRST_RUN_SINCE}.",
+    )
+
+
+def find_partial(snapshot: Snapshot) -> IpaVolumeError | None:
+    """Return what refuses to go back by itself to a snapshot that does not hold everything."""
+    if not snapshot.is_partial:
+        return None
+    named = "; ".join(f"{path!r}: {why}" for path, why in snapshot.lacks[:_MAX_NAMED])
+    return RefusedError(
+        f"the snapshot of run {snapshot.run} does not hold everything ({named}): what it does not "
+        "hold would stay as the upgrade has left it",
+        code=PARTIAL,
+        hint="Bring that back yourself, from a backup or by hand; then ipavolume rollback goes "
+        "back with what the snapshot has.",
+    )
+
+
+def draft_rollback(
+    context: Context,
+    snapshot: Snapshot,
+    *,
+    run: str,
+    undoes: ImageHeader,
+    cause: str = "",
+    since_ns: int,
+    is_automatic: bool = False,
+    looking: bool = False,
+    say: Progress = say_nothing,
+) -> Rollback:
+    """Plan what brings the volumes back to *snapshot*.
+
+    Args:
+        context: The volumes.
+        snapshot: What is gone back to.
+        run: Id of the run that does it.
+        undoes: Header of the image whose run is undone.
+        cause: What failed, or "".
+        since_ns: When the run that is undone last recorded something.
+        is_automatic: Nobody asked for it.
+        looking: It is only shown.
+        say: Told of how far it is.
+
+    Raises:
+        IpaVolumeError: If it cannot be done, or would not fit.
+    """
+    volumes = context.volumes
+    check_snapshot(volumes, snapshot)
+    kept = {mount: volumes[mount] for mount in snapshot.mounts}
+    plan = Plan(
+        run=run,
+        kind=ROLLBACK,
+        from_build=undoes.build_id,
+        to_build=snapshot.build_id,
+        fingerprint=snapshot.fingerprint,
+    )
+    changed: list[tuple[str, str]] = []
+
+    def aside(path: str) -> str:
+        mount = mount_of(path, kept)
+        return f"{mount}/{STATE_DIRECTORY}/{layout.UNDONE}/{run}{path[len(mount) :]}"
+
+    meter = Meter(say, "comparing with the snapshot")
+    apart = {*volumes.mounted_below(), *volumes, *context.volatile}
+    found = meter.counted(compare(kept, snapshot, apart=apart))
+    noted = _noting(found, changed, since_ns, aside)
+    plan = replace(plan, actions=Packed(plan_rollback(noted, aside)))
+    room = plan
+    if snapshot.method is Method.REFLINK:
+        # What is put there shares its blocks with the snapshot.
+        room = replace(plan, actions=Packed(map(_without_size, plan.actions)))
+    overrides = preflight.check(
+        room, kept, ImageHeader(build_id=snapshot.build_id), context.options.allow, looking=looking
+    )
+    return Rollback(
+        plan=replace(plan, overrides=overrides),
+        snapshot=snapshot,
+        changed=tuple(changed),
+        cause=cause,
+        is_automatic=is_automatic,
+    )
+
+
+def _noting(
+    found: Iterable[Difference],
+    changed: list[tuple[str, str]],
+    since_ns: int,
+    aside: Callable[[str], str],
+) -> Iterator[Difference]:
+    for one in found:
+        now = one.now
+        if now is not None and now.ctime_ns > since_ns and len(changed) < _MAX_CHANGED:
+            is_moved = now.type is not FileType.DIRECTORY or one.is_whole
+            changed.append((one.path, aside(one.path) if is_moved else ""))
+        yield one
+
+
+def _without_size(action: Action) -> Action:
+    return replace(action, bytes=0) if isinstance(action, Install) else action
+
+
+def plan_rollback(found: Iterable[Difference], aside: Callable[[str], str]) -> Iterator[Action]:
+    """Yield what makes each difference none, in the order in which they come.
+
+    Args:
+        found: The differences.
+        aside: Returns where goes what is at a path now.
+
+    Raises:
+        ObstructedError: If something is mounted in what has to go.
+    """
+    for one in found:
+        yield from _settled(one, aside)
+
+
+def _settled(one: Difference, aside: Callable[[str], str]) -> Iterator[Action]:
+    then, now, metadata = one.then, one.now, one.metadata
+    if then is None or metadata is None:
+        if now is not None:
+            yield from _removed(one, aside)
+        return
+    was = "as the snapshot has it"
+    if now is None:
+        yield _install(one, aside, reason=f"{was}; it is not there")
+        return
+    is_directory = FileType.DIRECTORY in (then.type, now.type)
+    if one.is_content_same and (is_directory or _is_set_in_place(one)):
+        yield SetMetadata(
+            path=one.path,
+            before=now,
+            metadata=metadata,
+            rule=ROLLBACK,
+            reason=was,
+        )
+        return
+    if is_directory or now.type is FileType.OTHER:
+        yield from _removed(one, aside)
+        yield replace(_install(one, aside, reason=was), before=None, save_to="")
+        return
+    yield _install(one, aside, reason=was)
+
+
+def _is_set_in_place(one: Difference) -> bool:
+    """Tell whether a file may be given its owner and mode where it is.
+
+    Whoever had it may have it open: so it is no file any more that would be root's, or give rights.
+    """
+    if one.metadata is None or one.now is None or not one.is_alone:
+        return False
+    return not is_privileged(one.metadata) and (one.now.uid == 0 or one.metadata.uid != 0)
+
+
+def _removed(one: Difference, aside: Callable[[str], str]) -> Iterator[Action]:
+    """Yield what moves away what is at a path."""
+    if one.now is None:
+        return
+    if one.now.type is not FileType.DIRECTORY or one.is_whole:
+        yield Save(
+            path=one.path,
+            to=aside(one.path),
+            before=one.now,
+            rule=ROLLBACK,
+            reason="the snapshot does not have it"
+            if one.then is None
+            else "the snapshot has something else there",
+        )
+        return
+    yield RemoveDirectory(
+        path=one.path,
+        required=one.then is not None,
+        rule=ROLLBACK,
+        reason="the snapshot does not have it",
+    )
+
+
+def _install(one: Difference, aside: Callable[[str], str], *, reason: str) -> Install:
+    if one.then is None or one.metadata is None:
+        raise AssertionError("there is nothing to put there")
+    is_file = one.then.type is FileType.FILE
+    return Install(
+        path=one.path,
+        record=one.path,
+        metadata=one.metadata,
+        bytes=one.then.size if is_file else 0,
+        before=one.now,
+        save_to="" if one.now is None else aside(one.path),
+        rule=ROLLBACK,
+        reason=reason,
+    )

@@ -1,0 +1,364 @@
+"""What was before an upgrade comes back: by itself if it was not completed, else by a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support import tracing
+from support.filesystems import Filesystems
+from support.images import Image, picture
+from support.steps import put_step, step_text
+from support.tracing import Call
+from support.worlds import (
+    STATE,
+    World,
+    content,
+    differences,
+    is_open,
+    make_world,
+    recorded,
+    said,
+    tell,
+)
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
+
+ROOMY_MB: Final = 2600
+"""A file system on which a gigabyte stays free; the file that it is in has holes."""
+ROUNDS: Final = 3
+EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "23"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Images and volumes, made once a worker; an upgrade of these makes a snapshot."""
+    made = make_world(tmp_path_factory.getbasetemp())
+    return replace(made, environment={**made.environment, "IPAVOLUME_SNAPSHOT": "always"})
+
+
+@pytest.fixture
+def place(filesystem: Filesystems) -> Path:
+    """A fast file system for the volumes."""
+    return filesystem("tmpfs", ROOMY_MB)
+
+
+def seen(place: Path) -> dict[str, tuple[object, ...]]:
+    """Return what is on the volumes; of a directory not when something in it was changed."""
+    return {
+        path: value[:-1] if str(value[0]).startswith("d") else value
+        for path, value in content(place).items()
+    }
+
+
+def baselines(place: Path) -> dict[str, bytes]:
+    """Return what is recorded of the image on the primary volume, but for the index."""
+    state = place / "data" / STATE
+    return {name: (state / name).read_bytes() for name in ("baseline.jsonl", "identity.json")}
+
+
+_known: dict[str, list[Call]] = {}
+
+
+def changes(world: World, place: Path, *words: str, image: str) -> list[Call]:
+    """Return the changes that a command with *image* makes on what is in *place*, in their order.
+
+    Every command is traced once a worker, on the volumes that it is about.
+    """
+    key = " ".join((image, *words))
+    if key not in _known:
+        command = world.command(image, place, *words)
+        done, calls = tracing.trace(command, env=world.environment, log=place / "log")
+        assert done.returncode == 0, done.stderr
+        _known[key] = [call for call in calls if tracing.is_change(call)]
+    return _known[key]
+
+
+def half_done(world: World, place: Path) -> dict[str, tuple[object, ...]]:
+    """Leave volumes of image one in the middle of an upgrade to two; return what they were."""
+    world.copy("edited", place)
+    before = seen(place)
+    halt(world, place)
+    return before
+
+
+def halt(world: World, place: Path, *, again: str = "") -> None:
+    """Begin to upgrade volumes of image one to two, and be killed half way through the swap.
+
+    Args:
+        world: The images.
+        place: Where the volumes are.
+        again: Run that was gone back from, which is tried again before its time.
+    """
+    if "two" not in _known:
+        world.copy("edited", place)
+    calls = changes(world, place, image="two")
+    if not is_open(place, "data") and recorded(place, "data") == "build-two":
+        world.copy("edited", place)
+    environment = {**world.environment, "IPAVOLUME_RETRY": again}
+    tracing.killed(world.command("two", place), middle(calls), env=environment)
+    assert is_open(place, "data")
+
+
+def middle(calls: Sequence[Call]) -> Call:
+    """Return the change in the middle of what puts files in place."""
+    marks = [
+        number
+        for number, call in enumerate(calls)
+        if '"staging"' in call.text and '"transaction"' in call.text
+    ]
+    swapped = tracing.find(calls, lambda call: '".progress.json.new"' in call.text)
+    return calls[(marks[-1] + swapped) // 2]
+
+
+def stood_still(place: Path, *, times: bool = True) -> dict[str, tuple[object, ...]]:
+    """Return all that is on the volumes, to see that nothing was changed."""
+    return {
+        mount + path: value
+        for mount in ("data", "logs")
+        for path, value in picture(place / mount, times=times).items()
+    }
+
+
+def history(place: Path) -> list[dict[str, Any]]:
+    """Return the recorded runs, oldest first."""
+    lines = (place / "data" / STATE / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_image_from_before_an_upgrade_that_was_not_completed_goes_back(
+    world: World, place: Path
+) -> None:
+    """F6: owners, modes, ACLs, links, what somebody wrote, and what is recorded."""
+    before = half_done(world, place)
+    kept = {
+        name: (world.volumes("edited") / "data" / STATE / name).read_bytes()
+        for name in ("baseline.jsonl", "identity.json")
+    }
+    # An administrator looks why it failed.
+    (place / "data/etc/app/noreplace.conf").write_text("tried something\n")
+    (place / "data/etc/app/mine").write_text("a note\n")
+    untouched = stood_still(place)
+    assert "going back" in world.run("one", place, "check", status=100).stdout
+    shown = world.run("one", place, "rollback", "--dry-run").stdout
+    assert "save      /data/etc/app/mine as /data/.ipavolume/undone/" in shown
+    assert stood_still(place) == untouched
+    done = world.run("one", place)
+    assert differences(seen(place), before) == []
+    assert baselines(place) == kept
+    assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
+    assert not is_open(place, "data")
+    assert not is_open(place, "logs")
+    assert "current" in world.run("one", place, "check").stdout
+    last = history(place)[-1]
+    assert (last["kind"], last["result"], last["from"], last["to"]) == (
+        *("rollback", "undone", "build-two", "build-one"),
+    )
+    undone = last["undone"]
+    aside = f".ipavolume/undone/{last['run']}"
+    assert undone["automatic"] is True
+    assert ["/data/etc/app/mine", f"/data/{aside}/etc/app/mine"] in undone["changed"]
+    assert (place / "data" / aside / "etc/app/mine").read_text() == "a note\n"
+    saved = place / "data" / aside / "etc/app/noreplace.conf"
+    assert saved.read_text() == "tried something\n"
+    assert f"kept in {aside} of its volume" in done.stdout
+    assert "[refused]" in world.run("two", place, status=77).stderr
+    assert done.stdout.endswith("the volume at /data is current (build-one)\n")
+
+
+def test_a_completed_upgrade_is_undone_by_a_command(world: World, place: Path) -> None:
+    world.copy("edited", place)
+    before = seen(place)
+    world.run("two", place)
+    (place / "data/var/lib/app/spool/new job").write_text("after the upgrade")
+    untouched = stood_still(place)
+    shown = world.run("two", place, "rollback", "--dry-run").stdout
+    assert "/data/etc/app/fresh" in shown
+    plan = json.loads(world.run("two", place, "rollback", "--dry-run", "--json").stdout)
+    assert (plan["kind"], plan["to"]) == ("rollback", "build-one")
+    assert stood_still(place) == untouched
+    said = world.run("two", place, "rollback").stdout
+    assert said.endswith("the volume at /data is what build-one left\n")
+    assert differences(seen(place), before) == []
+    last = history(place)[-1]
+    assert last["undone"]["automatic"] is False
+    aside = place / "data/.ipavolume/undone" / last["run"]
+    assert (aside / "var/lib/app/spool/new job").read_text() == "after the upgrade"
+    assert (aside / "etc/app/fresh/deeper/file").is_file()
+    assert "current" in world.run("one", place, "check").stdout
+    # It is undone; the next one is the one before it, which made none.
+    assert "[no-way-back]" in world.run("one", place, "rollback", status=77).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["open", "completed"])
+def test_killed_at_a_change_it_ends_in_one_of_the_two_states_whoever_comes_next(
+    world: World, place: Path, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    """At every change with IPAVOLUME_CRASH_EVERY=1; then comes the old, new or a third image."""
+
+    def begin() -> None:
+        world.copy("edited", place)
+        if kind == "open":
+            halt(world, place)
+        else:
+            world.run("two", place)
+
+    ends: dict[str, list[dict[str, tuple[object, ...]]]] = {"one": [half_done(world, place)]}
+    for image, way in {"two": ["two"], "three": ["three"]}.items():
+        world.copy("edited", place)
+        for one in way:
+            world.run(one, place)
+        ends[image] = [seen(place)]
+    begin()
+    world.run("three", place)
+    ends["three"].append(seen(place))
+    words = ("upgrade",) if kind == "open" else ("rollback",)
+    image = "one" if kind == "open" else "two"
+    begin()
+    points = changes(world, place, *words, image=image)
+    record_property("points", len(points))
+    wrong: list[tuple[object, object]] = []
+    for number, call in enumerate(points[::EVERY]):
+        begin()
+        was = recorded(place, "data")
+        tracing.killed(world.command(image, place, *words), call, env=world.environment)
+        is_marked = is_open(place, "data") and recorded(place, "data") is None
+        after = ("one", "two", "three")[number % 3]
+        if kind == "completed" and not is_marked and recorded(place, "data") == was:
+            # It never began, and the older image has nothing to go back by itself.
+            after = "two" if after == "one" else after
+        again = world.run(after, place, status=None)
+        if "[refused]" in again.stderr and after == "two":
+            # The image that was gone back from comes again before its time.
+            if found := differences(seen(place), ends["one"][0]):
+                wrong.append((call, found))
+        elif again.returncode != 0:
+            wrong.append((call, again.stderr))
+        elif all(differences(seen(place), end) for end in ends[after]):
+            wrong.append((call, (after, differences(seen(place), ends[after][0]))))
+        for mount in ("data", "logs"):
+            if is_open(place, mount):
+                wrong.append((call, f"{mount} is open"))
+    assert not wrong, tell(wrong)
+
+
+STEP: Final = """
+def plan(volume, template):
+    return [Write(path="/etc/app/stepped", content=b"by a step", reason="for a test")]
+"""
+
+
+@pytest.fixture(scope="session")
+def stepping(world: World) -> str:
+    """An image as two is, with a step."""
+    root = world.directory / "stepping"
+    shutil.copytree(world.image("two"), root, symlinks=True)
+    text = step_text(phase="online", body=STEP, imports="from ipavolume.steps import Write\n")
+    put_step(root, "s5700_step.py", text, own=True)
+    Image(root=root).prepare(build_id="build-stepping")
+    return "stepping"
+
+
+def test_after_a_takeover_the_first_image_goes_back_to_what_it_left(
+    world: World, stepping: str, place: Path
+) -> None:
+    """Killed right after the first run was finished without its step, and later in the second."""
+
+    def begin() -> dict[str, tuple[object, ...]]:
+        world.copy("edited", place)
+        before = seen(place)
+        world.run(stepping, place, "upgrade", "--phase", "offline")
+        return before
+
+    begin()
+    calls = changes(world, place, "upgrade", image="three")
+    closed = [
+        number
+        for number, call in enumerate(calls)
+        if '"transaction"' in call.text and '"trash"' in call.text
+    ]
+    for number in (closed[1] + 2, closed[2] - 30):
+        before = begin()
+        tracing.killed(world.command("three", place), calls[number], env=world.environment)
+        assert history(place)[-1]["result"] == "taken over"
+        assert "going back" in world.run("one", place, "check", status=100).stdout
+        world.run("one", place)
+        assert differences(seen(place), before) == []
+        assert "current" in world.run("one", place, "check").stdout
+        first, last = history(place)[-2:]
+        assert last["undone"]["snapshot"] == first["run"]
+
+
+def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
+    world: World, place: Path
+) -> None:
+    """Nothing is changed then; by hand it can be overridden, and the new image can finish."""
+    before = half_done(world, place)
+    untouched = stood_still(place, times=False)
+    careful = replace(world, environment={**world.environment, "IPAVOLUME_ROLLBACK": "refuse"})
+    refused = careful.run("one", place, status=77).stderr
+    assert "[uncommitted]" in refused
+    assert "ipavolume rollback" in said(refused, "hint")
+    record = place / "data" / STATE / "first-run.json"
+    record.write_text('{"state":"started","started":"2026-11-28T00:00:00Z"}\n')
+    assert "[first-run-since]" in world.run("one", place, status=77).stderr
+    assert "[first-run-since]" in world.run("one", place, "rollback", status=77).stderr
+    record.unlink()
+    (snapshot,) = (place / "data" / STATE / "snapshots").iterdir()
+    data = (snapshot / "record.json").read_bytes()
+    for altered in (b"{}", data[:-20], data.replace(b'"primary":"', b'"primary":"0')):
+        (snapshot / "record.json").write_bytes(altered)
+        failed = world.run("one", place, status=None)
+        assert failed.returncode in (65, 77), failed.stderr
+        assert world.run("one", place, "rollback", status=None).returncode in (65, 77)
+    (snapshot / "record.json").write_bytes(data)
+    content_ = snapshot / "content"
+    content_.rename(snapshot / "elsewhere")
+    content_.symlink_to("elsewhere")
+    assert "[damaged-snapshot]" in world.run("one", place, status=65).stderr
+    content_.unlink()
+    (snapshot / "elsewhere").rename(content_)
+    assert stood_still(place, times=False) == untouched
+    world.run("one", place, "rollback")
+    assert differences(seen(place), before) == []
+
+
+def test_an_edited_file_with_an_old_time_is_still_saved_by_the_next_upgrade(
+    world: World, place: Path
+) -> None:
+    """Size and time say nothing of a file that was edited before the snapshot."""
+    world.copy("edited", place)
+    plain = place / "data/etc/app/plain.conf"
+    st = plain.stat()
+    plain.write_text("VERSION 1"[: st.st_size])
+    os.utime(plain, ns=(st.st_atime_ns, st.st_mtime_ns))
+    assert plain.stat().st_size == st.st_size
+    halt(world, place)
+    world.run("one", place)
+    world.run("two", place, "upgrade", "--retry")
+    assert plain.read_text() == "version 2"
+    assert plain.with_name("plain.conf.rpmsave").read_text() == "VERSION 1"[: st.st_size]
+
+
+def test_going_back_and_forth_leaves_no_more_on_the_disk_each_time(
+    world: World, place: Path
+) -> None:
+    before = half_done(world, place)
+    world.run("one", place)
+
+    def left() -> list[int]:
+        state = place / "data" / STATE
+        return [len(list((state / name).glob("*"))) for name in ("snapshots", "undone")]
+
+    for _ in range(ROUNDS):
+        halt(world, place, again=history(place)[-1]["run"])
+        world.run("one", place)
+        assert left() == [0, 1]
+    assert differences(seen(place), before) == []
