@@ -247,11 +247,13 @@ def _remove(above: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def removed(engine: Engine, clones: Clones) -> Iterator[None]:
+def removed(engine: Engine, clones: Clones, say: Progress) -> Iterator[None]:
     """Have container and network of a rehearsal removed at the end, where they are there."""
     try:
         yield
     finally:
         for kind in ("container", "network"):
-            with contextlib.suppress(IpaVolumeError):
+            try:
                 engine.remove(kind, clones.name)
+            except IpaVolumeError as err:
+                say(f"the {kind} {clones.name} cannot be removed, the next rehearsal tries: {err}")

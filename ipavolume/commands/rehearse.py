@@ -7,7 +7,7 @@ The volumes themselves are only read. What the container inside does is
 from __future__ import annotations
 
 import contextlib
-import errno
+import itertools
 import json
 import os
 import stat
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from ipavolume.apply import replication
 from ipavolume.commands import check, check_image, clones, rehearsing, status
 from ipavolume.commands.check import Inspection, Severity
 from ipavolume.commands.check_image import Wanted
@@ -40,7 +41,6 @@ from ipavolume.linux import clock, cloning, files, mounts, signals, trees, watch
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import Meter, Progress, size_text
-from ipavolume.plan import agreements
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.volume import attempts, members, rehearsal, ways
 from ipavolume.volume.facts import read_facts
@@ -60,9 +60,6 @@ _SPARE_BYTES: Final = 64 << 20
 _LATER_S: Final = 120.0
 """The container ends by itself when its time is up; this much later it is ended."""
 _KEPT_LINES: Final = 20
-_MAX_DSE_BYTES: Final = 64 << 20
-_SERVERS: Final = "etc/dirsrv"
-_DSE: Final = "dse.ldif"
 _FREEIPA: Final = "freeipa"
 _SELINUX: Final = "/sys/fs/selinux/enforce"
 NOT_SHOWN: Final = (
@@ -375,7 +372,10 @@ class _Rehearsal:
             known = self._known_runs()
             copied = self._copy(volumes, lock)
             disabled = self._prepare(volumes)
-        with clones.in_memory(self._made) as secret, clones.removed(self._engine, self._made):
+        with (
+            clones.in_memory(self._made) as secret,
+            clones.removed(self._engine, self._made, self._say),
+        ):
             network, left_out = self._create(secret)
             self._say(f"the rehearsal begins, in a container with network {network}")
             rehearsed = self._follow()
@@ -536,7 +536,7 @@ class _Rehearsal:
                 )
                 attempts.forget_attempts(clone)
                 if self._profile == _FREEIPA:
-                    disabled += _disable_agreements(clone)
+                    disabled += replication.disable(clone)
             finally:
                 os.close(clone.fd)
         return tuple(disabled)
@@ -572,7 +572,7 @@ class _Rehearsal:
                 relabel=os.access(_SELINUX, os.F_OK),
             ),
         )
-        self._leave_environment(secret, like.environment)
+        self._leave_environment(secret, (*like.environment, *self._overrides()))
         self._engine.order(
             *("create", "--name", self._made.name, *self._made.labels, "--pull", "never"),
             *("--restart", "no", "--no-healthcheck", "--log-driver", "none"),
@@ -588,6 +588,14 @@ class _Rehearsal:
         given = {f"capability {name}" for name in _capabilities(self._wish.run_options)}
         left_out = tuple(one for one in like.left_out if one.what not in given)
         return "none" if network == "none" else "internal", left_out
+
+    def _overrides(self) -> Iterator[str]:
+        """Yield the variables by which a start is asked for what this command is."""
+        options = self._wish.options
+        if options.allow:
+            yield f"IPAVOLUME_ALLOW={','.join(sorted(options.allow))}"
+        if options.came_from:
+            yield f"IPAVOLUME_FROM={options.came_from}"
 
     def _network(self) -> str:
         """Make a network that leads nowhere; without one the container has none."""
@@ -669,7 +677,7 @@ class _Rehearsal:
 
 def _capabilities(options: Sequence[str]) -> Iterator[str]:
     """Yield the capabilities that options of the engine's ``run`` add."""
-    for option, following in zip(options, (*options[1:], ""), strict=True):
+    for option, following in itertools.pairwise((*options, "")):
         name, _, value = option.partition("=")
         if name == "--cap-add":
             yield (value or following).removeprefix("CAP_").upper()
@@ -721,42 +729,3 @@ def _is_socket(path: str) -> bool:
         mode = os.stat(path).st_mode
         return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
     return False
-
-
-def _disable_agreements(clone: Volume) -> list[str]:
-    """Disable what a directory server on a copy would replicate by; return what that was."""
-    names: list[str] = []
-    try:
-        servers = files.open_directory(clone.fd, _SERVERS)
-    except OSError:
-        return []
-    try:
-        for server in sorted(files.listdir(servers)):
-            with attempt("disable replication in", f"{clone.directory}/{_SERVERS}/{server}"):
-                names += _disable_in(servers, server)
-    finally:
-        os.close(servers)
-    return names
-
-
-def _disable_in(servers: int, server: str) -> tuple[str, ...]:
-    st = files.lstat(servers, server)
-    if st is None or not stat.S_ISDIR(st.st_mode):
-        return ()
-    directory = files.open_at(servers, server, files.DIRECTORY_FLAGS)
-    try:
-        fd = files.open_regular(directory, _DSE)
-        if fd is None:
-            return ()
-        with files.reader(fd) as stream:
-            kept = files.metadata(os.fstat(fd), files.read_xattrs(fd))
-            data = stream.read(_MAX_DSE_BYTES + 1)
-        if len(data) > _MAX_DSE_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), _DSE)
-        data, names = agreements.disable(data)
-        if names:
-            files.write_complete(directory, f".{_DSE}.new", data, kept)
-            files.rename(directory, f".{_DSE}.new", directory, _DSE)
-        return names
-    finally:
-        os.close(directory)

@@ -392,7 +392,9 @@ class Engine:
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(_UnknownError):
-            words = ("rm", "--force", "--volumes", "--", name)
+            # docker kills it at once; podman asks it to stop first, and waits.
+            patience = ("--time", "0") if self.name == "podman" else ()
+            words = ("rm", "--force", "--volumes", *patience, "--", name)
             self._ask(*words, timeout_s=_LONG_S, to_the_end=True)
 
     @contextlib.contextmanager

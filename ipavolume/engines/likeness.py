@@ -21,7 +21,7 @@ _OWN: Final = frozenset(
     {
         *("IPAVOLUME_REHEARSAL", "IPAVOLUME_REHEARSAL_TIMEOUT", "IPAVOLUME_ON_FAILURE"),
         *("IPAVOLUME_BACKOFF", "IPAVOLUME_UPGRADE", "IPAVOLUME_RETRY", "IPAVOLUME_LOCK_TIMEOUT"),
-        *("NOTIFY_SOCKET", "HOSTNAME", "TERM", "HOME", "container"),
+        *("NOTIFY_SOCKET", "HOSTNAME", "TERM", "HOME", "container", "container_uuid"),
     }
 )
 """Variables that say how a start is to go in its own place, or that engines set."""
@@ -100,6 +100,9 @@ def likeness(
             left_out.append(value)
     config = _table(found, "Config")
     entry, before = _texts(config, "Entrypoint"), _texts(image, "Entrypoint")
+    if entry == (" ".join(before),):
+        # podman of old tells it in one piece.
+        entry = before
     words = _texts(config, "Cmd")
     if entry and entry != before:
         options += ("--entrypoint", entry[0])

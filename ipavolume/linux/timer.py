@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 _AGAIN_S = 1.0
+_SOON_S = 0.001
 
 
 class TimeUpError(BaseException):
@@ -26,12 +28,17 @@ def limited(seconds: float) -> Iterator[None]:
         TimeUpError: In the body, when its time is up, and every second from then on.
     """
     before = signal.signal(signal.SIGALRM, _end)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    # There is one such timer: who has set it for something else has it back, less what passed.
+    left, again = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    begun = time.monotonic()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+        if left:
+            left = max(left - (time.monotonic() - begun), _SOON_S)
+            signal.setitimer(signal.ITIMER_REAL, left, again)
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:

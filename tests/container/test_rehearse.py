@@ -179,6 +179,15 @@ def test_a_container_that_runs_is_paused_and_goes_on(volume: Volume) -> None:
         engine("stop", volume.user)
 
 
+def test_copies_are_made_in_no_volume_and_no_image_is_rehearsed_that_is_not_prepared(
+    volume: Volume,
+) -> None:
+    inside = str(volume.place / "etc")
+    assert "in the volume itself" in rehearse(volume, "--directory", inside, status=2).stderr
+    words = ("rehearse", "--image", f"{PREFIX}/debian:bookworm", str(volume.place))
+    assert "[no-manifest]" in run_ipavolume(*words, status=78).stderr
+
+
 def begun(volume: Volume, words: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Begin a rehearsal that takes long, and wait until its container runs."""
     (volume.place / "var/lib/svc/mode").write_text("wait")

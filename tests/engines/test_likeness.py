@@ -139,6 +139,9 @@ def test_what_comes_from_the_old_image_does_not_hide_what_the_new_one_says() -> 
         "Entrypoint": ["/init"],
         "User": "",
     }
+    in_one = {**config, "Entrypoint": "/init --all"}
+    both = {**image, "Entrypoint": ["/init", "--all"]}
+    assert likeness("podman", {"Config": in_one}, both, PLACE).options[2:] == BARE
     found = likeness("docker", {"Config": config}, image, PLACE)
     assert found.options == ("--hostname", "ipa.example.test", *BARE)
     assert (found.words, found.environment) == ((), ("PASSWORD=Secret.123",))

@@ -115,6 +115,18 @@ def test_a_step_that_fails_is_named_with_what_it_said(
     assert said in "\n".join([found["message"], *found["lines"]])
 
 
+def test_a_step_that_takes_longer_than_the_rehearsal_may_ends_it(site: Site, second: Image) -> None:
+    body = STEP.format(said="it begins; sleep 300", status=0).replace("=10", "=300")
+    imports = "from ipavolume.steps import Command\n"
+    put_step(second.root, "s5010_convert.py", step_text(body=body, imports=imports), own=True)
+    second.prepare(build_id="two")
+    env = {"IPAVOLUME_REHEARSAL": "1", "IPAVOLUME_REHEARSAL_TIMEOUT": "2"}
+    done = start(second, site, "true", env=env)
+    assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
+    assert "within 2 s" in told(done)["message"]
+    assert told(done)["step"] == "step s5010_convert"
+
+
 def test_an_application_that_ends_or_is_not_ready_in_time_has_failed(
     site: Site, second: Image
 ) -> None:

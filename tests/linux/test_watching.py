@@ -1,0 +1,48 @@
+"""A process that does something unless it is told that it is not needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.command import clean_environment
+
+from ipavolume.linux import watching
+
+GUARDED = (
+    "import sys, time; from ipavolume.linux import watching;"
+    "watching.guard(sys.argv[1:], within_s=60); print('it waits', flush=True); time.sleep(60)"
+)
+
+
+def test_it_is_done_when_who_would_have_is_killed(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    os.mkfifo(done)
+    with subprocess.Popen(
+        [sys.executable, "-c", GUARDED, "sh", "-c", f"echo done > {done}"],
+        stdout=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "it waits\n"
+        process.send_signal(signal.SIGKILL)
+        assert done.read_text() == "done\n"
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_it_is_done_when_time_is_up_and_not_when_it_is_dismissed(
+    tmp_path: Path, *, needed: bool
+) -> None:
+    done = tmp_path / "done"
+    guard = watching.guard(("sh", "-c", f"echo > {done}"), within_s=0.05 if needed else 60)
+    deadline = time.monotonic() + 30
+    while needed and not done.exists():
+        assert time.monotonic() < deadline
+    watching.dismiss(guard)
+    assert done.exists() == needed
