@@ -728,11 +728,13 @@ def _refuse_direction(
                     f"run {way.run} ({way.made}), of the image {way.from_build or way.build_id}: "
                     "ipavolume rollback"
                 )
+            # What the application says of itself names no image.
+            older = name_of(recorded) if recorded.build_id else "that the volume comes from"
             error = RefusedError(
                 f"the volume has {back[0]}, this image, {name_of(image)}, has {back[1]}: going "
                 "back is not supported",
                 code="newer",
-                hint=f"Start the image {name_of(recorded)} or a newer one, {restore}. Which "
+                hint=f"Start the image {older} or a newer one, {restore}. Which "
                 f"packages must not go back the image says: guard in [accept] of {CONFIG_PATH} "
                 "(not written: all; []: none). To try it anyway: --allow newer.",
             )
