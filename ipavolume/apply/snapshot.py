@@ -23,7 +23,7 @@ from ipavolume.volume.extent import left_out
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.lockfile import make_state
-from ipavolume.volume.members import Volume
+from ipavolume.volume.members import Volume, open_state
 from ipavolume.volume.volumes import Volumes
 
 _KEPT_FILES: Final = (
@@ -243,6 +243,16 @@ def _state(volume: Volume) -> Iterator[int]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def _state_if_there(volume: Volume) -> Iterator[int | None]:
+    fd = open_state(volume)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
 # -- removing ----------------------------------------------------------------------------
 
 
@@ -255,8 +265,8 @@ def remove(volumes: Mapping[str, Volume], run: str, *, name: str = layout.SNAPSH
         VolumeIOError: If something cannot be removed.
     """
     for volume in volumes.values():
-        with attempt("remove a snapshot on", volume.directory), _state(volume) as state:
-            if files.lstat(state, name) is None:
+        with attempt("remove a snapshot on", volume.directory), _state_if_there(volume) as state:
+            if state is None or files.lstat(state, name) is None:
                 continue
             above = files.open_at(state, name, files.DIRECTORY_FLAGS)
             try:
@@ -302,13 +312,24 @@ def _is_needed(volumes: Volumes, run: str, known: Collection[object]) -> bool:
 
 
 def prune(context: Context, say: Progress) -> None:
-    """Remove the oldest snapshots but for as many as the image keeps; those by hand stay.
+    """Remove the oldest snapshots but for as many as the image keeps.
 
-    It comes after the end of a run, which does not fail by it.
+    Those by hand stay, and that of a run whose result was found not to be right; so does what
+    cannot be understood. It comes after the end of a run, which does not fail by it.
     """
-    with contextlib.suppress(IpaVolumeError, OSError):
-        own = [one for one in snapshots.read_snapshots(context.volumes) if not one.by_hand]
-        excess = max(len(own) - context.image.config.snapshot.keep, 0)
-        for one in own[:excess]:
-            say(f"removing the snapshot of run {one.run}")
-            remove(context.volumes, one.run)
+    # Later, so that a run without tasks does not load what only they need.
+    from ipavolume.steps.verify import read_verified
+
+    volumes = context.volumes
+    own: list[str] = []
+    with contextlib.suppress(IpaVolumeError):
+        for run in snapshots.snapshot_runs(volumes.primary):
+            with contextlib.suppress(IpaVolumeError):
+                one = snapshots.open_snapshot(volumes, run)
+                own += [run] if one is not None and not one.by_hand else []
+        verified = read_verified(volumes.primary)
+        failed = verified.run if verified is not None and verified.failed else ""
+        for run in own[: max(len(own) - context.image.config.snapshot.keep, 0)]:
+            if run != failed:
+                say(f"removing the snapshot of run {run}")
+                remove(volumes, run)

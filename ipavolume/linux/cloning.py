@@ -42,6 +42,7 @@ _NOT_CLONED: Final = frozenset(
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO})
 _NOT_LET: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOKEY})
 _NOT_KEPT: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL})
+_ENCRYPTED: Final = 0x800
 _LINKS: Final = ".links"
 _MAX_LACKS: Final = 1000
 _MAX_PATH_CHARACTERS: Final = 8 << 10
@@ -103,9 +104,9 @@ def clone_tree(
 
     Owners, modes, ACLs, capabilities, other attributes, times, holes, several names of one file
     and the inode flags that matter (``+C``, project ids) are those of the original. What is mounted
-    below is not entered, a btrfs subvolume is, and becomes a directory. However deep the tree is, a
-    bounded number of descriptors is open; of the names of files with several a table is kept on the
-    disk, as ``NAME.links`` in *directory*, which is gone at the end.
+    below is not entered; a btrfs subvolume is unless it is read-only, and becomes a directory.
+    However deep the tree is, a bounded number of descriptors is open; of the names of files with
+    several a table is kept on the disk, as ``NAME.links`` in *directory*, which is gone at the end.
 
     Nothing is made durable. A clone that was not finished, and the table, the caller removes.
 
@@ -175,6 +176,7 @@ class _Clone:
         self._reflink = reflink
         self._files = self._bytes = self._copied = self._devices = 0
         self._lacks: list[tuple[str, str]] = []
+        self._is_encrypted = False
 
     def result(self) -> Cloned:
         return Cloned(
@@ -190,6 +192,7 @@ class _Clone:
         levels: list[tuple[str, list[str], os.stat_result]] = []
         top = os.fstat(source)
         with Cursor(source) as above, Cursor(made) as below:
+            self._is_encrypted = bool((_flags(below.fd) or 0) & _ENCRYPTED)
             _set_flags(above.fd, below.fd, self._note(""))
             path, names, here = "", _names(above.fd), top
             while True:
@@ -231,13 +234,23 @@ class _Clone:
     def _enter(
         self, cursor: Cursor, name: str, path: str, here: os.stat_result, mount_id: str
     ) -> bool:
-        """Go down into a directory unless something is mounted there or it cannot be read."""
+        """Go down into a directory, if what is in it is to be cloned, and can be.
+
+        In a read-only subvolume, as snapshots are, nobody changes anything; and what is encrypted
+        is not to lie around in the clear.
+        """
         with self._passing(path) as passed:
             cursor.enter(name)
-            if os.fstat(cursor.fd).st_dev == here.st_dev or files.mount_id(cursor.fd) == mount_id:
-                passed.append(path)
-            else:
+            is_other = os.fstat(cursor.fd).st_dev != here.st_dev
+            if is_other and (
+                files.mount_id(cursor.fd) != mount_id or files.is_read_only_subvolume(cursor.fd)
+            ):
                 cursor.leave()
+            elif (_flags(cursor.fd) or 0) & _ENCRYPTED and not self._is_encrypted:
+                cursor.leave()
+                self._note(path)(OSError(errno.EXDEV, "it is encrypted, and this would not be"))
+            else:
+                passed.append(path)
         return bool(passed)
 
     @contextlib.contextmanager

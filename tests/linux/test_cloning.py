@@ -125,6 +125,8 @@ def test_what_is_mounted_is_not_entered_and_a_subvolume_is(filesystem: Filesyste
     command = [need_tool("btrfs"), "subvolume", "create", str(top / "subvolume")]
     subprocess.run(command, check=True, timeout=60, capture_output=True)
     (top / "subvolume/file").write_text("inside")
+    command[2:] = ["snapshot", "-r", str(top / "subvolume"), str(top / "kept")]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
     (top / "mounted").mkdir()
     mount = ["mount", "-t", "tmpfs", "tmpfs", str(top / "mounted")]
     subprocess.run(mount, check=True, timeout=60)
@@ -136,6 +138,8 @@ def test_what_is_mounted_is_not_entered_and_a_subvolume_is(filesystem: Filesyste
     clone = top.parent / "clone"
     assert (clone / "subvolume/file").read_text() == "inside"
     assert not (clone / "mounted").exists()
+    # As nobody can change it, nobody has to bring it back.
+    assert not (clone / "kept").exists()
 
 
 def test_attributes_that_decide_how_a_file_is_stored_go_first(filesystem: Filesystems) -> None:

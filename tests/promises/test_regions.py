@@ -35,6 +35,7 @@ from support.worlds import (
     tell,
 )
 
+from ipavolume.linux.cloning import clone_tree
 from ipavolume.steps import MakeLink, Remove, Write
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem]
@@ -511,6 +512,23 @@ def test_an_encrypted_directory_is_worked_in_and_refused_while_it_is_locked(
         _add_key(place)
         world.run("two", place)
         assert differences(look(place), expected) == []
+
+
+def test_what_is_encrypted_is_not_kept_in_the_clear(tmp_path: Path) -> None:
+    """A snapshot lies in a directory that is not encrypted: it lacks that, and says so."""
+    with _encrypting(tmp_path) as place:
+        secret = place / "data/secret"
+        secret.mkdir(parents=True)
+        _encrypt(secret, _add_key(place))
+        (secret / "file").write_text("secret")
+        source, above = (os.open(one, os.O_RDONLY) for one in (place / "data", place))
+        try:
+            cloned = clone_tree(source, above, "clone")
+        finally:
+            os.close(source)
+            os.close(above)
+        assert [path for path, _ in cloned.lacks] == ["secret"]
+        assert not (place / "clone/secret").exists()
 
 
 def test_a_subvolume_in_the_place_of_what_becomes_a_link_is_moved_as_it_is(
