@@ -35,6 +35,7 @@ from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.rollback import Rollback, draft_open
+from ipavolume.steps.api import Warn
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import UNDOING, Facts, Transaction
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
@@ -88,6 +89,7 @@ class Undo:
         to_build: Id of the image that is gone back to, or "".
         to_name: What people call it, or "".
         cause: What failed, or "".
+        warnings: What steps had to tell.
         started: When it began.
         holder: Where.
         overrides: Refusals that were overridden.
@@ -108,6 +110,7 @@ class Undo:
     to_build: str
     to_name: str
     cause: str
+    warnings: tuple[str, ...]
     started: str
     holder: str
     overrides: tuple[str, ...]
@@ -130,8 +133,10 @@ def go_back(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> F
     return undo(context, made, facts, speaker)
 
 
-def left(context: Context, facts: Mapping[str, Facts], say: Progress) -> Plan:
-    """Return what going back does, or what is left of it. Changes nothing.
+def left(
+    context: Context, facts: Mapping[str, Facts], say: Progress
+) -> tuple[Plan, tuple[Warn, ...]]:
+    """Return what going back does, or what is left of it, and warnings. Changes nothing.
 
     Raises:
         IpaVolumeError: If it cannot be done, or what it needs is missing or altered.
@@ -139,7 +144,8 @@ def left(context: Context, facts: Mapping[str, Facts], say: Progress) -> Plan:
     volumes = context.volumes
     primary = facts[volumes.primary.mount]
     if primary.transaction is None or primary.transaction.phase != UNDOING:
-        return draft_open(context, primary, is_automatic=True, looking=True, say=say).plan
+        made = draft_open(context, primary, is_automatic=True, looking=True, say=say)
+        return made.plan, made.warnings
     with contextlib.ExitStack() as stack:
         outer = open_area(volumes.primary)
         stack.callback(outer.close)
@@ -147,7 +153,7 @@ def left(context: Context, facts: Mapping[str, Facts], say: Progress) -> Plan:
         stack.callback(inner.close)
         plan = commit.read_plan(inner, volumes)
         is_swapped = files.lstat(inner.work, _SWAPPED) is not None
-    return replace(plan, actions=()) if is_swapped else plan
+    return replace(plan, actions=()) if is_swapped else plan, ()
 
 
 def undo(
@@ -167,6 +173,8 @@ def undo(
     Raises:
         IpaVolumeError: If something fails; the message says in which state the volumes are.
     """
+    for warning in made.warnings:
+        speaker.say(f"warning: {warning.text}")
     with attempts.counted(context, made.plan.run, speaker.redactor):
         volumes = context.volumes
         primary = facts[volumes.primary.mount]
@@ -279,6 +287,7 @@ def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
         to_build=made.snapshot.from_build or made.snapshot.build_id,
         to_name=then.image_name if then else "",
         cause=made.cause,
+        warnings=tuple(warning.text for warning in made.warnings),
         started=clock.now(),
         holder=host_name(),
         overrides=made.plan.overrides,
@@ -582,7 +591,7 @@ class _WayBack:
             "copies": copies,
             "kept": [],
             "tasks": [],
-            "warnings": [],
+            "warnings": list(record.warnings),
             "failures": [[record.started, record.cause]] if record.cause else [],
             "undone": {
                 "snapshot": record.snapshot,

@@ -40,12 +40,15 @@ def rollback(
     from ipavolume.commands import rollback as going
 
     if dry_run:
-        plan = going.look(options, run or "", output.progress)
+        plan, warnings = going.look(options, run or "", output.progress)
         if as_json:
-            click.echo(text.dump_json(text.plan_data(plan)))
+            told = [warning.text for warning in warnings]
+            click.echo(text.dump_json({**text.plan_data(plan), "warnings": told}))
             return
         for line in text.rollback_lines(plan):
             click.echo(line)
+        for warning in warnings:
+            click.echo(f"warning: {text.escape(warning.text)}")
         return
     shown = output.shown(as_json=as_json, silent=silent)
     options = replace(options, lock_timeout_s=lock_timeout)

@@ -245,7 +245,8 @@ def _inspect(
             if does is Does.RESUME:
                 made = _left(context, facts)
             elif does is Does.GO_BACK:
-                made = Draft(plan=rollback.left(context, facts, say), positions={})
+                plan, warnings = rollback.left(context, facts, say)
+                made = Draft(plan=plan, positions={}, warnings=warnings)
             else:
                 made = drafting.draft(context, verdict, facts, looking=True, say=say)
         except ConfigurationError:

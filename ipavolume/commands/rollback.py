@@ -21,6 +21,7 @@ from ipavolume.plan import assess
 from ipavolume.plan import rollback as planning
 from ipavolume.plan.rollback import Rollback
 from ipavolume.plan.verdict import State
+from ipavolume.steps.api import Warn
 from ipavolume.volume import failures
 from ipavolume.volume.facts import UNDOING, Facts
 from ipavolume.volume.history import read_history
@@ -30,8 +31,8 @@ from ipavolume.volume.snapshots import chain_snapshot, last_undoable, open_snaps
 _NO_WAY_BACK: Final = "no-way-back"
 
 
-def look(options: Options, run: str, say: Progress) -> Plan:
-    """Return what going back would do. Changes nothing.
+def look(options: Options, run: str, say: Progress) -> tuple[Plan, tuple[Warn, ...]]:
+    """Return what going back would do, and what is to be known of it. Changes nothing.
 
     Args:
         options: The image and its volumes.
@@ -46,7 +47,8 @@ def look(options: Options, run: str, say: Progress) -> Plan:
         primary = facts[context.volumes.primary.mount]
         if _is_undoing(primary):
             return back.left(context, facts, say)
-        return _draft(context, facts, run, looking=True, say=say).plan
+        made = _draft(context, facts, run, looking=True, say=say)
+        return made.plan, made.warnings
 
 
 def roll_back(options: Options, run: str, shown: Shown) -> tuple[Outcome, str]:

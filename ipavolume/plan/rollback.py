@@ -25,8 +25,17 @@ from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress, say_nothing
 from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.plan import preflight
+from ipavolume.steps.api import Warn
+from ipavolume.steps.going_back import asks_going_back
 from ipavolume.volume import layout
-from ipavolume.volume.difference import Difference, compare, has_first_run_since, last_act_ns
+from ipavolume.volume.difference import (
+    Difference,
+    begun_since,
+    compare,
+    has_first_run_since,
+    last_act_ns,
+    opened,
+)
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, next_run
@@ -46,6 +55,7 @@ class Rollback:
         snapshot: What is gone back to.
         changed: Paths that somebody changed after the last thing the undone run recorded, and
             where that goes; a hundred at most.
+        warnings: What steps have to tell.
         cause: What failed, or "".
         is_automatic: Nobody asked for it.
     """
@@ -53,6 +63,7 @@ class Rollback:
     plan: Plan
     snapshot: Snapshot
     changed: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[Warn, ...] = ()
     cause: str = ""
     is_automatic: bool = False
 
@@ -86,6 +97,7 @@ def draft_open(
         run = primary.transaction.run
     return draft_rollback(
         context,
+        primary,
         snapshot,
         run=run,
         undoes=undoes,
@@ -112,6 +124,7 @@ def draft_committed(
     undoes = primary.baseline or ImageHeader(build_id=primary.build_id or "")
     return draft_rollback(
         context,
+        primary,
         snapshot,
         run=next_run(context.volumes, primary, undoes.build_id),
         undoes=undoes,
@@ -154,6 +167,7 @@ def find_partial(snapshot: Snapshot) -> IpaVolumeError | None:
 
 def draft_rollback(
     context: Context,
+    primary: Facts,
     snapshot: Snapshot,
     *,
     run: str,
@@ -168,6 +182,7 @@ def draft_rollback(
 
     Args:
         context: The volumes.
+        primary: What was found on the primary volume.
         snapshot: What is gone back to.
         run: Id of the run that does it.
         undoes: Header of the image whose run is undone.
@@ -182,6 +197,15 @@ def draft_rollback(
     """
     volumes = context.volumes
     check_snapshot(volumes, snapshot)
+    with opened(volumes, snapshot) as contents:
+        warnings = asks_going_back(
+            context.image,
+            volumes,
+            begun_since(volumes.primary, primary, snapshot.run),
+            contents,
+            recorded=undoes,
+            allow=context.options.allow,
+        )
     kept = {mount: volumes[mount] for mount in snapshot.mounts}
     plan = Plan(
         run=run,
@@ -212,6 +236,7 @@ def draft_rollback(
         plan=replace(plan, overrides=overrides),
         snapshot=snapshot,
         changed=tuple(changed),
+        warnings=warnings,
         cause=cause,
         is_automatic=is_automatic,
     )

@@ -26,6 +26,7 @@ from ipavolume.volume import layout
 from ipavolume.volume.extent import left_out
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
+from ipavolume.volume.history import read_history
 from ipavolume.volume.members import Volume, open_state, read_json
 from ipavolume.volume.snapshots import open_content, open_kept_state, read_originals
 from ipavolume.volume.tree import Tree
@@ -77,12 +78,43 @@ def compare(
         return tellers[mount](path[len(mount) + 1 :])
 
     originals = {one.path: one for one in read_originals(primary, snapshot.run)}
+    with opened(volumes, snapshot) as contents:
+        yield from differences(volumes, contents, originals, apart=apart, is_left_out=is_left_out)
+
+
+@contextlib.contextmanager
+def opened(volumes: Mapping[str, Volume], snapshot: Snapshot) -> Iterator[dict[str, int]]:
+    """Yield a descriptor of what *snapshot* has of each volume, by mount.
+
+    Raises:
+        UnsafeVolumeError: If one is missing.
+    """
     with contextlib.ExitStack() as stack:
         contents = {}
         for mount in snapshot.mounts:
             contents[mount] = open_content(volumes[mount], snapshot.run)
             stack.callback(os.close, contents[mount])
-        yield from differences(volumes, contents, originals, apart=apart, is_left_out=is_left_out)
+        yield contents
+
+
+def begun_since(volume: Volume, primary: Facts, run: str) -> tuple[str, ...]:
+    """Return the keys of the tasks that were begun by *run* and by those that came after it.
+
+    Args:
+        volume: The primary volume.
+        primary: What was found on it.
+        run: The run.
+
+    Raises:
+        UnsafeVolumeError: If the history was altered.
+    """
+    keys: dict[str, None] = {}
+    is_later = False
+    for entry in read_history(volume):
+        is_later = is_later or run in (entry["run"], entry.get("snapshot"))
+        if is_later:
+            keys |= dict.fromkeys(task[0] for task in entry.get("tasks", ()))
+    return tuple(keys | dict.fromkeys(primary.tasks.records))
 
 
 def last_act_ns(volume: Volume, primary: Facts) -> int:

@@ -15,6 +15,8 @@ from support import tracing
 from support.filesystems import Filesystems
 from support.images import Image, picture
 from support.steps import put_step, step_text
+from support.taskworlds import World as Steps
+from support.taskworlds import build_packages, step
 from support.tracing import Call
 from support.worlds import (
     STATE,
@@ -362,3 +364,50 @@ def test_going_back_and_forth_leaves_no_more_on_the_disk_each_time(
         world.run("one", place)
         assert left() == [0, 1]
     assert differences(seen(place), before) == []
+
+
+JUDGES: Final = '''
+
+def going_back(volume):
+    """Refuse where a peer has seen it."""
+    yield Warn(code="older", text="the database becomes an older one")
+    if volume.kind("/var/lib/svc/peer"):
+        yield Refuse(code="seen", text="a peer has seen it", hint="Tell the peer.")
+'''
+FAILS: Final = """
+words = ("sh", "-c", "echo broken >/data/var/lib/svc/db; echo new >/data/var/lib/svc/peer; false")
+yield Command(words=words, reason="to fail")
+"""
+
+
+def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
+    """F6: image 2 fails in a step, image 1 is started: what it left is there, and 2 is refused."""
+    world = Steps(tmp_path, build_packages(tmp_path / "rpms"))
+    one = world.image("1", {"s5010_judges": step("return ()") + JUDGES})
+    two = world.image("2", {"s5010_judges": step(FAILS) + JUDGES})
+    world.run(one, "upgrade")
+    database = world.volume / "var/lib/svc/db"
+    database.write_text("every entry\n")
+    os.chown(database, 250, 250)
+    always = {"IPAVOLUME_SNAPSHOT": "always"}
+    world.run(two, "upgrade", status=13, env=always)
+    assert database.read_text() == "broken\n"
+    refused = world.run(one, "upgrade", status=77)
+    assert "a peer has seen it" in refused.stderr
+    assert "[s5010:seen]" in refused.stderr
+    assert world.build_id() is None
+    (world.volume / "var/lib/svc/peer").unlink()
+    told = world.run(one, "upgrade")
+    assert "warning: the database becomes an older one" in told.stderr
+    assert database.read_text() == "every entry\n"
+    assert (database.stat().st_uid, database.stat().st_gid) == (250, 250)
+    assert (world.volume / "etc/svc/svc.conf").read_text() == "version 1"
+    assert world.build_id() == "v1"
+    last = world.last_run()
+    assert "s5010_judges" in last["undone"]["cause"]
+    assert last["warnings"] == ["the database becomes an older one"]
+    aside = world.volume / ".ipavolume/undone" / last["run"] / "var/lib/svc/db"
+    assert aside.read_text() == "broken\n"
+    again = world.run(two, "upgrade", status=77, env=always).stderr
+    assert "[refused]" in again
+    assert "s5010_judges" in again
