@@ -625,3 +625,10 @@ def test_an_adoption_keeps_what_the_old_image_left(
     (run,) = (volume / ".ipavolume/snapshots").iterdir()
     assert picture(run / "content") == before
     assert (run / "state/build-id").read_text() == (run / "content/build-id").read_text()
+    # Their files, links and id are back, and nothing says any more that it was ever ours.
+    legacy.run("rollback", image)
+    after = picture(volume, times=False, leave_out=lambda path: path == "/.ipavolume")
+    assert after == picture(run / "content", times=False)
+    assert "legacy\n" in legacy.run("check", image, status=77).stdout
+    legacy.run("upgrade", image, "--retry", env=auto)
+    assert legacy.history()[-1]["kind"] == "adopt"

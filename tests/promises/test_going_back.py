@@ -298,6 +298,32 @@ def test_after_a_takeover_the_first_image_goes_back_to_what_it_left(
         assert last["undone"]["snapshot"] == first["run"]
 
 
+def test_an_upgrade_that_was_being_recorded_is_undone_as_well(world: World, place: Path) -> None:
+    """On the second volume it is recorded already, and on the first in part."""
+    world.copy("edited", place)
+    calls = changes(world, place, image="two")
+    closed = [
+        number
+        for number, call in enumerate(calls)
+        if '"transaction"' in call.text and '"trash"' in call.text
+    ]
+    (baseline,) = (
+        number
+        for number, call in enumerate(calls)
+        if call.name.startswith("rename") and call.text.count('"baseline.jsonl"') == 2
+    )
+    for number in (closed[0] + 1, baseline + 1, closed[1] - 1):
+        world.copy("edited", place)
+        before = seen(place)
+        tracing.killed(world.command("two", place), calls[number], env=world.environment)
+        assert is_open(place, "data")
+        assert not is_open(place, "logs")
+        world.run("one", place)
+        assert differences(seen(place), before) == []
+        assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
+        assert "current" in world.run("one", place, "check").stdout
+
+
 def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
     world: World, place: Path
 ) -> None:
