@@ -24,6 +24,7 @@ SEPARATOR = b"\0"
 LOCK = ".ipavolume/lock"
 FIRST_RUN = b".ipavolume/first-run.json"
 REFUSED = b".ipavolume/refused.jsonl"
+VERIFIED = b".ipavolume/verified.json"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
@@ -501,7 +502,7 @@ def _find_command(
         fcntl.flock(volume, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_current(volume, build_id):
             return None
-    if _is_refused(locks[0][0], build_id):
+    if _is_refused(locks[0][0], build_id) or _is_unverified(locks[0][0]):
         return None
     if first_run != NONE and not _is_configured(locks[0][0], first_run):
         return None
@@ -620,6 +621,11 @@ def _is_refused(fd: int, build_id: bytes) -> bool:
         return True
     named = b'"image":"%s"' % build_id
     return any(named in line and b'"tried":""' in line for line in data.splitlines())
+
+
+def _is_unverified(fd: int) -> bool:
+    """Tell whether somebody has still to ask whether the last run went well."""
+    return b'"result":"pending"' in _read(VERIFIED, directory=fd, missing=b"")
 
 
 def _is_configured(fd: int, first_run: bytes) -> bool:

@@ -43,6 +43,7 @@ from ipavolume.model.tasks import (
     TaskRecord,
     pending,
 )
+from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, recorded_of
 from ipavolume.plan.snapshot import WayBack
 from ipavolume.plan.verdict import State
@@ -445,6 +446,7 @@ class _Run:
             edited = {copy[0] for copy in entry["copies"]}
             entry["shipped"] = shipped(self._context.volumes.primary, edited)
         if not unexecuted:
+            self._expect_verification()
             # Before the id: with it, an image that is refused would be current.
             transaction = self._transaction
             refused.note_tried(
@@ -465,6 +467,17 @@ class _Run:
         attempts.forget(self._context)
         if not unexecuted:
             snapshot.prune(self._context, self._speaker.say)
+
+    def _expect_verification(self) -> None:
+        """Have recorded, before the id, whether what the run came to is to be verified."""
+        image, run = self._context.image, self._transaction
+        is_wanted = image.config.verify is not None
+        was = files.lstat(self._first.state, layout.VERIFIED) is not None
+        if run.kind != Kind.REBUILT and (is_wanted or was):
+            # Later, so that a run without tasks does not load what only they need.
+            from ipavolume.steps import verify
+
+            verify.expect(image, self._context.volumes.primary, run.run)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from ipavolume.cli import options, output
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
+
+if TYPE_CHECKING:
+    from ipavolume.commands.work import Work
 
 
 class _InRehearsal(HelpedCommand):
@@ -53,4 +57,12 @@ def start(
 
         rehearsing.start_rehearsal(options, arguments, shown, output.rehearsed)
         return
-    commands_start.start(options, arguments, shown, hold=on_failure == "hold")
+
+    def stay(work: Work, beginning: commands_start.Beginning) -> None:
+        config = work.context.image.config
+        if config.start_supervise or config.verify is not None:
+            from ipavolume.commands import verifying
+
+            verifying.stay(work, beginning, shown)
+
+    commands_start.start(options, arguments, shown, hold=on_failure == "hold", stay=stay)

@@ -323,6 +323,7 @@ def card_data(card: Card) -> dict[str, Any]:
         "last_run": card.last_run,
         "lock": card.lock,
         "attempts": card.attempts,
+        "verified": card.verified,
         "refused": list(card.refused),
     }
 
@@ -663,6 +664,14 @@ def card_lines(card: Card) -> list[str]:
         head = "verified " if word == "passed" else "not right"
         names = card.verified[word] if card.verified is not None else ()
         lines += [escape(f"{head} {name}") for name in names]
+    if card.verified is not None and card.verified["result"]:
+        run, at, cause = (card.verified[key] for key in ("run", "at", "cause"))
+        said = {
+            "pending": f"not yet: run {run} is committed, and unverified",
+            "passed": f"run {run}, {at}",
+            "failed": f"not: run {run} is committed, and failed it, {at}: {cause}",
+        }[card.verified["result"]]
+        lines.append(escape(f"verified  {said}"))
     if card.lock is not None and (card.lock["held"] or card.lock["lost"]):
         by = f"container {card.lock['container']} of " * (card.lock["container"] != "-")
         what = (

@@ -205,7 +205,8 @@ class Fleet:
         known = facts.baseline
         verified = None
         if card.verified is not None and runs and card.verified["run"] == runs[-1]["run"]:
-            verified = not card.verified["failed"]
+            result = card.verified["result"]
+            verified = result == "passed" if result else not card.verified["failed"]
         with alone(place.directory) as volumes:
             waiting = len(conflicts.conflicts(volumes))
             kept = len(snapshots.read_snapshots(volumes))

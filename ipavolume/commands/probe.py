@@ -138,8 +138,8 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer, *, rehearsal: boo
         return started
     text = started.text
     first = _first_process()
-    # In a rehearsal it stays, and what says whether it is at work is the lock, below.
-    if first.startswith("ipavolume") and not rehearsal:
+    # Where it stays, in a rehearsal or to supervise, the lock says whether it is at work, below.
+    if first.startswith("ipavolume") and not (rehearsal or image.config.start_supervise):
         return Answer(exit_status=EXIT_LOCKED, text="not yet: the start has not handed over")
     if first == "systemd" and not units.is_booted():
         return Answer(exit_status=EXIT_LOCKED, text="not yet: systemd begins to boot")
@@ -159,12 +159,22 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer, *, rehearsal: boo
                 text = f"not yet: {units.DEFAULT_TARGET} is {state}"
                 return Answer(exit_status=EXIT_LOCKED, text=text)
             text += f", {units.DEFAULT_TARGET} is active"
-        wrong = ready.what_is_wrong(config.ready, own, start.redactor()) or _verify(image, volumes)
+        wrong = ready.what_is_wrong(config.ready, own, start.redactor())
+        # What the container itself asks is no matter of who else asks, and how often.
+        if not wrong and (config.verify is None or rehearsal):
+            wrong = _verify(image, volumes)
     except CommandFailedError as err:
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
     if wrong:
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {wrong}")
-    return Answer(exit_status=0, text=text)
+    return Answer(exit_status=0, text=text + _unverified(image, volumes))
+
+
+def _unverified(image: Image, volumes: Volumes) -> str:
+    known = verify.read_verified(volumes.primary) if image.config.verify is not None else None
+    if known is None or known.result not in (verify.PENDING, verify.FAILED):
+        return ""
+    return f", unverified ({known.cause or 'not asked yet'})"
 
 
 def _first_process() -> str:
@@ -182,7 +192,9 @@ def _first_process() -> str:
 def _verify(image: Image, volumes: Volumes) -> str:
     """Have verified what is not verified yet; return what is not right, or ""."""
     run, steps = verify.pending(image, volumes.primary)
-    if not steps:
+    # Only in a rehearsal is it asked here, because that is what a rehearsal is about.
+    wanted, due = image.config.verify, verify.due(image, volumes.primary)
+    if not (steps or due):
         return ""
     with lock.Lock(inside=image.is_inside) as held:
         if not held.go_on(volumes.values()):
@@ -190,6 +202,11 @@ def _verify(image: Image, volumes: Volumes) -> str:
         speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=start.redactor())
         output = open_log(image, volumes, run, speaker)
         try:
-            return verify.verify(image, volumes, run, steps, output)
+            if wanted is None or not due:
+                return verify.verify(image, volumes, run, steps, output)
+            wrong = verify.ask(image, volumes, due, output, timeout_s=wanted.timeout_s)
+            if not wrong:
+                verify.conclude(volumes.primary, due, "")
+            return wrong
         finally:
             output.close()

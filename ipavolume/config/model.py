@@ -133,6 +133,21 @@ class ReadyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig:
+    """What is asked once of each run's outcome, by the container itself.
+
+    Attributes:
+        command: Words of a command that is to end with status 0; empty: only steps are asked.
+        ready_within_s: Seconds from the start on within which the application is to be ready.
+        timeout_s: Seconds from then on within which everything is to be found right.
+    """
+
+    command: tuple[str, ...] = ()
+    ready_within_s: int = 1800
+    timeout_s: int = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotConfig:
     """What is kept of the volumes before an upgrade, to go back to.
 
@@ -180,6 +195,9 @@ class Config:
         scriptlets: Which scriptlets run, or ``None`` for none.
         first_run: What configures a fresh volume, or ``None`` for nothing.
         ready: When the application is ready.
+        verify: What is asked once of each run's outcome, or ``None`` for nothing.
+        start_supervise: Without systemd, the start stays what it is, and what it executes is its
+            child.
         lock_lost: What follows when the lock of a volume on a network is lost: ``end`` the
             container or ``keep`` it; "": it is ended on NFS.
         snapshot: What is kept of the volumes before an upgrade.
@@ -202,6 +220,8 @@ class Config:
     scriptlets: ScriptletsConfig | None = None
     first_run: FirstRunConfig | None = None
     ready: ReadyConfig = ReadyConfig()
+    verify: VerifyConfig | None = None
+    start_supervise: bool = False
     lock_lost: str = ""
     snapshot: SnapshotConfig = SnapshotConfig()
     uncommitted: str = "auto"

@@ -23,6 +23,7 @@ from ipavolume.config.model import (
     ScriptletsConfig,
     SnapshotConfig,
     Substitution,
+    VerifyConfig,
     VolumeConfig,
     default_volume,
 )
@@ -283,6 +284,8 @@ def _read_config(top: _Table) -> Config:
         scriptlets=_read_scriptlets(top, default.scriptlets),
         first_run=_read_first_run(top, default.first_run),
         ready=_read_ready(top, default.ready),
+        verify=_read_verify(top, default.verify),
+        start_supervise=start.flag("supervise", default=default.start_supervise),
         lock_lost=lock.text("lost", default.lock_lost, check=_one_of(("end", "keep"))),
         snapshot=_read_snapshot(top, default.snapshot),
         uncommitted=_read_uncommitted(top, default.uncommitted),
@@ -464,6 +467,22 @@ def _read_uncommitted(top: _Table, default: str) -> str:
     word = table.text("uncommitted", default, check=_one_of(ROLLBACK_WORDS))
     table.done()
     return word
+
+
+def _read_verify(top: _Table, default: VerifyConfig | None) -> VerifyConfig | None:
+    if "verify" not in top:
+        return default
+    table = top.table("verify")
+    usual = default or VerifyConfig()
+    config = VerifyConfig(
+        command=table.texts("command", usual.command, check=_filled),
+        ready_within_s=table.seconds("ready-within-s", usual.ready_within_s),
+        timeout_s=table.seconds("timeout-s", usual.timeout_s),
+    )
+    # It is the only word that there is; who writes it says that the volume stays as it is.
+    table.text("on-failure", "keep", check=_one_of(("keep",)))
+    table.done()
+    return config
 
 
 def _read_snapshot(top: _Table, default: SnapshotConfig) -> SnapshotConfig:

@@ -27,6 +27,59 @@ def fork() -> int:
     return os.fork()
 
 
+def fork_application() -> int:
+    """Fork what the container is for; every signal waits for :func:`supervise` from now on.
+
+    The child is a process group of its own and has the terminal, so that what is typed there comes
+    once.
+
+    Returns:
+        The child's number, and 0 in the child.
+
+    Raises:
+        OSError: If there is no room for another process.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    child = 0
+    try:
+        child = fork()
+    finally:
+        if not child:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if not child:
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
+            os.tcsetpgrp(0, os.getpgrp())
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return child
+
+
+def supervise(application: int) -> int:
+    """Pass every signal on to *application*, and reap, until it has ended.
+
+    Returns:
+        Its exit status; of one that a signal killed 128 and its number, as a shell has it.
+    """
+    waited = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    while True:
+        # One that ended before this is no longer told of.
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == application:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            if pid == 0:
+                break
+        number = signal.sigwait(waited)
+        if number not in (signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(application, number)
+
+
 def look_on() -> None:
     """Be a process that nothing ends but SIGKILL, and that no terminal or init belongs to."""
     os.setsid()
@@ -122,6 +175,15 @@ def hear(fd: int, *, within_s: float) -> str:
     if not waiting.poll(within_s * 1000):
         return ""
     return os.read(fd, 4096).decode("utf-8", "replace")
+
+
+def kill(child: int) -> None:
+    """Kill a child of this process, if it has not been waited for already."""
+    # One that was waited for has given its number away.
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(child, os.WNOHANG)[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def end_others() -> None:

@@ -195,8 +195,8 @@ def describe(
 def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> bytes:
     """Return what a start on a current volume has to know, in a form that needs no parser.
 
-    Without an id every start takes the long way: where a volatile volume has to be filled, or
-    a step is asked, there is no start with nothing to do.
+    Without an id every start takes the long way: where a volatile volume has to be filled, a step
+    is asked, or the start stays, there is no start with nothing to do.
     """
     config = facts.config
     first_run = fastpath.NONE
@@ -209,7 +209,7 @@ def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> byte
         for step in find_steps(tree)
     )
     return fastpath.dump(
-        b"" if busy else header.build_id.encode(),
+        b"" if busy or config.start_supervise else header.build_id.encode(),
         first_run,
         [os.fsencode(volume.mount) for volume in header.volumes],
         [os.fsencode(word) for word in config.start_exec],

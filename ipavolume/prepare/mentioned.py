@@ -71,6 +71,8 @@ def _commands(config: Config, usual: Config) -> Iterator[tuple[str, Sequence[str
         yield "[first-run] command", config.first_run.command
     if config.ready.command != usual.ready.command:
         yield "[ready] command", config.ready.command
+    if config.verify is not None and config.verify != usual.verify:
+        yield "[verify] command", config.verify.command
 
 
 def _is_program(tree: ImageTree, word: str) -> bool:

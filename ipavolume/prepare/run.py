@@ -143,6 +143,7 @@ def prepare(
         config, new_lists = profile.complete(
             tree, parse_config(data), configured=not lists and mount is None
         )
+        systemd.check_supervision(tree, config)
     config = _with_options(config, lists=lists, mount=mount, template=template)
     templates = {volume.mount: volume.template for volume in config.volumes}
     with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:

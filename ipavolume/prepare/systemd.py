@@ -8,10 +8,11 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
+from ipavolume.config.model import Config
 from ipavolume.errors import ConfigurationError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
-from ipavolume.model.paths import is_within
+from ipavolume.model.paths import CONFIG_PATH, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UNIT_PLACES
 from ipavolume.prepare import shipment
@@ -89,6 +90,27 @@ def install(
     for path, fault in _faults(tree, online_unit):
         findings.add(Code.UNIT_ORDER, fault, path=path)
     return changed
+
+
+def check_supervision(tree: ImageTree, config: Config) -> None:
+    """Make sure that something of ours is there to verify what a run came to.
+
+    Raises:
+        ConfigurationError: If the start is replaced by another program than systemd, and is to
+            verify all the same.
+    """
+    words = config.start_exec
+    # What the command line executes is known only then; where systemd is there, it is that.
+    is_systemd = tree.resolve(words[0]) == tree.resolve(SYSTEMD) if words else tree.exists(SYSTEMD)
+    if config.verify is None or config.start_supervise or is_systemd:
+        return
+    raise ConfigurationError(
+        "[verify] is configured, but without systemd nothing of ours is left to ask once the start "
+        "has executed the application",
+        code="not-supervised",
+        path=CONFIG_PATH,
+        hint=f"Have the start stay: supervise = true in [start] of {CONFIG_PATH}.",
+    )
 
 
 def units(tree: ImageTree, listed: Iterable[str]) -> tuple[str, ...]:

@@ -1,24 +1,28 @@
-"""What upgrade steps want verified once the application has started.
+"""What is verified once the application has started: what upgrade steps want, and the image.
 
-The commands run when somebody asks whether the container is ready, until all of them have
-ended well once; what they came to is recorded on the volume.
+Where ``[verify]`` is configured, a process of the container itself asks, once a run, and the run is
+recorded as unanswered before its id is. Otherwise the commands of the steps run when somebody asks
+whether the container is ready, until all of them have ended well once. What they came to is
+recorded on the volume.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from ipavolume.errors import CommandFailedError
 from ipavolume.formats import checks
+from ipavolume.formats.jsonlines import dump_line
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.redaction import encodable
+from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.steps import loading, views
-from ipavolume.steps.api import Declaration
+from ipavolume.steps.api import Command, Declaration
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import run_command
 from ipavolume.steps.strays import Links
@@ -29,6 +33,9 @@ from ipavolume.volume.logs import RunLog
 from ipavolume.volume.members import Volume, damaged, open_state, read_json
 from ipavolume.volume.volumes import Volumes
 
+PENDING: Final = "pending"
+PASSED: Final = "passed"
+FAILED: Final = "failed"
 _STEP: Final = "step "
 
 
@@ -42,13 +49,17 @@ def pending(image: Image, volume: Volume) -> tuple[str, list[Declaration]]:
     runs = read_history(volume)
     if not runs:
         return "", []
-    last = runs[-1]
+    return runs[-1]["run"], _unanswered(image, volume, runs[-1])
+
+
+def _unanswered(image: Image, volume: Volume, last: Mapping[str, Any]) -> list[Declaration]:
+    """Return the steps of a run that have something to verify still."""
     executed = {row[0].removeprefix(_STEP) for row in last.get("tasks", [])}
     if not executed:
-        return last["run"], []
+        return []
     known = read_verified(volume)
     passed = known.passed if known is not None and known.run == last["run"] else ()
-    return last["run"], [
+    return [
         declaration
         for declaration in steps_of(image)
         if declaration.verifies
@@ -83,26 +94,97 @@ def verify(
             said = said or str(err)
         else:
             passed.append(declaration.name)
+    before = known if known is not None and known.run == run else Verified(run=run)
     _record(
-        volumes,
-        Verified(
-            run=run,
-            passed=tuple(passed),
-            failed=tuple(failed),
-            at=clock.now(),
-        ),
+        volumes.primary,
+        replace(before, passed=tuple(passed), failed=tuple(failed), at=clock.now()),
     )
     return said
 
 
-def _record(volumes: Volumes, verified: Verified) -> None:
-    line = json.dumps(checks.dump(verified)).encode("ascii") + b"\n"
-    with attempt("write to", volumes.primary.directory):
-        fd = files.open_at(volumes.primary.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
+def _record(volume: Volume, verified: Verified) -> None:
+    # A start on a current volume looks for the words of a line.
+    line = dump_line(checks.dump(verified))
+    with attempt("write to", volume.directory):
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         try:
             files.write_file(fd, VERIFIED, line)
         finally:
             os.close(fd)
+
+
+# -- once a run ----------------------------------------------------------------------------
+
+
+def expect(image: Image, volume: Volume, run: str) -> None:
+    """Record, before the id of a run's image, that its outcome is to be verified.
+
+    Where the image does not want that, nothing is left that an earlier run had to be asked.
+
+    Raises:
+        VolumeIOError: If that cannot be recorded.
+        UnsafeVolumeError: If what is recorded was altered.
+    """
+    if image.config.verify is not None:
+        _record(volume, Verified(run=run, result=PENDING))
+    elif (known := read_verified(volume)) is not None and known.result == PENDING:
+        _record(volume, replace(known, result=""))
+
+
+def due(image: Image, volume: Volume) -> str:
+    """Return the run whose outcome is to be verified still, or "".
+
+    Raises:
+        UnsafeVolumeError: If the record was altered.
+    """
+    known = read_verified(volume) if image.config.verify is not None else None
+    return known.run if known is not None and known.result == PENDING else ""
+
+
+def ask(image: Image, volumes: Volumes, run: str, output: RunLog, *, timeout_s: int) -> str:
+    """Have verified what the steps of *run* want, and then what the image wants.
+
+    Args:
+        image: The image.
+        volumes: Its volumes.
+        run: The run.
+        output: Its log.
+        timeout_s: Seconds that the command of the image may take.
+
+    Returns:
+        What is not right yet, or "".
+    """
+    row = next((one for one in read_history(volumes.primary) if one["run"] == run), {})
+    wrong = verify(image, volumes, run, _unanswered(image, volumes.primary, row), output)
+    config = image.config.verify
+    if wrong or config is None or not config.command:
+        return wrong
+    command = Command(words=config.command, reason="to verify the run", timeout_s=timeout_s)
+    links = Links(image, volumes, run=run, say=output.say)
+    try:
+        run_command(image, "[verify]", command, output, links)
+    except CommandFailedError as err:
+        return str(err)
+    return ""
+
+
+def conclude(volume: Volume, run: str, wrong: str) -> None:
+    """Record what the verification of *run* came to: "" nothing is wrong.
+
+    Raises:
+        VolumeIOError: If that cannot be recorded.
+        UnsafeVolumeError: If what is recorded was altered.
+    """
+    known = read_verified(volume)
+    _record(
+        volume,
+        replace(
+            known if known is not None and known.run == run else Verified(run=run),
+            at=clock.now(),
+            result=FAILED if wrong else PASSED,
+            cause=encodable(wrong)[:MAX_MESSAGE_CHARACTERS],
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +196,21 @@ class Verified:
         passed: Names of the steps that found everything right.
         failed: Names of those that did not, the last time they were asked.
         at: When, ISO 8601 in UTC.
+        result: Of the whole run where ``[verify]`` is configured, :data:`PENDING`, :data:`PASSED`
+            or :data:`FAILED`; else "".
+        cause: What was not right at the end, or "".
     """
 
     run: str
     passed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     at: str = ""
+    result: str = ""
+    cause: str = ""
+
+
+def _result(value: object) -> str:
+    return checks.one_of(value, ("", PENDING, PASSED, FAILED))
 
 
 def read_verified(volume: Volume) -> Verified | None:
@@ -136,7 +227,7 @@ def read_verified(volume: Volume) -> Verified | None:
         if data is None:
             return None
         try:
-            return checks.load(Verified, data)
+            return checks.load(Verified, {"result": "", "cause": "", **data}, {"result": _result})
         except checks.MalformedError as err:
             hint = "Find out who did that, and remove it: what it records is asked again."
             raise damaged(fd, VERIFIED, "was altered", hint=hint) from err

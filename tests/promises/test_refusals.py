@@ -630,7 +630,8 @@ def test_status_and_history_print_what_is_recorded(meeting: Meeting) -> None:
     assert meeting.run("upgrade").returncode == 0
     card = json.loads(run_ipavolume("status", "--json", meeting.volume).stdout)
     assert card.keys() == {
-        *("volume", "recorded", "first_run", "last_run", "lock", "attempts", "refused")
+        *("volume", "recorded", "first_run", "last_run", "lock", "attempts", "verified"),
+        "refused",
     }
     assert card["recorded"]["id"] == "two"
     assert card["recorded"]["volume"]["image"] == "one"

@@ -1,0 +1,172 @@
+"""Once the start has handed over: staying, where that is wanted, and verifying what a run came to.
+
+Without systemd a start that supervises stays the container's first process: it passes signals on,
+reaps, and ends with the status of what it executed. What is to be verified is asked by a process of
+its own; under systemd that is one that looks on, as in a rehearsal. Whoever is killed before the
+answer leaves the question on the volume, and the next start asks it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final, NoReturn
+
+from ipavolume.apply.run import open_log
+from ipavolume.commands import probe
+from ipavolume.commands.probe import Probe
+from ipavolume.commands.start import Beginning
+from ipavolume.commands.work import Shown, Work
+from ipavolume.config.model import VerifyConfig
+from ipavolume.context import Context
+from ipavolume.errors import (
+    EXIT_LOCKED,
+    CannotCreateError,
+    CommandFailedError,
+    IpaVolumeError,
+)
+from ipavolume.linux import clock, watching
+from ipavolume.model.progress import say_nothing
+from ipavolume.model.redaction import Redactor
+from ipavolume.steps import verify
+from ipavolume.volume import lock
+from ipavolume.volume.logs import Speaker
+
+_FIRST_S: Final = 1.0
+_LOOK_S: Final = 10.0
+"""It is looked at more often while it has just been started, then every ten seconds."""
+
+
+def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
+    """Leave what verifies and what supervises; return in the process that is to be executed.
+
+    Raises:
+        CannotCreateError: If there is no room for another process.
+        UnsafeVolumeError: If what is recorded of verifications was altered.
+    """
+    context = work.context
+    config = context.image.config
+    supervises = config.start_supervise and not beginning.systemd
+    # What is left to the online phase is committed, and recorded, only then.
+    asks = config.verify is not None and (
+        beginning.systemd
+        or (supervises and bool(verify.due(context.image, context.volumes.primary)))
+    )
+    onlooker = -1
+    try:
+        if asks:
+            onlooker = watching.fork()
+            if not onlooker:
+                _look_on(work, shown, beginning.redactor)
+        if not supervises:
+            return
+        application = watching.fork_application()
+    except OSError as err:
+        raise CannotCreateError(
+            f"cannot start a process beside the application: {err.strerror}",
+            hint="Raise the limit of processes (--pids-limit), then start again.",
+            state="the volume is fine",
+        ) from err
+    if not application:
+        return
+    work.lock.pause()
+    status = watching.supervise(application)
+    if onlooker > 0:
+        # It would be waited for: nothing but this ends it.
+        watching.kill(onlooker)
+    if os.getpid() == 1:
+        watching.end_others()
+    watching.leave(status)
+
+
+def _look_on(work: Work, shown: Shown, redactor: Redactor) -> NoReturn:
+    """Verify what there is to verify, record and tell what it came to, and end."""
+    try:
+        watching.look_on()
+        work.lock.pause()
+        verify_run(work.context, shown, redactor)
+    except IpaVolumeError as err:
+        # It is asked again by the next start.
+        shown.error(err)
+    finally:
+        watching.leave(0)
+    raise AssertionError
+
+
+def verify_run(context: Context, shown: Shown, redactor: Redactor) -> None:
+    """Wait until the volumes are current and the application ready; then verify the last run.
+
+    Raises:
+        IpaVolumeError: If that cannot be looked at, or its result not be recorded.
+    """
+    config = context.image.config.verify
+    volume = context.volumes.primary
+    begun = time.monotonic()
+    while _asked(context, Probe.STARTUP).exit_status != 0:
+        clock.wait(_patience_s(begun))
+    run = verify.due(context.image, volume)
+    if not run or config is None:
+        return
+    wrong = _until_known(context, config, run, redactor)
+    verify.conclude(volume, run, wrong)
+    if not wrong:
+        shown.tell(f"run {run} is verified")
+        return
+    shown.error(
+        CommandFailedError(
+            f"run {run} is committed, and was not found to be right: {wrong}",
+            code="unverified",
+            state="the volume is current, and the container goes on",
+            hint="Look at what is wrong (ipavolume history names the run, its log is in "
+            f"{volume.directory}/.ipavolume/logs). Once it is right, nothing else is to be done.",
+        )
+    )
+
+
+def _until_known(context: Context, config: VerifyConfig, run: str, redactor: Redactor) -> str:
+    """Return what is wrong when the time is up, or "" as soon as everything is right."""
+    begun = time.monotonic()
+    ready_since: float | None = None
+    while True:
+        answer = _asked(context, Probe.READY)
+        wrong = answer.text
+        if answer.exit_status == 0:
+            ready_since = ready_since or time.monotonic()
+            left_s = ready_since + config.timeout_s - time.monotonic()
+            wrong = _verify(context, run, redactor, timeout_s=max(round(left_s), 1))
+            if not wrong:
+                return ""
+        now = time.monotonic()
+        if ready_since is None and now - begun >= config.ready_within_s:
+            return f"not ready within {config.ready_within_s} s: {wrong}"
+        if ready_since is not None and now - ready_since >= config.timeout_s:
+            return wrong
+        clock.wait(_patience_s(begun))
+
+
+def _patience_s(begun: float) -> float:
+    """Return how long it is waited before it is looked again."""
+    return min(_FIRST_S + (time.monotonic() - begun) / _LOOK_S, _LOOK_S)
+
+
+def _verify(context: Context, run: str, redactor: Redactor, *, timeout_s: int) -> str:
+    volumes = context.volumes
+    with lock.Lock(inside=context.image.is_inside) as held:
+        if not held.go_on(volumes.values()):
+            return "another command of this container works on the volume"
+        speaker = Speaker(say=say_nothing, show=say_nothing, redactor=redactor)
+        output = open_log(context.image, volumes, run, speaker)
+        try:
+            return redactor.text(
+                verify.ask(context.image, volumes, run, output, timeout_s=timeout_s)
+            )
+        finally:
+            output.close()
+
+
+def _asked(context: Context, what: Probe) -> probe.Answer:
+    try:
+        return probe.ask(context, what)
+    except IpaVolumeError as err:
+        # In the middle of a run's own work what is read may be incomplete.
+        return probe.Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")

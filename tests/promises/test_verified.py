@@ -1,0 +1,172 @@
+"""What a run came to is verified once by the container itself, whoever probes it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support import inside
+from support.command import run_ipavolume
+from support.images import Image
+from support.requirements import need_root
+from support.taskworlds import World, build_packages, logs, step
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+CONFIG: Final = """
+[start]
+supervise = true
+[verify]
+command = ["sh", "-c", "{command}"]
+ready-within-s = {within}
+timeout-s = 1
+[ready]
+command = ["test", "-e", "/data/var/lib/svc/ready"]
+"""
+STEP_VERIFIES = '''
+
+def verify(volume):
+    """Have it seen that the step is asked, before the image is."""
+    yield Command(words=("sh", "-c", "echo step >>/data/var/lib/svc/asked"), reason="to be seen")
+'''
+# It says that it runs, and what it is told; it leaves a process that outlives it.
+APPLICATION: Final = """
+sleep 60 >/dev/null 2>&1 &
+trap 'echo told USR1' USR1
+trap 'echo told TERM; exit 7' TERM
+echo it runs
+while :; do read line <go; done
+"""
+
+
+@pytest.fixture(scope="module")
+def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A package in three versions."""
+    need_root()
+    return build_packages(tmp_path_factory.mktemp("rpms"))
+
+
+@pytest.fixture
+def world(tmp_path: Path, rpms: Mapping[str, Path]) -> World:
+    """A volume of the first version."""
+    world = World(tmp_path, rpms)
+    world.populate()
+    for name in ("go", "wait"):
+        os.mkfifo(world.volume / f"var/lib/svc/{name}")
+    return world
+
+
+def _image(world: World, command: str, *, within: int = 60) -> Image:
+    steps = {"s5000_logs": step(logs("done")) + STEP_VERIFIES}
+    return world.image("2", steps, config=CONFIG.format(command=command, within=within))
+
+
+@contextlib.contextmanager
+def _started(world: World, image: Image) -> Iterator[inside.Container]:
+    argv = [*inside.IPAVOLUME, "start", "--", "sh", "-c", f"cd /data/var/lib/svc; {APPLICATION}"]
+    with inside.started(image.root, world.volume, argv) as container:
+        _wait(container, "it runs")
+        yield container
+
+
+def _wait(container: inside.Container, line: str) -> None:
+    assert container.process.stdout is not None
+    for found in container.process.stdout:
+        if found.strip() == line:
+            return
+    assert container.process.stderr is not None
+    raise AssertionError(container.process.stderr.read())
+
+
+def _hear(container: inside.Container, word: str) -> str:
+    assert container.process.stderr is not None
+    for line in container.process.stderr:
+        if word in line:
+            return line
+    raise AssertionError(word)
+
+
+def _verified(world: World) -> dict[str, Any]:
+    found = json.loads((world.volume / ".ipavolume/verified.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_run_is_verified_once_and_the_start_passes_signals_and_status_on(world: World) -> None:
+    image = _image(world, "echo image >>/data/var/lib/svc/asked")
+    ready, asked = (world.volume / "var/lib/svc" / name for name in ("ready", "asked"))
+    with _started(world, image) as container:
+        # Not ready yet: nothing is asked, and everybody is told.
+        assert _verified(world)["result"] == "pending"
+        status = run_ipavolume("status", world.volume).stdout
+        assert "verified  not yet: run 0002-v2 is committed, and unverified" in status
+        ready.write_text("")
+        assert "run 0002-v2 is verified" in _hear(container, "verified")
+        assert asked.read_text() == "step\nimage\n"
+        container.send(signal.SIGUSR1)
+        _wait(container, "told USR1")
+        container.send(signal.SIGTERM)
+        _wait(container, "told TERM")
+        assert container.process.wait(60) == 7
+    assert (_verified(world)["result"], _verified(world)["passed"]) == ("passed", ["s5000_logs"])
+    card = json.loads(run_ipavolume("status", "--json", world.volume).stdout)
+    assert card["verified"]["result"] == "passed"
+    # The next start has nothing to ask.
+    done = world.run(image, "start", "--", "sh", "-c", "kill -9 $$", status=128 + 9)
+    assert "verified" not in done.stderr
+    assert asked.read_text() == "step\nimage\n"
+    assert "[cannot-execute]" in world.run(image, "start", "--", "no-such", status=73).stderr
+
+
+def test_one_that_was_killed_before_the_answer_is_asked_again(world: World) -> None:
+    image = _image(world, "echo asked >&2; cat /data/var/lib/svc/wait")
+    (world.volume / "var/lib/svc/ready").write_text("")
+    for _ in range(2):
+        with _started(world, image) as container:
+            # Its command is asked now: it has opened this.
+            writer = os.open(world.volume / "var/lib/svc/wait", os.O_WRONLY)
+            assert _verified(world)["result"] == "pending"
+            container.send(signal.SIGKILL)
+            container.process.wait(60)
+            os.close(writer)
+    assert _verified(world)["result"] == "pending"
+    assert world.build_id() == "v2"
+    with _started(world, image) as container:
+        os.close(os.open(world.volume / "var/lib/svc/wait", os.O_WRONLY))
+        _hear(container, "run 0002-v2 is verified")
+        container.send(signal.SIGTERM)
+        assert container.process.wait(60) == 7
+
+
+@pytest.mark.parametrize(
+    ("is_ready", "cause"),
+    [
+        pytest.param(False, "not ready within 1 s: not yet: test -e ", id="never ready"),
+        pytest.param(True, "[verify]: sh -c 'echo nobody answers; exit 3'", id="found wrong"),
+    ],
+)
+def test_what_is_not_right_is_told_and_the_container_goes_on(
+    world: World, *, is_ready: bool, cause: str
+) -> None:
+    image = _image(world, "echo nobody answers; exit 3", within=1)
+    if is_ready:
+        (world.volume / "var/lib/svc/ready").write_text("")
+    with _started(world, image) as container:
+        said = _hear(container, "[unverified]")
+        assert cause in said
+        assert _verified(world)["result"] == "failed"
+        container.send(signal.SIGUSR1)
+        _wait(container, "told USR1")
+        container.send(signal.SIGTERM)
+        assert container.process.wait(60) == 7
+    status = run_ipavolume("status", world.volume).stdout
+    assert "verified  not: run 0002-v2 is committed, and failed it" in status
+    assert world.build_id() == "v2"
+    # It was answered: a start does not ask again.
+    assert "unverified" not in world.run(image, "start", "--", "true").stderr
