@@ -19,7 +19,7 @@ from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.plan.snapshot import WayBack, partial
 from ipavolume.volume import history, layout, snapshots
-from ipavolume.volume.extent import left_out
+from ipavolume.volume.extent import EXACTLY, left_out
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.lockfile import make_state
@@ -92,6 +92,7 @@ class _Making:
         self._way = way
         self._meter = Meter(say, "making a snapshot", total=way.files, total_bytes=way.bytes)
         self._lacks = list(way.lacks)
+        self._passed: list[str] = []
         self._places: dict[str, tuple[int, int]] = {}
         self._count = 0
 
@@ -117,7 +118,7 @@ class _Making:
             bytes=sum(one.bytes for one in made),
             copied=sum(one.copied for one in made),
             devices=sum(one.devices for one in made),
-            left_out=self._way.leave_out,
+            left_out=(*self._way.leave_out, *self._passed),
             lacks=tuple(self._lacks),
         )
         if self._way.required and snapshot.is_partial:
@@ -186,6 +187,8 @@ class _Making:
             )
             files.write_all(stream.fileno(), b"".join(lines))
         self._lacks += [(f"{mount}/{path}".rstrip("/"), why) for path, why in done.lacks]
+        # What it does not have is not taken for something that came later.
+        self._passed += [f"{EXACTLY}{mount}/{path}" for path in done.passed]
         return done
 
     def _reached(self, st: os.stat_result) -> None:

@@ -63,6 +63,8 @@ class Cloned:
         devices: Number of sockets and devices, which are left out.
         lacks: What could not be read or kept for want of a right or an ability, and why; of these
             a thousand at most.
+        passed: Paths that are left as they are, with all below them: read-only subvolumes, and what
+            cannot be read or is encrypted; a thousand at most.
     """
 
     files: int
@@ -70,6 +72,7 @@ class Cloned:
     copied: int
     devices: int
     lacks: tuple[tuple[str, str], ...]
+    passed: tuple[str, ...] = ()
 
 
 def can_reflink(directory: int) -> bool | None:
@@ -176,6 +179,7 @@ class _Clone:
         self._reflink = reflink
         self._files = self._bytes = self._copied = self._devices = 0
         self._lacks: list[tuple[str, str]] = []
+        self._passed: list[str] = []
         self._is_encrypted = False
 
     def result(self) -> Cloned:
@@ -185,6 +189,7 @@ class _Clone:
             copied=self._copied,
             devices=self._devices,
             lacks=tuple(self._lacks),
+            passed=tuple(self._passed),
         )
 
     def run(self, source: int, made: int, is_left_out: Callable[[str], bool]) -> None:
@@ -243,11 +248,13 @@ class _Clone:
             cursor.enter(name)
             is_other = os.fstat(cursor.fd).st_dev != here.st_dev
             if is_other and (
-                files.mount_id(cursor.fd) != mount_id or files.is_read_only_subvolume(cursor.fd)
+                files.mount_id(cursor.fd) != mount_id
+                or (files.is_read_only_subvolume(cursor.fd) and self._pass_over(path))
             ):
                 cursor.leave()
             elif (_flags(cursor.fd) or 0) & _ENCRYPTED and not self._is_encrypted:
                 cursor.leave()
+                self._pass_over(path)
                 self._note(path)(OSError(errno.EXDEV, "it is encrypted, and this would not be"))
             else:
                 passed.append(path)
@@ -262,9 +269,17 @@ class _Clone:
             raise
         except OSError as err:
             if err.errno in _NOT_LET:
+                self._pass_over(path)
                 self._note(path)(err)
             elif err.errno not in _GONE:
                 raise
+
+    def _pass_over(self, path: str) -> bool:
+        """Take note of what is left as it is, unless that is too much."""
+        if len(self._passed) >= _MAX_LACKS:
+            return False
+        self._passed.append(path)
+        return True
 
     def _note(self, path: str) -> Callable[[OSError], None]:
         def note(err: OSError) -> None:

@@ -40,7 +40,8 @@ class Snapshot:
         bytes: What their content takes, in allocated blocks.
         copied: Number of files that could not be cloned.
         devices: Number of sockets and devices, which are left out.
-        left_out: Globs of what is left out, by the configuration.
+        left_out: Globs of what is left out, by the configuration; and with a ``=`` before each the
+            paths that were passed over, which going back leaves as they are.
         lacks: Paths that belong to the volumes and are not in it, with the reason: it is partial.
         format: Of the record; a larger one is not understood.
     """

@@ -7,6 +7,7 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from ipavolume.linux import files, mounts
 from ipavolume.linux.cloning import can_reflink
@@ -20,31 +21,27 @@ from ipavolume.volume.room import is_shown_read_only
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
-_CLONING = ("btrfs", "xfs")
-_NOT_KEPT = (
-    "overlay",
-    "tmpfs",
-    "devtmpfs",
-    "proc",
-    "sysfs",
-    "devpts",
-    "mqueue",
-    "cgroup",
-    "cgroup2",
+_CLONING: Final = ("btrfs", "xfs")
+_NOT_KEPT: Final = (
+    *("overlay", "tmpfs", "devtmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2"),
 )
+EXACTLY: Final = "="
+"""Begins what a snapshot passed over, in its list of what is left out."""
 
 
 def left_out(globs: Iterable[str], mount: str) -> Callable[[str], bool]:
     """Return what tells whether a path of the volume at *mount* is left out of a snapshot.
 
     A glob is written as the path that the image has, ``/var/log/**``, or that of the volume,
-    ``/data/var/log/**``; a ``*`` matches a slash as well. The path is relative to the volume's
-    root.
+    ``/data/var/log/**``; a ``*`` matches a slash as well. With :data:`EXACTLY` before it, it is a
+    path of the volume and no glob. What is asked for is relative to the volume's root.
     """
-    wanted = tuple(globs)
+    given = tuple(globs)
+    exact = frozenset(one.removeprefix(EXACTLY) for one in given if one.startswith(EXACTLY))
+    wanted = tuple(one for one in given if not one.startswith(EXACTLY))
 
     def is_left_out(path: str) -> bool:
-        return any(
+        return f"{mount}/{path}" in exact or any(
             fnmatch.fnmatchcase(f"/{path}", glob) or fnmatch.fnmatchcase(f"{mount}/{path}", glob)
             for glob in wanted
         )

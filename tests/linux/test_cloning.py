@@ -132,7 +132,7 @@ def test_what_is_mounted_is_not_entered_and_a_subvolume_is(filesystem: Filesyste
     subprocess.run(mount, check=True, timeout=60)
     try:
         (top / "mounted/other").write_text("elsewhere")
-        _clone(top)
+        cloned = _clone(top)
     finally:
         subprocess.run(["umount", top / "mounted"], check=True, timeout=60)
     clone = top.parent / "clone"
@@ -140,6 +140,7 @@ def test_what_is_mounted_is_not_entered_and_a_subvolume_is(filesystem: Filesyste
     assert not (clone / "mounted").exists()
     # As nobody can change it, nobody has to bring it back.
     assert not (clone / "kept").exists()
+    assert cloned.passed == ("kept",)
 
 
 def test_attributes_that_decide_how_a_file_is_stored_go_first(filesystem: Filesystems) -> None:

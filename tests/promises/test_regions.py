@@ -528,6 +528,7 @@ def test_what_is_encrypted_is_not_kept_in_the_clear(tmp_path: Path) -> None:
             os.close(source)
             os.close(above)
         assert [path for path, _ in cloned.lacks] == ["secret"]
+        assert cloned.passed == ("secret",)
         assert not (place / "clone/secret").exists()
 
 

@@ -75,3 +75,11 @@ def test_allocated_blocks_count_once_and_what_is_left_out_does_not(tmp_path: Pat
             assert 1 << 20 <= sum(size.bytes.values()) < (1 << 20) + (64 << 10)
         whole = extent.measure(volumes, image, (), say_nothing, inside=True)
         assert (whole.files, whole.lacks) == (4, ())
+
+
+def test_what_was_passed_over_is_a_path_and_no_glob() -> None:
+    is_left_out = extent.left_out(("/log*", "=/data/kept[1]*"), "/data")
+    assert [path for path in ("kept[1]*", "kept1x", "log/x", "kept") if is_left_out(path)] == [
+        "kept[1]*",
+        "log/x",
+    ]
