@@ -56,7 +56,8 @@ def check_room(volume: Volume, size: int, inodes: int) -> None:
         VolumeIOError: If they are not, or nothing can be written.
     """
     room = os.statvfs(volume.fd)
-    if room.f_flag & os.ST_RDONLY and is_of_root(volume):
+    is_mount = volume.directory == volume.mount
+    if room.f_flag & os.ST_RDONLY and is_mount and is_of_root(volume):
         raise VolumeIOError(
             f"nothing is mounted at {volume.mount}, and the container's root is read-only",
             code=NOT_MOUNTED,

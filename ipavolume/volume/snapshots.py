@@ -213,7 +213,8 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
         with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:
             if fd is None:
                 raise UnsafeVolumeError(
-                    f"the volume at {mount} has no part of the snapshot of run {snapshot.run}",
+                    f"the volume at {volumes[mount].directory} has no part of the snapshot of run "
+                    f"{snapshot.run}",
                     code=DAMAGED,
                     hint="Mount the volumes that belong together.",
                 )
@@ -386,7 +387,7 @@ def _open_part(volume: Volume, run: str, name: str) -> int:
         st = None if fd is None else files.lstat(fd, name)
         if fd is None or st is None or not stat.S_ISDIR(st.st_mode):
             raise UnsafeVolumeError(
-                f"the snapshot of run {run} has no {name!r} of the volume {volume.mount}",
+                f"the snapshot of run {run} has no {name!r} of the volume {volume.directory}",
                 code=DAMAGED,
                 hint=_HINT.format(run=run),
             )

@@ -423,6 +423,11 @@ def test_without_a_volume_nothing_is_installed_unless_that_is_meant(site: Site, 
     done = inside.run(image.root, {}, read_only, env=env)
     assert done.returncode == 74
     assert "nothing is mounted at /data, and the container's root is read-only" in done.stderr
+    # A directory that was given is where it is, as on a host: nothing is said of a container.
+    given = 'mkdir /given; mount -o remount,ro /; exec "$@" upgrade --volume /given'
+    done = inside.run(image.root, {}, ["sh", "-ec", given, "sh", *inside.IPAVOLUME])
+    assert done.returncode == 74
+    assert "the volume '/given' is mounted read-only [read-only]" in done.stderr
 
 
 def test_an_anonymous_volume_is_named_before_anything_is_installed(site: Site, rpm: Path) -> None:
