@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -437,3 +438,34 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
     again = world.run(two, "upgrade", status=77, env=always).stderr
     assert "[refused]" in again
     assert "s5010_judges" in again
+
+
+def test_what_lies_in_a_subvolume_is_brought_back_as_well(
+    filesystem: Filesystems, tmp_path: Path
+) -> None:
+    """Nothing can be renamed into it, nor out of it."""
+    world = Steps(tmp_path, build_packages(tmp_path / "rpms"))
+    place = filesystem("btrfs", ROOMY_MB) / "volume"
+    place.mkdir()
+    world.site.volumes["/data"] = place
+    one, two = world.image("1", {}), world.image("2", {})
+    library = place / "var/lib/svc"
+    library.parent.mkdir(parents=True)
+    subprocess.run(["btrfs", "-q", "subvolume", "create", str(library)], check=True, timeout=60)
+    world.site.upgrade(one)
+    (library / "changed").write_text("before")
+    (library / "changed").chmod(0o4750)
+    (library / "removed").mkdir()
+    (library / "removed/file").write_text("before")
+    before = picture(place, times=False, leave_out=lambda path: path.startswith("/.ipavolume"))
+    world.site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    (library / "changed").write_text("after")
+    shutil.rmtree(library / "removed")
+    (library / "came/deep").mkdir(parents=True)
+    (library / "came/deep/file").write_text("after")
+    world.site.run("rollback", two)
+    after = picture(place, times=False, leave_out=lambda path: path.startswith("/.ipavolume"))
+    assert differences(after, before) == []
+    aside = place / ".ipavolume/undone" / world.last_run()["run"] / "var/lib/svc"
+    assert (aside / "came/deep/file").read_text() == "after"
+    assert (aside / "changed").read_text() == "after"
