@@ -593,7 +593,23 @@ def history_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         lines += [escape(f"    warning: {text}") for text in run.get("warnings", [])]
         if run.get("overrides"):
             lines.append(escape(f"    overridden: {', '.join(run['overrides'])}"))
+        if run.get("undone"):
+            lines += _undone_lines(run)
     return lines
+
+
+def _undone_lines(run: Mapping[str, Any]) -> list[str]:
+    """Return what the entry of a rollback says besides."""
+    undone = run["undone"]
+    place = f"{STATE_DIRECTORY}/{layout.UNDONE}/{run['run']}"
+    size = size_text(undone.get("bytes", 0))
+    lines = [
+        f"    back to the snapshot of run {undone.get('snapshot', '')}; {size} put aside in "
+        f"{place} (ipavolume snapshot drop {run['run']} --undone)"
+    ]
+    for path, to in undone.get("changed", ()):
+        lines.append(f"    changed since: {path}" + (f", now {to}" if to else ""))
+    return list(map(escape, lines))
 
 
 def _duration(run: Mapping[str, Any]) -> str:

@@ -172,6 +172,9 @@ def test_the_image_from_before_an_upgrade_that_was_not_completed_goes_back(
     assert saved.read_text() == "tried something\n"
     assert f"kept in {aside} of its volume" in done.stdout
     assert "[refused]" in world.run("two", place, status=77).stderr
+    told = world.run("one", place, "history").stdout
+    assert f"back to the snapshot of run {undone['snapshot']}; " in told
+    assert f"changed since: /data/etc/app/mine, now /data/{aside}/etc/app/mine" in told
     assert done.stdout.endswith("the volume at /data is current (build-one)\n")
 
 
