@@ -400,8 +400,11 @@ def _judge_copies(question: Question) -> IpaVolumeError | None:
 
 
 def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | None:
-    """Refuse the image that the volume was taken back from; a run of it that is open goes on."""
-    if question.refused is None or state is State.UPGRADING:
+    """Refuse the image that the volume was taken back from.
+
+    A run of it that is open goes on, and so does going back, which whoever comes finishes.
+    """
+    if question.refused is None or state in (State.UPGRADING, State.GOING_BACK):
         return None
     record, until = question.refused
     where = question.place(question.mounts[0])

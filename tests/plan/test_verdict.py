@@ -483,6 +483,13 @@ def test_direction_and_consent_do_not_keep_an_image_from_going_back() -> None:
     assert (found.state, found.error) == (State.GOING_BACK, None)
 
 
+def test_an_image_that_was_gone_back_from_first_finishes_that() -> None:
+    """Killed at the very end it is recorded already that the image is not to be started again."""
+    undoing = amid(NEW, transaction=transaction(NEW, phase="undoing"))
+    found = judge(question(undoing, refused=GONE_BACK))
+    assert (found.state, found.error) == (State.GOING_BACK, None)
+
+
 def test_what_can_be_gone_back_to_is_named_with_the_command() -> None:
     blocked = judge(question(amid(NEWER), way_back=replace(SNAPSHOT, from_build="old"))).error
     newer = judge(question(of(NEWER), undoable=SNAPSHOT)).error
