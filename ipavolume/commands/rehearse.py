@@ -633,7 +633,10 @@ class _Rehearsal:
                     line = raw.decode("utf-8", "replace").rstrip("\r\n")
                     came_to = _told(line)
                     if came_to is not None:
-                        told = came_to
+                        # Who fails tells it before who looks on sees it, and has a beginning
+                        # of its own.
+                        passed_s = round(time.monotonic() - begun)
+                        told = told or replace(came_to, seconds=passed_s)
                         continue
                     last.append(line)
                     self._say(f"| {line}")

@@ -29,6 +29,7 @@ from ipavolume.errors import (
     UnsafeVolumeError,
     UsageError,
 )
+from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals, watching
 from ipavolume.linux.command import run_command
 from ipavolume.model.progress import say_nothing
@@ -49,6 +50,8 @@ _SETTLED_S: Final = 3.0
 """So long the application has to be ready: one that ends right away was ready, too."""
 _FAILED_S: Final = 5.0
 """As long as a unit that failed may take to be started again by what started it."""
+_LEFT_S: Final = 60.0
+"""As long as who has failed may take to end the container."""
 _EXIT_S: Final = 30
 _STOP_S: Final = 120.0
 """Then units that do not stop are not waited for."""
@@ -244,7 +247,6 @@ def _look_on(
 def _end_systemd(status: int) -> None:
     with contextlib.suppress(IpaVolumeError):
         words = ("systemctl", "--no-block", "exit", str(status))
-        watching.no_longer()
         if run_command(words, timeout_s=_EXIT_S, output=say_nothing).status == 0:
             clock.wait(_STOP_S)
     watching.power_off()
@@ -262,10 +264,12 @@ def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
                 return Rehearsed(ending=Ending.FINE, message=answer.text, seconds=round(now))
         else:
             ready_since = -1.0
-        wrong = ready.failed_units(context.image.config.ready) if units.is_booted() else ()
-        failed_since = -1.0 if not wrong else now if failed_since < 0 else failed_since
-        is_final = answer.exit_status == EXIT_COMMAND_FAILED
-        if is_final or timer.is_over or (wrong and now - failed_since >= _FAILED_S):
+        wrong = _failed_units(context.image)
+        # What the online phase fails by it tells itself, and ends the container by.
+        patience_s = _LEFT_S if answer.exit_status == EXIT_COMMAND_FAILED else _FAILED_S
+        has_failed = bool(wrong) or patience_s == _LEFT_S
+        failed_since = -1.0 if not has_failed else now if failed_since < 0 else failed_since
+        if timer.is_over or (has_failed and now - failed_since >= patience_s):
             return failed(
                 answer.text,
                 code="not-ready",
@@ -277,6 +281,16 @@ def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
             clock.wait(_LOOK_S)
         elif why := watching.hear(heard, within_s=_LOOK_S):
             return failed(why, code="ended", seconds=timer.passed_s)
+
+
+def _failed_units(image: Image) -> tuple[str, ...]:
+    if not units.is_booted():
+        return ()
+    try:
+        found = ready.failed_units(image.config.ready)
+    except IpaVolumeError:
+        return ()
+    return tuple(unit for unit in found if unit != image.config.online_unit)
 
 
 def _asked(context: Context) -> probe.Answer:

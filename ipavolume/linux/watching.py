@@ -81,15 +81,11 @@ def supervise(application: int) -> int:
 
 
 def look_on() -> None:
-    """Be a process that nothing ends but SIGKILL, and that no terminal or init belongs to."""
+    """Be a process that no terminal ends, and SIGTERM does: systemd waits for all that it asks."""
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def no_longer() -> None:
-    """Let SIGTERM end this process again: what ends the container waits for all that it asked."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave(status: int) -> None:

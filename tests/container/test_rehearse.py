@@ -39,7 +39,7 @@ from ipavolume.steps import Command
 COMPONENT = "svc"
 APPLIES_FROM = ""
 WHEN = "upgrade"
-PHASE = "offline"
+PHASE = "online"
 
 SAID = {
     b"step": "echo the records are of another version; exit 3",
