@@ -331,8 +331,8 @@ def prune(context: Context, say: Progress) -> None:
                 one = snapshots.open_snapshot(volumes, run)
                 own += [run] if one is not None and not one.by_hand else []
         verified = read_verified(volumes.primary)
-        failed = verified.run if verified is not None and verified.failed else ""
+        unverified = () if verified is None else verified.unverified
         for run in own[: max(len(own) - context.image.config.snapshot.keep, 0)]:
-            if run != failed:
+            if run not in unverified:
                 say(f"removing the snapshot of run {run}")
                 remove(volumes, run)

@@ -37,6 +37,8 @@ PENDING: Final = "pending"
 PASSED: Final = "passed"
 FAILED: Final = "failed"
 _STEP: Final = "step "
+_MAX_EARLIER: Final = 32
+"""There are not so many snapshots."""
 
 
 def pending(image: Image, volume: Volume) -> tuple[str, list[Declaration]]:
@@ -94,7 +96,7 @@ def verify(
             said = said or str(err)
         else:
             passed.append(declaration.name)
-    before = known if known is not None and known.run == run else Verified(run=run)
+    before = _of(known, run)
     _record(
         volumes.primary,
         replace(before, passed=tuple(passed), failed=tuple(failed), at=clock.now()),
@@ -113,6 +115,15 @@ def _record(volume: Volume, verified: Verified) -> None:
             os.close(fd)
 
 
+def _of(known: Verified | None, run: str) -> Verified:
+    """Return what is known of *run*, and of those before it."""
+    if known is None:
+        return Verified(run=run)
+    return (
+        known if known.run == run else Verified(run=run, earlier=known.unverified[-_MAX_EARLIER:])
+    )
+
+
 # -- once a run ----------------------------------------------------------------------------
 
 
@@ -125,10 +136,14 @@ def expect(image: Image, volume: Volume, run: str) -> None:
         VolumeIOError: If that cannot be recorded.
         UnsafeVolumeError: If what is recorded was altered.
     """
-    if image.config.verify is not None:
-        _record(volume, Verified(run=run, result=PENDING))
-    elif (known := read_verified(volume)) is not None and known.result == PENDING:
-        _record(volume, replace(known, result=""))
+    known = read_verified(volume)
+    if image.config.verify is None:
+        if known is not None and known.result == PENDING:
+            _record(volume, replace(known, result=""))
+        return
+    # A commit that was interrupted comes here again.
+    if known is None or known.run != run:
+        _record(volume, replace(_of(known, run), result=PENDING))
 
 
 def due(image: Image, volume: Volume) -> str:
@@ -179,7 +194,7 @@ def conclude(volume: Volume, run: str, wrong: str) -> None:
     _record(
         volume,
         replace(
-            known if known is not None and known.run == run else Verified(run=run),
+            _of(known, run),
             at=clock.now(),
             result=FAILED if wrong else PASSED,
             cause=encodable(wrong)[:MAX_MESSAGE_CHARACTERS],
@@ -199,6 +214,7 @@ class Verified:
         result: Of the whole run where ``[verify]`` is configured, :data:`PENDING`, :data:`PASSED`
             or :data:`FAILED`; else "".
         cause: What was not right at the end, or "".
+        earlier: Runs before it that were not found to be right, the last at the end.
     """
 
     run: str
@@ -207,6 +223,13 @@ class Verified:
     at: str = ""
     result: str = ""
     cause: str = ""
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """The runs that were not found to be right, or not asked; the last at the end."""
+        is_right = not self.failed and self.result in ("", PASSED)
+        return self.earlier if is_right else (*self.earlier, self.run)
 
 
 def _result(value: object) -> str:
@@ -227,7 +250,9 @@ def read_verified(volume: Volume) -> Verified | None:
         if data is None:
             return None
         try:
-            return checks.load(Verified, {"result": "", "cause": "", **data}, {"result": _result})
+            return checks.load(
+                Verified, {"result": "", "cause": "", "earlier": [], **data}, {"result": _result}
+            )
         except checks.MalformedError as err:
             hint = "Find out who did that, and remove it: what it records is asked again."
             raise damaged(fd, VERIFIED, "was altered", hint=hint) from err

@@ -326,13 +326,18 @@ def test_the_last_ones_stay_and_numbers_are_never_used_again(site: Site, images:
     assert run.name.startswith("0010-")
 
 
-def test_that_of_a_run_whose_result_was_not_right_stays(site: Site, images: Images) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"failed": ["s5000_app"]}, {"failed": [], "result": "failed", "cause": "nobody"}]
+)
+def test_that_of_a_run_whose_result_was_not_right_stays(
+    site: Site, images: Images, wrong: dict[str, Any]
+) -> None:
     """Until somebody drops it: what it was before may be what is wanted."""
     made = images()
     site.upgrade(made["1"])
     site.upgrade(made["2"], env=ALWAYS)
     (first,) = _snapshots(site.volume()).iterdir()
-    found = {"run": first.name, "passed": [], "failed": ["s5000_app"], "at": ""}
+    found = {"run": first.name, "passed": [], "at": "", **wrong}
     (site.volume() / ".ipavolume/verified.json").write_text(json.dumps(found) + "\n")
     site.upgrade(made["3"], env=ALWAYS)
     assert {one.name[:4] for one in _snapshots(site.volume()).iterdir()} == {"0002", "0003"}

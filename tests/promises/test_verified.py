@@ -170,3 +170,7 @@ def test_what_is_not_right_is_told_and_the_container_goes_on(
     assert world.build_id() == "v2"
     # It was answered: a start does not ask again.
     assert "unverified" not in world.run(image, "start", "--", "true").stderr
+    if is_ready:
+        # Its snapshot stays, whatever comes of the next one.
+        world.run(world.image("3", {}, config=CONFIG.format(command="true", within=1)), "upgrade")
+        assert (_verified(world)["run"], _verified(world)["earlier"]) == ("0003-v3", ["0002-v2"])
