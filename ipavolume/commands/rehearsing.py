@@ -192,8 +192,10 @@ def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
     signals.stop_after(0)
     try:
         if beginning.systemd:
+            # Where it is not, systemd will not be the container's first process, either.
+            is_first = os.getpid() == 1
             if not watching.fork():
-                _look_on(work, timer, tell, end=_end_systemd)
+                _look_on(work, timer, tell, end=_end_systemd if is_first else watching.leave)
             return
         application = watching.fork()
         if not application:
@@ -216,6 +218,9 @@ def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
         os.write(says, f"{what} {status} before it was known to be ready".encode("ascii"))
         status = watching.end_of(onlooker)
     watching.end_others()
+    if ended != application:
+        # Where this is not the first process, nothing else ends it.
+        watching.kill(application)
     watching.leave(status)
 
 

@@ -8,7 +8,6 @@ answer leaves the question on the volume, and the next start asks it.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Final, NoReturn
 
@@ -74,8 +73,7 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
     if onlooker > 0:
         # It would be waited for: nothing but this ends it.
         watching.kill(onlooker)
-    if os.getpid() == 1:
-        watching.end_others()
+    watching.end_others()
     watching.leave(status)
 
 

@@ -183,7 +183,12 @@ def kill(child: int) -> None:
 
 
 def end_others() -> None:
-    """End every other process of this container, politely first; this is its first process."""
+    """End every other process of this container, politely first, if this is its first process.
+
+    Otherwise the others are somebody else's, with ``--pid=host`` a whole machine's.
+    """
+    if os.getpid() != 1:
+        return
     for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, number)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.command import clean_environment
+from support.requirements import need_tool
 
 from ipavolume.linux import watching
 
@@ -46,3 +47,20 @@ def test_it_is_done_when_time_is_up_and_not_when_it_is_dismissed(
         assert time.monotonic() < deadline
     watching.dismiss(guard)
     assert done.exists() == needed
+
+
+@pytest.mark.root
+def test_who_is_not_the_first_process_ends_nobody_else() -> None:
+    # In a name space of its own, where nobody else is there to be ended by mistake.
+    code = "from ipavolume.linux import watching; watching.end_others()"
+    script = 'sleep 60 & "$0" -c "$1" && kill -0 "$!" && echo it lives'
+    command = [need_tool("unshare"), "--pid", "--fork", "--kill-child", "sh", "-c", script]
+    done = subprocess.run(
+        [*command, sys.executable, code],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        env=clean_environment(),
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (0, "it lives\n"), done.stderr
