@@ -71,19 +71,25 @@ def race(where: Path, contestants: Sequence[Contestant], rounds: int = ROUNDS) -
             contestant.run(directory, count=number > 0)
 
 
-class FileSystem:
-    """An ext4 in a sparse file, mounted for one row."""
+MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "4096"),
+    "xfs": ("mkfs.xfs", "-q"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+}
 
-    def __init__(self, directory: Path, megabytes: int) -> None:
+
+class FileSystem:
+    """A file system in a sparse file, mounted for one row."""
+
+    def __init__(self, directory: Path, megabytes: int, kind: str = "ext4") -> None:
         """Make and mount it below *directory*."""
-        self.image = directory / "ext4.img"
+        self.image = directory / f"{kind}.img"
         self.mount = directory / "mnt"
         self.mount.mkdir(parents=True, exist_ok=True)
         self.image.unlink(missing_ok=True)
         with self.image.open("wb") as stream:
             stream.truncate(megabytes << 20)
-        options = ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "4096"]
-        run("mkfs.ext4", *options, str(self.image))
+        run(*MAKE[kind], str(self.image))
         run("mount", "-o", "loop", str(self.image), str(self.mount))
 
     def __enter__(self) -> Path:
@@ -263,6 +269,42 @@ def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tu
     return result
 
 
+def snapshots(command: str, directory: Path, count: int) -> list[tuple[str, ...]]:
+    """Measure what a snapshot costs on each file system, beside a copy as large."""
+    packages = directory / "packages"
+    run("rm", "-rf", str(packages), str(directory / "image-1"))
+    packages.mkdir(parents=True)
+    image = make_image(directory, command, packages, count, 1)
+    result: list[tuple[str, ...]] = []
+    for kind in MAKE:
+        megabytes = 3000 + count * 14 * (ROUNDS + 3) * 2 // 1024
+        with FileSystem(directory, megabytes, kind) as mount:
+            volume = mount / "volume"
+            volume.mkdir()
+            where = ("--root", str(image), "--volume", str(volume))
+            run(command, "upgrade", "-q", *where)
+
+            def copy(area: Path, volume: Path = volume) -> Sequence[str]:
+                made = "cp -a --reflink=auto --"
+                return ["sh", "-c", f"{made} {volume} {area}/copy && sync -f {area}"]
+
+            def create(_area: Path, where: Sequence[str] = where) -> Sequence[str]:
+                run(command, "snapshot", "drop", "--all", *where)
+                return [command, "snapshot", "create", *where]
+
+            race_ = [
+                Contestant("cp -a --reflink=auto + sync -f", copy),
+                Contestant("snapshot", create),
+            ]
+            area = mount / "area"
+            area.mkdir()
+            race(area, race_)
+            row = f"snapshot, {kind} {count}"
+            result += table(row, race_, race_[0].name, race_[1].name)
+    run("rm", "-rf", str(packages), str(image))
+    return result
+
+
 def table(
     row: str, contestants: Sequence[Contestant], reference: str, ours: str
 ) -> list[tuple[str, ...]]:
@@ -302,6 +344,9 @@ def main() -> None:
             str(Path(options.interpreter).absolute()),
             options.directory.absolute(),
             count,
+        )
+        lines += snapshots(
+            str(Path(options.command).absolute()), options.directory.absolute(), count
         )
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     for line in (head, *lines):
