@@ -44,6 +44,7 @@ PHASE = "online"
 TIMEOUT_S = 3 * 3600
 CONFIG = "cn=config"
 COMPAT = "cn=schema compatibility,cn=plugins,cn=config"
+AGREEMENTS = {"nsds5replicationagreement", "nsdswindowsreplicationagreement"}
 STATE = "/var/lib/ipa/sysrestore/sysrestore.state"
 KEYS = (
     *("/etc/*.keytab", "/etc/*/*.keytab", "/etc/ipa/dnssec/*.keytab"),
@@ -120,7 +121,7 @@ def _peers(content: bytes) -> Iterator[str]:
         classes = {
             line.partition(":")[2].strip() for line in lines if line.startswith("objectclass:")
         }
-        if "nsds5replicationagreement" in classes:
+        if classes & AGREEMENTS:
             yield values.get("nsds5replicahost", values.get("cn", "another server")).strip()
 
 

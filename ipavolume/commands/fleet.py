@@ -104,39 +104,46 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
         image: The image to judge all of them by, or "".
 
     Raises:
-        CommandFailedError: If the engine of *choice* does not answer, or none does.
+        CommandFailedError: If an engine does not answer, or none is installed.
     """
     if directories:
         return [Place(name=one, directory=one, image=image) for one in directories]
     found: list[Place] = []
-    silent: list[IpaVolumeError] = []
-    for name in (choice,) if choice else NAMES:
+    absent: list[IpaVolumeError] = []
+    names = (choice,) if choice else NAMES
+    for name in names:
         engine = Engine(name)
         try:
             users = engine.users()
             found += [_place(engine, one, users, image) for one in engine.volumes()]
-        except StoppedError:
-            raise
         except IpaVolumeError as err:
-            silent.append(err)
-    if silent and len(silent) == (1 if choice else len(NAMES)):
-        raise silent[0]
+            # One that is there and does not answer has volumes that would just be missing.
+            if err.code != "no-command" or choice:
+                raise
+            absent.append(err)
+    if len(absent) == len(names):
+        raise absent[0]
     return found
 
 
 def _place(engine: Engine, volume: NamedVolume, users: Sequence[User], image: str) -> Place:
     using = [user for user in users if volume.name in dict(user.volumes).values()]
-    # Of several the one that runs is what it is for now.
-    user = max(using, key=lambda one: one.is_running, default=None)
+    # Who only has it, too, as a backup, does not have it where its images have a volume.
+    user = max(using, key=lambda one: (_is_at(one, volume.name), one.is_running), default=None)
     place = Place(name=volume.name, directory=volume.directory, engine=engine.name)
     if user is None:
         return replace(place, image=image or volume.image)
     return replace(
         place,
         container=user.name,
-        image=image or volume.image or user.image_id,
+        image=image or user.image_id or volume.image,
         others=dict(user.volumes),
     )
+
+
+def _is_at(user: User, name: str) -> bool:
+    """Tell whether a container has a volume where volumes of images mostly are."""
+    return any(place == _MOUNT and one == name for place, one in user.volumes)
 
 
 # -- looking -----------------------------------------------------------------------------
@@ -171,7 +178,7 @@ class Fleet:
         Raises:
             StoppedError: If a signal asked for an end.
         """
-        directories = {place.name: place.directory for place in places_}
+        directories = {(place.engine, place.name): place.directory for place in places_}
         for place in places_:
             signals.check()
             try:
@@ -190,7 +197,7 @@ class Fleet:
         try:
             volume = members.open_volume(_MOUNT, place.directory)
         except VolumeIOError:
-            if place.engine and not self._all and not os.path.lexists(place.directory):
+            if place.engine and not self._all and _is_absent(place.directory):
                 # One that is only mounted while a container uses it; whose it is nobody can tell.
                 return None
             raise
@@ -225,16 +232,16 @@ class Fleet:
             reason="" if place.image else "no image is known to judge it by",
         )
 
-    def _judged(self, row: Row, directories: Mapping[str, str]) -> Row:
+    def _judged(self, row: Row, directories: Mapping[tuple[str, str], str]) -> Row:
         place = row.place
         try:
             copy, mounts = self._copy(place)
         except IpaVolumeError as err:
             return replace(row, reason=str(err), code=err.code)
         where = {
-            mount: directories.get(name, name)
+            mount: directories.get((place.engine, name), name)
             for mount, name in place.others.items()
-            if mount in mounts and (name.startswith("/") or name in directories)
+            if mount in mounts and (name.startswith("/") or (place.engine, name) in directories)
         }
         primary = mounts[0]
         if place.others and where.get(primary) != place.directory:
@@ -272,6 +279,17 @@ class Fleet:
         return found
 
 
+def _is_absent(directory: str) -> bool:
+    try:
+        os.lstat(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        # Where this user cannot look, there may be one.
+        return False
+    return False
+
+
 def _bytes(volume: members.Volume) -> int:
     """Return the allocated bytes of all that is on a volume but ours."""
     looked = walk(volume.fd, volume.mount, mounted=(), unreadable=lambda *_: None)
@@ -298,6 +316,13 @@ def write(path: str, content: str) -> None:
     try:
         directory = os.open(above or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            st = files.lstat(directory, name)
+            if st is not None and not stat.S_ISREG(st.st_mode):
+                # /dev/stdout would be another thing from then on, for everybody.
+                raise CannotCreateError(
+                    f"{path!r} is no file, and would be replaced by one",
+                    hint="Name a file: --output FILE; without it standard output is written to.",
+                )
             files.write_file(directory, name, content.encode("utf-8", "surrogateescape"))
         finally:
             os.close(directory)

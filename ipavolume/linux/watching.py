@@ -39,6 +39,8 @@ def fork_application() -> int:
     Raises:
         OSError: If there is no room for another process.
     """
+    # Who started us may have it ignored, and then nobody is told of an end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     child = 0
     try:

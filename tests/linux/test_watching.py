@@ -64,3 +64,21 @@ def test_who_is_not_the_first_process_ends_nobody_else() -> None:
         timeout=30,
     )
     assert (done.returncode, done.stdout) == (0, "it lives\n"), done.stderr
+
+
+def test_a_supervisor_whose_starter_ignored_ends_of_children_hears_of_them() -> None:
+    code = (
+        "import os, sys; from ipavolume.linux import watching\n"
+        "child = watching.fork_application()\n"
+        "os.execlp('sh', 'sh', '-c', 'exit 3') if not child else None\n"
+        "sys.exit(watching.supervise(child))"
+    )
+    script = 'trap "" CHLD; exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, code],
+        check=False,
+        env=clean_environment(),
+        timeout=30,
+        start_new_session=True,
+    )
+    assert done.returncode == 3

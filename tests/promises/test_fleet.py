@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from support.command import run_ipavolume
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import Site
+
+from ipavolume.commands.fleet import _place
+from ipavolume.engines.engine import Engine, NamedVolume, User
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -130,6 +135,52 @@ def test_metrics_are_what_prometheus_takes(fleet: tuple[Path, Image], tmp_path: 
 def test_metrics_read_no_image(fleet: tuple[Path, Image]) -> None:
     said = listed(fleet, "--format", "metrics", "--image", "app:2", status=2)
     assert said == ""
+
+
+def test_what_is_no_file_is_not_replaced_by_one(fleet: tuple[Path, Image], tmp_path: Path) -> None:
+    """Such as /dev/stdout, which would be a file from then on, for everybody."""
+    link, pipe = tmp_path / "stdout", tmp_path / "pipe"
+    link.symlink_to("/proc/self/fd/1")
+    os.mkfifo(pipe)
+    for path in (link, pipe):
+        said = run_ipavolume("list", "--output", path, fleet[0] / "current", status=73).stderr
+        assert "is no file" in said
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+
+
+def test_an_engine_that_does_not_answer_is_no_empty_list(tmp_path: Path) -> None:
+    for name, script in (
+        ("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1"),
+        ("podman", "exit 0"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = run_ipavolume("list", status=None, env=env)
+    assert said.returncode not in (0, 1)
+    assert "docker" in said.stderr
+    assert said.stdout == ""
+
+
+def test_a_volume_is_judged_by_the_image_of_the_container_that_has_it_as_its_own() -> None:
+    volume = NamedVolume(name="v", directory="/x", is_directory=True, image="label")
+
+    def user(name: str, place: str, *, runs: bool) -> User:
+        return User(
+            name=name,
+            image_id=f"sha256:{name}",
+            image_name="",
+            is_running=runs,
+            volumes=((place, "v"),),
+        )
+
+    server, backup = user("server", "/data", runs=False), user("backup", "/from", runs=True)
+    judge = functools.partial(_place, Engine("docker"), volume)
+    assert judge([backup, server], "").image == "sha256:server"
+    assert judge([backup, server], "").container == "server"
+    assert judge([], "").image == "label"
+    assert judge([server], "named").image == "named"
 
 
 def test_a_file_that_cannot_be_written_is_said(fleet: tuple[Path, Image], tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_one_file_knows_version_manual_and_examples(file: Path, bare: Path, tmp_
 
 
 def test_one_file_is_executed_by_its_first_line(file: Path) -> None:
+    # Copied as it is, it is for everybody.
+    assert file.stat().st_mode & 0o777 == 0o755
     assert _run(file, "--version").startswith("ipavolume ")
 
 
