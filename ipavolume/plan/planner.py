@@ -275,7 +275,8 @@ class _Planner:
             return False
         if old is not None and self._collected.view.target(path) == old.content:
             return False
-        if self._collected.view.link_standing(path) is not LinkStanding.TRUSTED:
+        standing = self._collected.view.link_standing(path)
+        if standing not in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE):
             return False
         why = "leads elsewhere by a symbolic link; what lies behind it is not managed"
         self._stays_for_now(path, old, disk, new, Rule.RELOCATED, why)

@@ -219,6 +219,8 @@ def test_the_answer_of_the_image_itself_is_the_same(top: Path) -> None:
                     *("check", "--json", "--engine", "docker", "--image", reference),
                     *("--volume-name", name),
                     status=status,
+                    # As in the image: the tests' own commands make none.
+                    env={"IPAVOLUME_SNAPSHOT": "auto"},
                 )
             )
             for options in ([], ["--read-only"], ["--user", "12345"]):

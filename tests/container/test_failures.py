@@ -20,6 +20,7 @@ from typing import Final
 import pytest
 from support import containers
 from support.containers import PREFIX, Container
+from support.images import picture
 
 pytestmark = pytest.mark.slow
 
@@ -199,7 +200,9 @@ def install_a_server(work: Path, volume: Path) -> tuple[str, ...]:
 
 
 def break_off_an_upgrade(work: Path, volume: Path) -> tuple[str, ...]:
-    assert start(NEW, volume, *stepped(STEP)(work, volume)).status == 13
+    # With a snapshot the old image would go back.
+    without = ("-e", "IPAVOLUME_SNAPSHOT=never")
+    assert start(NEW, volume, *stepped(STEP)(work, volume), *without).status == 13
     return ()
 
 
@@ -344,6 +347,24 @@ def test_the_last_lines_say_cause_state_and_what_to_do(
         said = re.findall(r"-e IPAVOLUME_[A-Z]+=[\w:,-]+", ended.line("hint"))
         again = start(failure.image, volume, *options, *" ".join(said).split())
         assert again.status == 0, again.log
+
+
+def test_the_old_image_goes_back_and_serves(bases: dict[str, Path], tmp_path: Path) -> None:
+    """What an orchestrator does that puts the old image back, and then tries the new one again."""
+    volume = containers.copy(bases["old"], tmp_path)
+    assert start(NEW, volume, *stepped(STEP)(tmp_path, volume)).status == 13
+    ended = start(OLD, volume)
+    assert ended.status == 0, ended.log
+    assert "the volume is going back" in ended.log
+    assert "is current" in ended.log.splitlines()[-1]
+    before, now = (
+        picture(one, times=False, leave_out=lambda path: path.startswith("/.ipavolume"))
+        for one in (bases["old"], volume)
+    )
+    assert now == before
+    again = start(NEW, volume)
+    assert again.status == 77, again.log
+    assert "[refused]" in again.log
 
 
 def test_a_full_disk_is_told_and_nothing_is_written(tmp_path: Path) -> None:

@@ -935,7 +935,9 @@ def test_a_link_where_a_new_package_brings_a_directory_ends_as_with_rpm(tmp_path
         by_rpm = {path: value for path, value in rpm.items() if path.startswith(f"{name}/x")}
         stays = {f"{name}/x": f"link {LINKS[link]}"}
         assert by_rpm == (stays if "directory" in link or what == "ghost" else below), name
-        if by_rpm == stays and len(below) == 1:
+        # From a host, as here, nobody can tell whether what is off the volumes is in the container.
+        unknown = link == "dangling" and len(below) == 1
+        if (by_rpm == stays or unknown) and len(below) == 1:
             assert here == stays, name
             assert f"{name}/x" not in saved
         else:
