@@ -277,6 +277,10 @@ class _Reader(io.FileIO):
         except OSError as err:
             raise placed(err, self.fileno()) from None
 
+    def seekable(self) -> bool:
+        """Tell that it is, as a file: what a call says that fails is no reason to deny it."""
+        return True
+
     def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:
         """Go to a place."""
         try:

@@ -32,12 +32,12 @@ def open_lock(directory: int, name: str) -> int:
         OSError: If that fails.
     """
     try:
-        return os.open(name, os.O_RDWR | _FLAGS, dir_fd=directory)
+        return files.open_at(directory, name, os.O_RDWR | _FLAGS)
     except OSError as err:
         # EPERM: it was made immutable, which planning says of it as of everything else.
         if err.errno not in (errno.EROFS, errno.EPERM):
             raise
-        return os.open(name, os.O_RDONLY | _FLAGS, dir_fd=directory)
+        return files.open_at(directory, name, os.O_RDONLY | _FLAGS)
 
 
 def make_lock(directory: int, name: str) -> None:

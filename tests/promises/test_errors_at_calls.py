@@ -251,7 +251,7 @@ def test_an_error_of_a_call_that_only_looks_is_told_and_is_no_bug(
             continue
         elif done.returncode == 1 or "Traceback" in text or not told:
             wrong.append((f"{error} at {call}", f"{done.returncode}: {text}"))
-        elif done.returncode == 74 and not re.search(r"/[\w.-]+/", text):
+        elif done.returncode == 74 and not re.search(r"/[\w.-]+[/']", text):
             wrong.append((f"{error} at {call}", f"names no path: {text}"))
     assert not wrong, tell(wrong)
 
