@@ -12,7 +12,7 @@ from ipavolume.apply.area import discard_staging, open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
 from ipavolume.context import Context
-from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, VolumeIOError
+from ipavolume.errors import IpaVolumeError, LockedError, RefusedError
 from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.progress import say_nothing
@@ -21,7 +21,7 @@ from ipavolume.model.tasks import Phase, Task, TaskRecord, TaskState, pending
 from ipavolume.plan import assess
 from ipavolume.plan.assess import refuse
 from ipavolume.plan.conduct import Does, Kind, conduct
-from ipavolume.plan.draft import Draft, draft
+from ipavolume.plan.draft import Draft, draft, not_read
 from ipavolume.plan.tasks import refuse_outside
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import facts as state
@@ -299,11 +299,7 @@ def _outcome(
 def _refuse_unreadable(made: Draft) -> None:
     """Refuse a plan that leaves something out because it could not be looked at."""
     for path, why in made.unreadable:
-        raise VolumeIOError(
-            f"cannot read {path!r}: {why}",
-            hint="Run it as root, check the disk and the kernel's log, then start again.",
-            state=failures.STATE_UNTOUCHED,
-        )
+        raise not_read(path, why)
 
 
 def _drop_stale(volumes: Volumes, facts: Mapping[str, Facts]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +11,7 @@ from os import fsencode
 from typing import BinaryIO, Final
 
 from ipavolume.context import Context
-from ipavolume.errors import ManifestError
+from ipavolume.errors import ManifestError, ObstructedError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files
@@ -31,6 +33,7 @@ from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import adopt, candidates, extent, owners
 from ipavolume.volume.facts import Facts
+from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import chain_run, next_run, old_runs
@@ -289,11 +292,15 @@ def _draft_compared(
     fresh, unknown = _estranged(context.volumes, facts)
     unknown_old = plan.kind == Kind.ADOPT
     unreadable: list[tuple[str, str]] = []
+    broken: list[tuple[str, str]] = []
     read_only: list[str] = []
     index = bytearray(image.records * INDEX_ENTRY.size)
 
     def cannot_read(path: str, err: OSError) -> None:
         unreadable.append((path, err.strerror or str(err)))
+        if err.errno not in (errno.EACCES, errno.EPERM):
+            # Who may not look knows that; a disk that fails nobody expects.
+            broken.append(unreadable[-1])
 
     def everything() -> Iterator[tuple[str, DiskState, Xattrs]]:
         meter = Meter(say, "looking at the owners of files")
@@ -316,7 +323,7 @@ def _draft_compared(
     same = None
     if not (fresh or unknown or unknown_old or renumbered or context.options.checksum):
         same = _same_records(image, context.volumes.primary, primary.baseline)
-    with context.volumes.tree() as tree:
+    with _told_of(broken), context.volumes.tree() as tree:
         if same is None:
             if unknown_old:
                 old, old_lines, old_index = _told(
@@ -379,6 +386,30 @@ def _draft_compared(
         pristine=made.pristine,
         old=old,
         unreadable=tuple(unreadable),
+    )
+
+
+@contextlib.contextmanager
+def _told_of(broken: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Have told what could not be read, where only for that something else is in the way.
+
+    Raises:
+        VolumeIOError: If that is so.
+    """
+    try:
+        yield
+    except ObstructedError as err:
+        if not broken:
+            raise
+        raise not_read(*broken[0]) from err
+
+
+def not_read(path: str, why: str) -> VolumeIOError:
+    """Return what refuses a plan that leaves *path* out because it could not be looked at."""
+    return VolumeIOError(
+        f"cannot read {path!r}: {why}",
+        hint="Run it as root, check the disk and the kernel's log, then start again.",
+        state=STATE_UNTOUCHED,
     )
 
 
