@@ -12,13 +12,15 @@ from ipavolume.plan import agreements
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
 
+PROFILE: Final = "freeipa"
+"""The profile of images whose volumes have such a server."""
 _SERVERS: Final = "etc/dirsrv"
 _DSE: Final = "dse.ldif"
 _MAX_BYTES: Final = 64 << 20
 
 
 def disable(copy: Volume) -> tuple[str, ...]:
-    """Disable the replication agreements of every server on *copy*; return their names.
+    """Disable the replication agreements of every server on *copy*, durably; return their names.
 
     Raises:
         VolumeIOError: If a configuration cannot be read or replaced.
@@ -53,10 +55,13 @@ def _disable_in(servers: int, server: str) -> tuple[str, ...]:
             data = stream.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), _DSE)
-        data, names = agreements.disable(data)
-        if names:
-            files.write_complete(directory, f".{_DSE}.new", data, kept)
+        disabled, names = agreements.disable(data)
+        if disabled != data:
+            files.write_complete(directory, f".{_DSE}.new", disabled, kept)
             files.rename(directory, f".{_DSE}.new", directory, _DSE)
+        if names:
+            # Also for what one that was killed has renamed.
+            os.fsync(directory)
         return names
     finally:
         os.close(directory)

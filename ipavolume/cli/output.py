@@ -237,7 +237,8 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
 def rehearsed(found: Rehearsed) -> None:
     """Print from inside its container what a rehearsal came to, in one line."""
     _teller().clear()
-    click.echo(text.dump_json(text.rehearsed_data(found)))
+    # What the application printed last may have no end of a line.
+    click.echo(f"\n{text.dump_json(text.rehearsed_data(found))}")
 
 
 def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: bool) -> None:

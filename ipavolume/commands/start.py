@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume import fastpath
-from ipavolume.apply import attempts, volatile
+from ipavolume.apply import attempts, replication, volatile
 from ipavolume.apply.run import open_log
 from ipavolume.commands import backoff, upgrade
 from ipavolume.commands.upgrade import Outcome
@@ -35,7 +35,6 @@ from ipavolume.volume import failures, lock, rehearsal
 from ipavolume.volume.attempts import FIRST_RUN, START
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
-from ipavolume.volume.volumes import Volumes
 
 _PATIENCE_S: Final = 3600.0
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
@@ -150,6 +149,10 @@ def _start(
     with Work(options) as work:
         context = work.context
         beginning = begin(context.image, arguments)
+        if options.rehearsal:
+            # It ends by itself, and not before it is known how the application does.
+            request = replace(beginning.request, hold=False, leave="")
+            beginning = replace(beginning, request=request)
         hold = hold or beginning.request.hold
         work.take(shown.say)
         outcome = work.attempt(
@@ -290,7 +293,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
         if context.options.rehearsal:
-            _mark_copies(context.volumes)
+            _mark_copies(context)
         volatile.fill_volatile(context.image, context.volatile, speaker.say)
 
     phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
@@ -308,13 +311,21 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     return _after(context, beginning, outcome, speaker, phases, begin=begin)
 
 
-def _mark_copies(volumes: Volumes) -> None:
-    """Make copies of the volumes that are not marked as such: a claim may just have been cloned."""
+def _mark_copies(context: Context) -> None:
+    """Make copies of the volumes that are not marked as such: a claim may just have been cloned.
+
+    Who is to be one replicates with nobody; where this was killed between the two, the next start
+    does what is left.
+    """
+    volumes = context.volumes
     primary = volumes.facts()[volumes.primary.mount].identity
     uuid = primary.uuid if primary is not None else ""
     for mount, facts in volumes.facts().items():
         if facts.rehearsal_of is None:
             rehearsal.mark(volumes[mount], rehearsal_of=uuid, now=clock.now())
+    if context.image.config.profile == replication.PROFILE:
+        for volume in volumes.values():
+            replication.disable(volume)
 
 
 def _go_online(work: Work, beginning: Beginning, speaker: Speaker, boot: Boot) -> Outcome:

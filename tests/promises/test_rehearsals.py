@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from support import inside
@@ -148,6 +148,48 @@ def test_an_application_that_ends_or_is_not_ready_in_time_has_failed(
     )
     assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
     assert "port 4" in told(done)["message"]
+
+
+@pytest.mark.parametrize("word", ["exit-on-finished", "no-exit"])
+def test_the_application_is_started_whatever_a_container_is_told_to_do_instead(
+    site: Site, versions: tuple[Path, Path], word: str
+) -> None:
+    second = site.image(
+        "two",
+        versions[1:],
+        lists={"/data": ["/etc/app/"]},
+        config='[start]\nexec = ["sh", "-c", "printf started; exit 4"]\n',
+    )
+    done = start(second, site, word)
+    assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
+    assert "ended with status 4" in told(done)["message"]
+    # The result has a line of its own although the application did not end its own.
+    assert done.stdout.splitlines()[-2] == "started"
+
+
+AGREEMENT: Final = b"dn: cn=to-b\nobjectClass: nsds5replicationagreement\ncn: to-b\n"
+
+
+def test_no_agreement_of_a_directory_server_is_enabled_in_a_pod(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    second = site.image(
+        "two",
+        versions[1:],
+        lists={"/data": ["/etc/app/"]},
+        config='profile = "freeipa"\n[start]\nexec = ["sh", "-c", "echo started"]\n'
+        "[scriptlets]\npackages = []\nsubstitute = []\n",
+    )
+    config = site.volume() / "etc/dirsrv/slapd-A/dse.ldif"
+    config.parent.mkdir(parents=True)
+    config.write_bytes(AGREEMENT)
+    start(second, site, env={})
+    assert config.read_bytes() == AGREEMENT
+    for _ in range(2):
+        # Also where the one that marked the copy was killed before it came to this.
+        config.write_bytes(AGREEMENT)
+        start(second, site)
+        assert b"nsds5ReplicaEnabled: off" in config.read_bytes()
 
 
 def test_how_long_it_may_take_is_in_seconds() -> None:
