@@ -14,6 +14,7 @@ from ipavolume.linux import signals
 
 _GRACE_S = 10.0
 _POLL_S = 0.1
+_ASKING = (*signals.STOPPING, signal.SIGHUP)
 
 
 def fork() -> int:
@@ -130,7 +131,8 @@ def end_of(child: int) -> int:
 def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
     """Leave a process that executes a command unless it is told in time that it is not needed.
 
-    It does so when this process is killed, too; :func:`dismiss` tells it.
+    It does so when this process is killed, too; :func:`dismiss` tells it. No signal that asks for
+    an end ends it before.
 
     Args:
         words: The command.
@@ -143,13 +145,23 @@ def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
         OSError: If there is none.
     """
     heard, says = os.pipe()
-    child = fork()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
+    try:
+        child = fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     if child:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(heard)
         return child, says
     try:
         os.close(says)
         look_on()
+        # Who ends a whole service or session ends the one that it stands in for as well.
+        for number in _ASKING:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if not hear(heard, within_s=within_s):
             os.execvp(words[0], list(words))  # noqa: S606 - no shell is what is wanted
     finally:

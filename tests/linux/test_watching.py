@@ -36,6 +36,18 @@ def test_it_is_done_when_who_would_have_is_killed(tmp_path: Path) -> None:
         assert done.read_text() == "done\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_who_ends_a_whole_session_politely_does_not_end_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    done = tmp_path / "done"
+    guard = watching.guard(("sh", "-c", f"echo > {done}"), within_s=1)
+    os.kill(guard[0], number)
+    os.waitid(os.P_PID, guard[0], os.WEXITED | os.WNOWAIT)
+    watching.dismiss(guard)
+    assert done.exists()
+
+
 @pytest.mark.parametrize("needed", [True, False])
 def test_it_is_done_when_time_is_up_and_not_when_it_is_dismissed(
     tmp_path: Path, *, needed: bool
