@@ -11,14 +11,17 @@ from typing import Final
 from ipavolume.errors import EXIT_COMMAND_FAILED, EXIT_LOCKED
 
 _NETWORK: Final = re.compile(
-    r"temporary failure in name resolution|name or service not known|could not resolve"
-    r"|cannot resolve|failed to resolve|unable to resolve|unknown host|host not found"
+    r"temporary failure in name resolution|name or service not known"
+    r"|(could not|cannot|can't|failed to|unable to) resolve (the )?"
+    r"(host|proxy|peer|domain|server|kdc|(network )?address|dns)"
+    r"|could not translate host name|\bunknown host\b|\bhost not found"
     r"|network is unreachable|network is down|no route to host|no servers could be reached"
-    r"|connection timed out|could not connect to server",
+    r"|connection timed out",
     re.IGNORECASE,
 )
 """What resolvers, ``strerror(3)`` and common clients say where there is no network. That a
-connection is refused is not among it: on the same machine that is a service that is not there."""
+connection is refused is not among it: on the same machine that is a service that is not there; nor
+that something else than a host cannot be resolved: users, symbols, specifiers of units."""
 
 
 class Ending(enum.StrEnum):

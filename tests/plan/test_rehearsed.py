@@ -19,6 +19,26 @@ from ipavolume.plan.rehearsed import Ending, failed
         pytest.param(["connect: Network is unreachable", "giving up"], Ending.UNDECIDED, id="IP"),
         pytest.param(["ldap: No route to host"], Ending.UNDECIDED, id="route"),
         pytest.param(["dig: no servers could be reached"], Ending.UNDECIDED, id="dig"),
+        pytest.param(["curl: (5) Could not resolve proxy: x"], Ending.UNDECIDED, id="proxy"),
+        pytest.param(["wget: unable to resolve host address 'x'"], Ending.UNDECIDED, id="wget"),
+        pytest.param(
+            ["kinit: Cannot resolve servers for KDC in realm X"], Ending.UNDECIDED, id="KDC"
+        ),
+        pytest.param(
+            ["tmpfiles: Failed to resolve user 'dirsrv': No such process"],
+            Ending.FAILED,
+            id="a user",
+        ),
+        pytest.param(["tmpfiles: Failed to resolve group 'x'"], Ending.FAILED, id="a group"),
+        pytest.param(["ns-slapd: could not resolve symbol x"], Ending.FAILED, id="a symbol"),
+        pytest.param(
+            ["a.service: Failed to resolve unit specifiers in %q"], Ending.FAILED, id="a unit"
+        ),
+        pytest.param(
+            ["psql: could not connect to server: No such file or directory"],
+            Ending.FAILED,
+            id="a server of this machine",
+        ),
         pytest.param(["connect: Connection refused"], Ending.FAILED, id="nobody here"),
         pytest.param(["database needs an upgrade"], Ending.FAILED, id="something else"),
         pytest.param([], Ending.FAILED, id="nothing said"),
