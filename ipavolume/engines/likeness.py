@@ -136,10 +136,10 @@ _Taken = Iterator[tuple[str, str | LeftOut]]
 def _taken(engine: str, found: Mapping[str, Any], image: Mapping[str, Any], place: Place) -> _Taken:
     host = _table(found, "HostConfig")
     yield from _identity(engine, found, image, place)
-    yield from _rights(engine, found, host)
+    yield from _rights(engine, found, host, relabel=place.relabel)
     yield from _resources(host)
     yield from _mounts(found, host, place)
-    yield from _left_out(host)
+    yield from _left_out(found, host)
 
 
 def _identity(
@@ -172,7 +172,9 @@ def _identity(
             yield "--add-host", value
 
 
-def _rights(engine: str, found: Mapping[str, Any], host: Mapping[str, Any]) -> _Taken:
+def _rights(
+    engine: str, found: Mapping[str, Any], host: Mapping[str, Any], *, relabel: bool
+) -> _Taken:
     if host.get("Privileged") is True:
         why = "name what it needs: --run-option=--cap-add=..., --run-option=--security-opt=..."
         yield "", LeftOut(what="privileged", why=why)
@@ -193,6 +195,8 @@ def _rights(engine: str, found: Mapping[str, Any], host: Mapping[str, Any]) -> _
             yield "", LeftOut(what="its seccomp profile", why=f"{why}=FILE")
         else:
             yield "--security-opt", value
+    if relabel:
+        yield from _level(found, host)
     if host.get("ReadonlyRootfs") is True:
         yield "--read-only", ""
     if engine == "podman":
@@ -208,6 +212,17 @@ def _rights(engine: str, found: Mapping[str, Any], host: Mapping[str, Any]) -> _
         yield "--cgroupns", cgroups
     for key, value in sorted(_table(host, "Sysctls").items()):
         yield "--sysctl", f"{key}={value}"
+
+
+def _level(found: Mapping[str, Any], host: Mapping[str, Any]) -> _Taken:
+    """Yield by which of SELinux's levels it reads what only the other one may read."""
+    level = ":".join(_text(found, "ProcessLabel").split(":")[3:])
+    given = _texts(host, "SecurityOpt")
+    said = ("level", "disable", "nested")
+    if level and not any(
+        one.startswith("label") and one[len("label=") :].startswith(said) for one in given
+    ):
+        yield "--security-opt", f"label=level:{level}"
 
 
 def _created_with(words: Sequence[str]) -> _Taken:
@@ -277,14 +292,27 @@ def _is_reaching(source: str) -> bool:
     return any(path.startswith(f"{one}/") or f"{one}/".startswith(path) for one in _REACHING)
 
 
-def _left_out(host: Mapping[str, Any]) -> _Taken:
+def _left_out(found: Mapping[str, Any], host: Mapping[str, Any]) -> _Taken:
     for one in host.get("Devices") or ():
         if isinstance(one, Mapping):
             why = "devices are shared with the host: --run-option=--device=..."
             yield "", LeftOut(what=f"device {_text(one, 'PathOnHost')}", why=why)
-    for key, what in (("PidMode", "processes"), ("IpcMode", "memory"), ("UTSMode", "name")):
-        if _text(host, key) == "host":
-            yield "", LeftOut(what=f"the host's {what}", why="it has its own")
+    for key, what, why in (
+        ("PidMode", "processes", "it has its own"),
+        ("IpcMode", "memory", "it has its own"),
+        ("UTSMode", "name", "it has its own"),
+        ("NetworkMode", "network", "its own leads nowhere"),
+    ):
+        mode = _text(host, key)
+        if mode == "host":
+            yield "", LeftOut(what=f"the host's {what}", why=why)
+        elif mode.startswith("container:"):
+            yield "", LeftOut(what=f"another container's {what}", why=why)
+    for one in _table(found, "Config").get("Secrets") or ():
+        if isinstance(one, Mapping):
+            name = _text(one, "Name")
+            why = f"the engine does not tell how it has it: --run-option=--secret={name}"
+            yield "", LeftOut(what=f"secret {name}", why=why)
 
 
 def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

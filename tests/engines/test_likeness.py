@@ -90,6 +90,10 @@ def test_what_podman_says_is_taken_over() -> None:
         pytest.param({"CapAdd": ["ALL"]}, "capability ALL", id="all capabilities"),
         pytest.param({"SecurityOpt": ['seccomp={"a":1}']}, "its seccomp profile", id="seccomp"),
         pytest.param({"Devices": [{"PathOnHost": "/dev/kvm"}]}, "device /dev/kvm", id="device"),
+        pytest.param({"NetworkMode": "host"}, "the host's network", id="the host's network"),
+        pytest.param(
+            {"NetworkMode": "container:1"}, "another container's network", id="another's network"
+        ),
         pytest.param({"PidMode": "host"}, "the host's processes", id="PID namespace"),
     ],
 )
@@ -164,6 +168,36 @@ def test_without_a_network_its_name_leads_to_itself() -> None:
         *("--hostname", "ipa.example.test", "--add-host", "ipa.example.test:127.0.0.1"),
         *("--add-host", "kdc:192.0.2.8", "--tmpfs", "/tmp"),
     )
+
+
+def test_podmans_secrets_are_named() -> None:
+    found = likeness("podman", {"Config": {"Secrets": [{"Name": "key", "ID": "1"}]}}, {}, PLACE)
+    assert [one.what for one in found.left_out] == ["secret key"]
+    assert "--secret=key" in found.left_out[0].why
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [
+        pytest.param([], ("--security-opt", "label=level:s0:c1,c2"), id="the engine's"),
+        pytest.param(["label=level:s0:c7"], ("--security-opt", "label=level:s0:c7"), id="named"),
+        pytest.param(["label=disable"], ("--security-opt", "label=disable"), id="none"),
+    ],
+)
+def test_with_selinux_it_reads_what_the_other_container_reads(
+    given: list[str], level: tuple[str, ...]
+) -> None:
+    found = {
+        "ProcessLabel": "system_u:system_r:container_t:s0:c1,c2",
+        "HostConfig": {"SecurityOpt": given},
+        "Mounts": [mount("/etc/ssl", "/ssl")],
+    }
+    place = Place(volumes={"/data": "/clones/0"}, relabel=True)
+    assert likeness("docker", found, {}, place).options == (
+        *level,
+        *("--volume", "/clones/0:/data:Z", "--volume", "/etc/ssl:/ssl:ro"),
+    )
+    assert "label=level:s0:c1,c2" not in likeness("docker", found, {}, PLACE).options
 
 
 def test_why_it_is_left_out_says_how_it_is_had() -> None:
