@@ -67,12 +67,14 @@ class Keep:
 
     Attributes:
         wanted: Somebody wants to look at them.
+        marked: They say that they are copies: no others are kept.
         path: Where they are then, once they are.
     """
 
     def __init__(self, *, wanted: bool) -> None:
         """Take what is wanted."""
         self.wanted = wanted
+        self.marked = False
         self.path = ""
 
 
@@ -101,21 +103,26 @@ def made(above: str, keep: Keep) -> Iterator[Clones]:
             yield clones
         finally:
             with attempt("remove", clones.path):
-                if keep.wanted and files.listdir(fd):
-                    keep.path = f"{above.rstrip('/')}/{_KEPT}{number}"
+                if keep.wanted and keep.marked:
                     files.rename(parent, f"{_PREFIX}{number}", parent, f"{_KEPT}{number}")
+                    keep.path = f"{above.rstrip('/')}/{_KEPT}{number}"
                 else:
                     trees.remove_tree(parent, f"{_PREFIX}{number}")
 
 
 def _make(parent: int) -> tuple[str, int]:
+    number = uuid.uuid4().hex[:12]
+    return number, _made_locked(parent, f"{_PREFIX}{number}")
+
+
+def _made_locked(parent: int, name: str) -> int:
+    """Make a directory and lock it; who cleans may remove it in between."""
     for _ in range(_ROUNDS):
-        number = uuid.uuid4().hex[:12]
-        files.make_directory(parent, f"{_PREFIX}{number}")
+        files.make_directory(parent, name)
         with contextlib.suppress(FileNotFoundError):
-            fd = _locked(parent, f"{_PREFIX}{number}")
+            fd = _locked(parent, name)
             if fd is not None:
-                return number, fd
+                return fd
     raise OSError(errno.EBUSY, "it is removed again and again")
 
 
@@ -156,11 +163,15 @@ def in_memory(clones: Clones) -> Iterator[str]:
         ) from err
     try:
         with attempt("write to", place):
-            files.make_directory(parent, clones.name)
-        yield f"{place}/{clones.name}"
+            # As long as it is locked nobody takes it for one that was left.
+            fd = _made_locked(parent, clones.name)
+        try:
+            yield f"{place}/{clones.name}"
+        finally:
+            with contextlib.suppress(OSError):
+                trees.remove_tree(parent, clones.name)
+            os.close(fd)
     finally:
-        with contextlib.suppress(OSError):
-            trees.remove_tree(parent, clones.name)
         os.close(parent)
 
 
@@ -169,22 +180,33 @@ def in_memory(clones: Clones) -> Iterator[str]:
 
 def clean(engine: Engine, above: str, say: Progress) -> None:
     """Remove what rehearsals that were killed have left: with this engine, and in *above*."""
+    working: set[str] = set()
     for kind, command in (
         ("container", ("ps", "--all", "--quiet")),
         ("network", ("network", "ls", "--quiet")),
     ):
         for one in engine.listed(*command, "--filter", f"label={LABEL}"):
-            labels = _labels(engine.inspected(kind, one))
+            found = engine.inspected(kind, one)
+            labels = _labels(found)
             number, path = labels.get(LABEL, ""), labels.get(PLACE, "")
-            if path.endswith(f"/{_PREFIX}{number}") and number.isalnum():
+            if _runs(found) and not os.path.lexists(path):
+                # It ends by itself; who rehearses may see other directories than this process.
+                working.add(number)
+            if path.endswith(f"/{_PREFIX}{number}") and number.isalnum() and number not in working:
                 with _left(path) as is_left:
                     if is_left:
                         say(f"removing the {kind} that a rehearsal has left: {_NAME}{number}")
                         engine.remove(kind, one)
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(above)):
-            if name.startswith(_PREFIX):
-                _remove_left(f"{above.rstrip('/')}/{name}", say)
+    for place, prefix in ((above, _PREFIX), *((one, _NAME) for one in handover.places())):
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(place)):
+                if name.startswith(prefix):
+                    _remove_left(f"{place.rstrip('/')}/{name}", say)
+
+
+def _runs(found: Mapping[str, Any] | None) -> bool:
+    state = (found or {}).get("State")
+    return isinstance(state, Mapping) and True in (state.get("Running"), state.get("Paused"))
 
 
 def _labels(found: Mapping[str, Any] | None) -> Mapping[str, str]:
@@ -229,13 +251,11 @@ def _remove_left(path: str, say: Progress) -> None:
     with _left(path) as is_left:
         if not is_left:
             return
-        say(f"removing the copies that a rehearsal has left: {path}")
-        for place in handover.places():
-            _remove(place, f"{_NAME}{name.removeprefix(_PREFIX)}")
+        say(f"removing what a rehearsal has left: {path}")
         try:
             _remove(above, name)
         except OSError as err:
-            say(f"they cannot be removed: {err.strerror or err}")
+            say(f"it cannot be removed: {err.strerror or err}")
 
 
 def _remove(above: str, name: str) -> None:

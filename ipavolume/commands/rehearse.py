@@ -45,7 +45,7 @@ from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.volume import attempts, members, rehearsal, ways
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.layout import UNDONE
+from ipavolume.volume.layout import SNAPSHOTS, UNDONE
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
@@ -60,11 +60,14 @@ _SPARE_BYTES: Final = 64 << 20
 _LATER_S: Final = 120.0
 """The container ends by itself when its time is up; this much later it is ended."""
 _KEPT_LINES: Final = 20
-_FREEIPA: Final = "freeipa"
+_TOLD: Final = '{"rehearsal": '
 _SELINUX: Final = "/sys/fs/selinux/enforce"
+_NOT_COPIED: Final = tuple(f"{STATE_DIRECTORY}/{name}" for name in (SNAPSHOTS, UNDONE))
+"""What going back is made of, which no rehearsal does; it may be as much as all else."""
 NOT_SHOWN: Final = (
     "replication: what other servers make of what the upgrade writes",
     "renewal of certificates, trusts, and whatever else asks another machine",
+    "snapshots and going back: none is made, and those of the volume are not copied",
     "clients, and how it does under their load",
 )
 """What no rehearsal can show."""
@@ -194,7 +197,7 @@ def rehearse(wish: Wish, say: Progress) -> Report:
         with Image(copy.root, called=wish.image) as image:
             header, profile = image.header, image.config.profile
         given = _places(engine, wish.volumes, header)
-        user = _User.of(engine, given.values())
+        user = User.of(engine, given)
         places = {**_places_in(user, header), **given}
         missing = [one.mount for one in header.volumes if not one.volatile]
         missing = [mount for mount in missing if mount not in places]
@@ -214,9 +217,14 @@ def rehearse(wish: Wish, say: Progress) -> Report:
         clones.clean(engine, above, say)
         if (refused := _refused(wish, copy.root, places, say)) is not None:
             return replace(report, rehearsed=refused)
-        with clones.made(above, keep) as made:
-            rehearsing_ = _Rehearsal(wish, engine, header, profile, places, user, made, say)
-            report = rehearsing_.run(report)
+        try:
+            with clones.made(above, keep) as made:
+                rehearsing_ = _Rehearsal(wish, engine, header, profile, places, user, made, say)
+                report = rehearsing_.run(report, keep)
+        except IpaVolumeError as err:
+            if keep.path:
+                err.details = (*err.details, f"the copies are kept in {keep.path!r}")
+            raise
         return replace(report, kept=keep.path)
 
 
@@ -280,7 +288,7 @@ def _refused(wish: Wish, root: str, places: Mapping[str, str], say: Progress) ->
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _User:
+class User:
     """The containers that use the volumes.
 
     Attributes:
@@ -293,27 +301,31 @@ class _User:
 
     @property
     def name(self) -> str:
+        """What that one is called, or ""."""
         name = self.found.get("Name")
         return name.lstrip("/") if isinstance(name, str) else ""
 
     @classmethod
-    def of(cls, engine: Engine, places: Iterable[str]) -> _User:
-        wanted = set(places)
+    def of(cls, engine: Engine, places: Mapping[str, str]) -> User:
+        """Return the containers that use the directories *places*, which are named by mount."""
+        wanted = set(places.values())
         users = []
         for one in engine.listed("ps", "--all", "--quiet", "--no-trunc"):
             found = engine.inspected("container", one) or {}
-            sources = {os.path.realpath(mount["Source"]) for mount in _mounts(found)}
-            if sources & wanted:
-                users.append(found)
+            used = [(m["Destination"], os.path.realpath(m["Source"])) for m in _mounts(found)]
+            if wanted & {source for _, source in used}:
+                # A backup has the volume as well, and mounts it elsewhere.
+                users.append((any(one in places.items() for one in used), found))
         # One that runs before one that was used last.
-        users.sort(key=lambda found: (_runs(found), str(found.get("Created", ""))))
-        running = tuple(str(found.get("Id")) for found in users if _runs(found))
-        return cls(found=users[-1] if users else {}, running=running)
+        users.sort(key=lambda one: (one[0], _runs(one[1]), str(one[1].get("Created", ""))))
+        running = tuple(str(found.get("Id")) for _, found in users if _runs(found))
+        return cls(found=users[-1][1] if users else {}, running=running)
 
 
 def _runs(found: Mapping[str, Any]) -> bool:
     state = found.get("State")
-    return isinstance(state, Mapping) and state.get("Running") is True
+    # One that is paused runs with docker, and does not with podman.
+    return isinstance(state, Mapping) and True in (state.get("Running"), state.get("Paused"))
 
 
 def _mounts(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -327,10 +339,78 @@ def _mounts(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _places_in(user: _User, header: ImageHeader) -> dict[str, str]:
+def _places_in(user: User, header: ImageHeader) -> dict[str, str]:
     wanted = [one.mount for one in header.volumes if not one.volatile]
     found = {one["Destination"]: os.path.realpath(one["Source"]) for one in _mounts(user.found)}
     return {mount: found[mount] for mount in wanted if mount in found}
+
+
+@contextlib.contextmanager
+def paused(engine: Engine, container: str, name: str, say: Progress) -> Iterator[None]:
+    """Have a container paused meanwhile, and go on afterwards whatever becomes of this process.
+
+    Args:
+        engine: Its engine.
+        container: Its id.
+        name: What it is called.
+        say: Told of it.
+
+    Raises:
+        LockedError: If somebody else pauses it or lets it go on.
+        IpaVolumeError: If it cannot be paused, or stays paused.
+    """
+    if _is_paused(engine, container):
+        raise _others(name, "somebody else has paused")
+    say(f"pausing {name} for the copy")
+    guard = watching.guard((engine.name, "unpause", container), within_s=_GUARD_S)
+    with contextlib.ExitStack() as stack:
+        stack.callback(watching.dismiss, guard)
+        try:
+            is_ours = engine.pause(container)
+        except BaseException:
+            # It may have been done all the same.
+            _unpause(engine, container)
+            raise
+        if not is_ours:
+            raise _others(name, "somebody else has paused")
+        try:
+            yield
+        except BaseException:
+            _unpause(engine, container)
+            raise
+        if not _unpause(engine, container):
+            raise _others(name, "did not stay paused while it was copied")
+
+
+def _unpause(engine: Engine, container: str) -> bool:
+    """Let a container go on; return whether it was paused until now.
+
+    Raises:
+        IpaVolumeError: If it stays paused.
+    """
+    try:
+        engine.order("unpause", container, to_the_end=True)
+    except IpaVolumeError:
+        # The guard may have been first, or somebody; whether it goes on is what matters.
+        if _is_paused(engine, container):
+            raise
+        return False
+    return True
+
+
+def _is_paused(engine: Engine, container: str) -> bool:
+    state = (engine.inspected("container", container) or {}).get("State")
+    return isinstance(state, Mapping) and state.get("Paused") is True
+
+
+def _others(name: str, what: str) -> LockedError:
+    return LockedError(
+        f"the volume is in use by {name}, which {what}",
+        code="in-use",
+        hint="Is there another rehearsal, or a backup? Try again once that is done, or copy "
+        "without a pause: --live.",
+        state="the volume was not touched",
+    )
 
 
 # -- one rehearsal -----------------------------------------------------------------------
@@ -346,7 +426,7 @@ class _Rehearsal:
         header: ImageHeader,
         profile: str,
         places: Mapping[str, str],
-        user: _User,
+        user: User,
         made: Clones,
         say: Progress,
     ) -> None:
@@ -360,7 +440,7 @@ class _Rehearsal:
         self._say = say
         self._names = {mount: str(number) for number, mount in enumerate(places)}
 
-    def run(self, report: Report) -> Report:
+    def run(self, report: Report, keep: Keep) -> Report:
         with contextlib.ExitStack() as stack:
             # Closed after the volumes: see its module.
             lock = stack.enter_context(Lock(inside=False))
@@ -372,6 +452,7 @@ class _Rehearsal:
             known = self._known_runs()
             copied = self._copy(volumes, lock)
             disabled = self._prepare(volumes)
+            keep.marked = True
         with (
             clones.in_memory(self._made) as secret,
             clones.removed(self._engine, self._made, self._say),
@@ -424,7 +505,7 @@ class _Rehearsal:
         Raises:
             VolumeIOError: If there is no room for the copies.
         """
-        size = sum(map(_size_of, volumes))
+        size = sum(map(size_of, volumes))
         shares = cloning.can_reflink(self._made.fd) and all(
             os.fstatvfs(volume.fd).f_fsid == os.fstatvfs(self._made.fd).f_fsid for volume in volumes
         )
@@ -471,30 +552,10 @@ class _Rehearsal:
 
         with contextlib.ExitStack() as stack:
             for one in self._user.running:
-                stack.enter_context(self._paused(one))
+                stack.enter_context(paused(self._engine, one, self._user.name, self._say))
             found = self._clone_all(volumes, size, hurry)
             hurry()
             return found
-
-    @contextlib.contextmanager
-    def _paused(self, container: str) -> Iterator[None]:
-        self._say(f"pausing {self._user.name} for the copy")
-        unpause = (self._engine.name, "unpause", container)
-        guard = watching.guard(unpause, within_s=_GUARD_S)
-        try:
-            self._engine.order("pause", container, to_the_end=True)
-            yield
-        finally:
-            try:
-                self._engine.order("unpause", container, to_the_end=True)
-            except IpaVolumeError:
-                # The guard may have been first; whether it goes on is what matters.
-                found = self._engine.inspected("container", container) or {}
-                state = found.get("State")
-                if isinstance(state, Mapping) and state.get("Paused") is True:
-                    raise
-            finally:
-                watching.dismiss(guard)
 
     def _clone_all(
         self, volumes: Sequence[Volume], size: int, hurry: Callable[[], None]
@@ -509,7 +570,7 @@ class _Rehearsal:
         found = []
         for volume in volumes:
             # What shares the device with what is around, a descriptor does not tell.
-            out = {f"{STATE_DIRECTORY}/{UNDONE}", *mounts.mount_points_below(volume.directory)}
+            out = {*_NOT_COPIED, *mounts.mount_points_below(volume.directory)}
             with attempt("copy", volume.directory, now="the volume was not touched"):
                 found.append(
                     cloning.clone_tree(
@@ -535,7 +596,7 @@ class _Rehearsal:
                     now=clock.now(),
                 )
                 attempts.forget_attempts(clone)
-                if self._profile == _FREEIPA:
+                if self._profile == replication.PROFILE:
                     disabled += replication.disable(clone)
             finally:
                 os.close(clone.fd)
@@ -560,6 +621,7 @@ class _Rehearsal:
         old = self._engine.inspected("image", str(found["Image"])) if "Image" in found else None
         before = (old or {}).get("Config") or {}
         network = self._network()
+        relabel = os.access(_SELINUX, os.F_OK)
         like = likeness(
             self._engine.name,
             found,
@@ -569,7 +631,7 @@ class _Rehearsal:
                 volatile=[one.mount for one in self._header.volumes if one.volatile],
                 networked=network != "none",
                 sockets=[one["Source"] for one in _mounts(found) if _is_socket(one["Source"])],
-                relabel=os.access(_SELINUX, os.F_OK),
+                relabel=relabel,
             ),
         )
         self._leave_environment(secret, (*like.environment, *self._overrides()))
@@ -578,7 +640,7 @@ class _Rehearsal:
             *("--restart", "no", "--no-healthcheck", "--log-driver", "none"),
             *("--network", network, "--env", "IPAVOLUME_REHEARSAL=1"),
             *("--env", f"{rehearsing.LIMIT}={self._wish.limit_s}"),
-            *("--volume", f"{secret}:{rehearsing.DIRECTORY}:ro"),
+            *("--volume", f"{secret}:{rehearsing.DIRECTORY}:ro" + ",Z" * relabel),
             *like.options,
             *self._wish.run_options,
             self._wish.image,
@@ -631,7 +693,7 @@ class _Rehearsal:
             with self._engine.attached(self._made.name, timeout_s=limit_s) as output:
                 for raw in output.stream:
                     line = raw.decode("utf-8", "replace").rstrip("\r\n")
-                    came_to = _told(line)
+                    came_to = told_by(line)
                     if came_to is not None:
                         # Who fails tells it before who looks on sees it, and has a beginning
                         # of its own.
@@ -686,12 +748,14 @@ def _capabilities(options: Sequence[str]) -> Iterator[str]:
             yield (value or following).removeprefix("CAP_").upper()
 
 
-def _told(line: str) -> Rehearsed | None:
+def told_by(line: str) -> Rehearsed | None:
     """Return what a line says that a rehearsal came to, if that is what it says."""
-    if not line.startswith('{"rehearsal": '):
+    # Before it the application may have printed what it did not end.
+    _, mark, rest = line.rpartition(_TOLD)
+    if not mark:
         return None
     try:
-        data = json.loads(line)
+        data = json.loads(mark + rest)
         texts = {name: str(data[name]) for name in ("code", "message", "unit", "step")}
         return Rehearsed(
             ending=Ending(data["rehearsal"]),
@@ -703,11 +767,27 @@ def _told(line: str) -> Rehearsed | None:
         return None
 
 
-def _size_of(volume: Volume) -> int:
-    """Return about what a volume takes, in allocated blocks, while somebody may change it."""
+def size_of(volume: Volume) -> int:
+    """Return about what a copy of a volume takes, in allocated blocks, while others change it."""
     below = [f"{volume.mount}/{path}" for path in mounts.mount_points_below(volume.directory)]
     looked = walk(volume.fd, volume.mount, mounted=below, unreadable=lambda *_: None)
-    return _blocks(st for _, _, _, st in looked)
+    saved = f"{volume.mount}/{STATE_DIRECTORY}/"
+    found = (st for path, _, _, st in looked if not path.startswith(saved))
+    return _blocks(itertools.chain(found, _state_of(volume)))
+
+
+def _state_of(volume: Volume) -> Iterator[os.stat_result]:
+    """Yield what is in the state directory of a volume and copied."""
+    # Somebody works there, or it is not ours: what it is about, others tell.
+    with contextlib.suppress(OSError):
+        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
+        try:
+            out = {path.partition("/")[2] for path in _NOT_COPIED}
+            for visit in trees.walk(fd, skip=out.__contains__):
+                if not visit.leaving:
+                    yield visit.st
+        finally:
+            os.close(fd)
 
 
 def _taken_by(copy: Volume) -> int:

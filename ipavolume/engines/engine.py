@@ -244,6 +244,22 @@ class Engine:
             raise VolumeIOError(message, code="engine") from err
         return said.decode("utf-8", "surrogateescape").strip()
 
+    def pause(self, container: str) -> bool:
+        """Pause a container; return ``False`` where somebody else has done so.
+
+        Raises:
+            CommandFailedError: If it fails; whether the container is paused is not known then.
+            VolumeIOError: If the engine does not have it.
+        """
+        try:
+            self.order("pause", container, to_the_end=True)
+        except CommandFailedError as err:
+            # docker: "Container ... is already paused"; podman: "... is already paused".
+            if "already paused" in "\n".join((str(err), *err.details)).lower():
+                return False
+            raise
+        return True
+
     def remove(self, kind: str, name: str) -> None:
         """Remove a container, with its anonymous volumes, or a network; none of that name is fine.
 

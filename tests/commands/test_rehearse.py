@@ -1,0 +1,257 @@
+"""Pieces of a rehearsal: the pause, with an engine that is a script, the room, the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support.requirements import need_root
+
+from ipavolume.commands import clones, rehearse
+from ipavolume.commands.clones import Keep
+from ipavolume.engines.engine import Engine
+from ipavolume.errors import CommandFailedError, LockedError
+from ipavolume.model.progress import say_nothing
+from ipavolume.systemd import handover
+from ipavolume.volume.members import open_volume
+
+DOCKER: Final = Engine("docker")
+SCRIPT: Final = """#!/bin/sh
+cd {here} || exit 9
+echo "$1" >> calls
+case "$1" in
+container) echo "[{{\\"State\\": {{\\"Running\\": true, \\"Paused\\": $(cat paused)}}}}]" ;;
+pause)
+    if test -e first; then rm first; echo true > paused; fi
+    if test "$(cat paused)" = true; then echo "Error: Container x is already paused" >&2; exit 1; fi
+    echo true > paused
+    if test -e fails; then echo "error during connect: EOF" >&2; exit 1; fi ;;
+unpause)
+    if test "$(cat paused)" = false; then echo "Error: Container x is not paused" >&2; exit 1; fi
+    echo false > paused ;;
+esac
+"""
+
+
+class Pausing:
+    """An engine whose one container is paused and goes on.
+
+    Attributes:
+        here: What it works on.
+    """
+
+    def __init__(self, here: Path) -> None:
+        """Make its command."""
+        self.here = here
+        here.mkdir()
+        command = here / "docker"
+        command.write_text(SCRIPT.format(here=here))
+        command.chmod(0o755)
+        self.set(paused=False)
+
+    def set(self, *, paused: bool) -> None:
+        (self.here / "paused").write_text(f"{json.dumps(paused)}\n")
+
+    @property
+    def is_paused(self) -> bool:
+        return (self.here / "paused").read_text() == "true\n"
+
+    def copy(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        with rehearse.paused(DOCKER, "x", "ipa", say_nothing):
+            assert self.is_paused
+            meanwhile()
+
+
+@pytest.fixture
+def pausing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pausing:
+    found = Pausing(tmp_path / "engine")
+    monkeypatch.setenv("PATH", f"{found.here}:{os.environ['PATH']}")
+    return found
+
+
+def test_a_container_is_paused_for_the_copy_and_goes_on(pausing: Pausing) -> None:
+    pausing.copy()
+    assert not pausing.is_paused
+
+    def fail() -> None:
+        raise ValueError("the copy failed")
+
+    with pytest.raises(ValueError, match="the copy failed"):
+        pausing.copy(fail)
+    assert not pausing.is_paused
+
+
+def test_who_has_paused_a_container_is_the_one_to_let_it_go_on(pausing: Pausing) -> None:
+    pausing.set(paused=True)
+    with pytest.raises(LockedError, match="somebody else has paused"):
+        pausing.copy()
+    assert pausing.is_paused
+    # Also somebody who was faster by so little that nothing was seen of it.
+    pausing.set(paused=False)
+    (pausing.here / "first").touch()
+    with pytest.raises(LockedError, match="somebody else has paused"):
+        pausing.copy()
+    assert pausing.is_paused
+    assert "unpause" not in (pausing.here / "calls").read_text().split()
+
+
+def test_a_copy_during_which_somebody_let_the_container_go_on_is_none(pausing: Pausing) -> None:
+    with pytest.raises(LockedError, match="did not stay paused"):
+        pausing.copy(lambda: pausing.set(paused=False))
+
+
+def test_a_container_that_was_paused_although_the_engine_failed_goes_on(pausing: Pausing) -> None:
+    (pausing.here / "fails").touch()
+    with pytest.raises(CommandFailedError, match="error during connect"):
+        pausing.copy()
+    assert not pausing.is_paused
+
+
+USERS: Final = """#!/bin/sh
+case "$1" in
+ps) echo server; echo backup ;;
+*) for last; do :; done; cat {here}/$last.json ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("backup_runs", [True, False])
+def test_the_server_is_who_has_the_volume_at_its_place_and_no_backup_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, backup_runs: bool
+) -> None:
+    volume = tmp_path / "volume"
+    for name, runs, where, created in (
+        ("server", False, "/data", "2026-01-01T00:00:00Z"),
+        ("backup", backup_runs, "/backup/data", "2026-02-01T00:00:00Z"),
+    ):
+        mounts = [{"Source": str(volume), "Destination": where}]
+        told = {"Id": name, "Name": f"/{name}", "Created": created, "Mounts": mounts}
+        state = {"State": {"Running": runs}}
+        (tmp_path / f"{name}.json").write_text(json.dumps([told | state]))
+    (tmp_path / "docker").write_text(USERS.format(here=tmp_path))
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = rehearse.User.of(DOCKER, {"/data": str(volume)})
+    assert found.name == "server"
+    # Whoever runs is paused for the copy.
+    assert found.running == ("backup",) * backup_runs
+
+
+LINE: Final = json.dumps(
+    {"rehearsal": "fine", "code": "", "message": "ready", "unit": "", "step": "", "lines": []}
+    | {"seconds": 3}
+)
+
+
+@pytest.mark.parametrize("before", ["", "no end of a line", 'it says {"rehearsal": '])
+def test_the_result_is_found_behind_what_the_application_did_not_end(before: str) -> None:
+    found = rehearse.told_by(before + LINE)
+    assert found is not None
+    assert (found.ending, found.message) == ("fine", "ready")
+
+
+def test_other_lines_are_no_result() -> None:
+    assert rehearse.told_by("ready") is None
+    assert rehearse.told_by('{"rehearsal": "fine"}') is None
+    assert rehearse.told_by('it says {"rehearsal": ') is None
+
+
+def test_what_is_counted_is_what_is_copied(tmp_path: Path) -> None:
+    def size() -> int:
+        volume = open_volume("/data", str(tmp_path))
+        try:
+            return rehearse.size_of(volume)
+        finally:
+            os.close(volume.fd)
+
+    def put(path: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(os.urandom(1 << 20))
+
+    put("etc/a")
+    assert 1 << 20 <= size() < 2 << 20
+    for number, path in enumerate(("saved/0001/a", "staging/a", "logs/a"), 2):
+        put(f".ipavolume/{path}")
+        assert number << 20 <= size() < (number + 1) << 20
+    put(".ipavolume/snapshots/0001/content/a")
+    put(".ipavolume/undone/0001/a")
+    assert 4 << 20 <= size() < 5 << 20
+
+
+@pytest.mark.root
+def test_only_copies_that_say_so_are_kept(tmp_path: Path) -> None:
+    need_root()
+
+    def break_off(keep: Keep, *, marked: bool) -> None:
+        with clones.made(str(tmp_path), keep) as one:
+            os.mkdir("0", dir_fd=one.fd)
+            keep.marked = marked
+            raise ValueError("broken off")
+
+    for marked in (False, True):
+        keep = Keep(wanted=True)
+        with pytest.raises(ValueError, match="broken off"):
+            break_off(keep, marked=marked)
+        assert [str(path) for path in tmp_path.iterdir()] == [keep.path] * marked
+
+
+@pytest.mark.root
+def test_what_a_killed_rehearsal_left_in_memory_is_removed_wherever_its_copies_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_root()
+    engine = tmp_path / "docker"
+    engine.write_text("#!/bin/sh\n")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    place = Path(handover.places()[0])
+    left = place / f"ipavolume-rehearsal-{socket.gethostname()}{os.getpid()}"
+    left.mkdir(mode=0o700)
+    (left / "environment").touch()
+    above = tmp_path / "above"
+    above.mkdir()
+    with clones.made(str(above), Keep(wanted=False)) as one, clones.in_memory(one) as secret:
+        clones.clean(DOCKER, str(tmp_path), say_nothing)
+        assert not left.exists()
+        assert Path(secret).exists()
+    assert not Path(secret).exists()
+
+
+INSPECTED: Final = """#!/bin/sh
+cd {here} || exit 9
+case "$*" in
+*prune*|*rm*) echo "$*" >> removed ;;
+ps*) echo c1 ;;
+"network ls"*) echo n1 ;;
+container*) cat container.json ;;
+network*) cat network.json ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_container_that_works_where_nothing_is_seen_from_here_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, runs: bool
+) -> None:
+    labels = {
+        "ipavolume.rehearsal": "abc",
+        "ipavolume.rehearsal.directory": f"{tmp_path}/elsewhere/.ipavolume-rehearsal-abc",
+    }
+    container = [{"Config": {"Labels": labels}, "State": {"Running": runs}}]
+    (tmp_path / "container.json").write_text(json.dumps(container))
+    (tmp_path / "network.json").write_text(json.dumps([{"Labels": labels}]))
+    engine = tmp_path / "docker"
+    engine.write_text(INSPECTED.format(here=tmp_path))
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    clones.clean(DOCKER, str(tmp_path), say_nothing)
+    assert (tmp_path / "removed").exists() != runs
+    if not runs:
+        removed = (tmp_path / "removed").read_text()
+        assert "c1" in removed
+        assert "network rm" in removed
