@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.images import Packaged, build_rpm
+from support.pretended import Pretended
 from support.requirements import need_root
+from support.upgrades import Site
 
 from ipavolume.commands import clones, rehearse
+from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Keep
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import CommandFailedError, LockedError
@@ -255,3 +259,49 @@ def test_a_container_that_works_where_nothing_is_seen_from_here_is_left_alone(
         removed = (tmp_path / "removed").read_text()
         assert "c1" in removed
         assert "network rm" in removed
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_what_is_kept_of_a_rehearsal_that_fails_is_marked_and_named_and_has_no_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_root()
+    engine = tmp_path / "engine"
+    (engine / "bin").mkdir(parents=True)
+    site = Site(top=tmp_path)
+    volume = site.volume()
+    one, two = (
+        site.image(
+            f"image-{version}",
+            [
+                build_rpm(
+                    tmp_path,
+                    "app",
+                    [Packaged(path="/etc/app/app.conf", words="%config", content=version)],
+                    version=version,
+                )
+            ],
+            lists={"/data": ["/etc/app/"]},
+        )
+        for version in "12"
+    )
+    site.upgrade(one)
+    snapshots = volume / ".ipavolume/snapshots/0009-abc"
+    snapshots.mkdir(parents=True)
+    (snapshots / "content").write_bytes(b"as it was")
+    engines = Pretended(engine)
+    engines.install(tree=two.root)
+    # Its container does not say how it went.
+    monkeypatch.setenv("PATH", f"{engines.path()}:{os.environ['PATH']}")
+    wish = rehearse.Wish(
+        image="two", engine="docker", volumes=Wanted(volumes=(str(volume),)), keep=True
+    )
+    with pytest.raises(CommandFailedError) as caught:
+        rehearse.rehearse(wish, say_nothing)
+    (kept,) = tmp_path.glob("ipavolume-rehearsed-*")
+    assert str(kept) in "\n".join(caught.value.details)
+    assert (kept / "0/.ipavolume/rehearsal.json").exists()
+    assert (kept / "0/etc/app/app.conf").read_text().strip() == "1"
+    assert not (kept / "0/.ipavolume/snapshots").exists()
+    assert (snapshots / "content").exists()
