@@ -182,8 +182,8 @@ def _of_committed(context: Context, run: str) -> Snapshot:
     if last is not None:
         return last
     raise RefusedError(
-        "no snapshot was made before a run that can be undone",
+        "no snapshot was made before the last upgrade that was completed and not undone",
         code=_NO_WAY_BACK,
-        hint="See which there are: ipavolume snapshot list. One made by hand is gone back to by "
-        "its name: ipavolume rollback RUN.",
+        hint="See which there are: ipavolume snapshot list. An older one, or one made by hand, is "
+        "gone back to by its name: ipavolume rollback RUN.",
     )

@@ -28,7 +28,13 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
 from ipavolume.volume.history import read_history
 from ipavolume.volume.members import Volume, open_state, read_json
-from ipavolume.volume.snapshots import open_content, open_kept_state, read_originals
+from ipavolume.volume.snapshots import (
+    is_before,
+    open_content,
+    open_kept_state,
+    read_originals,
+    run_number,
+)
 from ipavolume.volume.tree import Tree
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -98,21 +104,23 @@ def opened(volumes: Mapping[str, Volume], snapshot: Snapshot) -> Iterator[dict[s
 
 
 def begun_since(volume: Volume, primary: Facts, run: str) -> tuple[str, ...]:
-    """Return the keys of the tasks that were begun by *run* and by those that came after it.
+    """Return the keys of the tasks that were begun since the snapshot of *run* was made.
+
+    Everything that came later counts, whatever it began with: the snapshot can be one that was made
+    by hand, of which no run knows. Where runs have no numbers, those of all count.
 
     Args:
         volume: The primary volume.
         primary: What was found on it.
-        run: The run.
+        run: The run whose snapshot it is, or the one of the snapshot itself.
 
     Raises:
         UnsafeVolumeError: If the history was altered.
     """
     keys: dict[str, None] = {}
-    is_later = False
+    since = run_number(run)
     for entry in read_history(volume):
-        is_later = is_later or run in (entry["run"], entry.get("snapshot"))
-        if is_later:
+        if not is_before(run_number(entry["run"]), since):
             keys |= dict.fromkeys(task[0] for task in entry.get("tasks", ()))
     return tuple(keys | dict.fromkeys(primary.tasks.records))
 

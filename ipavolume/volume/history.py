@@ -30,6 +30,8 @@ from ipavolume.volume.facts import Transaction
 from ipavolume.volume.layout import HISTORY, PUBLIC_FILE_MODE
 from ipavolume.volume.members import Volume, damaged, open_state, read_small
 
+TAKEN_OVER: Final = "taken over"
+"""The result of a run that another image finished, without its tasks."""
 _MAX_HISTORY_BYTES: Final = 256 << 20
 _MAX_KEPT: Final = 1000
 """More paths that were left alone are not named for each run, which would add up."""
@@ -159,7 +161,7 @@ def history_entry(
         "finished": clock.now(),
         "holder": transaction.holder,
         **({"snapshot": transaction.snapshot} if transaction.snapshot else {}),
-        "result": "taken over" if unexecuted else "done",
+        "result": TAKEN_OVER if unexecuted else "done",
         "counts": dict(sorted(counts.items())),
         "packages": packages,
         "overrides": list(plan.overrides),

@@ -22,7 +22,7 @@ from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import Accounts
 from ipavolume.model.snapshots import FORMAT, Original, Snapshot
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.history import read_history
+from ipavolume.volume.history import TAKEN_OVER, read_history
 from ipavolume.volume.layout import SAVED, SNAPSHOTS, UNDONE
 from ipavolume.volume.members import (
     Volume,
@@ -42,8 +42,9 @@ RECORD: Final = "record.json"
 MAKING: Final = ".making"
 """Where a snapshot is until it is whole; who finds one removes it."""
 DAMAGED: Final = "damaged-snapshot"
+_UNDOABLE: Final = ("upgrade", "adopt")
 
-_MAX_NUMBER: Final = 1_000_000_000
+_MAX_DIGITS: Final = 9
 _MAX_RECORD_BYTES: Final = 4 << 20
 _MAX_LINE_BYTES: Final = 64 << 10
 _DAY_S: Final = 24 * 60 * 60
@@ -51,7 +52,7 @@ _CHUNK_BYTES: Final = 256 << 10
 
 
 def snapshot_runs(volume: Volume) -> list[str]:
-    """Return the runs that *volume* has something in ``snapshots`` of, whole or not, sorted.
+    """Return the runs that *volume* has something in ``snapshots`` of, whole or not, in order.
 
     Raises:
         UnsafeVolumeError: If that is no directory of root alone.
@@ -78,10 +79,19 @@ def next_run(volumes: Mapping[str, Volume], facts: Facts, build_id: str) -> str:
     for volume in volumes.values():
         for name in (SNAPSHOTS, UNDONE, SAVED):
             names += _names(volume, name, numbered=True)
-    numbers = [int(digits) for name in names if (digits := name.partition("-")[0]).isdigit()]
-    number = max([len(runs), *(one for one in numbers if one < _MAX_NUMBER)]) + 1
+    numbers = [number for name in names if (number := run_number(name)) is not None]
+    number = max([len(runs), *numbers]) + 1
     word = "".join(letter for letter in build_id if letter.isascii() and letter.isalnum())
     return f"{number:04}-{word[:8] or 'image'}"
+
+
+def run_number(run: str) -> int | None:
+    """Return the number of a run, by which it comes before or after another one.
+
+    All runs share one sequence, those of snapshots made by hand included. ``None``: it has none.
+    """
+    digits = run.partition("-")[0]
+    return int(digits) if digits.isdecimal() and len(digits) <= _MAX_DIGITS else None
 
 
 def read_snapshots(volumes: Mapping[str, Volume]) -> tuple[Snapshot, ...]:
@@ -97,23 +107,30 @@ def read_snapshots(volumes: Mapping[str, Volume]) -> tuple[Snapshot, ...]:
 
 
 def last_undoable(volumes: Mapping[str, Volume]) -> Snapshot | None:
-    """Return the last snapshot whose run was completed and not undone, and nobody made by hand.
+    """Return the snapshot before the last upgrade or adoption that was completed and not undone.
+
+    ``None`` where there is none of exactly that one: an older one would bring back more than what
+    it did, and one of what was undone would bring that again.
 
     Raises:
         UnsafeVolumeError: If a record is cut short or was altered.
         RefusedError: If one was made by a newer ipavolume.
     """
-    found = read_snapshots(volumes)
-    if not found:
-        return None
-    is_done: dict[str, bool] = {}
-    for run in read_history(next(iter(volumes.values()))):
-        if run.get("snapshot"):
-            is_done[run["snapshot"]] = True
-        if run.get("undone"):
-            # What was undone is what its snapshot has.
-            is_done[run["undone"].get("snapshot", "")] = False
-    return next((one for one in reversed(found) if is_done.get(one.run) and not one.by_hand), None)
+    # Runs that can be undone, and the runs whose snapshots these began with.
+    done: list[tuple[int | None, str]] = []
+    for entry in read_history(next(iter(volumes.values()))):
+        if entry.get("undone"):
+            since = run_number(entry["undone"].get("snapshot", ""))
+            done = [one for one in done if is_before(one[0], since)]
+        elif entry.get("kind") in _UNDOABLE and entry.get("result") != TAKEN_OVER:
+            done.append((run_number(entry["run"]), entry.get("snapshot", "")))
+    found = open_snapshot(volumes, done[-1][1]) if done and done[-1][1] else None
+    return None if found is None or found.by_hand else found
+
+
+def is_before(number: int | None, other: int | None) -> bool:
+    """Tell whether a run is known to come before another one, by their numbers."""
+    return number is not None and other is not None and number < other
 
 
 def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
@@ -379,7 +396,7 @@ def _names(volume: Volume, name: str, *, numbered: bool = False) -> list[str]:
     if numbered:
         # Of what was saved twice by a run, the second is called RUN.1.
         names = [one.partition(".")[0] for one in names]
-    return sorted(filter(is_run_id, names))
+    return sorted(filter(is_run_id, names), key=lambda run: (run_number(run) or 0, run))
 
 
 def _open_part(volume: Volume, run: str, name: str) -> int:

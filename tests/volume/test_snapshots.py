@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from ipavolume.linux import clock
 from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.snapshots import Method, Original, Snapshot
 from ipavolume.volume import snapshots
+from ipavolume.volume.difference import begun_since
 from ipavolume.volume.facts import Facts, Identity, Transaction
 from ipavolume.volume.members import Volume, open_volume
 
@@ -240,3 +242,92 @@ def test_what_is_older_than_so_many_days_is_told(volumes: dict[str, Volume]) -> 
     ):
         (_part(volumes) / "record.json").write_bytes(snapshots.dump_snapshot(one))
         assert snapshots.old_runs(volumes, days=days) == expected
+
+
+NOTHING = Facts(
+    build_id=None, identity=None, baseline=None, transaction=None, target=None, legacy=False
+)
+
+
+def _ran(volumes: dict[str, Volume], *runs: dict[str, object]) -> None:
+    """Record runs, and put a snapshot there of each that has one of its own or is one by hand."""
+    state = Path(volumes["/data"].directory) / ".ipavolume"
+    entries = [run for run in runs if run.get("kind") != "by hand"]
+    (state / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    for one in runs:
+        by_hand = one.get("kind") == "by hand"
+        if by_hand or one.get("snapshot") == one["run"]:
+            made = replace(SNAPSHOT, run=str(one["run"]), by_hand=by_hand)
+            part = state / "snapshots" / made.run
+            part.mkdir(exist_ok=True)
+            (part / "record.json").write_bytes(snapshots.dump_snapshot(made))
+
+
+def _run(number: int, kind: str = "upgrade", **more: Any) -> dict[str, Any]:
+    run = f"{number:04}-image"
+    if kind == "rollback":
+        return {"run": run, "kind": kind, "undone": {"snapshot": f"{more['to']:04}-image"}}
+    snapshot = {} if more.pop("bare", False) else {"snapshot": run}
+    return {"run": run, "kind": kind, "result": "done", **snapshot, **more}
+
+
+@pytest.mark.parametrize(
+    ("runs", "undoable"),
+    [
+        pytest.param([_run(1, "populate", bare=True), _run(2)], 2, id="the last"),
+        pytest.param([_run(2), _run(3)], 3, id="the last of two"),
+        pytest.param([_run(2), _run(3, bare=True)], None, id="the last had none"),
+        pytest.param([_run(2), _run(3, "adopt", bare=True)], None, id="adopted without"),
+        pytest.param([_run(2), _run(3, "rebuilt", bare=True)], 2, id="rebuilt"),
+        pytest.param([_run(2), _run(3), _run(4, "rollback", to=3)], 2, id="the last is undone"),
+        pytest.param([_run(2), _run(3), _run(4, "rollback", to=2)], None, id="both are undone"),
+        pytest.param(
+            [_run(2), _run(3, "by hand"), _run(4), _run(5, "rollback", to=3)],
+            2,
+            id="undone up to one by hand",
+        ),
+        pytest.param(
+            [_run(2), _run(3, "by hand"), _run(4, "rollback", to=2), _run(5, "rollback", to=3)],
+            None,
+            id="forth again to what is not what was before a run",
+        ),
+        pytest.param(
+            [_run(2), _run(3, "rollback", to=2), _run(4)], 4, id="upgraded again after that"
+        ),
+        pytest.param(
+            [_run(2, result="taken over"), _run(3, snapshot="0002-image")], 2, id="taken over"
+        ),
+        pytest.param(
+            [_run(2, result="taken over"), _run(3, "rollback", to=2)], None, id="and undone"
+        ),
+    ],
+)
+def test_without_a_run_it_is_the_last_upgrade_that_is_undone(
+    volumes: dict[str, Volume], runs: list[dict[str, object]], undoable: int | None
+) -> None:
+    """Never more than that one, and never forward to what was undone."""
+    _ran(volumes, *runs)
+    found = snapshots.last_undoable(volumes)
+    assert (found and found.run) == (undoable and f"{undoable:04}-image")
+
+
+def test_what_was_begun_since_a_snapshot_by_hand_is_known_by_the_number_of_the_run(
+    volumes: dict[str, Volume],
+) -> None:
+    def task(name: str) -> dict[str, Any]:
+        return {"tasks": [[name, "online", "done", "", "1"]]}
+
+    _ran(
+        volumes,
+        _run(9998, **task("s1")),
+        _run(9999, "by hand"),
+        _run(10000, bare=True, **task("s2")),
+        _run(10001, **task("s3")),
+    )
+    primary = volumes["/data"]
+    assert begun_since(primary, NOTHING, "9998-image") == ("s1", "s2", "s3")
+    assert begun_since(primary, NOTHING, "9999-image") == ("s2", "s3")
+    assert begun_since(primary, NOTHING, "10001-image") == ("s3",)
+    assert begun_since(primary, NOTHING, "somebody-elses") == ("s1", "s2", "s3")
+    runs = snapshots.snapshot_runs(primary)
+    assert runs == [SNAPSHOT.run, "9998-image", "9999-image", "10001-image"]
