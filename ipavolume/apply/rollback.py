@@ -22,7 +22,14 @@ from ipavolume.apply.notes import Notes
 from ipavolume.apply.run import Finish, logged
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
-from ipavolume.errors import IpaVolumeError, LockLostError, StoppedError, told_as, unforeseen
+from ipavolume.errors import (
+    IpaVolumeError,
+    LockLostError,
+    StoppedError,
+    UnsafeVolumeError,
+    told_as,
+    unforeseen,
+)
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.plan import dump_lines, is_run_id
@@ -53,6 +60,7 @@ from ipavolume.volume.snapshots import (
     open_content,
     open_kept_state,
     read_originals,
+    snapshot_runs,
 )
 from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes
@@ -215,12 +223,11 @@ def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speake
     if transaction is None:
         raise AssertionError("nothing to finish")
     speaker.say(f"going on with the rollback of run {transaction.run}")
+    mounts = _mounts_undoing(volumes, facts, transaction)
     outer: dict[str, Area] = {}
     try:
-        for mount, volume in volumes.items():
-            theirs = facts[mount].transaction
-            if theirs is not None and theirs.run == transaction.run:
-                outer[mount] = open_area(volume)
+        for mount in mounts:
+            outer[mount] = open_area(volumes[mount])
         with (
             attempts.counted(context, transaction.run, speaker.redactor),
             logged(context, transaction.run, speaker),
@@ -233,6 +240,46 @@ def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speake
     finally:
         for area in outer.values():
             area.close()
+
+
+def _mounts_undoing(
+    volumes: Volumes, facts: Mapping[str, Facts], transaction: Transaction
+) -> list[str]:
+    """Return the mounts of the volumes that are on the way back still, the primary one first.
+
+    Raises:
+        UnsafeVolumeError: If a volume that belongs to them is missing, or another one is there.
+    """
+    with contextlib.ExitStack() as stack:
+        outer = open_area(volumes.primary)
+        stack.callback(outer.close)
+        with attempt("open", outer.volume.directory, now=STATE_OPEN):
+            inner = open_inside(outer, layout.ROLLBACK)
+        stack.callback(inner.close)
+        record = _read_undo(inner)
+    mounts = []
+    for mount, build_id in record.build_ids:
+        found = facts.get(mount)
+        if found is not None and found.transaction is not None:
+            if found.transaction.run == transaction.run:
+                mounts.append(mount)
+                continue
+        elif found is not None and (found.build_id or "") == build_id:
+            # It is what it was already. Its part of the snapshot stays until all are.
+            if record.snapshot in snapshot_runs(volumes[mount]):
+                continue
+        raise UnsafeVolumeError(
+            f"the volume at {volumes[mount].directory} does not know of the rollback of run "
+            f"{transaction.run}, of which it was a part"
+            if mount in volumes
+            else f"run {transaction.run} is being undone on a volume {mount!r}, which this image "
+            "does not have",
+            code="foreign-volume",
+            hint="Mount the volumes that belong together, in a container of the image that began "
+            "to go back: it finishes that.",
+            state=STATE_OPEN,
+        )
+    return mounts
 
 
 def _outer(volumes: Volumes, mount: str, primary: Facts, facts: Mapping[str, Facts]) -> Area:

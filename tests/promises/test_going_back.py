@@ -330,6 +330,38 @@ def test_an_upgrade_that_was_being_recorded_is_undone_as_well(world: World, plac
         assert "current" in world.run("one", place, "check").stdout
 
 
+def test_without_a_volume_of_its_own_a_rollback_is_not_gone_on_with(
+    world: World, place: Path
+) -> None:
+    """Neither where files are still put back, nor where only recording it is left."""
+    half_done(world, place)
+    points = changes(world, place, image="one")
+    swapped = tracing.find(points, lambda call: '"swapped"' in call.text)
+    for number in (points.index(_marked(points)) + 2, swapped + 2):
+        before = half_done(world, place)
+        tracing.killed(world.command("one", place), points[number], env=world.environment)
+        (place / "logs").rename(place / "elsewhere")
+        (place / "logs").mkdir()
+        untouched = picture(place / "data")
+        assert "[foreign-volume]" in world.run("one", place, status=65).stderr
+        assert picture(place / "data") == untouched
+        assert [path.name for path in (place / "logs").rglob("*")] == [STATE, "lock"]
+        shutil.rmtree(place / "logs")
+        (place / "elsewhere").rename(place / "logs")
+        world.run("one", place)
+        assert differences(seen(place), before) == []
+        assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
+
+
+def _marked(points: Sequence[Call]) -> Call:
+    """Return the change by which the primary volume, the last one, is on the way back."""
+    return [
+        call
+        for call in points
+        if call.name.startswith("rename") and ".progress.json.new" in call.text
+    ][-1]
+
+
 def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
     world: World, place: Path
 ) -> None:
