@@ -44,7 +44,7 @@ from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.rollback import Rollback, draft_open
 from ipavolume.steps.api import Warn
 from ipavolume.volume import failures, history, layout, members
-from ipavolume.volume.facts import UNDOING, Facts, Transaction
+from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_identity
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.index import (
     INDEX_ENTRY,
@@ -260,14 +260,18 @@ def _mounts_undoing(
     mounts = []
     for mount, build_id in record.build_ids:
         found = facts.get(mount)
-        if found is not None and found.transaction is not None:
-            if found.transaction.run == transaction.run:
-                mounts.append(mount)
-                continue
-        elif found is not None and (found.build_id or "") == build_id:
-            # It is what it was already. Its part of the snapshot stays until all are.
-            if record.snapshot in snapshot_runs(volumes[mount]):
-                continue
+        theirs = None if found is None else found.transaction
+        if theirs is not None and theirs.run == transaction.run:
+            mounts.append(mount)
+            continue
+        if (
+            found is not None
+            and theirs is None
+            and (found.build_id or "") == build_id
+            # Its part of the snapshot stays until all are what they were.
+            and record.snapshot in snapshot_runs(volumes[mount])
+        ):
+            continue
         raise UnsafeVolumeError(
             f"the volume at {volumes[mount].directory} does not know of the rollback of run "
             f"{transaction.run}, of which it was a part"
@@ -304,6 +308,7 @@ def _transaction(made: Rollback, primary: Facts) -> Transaction:
         primary=primary.identity.uuid if primary.identity else made.snapshot.primary,
         holder=host_name(),
         started=clock.now(),
+        snapshot=made.snapshot.run,
     )
 
 
@@ -567,9 +572,10 @@ class _WayBack:
     def _commit(self) -> None:
         self._volumes.check_lock()
         build_ids = dict(self._record.build_ids)
+        application = self._application()
         for mount in list(self._outer)[1:]:
             with commit.changing_records("commit to", self._outer[mount]):
-                self._forget_identity(self._outer[mount])
+                self._settle_identity(self._outer[mount], application)
                 self._volumes.check_lock()
                 commit.put_build_id(self._inner[mount], build_ids.get(mount, ""))
                 commit.close_transaction(self._outer[mount], now=STATE_OPEN)
@@ -578,8 +584,8 @@ class _WayBack:
             runs = history.read_history(self._volumes.primary)
             history.append_history(primary.state, runs, self._entry())
             self._bring_back_state(primary)
-            self._forget_identity(primary)
-            self._refuse_image()
+            self._settle_identity(primary, application)
+            self._judge_images()
             files.sync(primary.state)
             self._volumes.check_lock()
             commit.put_build_id(self._first, build_ids.get(self._first.volume.mount, ""))
@@ -597,26 +603,55 @@ class _WayBack:
         finally:
             os.close(kept)
 
-    def _refuse_image(self) -> None:
+    def _judge_images(self) -> None:
         """Have the image that is gone back from not started again before its time.
 
-        Going back may have been asked for after everything was run once more for the same image.
+        The one that is gone back to may be started, whatever was recorded of it. An image that
+        ships the same is told from it by its id alone. And going back may have been asked for
+        after everything was run once more for the same image.
         """
-        record = self._record
-        if record.image and record.image != record.to_build:
-            refused.note_refused(
-                self._volumes.primary,
-                record.image,
-                record.fingerprint,
-                UNDONE,
-                record.run if record.was_open else record.snapshot,
-                record.cause,
-            )
+        record, fingerprint = self._record, self._plan.fingerprint
+        volume = self._volumes.primary
+        refused.note_tried(volume, record.to_build, fingerprint, record.run)
+        is_same_content = record.fingerprint == fingerprint
+        is_known = record.fingerprint and fingerprint
+        if not record.image or (
+            record.image == record.to_build and (is_same_content or not is_known)
+        ):
+            return
+        refused.note_refused(
+            volume,
+            record.image,
+            "" if is_same_content else record.fingerprint,
+            UNDONE,
+            record.run if record.was_open else record.snapshot,
+            record.cause,
+        )
 
-    def _forget_identity(self, area: Area) -> None:
+    def _application(self) -> str:
+        """Return the application whose the volumes were."""
+        first = self._first
+        with attempt("read from", first.volume.directory, now=STATE_OPEN):
+            kept = files.open_at(first.work, _KEPT, files.DIRECTORY_FLAGS)
+        try:
+            # It is in its place already where this is done once more.
+            for directory in (kept, first.state):
+                stream = members.open_member(directory, layout.BASELINE, first.volume)
+                if stream is not None:
+                    with stream:
+                        return manifest.read_header(stream).application
+        finally:
+            os.close(kept)
+        return ""
+
+    def _settle_identity(self, area: Area, application: str) -> None:
         """Where nothing was ours before, the volume is nobody's again."""
         if layout.BASELINE not in self._record.had:
             files.unlink(area.state, layout.IDENTITY)
+            return
+        identity = read_identity(area.state, area.volume)
+        if identity is not None and identity.application != application:
+            journal.write_identity(area.state, replace(identity, application=application))
 
     def _entry(self) -> dict[str, Any]:
         record = self._record

@@ -160,10 +160,13 @@ def judge(question: Question) -> Verdict:
     if unsafe is not None:
         return Verdict(state=State.UNSAFE, reason=str(unsafe), error=unsafe)
     copied = _judge_copies(question)
-    foreign = _judge_application(question, primary)
+    # What goes back to this very image, or is on the way back, is not taken over by it.
+    back = _judge_going_back(question, primary)
+    is_own = back is not None and _is_left_by(question)
+    foreign = None if is_own else _judge_application(question, primary)
     if foreign is not None and State.FOREIGN not in question.allow:
         return Verdict(state=State.FOREIGN, reason=str(foreign), error=foreign)
-    found = _judge_primary(question, primary, foreign=foreign is not None)
+    found = back or _judge_primary(question, primary, foreign=foreign is not None)
     if copied is not None:
         return replace(found, reason=str(copied), error=copied)
     if found.error is None and (other := _judge_identity(question, primary)) is not None:
@@ -285,9 +288,6 @@ def _names(package: Package) -> Iterator[str]:
 
 
 def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verdict:
-    back = _judge_going_back(question, primary)
-    if back is not None:
-        return back
     if primary.transaction is not None:
         return _judge_transaction(question, primary, primary.transaction)
     image = question.image
@@ -540,6 +540,15 @@ def leads_elsewhere(image: ImageHeader, primary: Facts) -> bool:
     if primary.transaction is not None:
         return not _leads_to(image, primary.transaction)
     return primary.pending is not None
+
+
+def _is_left_by(question: Question) -> bool:
+    """Tell whether what is gone back to is what this very image left, or that is under way."""
+    open_ = question.facts[question.mounts[0]].transaction
+    snapshot = question.way_back
+    return (open_ is not None and open_.phase == UNDOING) or (
+        snapshot is not None and snapshot.fingerprint == question.image.fingerprint
+    )
 
 
 def _judge_going_back(question: Question, primary: Facts) -> Verdict | None:

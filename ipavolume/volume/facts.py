@@ -219,7 +219,7 @@ def read_facts(volume: Volume) -> Facts:
             odd=odd,
         )
     try:
-        identity = _read_identity(fd, volume)
+        identity = read_identity(fd, volume)
         transaction = target = None
         tasks = NOTHING
         if files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume):
@@ -281,7 +281,12 @@ def read_build_id(volume: Volume) -> str | None:
     return text
 
 
-def _read_identity(fd: int, volume: Volume) -> Identity | None:
+def read_identity(fd: int, volume: Volume) -> Identity | None:
+    """Return who *volume* is, by its state directory *fd*; ``None``: nothing says so.
+
+    Raises:
+        UnsafeVolumeError: If that is cut short or was altered.
+    """
     data = read_json(fd, IDENTITY, volume)
     if data is None:
         return None

@@ -483,6 +483,37 @@ def test_direction_and_consent_do_not_keep_an_image_from_going_back() -> None:
     assert (found.state, found.error) == (State.GOING_BACK, None)
 
 
+RENAMED: Final = replace(NEWER, application="other")
+
+
+@pytest.mark.parametrize(
+    ("primary", "more", "state"),
+    [
+        pytest.param(amid(RENAMED), {}, State.GOING_BACK, id="back to what the image left"),
+        pytest.param(amid(RENAMED), {"goes_back": False}, State.GOING_BACK, id="not by itself"),
+        pytest.param(
+            amid(RENAMED),
+            {"way_back": replace(SNAPSHOT, fingerprint="another")},
+            State.FOREIGN,
+            id="it was an image with the same id",
+        ),
+        pytest.param(amid(RENAMED), {"way_back": None}, State.FOREIGN, id="no snapshot"),
+        pytest.param(
+            amid(RENAMED, transaction=transaction(RENAMED, phase="undoing")),
+            {"way_back": None},
+            State.GOING_BACK,
+            id="on the way back already",
+        ),
+    ],
+)
+def test_an_upgrade_that_renamed_the_application_is_gone_back_from(
+    primary: Facts, more: dict[str, Any], state: State
+) -> None:
+    """What the image left itself is its own, whatever the upgrade calls it."""
+    asked = {"way_back": SNAPSHOT, "application": ("ipa",), **more}
+    assert judge(question(primary, **asked)).state is state
+
+
 def test_an_image_that_was_gone_back_from_first_finishes_that() -> None:
     """Killed at the very end it is recorded already that the image is not to be started again."""
     undoing = amid(NEW, transaction=transaction(NEW, phase="undoing"))

@@ -66,6 +66,11 @@ def baselines(place: Path) -> dict[str, bytes]:
     return {name: (state / name).read_bytes() for name in ("baseline.jsonl", "identity.json")}
 
 
+def identities(place: Path) -> list[bytes]:
+    """Return what is recorded of who each volume is."""
+    return [(place / mount / STATE / "identity.json").read_bytes() for mount in ("data", "logs")]
+
+
 _known: dict[str, list[Call]] = {}
 
 
@@ -180,8 +185,9 @@ def test_the_image_from_before_an_upgrade_that_was_not_completed_goes_back(
 
 def test_a_completed_upgrade_is_undone_by_a_command(world: World, place: Path) -> None:
     world.copy("edited", place)
-    before = seen(place)
+    before, kept = seen(place), identities(place)
     world.run("two", place)
+    assert identities(place) != kept
     (place / "data/var/lib/app/spool/new job").write_text("after the upgrade")
     untouched = stood_still(place)
     shown = world.run("two", place, "rollback", "--dry-run").stdout
@@ -192,6 +198,8 @@ def test_a_completed_upgrade_is_undone_by_a_command(world: World, place: Path) -
     said = world.run("two", place, "rollback").stdout
     assert said.endswith("the volume at /data is what build-one left\n")
     assert differences(seen(place), before) == []
+    # Whose application it is, too, which image two had given a name.
+    assert identities(place) == kept
     last = history(place)[-1]
     assert last["undone"]["automatic"] is False
     aside = place / "data/.ipavolume/undone" / last["run"]
@@ -360,6 +368,24 @@ def _marked(points: Sequence[Call]) -> Call:
         for call in points
         if call.name.startswith("rename") and ".progress.json.new" in call.text
     ][-1]
+
+
+def test_what_is_being_gone_back_to_is_not_dropped(world: World, place: Path) -> None:
+    world.copy("edited", place)
+    before = seen(place)
+    world.run("two", place)
+    words = world.command("two", place, "rollback")
+    points = changes(world, place, "rollback", image="two")
+    world.copy("edited", place)
+    world.run("two", place)
+    mark = [call for call in points if '"staging"' in call.text and '"transaction"' in call.text]
+    tracing.killed(words, points[points.index(mark[-1]) + 2], env=world.environment)
+    assert is_open(place, "data")
+    (run,) = (path.name for path in (place / "data" / STATE / "snapshots").iterdir())
+    refused = world.run("two", place, "snapshot", "drop", run, status=77).stderr
+    assert "[open-transaction]" in refused
+    world.run("two", place, "rollback")
+    assert differences(seen(place), before) == []
 
 
 def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.images import GROUPS, USERS, Packaged, build_rpm
 from support.requirements import need_root
 from support.taskworlds import World, build_packages, logs, step
+from support.upgrades import Site
 
 from ipavolume.apply.refused import note_refused
 from ipavolume.volume.members import open_volume
@@ -71,3 +73,39 @@ def test_a_refused_image_starts_when_it_is_asked_for_or_when_its_time_has_come(
     write_refused(volume, [replace(again, at="2020-01-01T00:00:00Z")])
     world.run(two, *start)
     os.close(volume.fd)
+
+
+def test_what_is_gone_back_to_is_refused_no_more_and_what_ships_the_same_neither(
+    tmp_path: Path,
+) -> None:
+    """Two images with the same content, in which a service has other numbers; there and back."""
+    rpm = build_rpm(tmp_path, "app", [Packaged(path="/etc/app/a.conf", content="a")])
+    site = Site(top=tmp_path)
+    one, two = (
+        site.image(
+            name,
+            [rpm],
+            lists={"/data": ["/etc/app/"]},
+            passwd=f"{USERS}extra:x:{number}:{number}::/:/bin/false\n",
+            group=f"{GROUPS}extra:x:{number}:\n",
+        )
+        for name, number in (("one", 777), ("two", 778))
+    )
+    assert one.header().fingerprint == two.header().fingerprint
+    site.upgrade(one)
+    extra = site.volume() / "etc/app/extra"
+    extra.touch()
+    os.chown(extra, 777, 777)
+    site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    by_hand = "0003-hand"
+    site.run("snapshot", two, "create")
+    site.run("rollback", two)
+    assert extra.stat().st_uid == 777
+    assert "[refused]" in site.run("upgrade", two, status=77).stderr
+    assert "current" in site.run("check", one).stdout
+    site.upgrade(one)
+    site.run("rollback", one, by_hand)
+    assert extra.stat().st_uid == 778
+    assert "current" in site.run("check", two).stdout
+    site.upgrade(two)
+    assert "[refused]" in site.run("upgrade", one, status=77).stderr
