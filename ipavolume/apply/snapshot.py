@@ -187,8 +187,11 @@ class _Making:
             )
             files.write_all(stream.fileno(), b"".join(lines))
         self._lacks += [(f"{mount}/{path}".rstrip("/"), why) for path, why in done.lacks]
-        # What it does not have is not taken for something that came later.
+        # What it does not have is not taken for something that came later: neither what was passed
+        # over, nor what is below something that is mounted now.
+        hidden = sorted(path for path in mounted if path.startswith(mount + "/"))
         self._passed += [f"{EXACTLY}{mount}/{path}" for path in done.passed]
+        self._passed += [EXACTLY + path for path in hidden]
         return done
 
     def _reached(self, st: os.stat_result) -> None:

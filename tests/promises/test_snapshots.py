@@ -304,6 +304,26 @@ def test_a_partial_one_is_named_and_always_refuses(
     assert not (run / "content/srv").exists()
 
 
+def test_what_a_mount_hid_when_it_was_made_is_not_moved_away(
+    site: Site, images: Images, tmp_path: Path
+) -> None:
+    """It did not come later, and nobody who mounts there again would miss it."""
+    made = images()
+    site.upgrade(made["1"])
+    place = site.volume() / "srv"
+    place.mkdir()
+    (place / "file").write_text("below the mount")
+    (tmp_path / "other").mkdir()
+    mount = [need_tool("mount"), "--bind", str(tmp_path / "other"), str(place)]
+    subprocess.run(mount, check=True, timeout=60)
+    try:
+        site.upgrade(made["2"], env=ALWAYS)
+    finally:
+        subprocess.run([need_tool("umount"), str(place)], check=True, timeout=60)
+    site.run("rollback", made["2"])
+    assert (place / "file").read_text() == "below the mount"
+
+
 # -- how long it stays -------------------------------------------------------------------
 
 
