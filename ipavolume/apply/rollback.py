@@ -202,6 +202,8 @@ def undo(
                     sync_area(area.volume)
                 volumes.check_lock()
             except IpaVolumeError as err:
+                if not isinstance(err, LockLostError):
+                    _discard(outer)
                 err.state = state
                 raise
             with logged(context, made.plan.run, speaker):
@@ -210,6 +212,20 @@ def undo(
         finally:
             for area in outer.values():
                 area.close()
+
+
+def _discard(outer: Mapping[str, Area]) -> None:
+    """Remove what was written before the mark: whoever comes next may need the room.
+
+    What cannot be removed is left to the next one.
+    """
+    for area in outer.values():
+        with contextlib.suppress(OSError, IpaVolumeError):
+            there, ours = files.lstat(area.state, layout.STAGING), files.fstat(area.work)
+            if there is not None and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                trees.remove_tree(area.state, layout.STAGING)
+            else:
+                trees.remove_tree(area.work, layout.ROLLBACK)
 
 
 def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:

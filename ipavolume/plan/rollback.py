@@ -36,6 +36,7 @@ from ipavolume.volume.difference import (
     last_act_ns,
     opened,
 )
+from ipavolume.volume.extent import can_be_cloned
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, next_run
@@ -226,7 +227,8 @@ def draft_rollback(
     noted = _noting(found, changed, since_ns, aside)
     plan = replace(plan, actions=Packed(plan_rollback(noted, aside)))
     room = plan
-    if snapshot.method is Method.REFLINK:
+    # A volume that was copied to another file system has its snapshots with it.
+    if snapshot.method is Method.REFLINK and can_be_cloned(kept):
         # What is put there shares its blocks with the snapshot.
         room = replace(plan, actions=Packed(map(_without_size, plan.actions)))
     overrides = preflight.check(

@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.
 
 ROOMY_MB: Final = 2600
 """A file system on which a gigabyte stays free; the file that it is in has holes."""
+LARGE_BYTES: Final = 16 << 20
 ROUNDS: Final = 3
 EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "23"))
 
@@ -386,6 +387,33 @@ def test_what_is_being_gone_back_to_is_not_dropped(world: World, place: Path) ->
     assert "[open-transaction]" in refused
     world.run("two", place, "rollback")
     assert differences(seen(place), before) == []
+
+
+def test_a_rollback_without_room_leaves_the_volume_as_it_was_for_who_finishes_the_upgrade(
+    world: World, place: Path
+) -> None:
+    """Full in the middle of it; and on a volume copied to where nothing can be cloned."""
+    half_done(world, place)
+    (snapshot,) = (place / "data" / STATE / "snapshots").iterdir()
+    (snapshot / "content/own/large").write_bytes(bytes([1]) * LARGE_BYTES)
+    limited = ["sh", "-c", 'ulimit -f 1024; exec "$@"', "sh", *world.command("one", place)]
+    environment = dict(world.environment)
+    done = subprocess.run(limited, env=environment, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 74, done.stderr
+    inside = place / "data" / STATE / "transaction"
+    assert inside.exists()
+    assert not (inside / "rollback").exists()
+    for part in (place / mount / STATE / "snapshots" / snapshot.name for mount in ("data", "logs")):
+        record = (part / "record.json").read_bytes()
+        (part / "record.json").write_bytes(record.replace(b'"copy"', b'"reflink"'))
+    found = os.statvfs(place)
+    size = (found.f_blocks - found.f_bfree) * found.f_frsize + LARGE_BYTES
+    subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True, timeout=60)
+    untouched = stood_still(place, times=False)
+    assert "the plan needs" in world.run("one", place, status=74).stderr
+    assert stood_still(place, times=False) == untouched
+    world.run("two", place)
+    assert recorded(place, "data") == "build-two"
 
 
 def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
