@@ -225,7 +225,7 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
                 f"the snapshot of run {snapshot.run} has a volume {mount!r}, which this image does "
                 "not have",
                 code=DAMAGED,
-                hint="Use the image that made it, or the one that it was made before.",
+                hint="In a container of the image that began the upgrade: ipavolume rollback",
             )
         with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:
             if fd is None:

@@ -158,8 +158,11 @@ def test_parts_of_two_snapshots_are_none(volumes: dict[str, Volume]) -> None:
     (_part(volumes, "/logs") / "record.json").write_bytes(snapshots.dump_snapshot(other))
     with pytest.raises(UnsafeVolumeError, match="another snapshot"):
         snapshots.check_snapshot(volumes, SNAPSHOT)
-    with pytest.raises(UnsafeVolumeError, match="'/logs', which this image"):
+    with pytest.raises(UnsafeVolumeError, match="'/logs', which this image") as raised:
         snapshots.check_snapshot({"/data": volumes["/data"]}, SNAPSHOT)
+    assert raised.value.hint == (
+        "In a container of the image that began the upgrade: ipavolume rollback"
+    )
 
 
 def test_what_originals_were_is_read_as_it_was_written(volumes: dict[str, Volume]) -> None:
