@@ -8,7 +8,7 @@ from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.model.actions import Action, Rule, SetMetadata
-from ipavolume.model.attributes import ACL_NAMES, acl_ids, from_parts
+from ipavolume.model.attributes import ACL_NAMES, acl_ids, from_parts, translate_acl
 from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 from ipavolume.model.images import Accounts
 from ipavolume.plan.attributes import Owners
@@ -49,24 +49,16 @@ class Renumbering:
         for path, state, xattrs in everything:
             if orphans is not None:
                 self._check_orphan(path, state, xattrs, *orphans)
-            uid = self._owners.users.get(state.uid, state.uid)
-            gid = self._owners.groups.get(state.gid, state.gid)
-            # Every path has its attributes: an ACL can name an account that owns nothing.
-            translated = self._owners.translate_acls(xattrs)
-            if (uid, gid) == (state.uid, state.gid) and translated == xattrs:
-                continue
-            attributes = from_parts(uid, gid, state.mode, translated)
-            self._collected.translations.append(
-                SetMetadata(
-                    path=path,
-                    before=state,
-                    metadata=Metadata(
-                        uid=uid, gid=gid, mode=state.mode, xattrs=attributes.xattrs()
-                    ),
-                    rule=Rule.OWNER_TRANSLATION,
-                    reason="its account has another number in this image",
-                )
+            action = renumbered(
+                path,
+                state,
+                xattrs,
+                self._owners.users,
+                self._owners.groups,
+                reason="its account has another number in this image",
             )
+            if action is not None:
+                self._collected.translations.append(action)
 
     def _check_orphan(
         self,
@@ -100,6 +92,37 @@ class Renumbering:
                         hint=f"Build the image with an account {gone!r}, or leave such files to "
                         f"{now!r} with --allow reused-id.",
                     )
+
+
+def renumbered(
+    path: str,
+    state: DiskState,
+    xattrs: Xattrs,
+    users: Mapping[int, int],
+    groups: Mapping[int, int],
+    *,
+    reason: str,
+) -> SetMetadata | None:
+    """Return what gives *path* to the accounts that had it, by their new numbers.
+
+    ``None``: it has them already. Every path has its attributes: an ACL can name an account that
+    owns nothing.
+    """
+    uid, gid = users.get(state.uid, state.uid), groups.get(state.gid, state.gid)
+    translated = tuple(
+        (name, translate_acl(value, users, groups) if name in ACL_NAMES else value)
+        for name, value in xattrs
+    )
+    if (uid, gid) == (state.uid, state.gid) and translated == xattrs:
+        return None
+    attributes = from_parts(uid, gid, state.mode, translated)
+    return SetMetadata(
+        path=path,
+        before=state,
+        metadata=Metadata(uid=uid, gid=gid, mode=state.mode, xattrs=attributes.xattrs()),
+        rule=Rule.OWNER_TRANSLATION,
+        reason=reason,
+    )
 
 
 def is_renumbered(old: Accounts, new: Accounts) -> bool:

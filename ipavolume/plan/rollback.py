@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError, RefusedError
+from ipavolume.linux import files
 from ipavolume.model.actions import (
     ROLLBACK,
     Action,
@@ -21,10 +23,11 @@ from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import Packed
-from ipavolume.model.paths import mount_of
+from ipavolume.model.paths import is_within, mount_of
 from ipavolume.model.progress import Meter, Progress, say_nothing
 from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.plan import preflight
+from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
 from ipavolume.steps.api import Warn
 from ipavolume.steps.going_back import asks_going_back
 from ipavolume.volume import layout
@@ -36,10 +39,12 @@ from ipavolume.volume.difference import (
     last_act_ns,
     opened,
 )
-from ipavolume.volume.extent import can_be_cloned
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.extent import EXACTLY, can_be_cloned, left_out
+from ipavolume.volume.facts import MARKED, Facts
+from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
 from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, next_run
+from ipavolume.volume.tree import walk
 
 PARTIAL: Final = "partial-snapshot"
 FIRST_RUN_SINCE: Final = "first-run-since"
@@ -225,7 +230,14 @@ def draft_rollback(
     apart = {*volumes.mounted_below(), *volumes, *context.volatile}
     found = meter.counted(compare(kept, snapshot, apart=apart))
     noted = _noting(found, changed, since_ns, aside)
-    plan = replace(plan, actions=Packed(plan_rollback(noted, aside)))
+    # They are of what the snapshot does not have, and so of nothing that the rest is about.
+    owners = Packed(_owners_left_out(context, kept, primary, snapshot, undoes))
+    given = (
+        one
+        for one in mark_private(Remaining(owners, ()))
+        if not (one.private and one.before.type is FileType.OTHER)
+    )
+    plan = replace(plan, actions=Packed(chain(given, plan_rollback(noted, aside))))
     room = plan
     # A volume that was copied to another file system has its snapshots with it.
     if snapshot.method is Method.REFLINK and can_be_cloned(kept):
@@ -242,6 +254,60 @@ def draft_rollback(
         cause=cause,
         is_automatic=is_automatic,
     )
+
+
+def _owners_left_out(
+    context: Context,
+    volumes: Mapping[str, Volume],
+    primary: Facts,
+    snapshot: Snapshot,
+    undoes: ImageHeader,
+) -> Iterator[SetMetadata]:
+    """Yield what gives back to its accounts what the snapshot leaves out, as logs.
+
+    The upgrade has given all that was theirs to the numbers that they have in its image. Of one
+    that was stopped amid that nobody knows how far it got: it stays as it is. What was mounted
+    over then, and what can only be read, the upgrade has left alone.
+    """
+    if primary.transaction is not None and primary.transaction.phase == MARKED:
+        return
+    users = translation(undoes.accounts.users, snapshot.accounts.users)
+    groups = translation(undoes.accounts.groups, snapshot.accounts.groups)
+    if not (users or groups):
+        return
+    passed = {one.removeprefix(EXACTLY) for one in snapshot.left_out if one.startswith(EXACTLY)}
+    globs = [one for one in snapshot.left_out if not one.startswith(EXACTLY)]
+    for mount, volume in volumes.items():
+        is_left_out = left_out(globs, mount)
+        ours = f"{mount}/{STATE_DIRECTORY}"
+        # The directory that one is in: all below is left out with it, or was passed over.
+        out = over = ""
+        with attempt("look at", volume.directory, now=STATE_UNTOUCHED):
+            for path, directory, name, st in walk(
+                volume.fd,
+                mount,
+                mounted=context.volumes.mounted_below(),
+                read_only=lambda _: None,
+            ):
+                if is_within(path, ours) or (over and is_within(path, over)):
+                    continue
+                if path in passed:
+                    over = path
+                    continue
+                if not (out and is_within(path, out)):
+                    if not is_left_out(path[len(mount) + 1 :]):
+                        continue
+                    out = path
+                action = renumbered(
+                    path,
+                    files.disk_state(st),
+                    files.xattrs_at(directory, name),
+                    users,
+                    groups,
+                    reason="its account had another number before",
+                )
+                if action is not None:
+                    yield action
 
 
 def _noting(

@@ -14,11 +14,12 @@ from typing import Any, Final
 import pytest
 from support import tracing
 from support.filesystems import Filesystems
-from support.images import Image, picture
+from support.images import GROUPS, USERS, Image, Packaged, build_rpm, picture
 from support.steps import put_step, step_text
 from support.taskworlds import World as Steps
 from support.taskworlds import build_packages, step
 from support.tracing import Call
+from support.upgrades import Site, set_acl
 from support.worlds import (
     STATE,
     World,
@@ -414,6 +415,51 @@ def test_a_rollback_without_room_leaves_the_volume_as_it_was_for_who_finishes_th
     assert stood_still(place, times=False) == untouched
     world.run("two", place)
     assert recorded(place, "data") == "build-two"
+
+
+def test_what_a_snapshot_leaves_out_gets_its_owners_back(tmp_path: Path) -> None:
+    """Two services exchange their numbers; undone is an open run, and then a completed one."""
+    site = Site(top=tmp_path)
+    rpm = build_rpm(tmp_path, "app", [Packaged(path="/etc/app/a.conf", content="a")])
+    one, two, three = (
+        site.image(
+            name,
+            [rpm],
+            lists={"/data": ["/etc/app/"]},
+            config='[snapshot]\nleave-out = ["/var/log"]\n',
+            passwd=f"{USERS}db:x:{db}:{db}::/:/bin/false\nweb:x:{web}:{web}::/:/bin/false\n",
+            group=f"{GROUPS}db:x:{db}:\nweb:x:{web}:\n",
+        )
+        for name, db, web in (("one", 777, 778), ("two", 778, 777), ("three", 778, 777))
+    )
+    text = step_text(phase="online", body=STEP, imports="from ipavolume.steps import Write\n")
+    put_step(two.root, "s5700_step.py", text, own=True)
+    two.prepare(build_id="two")
+    site.upgrade(one)
+    logs = site.volume() / "var/log/deep"
+    logs.mkdir(parents=True)
+    for name, uid, gid in (("db", 777, 777), ("web", 778, 778), ("root", 0, 778)):
+        (logs / name).write_text(name)
+        os.chown(logs / name, uid, gid)
+    set_acl(logs / "web", "u:777:r")
+    (logs / "web").chmod(0o640)
+    os.chown(logs, 777, 778)
+    (site.volume() / "etc/app/linked").hardlink_to(logs / "db")
+
+    def owners() -> dict[str, tuple[object, ...]]:
+        found = picture(site.volume(), times=False)
+        return {path: value[:6] for path, value in found.items() if path.startswith("/var/log")}
+
+    before = owners()
+    always = {"IPAVOLUME_SNAPSHOT": "always"}
+    for image, words in ((two, ["--phase", "offline"]), (three, ["--retry"])):
+        site.run("upgrade", image, *words, env=always)
+        assert (logs / "db").stat().st_uid == (logs / "db").stat().st_gid == 778
+        (logs / "db").write_text("one more line")
+        site.run("rollback", image)
+        assert (logs / "db").read_text() == "one more line"
+        (logs / "db").write_text("db")
+        assert owners() == before
 
 
 def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
