@@ -233,7 +233,7 @@ def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
         (volume.place / "var/lib/svc/mode").write_text("")
         done = rehearse(volume, "--live")
         assert json.loads(done.stdout)["copies"]["taken"] == "live"
-        assert "that a rehearsal has left" in done.stderr
+        assert "a rehearsal has left" in done.stderr
         assert engine("ps", "--quiet", "--filter", "label=ipavolume.rehearsal") == name
         colleague.send_signal(signal.SIGTERM)
         assert colleague.wait(timeout=60) == 128 + signal.SIGTERM
