@@ -25,7 +25,6 @@ from ipavolume.context import Context, host_name
 from ipavolume.errors import (
     IpaVolumeError,
     LockLostError,
-    StoppedError,
     UnsafeVolumeError,
     told_as,
     unforeseen,
@@ -480,9 +479,6 @@ def _finish(context: Context, outer: Mapping[str, Area], speaker: Speaker) -> Fi
         way = _WayBack(context, outer, inner, speaker)
         with told_as(unforeseen):
             return way.finish()
-    except (StoppedError, LockLostError) as err:
-        err.state = err.state or STATE_OPEN
-        raise
     except IpaVolumeError as err:
         err.state = err.state or STATE_OPEN
         raise

@@ -29,8 +29,8 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import files, signals
-from ipavolume.volume import history, members, snapshots
-from ipavolume.volume.facts import mark_of_kept, read_facts
+from ipavolume.volume import members, snapshots
+from ipavolume.volume.facts import mark_of_kept
 from ipavolume.volume.tree import walk
 
 _MOUNT: Final = "/data"
@@ -204,27 +204,27 @@ class Fleet:
         try:
             if place.engine and not self._all and not mark_of_kept(volume):
                 return None
-            facts = read_facts(volume)
-            runs = history.read_history(volume)
         finally:
             os.close(volume.fd)
         card = status.read_card(place.directory)
-        known = facts.baseline
+        recorded, last = card.recorded or {}, card.last_run
         verified = None
-        if card.verified is not None and runs and card.verified["run"] == runs[-1]["run"]:
+        if card.verified is not None and last and card.verified["run"] == last["run"]:
             result = card.verified["result"]
-            verified = result == "passed" if result else not card.verified["failed"]
+            # One that is not answered yet is neither.
+            answers = {"passed": True, "failed": False, "pending": None}
+            verified = answers[result] if result else not card.verified["failed"]
         with alone(place.directory) as volumes:
             waiting = len(conflicts.conflicts(volumes))
             kept = len(snapshots.read_snapshots(volumes))
             size = _bytes(volumes.primary) if self._count_bytes else None
         return Row(
             place=place,
-            application=facts.application,
-            uuid=facts.identity.uuid if facts.identity else "",
-            recorded=(facts.build_id or "", known.image_name if known else ""),
-            last_run=runs[-1] if runs else None,
-            open=facts.transaction is not None,
+            application=recorded.get("application", ""),
+            uuid=recorded.get("volume", {}).get("uuid", ""),
+            recorded=(recorded.get("id") or "", recorded.get("name", "")),
+            last_run=last,
+            open=card.open,
             verified=verified,
             conflicts=waiting,
             snapshots=kept,

@@ -11,6 +11,7 @@ import enum
 import functools
 import json
 import re
+import time
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -127,6 +128,20 @@ def flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise wrong(value, "true or false")
     return value
+
+
+MOMENT: Final = "%Y-%m-%dT%H:%M:%SZ"
+"""How a time is written, see ``strptime(3)``: ISO 8601 in UTC, to the second."""
+
+
+def moment(value: object) -> str:
+    """Return the text *value*, which is a time."""
+    found = text(value)
+    try:
+        time.strptime(found, MOMENT)
+    except ValueError as err:
+        raise wrong(value, "a time") from err
+    return found
 
 
 def one_of(value: object, words: Collection[str]) -> str:

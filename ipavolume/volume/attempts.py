@@ -26,7 +26,6 @@ FIRST_RUN: Final = "first-run"
 """What fails besides runs: the steps of every start, and the first run."""
 _MAX_BYTES: Final = 64 << 10
 _MAX_COUNT: Final = 1_000_000
-_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ class Attempts:
     @property
     def time_s(self) -> int:
         """Time of the last one in seconds since 1970."""
-        return timegm(time.strptime(self.at, _TIME))
+        return timegm(time.strptime(self.at, checks.MOMENT))
 
     def is_of(self, image: str, around: tuple[tuple[str, str], ...]) -> bool:
         """Tell whether another failure of *image* now would be one more of these."""
@@ -82,20 +81,13 @@ def read_attempts(volume: Volume) -> Attempts | None:
             os.close(state)
         if data is None:
             return None
-        found = checks.load(Attempts, checks.decode(data), {"around": checks.pairs, "at": _time})
+        found = checks.load(
+            Attempts, checks.decode(data), {"around": checks.pairs, "at": checks.moment}
+        )
     except (OSError, IpaVolumeError, checks.MalformedError):
         return None
     sound = 0 < found.count <= _MAX_COUNT and len(found.message) <= MAX_MESSAGE_CHARACTERS
     return found if sound else None
-
-
-def _time(value: object) -> str:
-    text = checks.text(value)
-    try:
-        time.strptime(text, _TIME)
-    except ValueError as err:
-        raise checks.wrong(value, "a time") from err
-    return text
 
 
 def write_attempts(volume: Volume, attempts: Attempts) -> bool:

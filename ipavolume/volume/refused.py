@@ -32,7 +32,6 @@ MAX_RECORDS: Final = 32
 _CODES: Final = (UNDONE, UNVERIFIED)
 _MAX_BYTES: Final = 256 << 10
 _MAX_COUNT: Final = 1_000_000
-_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _HOUR_S: Final = 3600
 _WAITS_S: Final = (_HOUR_S, 4 * _HOUR_S, 24 * _HOUR_S)
 """The last again and again."""
@@ -70,7 +69,7 @@ class Refused:
 
     def due_s(self, now_s: float) -> int | None:
         """Return when it is tried again by itself, in seconds since 1970; ``None``: now."""
-        at_s = timegm(time.strptime(self.at, _TIME))
+        at_s = timegm(time.strptime(self.at, checks.MOMENT))
         until = at_s + _WAITS_S[min(self.count, len(_WAITS_S)) - 1]
         # One of the future, by a clock that was set back, is as if its wait were over.
         return None if self.tried or at_s > now_s or until <= now_s else until
@@ -112,7 +111,7 @@ def read_refused(volume: Volume) -> tuple[Refused, ...]:
 
 
 def _load(data: dict[str, Any]) -> Refused:
-    found = checks.load(Refused, data, {"code": _code, "at": _time, "cause": _cause})
+    found = checks.load(Refused, data, {"code": _code, "at": checks.moment, "cause": _cause})
     if not 0 < found.count <= _MAX_COUNT:
         raise checks.wrong(found.count, "a number of times")
     return found
@@ -124,15 +123,6 @@ def _code(value: object) -> str:
 
 def _cause(value: object) -> str:
     return checks.text(value)[:MAX_MESSAGE_CHARACTERS]
-
-
-def _time(value: object) -> str:
-    text = checks.text(value)
-    try:
-        time.strptime(text, _TIME)
-    except ValueError as err:
-        raise checks.wrong(value, "a time") from err
-    return text
 
 
 def write_refused(volume: Volume, records: Iterable[Refused]) -> None:
