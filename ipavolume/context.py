@@ -11,7 +11,7 @@ from typing import Final
 from ipavolume.errors import UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.image import Image
-from ipavolume.linux import mounts
+from ipavolume.linux import files, mounts
 from ipavolume.model.images import VolumeSpec
 from ipavolume.volume import members, ownership, ways
 from ipavolume.volume.members import Volume
@@ -146,7 +146,7 @@ class Context:
         stack.callback(os.close, volume.fd)
         # Where a volume is nobody's, so may be what is above it (NFS with root_squash): that is
         # what is said then.
-        is_nobodys = os.fstat(volume.fd).st_uid == ownership.OVERFLOW_ID
+        is_nobodys = files.fstat(volume.fd).st_uid == ownership.OVERFLOW_ID
         if (given is not None or self.options.root != "/") and not is_nobodys:
             self._check_way(directory, within=False)
         return volume

@@ -10,7 +10,7 @@ from typing import Final
 
 from ipavolume.context import Context
 from ipavolume.errors import BackoffError, IpaVolumeError, LockedError, StoppedError
-from ipavolume.linux import clock
+from ipavolume.linux import clock, files
 from ipavolume.model.redaction import Redactor, encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.plan import backoff
@@ -30,7 +30,7 @@ def around(context: Context) -> tuple[tuple[str, str], ...]:
     mounts = [(one.mount, one.file_system, _is_read_only(one.fd)) for one in volumes.values()]
     space = []
     for one in volumes.values():
-        room = os.statvfs(one.fd)
+        room = files.statvfs(one.fd)
         # Twice as much is another class.
         space.append(
             ((room.f_bavail * room.f_frsize >> 20).bit_length(), room.f_favail.bit_length())
@@ -46,7 +46,7 @@ def around(context: Context) -> tuple[tuple[str, str], ...]:
 
 
 def _is_read_only(fd: int) -> bool:
-    return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+    return bool(files.statvfs(fd).f_flag & os.ST_RDONLY)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def _disable_in(servers: int, server: str) -> tuple[str, ...]:
         if fd is None:
             return ()
         with files.reader(fd) as stream:
-            kept = files.metadata(os.fstat(fd), files.read_xattrs(fd))
+            kept = files.metadata(files.fstat(fd), files.read_xattrs(fd))
             data = stream.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), _DSE)

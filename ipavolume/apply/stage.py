@@ -30,6 +30,7 @@ from ipavolume.linux.files import (
     open_at,
     open_regular,
     reader,
+    readlink,
     set_link_times,
     set_metadata,
     set_times,
@@ -163,7 +164,7 @@ class Stage:
             area.new,
             str(number),
             action.metadata,
-            target=os.readlink(name, dir_fd=source) if stat.S_ISLNK(st.st_mode) else "",
+            target=readlink(source, name) if stat.S_ISLNK(st.st_mode) else "",
         )
         if stat.S_ISREG(st.st_mode):
             if st.st_size != action.bytes:

@@ -288,7 +288,7 @@ class Swap:
         """
         area = self._areas[mount_of(action.path, self._areas)]
         with files.inode(directory, name) as fd, files.inode(area.new, str(number)) as staged:
-            if os.path.samestat(os.fstat(fd), os.fstat(staged)):
+            if os.path.samestat(files.fstat(fd), files.fstat(staged)):
                 # Put beside by a run that was killed, and taken from there by somebody.
                 return False
             if _is_same_content(fd, staged):
@@ -319,7 +319,7 @@ class Swap:
         names = self._copies_of(path, suffix)
         with files.inode(directory, name) as fd:
             staged = files.lstat(area.new, str(number))
-            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+            is_directory = stat.S_ISDIR(files.fstat(fd).st_mode)
             if is_directory or staged is None or stat.S_ISDIR(staged.st_mode):
                 self._move_to_free(number, path, directory, name, names)
             else:
@@ -344,7 +344,7 @@ class Swap:
         """
         transit = self._transits[mount_of(path, self._areas)]
         # Not what the plan says of it: a device number changes from mount to mount.
-        now = os.fstat(fd)
+        now = files.fstat(fd)
         for free in names:
             with self._saved_parent(free) as (saved, saved_name):
                 st = files.lstat(saved, saved_name)
@@ -384,7 +384,7 @@ class Swap:
             copy = copying.copy_inode(staged, area.new, made)
             try:
                 files.set_metadata(copy, new)
-                files.set_times(copy, os.fstat(staged).st_mtime_ns)
+                files.set_times(copy, files.fstat(staged).st_mtime_ns)
                 files.sync(copy)
             finally:
                 os.close(copy)
@@ -433,7 +433,7 @@ class Swap:
     ) -> None:
         """Move what is in another region; it is removed there once the copy is durable."""
         with files.inode(directory, name) as fd:
-            before = os.fstat(fd)
+            before = files.fstat(fd)
             if files.type_of(before.st_mode) in (FileType.DIRECTORY, FileType.OTHER):
                 raise regions.cannot_move(path, now=STATE_OPEN)
             self._transits[mount_of(path, self._areas)].copy(number, fd, saved, saved_name)
@@ -517,7 +517,7 @@ class Swap:
         except FileNotFoundError:
             return True
         try:
-            now = os.fstat(fd)
+            now = files.fstat(fd)
             found = (now.st_ino, files.type_of(now.st_mode))
             if found != (action.before.ino, action.before.type):
                 return True
@@ -605,7 +605,7 @@ def _give_on(action: Install, fd: int) -> None:
 
     Who owns it has written it: nothing else is changed, and nothing that has further names.
     """
-    before, now, new = action.before, os.fstat(fd), action.metadata
+    before, now, new = action.before, files.fstat(fd), action.metadata
     if before is None or 0 in (before.uid, new.uid) or now.st_nlink != 1:
         return
     if not stat.S_ISREG(now.st_mode) or (now.st_uid, now.st_gid) != (before.uid, before.gid):
@@ -691,7 +691,7 @@ def _suffix(edited: IfEdited) -> str:
 
 def _is_same_content(one: int, other: int) -> bool:
     """Tell whether two inodes have the same type and content (or link target)."""
-    first, second = os.fstat(one), os.fstat(other)
+    first, second = files.fstat(one), files.fstat(other)
     if stat.S_IFMT(first.st_mode) != stat.S_IFMT(second.st_mode):
         return False
     if stat.S_ISLNK(first.st_mode):

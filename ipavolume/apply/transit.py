@@ -163,12 +163,7 @@ class Transit:
         files.sync(self._area.old)
 
     def _read(self, name: str) -> str:
-        try:
-            return os.readlink(name, dir_fd=self._area.old)
-        except OSError as err:
-            if err.errno not in (errno.ENOENT, errno.EINVAL):
-                raise
-            return ""
+        return files.target(self._area.old, name)
 
     def _drop(self, staged: str) -> None:
         """Drop what is staged, by one call: from now on it was installed."""

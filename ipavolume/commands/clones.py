@@ -130,7 +130,7 @@ def _locked(parent: int, name: str) -> int | None:
     """Lock a directory of ours; ``None``: somebody has it, it is another one's, or it is gone."""
     fd = os.open(name, files.DIRECTORY_FLAGS, dir_fd=parent)
     try:
-        st = os.fstat(fd)
+        st = files.fstat(fd)
         is_ours = st.st_uid == os.geteuid() and not stat.S_IMODE(st.st_mode) & 0o077
         there = files.lstat(parent, name) if is_ours and locking.try_flock(fd) else None
         if there is not None and (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino):

@@ -507,7 +507,8 @@ class _Rehearsal:
         """
         size = sum(map(size_of, volumes))
         shares = cloning.can_reflink(self._made.fd) and all(
-            os.fstatvfs(volume.fd).f_fsid == os.fstatvfs(self._made.fd).f_fsid for volume in volumes
+            files.statvfs(volume.fd).f_fsid == files.statvfs(self._made.fd).f_fsid
+            for volume in volumes
         )
         if self._user.running and not self._wish.live and not shares and size > _PAUSED_BYTES:
             raise LockedError(
@@ -518,7 +519,7 @@ class _Rehearsal:
                 "may not fit each other; or keep volumes on xfs with reflinks or btrfs.",
                 state="the volume was not touched",
             )
-        room = os.fstatvfs(self._made.fd)
+        room = files.statvfs(self._made.fd)
         free = room.f_bavail * room.f_frsize
         needed = int(size * (_SPARE if shares else 1 + _SPARE)) + _SPARE_BYTES
         if free < needed:

@@ -74,7 +74,7 @@ def take_environment() -> None:
         if fd is None:
             return
         with files.reader(fd) as stream:
-            st = os.fstat(fd)
+            st = files.fstat(fd)
             data = stream.read(_MAX_BYTES)
     finally:
         os.close(directory)

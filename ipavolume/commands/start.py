@@ -23,7 +23,7 @@ from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
-from ipavolume.linux import clock, signals, umask
+from ipavolume.linux import clock, files, signals, umask
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
 from ipavolume.plan.backoff import FREE
@@ -429,7 +429,7 @@ def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str
         )
     else:
         what = f"the volume at {where} is current ({outcome.recorded})"
-    if any(os.fstatvfs(volume.fd).f_flag & os.ST_RDONLY for volume in context.volumes.values()):
+    if any(files.statvfs(volume.fd).f_flag & os.ST_RDONLY for volume in context.volumes.values()):
         what += ", and mounted read-only: nothing can be written to it"
     return (
         f"{what}; handing over to {beginning.words[0]}. If nothing follows, that could not start; "

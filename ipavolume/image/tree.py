@@ -77,10 +77,7 @@ class ImageTree:
 
     def readlink(self, location: str) -> str:
         """Return the target of the symbolic link at a location."""
-        try:
-            return os.readlink(location[1:], dir_fd=self.fd)
-        except OSError as err:
-            raise files.placed(err, self.fd, location[1:]) from None
+        return files.readlink(self.fd, location[1:])
 
     def open_directory(self, location: str) -> int:
         """Open the directory at a location, following no link."""
@@ -227,7 +224,7 @@ def _links_in(fd: int, prefix: str) -> Generator[tuple[str, str], None, list[str
     directories = []
     for entry in files.scandir(fd):
         if entry.is_symlink():
-            yield f"{prefix}/{entry.name}", os.readlink(entry.name, dir_fd=fd)
+            yield f"{prefix}/{entry.name}", files.readlink(fd, entry.name)
         elif entry.is_dir(follow_symlinks=False):
             directories.append(entry.name)
     return directories

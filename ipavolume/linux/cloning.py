@@ -157,7 +157,7 @@ def clone_inode(fd: int, directory: int, name: str, *, reflink: bool = True) -> 
         OSError: ``EXDEV`` if it is something else; ``EPERM`` and the like where an attribute
             cannot be read or kept.
     """
-    _clone_inode(fd, os.fstat(fd), directory, name, _refuse, reflink=reflink)
+    _clone_inode(fd, files.fstat(fd), directory, name, _refuse, reflink=reflink)
     made = files.lstat(directory, name)
     if made is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
@@ -195,7 +195,7 @@ class _Clone:
     def run(self, source: int, made: int, is_left_out: Callable[[str], bool]) -> None:
         mount_id = files.mount_id(source)
         levels: list[tuple[str, list[str], os.stat_result]] = []
-        top = os.fstat(source)
+        top = files.fstat(source)
         with Cursor(source) as above, Cursor(made) as below:
             self._is_encrypted = bool((_flags(below.fd) or 0) & _ENCRYPTED)
             _set_flags(above.fd, below.fd, self._note(""))
@@ -234,7 +234,7 @@ class _Clone:
                 os.mkdir(name, 0o700, dir_fd=below.fd)
                 below.enter(name)
                 _set_flags(above.fd, below.fd, self._note(where))
-                path, names, here = where, _names(above.fd), os.fstat(above.fd)
+                path, names, here = where, _names(above.fd), files.fstat(above.fd)
 
     def _enter(
         self, cursor: Cursor, name: str, path: str, here: os.stat_result, mount_id: str
@@ -246,7 +246,7 @@ class _Clone:
         """
         with self._passing(path) as passed:
             cursor.enter(name)
-            is_other = os.fstat(cursor.fd).st_dev != here.st_dev
+            is_other = files.fstat(cursor.fd).st_dev != here.st_dev
             if is_other and (
                 files.mount_id(cursor.fd) != mount_id
                 or (files.is_read_only_subvolume(cursor.fd) and self._pass_over(path))
@@ -290,7 +290,7 @@ class _Clone:
 
     def _put(self, above: int, name: str, below: int, path: str) -> None:
         with self._passing(path), files.inode(above, name) as fd:
-            st = os.fstat(fd)
+            st = files.fstat(fd)
             if stat.S_IFMT(st.st_mode) not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO):
                 self._devices += 1
                 return
@@ -361,7 +361,7 @@ def _clone_inode(
                     shared = _fill(reader, writer, reflink=reflink)
                     # As it is once it was read: the kernel takes set-id bits and capabilities away
                     # before somebody's text is in a file.
-                    st = os.fstat(reader)
+                    st = files.fstat(reader)
                     _set_metadata(writer, files.metadata(st, _xattrs(fd, note)), note)
                     os.utime(writer, ns=(st.st_atime_ns, st.st_mtime_ns))
                 finally:
@@ -391,7 +391,7 @@ def _fill(reader: int, writer: int, *, reflink: bool) -> bool:
 
     A copy that somebody wrote to meanwhile is made again, a few times at most.
     """
-    st = os.fstat(reader)
+    st = files.fstat(reader)
     if not st.st_size or (reflink and _reflink(reader, writer)):
         return bool(st.st_size)
     for _ in range(_ATTEMPTS):
@@ -399,7 +399,7 @@ def _fill(reader: int, writer: int, *, reflink: bool) -> bool:
         os.lseek(writer, 0, os.SEEK_SET)
         os.ftruncate(writer, 0)
         copying.copy_content(reader, writer, st)
-        now = os.fstat(reader)
+        now = files.fstat(reader)
         if now.st_ctime_ns == st.st_ctime_ns:
             break
         st = now

@@ -57,7 +57,7 @@ class Beside:
         Raises:
             OSError: ``ESTALE`` if somebody has put something else there at once.
         """
-        around = os.fstat(directory)
+        around = files.fstat(directory)
         if self._open is not None:
             if os.path.samestat(around, self._open[3]):
                 return self._open[1]
@@ -84,7 +84,7 @@ class Beside:
         try:
             trees.remove_tree(inside, COPY)
             found = files.lstat(held, name)
-            if found is not None and os.path.samestat(found, os.fstat(inside)):
+            if found is not None and os.path.samestat(found, files.fstat(inside)):
                 files.remove_directory(held, name)
         finally:
             os.close(inside)
@@ -159,7 +159,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _inode_of(fd: int) -> bytes:
-    return b"%d\0" % os.fstat(fd).st_ino
+    return b"%d\0" % files.fstat(fd).st_ino
 
 
 def _remove(directory: int, name: str, inode: bytes) -> None:
@@ -183,7 +183,7 @@ def _make_private(directory: int, name: str) -> int:
     """Make the directory *name*, in which root alone can write; return its descriptor."""
     os.mkdir(name, 0o700, dir_fd=directory)
     fd = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
-    st = os.fstat(fd)
+    st = files.fstat(fd)
     if st.st_uid != files.OWN_UID or st.st_mode & 0o022 or os.listdir(fd):
         os.close(fd)
         raise OSError(errno.ESTALE, "somebody has put something else there", name)
@@ -233,7 +233,7 @@ def move(
         rename(inside, copy, directory, name)
 
     with files.inode(source_directory, source) as fd:
-        before = os.fstat(fd)
+        before = files.fstat(fd)
         _copy_beside(fd, directory, name, put, root)
         remove_copied(source_directory, source, before)
 
@@ -299,7 +299,7 @@ def copy_inode(fd: int, directory: int, name: str) -> None:
     Raises:
         OSError: ``EXDEV`` if it is something else, of which there is no copy.
     """
-    st = os.fstat(fd)
+    st = files.fstat(fd)
     match stat.S_IFMT(st.st_mode):
         case stat.S_IFREG:
             # As it is once it was read: see there.
@@ -372,7 +372,7 @@ def _finish(source_directory: int, source: str, made: int) -> None:
     """Give the directory *made* what the one at *source* has."""
     fd = os.open(source, INODE_FLAGS, dir_fd=source_directory)
     try:
-        st = os.fstat(fd)
+        st = files.fstat(fd)
         files.set_metadata(made, files.metadata(st, files.read_xattrs(fd)))
         files.set_times(made, st.st_mtime_ns)
     finally:

@@ -101,6 +101,25 @@ def lstat(directory: int, name: str) -> os.stat_result | None:
         raise placed(err, directory, name) from None
 
 
+def readlink(directory: int, name: str) -> str:
+    """Return the target of the symbolic link *name*."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError as err:
+        raise placed(err, directory, name) from None
+
+
+def target(directory: int, name: str) -> str:
+    """Return the target of the symbolic link *name*, or "" when there is none (any more)."""
+    try:
+        return readlink(directory, name)
+    except OSError as err:
+        # EINVAL: it is of another type.
+        if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+            return ""
+        raise
+
+
 def is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
     """Tell whether nobody touched a path between two looks; a further name does not count."""
     if one is None or other is None:
@@ -119,6 +138,14 @@ def fstat(fd: int) -> os.stat_result:
     """Return what ``fstat`` says of what is open as *fd*."""
     try:
         return os.fstat(fd)
+    except OSError as err:
+        raise placed(err, fd) from None
+
+
+def statvfs(fd: int) -> os.statvfs_result:
+    """Return what ``fstatvfs`` says of the file system of what is open as *fd*."""
+    try:
+        return os.fstatvfs(fd)
     except OSError as err:
         raise placed(err, fd) from None
 

@@ -129,7 +129,7 @@ def _replace(parent: int, name: str, item: Replacement) -> bool:
     if st is None:
         files.make_symlink(parent, name, item.target, uid=0, gid=0)
         return True
-    if stat.S_ISLNK(st.st_mode) and os.readlink(name, dir_fd=parent) == item.target:
+    if stat.S_ISLNK(st.st_mode) and files.readlink(parent, name) == item.target:
         return False
     if st.st_ino != item.inode:
         return False

@@ -173,7 +173,7 @@ class Shipped:
         if kind is FileType.FILE:
             content, rpm_digest = self._content(visit, packaged)
         elif kind is FileType.SYMLINK:
-            content = os.readlink(visit.name, dir_fd=visit.directory)
+            content = files.readlink(visit.directory, visit.name)
             self._check_link(path, mount, content)
         if packaged is not None and known is None:
             self._declared.note(packaged.package, path, content)

@@ -10,6 +10,7 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
+from ipavolume.linux import files
 from ipavolume.linux.trees import walk
 from ipavolume.model.paths import is_within
 from ipavolume.prepare.files import reported
@@ -85,7 +86,7 @@ def _links(tree: ImageTree, location: str, places: Collection[str]) -> Iterator[
     try:
         for visit in walk(top, skip=lambda path: f"{location}/{path}" in places):
             if not visit.leaving and stat.S_ISLNK(visit.st.st_mode):
-                target = os.readlink(visit.name, dir_fd=visit.directory)
+                target = files.readlink(visit.directory, visit.name)
                 if not target.startswith("/"):
                     yield visit.path, target
     finally:

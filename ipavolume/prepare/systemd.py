@@ -297,7 +297,7 @@ def _want(tree: ImageTree, unit: str, *, make: Progress, findings: Findings) -> 
             if st is None:
                 files.replace_by_link(directory, name, target)
                 return True
-            if not stat.S_ISLNK(st.st_mode) or os.readlink(name, dir_fd=directory) != target:
+            if not stat.S_ISLNK(st.st_mode) or files.readlink(directory, name) != target:
                 path = f"{_WANTS}/{unit}"
                 findings.add(Code.KEPT_FILE, f"{path} is there already and was left", path=path)
             return False

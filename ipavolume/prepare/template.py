@@ -234,7 +234,7 @@ class Template:
             if done is not None:
                 self._digests.add(done, bytes.fromhex(copied))
         elif kind is FileType.SYMLINK:
-            text = os.readlink(name, dir_fd=directory)
+            text = files.readlink(directory, name)
             files.make_symlink(target, copy, text, uid=st.st_uid, gid=st.st_gid)
             if xattrs:
                 with files.inode(target, copy) as fd:
@@ -266,7 +266,7 @@ def _compare(st: os.stat_result, xattrs: Xattrs, directory: int, name: str, show
 
 def _leads_home(directory: int, name: str, st: os.stat_result, target: str, path: str) -> bool:
     """Tell whether a link of an earlier run leads to the very place it would be copied to."""
-    return stat.S_ISLNK(st.st_mode) and os.readlink(name, dir_fd=directory) == f"{target}/{path}"
+    return stat.S_ISLNK(st.st_mode) and files.readlink(directory, name) == f"{target}/{path}"
 
 
 def _link(top: int, path: str, directory: int, name: str) -> None:

@@ -200,7 +200,7 @@ def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -
             continue
         st = files.lstat(directory, name)
         if st is not None and stat.S_ISLNK(st.st_mode):
-            target = os.readlink(name, dir_fd=directory)
+            target = files.readlink(directory, name)
             if target == MASK:
                 result[name] = _Found(None, int(match[1]))
             else:

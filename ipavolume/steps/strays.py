@@ -262,7 +262,7 @@ class _Stray:
         )
 
     def _link(self, parent: int, name: str, below: str) -> str:
-        text = os.readlink(name, dir_fd=parent)
+        text = files.readlink(parent, name)
         what = f"the link {self._path} to {self._target} was replaced by one to {text}"
         with self._place(below) as place:
             if place is None or self._is_directory(*place) or self._leads_back(text):
@@ -311,7 +311,7 @@ class _Stray:
 
     def _link_below(self, visit: trees.Visit) -> str:
         """Return the text of a link in the tree, which leads out of it by its whole path."""
-        text = os.readlink(visit.name, dir_fd=visit.directory)
+        text = files.readlink(visit.directory, visit.name)
         leads = os.path.normpath(_absolute(f"{self._path}/{visit.path}", text))
         return text if leads.startswith(f"{self._path}/") else leads
 
@@ -320,14 +320,14 @@ class _Stray:
     def _file(self, source: int, name: str, below: str) -> bool:
         """Put a regular file to its place on the volume; tell whether anything was changed."""
         with files.inode(source, name) as fd, opened_state(self._volume) as made:
-            before = os.fstat(fd)
+            before = files.fstat(fd)
             found = files.metadata(before, files.read_xattrs(fd))
             writer = copying.copy_inode(fd, made, _IN_THE_MAKING)
             try:
                 files.set_metadata(writer, found, acls=True)
                 files.set_times(writer, before.st_mtime_ns)
                 files.sync(writer)
-                after = os.fstat(fd)
+                after = files.fstat(fd)
                 if _version(before) != _version(after):
                     raise VolumeIOError(
                         f"{self._path!r} is being written to, where a link to {self._target!r} was",
@@ -345,7 +345,7 @@ class _Stray:
         with opened_state(self._volume) as made:
             files.unlink(made, _IN_THE_MAKING)
             files.make_symlink(made, _IN_THE_MAKING, text, uid=st.st_uid, gid=st.st_gid)
-            return self._put(made, below, lambda at: _target(*at) == text)
+            return self._put(made, below, lambda at: files.target(*at) == text)
 
     def _put(self, made: int, below: str, is_done: Callable[[tuple[int, str]], bool]) -> bool:
         """Rename what is in the making to its place; what is there is saved before."""
@@ -377,7 +377,7 @@ class _Stray:
         saving, st = self._saving(below), None
         try:
             with files.inode(directory, name) as held:
-                st = os.fstat(held)
+                st = files.fstat(held)
                 if stat.S_ISDIR(st.st_mode):
                     # Of a listed directory nothing is moved away: a database may be running there.
                     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
@@ -391,7 +391,7 @@ class _Stray:
 
     def _directory(self, source: int, below: str) -> bool:
         """Make a directory on the volume, where there is none; one that is there stays."""
-        st = os.fstat(source)
+        st = files.fstat(source)
         with self._place(below) as place:
             if place is None:
                 # What is in it goes to the saved copies, which have their own directories.
@@ -468,23 +468,15 @@ def _version(st: os.stat_result) -> tuple[int, ...]:
     return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
 
-def _target(directory: int, name: str) -> str:
-    """Return where a link leads to, or "" where there is none."""
-    try:
-        return os.readlink(name, dir_fd=directory)
-    except OSError:
-        return ""
-
-
 def _is_same_file(directory: int, name: str, wanted: int, metadata: Metadata) -> bool:
     """Tell whether a file has content and metadata of what is behind *wanted*, durably."""
     fd = files.open_regular(directory, name)
     if fd is None:
         return False
     with open(fd, "rb") as here:
-        st = os.fstat(fd)
+        st = files.fstat(fd)
         if (
-            st.st_size != os.fstat(wanted).st_size
+            st.st_size != files.fstat(wanted).st_size
             or files.metadata(st, files.read_xattrs(fd)) != metadata
         ):
             return False

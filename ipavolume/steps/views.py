@@ -541,7 +541,7 @@ class VolumeView(_View):
             fd = self._tree.directory(spec.mount) if _is_within(where, spec.mount) else None
             if fd is not None:
                 with _reported(path):
-                    found = os.statvfs(fd)
+                    found = files.statvfs(fd)
                 return found.f_bavail * found.f_frsize
         return 0
 

@@ -135,7 +135,7 @@ def rooms(volumes: Mapping[str, Volume], needed: Mapping[str, int]) -> list[Room
         shared.setdefault(files.fstat(volume.fd).st_dev, []).append(mount)
     result = []
     for group in shared.values():
-        found = os.statvfs(volumes[group[0]].fd)
+        found = files.statvfs(volumes[group[0]].fd)
         blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail
         result.append(
             Room(

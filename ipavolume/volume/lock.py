@@ -477,7 +477,7 @@ def _is_lost(volume: Volume) -> bool:
         # Somebody has allowed it, and there may be no lock to hold.
         return False
     # NFS locks a file for those alone who may write to it.
-    is_read_only = bool(os.fstatvfs(volume.fd).f_flag & os.ST_RDONLY)
+    is_read_only = bool(files.statvfs(volume.fd).f_flag & os.ST_RDONLY)
     return not (is_read_only and lockfile.is_held_here(volume, directory=True))
 
 

@@ -108,7 +108,7 @@ def take(volume: Volume) -> int | None:
 
 
 def _is_read_only(volume: Volume) -> bool:
-    return bool(os.fstatvfs(volume.fd).f_flag & os.ST_RDONLY)
+    return bool(files.statvfs(volume.fd).f_flag & os.ST_RDONLY)
 
 
 def _take(state: int) -> int | None:

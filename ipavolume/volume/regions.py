@@ -205,11 +205,11 @@ class _Room:
             raise AssertionError(f"{directory} was there")
         opened = files.open_at(fd, ".", files.DIRECTORY_FLAGS)
         try:
-            room = os.statvfs(opened)
+            room = files.statvfs(opened)
         finally:
             os.close(opened)
         self._free = room.f_bfree * room.f_frsize
-        self._is_limited = room.f_blocks != os.statvfs(volume.fd).f_blocks
+        self._is_limited = room.f_blocks != files.statvfs(volume.fd).f_blocks
 
     def take(self, put: Put, directory: str) -> None:
         if put.bytes and not self.peak:
@@ -231,7 +231,7 @@ class _Room:
             return 0
         try:
             counts = project_of(fd) == self._part.own_project
-            return os.fstat(fd).st_blocks * 512 if counts else 0
+            return files.fstat(fd).st_blocks * 512 if counts else 0
         finally:
             os.close(fd)
 

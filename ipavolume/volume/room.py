@@ -55,7 +55,7 @@ def check_room(volume: Volume, size: int, inodes: int) -> None:
     Raises:
         VolumeIOError: If they are not, or nothing can be written.
     """
-    room = os.statvfs(volume.fd)
+    room = files.statvfs(volume.fd)
     is_mount = volume.directory == volume.mount
     if room.f_flag & os.ST_RDONLY and is_mount and is_of_root(volume):
         raise VolumeIOError(

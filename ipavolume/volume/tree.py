@@ -18,6 +18,8 @@ from ipavolume.volume.layout import SAVED
 
 _TRAVERSE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_CACHED: Final = 128
+_NO_WAY: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+"""That a link leads nowhere is an answer; any other error is a look that failed."""
 _MAX_LINK_HOPS: Final = 40
 _MAX_PATH_CHARACTERS: Final = 8 << 10
 """Twice what a path can have in one call; time and memory grow with its square."""
@@ -137,12 +139,7 @@ class Tree:
         """Return the target of the symbolic link *path*, or "" when it is none."""
         parent, _, name = path.rpartition("/")
         directory = self.directory(parent)
-        if directory is None:
-            return ""
-        try:
-            return os.readlink(name, dir_fd=directory)
-        except OSError:
-            return ""
+        return "" if directory is None else files.target(directory, name)
 
     def xattrs(self, path: str) -> Xattrs:
         """Return the extended attributes of *path*; those of a link are none."""
@@ -236,7 +233,9 @@ class Tree:
     def _follow(self, path: str) -> tuple[LinkStanding, DiskState | None]:
         try:
             return self._resolve_trusted(path)
-        except OSError:
+        except OSError as err:
+            if err.errno not in _NO_WAY:
+                raise
             return LinkStanding.UNTRUSTED, None
 
     def _resolve_trusted(self, path: str) -> tuple[LinkStanding, DiskState | None]:
