@@ -289,7 +289,7 @@ def reopen(fd: int) -> int:
     Raises:
         OSError: ``ENXIO`` when it is no regular file.
     """
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    if not stat.S_ISREG(fstat(fd).st_mode):
         raise OSError(errno.ENXIO, "not a regular file")
     return os.open(proc_path(fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
 
@@ -401,7 +401,7 @@ def set_metadata(fd: int, metadata: Metadata, *, acls: bool = False) -> None:
         metadata: What it is given; other attributes that it has stay.
         acls: Also remove ACLs and capabilities that *metadata* does not have.
     """
-    st = os.fstat(fd)
+    st = fstat(fd)
     path = proc_path(fd)
     chowned = (st.st_uid, st.st_gid) != (metadata.uid, metadata.gid)
     if chowned:
@@ -671,7 +671,7 @@ def open_for_appending(fd: int, name: str) -> BinaryIO:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
     try:
         with inode(fd, name) as found:
-            st = os.fstat(found)
+            st = fstat(found)
             # A file with other names could be any file of the volume that somebody wants
             # written to.
             if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:

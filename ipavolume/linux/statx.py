@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from ipavolume.linux.files import DIRECTORY_FLAGS, lstat, open_at, open_regular
+from ipavolume.linux.files import DIRECTORY_FLAGS, fstat, lstat, open_at, open_regular
 from ipavolume.linux.libc import last_errno, libc
 
 _AT_EMPTY_PATH: Final = 0x1000
@@ -149,7 +149,7 @@ def part_of(fd: int) -> Part:
     Raises:
         OSError: If it cannot be opened.
     """
-    device = os.fstat(fd).st_dev
+    device = fstat(fd).st_dev
     opened = open_at(fd, ".", DIRECTORY_FLAGS)
     try:
         flags = project = 0

@@ -45,6 +45,10 @@ LOOKING: Final = (
 
 _KNOWN_TO_STRACE: Final = ",".join(f"?{name}" for name in (*CHANGING, *SYNCING))
 _LINE: Final = re.compile(r"(?:(\d+) +)?([a-z_0-9]+)\((.*)")
+_PATHS: Final = re.compile(r"(?<=\d<)/[^>]*(?=>)|(?<=\")/[^\"]*(?=\")")
+"""What strace takes for a call about a path: descriptors of it, and its name as an argument."""
+_OF_ONE_RUN: Final = re.compile(r"/proc/\d|#")
+"""Paths with numbers of processes and of files without a name: the next run has others."""
 _FAST: Final = ("--seccomp-bpf",)
 """Stops the program only at the calls that are asked for. Signals are not injected then."""
 _OPENS_ONLY: Final = frozenset({"openat", "open"})
@@ -61,12 +65,14 @@ class Call:
         number: Its number among the calls of this name, from 1.
         text: Arguments and result, as strace prints them.
         process: Number of the process, 0 when there was only one.
+        path: Where it is counted among the calls about one path only, that path.
     """
 
     name: str
     number: int
     text: str
     process: int = 0
+    path: str = ""
 
     def __str__(self) -> str:
         """Return it as a report of a failed test shows it."""
@@ -99,6 +105,8 @@ def looks(
 ) -> tuple[subprocess.CompletedProcess[str], list[Call]]:
     """Run *command*; return how it ended and the calls of its first process that look.
 
+    They are counted by path where it has a name: how often a pipe is read is never the same.
+
     Args:
         command: The command.
         env: Its environment.
@@ -109,7 +117,7 @@ def looks(
     done = _run(
         [*_strace(log, f"trace={names}", options=("-y", "-s", "300", *_FAST)), *command], env=env
     )
-    counts: dict[str, int] = {}
+    counts: dict[tuple[str, str], int] = {}
     calls = []
     first = ""
     for line in log.read_text(errors="surrogateescape").splitlines():
@@ -120,9 +128,13 @@ def looks(
         first = first or process
         if process != first:
             continue
-        counts[name] = counts.get(name, 0) + 1
-        if " = -1 " not in text and any(path in text for path in below):
-            calls.append(Call(name=name, number=counts[name], text=text))
+        arguments, _, result = text.rpartition(") = ")
+        paths = _PATHS.findall(arguments)
+        for path in {"", *paths}:
+            counts[name, path] = counts.get((name, path), 0) + 1
+        if not result.startswith("-1 ") and any(path in text for path in below):
+            about = next((path for path in paths if not _OF_ONE_RUN.search(path)), "")
+            calls.append(Call(name=name, number=counts[name, about], text=text, path=about))
     return done, calls
 
 
@@ -169,7 +181,8 @@ def failing(
 
 def _injecting(call: Call, what: str, *options: str) -> list[str]:
     inject = f"inject={call.name}:{what}:when={call.number}"
-    return _strace(os.devnull, f"trace={call.name}", inject, options=options)
+    about = ("-P", call.path) if call.path else ()
+    return _strace(os.devnull, f"trace={call.name}", inject, options=(*options, *about))
 
 
 def _strace(log: str | Path, *expressions: str, options: Sequence[str] = ()) -> list[str]:
