@@ -6,6 +6,7 @@ installed), so the journal holds only how far the whole got.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,10 +15,12 @@ from ipavolume.formats import manifest
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.tasks import log_data
 from ipavolume.linux import files
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import TaskLog
 from ipavolume.volume.facts import CLOSED_PROGRESS, Identity, Transaction
 from ipavolume.volume.layout import (
+    HELD,
     IDENTITY,
     NOTES,
     PENDING,
@@ -26,7 +29,9 @@ from ipavolume.volume.layout import (
     PROGRESS,
     PUBLIC_FILE_MODE,
     TASKS,
+    TRANSACTION,
 )
+from ipavolume.volume.members import Volume
 
 
 def write_progress(fd: int, transaction: Transaction) -> None:
@@ -67,6 +72,22 @@ def append_note(fd: int, note: Mapping[str, Any]) -> None:
 def write_notes(fd: int, notes: Iterable[Mapping[str, Any]]) -> None:
     """Write the notes of the swap in the directory *fd* anew, atomically and durably."""
     files.write_file(fd, NOTES, b"".join(map(dump_line, notes)), mode=PRIVATE_FILE_MODE)
+
+
+def note_held(volume: Volume) -> None:
+    """Note in the open transaction, if there is one, that somebody is to mend things by hand.
+
+    Raises:
+        OSError: If that cannot be noted.
+    """
+    try:
+        fd = files.open_directory(volume.fd, f"{STATE_DIRECTORY}/{TRANSACTION}")
+    except FileNotFoundError:
+        return
+    try:
+        files.write_file(fd, HELD, b"", mode=PRIVATE_FILE_MODE)
+    finally:
+        os.close(fd)
 
 
 def write_plan(fd: int, lines: Iterable[bytes]) -> None:

@@ -54,7 +54,7 @@ from ipavolume.volume.index import (
     read_index_of,
 )
 from ipavolume.volume.logs import Speaker
-from ipavolume.volume.refused import UNDONE
+from ipavolume.volume.refused import UNDONE, UNVERIFIED
 from ipavolume.volume.snapshots import (
     open_content,
     open_kept_state,
@@ -86,8 +86,9 @@ class Undo:
         run: Id of the run that goes back; that of the open one, where one is undone.
         snapshot: Run whose snapshot is gone back to.
         is_automatic: Nobody asked for it.
-        was_open: What is undone was never completed: the volumes are what the snapshot has then,
-            and it is not needed any more.
+        was_open: What is undone was never completed, or is of no image any more: the volumes are
+            what the snapshot has then, and it is not needed any more.
+        is_refused: That its image is not to be started again is recorded already.
         build_ids: Mounts and the ids that they had, "" for none.
         had: Names of what the state directory had.
         image: Id of the image that is gone back from.
@@ -109,6 +110,7 @@ class Undo:
     snapshot: str
     is_automatic: bool
     was_open: bool
+    is_refused: bool
     build_ids: tuple[tuple[str, str], ...]
     had: tuple[str, ...]
     image: str
@@ -346,6 +348,7 @@ def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
         snapshot=made.snapshot.run,
         is_automatic=made.is_automatic,
         was_open=primary.transaction is not None or primary.pending is not None,
+        is_refused=primary.transaction is not None and primary.transaction.kind == UNVERIFIED,
         build_ids=tuple((mount, _build_id(volumes, mount, made)) for mount in made.snapshot.mounts),
         had=had,
         image=undone.build_id,
@@ -627,8 +630,10 @@ class _WayBack:
         refused.note_tried(volume, record.to_build, fingerprint, record.run)
         is_same_content = record.fingerprint == fingerprint
         is_known = record.fingerprint and fingerprint
-        if not record.image or (
-            record.image == record.to_build and (is_same_content or not is_known)
+        if (
+            record.is_refused
+            or not record.image
+            or (record.image == record.to_build and (is_same_content or not is_known))
         ):
             return
         refused.note_refused(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ipavolume.apply.journal import note_held
 from ipavolume.errors import IpaVolumeError, LockedError, StoppedError, UsageError
 from ipavolume.firstrun.record import close_record
 from ipavolume.linux import files, signals
@@ -47,6 +48,9 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
     # Or who looks from outside would take it for one that this container runs.
     with contextlib.suppress(IpaVolumeError):
         close_record(primary)
+    # An older image does not undo by itself what somebody may do here.
+    with contextlib.suppress(OSError):
+        note_held(primary)
     before = standing(primary)
     then = (
         "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "

@@ -31,11 +31,10 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals, watching
-from ipavolume.linux.command import run_command
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
-from ipavolume.systemd import units
+from ipavolume.systemd import boot, units
 from ipavolume.systemd.journal import Watch
 
 DIRECTORY: Final = "/.ipavolume-rehearsal"
@@ -52,9 +51,6 @@ _FAILED_S: Final = 5.0
 """As long as a unit that failed may take to be started again by what started it."""
 _LEFT_S: Final = 60.0
 """As long as who has failed may take to end the container."""
-_EXIT_S: Final = 30
-_STOP_S: Final = 120.0
-"""Then units that do not stop are not waited for."""
 
 Tell = Callable[[Rehearsed], None]
 
@@ -195,7 +191,7 @@ def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
             # Where it is not, systemd will not be the container's first process, either.
             is_first = os.getpid() == 1
             if not watching.fork():
-                _look_on(work, timer, tell, end=_end_systemd if is_first else watching.leave)
+                _look_on(work, timer, tell, end=boot.end_container if is_first else watching.leave)
             return
         application = watching.fork()
         if not application:
@@ -247,14 +243,6 @@ def _look_on(
         end(status)
         watching.leave(status)
     raise AssertionError
-
-
-def _end_systemd(status: int) -> None:
-    with contextlib.suppress(IpaVolumeError):
-        words = ("systemctl", "--no-block", "exit", str(status))
-        if run_command(words, timeout_s=_EXIT_S, output=say_nothing).status == 0:
-            clock.wait(_STOP_S)
-    watching.power_off()
 
 
 def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from ipavolume.apply import rollback as back
 from ipavolume.apply.run import Finish
@@ -27,8 +26,6 @@ from ipavolume.volume.facts import UNDOING, Facts
 from ipavolume.volume.history import read_history
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.snapshots import chain_snapshot, last_undoable, open_snapshot
-
-_NO_WAY_BACK: Final = "no-way-back"
 
 
 def look(options: Options, run: str, say: Progress) -> tuple[Plan, tuple[Warn, ...]]:
@@ -150,7 +147,7 @@ def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
     if snapshot is None:
         raise RefusedError(
             f"the upgrade to {known.build_id} is not completed, and no snapshot was made before it",
-            code=_NO_WAY_BACK,
+            code=planning.NO_WAY_BACK,
             hint=f"Start the image {known.image_name or known.build_id} again, which can finish "
             "it, or restore a backup.",
         )
@@ -174,7 +171,7 @@ def _of_committed(context: Context, run: str) -> Snapshot:
         if found is None:
             raise RefusedError(
                 f"there is no snapshot of run {run}",
-                code=_NO_WAY_BACK,
+                code=planning.NO_WAY_BACK,
                 hint="See which there are: ipavolume snapshot list.",
             )
         return found
@@ -183,7 +180,7 @@ def _of_committed(context: Context, run: str) -> Snapshot:
         return last
     raise RefusedError(
         "no snapshot was made before the last upgrade that was completed and not undone",
-        code=_NO_WAY_BACK,
+        code=planning.NO_WAY_BACK,
         hint="See which there are: ipavolume snapshot list. An older one, or one made by hand, is "
         "gone back to by its name: ipavolume rollback RUN.",
     )

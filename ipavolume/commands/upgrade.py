@@ -28,6 +28,7 @@ from ipavolume.volume import facts as state
 from ipavolume.volume import failures
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.refused import UNVERIFIED
 from ipavolume.volume.volumes import Volumes
 
 _MAX_ROUNDS: Final = 6
@@ -184,13 +185,26 @@ def bring_up(
                 begin(facts[context.volumes.primary.mount])
             if late := secure():
                 continue
-            end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
+            open_ = facts[context.volumes.primary.mount].transaction
+            if open_ is not None and open_.kind == UNVERIFIED:
+                # Later: no other run needs it.
+                from ipavolume.apply import unverified
+
+                end = unverified.give_back(context, facts, speaker)
+            else:
+                end = resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         else:
             _refuse_while_waiting(context.image, context.volumes, verdict)
             made = draft(context, verdict, facts, say=speaker.say)
             _refuse_unreadable(made)
             if made.way_back is not None and not again:
                 speaker.say(made.way_back.line)
+                verify = context.image.config.verify
+                if verify is not None and verify.goes_back and not made.way_back.is_complete:
+                    speaker.say(
+                        "should this run not be found to be right, it stays all the same: there is "
+                        "no complete snapshot to go back to"
+                    )
             if Phase.ONLINE in phases:
                 refuse_outside(made.plan.tasks, root=context.options.root)
             if begin is not None:

@@ -2,15 +2,20 @@
 
 Without systemd a start that supervises stays the container's first process: it passes signals on,
 reaps, and ends with the status of what it executed. What is to be verified is asked by a process of
-its own; under systemd that is one that looks on, as in a rehearsal. Whoever is killed before the
+its own; under systemd that is one that looks on, as in a rehearsal. What is not right stays, or is
+taken from the image, which ends the container (``on-failure``). Whoever is killed before the
 answer leaves the question on the volume, and the next start asks it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Callable
 from typing import Final, NoReturn
 
+from ipavolume.apply import unverified
 from ipavolume.apply.run import open_log
 from ipavolume.commands import probe
 from ipavolume.commands.probe import Probe
@@ -19,17 +24,25 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.config.model import VerifyConfig
 from ipavolume.context import Context
 from ipavolume.errors import (
+    EXIT_COMMAND_FAILED,
     EXIT_LOCKED,
     CannotCreateError,
     CommandFailedError,
     IpaVolumeError,
+    LockedError,
+    told_as,
+    unforeseen,
 )
 from ipavolume.linux import clock, watching
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
+from ipavolume.plan.rollback import judge_unverified
 from ipavolume.steps import verify
+from ipavolume.systemd import boot
 from ipavolume.volume import lock
+from ipavolume.volume.failures import STATE_OPEN
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.refused import UNVERIFIED
 
 _FIRST_S: Final = 1.0
 _LOOK_S: Final = 10.0
@@ -52,11 +65,18 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
         or (supervises and bool(verify.due(context.image, context.volumes.primary)))
     )
     onlooker = -1
+    # Where this is not the container's first process, systemd will not be, either.
+    is_systemd = beginning.systemd and os.getpid() == 1
     try:
         if asks:
             onlooker = watching.fork()
             if not onlooker:
-                _look_on(work, shown, beginning.redactor)
+                _look_on(
+                    work,
+                    shown,
+                    beginning.redactor,
+                    end=boot.end_container if is_systemd else watching.leave,
+                )
         if not supervises:
             return
         application = watching.fork_application()
@@ -69,20 +89,28 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
     if not application:
         return
     work.lock.pause()
-    status = watching.supervise(application)
+    status = watching.supervise(application, onlooker=onlooker)
     if onlooker > 0:
         # It would be waited for: nothing but this ends it.
         watching.kill(onlooker)
+    # It may have ended by itself; otherwise it is what is not to go on.
+    watching.end(application)
     watching.end_others()
     watching.leave(status)
 
 
-def _look_on(work: Work, shown: Shown, redactor: Redactor) -> NoReturn:
-    """Verify what there is to verify, record and tell what it came to, and end."""
+def _look_on(
+    work: Work, shown: Shown, redactor: Redactor, *, end: Callable[[int], None]
+) -> NoReturn:
+    """Verify what there is to verify, record and tell what it came to, and end.
+
+    Where the run was taken from its image, the container ends as well, by *end*.
+    """
     try:
         watching.look_on()
         work.lock.pause()
-        verify_run(work.context, shown, redactor)
+        if verify_run(work.context, shown, redactor):
+            end(EXIT_COMMAND_FAILED)
     except IpaVolumeError as err:
         # It is asked again by the next start.
         shown.error(err)
@@ -91,8 +119,11 @@ def _look_on(work: Work, shown: Shown, redactor: Redactor) -> NoReturn:
     raise AssertionError
 
 
-def verify_run(context: Context, shown: Shown, redactor: Redactor) -> None:
+def verify_run(context: Context, shown: Shown, redactor: Redactor) -> bool:
     """Wait until the volumes are current and the application ready; then verify the last run.
+
+    Returns:
+        Whether the volumes are not of this image any more, for its run was not found to be right.
 
     Raises:
         IpaVolumeError: If that cannot be looked at, or its result not be recorded.
@@ -104,20 +135,58 @@ def verify_run(context: Context, shown: Shown, redactor: Redactor) -> None:
         clock.wait(_patience_s(begun))
     run = verify.due(context.image, volume)
     if not run or config is None:
-        return
+        return False
     wrong = _until_known(context, config, run, redactor)
+    kept = ""
+    if wrong and config.goes_back:
+        try:
+            with told_as(unforeseen):
+                told = _moved_away(context, run, wrong)
+        except IpaVolumeError as err:
+            told = err
+        if told.code == UNVERIFIED or told.state == STATE_OPEN:
+            shown.error(told)
+            return True
+        kept = f". It is not gone back from by itself: {told}"
     verify.conclude(volume, run, wrong)
     if not wrong:
         shown.tell(f"run {run} is verified")
-        return
+        return False
     shown.error(
         CommandFailedError(
-            f"run {run} is committed, and was not found to be right: {wrong}",
+            f"run {run} is committed, and was not found to be right: {wrong}{kept}",
             code="unverified",
             state="the volume is current, and the container goes on",
             hint="Look at what is wrong (ipavolume history names the run, its log is in "
             f"{volume.directory}/.ipavolume/logs). Once it is right, nothing else is to be done.",
         )
+    )
+    return False
+
+
+def _moved_away(context: Context, run: str, wrong: str) -> IpaVolumeError:
+    """Take the run from its image; return what is told of that.
+
+    Raises:
+        IpaVolumeError: If it stays; or if it was taken and that could not be made durable.
+    """
+    volumes = context.volumes
+    with lock.Lock(inside=context.image.is_inside) as held:
+        if not held.go_on(volumes.values()):
+            raise LockedError("another command of this container works on the volume")
+        primary = volumes.facts()[volumes.primary.mount]
+        snapshot = judge_unverified(context, primary, run)
+        unverified.move_away(context, primary, snapshot, run=run, cause=wrong)
+        # Nothing depends on it.
+        with contextlib.suppress(IpaVolumeError):
+            verify.conclude(volumes.primary, run, wrong)
+    return CommandFailedError(
+        f"run {run} was not found to be right: {wrong}",
+        code="unverified",
+        state="the volume is of no image now, and the container ends",
+        hint=f"Start the image {snapshot.from_build} again: it goes back to the snapshot of run "
+        f"{snapshot.run}, and keeps what was written since. This image is refused until its time "
+        f"has come, or with IPAVOLUME_RETRY={run} in its environment, and is asked again then.",
     )
 
 

@@ -140,11 +140,14 @@ class VerifyConfig:
         command: Words of a command that is to end with status 0; empty: only steps are asked.
         ready_within_s: Seconds from the start on within which the application is to be ready.
         timeout_s: Seconds from then on within which everything is to be found right.
+        goes_back: What is not found to be right is taken from this image, the container ends, and
+            the image of before goes back to what it left; otherwise it stays.
     """
 
     command: tuple[str, ...] = ()
     ready_within_s: int = 1800
     timeout_s: int = 600
+    goes_back: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

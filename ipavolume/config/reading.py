@@ -474,13 +474,13 @@ def _read_verify(top: _Table, default: VerifyConfig | None) -> VerifyConfig | No
         return default
     table = top.table("verify")
     usual = default or VerifyConfig()
+    kept = "rollback" if usual.goes_back else "keep"
     config = VerifyConfig(
         command=table.texts("command", usual.command, check=_filled),
         ready_within_s=table.seconds("ready-within-s", usual.ready_within_s),
         timeout_s=table.seconds("timeout-s", usual.timeout_s),
+        goes_back=table.text("on-failure", kept, check=_one_of(("keep", "rollback"))) == "rollback",
     )
-    # It is the only word that there is; who writes it says that the volume stays as it is.
-    table.text("on-failure", "keep", check=_one_of(("keep",)))
     table.done()
     return config
 

@@ -58,11 +58,16 @@ def fork_application() -> int:
     return child
 
 
-def supervise(application: int) -> int:
+def supervise(application: int, *, onlooker: int = -1) -> int:
     """Pass every signal on to *application*, and reap, until it has ended.
 
+    Args:
+        application: The process.
+        onlooker: A process that ends it by ending with another status than 0 itself.
+
     Returns:
-        Its exit status; of one that a signal killed 128 and its number, as a shell has it.
+        Its exit status, or that of the onlooker; of an application that a signal killed 128 and
+        its number, as a shell has it.
     """
     waited = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     while True:
@@ -75,6 +80,9 @@ def supervise(application: int) -> int:
             if pid == application:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
+            # One that was killed has nothing to say.
+            if pid == onlooker and os.waitstatus_to_exitcode(status) > 0:
+                return os.waitstatus_to_exitcode(status)
             if pid == 0:
                 break
         number = signal.sigwait(waited)
@@ -194,6 +202,20 @@ def kill(child: int) -> None:
         if os.waitpid(child, os.WNOHANG)[0] == 0:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def end(child: int) -> None:
+    """End a child of this process, politely first, if it has not been waited for already."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        deadline = time.monotonic() + _GRACE_S
+        # A number that was waited for may be another process's: it is asked first.
+        is_asked = False
+        while os.waitpid(child, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+            if not is_asked:
+                os.kill(child, signal.SIGTERM)
+                is_asked = True
+            time.sleep(_POLL_S)
+    kill(child)
 
 
 def end_others() -> None:

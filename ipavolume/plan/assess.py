@@ -119,7 +119,9 @@ def _way_back(context: Context, primary: Facts) -> tuple[Snapshot | None, IpaVol
             return snapshot, None
         check_snapshot(volumes, snapshot)
         since = rollback.find_first_run_since(volumes.primary, snapshot)
-        return snapshot, rollback.find_partial(snapshot) or since
+        return snapshot, (
+            rollback.find_partial(snapshot) or since or rollback.find_held(primary, snapshot)
+        )
     except IpaVolumeError as err:
         open_ = primary.transaction
         is_ours = open_ is not None and open_.from_build == image.build_id

@@ -42,12 +42,20 @@ from ipavolume.volume.difference import (
 from ipavolume.volume.extent import EXACTLY, can_be_cloned, left_out
 from ipavolume.volume.facts import MARKED, Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
+from ipavolume.volume.history import read_history
 from ipavolume.volume.members import Volume
-from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, next_run
+from ipavolume.volume.snapshots import (
+    chain_snapshot,
+    check_snapshot,
+    last_undoable,
+    next_run,
+)
 from ipavolume.volume.tree import walk
 
 PARTIAL: Final = "partial-snapshot"
 FIRST_RUN_SINCE: Final = "first-run-since"
+NO_WAY_BACK: Final = "no-way-back"
+HELD: Final = "held"
 _MAX_CHANGED: Final = 100
 _MAX_NAMED: Final = 5
 
@@ -169,6 +177,66 @@ def find_partial(snapshot: Snapshot) -> IpaVolumeError | None:
         hint="Bring that back yourself, from a backup or by hand; then ipavolume rollback goes "
         "back with what the snapshot has.",
     )
+
+
+def find_held(primary: Facts, snapshot: Snapshot) -> IpaVolumeError | None:
+    """Return what refuses to go back by itself over what somebody may have done by hand."""
+    if not primary.was_held:
+        return None
+    return RefusedError(
+        "the upgrade that was not completed was on hold for somebody to mend things: the "
+        "application may have been started then, and others may know what it wrote",
+        code=HELD,
+        hint="Start the image of the upgrade again, which can finish it. Or see what going back "
+        f"to the snapshot of run {snapshot.run} does with ipavolume rollback --dry-run, and let "
+        "it happen with ipavolume rollback.",
+    )
+
+
+def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
+    """Return what is gone back to when *run*, which was committed, was not found to be right.
+
+    Args:
+        context: The volumes.
+        primary: What was found on the primary one.
+        run: The run.
+
+    Raises:
+        IpaVolumeError: If there is no complete snapshot of before, or it is not gone back to by
+            itself.
+    """
+    volumes, image = context.volumes, context.image.header
+    snapshot = last_undoable(volumes)
+    entry = next((one for one in read_history(volumes.primary) if one["run"] == run), {})
+    # An image does not go back to itself, or to what ships the same.
+    is_other = snapshot is not None and (
+        snapshot.from_build != image.build_id and snapshot.fingerprint != image.fingerprint
+    )
+    if (
+        snapshot is None
+        or not is_other
+        or entry.get("snapshot") != snapshot.run
+        or primary.transaction is not None
+        or primary.pending is not None
+    ):
+        raise RefusedError(
+            f"there is no snapshot of another image from before run {run}",
+            code=NO_WAY_BACK,
+            hint='Have one made before each upgrade: [snapshot] before-upgrade = "always".',
+        )
+    check_snapshot(volumes, snapshot)
+    refused = find_partial(snapshot) or find_first_run_since(volumes.primary, snapshot)
+    if refused is not None:
+        raise refused
+    with opened(volumes, snapshot) as contents:
+        asks_going_back(
+            context.image,
+            volumes,
+            begun_since(volumes.primary, primary, snapshot.run),
+            contents,
+            recorded=primary.baseline,
+        )
+    return snapshot
 
 
 def draft_rollback(

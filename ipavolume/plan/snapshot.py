@@ -49,6 +49,11 @@ class WayBack:
     leave_out: tuple[str, ...] = ()
 
     @property
+    def is_complete(self) -> bool:
+        """Everything can be brought back."""
+        return bool(self.inherited) or (self.method is not None and not self.lacks)
+
+    @property
     def line(self) -> str:
         """What people are told of it."""
         if self.inherited:

@@ -402,9 +402,13 @@ def _judge_copies(question: Question) -> IpaVolumeError | None:
 def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | None:
     """Refuse the image that the volume was taken back from.
 
-    A run of it that is open goes on, and so does going back, which whoever comes finishes.
+    A run of it that is open goes on, and so does going back, which whoever comes finishes; not one
+    that was taken from it, as it was not found to be right.
     """
-    if question.refused is None or state in (State.UPGRADING, State.GOING_BACK):
+    open_ = question.facts[question.mounts[0]].transaction
+    is_taken = open_ is not None and open_.kind == UNVERIFIED
+    goes_on = state is State.UPGRADING and not is_taken
+    if question.refused is None or goes_on or state is State.GOING_BACK:
         return None
     record, until = question.refused
     where = question.place(question.mounts[0])
@@ -570,6 +574,8 @@ def _judge_going_back(question: Question, primary: Facts) -> Verdict | None:
     known = primary.target or primary.baseline
     to = name_of(known) if known else "another image"
     amid = f"the upgrade to {to} was not completed"
+    if open_ is not None and open_.kind == UNVERIFIED:
+        amid = f"what the upgrade to {to} had made was not found to be right"
     if snapshot.fingerprint != image.fingerprint:
         refused = RefusedError(
             f"{amid}, and it began from an image with the id of this one, {image.build_id}, that "
@@ -597,6 +603,11 @@ def _judge_going_back(question: Question, primary: Facts) -> Verdict | None:
 
 def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
     if _leads_to(question.image, open_):
+        if open_.kind == UNVERIFIED:
+            return Verdict(
+                state=State.UPGRADING,
+                reason=f"{open_.to_build} is tried again, whose run was not found to be right",
+            )
         return Verdict(
             state=State.UPGRADING,
             reason=f"run {open_.run} to {open_.to_build} is not finished ({open_.phase})",
@@ -623,6 +634,12 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
     refused = None if target is None else _refuse_what_follows(question, open_, target)
     if refused is not None:
         return Verdict(state=State.TAKEN_OVER, reason=str(refused), error=refused)
+    if open_.kind == UNVERIFIED:
+        return Verdict(
+            state=State.TAKEN_OVER,
+            reason=f"what the upgrade to {open_.to_build} had made was not found to be right",
+            overrides=("blocked",) if newer is not None else (),
+        )
     return Verdict(
         state=State.TAKEN_OVER,
         reason=f"run {open_.run} to {open_.to_build} of another image is not finished",

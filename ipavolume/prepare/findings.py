@@ -49,6 +49,7 @@ class Code(enum.StrEnum):
     RPM_LEFTOVER = "rpm-leftover"
     RUNTIME_LISTED = "runtime-listed"
     SAME_VERSION = "same-version"
+    SNAPSHOT_NOT_SURE = "snapshot-not-sure"
     SPECIAL_FILE = "special-file"
     SUPERSEDED_UNIT = "superseded-unit"
     UNIT_ORDER = "unit-order"
@@ -177,6 +178,11 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.UNKNOWN_UNIT: (
         "The image has no unit of a name that has to be active before the application is called "
         "ready, so it never is, unless something makes the unit at run time."
+    ),
+    Code.SNAPSHOT_NOT_SURE: (
+        "[verify] has an upgrade that is not found to be right undone, for which there has to be a "
+        "snapshot, and [snapshot] does not have one made each time. Where there is none, or not a "
+        'complete one, it stays. Set before-upgrade = "always" there.'
     ),
     Code.UNSEEN_MARK: (
         "What the first run is judged by is on no volume, so it will not be there at the next "

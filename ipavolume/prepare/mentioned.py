@@ -50,6 +50,13 @@ def check(
             findings.add(
                 Code.NO_PROGRAM, f"{key}: {words[0]!r} is no program in the image", path=words[0]
             )
+    goes_back = config.verify is not None and config.verify.goes_back
+    if goes_back and config.snapshot.before_upgrade != "always":
+        findings.add(
+            Code.SNAPSHOT_NOT_SURE,
+            "[verify] on-failure is 'rollback', and [snapshot] before-upgrade is not 'always'",
+            path=CONFIG_PATH,
+        )
     if config.ready.units != usual.ready.units:
         known = systemd.unit_names(tree)
         for pattern in config.ready.units:

@@ -146,6 +146,18 @@ def expect(image: Image, volume: Volume, run: str) -> None:
         _record(volume, replace(_of(known, run), result=PENDING))
 
 
+def expect_again(image: Image, volume: Volume) -> None:
+    """Record that the outcome of the last run that was asked about is to be verified once more.
+
+    Raises:
+        VolumeIOError: If that cannot be recorded.
+        UnsafeVolumeError: If what is recorded was altered.
+    """
+    known = read_verified(volume)
+    if known is not None and known.result and image.config.verify is not None:
+        _record(volume, replace(known, result=PENDING, cause=""))
+
+
 def due(image: Image, volume: Volume) -> str:
     """Return the run whose outcome is to be verified still, or "".
 

@@ -1,13 +1,31 @@
-"""The boot around the online phase: what systemd starts beside it, and once it is done."""
+"""The boot around the online phase: what systemd starts beside it, and once it is done; its end."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
+from ipavolume.errors import IpaVolumeError
+from ipavolume.linux import clock, watching
 from ipavolume.linux.command import run_command
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Progress, say_nothing
 
 _TIMEOUT_S: Final = 120
+_EXIT_S: Final = 30
+_STOP_S: Final = 120.0
+"""Then units that do not stop are not waited for."""
+
+
+def end_container(status: int) -> None:
+    """Have systemd, the container's first process, end with *status*, whatever stands against it.
+
+    From outside of any unit, which has to wait for its own end.
+    """
+    with contextlib.suppress(IpaVolumeError):
+        words = ("systemctl", "--no-block", "exit", str(status))
+        if run_command(words, timeout_s=_EXIT_S, output=say_nothing).status == 0:
+            clock.wait(_STOP_S)
+    watching.power_off()
 
 
 class Boot:

@@ -28,6 +28,7 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
 from ipavolume.volume.history import read_history
 from ipavolume.volume.members import Volume, open_state, read_json
+from ipavolume.volume.refused import UNVERIFIED
 from ipavolume.volume.snapshots import (
     is_before,
     open_content,
@@ -132,7 +133,8 @@ def last_act_ns(volume: Volume, primary: Facts) -> int:
     """
     names: tuple[str, ...] = (layout.HISTORY,)
     path = STATE_DIRECTORY
-    if primary.transaction is not None:
+    # What was only taken from its image had recorded its end before.
+    if primary.transaction is not None and primary.transaction.kind != UNVERIFIED:
         path += f"/{layout.TRANSACTION}"
         names = (layout.PROGRESS, layout.TASKS, layout.NOTES, ".", "new", "old")
     directory = files.open_directory(volume.fd, path)

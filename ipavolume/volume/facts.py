@@ -23,6 +23,7 @@ from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import (
     ATTEMPTS,
     BASELINE,
+    HELD,
     IDENTITY,
     LOCK,
     PENDING,
@@ -67,7 +68,8 @@ class Transaction:
 
     Attributes:
         run: Id of the run.
-        kind: ``populate``, ``upgrade``, ``adopt`` or ``rollback``.
+        kind: ``populate``, ``upgrade``, ``adopt`` or ``rollback``; ``unverified``: its run is
+            complete, and was taken from its image, as it was not found to be right.
         phase: How far it got: ``marked``, ``swapped`` or ``committing``; ``undoing``: it is being
             undone.
         from_build: Recorded id before it, or "".
@@ -126,6 +128,7 @@ class Facts:
         pending: Header of the last image whose steps all ran, where files of a later one
             were applied without its steps; ``None`` when steps and files agree.
         tasks: How far the tasks of the open transaction got.
+        was_held: It failed, and the container stayed up for somebody to mend things by hand.
         rehearsal_of: Uuid of the volume that it is a copy of, for a rehearsal; "" where that had
             none, ``None``: it is no such copy.
         odd: Its root directory, where that is not root's alone and nothing of ours is on it; what
@@ -140,6 +143,7 @@ class Facts:
     legacy: bool
     pending: ImageHeader | None = None
     tasks: TaskLog = NOTHING
+    was_held: bool = False
     rehearsal_of: str | None = None
     odd: OddRoot | None = None
 
@@ -222,8 +226,10 @@ def read_facts(volume: Volume) -> Facts:
         identity = read_identity(fd, volume)
         transaction = target = None
         tasks = NOTHING
+        was_held = False
         if files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume):
             transaction, target, tasks = _read_transaction(fd, volume)
+            was_held = files.lstat(fd, f"{TRANSACTION}/{HELD}") is not None
         rehearsal_of = read_rehearsal(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
         pending = _read_header(fd, PENDING, volume)
@@ -244,6 +250,7 @@ def read_facts(volume: Volume) -> Facts:
         legacy=legacy,
         pending=pending,
         tasks=tasks,
+        was_held=was_held,
         rehearsal_of=rehearsal_of,
     )
 

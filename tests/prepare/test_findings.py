@@ -207,14 +207,16 @@ def test_names_that_mean_nothing_in_this_image_are_warned_of(image: Image) -> No
     image.write(
         "/etc/ipavolume.toml",
         '[accept]\nguard = ["ap*", "app-feature", "?gone", "typo"]\n'
-        '[start]\nexec = ["app", "--serve"]\n'
+        '[start]\nexec = ["app", "--serve"]\nsupervise = true\n'
         '[first-run]\ncommand = ["/usr/sbin/app-install"]\n'
+        "[verify]\non-failure = 'rollback'\n"
         '[ready]\nunits = ["app@one.service", "app@*.service", "other.service"]\n'
         '[files]\nrefresh = ["/etc/app/ui/*", "/etc/app/iu/*"]\n',
     )
     assert [(one.code, one.message.split("'")[1]) for one in image.prepare().findings] == [
         ("unknown-guard", "typo"),
         ("no-program", "/usr/sbin/app-install"),
+        ("snapshot-not-sure", "rollback"),
         ("unknown-unit", "other.service"),
         ("unused-refresh", "/etc/app/iu/*"),
     ]

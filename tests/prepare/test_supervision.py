@@ -47,7 +47,7 @@ def test_under_systemd_a_process_of_ours_looks_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ('on-failure = "rollback"', "verify.on-failure 'rollback' is none of keep"),
+        ('on-failure = "undo"', "verify.on-failure 'undo' is none of keep, rollback"),
         ("timeout-s = 0", "verify.timeout-s must be a whole number from 1"),
         ("within = 3", "verify.within is not a known key"),
     ],

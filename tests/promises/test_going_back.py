@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,9 @@ from support.worlds import (
     said,
     tell,
 )
+
+from ipavolume.apply.journal import note_held
+from ipavolume.volume.members import open_volume
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
 
@@ -183,6 +187,19 @@ def test_the_image_from_before_an_upgrade_that_was_not_completed_goes_back(
     assert f"back to the snapshot of run {undone['snapshot']}; " in told
     assert f"changed since: /data/etc/app/mine, now /data/{aside}/etc/app/mine" in told
     assert done.stdout.endswith("the volume at /data is current (build-one)\n")
+
+
+def test_what_was_on_hold_is_not_undone_but_by_hand(world: World, place: Path) -> None:
+    before = half_done(world, place)
+    volume = open_volume("/data", str(place / "data"))
+    note_held(volume)
+    os.close(volume.fd)
+    untouched = stood_still(place)
+    assert "[held]" in world.run("one", place, status=77).stderr
+    assert "held" in world.run("one", place, "check", status=77).stdout
+    assert stood_still(place) == untouched
+    world.run("one", place, "rollback")
+    assert differences(seen(place), before) == []
 
 
 def test_a_completed_upgrade_is_undone_by_a_command(world: World, place: Path) -> None:
@@ -609,3 +626,125 @@ def test_what_lies_in_a_subvolume_is_brought_back_as_well(
     aside = place / ".ipavolume/undone" / world.last_run()["run"] / "var/lib/svc"
     assert (aside / "came/deep/file").read_text() == "after"
     assert (aside / "changed").read_text() == "after"
+
+
+# As what a container asks itself does it, see test_verified.
+TAKE_AWAY: Final = """
+import sys
+from ipavolume.apply.unverified import move_away
+from ipavolume.context import Context, Options
+from ipavolume.plan.rollback import judge_unverified
+from ipavolume.volume.history import read_history
+
+root, data, logs = sys.argv[1:]
+with Context(Options(root=root, volumes={"/data": data, "/logs": logs})) as context:
+    primary = context.volumes.facts()["/data"]
+    run = read_history(context.volumes.primary)[-1]["run"]
+    snapshot = judge_unverified(context, primary, run)
+    move_away(context, primary, snapshot, run=run, cause="nobody answers")
+"""
+
+
+def take_away(world: World, place: Path) -> list[str]:
+    """Return the command that takes the last run from image two."""
+    volumes = [str(place / mount) for mount in ("data", "logs")]
+    return [sys.executable, "-c", TAKE_AWAY, str(world.image("two")), *volumes]
+
+
+def taken(world: World, place: Path) -> str:
+    """Leave volumes of image two that it was taken from; return the run."""
+    world.copy("edited", place)
+    world.run("two", place)
+    subprocess.run(take_away(world, place), check=True, env=dict(world.environment))
+    return str(history(place)[-1]["run"])
+
+
+def test_what_was_not_found_to_be_right_is_undone_by_the_image_of_before(
+    world: World, place: Path
+) -> None:
+    world.copy("edited", place)
+    before = seen(place)
+    run = taken(world, place)
+    after = {**seen(place)}
+    (place / "data/var/lib/app/spool/new job").write_text("by the application, meanwhile")
+    assert (recorded(place, "data"), is_open(place, "data")) == (None, True)
+    # The image itself is not to be started again before its time.
+    untouched = stood_still(place)
+    refused = world.run("two", place, status=77).stderr
+    assert "[refused]" in refused
+    assert f"what run {run} of it had made was not found to be right" in refused
+    assert stood_still(place) == untouched
+    shown = world.run("one", place, "check", status=100).stdout
+    assert "going back" in shown
+    assert "had made was not found to be right" in shown
+    world.run("one", place)
+    assert differences(seen(place), before) == []
+    last = history(place)[-1]
+    assert (last["undone"]["automatic"], last["undone"]["cause"]) == (True, "nobody answers")
+    aside = f"/data/.ipavolume/undone/{last['run']}/var/lib/app/spool/new job"
+    assert ["/data/var/lib/app/spool/new job", aside] in last["undone"]["changed"]
+    assert (place / aside.removeprefix("/")).read_text() == "by the application, meanwhile"
+    status = json.loads(world.run("one", place, "status", "--json").stdout)
+    assert [(one["code"], one["run"], one["count"]) for one in status["refused"]] == [
+        ("unverified", run, 1)
+    ]
+    # Tried again at once it is its own, as it was left.
+    run = taken(world, place)
+    again = {**world.environment, "IPAVOLUME_RETRY": run}
+    world.run("one", place, "status")
+    done = subprocess.run(
+        world.command("two", place), check=False, capture_output=True, text=True, env=again
+    )
+    assert done.returncode == 0, done.stderr
+    assert differences(seen(place), after) == []
+    assert (recorded(place, "data"), is_open(place, "data")) == ("build-two", False)
+    assert history(place)[-1]["run"] == run
+    world.run("two", place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["away", "back"])
+def test_taken_away_or_given_back_and_killed_it_ends_in_one_of_the_two_states(
+    world: World, place: Path, way: str, record_property: Callable[[str, object], None]
+) -> None:
+    """At every change with IPAVOLUME_CRASH_EVERY=1; then comes one of the three images."""
+
+    def begin() -> None:
+        if way == "back":
+            taken(world, place)
+        else:
+            world.copy("edited", place)
+            world.run("two", place)
+
+    world.copy("edited", place)
+    before = seen(place)
+    world.run("two", place)
+    after, run = seen(place), history(place)[-1]["run"]
+    world.run("three", place)
+    further = seen(place)
+    command = take_away(world, place) if way == "away" else world.command("two", place)
+    environment = {**world.environment, "IPAVOLUME_RETRY": run if way == "back" else ""}
+    begin()
+    done, calls = tracing.trace(command, env=environment, log=place / "log")
+    assert done.returncode == 0, done.stderr
+    points = [call for call in calls if tracing.is_change(call)]
+    record_property("points", len(points))
+    wrong: list[tuple[object, object]] = []
+    for number, call in enumerate(points[:: max(EVERY // 3, 1)]):
+        image = ("one", "two", "three")[number % 3]
+        begin()
+        tracing.killed(command, call, env=environment)
+        was_taken = is_open(place, "data")
+        again = world.run(image, place, status=None)
+        expected = {"one": before if was_taken else after, "two": after, "three": further}[image]
+        # Killed before it was taken, or after it was given back, it is of image two.
+        is_refused = again.returncode == 77 and (
+            image == "two" or (image == "one" and not was_taken and "[newer]" in again.stderr)
+        )
+        if again.returncode != 0 and not is_refused:
+            wrong.append((call, again.stderr))
+        elif found := differences(seen(place), expected):
+            wrong.append((call, (image, found)))
+        elif is_open(place, "data") and not is_refused:
+            wrong.append((call, f"{image} has left it open"))
+    assert not wrong, tell(wrong)

@@ -24,6 +24,7 @@ CONFIG: Final = """
 supervise = true
 [verify]
 command = ["sh", "-c", "{command}"]
+on-failure = "{then}"
 ready-within-s = {within}
 timeout-s = 1
 [ready]
@@ -34,6 +35,12 @@ STEP_VERIFIES = '''
 def verify(volume):
     """Have it seen that the step is asked, before the image is."""
     yield Command(words=("sh", "-c", "echo step >>/data/var/lib/svc/asked"), reason="to be seen")
+'''
+REACHES_OUT = '''
+
+def going_back(volume):
+    """Refuse it, as where others have seen what was written."""
+    yield Refuse(code="seen", text="peers have seen it", hint="Go on.")
 '''
 # It says that it runs, and what it is told; it leaves a process that outlives it.
 APPLICATION: Final = """
@@ -62,15 +69,20 @@ def world(tmp_path: Path, rpms: Mapping[str, Path]) -> World:
     return world
 
 
-def _image(world: World, command: str, *, within: int = 60) -> Image:
-    steps = {"s5000_logs": step(logs("done")) + STEP_VERIFIES}
-    return world.image("2", steps, config=CONFIG.format(command=command, within=within))
+def _image(
+    world: World, command: str, *, within: int = 60, then: str = "keep", more: str = ""
+) -> Image:
+    steps = {"s5000_logs": step(logs("done")) + STEP_VERIFIES + more}
+    config = CONFIG.format(command=command, within=within, then=then)
+    return world.image("2", steps, config=config)
 
 
 @contextlib.contextmanager
-def _started(world: World, image: Image) -> Iterator[inside.Container]:
+def _started(
+    world: World, image: Image, *, env: Mapping[str, str] | None = None
+) -> Iterator[inside.Container]:
     argv = [*inside.IPAVOLUME, "start", "--", "sh", "-c", f"cd /data/var/lib/svc; {APPLICATION}"]
-    with inside.started(image.root, world.volume, argv) as container:
+    with inside.started(image.root, world.volume, argv, env=env) as container:
         _wait(container, "it runs")
         yield container
 
@@ -172,5 +184,49 @@ def test_what_is_not_right_is_told_and_the_container_goes_on(
     assert "unverified" not in world.run(image, "start", "--", "true").stderr
     if is_ready:
         # Its snapshot stays, whatever comes of the next one.
-        world.run(world.image("3", {}, config=CONFIG.format(command="true", within=1)), "upgrade")
+        config = CONFIG.format(command="true", within=1, then="keep")
+        world.run(world.image("3", {}, config=config), "upgrade")
         assert (_verified(world)["run"], _verified(world)["earlier"]) == ("0003-v3", ["0002-v2"])
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "refuses", "why"),
+    [
+        pytest.param("always", False, "", id="gone back from"),
+        pytest.param("never", False, "there is no snapshot", id="no snapshot"),
+        pytest.param("always", True, "peers have seen it", id="reached out"),
+    ],
+)
+def test_what_is_not_right_is_taken_from_the_image_and_the_one_before_goes_back(
+    world: World, snapshot: str, why: str, *, refuses: bool
+) -> None:
+    """The application is told to end, the container ends with 13, and nothing written is lost."""
+    old = Image(root=world.site.top / "v1")
+    image = _image(
+        world, "echo nobody answers; exit 3", then="rollback", more=REACHES_OUT if refuses else ""
+    )
+    (world.volume / "var/lib/svc/ready").write_text("")
+    env = {"IPAVOLUME_SNAPSHOT": snapshot}
+    with _started(world, image, env=env) as container:
+        said = _hear(container, "[unverified]")
+        assert "nobody answers" in said
+        assert why in said
+        if why:
+            # It stays, as with "keep".
+            container.send(signal.SIGTERM)
+            _wait(container, "told TERM")
+            assert container.process.wait(60) == 7
+            assert world.build_id() == "v2"
+            assert _verified(world)["result"] == "failed"
+            return
+        _wait(container, "told TERM")
+        assert container.process.wait(60) == 13
+    assert world.build_id() is None
+    (world.volume / "var/lib/svc/written since").write_text("kept")
+    assert "[refused]" in world.run(image, "start", "--", "true", status=77).stderr
+    assert "of no image" not in world.run(old, "start", "--", "true").stderr
+    assert (world.build_id(), world.log()) == ("v1", [])
+    undone = world.last_run()["undone"]
+    where = dict(undone["changed"])["/data/var/lib/svc/written since"]
+    assert (world.volume / where.removeprefix("/data/")).read_text() == "kept"
+    assert "nobody answers" in undone["cause"]
