@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ipavolume.cli import options, text
+from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.errors import EXIT_CONFIGURATION
 
@@ -32,7 +32,7 @@ def audit(*, engine: str | None, as_json: bool, container: str) -> None:
 
     found = audit_container(engine or "", container)
     if as_json:
-        click.echo(text.dump_json(text.audit_data(found)))
+        document.current().set_result(text.audit_data(found))
     else:
         click.echo(f"{text.escape(found.name)}: {text.audit_heading(found)}")
         for finding in found.findings:

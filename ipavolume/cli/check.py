@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import click
 
-from ipavolume.cli import options, output
+from ipavolume.cli import document, options, output
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
@@ -60,8 +60,8 @@ def check(
     Changes nothing and runs nothing. Exits with 0 when it is current, with 100 when an
     upgrade is needed, otherwise with the status that a start would end with.
 
-    Several volumes are checked one by one, with one JSON object a line, and one that cannot
-    be checked does not stop the others. The worst status counts; from the best: 0, 100, 75,
+    Several volumes are checked one by one, and one that cannot be checked does not stop the
+    others. The worst status counts; from the best: 0, 100, 75,
     77, 73, 74, 65, any other.
 
     State, plan of the files and findings are those that the image's own check has, from
@@ -94,7 +94,10 @@ def check(
         looker = replace(looker, say=output.progress)
         for one in checks:
             found = looker.look(one, options)
-            output.print_inspection(found, as_json=as_json, full=verbose, verbose=verbose)
+            if as_json:
+                document.current().add_volume(output.inspection_data(found))
+            else:
+                output.print_inspection(found, full=verbose, verbose=verbose)
             statuses.append(found.exit_status)
             signals.check()
     sys.exit(commands_check.worst(statuses))

@@ -6,7 +6,7 @@ import contextlib
 
 import click
 
-from ipavolume.cli import options, output, streams, text
+from ipavolume.cli import document, options, output, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Context, Options
 from ipavolume.errors import UsageError
@@ -62,8 +62,12 @@ def conflicts(
             progress=output.progress,
             shown=text.escape,
         )
-        click.echo(text.dump_json({"done": done}) if as_json else text.escape(done))
+        if as_json:
+            document.current().set_result({"done": done})
+        else:
+            click.echo(text.escape(done))
         return
+    listed = []
     with contextlib.ExitStack() as stack:
         if directory is None:
             volumes = stack.enter_context(Context(options)).volumes
@@ -73,7 +77,7 @@ def conflicts(
             lines = list(settle.difference(volumes, conflict)) if diff else []
             if as_json:
                 data = text.conflict_data(conflict)
-                click.echo(text.dump_json(data | ({"diff": lines} if diff else {})))
+                listed.append(data | ({"diff": lines} if diff else {}))
                 continue
             click.echo(
                 f"{conflict.kind:<8} {text.escape(conflict.path)}  {text.escape(conflict.copy)}"
@@ -81,3 +85,5 @@ def conflicts(
             for line in lines:
                 colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
                 click.echo(click.style(f"  {text.escape(line)}", fg=colour))
+    if as_json:
+        document.current().set_result({"conflicts": listed})

@@ -1,4 +1,4 @@
-"""Volumes of a list as a table, as JSON and as metrics of Prometheus."""
+"""Volumes of a list as a table, as plain data and as metrics of Prometheus."""
 
 from __future__ import annotations
 
@@ -56,13 +56,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def as_json(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield an object a line."""
-    for row in rows:
-        yield text.dump_json(_data(row))
-
-
-def _data(row: Row) -> dict[str, Any]:
+def data(row: Row) -> dict[str, Any]:
+    """Return a volume as plain data."""
     build_id, name = row.recorded
     return {
         "name": row.place.name,

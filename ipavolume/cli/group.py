@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
+from ipavolume.cli import document
 from ipavolume.cli.output import fail
 from ipavolume.errors import IpaVolumeError, told_as, unforeseen
 
@@ -18,11 +21,15 @@ class HelpedCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; none needs a ``try`` of its own."""
+        said = document.begin(ctx)
         try:
-            with told_as(unforeseen):
+            with said.printed(), told_as(unforeseen):
                 return super().invoke(ctx)
         except IpaVolumeError as err:
             # While the command's own options are known: the hint depends on them.
+            said.add_error(err)
+            with contextlib.suppress(IpaVolumeError):
+                said.print()
             fail(err)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ipavolume.cli import options, text
+from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
 from ipavolume.commands.status import read_runs
@@ -22,6 +22,8 @@ def history(*, root: str, volumes: tuple[str, ...], as_json: bool, directory: st
         ipavolume history /srv/ipa-data
     """
     runs = read_runs(places.place_of(root, volumes, directory))
-    lines = map(text.dump_json, runs) if as_json else text.history_lines(runs)
-    for line in lines:
+    if as_json:
+        document.current().set_result({"runs": runs})
+        return
+    for line in text.history_lines(runs):
         click.echo(line)

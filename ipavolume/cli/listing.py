@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import click
 
+from ipavolume.cli import document, options
 from ipavolume.cli import fleet as shown
-from ipavolume.cli import options
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.errors import UsageError
 
@@ -24,14 +25,7 @@ from ipavolume.errors import UsageError
 )
 @click.option("--all", "all_", is_flag=True, help="Also volumes that nothing says to be ours.")
 @click.option("--bytes", "count_bytes", is_flag=True, help="Count what each takes on the disk.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(("table", "json", "metrics")),
-    default="table",
-    show_default=True,
-    help="metrics: for Prometheus; no image is read for them, so that they tell no state.",
-)
+@options.form("metrics: for Prometheus; no image is read for them, so that they tell no state.")
 @click.option("--output", default="", metavar="FILE", help="Write to FILE, by a rename.")
 @click.argument("directories", nargs=-1, metavar="[VOLUME]...")
 def listing(
@@ -67,10 +61,16 @@ def listing(
         places = [replace(place, image="") for place in places]
     with fleet.Fleet(count_bytes=count_bytes, all_=all_) as looking:
         rows = list(looking.rows(places))
-    lines = {"table": shown.table, "json": shown.as_json, "metrics": shown.metrics}[form](rows)
+    said = document.current()
+    for row in rows:
+        said.add_volume(shown.data(row))
+    lines: Iterable[str] = [said.line()]
+    if form != "json":
+        lines = shown.metrics(rows) if form == "metrics" else shown.table(rows)
     if output:
         fleet.write(output, "".join(f"{line}\n" for line in lines))
-    else:
+        said.is_wanted = False
+    elif form != "json":
         for line in lines:
             click.echo(line)
     sys.exit(fleet.status_of(rows))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import Final
 
 import click
 
-from ipavolume.cli import output, streams
+from ipavolume.cli import document, output, streams
 from ipavolume.cli.audit import audit
 from ipavolume.cli.check import check
 from ipavolume.cli.completion import completion
@@ -28,7 +30,7 @@ from ipavolume.cli.start import start
 from ipavolume.cli.status import status
 from ipavolume.cli.steps import steps
 from ipavolume.cli.upgrade import upgrade
-from ipavolume.errors import IpaVolumeError
+from ipavolume.errors import EXIT_BUG, IpaVolumeError
 
 _NO_LIMIT: Final = 1 << 16
 """Help is as wide as the terminal, which click would take 80 columns of."""
@@ -81,7 +83,16 @@ def run() -> int:
     """Run the command line; return its exit status."""
     streams.install()
     try:
-        return int(main(prog_name="ipavolume", standalone_mode=True) or 0)
+        return int(main(prog_name="ipavolume", standalone_mode=False) or 0)
+    except click.ClickException as err:
+        # Of a command line that cannot be understood; that has no command to report it.
+        with contextlib.suppress(IpaVolumeError):
+            document.of_misuse(err, sys.argv[1:]).print()
+        err.show()
+        return err.exit_code
+    except click.Abort:
+        click.echo("Aborted!", err=True)
+        return EXIT_BUG
     except IpaVolumeError as err:
         # The help of the program, before any command is known, cannot be written.
         output.fail(err)

@@ -46,6 +46,32 @@ def as_json(function: _F) -> _F:
     )
 
 
+def form(help_: str) -> Callable[[_F], _F]:
+    """Return what adds ``--format``, with ``--json`` for that of JSON.
+
+    Args:
+        help_: What there is to know of it.
+    """
+
+    def add(function: _F) -> _F:
+        @functools.wraps(function)
+        def command(*, form: str | None, **others: object) -> object:
+            is_json = others.pop("as_json")
+            if is_json and form not in (None, "json"):
+                raise UsageError(f"--json and --format {form} exclude each other")
+            return function(form="json" if is_json else form or "table", **others)
+
+        option = click.option(
+            "--format",
+            "form",
+            type=click.Choice(("table", "json", "metrics")),
+            help=f"{help_}  [default: table]",
+        )
+        return as_json(option(command))  # type: ignore[return-value] # as below
+
+    return add
+
+
 def verbose(function: _F) -> _F:
     """Add ``-v``."""
     return click.option("-v", "--verbose", is_flag=True, help="Say more.")(function)

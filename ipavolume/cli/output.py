@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from ipavolume.cli import advice, streams, text
+from ipavolume.cli import advice, document, streams, text
 from ipavolume.errors import IpaVolumeError, UsageError
 from ipavolume.linux import clock
 from ipavolume.model.actions import Verb, describe, verb
@@ -219,7 +219,11 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
     def result(outcome: Outcome, lines: Sequence[str]) -> None:
         _teller().clear()
         if as_json:
-            click.echo(text.dump_json(text.outcome_data(outcome)))
+            said = document.current()
+            said.set_result(text.outcome_data(outcome))
+            if one_stream:
+                # What follows is printed by what is executed.
+                said.print()
         elif not silent:
             for line in lines:
                 click.echo(line, err=one_stream)
@@ -241,21 +245,26 @@ def rehearsed(found: Rehearsed) -> None:
     click.echo(f"\n{text.dump_json(text.rehearsed_data(found))}")
 
 
-def print_inspection(found: Inspection, *, as_json: bool, full: bool, verbose: bool) -> None:
+def inspection_data(found: Inspection) -> dict[str, Any]:
+    """Return what a look at volumes found as plain data, with hints that can be used here."""
+    return text.inspection_data(_fitted(found))
+
+
+def _fitted(found: Inspection) -> Inspection:
+    findings = tuple(replace(item, hint=advice.fit_here(item.hint)) for item in found.findings)
+    return replace(found, findings=findings)
+
+
+def print_inspection(found: Inspection, *, full: bool, verbose: bool) -> None:
     """Print what a look at volumes found.
 
     Args:
         found: What it found.
-        as_json: As JSON.
         full: With every action of the plan.
         verbose: With what tasks would do, in full.
     """
     _teller().clear()
-    findings = tuple(replace(item, hint=advice.fit_here(item.hint)) for item in found.findings)
-    found = replace(found, findings=findings)
-    if as_json:
-        click.echo(text.dump_json(text.inspection_data(found)))
-        return
+    found = _fitted(found)
     click.echo(
         f"{text.escape(found.volume)}: {click.style(str(found.state or 'unknown'), bold=True)}"
     )

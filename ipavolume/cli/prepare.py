@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ipavolume.cli import options, streams, text
+from ipavolume.cli import document, options, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.output import progress, show_findings
 from ipavolume.linux import umask
@@ -78,13 +78,13 @@ def prepare(
     except UnfitImageError as err:
         show_findings(err.findings, refused=err.refused)
         if as_json:
-            click.echo(text.dump_json({"findings": text.findings_data(err.findings)}))
+            document.current().set_result(text.unfit_data(err.findings))
         raise
     show_findings(result.findings)
     if result.unowned and not silent:
         progress(text.unowned_line(result, verbose=verbose))
     if as_json:
-        click.echo(text.dump_json(text.prepared_data(result)))
+        document.current().set_result(text.prepared_data(result))
     elif not silent:
         done = "prepared" if result.changed else "nothing to do for"
         click.echo(

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from ipavolume.cli import options, output, text
+from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
@@ -109,7 +109,7 @@ def rehearse(
         output.progress,
     )
     if as_json:
-        click.echo(text.dump_json(text.report_data(report)))
+        document.current().set_result(text.report_data(report))
     else:
         for line in text.report_lines(report, verbose=verbose):
             click.echo(line)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from ipavolume.cli import options, output, text
+from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 
@@ -43,7 +43,7 @@ def rollback(
         plan, warnings = going.look(options, run or "", output.progress)
         if as_json:
             told = [warning.text for warning in warnings]
-            click.echo(text.dump_json({**text.plan_data(plan), "warnings": told}))
+            document.current().set_result({**text.plan_data(plan), "warnings": told})
             return
         for line in text.rollback_lines(plan):
             click.echo(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ipavolume.cli import options, text
+from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 
@@ -21,10 +21,12 @@ def scriptlets(*, options: Options, as_json: bool) -> None:
     """
     from ipavolume.commands import listing
 
-    for found in listing.list_scriptlets(options):
-        if as_json:
-            click.echo(text.dump_json(text.scriptlet_data(found)))
-            continue
+    listed = listing.list_scriptlets(options)
+    if as_json:
+        data = [text.scriptlet_data(found) for found in listed]
+        document.current().set_result({"scriptlets": data})
+        return
+    for found in listed:
         word = "runs" if found.runs else "not"
         head = click.style(f"{word:<5}", fg="green" if found.runs else None)
         click.echo(head + text.scriptlet_line(found))

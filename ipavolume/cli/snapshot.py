@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ipavolume.cli import options, output, streams, text
+from ipavolume.cli import document, options, output, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
@@ -51,35 +51,41 @@ def snapshot(
     if action != "drop" and (run or undone or everything):
         raise UsageError(f"ipavolume snapshot {action} has no RUN, --undone or --all")
     if action == "list":
-        for kept in commands.list_kept(options):
-            _show(kept, as_json=as_json)
+        found = commands.list_kept(options)
+        if as_json:
+            data = [text.kept_data(kept) for kept in found]
+            document.current().set_result({"runs": data})
+            return
+        for kept in found:
+            _show(kept)
         return
     streams.only_tell()
     if action == "create":
         made = commands.create(options, output.progress)
-        click.echo(text.dump_json(text.snapshot_data(made)) if as_json else _line(made))
+        if as_json:
+            document.current().set_result({"snapshot": text.snapshot_data(made)})
+        else:
+            click.echo(_line(made))
         return
     if bool(run) == everything:
         raise UsageError("say which one is to be removed: RUN, or --all")
     dropped = commands.drop(options, run, output.progress, undone=undone, everything=everything)
     if as_json:
-        click.echo(text.dump_json({"dropped": dropped}))
+        document.current().set_result({"dropped": dropped})
         return
     for one in dropped:
         click.echo(f"{text.escape(one)} is removed")
 
 
-def _show(kept: Kept, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(text.dump_json(text.kept_data(kept)))
-    elif kept.snapshot is not None:
+def _show(kept: Kept) -> None:
+    if kept.snapshot is not None:
         click.echo(_line(kept.snapshot))
         for path, why in kept.snapshot.lacks:
             click.echo(f"  not in it: {text.escape(path)} ({text.escape(why)})")
     elif kept.fault:
         label = click.style("damaged", fg="red")
         click.echo(f"{text.escape(kept.run)}  {label}: {text.escape(kept.fault)}")
-    if kept.undone and not as_json:
+    if kept.undone:
         click.echo(f"{text.escape(kept.run)}  undone: what a rollback has put aside")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
-from ipavolume.cli import options, output, text
+from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
 from ipavolume.commands.check import worst
@@ -18,7 +19,7 @@ from ipavolume.errors import IpaVolumeError, UsageError
 
 @click.command(cls=HelpedCommand)
 @options.located
-@options.as_json
+@options.form("metrics: for Prometheus, as ipavolume list has them.")
 @options.quiet
 @click.option(
     "--probe",
@@ -31,7 +32,7 @@ def status(
     *,
     root: str,
     volumes: tuple[str, ...],
-    as_json: bool,
+    form: str,
     silent: bool,
     directories: tuple[str, ...],
     probe: str | None,
@@ -44,13 +45,17 @@ def status(
     Examples:
         ipavolume status /srv/ipa-data
         ipavolume status --json /srv/*-data
+        ipavolume status --format metrics
     """
     if probe is not None:
         if len(directories) > 1:
             raise UsageError("a probe is about the volumes of one container")
         where = options.places(directories or volumes)
         _probe(Options(root=root, volumes=where), probe, silent=silent)
+    if form == "metrics":
+        _print_metrics([places.place_of(root, volumes, one) for one in directories or (None,)])
     statuses = []
+    said = document.current()
     for number, one in enumerate(directories or (None,)):
         try:
             card = read_card(places.place_of(root, volumes, one))
@@ -58,13 +63,29 @@ def status(
             if len(directories) < 2:
                 raise
             # One that cannot be read does not stop the others.
+            said.add_error(err, volume=one or "")
             output.show_error(err)
             statuses.append(err.exit_status)
             continue
-        lines = [text.dump_json(text.card_data(card))] if as_json else text.card_lines(card)
-        for line in ["", *lines] if number and not as_json else lines:
+        if form == "json":
+            said.add_volume(text.card_data(card))
+            continue
+        lines = text.card_lines(card)
+        for line in ["", *lines] if number else lines:
             click.echo(line)
     sys.exit(worst(statuses))
+
+
+def _print_metrics(directories: Sequence[str]) -> NoReturn:
+    from ipavolume.cli import fleet as shown
+    from ipavolume.commands import fleet
+
+    asked = [fleet.Place(name=directory, directory=directory) for directory in directories]
+    with fleet.Fleet(count_bytes=False, all_=True) as looking:
+        rows = list(looking.rows(asked))
+    for line in shown.metrics(rows):
+        click.echo(line)
+    sys.exit(fleet.status_of(rows))
 
 
 def _probe(asked: Options, name: str, *, silent: bool) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ipavolume.cli import options, text
+from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import ConfigurationError
@@ -47,10 +47,13 @@ def steps(
     from ipavolume.commands import listing
 
     left_out = 0
-    for step in listing.list_steps(options):
-        if as_json:
-            click.echo(text.dump_json(text.step_data(step)))
-        elif step.strange and not verbose:
+    listed = listing.list_steps(options)
+    if as_json:
+        data = [text.step_data(step) for step in listed]
+        document.current().set_result({"steps": data})
+        return
+    for step in listed:
+        if step.strange and not verbose:
             left_out += 1
         else:
             _show(step)
@@ -71,10 +74,11 @@ def _try(options: Options, volume: str, *, as_json: bool) -> None:
     from ipavolume.commands import trial
 
     faulty = False
+    data = []
     for tried in trial.try_steps(options, volume):
         faulty = faulty or bool(tried.fault)
         if as_json:
-            click.echo(text.dump_json(text.tried_data(tried)))
+            data.append(text.tried_data(tried))
             continue
         _show(tried.listed)
         for action in tried.actions:
@@ -83,5 +87,7 @@ def _try(options: Options, volume: str, *, as_json: bool) -> None:
             click.echo(f"       {click.style('error:', fg='red')} {text.escape(tried.fault)}")
         elif not tried.actions:
             click.echo("       nothing to do")
+    if as_json:
+        document.current().set_result({"steps": data})
     if faulty:
         sys.exit(ConfigurationError.exit_status)

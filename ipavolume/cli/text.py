@@ -155,6 +155,18 @@ def prepared_data(result: PrepareResult) -> dict[str, Any]:
     }
 
 
+def unfit_data(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return what there is of a build that was stopped by what it found, as plain data."""
+    stopped = dict.fromkeys(("build_id", "fingerprint", "links", "entries", "records", "packages"))
+    return {
+        **stopped,
+        "changed": False,
+        "warnings": [str(one) for one in findings],
+        "findings": findings_data(findings),
+        "unowned": [],
+    }
+
+
 def findings_data(findings: Sequence[Finding]) -> list[dict[str, str]]:
     """Return what a build found as plain data."""
     return [

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from ipavolume.cli import options, output, text
+from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.model.tasks import Phase
@@ -50,7 +50,10 @@ def upgrade(
     options = replace(options, retry=retry, again=again)
     if dry_run:
         found = check.inspect(options, output.progress)
-        output.print_inspection(found, as_json=as_json, full=True, verbose=verbose)
+        if as_json:
+            document.current().set_result(output.inspection_data(found))
+        else:
+            output.print_inspection(found, full=True, verbose=verbose)
         called.exit(found.exit_status)
     phases = tuple(Phase) if phase is None else (Phase(phase),)
     shown = output.shown(as_json=as_json, silent=silent)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import run_ipavolume
+from support.command import listed_in, result_of, run_ipavolume
 from support.images import picture
 from support.requirements import need_tool
 from support.taskworlds import LOG, World, build_packages, logs, step
@@ -197,8 +197,8 @@ def test_each_step_can_be_tried_on_a_volume_that_is_there(world: World) -> None:
     assert "remove /etc/svc/svc.conf (it is 1-1)" in said
     assert "1-1 is not in >=2" in said
     assert said.count("nothing to do") >= 1
-    lines = world.run(image, "steps", "--try", "/data", "--json", status=78).stdout.splitlines()
-    tried = {one["name"]: one for one in map(json.loads, lines)}
+    said = world.run(image, "steps", "--try", "/data", "--json", status=78).stdout
+    tried = {one["name"]: one for one in listed_in(said)}
     assert tried["s5010_for_later_versions"]["runs"] is False
     assert tried["s5020_done"]["actions"] == []
     assert tried["s5020_done"]["fault"] == ""
@@ -235,7 +235,7 @@ def test_a_dry_run_says_what_would_run_and_what_is_only_guessed_at(world: World)
     )
     before = picture(world.volume)
     done = world.run(image, "upgrade", "--dry-run", "--json", status=100)
-    tasks = json.loads(done.stdout)["tasks"]
+    tasks = result_of(done.stdout)["tasks"]
     assert [(task["name"], task["provisional"]) for task in tasks] == [
         ("s5000_first", False),
         ("s5010_after_it", True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import tracing
-from support.command import Result, clean_environment, run_ipavolume
+from support.command import Result, clean_environment, listed_in, run_ipavolume
 from support.filesystems import Filesystems
 from support.images import MANIFEST, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
@@ -147,7 +146,7 @@ MINE |= dict.fromkeys(
 
 def _listed(site: Site, image: Image, *args: str) -> list[dict[str, Any]]:
     said = site.run("conflicts", image, "--json", *args).stdout
-    return [json.loads(line) for line in said.splitlines()]
+    return listed_in(said)
 
 
 def _real(site: Site, path: str) -> Path:

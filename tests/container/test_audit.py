@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import Result, run_ipavolume
+from support.command import Result, result_of, run_ipavolume
 from support.engines import import_tree, need_docker, need_podman
 from support.images import Packaged, build_rpm, make_image
 from support.requirements import need_tool
@@ -118,9 +117,7 @@ class Host:
 
     def data(self, container: str, *, status: int) -> dict[str, Any]:
         """Return what an audit says as data."""
-        said = json.loads(self.audit(container, "--json", status=status).stdout)
-        assert isinstance(said, dict)
-        return said
+        return result_of(self.audit(container, "--json", status=status).stdout)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.command import PROJECT, Result, clean_environment, run_ipavolume
+from support.command import PROJECT, Result, clean_environment, result_of, run_ipavolume
 from support.containers import PREFIX, READ_ONLY, container, engine, need_images
 from support.engines import need_docker
 from support.images import picture
@@ -114,7 +114,7 @@ def came_to(volume: Volume, mode: str, *words: str, status: int) -> dict[str, An
     """Rehearse a volume on which the image finds *mode*; the volume stays as it is."""
     (volume.place / "var/lib/svc/mode").write_text(mode)
     before = picture(volume.place)
-    found = json.loads(rehearse(volume, *words, status=status).stdout)
+    found = result_of(rehearse(volume, *words, status=status).stdout)
     assert picture(volume.place) == before
     assert left(volume.place.parent) == []
     assert isinstance(found, dict)
@@ -171,7 +171,7 @@ def test_a_container_that_runs_is_paused_and_goes_on(volume: Volume) -> None:
     engine("start", volume.user)
     try:
         done = rehearse(volume)
-        found = json.loads(done.stdout)
+        found = result_of(done.stdout)
         assert (found["rehearsal"], found["copies"]["taken"]) == ("fine", "paused")
         (user,) = json.loads(engine("inspect", volume.user))
         assert (user["State"]["Running"], user["State"]["Paused"]) == (True, False)
@@ -232,7 +232,7 @@ def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
         assert given == "PASSWORD=Secret.123\0"
         (volume.place / "var/lib/svc/mode").write_text("")
         done = rehearse(volume, "--live")
-        assert json.loads(done.stdout)["copies"]["taken"] == "live"
+        assert result_of(done.stdout)["copies"]["taken"] == "live"
         assert "a rehearsal has left" in done.stderr
         assert engine("ps", "--quiet", "--filter", "label=ipavolume.rehearsal") == name
         colleague.send_signal(signal.SIGTERM)

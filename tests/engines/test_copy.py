@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command import Result, clean_environment, run_ipavolume
+from support.command import Result, clean_environment, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.hostile import Workshop, upgrade
 from support.pretended import Pretended, archive, listing
@@ -389,7 +389,7 @@ def test_an_image_without_a_manifest_is_compared_by_its_id(engines: Pretended, p
     volume = place / "volume"
 
     def looked(status: int) -> tuple[str, str]:
-        found = json.loads(check(engines, place, "--json", status=status).stdout)
+        found = volume_of(check(engines, place, "--json", status=status).stdout)
         assert found["image"]["id"] == "20240101-0001"
         assert found["image"]["os"] == {"id": "fedora", "version_id": "41"}
         assert found["plan"] == []
@@ -491,4 +491,4 @@ def test_an_image_with_several_volumes_wants_to_know_all_of_them(
     )
     expected = run_ipavolume("check", "--root", tree, "--json", *volumes, status=100)
     assert json.loads(result.stdout) == json.loads(expected.stdout)
-    assert json.loads(result.stdout)["state"] == "empty"
+    assert volume_of(result.stdout)["state"] == "empty"

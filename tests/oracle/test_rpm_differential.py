@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import stat
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.command import run_ipavolume
+from support.command import result_of, run_ipavolume
 from support.differential import (
     FAILED,
     REFUSALS,
@@ -292,8 +291,8 @@ def played(room: Path, built: Built) -> Played:
     refused = run_ipavolume(*words, status=65)
     after_refusal = read_trees(volume, built.cases)
     allowed = (*words, "--json", "--allow", "type-change")
-    plan = json.loads(run_ipavolume(*allowed, "--dry-run", status=100).stdout)["plan"]
-    done = json.loads(run_ipavolume(*allowed).stdout)
+    plan = result_of(run_ipavolume(*allowed, "--dry-run", status=100).stdout)["plan"]
+    done = result_of(run_ipavolume(*allowed).stdout)
     (saved,) = (volume / ".ipavolume/saved").iterdir()
     return Played(
         cases=built.cases,

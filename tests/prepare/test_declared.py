@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volume_of
 from support.documents import MANUAL, blocks, chapter
 from support.images import Image, Packaged, build_rpm, make_image, picture
 from support.upgrades import Site
@@ -283,7 +282,7 @@ def test_what_the_manual_shows_from_an_empty_volume_to_upgrades(tmp_path: Path) 
     (etc / "my-server/users").write_text("mine\n")
     (volume / "var/lib/my-server/table").write_text("data\n")
 
-    (found,) = [json.loads(site.run("check", second, "--json", status=100).stdout)]
+    found = volume_of(site.run("check", second, "--json", status=100).stdout)
     assert (found["state"], found["recorded"]["packages"], found["image"]["packages"]) == (
         "outdated",
         {"my-server": "1.4"},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.command import run_ipavolume
+from support.command import result_of, run_ipavolume
 from support.images import Image, Packaged, build_rpm, make_image, picture
 
 from ipavolume.errors import ConfigurationError, UsageError
@@ -131,7 +130,7 @@ def test_a_strict_build_refuses_what_was_not_meant_and_what_is_accepted_passes(
     assert first.startswith("ipavolume: error: /etc/volume-data-list:1: '/etc/app' is a directory")
     assert any("2 findings stop this build: listed-as-file, absent-file" in one for one in lines)
     assert any("--accept CODE" in line for line in lines)
-    assert [one["code"] for one in json.loads(ended.stdout)["findings"]] == [
+    assert [one["code"] for one in result_of(ended.stdout)["findings"]] == [
         "listed-as-file",
         "absent-file",
     ]
@@ -151,7 +150,7 @@ def test_a_strict_build_refuses_what_was_not_meant_and_what_is_accepted_passes(
     )
     assert ended.stderr.count("ipavolume: warning:") == 2
     assert [
-        (one["code"], one["severity"], one["place"]) for one in json.loads(ended.stdout)["findings"]
+        (one["code"], one["severity"], one["place"]) for one in result_of(ended.stdout)["findings"]
     ] == [
         ("listed-as-file", "warning", "/etc/volume-data-list:1"),
         ("absent-file", "warning", ""),

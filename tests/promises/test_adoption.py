@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.command import volume_of
 from support.filesystems import Filesystems
 from support.images import Image, Packaged, build_rpm, picture
 from support.peers import ids
@@ -209,7 +209,7 @@ def test_with_configfiles_config_files_follow_rpms_rules(
         )
     }
     image = _image(legacy, packages)
-    checked = json.loads(legacy.run("check", image, "--json", status=100).stdout)
+    checked = volume_of(legacy.run("check", image, "--json", status=100).stdout)
     assert checked["state"] == "legacy"
     assert "fedora:42" in checked["reason"]
     outcome = legacy.upgrade(image)

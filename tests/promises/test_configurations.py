@@ -6,7 +6,6 @@ the whole life of a volume is played with it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from typing import Final
 
 import pytest
 from support import inside
-from support.command import PROJECT
+from support.command import PROJECT, result_of
 from support.documents import MANUAL, README, blocks
 from support.images import Image, Packaged, build_rpm, picture
 from support.upgrades import Site, actions
@@ -216,7 +215,7 @@ def test_a_volume_is_populated_upgraded_rebuilt_run_again_and_adopted(life: Life
         path.write_text("edited")
 
     second = life.image("two", "2")
-    planned = json.loads(site.run("upgrade", second, "--dry-run", "--json", status=100).stdout)
+    planned = result_of(site.run("upgrade", second, "--dry-run", "--json", status=100).stdout)
     assert {action["path"].split("/")[1] for action in planned["plan"]} == {
         mount[1:] for mount in life.configuration.kept
     }

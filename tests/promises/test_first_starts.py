@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ from typing import Final
 
 import pytest
 from support import inside
-from support.command import Result, clean_environment
+from support.command import Result, clean_environment, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.tracing import killed, trace
@@ -70,9 +69,7 @@ def image(site: Site, rpm: Path) -> Image:
 
 
 def _state(site: Site, image: Image, status: int = 100) -> dict[str, object]:
-    found = json.loads(site.run("check", image, "--json", status=status).stdout)
-    assert isinstance(found, dict)
-    return found
+    return volume_of(site.run("check", image, "--json", status=status).stdout)
 
 
 # -- whose directory ---------------------------------------------------------------------
@@ -465,7 +462,7 @@ def test_a_service_directory_that_was_moved_to_another_mount_stays_there(
     (site.volume() / "var/lib/acme").symlink_to("/big/acme")
     lists = {"/data": ["/etc/acme/", "/var/lib/acme/"]}
     two = site.image("two", [newer], lists=lists, edit=lambda one: one.mask_steps())
-    (found,) = json.loads(site.run("check", two, "--json", status=100).stdout)["findings"]
+    (found,) = volume_of(site.run("check", two, "--json", status=100).stdout)["findings"]
     assert (found["severity"], found["code"]) == ("note", "relocated-outside")
     start = [*inside.IPAVOLUME, "start", "--", "cat", "/var/lib/acme/data"]
     done = inside.run(two.root, site.volume(), start)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volumes_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import Site
@@ -68,8 +67,8 @@ def listed(fleet: tuple[Path, Image], *args: str, status: int = 74) -> str:
 
 
 def rows(fleet: tuple[Path, Image], *args: str, status: int = 74) -> dict[str, dict[str, Any]]:
-    lines = listed(fleet, "--format", "json", *args, status=status).splitlines()
-    return {Path(row["name"]).name: row for row in map(json.loads, lines)}
+    found = volumes_of(listed(fleet, "--format", "json", *args, status=status))
+    return {Path(row["name"]).name: row for row in found}
 
 
 def test_what_volumes_say_of_themselves(fleet: tuple[Path, Image]) -> None:
@@ -207,5 +206,5 @@ def test_status_and_conflicts_need_nothing_but_the_volume(fleet: tuple[Path, Ima
         "image     image-2",
     ]
     assert f"{top}/gone" in done.stderr
-    lines = run_ipavolume("status", "--json", top / "old", top / "current").stdout.splitlines()
-    assert [json.loads(line)["recorded"]["id"] for line in lines] == ["image-1", "image-2"]
+    said = run_ipavolume("status", "--json", top / "old", top / "current").stdout
+    assert [card["recorded"]["id"] for card in volumes_of(said)] == ["image-1", "image-2"]

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 from support import tracing
+from support.command import result_of
 from support.filesystems import Filesystems
 from support.images import GROUPS, USERS, Image, Packaged, build_rpm, picture
 from support.steps import put_step, step_text
@@ -211,7 +212,7 @@ def test_a_completed_upgrade_is_undone_by_a_command(world: World, place: Path) -
     untouched = stood_still(place)
     shown = world.run("two", place, "rollback", "--dry-run").stdout
     assert "/data/etc/app/fresh" in shown
-    plan = json.loads(world.run("two", place, "rollback", "--dry-run", "--json").stdout)
+    plan = result_of(world.run("two", place, "rollback", "--dry-run", "--json").stdout)
     assert (plan["kind"], plan["to"]) == ("rollback", "build-one")
     assert stood_still(place) == untouched
     said = world.run("two", place, "rollback").stdout

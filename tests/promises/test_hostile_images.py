@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.command import PROJECT, Result, clean_environment, run_ipavolume
+from support.command import PROJECT, Result, clean_environment, listed_in, run_ipavolume, volume_of
 from support.hostile import Witness, Workshop, as_nobody, check, picture, upgrade
 from support.requirements import need_tool
 from support.steps import put_step, step_text
@@ -507,7 +507,7 @@ def test_what_an_unprivileged_user_cannot_read_is_a_finding(host: Host) -> None:
     assert picture(host.volume) == before
     assert "Traceback" not in result.stderr
     assert result.returncode == 100, result.stdout + result.stderr
-    found = json.loads(result.stdout)
+    found = volume_of(result.stdout)
     assert found["state"] == "outdated"
     assert found["recorded"]["id"] == "one"
     unreadable = [item["path"] for item in found["findings"] if item["code"] == "unreadable"]
@@ -530,7 +530,7 @@ def test_an_unprivileged_user_hears_of_directories_that_cannot_be_listed(
     (host.volume / "var/lib/svc/unmanaged").mkdir(mode=0o700)
     result = _as_nobody(host, "check", "--json", "--root", "image", "volume")
     assert result.returncode == 100, result.stdout + result.stderr
-    found = json.loads(result.stdout)
+    found = volume_of(result.stdout)
     unreadable = [item["path"] for item in found["findings"] if item["code"] == "unreadable"]
     assert unreadable == ["/data/var/lib/svc/secret", "/data/var/lib/svc/unmanaged"]
 
@@ -546,7 +546,7 @@ def test_an_unprivileged_user_hears_that_the_state_cannot_be_read(host: Host, pa
     text = result.stdout + result.stderr
     assert "root" in text
     if path != ".":
-        (finding,) = json.loads(result.stdout)["findings"]
+        (finding,) = volume_of(result.stdout)["findings"]
         assert finding["code"] == "unreadable"
         assert finding["path"].endswith(f"volume/{path}")
 
@@ -556,7 +556,7 @@ def test_an_unprivileged_user_hears_of_an_open_run(host: Host) -> None:
     result = _as_nobody(host, "check", "--json", "--root", "image", "volume")
     assert "Traceback" not in result.stderr
     assert result.returncode == 74, result.stdout + result.stderr
-    (finding,) = json.loads(result.stdout)["findings"]
+    (finding,) = volume_of(result.stdout)["findings"]
     assert finding["code"] == "unreadable"
     assert finding["path"].endswith("volume/.ipavolume/transaction")
 
@@ -571,7 +571,7 @@ def test_an_upgrade_by_an_unprivileged_user_changes_nothing(host: Host) -> None:
 
 def test_status_and_history_need_no_rights(host: Host) -> None:
     card = _as_nobody(host, "status", "--json", "volume")
-    assert json.loads(card.stdout)["recorded"]["id"] == "one"
+    assert volume_of(card.stdout)["recorded"]["id"] == "one"
     runs = _as_nobody(host, "history", "--json", "volume")
-    assert json.loads(runs.stdout)["to"] == "one"
+    assert [run["to"] for run in listed_in(runs.stdout)] == ["one"]
     assert run_ipavolume("status", host.volume).returncode == 0

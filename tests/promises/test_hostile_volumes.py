@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import calendar
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.command import Result, clean_environment, run_ipavolume
+from support.command import Result, clean_environment, listed_in, run_ipavolume, volumes_of
 from support.filesystems import Filesystems
 from support.hostile import SVC, SVC_GROUP, Witness, Workshop, check, picture, upgrade
 from support.requirements import need_tool, unavailable
@@ -177,7 +176,7 @@ NO_LINKS: Final = tuple(kind for kind in KINDS if kind not in LINKS)
 def _history(scene: Scene) -> list[dict[str, Any]]:
     """Return the recorded runs, oldest first."""
     said = run_ipavolume("history", "--json", scene.volume).stdout
-    return [json.loads(line) for line in said.splitlines()]
+    return listed_in(said)
 
 
 def _saved(scene: Scene, path: str) -> Path:
@@ -649,7 +648,7 @@ def test_check_says_of_each_of_them_that_it_is_unsafe_and_changes_nothing(
 
     said = check(workshop.two(), *volumes, "--json", status=65).stdout
 
-    found = [json.loads(line) for line in said.splitlines()]
+    found = volumes_of(said)
     assert [item["volume"] for item in found] == volumes
     for (name, plant), item in zip(UNTRUSTED, found, strict=True):
         assert item["state"] == "unsafe", plant
@@ -791,7 +790,7 @@ def _judge_all(
     said = check(image, *(scene.volume for scene in scenes), "--json").stdout
 
     assert [picture(scene.volume) for scene in scenes] == before
-    found = [json.loads(line) for line in said.splitlines()]
+    found = volumes_of(said)
     wrong = [
         (plant.__name__, item["state"], item["reason"])
         for (name, plant), scene, item in zip(cases, scenes, found, strict=True)

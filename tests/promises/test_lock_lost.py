@@ -7,7 +7,6 @@ file in the place of the lock's stands for that: it is what the other host's ove
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from support import inside, tracing
-from support.command import PROJECT, clean_environment, run_ipavolume
+from support.command import PROJECT, clean_environment, run_ipavolume, volume_of
 from support.hostile import picture
 from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root, need_tool
@@ -168,7 +167,7 @@ def test_the_command_after_it_is_not_run_and_nothing_is_recorded_as_failed(story
     assert done.returncode == 75
     assert "[lock-lost]" in done.stderr
     assert not (story.volume / "second").exists()
-    open_ = json.loads(run_ipavolume("status", "--json", story.volume).stdout)["recorded"]
+    open_ = volume_of(run_ipavolume("status", "--json", story.volume).stdout)["recorded"]
     assert [task["result"] for task in open_["transaction"]["tasks"]] == ["started"]
     assert open_["transaction"]["failures"] == []
     again = inside.run(image.root, story.volume, [*inside.IPAVOLUME, "upgrade"])

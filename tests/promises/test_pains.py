@@ -5,7 +5,6 @@ Each test is named for the row that it answers.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.taskworlds import LOG, World, build_packages, logs, step
@@ -172,7 +171,7 @@ def test_p5_check_tells_empty_foreign_partial_and_configured_volumes_apart(world
 
     def state(status: int) -> str:
         said = world.site.run("check", image, "--json", status=status).stdout
-        return str(json.loads(said)["state"])
+        return str(volume_of(said)["state"])
 
     assert state(100) == "empty"
     foreign = world.site.top / "foreign"

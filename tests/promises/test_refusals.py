@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import Result, clean_environment, run_ipavolume
+from support.command import (
+    Result,
+    clean_environment,
+    listed_in,
+    run_ipavolume,
+    volume_of,
+    volumes_of,
+)
 from support.filesystems import Filesystems
 from support.hostile import SVC, SVC_GROUP, Seen, Workshop, picture, upgrade
 from support.requirements import need_tool
@@ -101,7 +108,7 @@ class Meeting:
         assert [one.returncode for one in (looked, planned, started, done)] == [status] * 4, (
             looked.stdout + looked.stderr + done.stderr
         )
-        found = json.loads(looked.stdout)
+        found = volume_of(looked.stdout)
         assert isinstance(found, dict)
         assert found["state"] == state
         assert [item["code"] for item in found["findings"] if item["severity"] == "error"] == [code]
@@ -138,7 +145,7 @@ class Meeting:
 
 def _history(volume: Path) -> list[dict[str, Any]]:
     said = run_ipavolume("history", "--json", volume).stdout
-    return [json.loads(line) for line in said.splitlines()]
+    return listed_in(said)
 
 
 @pytest.fixture
@@ -292,7 +299,7 @@ def test_a_volume_that_lost_its_id_is_compared_with_what_it_should_be(
     (meeting.volume / "build-id").unlink()
     (meeting.volume / "etc/svc/data").unlink()
     meeting.image = workshop.one()
-    found = json.loads(meeting.run("check", "--json").stdout)
+    found = volume_of(meeting.run("check", "--json").stdout)
     assert found["state"] == "outdated"
     assert "id and baseline disagree" in found["reason"]
     assert meeting.run("upgrade").returncode == 0
@@ -307,7 +314,7 @@ def test_a_volume_that_lost_everything_but_our_state_is_not_empty(
         shutil.rmtree(meeting.volume / name)
     (meeting.volume / "build-id").unlink()
     meeting.image = workshop.one()
-    found = json.loads(meeting.run("check", "--json").stdout)
+    found = volume_of(meeting.run("check", "--json").stdout)
     assert found["state"] == "outdated"
     assert meeting.run("upgrade").returncode == 0
     assert len(_history(meeting.volume)) == 2
@@ -534,7 +541,7 @@ def test_a_volume_that_is_in_use_is_refused_with_what_is_known_of_who_uses_it(
             assert "--lock-timeout" in result.stderr
         looked = meeting.run("check", "--json")
         assert looked.returncode == 100
-        found = json.loads(looked.stdout)
+        found = volume_of(looked.stdout)
         assert [item["code"] for item in found["findings"]] == ["in-use"]
         assert meeting.run("upgrade", "--dry-run").returncode == 100
     finally:
@@ -595,7 +602,7 @@ def test_check_prints_one_object_a_volume_with_everything_that_scripts_need(
     said = run_ipavolume(
         "check", "--json", "--root", meeting.image, meeting.volume, empty, status=100
     ).stdout
-    first, second = (json.loads(line) for line in said.splitlines())
+    first, second = volumes_of(said)
     for found, place in ((first, meeting.volume), (second, empty)):
         assert found.keys() == {
             "volume",
@@ -628,7 +635,7 @@ def test_check_prints_one_object_a_volume_with_everything_that_scripts_need(
 
 def test_status_and_history_print_what_is_recorded(meeting: Meeting) -> None:
     assert meeting.run("upgrade").returncode == 0
-    card = json.loads(run_ipavolume("status", "--json", meeting.volume).stdout)
+    card = volume_of(run_ipavolume("status", "--json", meeting.volume).stdout)
     assert card.keys() == {
         *("volume", "recorded", "first_run", "last_run", "lock", "attempts", "verified"),
         "refused",

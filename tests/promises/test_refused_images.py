@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.command import volume_of
 from support.images import GROUPS, USERS, Packaged, build_rpm
 from support.requirements import need_root
 from support.taskworlds import World, build_packages, logs, step
@@ -42,7 +42,7 @@ def test_a_refused_image_starts_when_it_is_asked_for_or_when_its_time_has_come(
     said = world.run(two, *start, status=77).stderr
     for word in ("[refused]", "0002-v2", "s5010_fails: no room", "IPAVOLUME_RETRY=0002-v2"):
         assert word in said
-    checked = json.loads(world.run(two, "check", "--json", "/data", status=77).stdout)
+    checked = volume_of(world.run(two, "check", "--json", "/data", status=77).stdout)
     assert (checked["state"], checked["findings"][0]["code"]) == ("outdated", "refused")
     world.run(two, *start, status=77, env={"IPAVOLUME_RETRY": "0001-v1"})
     assert world.build_id() == "v1"

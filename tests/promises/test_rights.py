@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.command import Result, clean_environment
+from support.command import Result, clean_environment, volume_of
 from support.hostile import Workshop, upgrade
 from support.images import picture
 from support.requirements import need_tool, unavailable
@@ -261,6 +260,6 @@ def test_findings_have_the_code_of_the_refusal(workshop: Workshop, volume: Path)
     said = subprocess.run(
         words, capture_output=True, check=False, text=True, env=clean_environment(), timeout=60
     ).stdout
-    (finding,) = [item for item in json.loads(said)["findings"] if item["severity"] == "error"]
+    (finding,) = [item for item in volume_of(said)["findings"] if item["severity"] == "error"]
     assert finding["code"] == "missing-right"
     assert "CAP_CHOWN" in finding["hint"]

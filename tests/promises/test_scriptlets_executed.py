@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from support import inside
+from support.command import listed_in
 from support.images import Image, Packaged, build_rpm
 from support.upgrades import Site
 
@@ -150,9 +150,7 @@ def test_scriptlets_lists_all_of_them_run_or_not_and_why(
 ) -> None:
     site, first, second = images
     listed = {
-        found["name"]: found
-        for line in site.run("scriptlets", second, "--json").stdout.splitlines()
-        for found in [json.loads(line)]
+        found["name"]: found for found in listed_in(site.run("scriptlets", second, "--json").stdout)
     }
     assert listed["svc-post"]["runs"] is True
     assert listed["svc-post"]["arguments"] == ["2"]
@@ -168,9 +166,7 @@ def test_steps_lists_all_of_them_and_whether_the_volume_needs_them(
 ) -> None:
     site, _, second = images
     listed = {
-        found["name"]: found
-        for line in site.run("steps", second, "--json").stdout.splitlines()
-        for found in [json.loads(line)]
+        found["name"]: found for found in listed_in(site.run("steps", second, "--json").stdout)
     }
     assert listed["s9000_ipa_server_upgrade"]["runs"] is False
     assert listed["s9000_ipa_server_upgrade"]["why"] == "freeipa-server is not on the volume"

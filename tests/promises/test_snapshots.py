@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 from support import tracing
-from support.command import clean_environment
+from support.command import clean_environment, listed_in, result_of
 from support.filesystems import Filesystems
 from support.images import USERS, Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
@@ -337,7 +337,7 @@ def test_the_last_ones_stay_and_numbers_are_never_used_again(site: Site, images:
         runs.append(run.name)
     assert [one.partition("-")[0] for one in runs] == ["0002", "0003", "0004"]
     (site.volume() / ".ipavolume/undone/0009-image").mkdir(parents=True, mode=0o700)
-    outcome = json.loads(
+    outcome = result_of(
         site.run("upgrade", made["3"], "--dry-run", "--json", status=100, env=ALWAYS).stdout
     )
     assert outcome["way_back"]["method"] in ("copy", "reflink")
@@ -507,7 +507,7 @@ def test_nothing_walks_through_snapshots(
 
 def _listed(site: Site, image: Image) -> list[dict[str, Any]]:
     said = site.run("snapshot", image, "--json").stdout
-    return [json.loads(line) for line in said.splitlines()]
+    return listed_in(said)
 
 
 def test_one_by_hand_stays_until_it_is_dropped(site: Site, images: Images) -> None:
@@ -538,7 +538,7 @@ def test_one_by_hand_stays_until_it_is_dropped(site: Site, images: Images) -> No
     assert not undone.parent.exists()
     assert [one["run"] for one in _listed(site, made["3"])] == [second["run"]]
     said = site.run("snapshot", made["3"], "drop", "--all", "--json").stdout
-    assert json.loads(said) == {"dropped": [second["run"]]}
+    assert result_of(said) == {"dropped": [second["run"]]}
     assert not _snapshots(site.volume()).exists()
     assert _listed(site, made["3"]) == []
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from support.command import clean_environment, run_ipavolume
+from support.command import clean_environment, listed_in, run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
 from support.steps import put_step, step_text
@@ -117,8 +117,8 @@ def test_the_first_start_fills_the_volume_and_the_second_only_executes(
             f"the volume at {container.data} is current (one); handing over to sh. If nothing "
             "follows, that could not start; the volume is fine."
         )
-    history = run_ipavolume("history", "--json", container.data).stdout.splitlines()
-    assert [json.loads(line)["kind"] for line in history] == ["populate"]
+    history = listed_in(run_ipavolume("history", "--json", container.data).stdout)
+    assert [run["kind"] for run in history] == ["populate"]
 
 
 def test_a_start_with_a_newer_image_upgrades_and_executes(
@@ -176,7 +176,7 @@ def test_the_volume_is_locked_while_the_command_lives(container: Container) -> N
             assert "[locked]" in refused.stderr
             assert f"process {process.pid}: sh -c" in refused.stderr
             assert "--lock-timeout" in refused.stderr
-        looked = json.loads(run_ipavolume("check", "--json", *container.options).stdout)
+        looked = volume_of(run_ipavolume("check", "--json", *container.options).stdout)
         assert looked["state"] == "current"
         assert [item["code"] for item in looked["findings"]] == ["in-use"]
         assert picture(container.data) == before
@@ -268,7 +268,7 @@ def test_a_start_can_be_read_by_a_script(container: Container) -> None:
     first = container.start("echo", "done", options=["--json", "-q"])
     outcome, said = first.stdout.splitlines()
     assert said == "done"
-    assert json.loads(outcome)["state"] == "empty"
+    assert json.loads(outcome)["result"]["state"] == "empty"
     assert [line for line in first.stderr.splitlines() if "handing over" not in line] == []
 
 
@@ -345,8 +345,8 @@ def test_a_first_run_that_is_found_to_be_done_is_in_the_history_once(
     record.write_text('{"state":"started","host":"h","image":"one","started":"then"}\n')
     for _ in range(2):
         run_ipavolume("start", "--root", str(image.root), "--allow", "hostname")
-    lines = run_ipavolume("history", "--json", str(image.root / "data")).stdout.splitlines()
-    found = [run for run in map(json.loads, lines) if run["kind"] == "first-run"]
+    runs = listed_in(run_ipavolume("history", "--json", str(image.root / "data")).stdout)
+    found = [run for run in runs if run["kind"] == "first-run"]
     assert [(run["started"], run["result"]) for run in found] == [("then", "done")]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 from support import inside
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volume_of
 from support.images import Image
 from support.requirements import need_root
 from support.taskworlds import World, build_packages, logs, step
@@ -127,7 +127,7 @@ def test_a_run_is_verified_once_and_the_start_passes_signals_and_status_on(world
         _wait(container, "told TERM")
         assert container.process.wait(60) == 7
     assert (_verified(world)["result"], _verified(world)["passed"]) == ("passed", ["s5000_logs"])
-    card = json.loads(run_ipavolume("status", "--json", world.volume).stdout)
+    card = volume_of(run_ipavolume("status", "--json", world.volume).stdout)
     assert card["verified"]["result"] == "passed"
     # The next start has nothing to ask.
     done = world.run(image, "start", "--", "sh", "-c", "kill -9 $$", status=128 + 9)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 from support import inside
-from support.command import clean_environment, run_ipavolume
+from support.command import clean_environment, run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import Site
@@ -80,7 +80,7 @@ def refused_everywhere(
     """Let ``check``, dry run, start and upgrade refuse alike, and nothing change."""
     before = {mount: picture(path) for mount, path in site.volumes.items()}
     looked = site.run("check", image, "--json", *args, status=status, env=env)
-    found = json.loads(looked.stdout)
+    found = volume_of(looked.stdout)
     assert found["state"] == state
     errors = [one for one in found["findings"] if one["severity"] == "error"]
     assert [one["code"] for one in errors] == [code], found
@@ -374,7 +374,7 @@ def test_what_people_put_on_a_volume_beforehand_is_no_data_of_something_else(
     _make(site.volume(), "of/a/service/", user=1000)
     image = _image(site, "mail", [rpms["mail-1"]])
     before = picture(site.volume(), times=False)
-    assert json.loads(site.run("check", image, "--json", status=100).stdout)["state"] == "empty"
+    assert volume_of(site.run("check", image, "--json", status=100).stdout)["state"] == "empty"
     assert site.upgrade(image)["state"] == "empty"
     found = picture(site.volume(), times=False)
     assert {path: found[path] for path in before} == before
@@ -402,7 +402,7 @@ def test_what_is_mounted_on_a_volume_beforehand_is_no_data_of_something_else(
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=clean_environment({}), timeout=60
     )
-    assert json.loads(done.stdout)["state"] == "empty", done.stderr
+    assert volume_of(done.stdout)["state"] == "empty", done.stderr
     # Nor is what it leaves when it is not mounted any more.
     assert site.upgrade(image)["state"] == "empty"
 

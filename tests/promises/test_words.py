@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.command import run_ipavolume
+from support.command import listed_in, run_ipavolume, volume_of
 from support.taskworlds import World, build_packages, logs, step
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -59,10 +58,7 @@ def test_steps_for_packages_of_another_application_are_not_in_the_way(world: Wor
     assert "are for packages that the image does not have (shown with -v)" in said
     everything = run_ipavolume("steps", *options, "-v").stdout
     assert "s0300" in everything
-    found = [
-        json.loads(line)
-        for line in run_ipavolume("steps", *options, "--json").stdout.split("\n")[:-1]
-    ]
+    found = listed_in(run_ipavolume("steps", *options, "--json").stdout)
     assert len(found) > 5
 
 
@@ -86,7 +82,7 @@ def test_what_is_not_there_has_one_status(world: World, words: tuple[str, ...]) 
     if not options:
         assert "[no-image]" in done.stderr
     else:
-        assert json.loads(done.stdout)["state"] is None
+        assert volume_of(done.stdout)["state"] is None
         assert (
             "/no/such/volume: unknown\n"
             in run_ipavolume("check", *options, *words, status=74).stdout

@@ -6,7 +6,6 @@ layer, so that what is read on the volume is what lasts.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
+from support.command import listed_in
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.taskworlds import World, step
@@ -150,7 +150,7 @@ def test_each_command_sees_what_the_one_before_it_wrote(world: World) -> None:
     kept = [path.read_text() for path in (world.volume / ".ipavolume/saved").rglob("single.conf*")]
     assert sorted(kept) == ["old\n", "second\n", "third\n"]
     said = world.site.run("conflicts", image, "--json").stdout
-    listed = [json.loads(line) for line in said.splitlines()]
+    listed = listed_in(said)
     # F53: each is a copy of this file, and none of one called single.conf.1.
     assert [one["path"] for one in listed] == ["/data/etc/single.conf"] * 3
     assert all((world.volume / one["copy"].removeprefix("/data/")).exists() for one in listed)

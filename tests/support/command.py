@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 
@@ -70,3 +71,39 @@ def run_ipavolume(
         )
         raise AssertionError(message)
     return result
+
+
+def document_of(said: str) -> dict[str, Any]:
+    """Return the document that a command printed, which is all that it printed."""
+    document = json.loads(said)
+    assert document["format"] == 1
+    assert said.count("\n") == 1
+    assert isinstance(document, dict)
+    return document
+
+
+def result_of(said: str) -> dict[str, Any]:
+    """Return what came of a command."""
+    result = document_of(said)["result"]
+    assert isinstance(result, dict)
+    return result
+
+
+def listed_in(said: str) -> list[Any]:
+    """Return what a command listed."""
+    ((_, found),) = result_of(said).items()
+    assert isinstance(found, list)
+    return found
+
+
+def volumes_of(said: str) -> list[dict[str, Any]]:
+    """Return what a command said of several volumes."""
+    volumes = document_of(said)["volumes"]
+    assert isinstance(volumes, list)
+    return volumes
+
+
+def volume_of(said: str) -> dict[str, Any]:
+    """Return what a command said of the one volume."""
+    (volume,) = volumes_of(said)
+    return volume

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.command import Result, run_ipavolume
+from support.command import Result, listed_in, result_of, run_ipavolume
 from support.images import GROUPS, USERS, Image, make_image
 from support.requirements import need_tool
 
@@ -100,8 +99,7 @@ class Site:
         self, image: Image, *args: str, env: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """Bring the volumes to *image*; return what ``--json`` says of it."""
-        outcome = json.loads(self.run("upgrade", image, "--json", *args, env=env).stdout)
-        assert isinstance(outcome, dict)
+        outcome = result_of(self.run("upgrade", image, "--json", *args, env=env).stdout)
         assert outcome["recorded"] == image.header().build_id
         assert (self.volume() / "build-id").read_text().strip() == outcome["recorded"]
         return outcome
@@ -123,8 +121,7 @@ class Site:
 
     def history(self) -> list[dict[str, Any]]:
         """Return the recorded runs, oldest first."""
-        said = run_ipavolume("history", "--json", self.volume()).stdout
-        return [json.loads(line) for line in said.splitlines()]
+        return listed_in(run_ipavolume("history", "--json", self.volume()).stdout)
 
 
 def actions(outcome: Mapping[str, Any], op: str) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volume_of
 from support.images import GROUPS, USERS, Image, Packaged, build_rpm, picture
 from support.upgrades import Site, owner
 
@@ -186,9 +185,7 @@ def _check(site: Site, image: Image, *options: str, status: int) -> dict[str, An
     said = run_ipavolume(
         "check", site.volume(), "--root", image.root, "--json", *options, status=status
     ).stdout
-    (found,) = json.loads(said)["volumes"] if said.startswith('{"format"') else [json.loads(said)]
-    assert isinstance(found, dict)
-    return found
+    return volume_of(said)
 
 
 def test_a_single_directory_of_a_service_that_was_copied_without_owners_is_found(

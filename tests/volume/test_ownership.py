@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import Result, run_ipavolume
+from support.command import Result, run_ipavolume, volume_of
 from support.hostile import Witness, Workshop, as_nobody, check, picture, upgrade
 from support.namespaces import run_remapped
 
@@ -97,9 +97,7 @@ def _refused(image: Path, volume: Path, code: str) -> str:
 
 
 def _found(looked: Result) -> dict[str, Any]:
-    found = json.loads(looked.stdout)
-    assert isinstance(found, dict)
-    return found
+    return volume_of(looked.stdout)
 
 
 def test_p34_owners_that_are_all_shifted_by_one_number_are_named(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command import PROJECT, run_ipavolume
+from support.command import PROJECT, listed_in, run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.upgrades import Site, set_acl
 
@@ -104,13 +103,13 @@ def test_looking_at_it_says_so_and_an_override_is_recorded(image: Image, tmp_pat
     words = ["--root", str(image.root), "--volume", str(way / "user/volume")]
     before = picture(way)
     said = run_ipavolume("check", *words, "--json", status=100).stdout
-    (finding,) = (one for one in json.loads(said)["findings"] if one["code"] == "shared-path")
+    (finding,) = (one for one in volume_of(said)["findings"] if one["code"] == "shared-path")
     assert why in finding["message"]
     assert finding["severity"] == "warning"
     assert picture(way) == before
     run_ipavolume("upgrade", *words, "--allow", "shared-path")
-    (run,) = run_ipavolume("history", "--json", str(way / "user/volume")).stdout.splitlines()
-    assert json.loads(run)["overrides"] == ["shared-path"]
+    (run,) = listed_in(run_ipavolume("history", "--json", str(way / "user/volume")).stdout)
+    assert run["overrides"] == ["shared-path"]
     assert run_ipavolume("check", *words).stdout
 
 

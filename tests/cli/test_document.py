@@ -1,0 +1,331 @@
+"""``--json``: one document for each command, whatever becomes of it, as the manual says.
+
+The manual's topic ``json`` is the schema: its tables are read here, and what commands print is held
+against them. A command that has ``--json`` and is not played here fails the test.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import pytest
+from support.command import Result, run_ipavolume
+from support.documents import MANUAL
+from support.images import Image, Packaged, build_rpm
+from support.upgrades import Site
+
+from ipavolume import errors
+from ipavolume.cli import text
+from ipavolume.cli.document import OF_VOLUMES, Document, with_bytes
+from ipavolume.cli.main import main
+from ipavolume.commands.audit import Audited
+from ipavolume.commands.rehearse import Copied, Report
+from ipavolume.engines.audit import Fault, Finding
+from ipavolume.engines.likeness import LeftOut
+from ipavolume.errors import IpaVolumeError, StoppedError
+from ipavolume.plan.rehearsed import Ending, Rehearsed
+
+# -- the schema --------------------------------------------------------------------------
+
+OPEN: Final = "``...``"
+"""The row of an object that has further fields."""
+
+
+def _tables() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the title of each chapter that has a table, and the types of its fields."""
+    _, *rest = re.split(r"^(.+)\n-{3,}\n", MANUAL["json"], flags=re.MULTILINE)
+    for title, chapter in zip(rest[::2], rest[1::2], strict=True):
+        border = re.search(r"^(=+)  (=+)  =+$", chapter, re.MULTILINE)
+        assert border is not None, title
+        first = len(border[1]) + 2
+        second = first + len(border[2])
+        rows = chapter[border.end() :].partition("\n==")[0].splitlines()
+        fields = {row[:first].strip(): row[first:second].strip() for row in rows if row}
+        fields.pop("", None)
+        for name in title.split(", "):
+            yield name, fields
+
+
+SCHEMA: Final[Mapping[str, Mapping[str, str]]] = dict(_tables())
+PLAIN: Final[Mapping[str, type]] = {
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "object": dict,
+}
+PLAN: Final = SCHEMA["plan"]
+
+
+def faults(value: object, kind: str, where: str, *, seen: set[str]) -> Iterator[str]:
+    """Yield what is not as the manual says: *kind* is a type as its tables have it."""
+    kind = kind.removesuffix(", absent")
+    if kind.endswith(" or null"):
+        if value is None:
+            return
+        kind = kind.removesuffix(" or null")
+    if kind.startswith("["):
+        if not isinstance(value, list):
+            yield f"{where}: {value!r} is no list"
+            return
+        for number, one in enumerate(value):
+            yield from faults(one, kind[1:-1], f"{where}[{number}]", seen=seen)
+    elif kind in PLAIN:
+        if type(value) is not PLAIN[kind]:
+            yield f"{where}: {value!r} is no {kind}"
+    else:
+        yield from _faults_of_object(value, kind, where, seen=seen)
+
+
+def _faults_of_object(value: object, kind: str, where: str, *, seen: set[str]) -> Iterator[str]:
+    seen.add(kind)
+    fields = dict(SCHEMA[kind])
+    if kind == "rollback --dry-run":
+        fields = {**PLAN, **fields}
+    if not isinstance(value, dict):
+        yield f"{where}: {value!r} is no {kind}"
+        return
+    for name, one in value.items():
+        of = name.removesuffix("_b64")
+        if name in fields:
+            yield from faults(one, fields[name], f"{where}.{name}", seen=seen)
+        elif not (of != name and of in value) and OPEN not in fields:
+            yield f"{where}: {name!r} is not in the manual"
+    for name, said in fields.items():
+        if name not in value and name != OPEN and not said.endswith(", absent"):
+            yield f"{where}: {name!r} is missing"
+
+
+def check(said: str, chapter: str, *, seen: set[str]) -> dict[str, Any]:
+    """Hold a document against the manual, and its result against a chapter of it; return it."""
+    assert said.endswith("}\n")
+    assert said.count("\n") == 1, said
+    document = json.loads(said)
+    assert isinstance(document, dict)
+    kind = "volumes" if document["command"] in OF_VOLUMES else "result"
+    assert list(document) == ["format", "command", kind, "errors"]
+    found = list(faults(document, "document", "document", seen=seen))
+    came = document["volumes"] if kind == "volumes" else [document["result"]]
+    for one in came:
+        if one is not None:
+            found += faults(one, chapter, kind, seen=seen)
+    assert found == []
+    return document
+
+
+# -- the commands ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Images and a volume: populated by one, with an edit that image two meets.
+
+    Attributes:
+        site: Where they are.
+        images: By their version.
+    """
+
+    site: Site
+    images: Mapping[str, Image]
+
+    def play(
+        self, *words: str, image: str, status: int, env: Mapping[str, str] | None = None
+    ) -> Result:
+        """Run a command with an image on the volume."""
+        done = self.site.run(
+            words[0], self.images[image], "--json", *words[1:], status=status, env=env
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+
+def _give_shell(image: Image) -> None:
+    image.write("/bin/sh", "", mode=0o755)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """An image of each version; the third has a scriptlet."""
+    site = Site(top=tmp_path_factory.mktemp("scene"))
+    images = {}
+    for version in ("1", "2", "3"):
+        conf = Packaged(path="/etc/app.conf", words="%config(noreplace)", content=version)
+        images[version] = site.image(
+            f"v{version}",
+            [build_rpm(site.top, "app", [conf], version=version, scriptlets="%post\nexit 0\n")],
+            lists={"/data": ["/etc/app.conf", "/var/lib/app/"]},
+            config='application = ["app"]\n'
+            + '[scriptlets]\npackages = ["app"]\n' * (version == "3"),
+            edit=_give_shell,
+        )
+    return Scene(site=site, images=images)
+
+
+def _with_json() -> set[str]:
+    return {
+        name
+        for name, command in main.commands.items()
+        for one in command.params
+        if isinstance(one, click.Option) and "--json" in one.opts
+    }
+
+
+ALWAYS: Final = {"IPAVOLUME_SNAPSHOT": "always"}
+ODD: Final = os.fsdecode(b"odd\xff")
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_every_command_prints_the_document_that_the_manual_has(scene: Scene) -> None:
+    """Each that has ``--json``, when it succeeds and when it fails."""
+    seen: set[str] = set()
+    played: set[str] = set()
+    volume = scene.site.volume()
+
+    def play(
+        *words: str,
+        image: str = "2",
+        status: int = 0,
+        chapter: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        played.add(words[0])
+        said = scene.play(*words, image=image, status=status, env=env).stdout
+        return check(said, chapter or words[0], seen=seen)
+
+    play("upgrade", image="1")
+    (volume / "etc/app.conf").write_text("edited\n")
+    checked = play("check", status=100)
+    assert checked["volumes"][0]["state"] == "outdated"
+    assert checked["errors"] == []
+    play("upgrade", "--dry-run", image="3", status=100, chapter="upgrade --dry-run", env=ALWAYS)
+    play("steps", image="3")
+    play("scriptlets", image="3")
+    upgraded = play("upgrade", env=ALWAYS)
+    assert upgraded["result"]["plans"][0]["actions"][0]["verb"] == "rpmnew"
+    play("status")
+    play("history")
+    play("conflicts")
+    play("conflicts", "--diff")
+    play("snapshot")
+    play("rollback", "--dry-run", chapter="rollback --dry-run")
+    play("rollback")
+    play("upgrade", status=77)
+    play("upgrade", "--retry", env=ALWAYS)
+    play("conflicts", "--keep", "/data/etc/app.conf", chapter="conflicts --keep")
+    made = play("snapshot", "create", chapter="snapshot create")["result"]["snapshot"]
+    play("snapshot", "drop", made["run"], chapter="snapshot drop")
+    play("snapshot", "drop", status=2, chapter="snapshot drop")
+    play("check", image="1", status=77)
+    said = scene.play("start", "--", "no-such-command", image="2", status=73).stdout
+    check(said, "start", seen=seen)
+    played.add("start")
+
+    def run(*words: str, status: int, path: str = "") -> dict[str, Any]:
+        played.add(words[0])
+        done = run_ipavolume(*words, status=status, env={"PATH": path} if path else None)
+        return check(done.stdout, words[0], seen=seen)
+
+    root = str(scene.images["1"].root)
+    run("prepare", "--json", "--root", root, status=0)
+    run("prepare", "--json", "--root", root, "--list", "/no/such", status=78)
+    run("list", "--json", str(volume), str(scene.site.top / "none"), status=74)
+    run("status", "--format", "json", str(volume), "/no/such", status=74)
+    for words, status, code in (
+        (("audit", "--json", "x"), 13, "no-engine"),
+        (("rehearse", "--json", "--image", "x", str(volume)), 13, "no-engine"),
+        (("list", "--format=json"), 13, "no-command"),
+        (("check", "--json", "--no-such"), 2, "usage"),
+        (("check", "--root", "/no/such", "--json"), 74, "no-image"),
+    ):
+        failed = run(*words, status=status, path="/no/such")
+        assert [one["code"] for one in failed["errors"]] == [code], words
+    nothing = json.loads(run_ipavolume("no-such", "--json", status=2).stdout)
+    assert (nothing["command"], nothing["result"]) == (None, None)
+
+    assert played == _with_json()
+    assert {"run", "action", "task", "recorded", "finding", "conflict"} <= seen
+    assert {"step", "scriptlet", "kept", "snapshot_of", "way_back", "lock"} <= seen
+
+
+def _error_classes() -> list[type[IpaVolumeError]]:
+    found, todo = [], [IpaVolumeError]
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        todo += one.__subclasses__()
+    return [one for one in found if one.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("kind", _error_classes(), ids=lambda kind: str(kind.__name__))
+@pytest.mark.parametrize("command", ["check", "upgrade"])
+def test_every_kind_of_error_is_in_the_document(kind: type[IpaVolumeError], command: str) -> None:
+    more = {"signal": 15} if kind is StoppedError else {"path": ODD, "details": [ODD]}
+    err = kind("what failed", hint="do this", state="as it was", **more)
+    document = Document(command, is_wanted=True)
+    document.add_error(err)
+    (told,) = check(document.line() + "\n", command, seen=set())["errors"]
+    assert (told["code"], told["exit_status"]) == (err.code, err.exit_status)
+    if kind is not StoppedError:
+        assert base64.b64decode(told["path_b64"]) == b"odd\xff"
+        assert list(map(base64.b64decode, told["details_b64"])) == [b"odd\xff"]
+
+
+def test_what_engines_are_needed_for_is_as_the_manual_says() -> None:
+    audited = Audited(
+        name="c",
+        image="i",
+        build_id="b",
+        path_list="/etc/list",
+        findings=(Finding(fault=Fault.STRAY, path="/etc/x", paths=1),),
+        lines=("/etc/x",),
+    )
+    report = Report(
+        volume="v",
+        image={
+            "id": "i",
+            "name": "n",
+            "created": "",
+            "application": "",
+            "os": {},
+            "packages": {},
+        },
+        rehearsed=Rehearsed(ending=Ending.FINE, message="ready"),
+        left_out=(LeftOut(what="ports", why="nobody is to reach it"),),
+        copies=Copied(files=1, bytes=1, copied=0, consistent="locked", seconds=1),
+        runs=({"run": "0001-x", "kind": "upgrade", "copies": [["a", "b", "saved"]]},),
+    )
+    seen: set[str] = set()
+    assert list(faults(text.audit_data(audited), "audit", "audit", seen=seen)) == []
+    data = json.loads(text.dump_json(text.report_data(report)))
+    assert list(faults(data, "rehearse", "rehearse", seen=seen)) == []
+
+
+def test_a_name_that_is_no_text_has_its_bytes_beside_it() -> None:
+    told = with_bytes({"path": ODD, "list": ["a", ODD], "of": [{"copy": ODD}], "plain": "é"})
+    encoded = base64.b64encode(b"odd\xff").decode()
+    assert told["path_b64"] == encoded
+    assert told["list_b64"] == [base64.b64encode(b"a").decode(), encoded]
+    assert told["of"] == [{"copy": ODD, "copy_b64": encoded}]
+    assert "plain_b64" not in told
+    assert "of_b64" not in told
+    assert r"odd\udcff" in text.dump_json(told)
+    # Such a name can only have been made up.
+    assert with_bytes({"path": "\ud800\udcff"})["path_b64"]
+
+
+def test_a_document_is_printed_once_and_where_it_can_be(tmp_path: Path) -> None:
+    done = run_ipavolume("list", "--json", "--output", tmp_path / "out", tmp_path)
+    assert done.stdout == ""
+    assert len(json.loads((tmp_path / "out").read_text())["volumes"]) == 1
+    failed = run_ipavolume("list", "--json", "--output", tmp_path, tmp_path, status=73)
+    assert [one["code"] for one in json.loads(failed.stdout)["errors"]] == ["cannot-create"]
+    said = run_ipavolume("status", "--json", "--format", "metrics", status=2).stderr
+    assert "exclude each other" in said
