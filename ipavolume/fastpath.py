@@ -28,6 +28,7 @@ VERIFIED = b".ipavolume/verified.json"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
+LOG_FORMAT = "IPAVOLUME_LOG_FORMAT"
 WORK_LOCK = "/usr/share/ipavolume/lock"
 """What those lock who work in a container; prepare makes it, and only root can open it."""
 ALWAYS = "exit-on-finished=always"
@@ -98,6 +99,8 @@ def start(arguments: list[str]) -> None:
         return
     if os.environ.get("IPAVOLUME_REHEARSAL") or ALWAYS in arguments:
         return
+    if os.environ.get(LOG_FORMAT, "") not in ("", "text", "json"):
+        return
     locks: list[Held] = []
     try:
         found = _find_command(os.fsencode(root), arguments[1:], locks)
@@ -109,18 +112,12 @@ def start(arguments: list[str]) -> None:
             os.close(fd)
         return
     command, said = found
-    if not os.isatty(2):
-        stamp = os.fsencode(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        said = said.replace(b" ", b" %s " % stamp, 1)
-    _say(said)
+    _say(_logged(said))
     try:
         execute(command, locks)
     except OSError as err:
-        _say(
-            b"ipavolume: error: cannot execute %s: %s [cannot-execute]\n"
-            b"ipavolume: state: %s\nipavolume: hint: %s\n"
-            % (command[0], os.fsencode(err.strerror or ""), NOT_STARTED, OTHER_COMMAND),
-        )
+        what = b"cannot execute %s: %s" % (command[0], os.fsencode(err.strerror or ""))
+        _say(_logged(what, b"cannot-execute", state=NOT_STARTED, hint=OTHER_COMMAND))
         sys.exit(73)
 
 
@@ -129,6 +126,40 @@ OTHER_COMMAND = (
     b"Give the container another command, or an image that has this one (exec of [start] in "
     b"/etc/ipavolume.toml)."
 )
+
+
+def is_logged_as_json() -> bool:
+    """Tell whether what is said of the work is an object a line."""
+    return os.environ.get(LOG_FORMAT) == "json"
+
+
+def _logged(text: bytes, code: bytes = b"", *, state: bytes = b"", hint: bytes = b"") -> bytes:
+    """Return what is said of the work, or an error where it has a *code*, as it is logged."""
+    stamp = os.fsencode(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    if is_logged_as_json():
+        level = b"error" if code else b"info"
+        fields = ((b"time", stamp), (b"level", level), (b"text", text), (b"code", code))
+        said = [
+            b'"%s": "%s"' % (name, b"".join(map(_escaped, os.fsdecode(value))))
+            for name, value in (*fields, (b"state", state), (b"hint", hint))
+            if value
+        ]
+        return b"{%s}\n" % b", ".join(said)
+    if not code:
+        return b"ipavolume: %s%s\n" % (b"" if os.isatty(2) else stamp + b" ", text)
+    lines = [b"error: %s [%s]" % (text, code), b"state: " + state, b"hint: " + hint]
+    return b"".join(b"ipavolume: %s\n" % line for line in lines if line[-1:] != b" ")
+
+
+def _escaped(letter: str) -> bytes:
+    """Return a letter as a string of JSON has it; the module that knows takes too long to load."""
+    if " " <= letter <= "~" and letter not in '"\\':
+        return letter.encode("ascii")
+    number = ord(letter)
+    if number < 1 << 16:
+        return b"\\u%04x" % number
+    high, low = divmod(number - (1 << 16), 1 << 10)
+    return b"\\u%04x\\u%04x" % (0xD800 + high, 0xDC00 + low)
 
 
 def _say(text: bytes) -> None:
@@ -291,8 +322,7 @@ def _keep(
     while not waiting.poll(patience) and not (asking and os.getppid() != parent):
         lost = "".join(what_is_lost(*held) for held in locks) if watched else ""
         if lost:
-            line = b"ipavolume: error: the lock is lost: %s [lock-lost]\n" % lost.encode()
-            _tell(line, locks)
+            _tell(_logged(b"the lock is lost: %s" % lost.encode(), b"lock-lost"), locks)
             if ends:
                 _end_container(told, is_first=parent == 1)
             return
@@ -509,8 +539,8 @@ def _find_command(
     for _, file in locks:
         name_holder(file)
     return command, (
-        b"ipavolume: the volume at %s is current (%s); handing over to %s. If nothing follows, "
-        b"that could not start; the volume is fine.\n" % (root + mounts[0], build_id, command[0])
+        b"the volume at %s is current (%s); handing over to %s. If nothing follows, that could not "
+        b"start; the volume is fine." % (root + mounts[0], build_id, command[0])
     )
 
 

@@ -121,7 +121,9 @@ class Execution:
             if self.log.state_of(task) is TaskState.STARTED:
                 self._output.say(f"{task.name} was interrupted, it is run again")
             self._output.say(f"[{number}/{total}] {task.name}: {task.summary}")
+            self._output.task = task.key
             self._run(task, f"{number} of {total}")
+            self._output.task = ""
 
     def _run(self, task: Task, which: str) -> None:
         known = self.log.records.get(task.key)
@@ -364,6 +366,7 @@ def run_start_steps(
                         links = links or Links(
                             context.image, context.volumes, run=_START_RUN, say=log.say
                         )
+                        log.task = f"{TaskKind.STEP} {declaration.name}"
                         run_command(context.image, declaration.name, action, log, links)
                     else:
                         perform(context, declaration.name, action, run=_START_RUN, output=log)

@@ -8,7 +8,9 @@ import sys
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
+from ipavolume import fastpath
 from ipavolume.cli import document, output, streams
 from ipavolume.cli.audit import audit
 from ipavolume.cli.check import check
@@ -57,8 +59,17 @@ def _version(called: click.Context, _: click.Parameter, wanted: bool) -> None:  
     callback=_version,
     help="Say versions, of formats and engines too, and exit.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(("text", "json")),
+    envvar=fastpath.LOG_FORMAT,
+    show_envvar=True,
+    default="text",
+    show_default=True,
+    help="How progress and errors are written: lines for people, or an object a line.",
+)
 @click.pass_context
-def main(called: click.Context) -> None:
+def main(called: click.Context, *, log_format: str) -> None:
     r"""Keep the state of a containerised application in one volume, across image upgrades.
 
     \b
@@ -67,7 +78,10 @@ def main(called: click.Context) -> None:
     ipavolume check --image REF VOLUME   on the host, before a container starts
     ipavolume start -- CMD...            when it starts
     """
-    if os.environ.get("NO_COLOR"):
+    if called.get_parameter_source("log_format") is ParameterSource.COMMANDLINE:
+        # So that it reaches the online phase, too, which is another process.
+        os.environ[fastpath.LOG_FORMAT] = log_format
+    if os.environ.get("NO_COLOR") or log_format == "json":
         called.color = False
 
 
@@ -88,7 +102,7 @@ def run() -> int:
         # Of a command line that cannot be understood; that has no command to report it.
         with contextlib.suppress(IpaVolumeError):
             document.of_misuse(err, sys.argv[1:]).print()
-        err.show()
+        output.show_misuse(err)
         return err.exit_code
     except click.Abort:
         click.echo("Aborted!", err=True)

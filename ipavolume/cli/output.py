@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from ipavolume import fastpath
 from ipavolume.cli import advice, document, streams, text
 from ipavolume.errors import IpaVolumeError, UsageError
 from ipavolume.linux import clock
 from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.packed import Packed, described
-from ipavolume.model.progress import Tick, say_nothing
+from ipavolume.model.progress import Printed, Tick, say_nothing
 
 # What a command needs is loaded with the command.
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _TAIL_BYTES: Final = 2048
 """What an orchestrator may keep of the log of a container that failed: Kubernetes'
 ``FallbackToLogsOnError``. Cause, state and hint are to be in it."""
 _LABEL_BYTES: Final = len("ipavolume: error: \n")
+_FIELDS_BYTES: Final = 200
+"""What the fields of an error take in a log of objects, besides what they say."""
 _LEAST_CHARACTERS: Final = 200
 
 
@@ -50,10 +53,16 @@ def show_error(err: IpaVolumeError, *, held: bool = False) -> None:
         err: What failed.
         held: The container stays up and keeps the lock.
     """
-    message = f"{err} [{err.code}]"
     hint = advice.fit_here(err.hint, held=held)
     if hint and not isinstance(err, UsageError) and _is_explained(err.code):
         hint = f"{hint} (more: {advice.more_of(err.code)})"
+    if fastpath.is_logged_as_json():
+        state = {"state": err.state, "hint": hint}
+        others = sum(map(len, map(text.dump_json, (str(err), *state.values())))) + _FIELDS_BYTES
+        last = _last(err.details, room=_TAIL_BYTES - others)
+        _log("error", str(err), code=err.code, lines=last, **state)
+        return
+    message = f"{err} [{err.code}]"
     labelled = (message, err.state, hint)
     others = sum(len(text.escape(one).encode()) + _LABEL_BYTES for one in labelled)
     _labelled("error", message, "red")
@@ -107,6 +116,10 @@ def show_findings(findings: Sequence[Finding], *, refused: Collection[Finding] =
     """
     stops = frozenset(refused)
     for one in findings:
+        if fastpath.is_logged_as_json():
+            level = "error" if one in stops else _LEVELS.get(one.severity, one.severity)
+            _log(level, str(one), code=one.code, hint=one.hint)
+            continue
         what = f"{one} [{one.code}]"
         if one not in stops:
             _labelled(one.severity, what, "blue" if one.severity == "note" else "yellow")
@@ -114,9 +127,41 @@ def show_findings(findings: Sequence[Finding], *, refused: Collection[Finding] =
             _labelled("error", what, "red")
 
 
+_LEVELS: Final = {"note": "info"}
+
+
+def _log(level: str, said: str, **more: object) -> None:
+    """Write an object of the log; what is empty is left out."""
+    more = {name: one for name, one in more.items() if one}
+    data = {"time": clock.now(), "level": level, "text": said, **more}
+    click.echo(text.dump_json(data), err=True)
+
+
+def _log_line(line: str) -> None:
+    """Log a line of progress."""
+    if isinstance(line, Printed):
+        _log("info", line, output=line.line, task=line.task)
+    elif isinstance(line, Tick):
+        _log("info", line, progress={"share": line.share if line.share >= 0 else None})
+    else:
+        # As the lines of a run begin that warn.
+        warned = line.removeprefix("warning: ")
+        _log("info" if warned == line else "warning", warned)
+
+
+def show_misuse(err: click.ClickException) -> None:
+    """Print what click has to say of the command line."""
+    if fastpath.is_logged_as_json():
+        show_error(document.misuse(err))
+    else:
+        err.show()
+
+
 def _labelled(label: str, what: str, colour: str) -> None:
     _teller().clear()
-    if what:
+    if what and fastpath.is_logged_as_json():
+        _log(label, what)
+    elif what:
         label = click.style(f"{label}:", fg=colour)
         click.echo(f"ipavolume: {label} {text.escape(what)}", err=True)
 
@@ -135,6 +180,7 @@ class Teller:
         seconds: Callable[[], float] = time.monotonic,
         now: Callable[[], str] = clock.now,
         columns: Callable[[], int] = streams.width,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         """Show lines by *write*.
 
@@ -144,12 +190,14 @@ class Teller:
             seconds: A clock that only goes forward.
             now: The time as logs have it.
             columns: How wide the terminal is.
+            log: Takes lines in the place of *write*, which gets none.
         """
         self._write = write
         self._terminal = terminal
         self._seconds = seconds
         self._now = now
         self._columns = columns
+        self._log = log
         self._said = seconds()
         self._has_bar = False
 
@@ -158,10 +206,16 @@ class Teller:
         if isinstance(line, Tick):
             self._tell_tick(line)
             return
+        self._write_line(line)
+        self._said = self._seconds()
+
+    def _write_line(self, line: str) -> None:
+        if self._log is not None:
+            self._log(line)
+            return
         self.clear()
         stamp = "" if self._terminal else f"{self._now()} "
         self._write(f"ipavolume: {stamp}{text.escape(line)}\n")
-        self._said = self._seconds()
 
     def clear(self) -> None:
         """Make room for something else where the bar is."""
@@ -173,7 +227,8 @@ class Teller:
         passed = self._seconds() - self._said
         if not self._terminal:
             if passed >= _EVERY_S:
-                self.tell(str(tick))
+                self._write_line(tick)
+                self._said = self._seconds()
         elif passed >= _BAR_EVERY_S:
             bar = ""
             if tick.share >= 0:
@@ -192,9 +247,11 @@ _BAR_COLUMNS: Final = 20
 
 @functools.cache
 def _teller() -> Teller:
+    as_json = fastpath.is_logged_as_json()
     return Teller(
         lambda said: click.echo(said, nl=False, err=True, color=True),
-        terminal=os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb",
+        terminal=not as_json and os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb",
+        log=_log_line if as_json else None,
     )
 
 
@@ -226,7 +283,10 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
                 said.print()
         elif not silent:
             for line in lines:
-                click.echo(line, err=one_stream)
+                if one_stream and fastpath.is_logged_as_json():
+                    _log("info", line)
+                else:
+                    click.echo(line, err=one_stream)
 
     return Shown(
         say=say_nothing if silent else progress,

@@ -389,6 +389,7 @@ def _after(
     if boot is not None:
         boot.leave()
     log = open_log(context.image, context.volumes, FIRST_RUN, speaker)
+    log.task = FIRST_RUN
     try:
         with attempts.counted(context, FIRST_RUN, speaker.redactor):
             standing = first_run.run(

@@ -28,6 +28,18 @@ class Tick(str):
     share: float = -1.0
 
 
+class Printed(str):
+    """A line that a command printed, with a bar in front of it.
+
+    Attributes:
+        line: What it printed.
+        task: Which step, scriptlet or installer the command is of; "" where that is not known.
+    """
+
+    line: str = ""
+    task: str = ""
+
+
 class Meter:
     """Counts what a piece of work has done, and says so every now and then."""
 

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 
 from ipavolume.linux import clock, files, trees
 from ipavolume.model.files import STATE_DIRECTORY
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Printed, Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.volume.layout import LOGS
 from ipavolume.volume.members import Volume
@@ -24,6 +24,10 @@ class RunLog:
 
     A log that cannot be written any more, on a full volume for example, does not end the
     run: what cannot be written is shown all the same.
+
+    Attributes:
+        path: Where it is, as the container sees it.
+        task: Whose output follows.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class RunLog:
             followed: Further logs; they are closed with this one.
         """
         self.path = _path_of(volume, run)
+        self.task = ""
         self._redactor = redactor
         self._show = show
         self._files = [_open(volume, run), *followed]
@@ -59,7 +64,9 @@ class RunLog:
         """Write a line that a command printed, and show it."""
         clean = self._redactor.text(text)
         self._write(f"  | {clean}")
-        self._show(f"| {clean.expandtabs()}")
+        shown = Printed(f"| {clean.expandtabs()}")
+        shown.line, shown.task = clean, self.task
+        self._show(shown)
 
     def say(self, text: str) -> None:
         """Write a line of ours, with the time, and show it."""

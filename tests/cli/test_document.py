@@ -1,7 +1,7 @@
 """``--json``: one document for each command, whatever becomes of it, as the manual says.
 
-The manual's topic ``json`` is the schema: its tables are read here, and what commands print is held
-against them. A command that has ``--json`` and is not played here fails the test.
+The manual's topic ``json`` is the schema (:mod:`support.schema`). A command that has ``--json`` and
+is not played here fails the test.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +17,8 @@ from typing import Any, Final
 import click
 import pytest
 from support.command import Result, run_ipavolume
-from support.documents import MANUAL
 from support.images import Image, Packaged, build_rpm
+from support.schema import faults
 from support.upgrades import Site
 
 from ipavolume import errors
@@ -32,75 +31,6 @@ from ipavolume.engines.audit import Fault, Finding
 from ipavolume.engines.likeness import LeftOut
 from ipavolume.errors import IpaVolumeError, StoppedError
 from ipavolume.plan.rehearsed import Ending, Rehearsed
-
-# -- the schema --------------------------------------------------------------------------
-
-OPEN: Final = "``...``"
-"""The row of an object that has further fields."""
-
-
-def _tables() -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the title of each chapter that has a table, and the types of its fields."""
-    _, *rest = re.split(r"^(.+)\n-{3,}\n", MANUAL["json"], flags=re.MULTILINE)
-    for title, chapter in zip(rest[::2], rest[1::2], strict=True):
-        border = re.search(r"^(=+)  (=+)  =+$", chapter, re.MULTILINE)
-        assert border is not None, title
-        first = len(border[1]) + 2
-        second = first + len(border[2])
-        rows = chapter[border.end() :].partition("\n==")[0].splitlines()
-        fields = {row[:first].strip(): row[first:second].strip() for row in rows if row}
-        fields.pop("", None)
-        for name in title.split(", "):
-            yield name, fields
-
-
-SCHEMA: Final[Mapping[str, Mapping[str, str]]] = dict(_tables())
-PLAIN: Final[Mapping[str, type]] = {
-    "string": str,
-    "integer": int,
-    "boolean": bool,
-    "object": dict,
-}
-PLAN: Final = SCHEMA["plan"]
-
-
-def faults(value: object, kind: str, where: str, *, seen: set[str]) -> Iterator[str]:
-    """Yield what is not as the manual says: *kind* is a type as its tables have it."""
-    kind = kind.removesuffix(", absent")
-    if kind.endswith(" or null"):
-        if value is None:
-            return
-        kind = kind.removesuffix(" or null")
-    if kind.startswith("["):
-        if not isinstance(value, list):
-            yield f"{where}: {value!r} is no list"
-            return
-        for number, one in enumerate(value):
-            yield from faults(one, kind[1:-1], f"{where}[{number}]", seen=seen)
-    elif kind in PLAIN:
-        if type(value) is not PLAIN[kind]:
-            yield f"{where}: {value!r} is no {kind}"
-    else:
-        yield from _faults_of_object(value, kind, where, seen=seen)
-
-
-def _faults_of_object(value: object, kind: str, where: str, *, seen: set[str]) -> Iterator[str]:
-    seen.add(kind)
-    fields = dict(SCHEMA[kind])
-    if kind == "rollback --dry-run":
-        fields = {**PLAN, **fields}
-    if not isinstance(value, dict):
-        yield f"{where}: {value!r} is no {kind}"
-        return
-    for name, one in value.items():
-        of = name.removesuffix("_b64")
-        if name in fields:
-            yield from faults(one, fields[name], f"{where}.{name}", seen=seen)
-        elif not (of != name and of in value) and OPEN not in fields:
-            yield f"{where}: {name!r} is not in the manual"
-    for name, said in fields.items():
-        if name not in value and name != OPEN and not said.endswith(", absent"):
-            yield f"{where}: {name!r} is missing"
 
 
 def check(said: str, chapter: str, *, seen: set[str]) -> dict[str, Any]:

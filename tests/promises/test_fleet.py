@@ -112,23 +112,36 @@ def test_people_get_a_table(fleet: tuple[Path, Image]) -> None:
 
 
 def test_metrics_are_what_prometheus_takes(fleet: tuple[Path, Image], tmp_path: Path) -> None:
-    promtool = need_tool("promtool")
     file = tmp_path / "ipavolume.prom"
     file.write_text("older, and longer\n" * 1000)
     assert listed(fleet, "--format", "metrics", "--bytes", "--output", str(file)) == ""
-    checked = subprocess.run(
-        [promtool, "check", "metrics"],
-        check=False,
-        input=file.read_text(),
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     text = file.read_text()
+    _take_as_prometheus_does(text)
     assert f'ipavolume_readable{{volume="{fleet[0]}/gone",engine=""}} 0' in text
     assert f'ipavolume_conflicts{{volume="{fleet[0]}/edited",engine=""}} 1' in text
     assert f'ipavolume_last_run_done{{volume="{fleet[0]}/current",engine=""}} 1' in text
     assert len(list(tmp_path.iterdir())) == 1
+    # In a pod there is one, and its own place.
+    top, image = fleet
+    words = ("--root", image.root, "--volume", top / "edited")
+    alone = run_ipavolume("status", "--format", "metrics", *words).stdout
+    _take_as_prometheus_does(alone)
+    of_list = [line for line in text.splitlines() if f'volume="{top}/edited"' in line]
+    samples = [line for line in alone.splitlines() if not line.startswith("#")]
+    assert samples == [line for line in of_list if not line.startswith("ipavolume_content_bytes")]
+    gone = run_ipavolume("status", "--format", "metrics", top / "gone", status=74).stdout
+    assert f'ipavolume_readable{{volume="{top}/gone",engine=""}} 0' in gone
+
+
+def _take_as_prometheus_does(metrics: str) -> None:
+    checked = subprocess.run(
+        [need_tool("promtool"), "check", "metrics"],
+        check=False,
+        input=metrics,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 def test_metrics_read_no_image(fleet: tuple[Path, Image]) -> None:
