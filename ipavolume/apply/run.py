@@ -36,8 +36,8 @@ from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import (
     MAX_MESSAGE_CHARACTERS,
+    RUN_PHASES,
     Failure,
-    Phase,
     Task,
     TaskLog,
     TaskRecord,
@@ -392,7 +392,7 @@ class _Run:
             output=output,
         )
         try:
-            for phase in Phase:
+            for phase in RUN_PHASES:
                 if phase in self._phases:
                     execution.run(phase)
         finally:

@@ -356,7 +356,7 @@ def run_start_steps(
     log: RunLog | None = None
     links: Links | None = None
     try:
-        for declaration, _ in tasks.start_steps(context.image, recorded):
+        for declaration in tasks.start_steps(context.image):
             step = loading.load_step(context.image.tree, declaration)
             with asked(context.image, context.volumes, step, recorded) as actions:
                 for action in actions:

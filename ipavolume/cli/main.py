@@ -26,6 +26,7 @@ from ipavolume.cli.online import online
 from ipavolume.cli.prepare import prepare
 from ipavolume.cli.rehearse import rehearse
 from ipavolume.cli.rollback import rollback
+from ipavolume.cli.running import running
 from ipavolume.cli.scriptlets import scriptlets
 from ipavolume.cli.snapshot import snapshot
 from ipavolume.cli.start import start
@@ -87,8 +88,8 @@ def main(called: click.Context, *, log_format: str) -> None:
 
 for _command in (
     *(audit, check, completion, conflicts, examples, history, listing, lock, manual),
-    *(online, prepare, rehearse, rollback, scriptlets, snapshot, start, status),
-    *(steps, upgrade),
+    *(online, prepare, rehearse, rollback, running, scriptlets, snapshot, start),
+    *(status, steps, upgrade),
 ):
     main.add_command(_command)
 

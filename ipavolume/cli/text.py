@@ -337,6 +337,7 @@ def card_data(card: Card) -> dict[str, Any]:
         "attempts": card.attempts,
         "verified": card.verified,
         "refused": list(card.refused),
+        "running": list(card.running),
     }
 
 
@@ -717,6 +718,9 @@ def card_lines(card: Card) -> list[str]:
         then = f"not tried again before {one['next']}" if one["next"] else "tried by its next start"
         what = f"{one['image']}: run {one['run']} {one['code']} at {one['at']}"
         lines.append(escape(f"refused   {what}, {then}: {one['cause']}"))
+    for one in card.running:
+        said = f": {one['messages'][0]}" if one["messages"] else ""
+        lines.append(escape(f"running   {one['name']} {one['result']}, {one['at']}{said}"))
     open_ = recorded.get("transaction")
     if open_:
         lines.append(

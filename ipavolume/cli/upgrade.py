@@ -9,7 +9,7 @@ import click
 from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
-from ipavolume.model.tasks import Phase
+from ipavolume.model.tasks import RUN_PHASES, Phase
 
 
 @click.command(cls=HelpedCommand)
@@ -20,7 +20,7 @@ from ipavolume.model.tasks import Phase
 @click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
 @click.option(
     "--phase",
-    type=click.Choice([phase.value for phase in Phase]),
+    type=click.Choice([phase.value for phase in RUN_PHASES]),
     default=None,
     help="Only this phase: files and what runs before init, or what runs under it.",
 )
@@ -55,7 +55,7 @@ def upgrade(
         else:
             output.print_inspection(found, full=True, verbose=verbose)
         called.exit(found.exit_status)
-    phases = tuple(Phase) if phase is None else (Phase(phase),)
+    phases = RUN_PHASES if phase is None else (Phase(phase),)
     shown = output.shown(as_json=as_json, silent=silent)
     outcome, mount = start.upgrade_by_hand(options, shown, phases=phases)
     if as_json or silent:

@@ -45,6 +45,7 @@ from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import index, lock, owners, ownership
 from ipavolume.volume.facts import COMMITTING, MARKED, Facts
 from ipavolume.volume.refused import read_refused
+from ipavolume.volume.running import read_running
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -307,7 +308,7 @@ def _inspect(
     ):
         found, reason, finding, status = first_run
         findings += [] if finding is None else [finding]
-    findings += _refused(context)
+    findings += [*_refused(context), *_running(context)]
     primary = facts[context.volumes.primary.mount]
     return Inspection(
         volume=context.volumes.primary.directory,
@@ -336,6 +337,22 @@ def _refused(context: Context) -> list[Finding]:
         for record in read_refused(context.volumes.primary)
         if not record.is_of(header.build_id, header.fingerprint)
         and (until := record.due_s(now_s)) is not None
+    ]
+
+
+def _running(context: Context) -> list[Finding]:
+    """Tell which steps failed that the last start had done beside the application."""
+    running = read_running(context.volumes.primary)
+    return [
+        Finding(
+            code="running-step",
+            severity=Severity.WARNING,
+            path="",
+            message=f"once the application was ready, {name} failed: {why}",
+            hint="Its log is .ipavolume/logs/running.log on the volume. The next start does it "
+            "again; in the container that runs: ipavolume running.",
+        )
+        for name, why in (() if running is None else running.failed)
     ]
 
 

@@ -25,7 +25,7 @@ from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals, umask
 from ipavolume.model.redaction import Redactor
-from ipavolume.model.tasks import Phase
+from ipavolume.model.tasks import RUN_PHASES, Phase
 from ipavolume.plan.backoff import FREE
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
@@ -296,7 +296,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
             _mark_copies(context)
         volatile.fill_volatile(context.image, context.volatile, speaker.say)
 
-    phases = (Phase.OFFLINE,) if beginning.systemd else tuple(Phase)
+    phases = (Phase.OFFLINE,) if beginning.systemd else RUN_PHASES
     outcome = upgrade.bring_up(
         context,
         speaker,

@@ -10,6 +10,7 @@ from typing import Any
 from ipavolume.firstrun.record import read_record
 from ipavolume.linux import clock
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.tasks import TaskRecord
 from ipavolume.plan import backoff
 from ipavolume.steps import verify
 from ipavolume.volume import history, lockfile, members
@@ -18,6 +19,7 @@ from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.lockfile import Holder
 from ipavolume.volume.members import Volume
 from ipavolume.volume.refused import Refused, read_refused
+from ipavolume.volume.running import read_running
 
 
 def image_data(header: ImageHeader) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Card:
             where that is not known.
         attempts: How often in a row an image failed, and when a start tries again, or ``None``.
         refused: Images that the volume was taken back from, and when each is tried again.
+        running: What each step came to that the last start had done beside the application.
     """
 
     volume: str
@@ -97,6 +100,7 @@ class Card:
     lock: Mapping[str, Any] | None = None
     attempts: Mapping[str, Any] | None = None
     refused: Sequence[Mapping[str, Any]] = ()
+    running: Sequence[Mapping[str, Any]] = ()
 
 
 def read_card(directory: str) -> Card:
@@ -115,6 +119,7 @@ def read_card(directory: str) -> Card:
         lock = None if holder is None else asdict(holder) | _standing(volume, holder)
         failed = read_attempts(volume)
         refused = read_refused(volume)
+        running = read_running(volume)
     finally:
         os.close(volume.fd)
     return Card(
@@ -127,7 +132,17 @@ def read_card(directory: str) -> Card:
         lock=lock,
         attempts=None if failed is None else _failures(failed),
         refused=[_refused(one) for one in refused if not one.tried],
+        running=[] if running is None else [_step(one) for one in running.log.records.values()],
     )
+
+
+def _step(record: TaskRecord) -> dict[str, Any]:
+    return {
+        "name": record.key.rpartition(" ")[2],
+        "result": str(record.state),
+        "at": record.finished or record.started,
+        "messages": list(record.messages),
+    }
 
 
 def _refused(record: Refused) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
-from ipavolume.model.tasks import Phase, Task, TaskRecord, TaskState, pending
+from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskRecord, TaskState, pending
 from ipavolume.plan import assess
 from ipavolume.plan.assess import refuse
 from ipavolume.plan.conduct import Does, Kind, conduct
@@ -117,7 +117,7 @@ def bring_up(
     context: Context,
     speaker: Speaker,
     *,
-    phases: Collection[str] = tuple(Phase),
+    phases: Collection[str] = RUN_PHASES,
     joined: bool = False,
     secure: Callable[[], bool],
     first: Callable[[Verdict], None] | None = None,

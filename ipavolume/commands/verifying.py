@@ -4,7 +4,8 @@ Without systemd a start that supervises stays the container's first process: it 
 reaps, and ends with the status of what it executed. What is to be verified is asked by a process of
 its own; under systemd that is one that looks on, as in a rehearsal. What is not right stays, or is
 taken from the image, which ends the container (``on-failure``). Whoever is killed before the
-answer leaves the question on the volume, and the next start asks it.
+answer leaves the question on the volume, and the next start asks it. Without systemd that process
+then has done what comes once the application is ready.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from ipavolume.apply import unverified
 from ipavolume.apply.run import open_log
-from ipavolume.commands import probe
+from ipavolume.commands import running, waiting
 from ipavolume.commands.probe import Probe
 from ipavolume.commands.start import Beginning
 from ipavolume.commands.work import Shown, Work
@@ -25,7 +26,6 @@ from ipavolume.config.model import VerifyConfig
 from ipavolume.context import Context
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
-    EXIT_LOCKED,
     CannotCreateError,
     CommandFailedError,
     IpaVolumeError,
@@ -36,6 +36,7 @@ from ipavolume.errors import (
 from ipavolume.linux import clock, watching
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
+from ipavolume.plan import tasks
 from ipavolume.plan.rollback import judge_unverified
 from ipavolume.steps import verify
 from ipavolume.systemd import boot
@@ -43,10 +44,6 @@ from ipavolume.volume import lock
 from ipavolume.volume.failures import STATE_OPEN
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNVERIFIED
-
-_FIRST_S: Final = 1.0
-_LOOK_S: Final = 10.0
-"""It is looked at more often while it has just been started, then every ten seconds."""
 
 
 def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
@@ -64,17 +61,20 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
         beginning.systemd
         or (supervises and bool(verify.due(context.image, context.volumes.primary)))
     )
+    runs = supervises and bool(tasks.running_steps(context.image))
     onlooker = -1
     # Where this is not the container's first process, systemd will not be, either.
     is_systemd = beginning.systemd and os.getpid() == 1
     try:
-        if asks:
+        if asks or runs:
             onlooker = watching.fork()
             if not onlooker:
                 _look_on(
                     work,
                     shown,
                     beginning.redactor,
+                    asks=asks,
+                    runs=runs,
                     end=boot.end_container if is_systemd else watching.leave,
                 )
         if not supervises:
@@ -100,19 +100,30 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
 
 
 def _look_on(
-    work: Work, shown: Shown, redactor: Redactor, *, end: Callable[[int], None]
+    work: Work,
+    shown: Shown,
+    redactor: Redactor,
+    *,
+    asks: bool,
+    runs: bool,
+    end: Callable[[int], None],
 ) -> NoReturn:
-    """Verify what there is to verify, record and tell what it came to, and end.
+    """Verify what there is to verify, have done what comes then, tell what it came to, and end.
 
     Where the run was taken from its image, the container ends as well, by *end*.
     """
     try:
         watching.look_on()
         work.lock.pause()
-        if verify_run(work.context, shown, redactor):
-            end(EXIT_COMMAND_FAILED)
+        try:
+            if asks and verify_run(work.context, shown, redactor):
+                end(EXIT_COMMAND_FAILED)
+        except IpaVolumeError as err:
+            # It is asked again by the next start.
+            shown.error(err)
+        if runs:
+            running.run_steps(work.context, shown, redactor)
     except IpaVolumeError as err:
-        # It is asked again by the next start.
         shown.error(err)
     finally:
         watching.leave(0)
@@ -130,9 +141,7 @@ def verify_run(context: Context, shown: Shown, redactor: Redactor) -> bool:
     """
     config = context.image.config.verify
     volume = context.volumes.primary
-    begun = time.monotonic()
-    while _asked(context, Probe.STARTUP).exit_status != 0:
-        clock.wait(_patience_s(begun))
+    waiting.wait_until(lambda: waiting.asked(context, Probe.STARTUP).exit_status == 0)
     run = verify.due(context.image, volume)
     if not run or config is None:
         return False
@@ -195,7 +204,7 @@ def _until_known(context: Context, config: VerifyConfig, run: str, redactor: Red
     begun = time.monotonic()
     ready_since: float | None = None
     while True:
-        answer = _asked(context, Probe.READY)
+        answer = waiting.asked(context, Probe.READY)
         wrong = answer.text
         if answer.exit_status == 0:
             ready_since = ready_since or time.monotonic()
@@ -208,12 +217,7 @@ def _until_known(context: Context, config: VerifyConfig, run: str, redactor: Red
             return f"not ready within {config.ready_within_s} s: {wrong}"
         if ready_since is not None and now - ready_since >= config.timeout_s:
             return wrong
-        clock.wait(_patience_s(begun))
-
-
-def _patience_s(begun: float) -> float:
-    """Return how long it is waited before it is looked again."""
-    return min(_FIRST_S + (time.monotonic() - begun) / _LOOK_S, _LOOK_S)
+        clock.wait(waiting.patience_s(begun))
 
 
 def _verify(context: Context, run: str, redactor: Redactor, *, timeout_s: int) -> str:
@@ -229,11 +233,3 @@ def _verify(context: Context, run: str, redactor: Redactor, *, timeout_s: int) -
             )
         finally:
             output.close()
-
-
-def _asked(context: Context, what: Probe) -> probe.Answer:
-    try:
-        return probe.ask(context, what)
-    except IpaVolumeError as err:
-        # In the middle of a run's own work what is read may be incomplete.
-        return probe.Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")

@@ -33,7 +33,7 @@ from ipavolume.config.tomllines import KeyPath, key_lines
 from ipavolume.errors import ConfigurationError
 from ipavolume.model.paths import CONFIG_PATH, is_within
 from ipavolume.model.scriptlets import CONFIGURED, GROUPS, KINDS, cannot_run
-from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
+from ipavolume.model.tasks import MAX_TIMEOUT_S, RUN_PHASES
 
 _MAX_PORT: Final = 65535
 _MAX_PATH: Final = 4096
@@ -397,7 +397,7 @@ def _read_scriptlets(top: _Table, default: ScriptletsConfig | None) -> Scriptlet
     config = ScriptletsConfig(
         packages=table.texts("packages", usual.packages, check=_package_fault),
         kinds=table.texts("kinds", usual.kinds, check=_kind_fault),
-        phase=table.text("phase", usual.phase, check=_one_of(tuple(Phase))),
+        phase=table.text("phase", usual.phase, check=_one_of(RUN_PHASES)),
         timeout_s=table.seconds("timeout_s", usual.timeout_s),
         substitute=substitute,
         repeatable=table.texts("repeatable", usual.repeatable, check=_glob_fault),
@@ -439,7 +439,7 @@ def _read_first_run(top: _Table, default: FirstRunConfig | None) -> FirstRunConf
         table.fault("", "has no command")
     config = FirstRunConfig(
         command=table.texts("command", usual.command, check=_filled),
-        phase=table.text("phase", usual.phase, check=_one_of(tuple(Phase))),
+        phase=table.text("phase", usual.phase, check=_one_of(RUN_PHASES)),
         done_when=table.path_text("done-when", usual.done_when),
         waiting_when=table.path_text("waiting-when", usual.waiting_when),
         ruins_when=table.path_text("ruins-when", usual.ruins_when),

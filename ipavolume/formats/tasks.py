@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ipavolume.formats import checks
-from ipavolume.model.tasks import Failure, Phase, Task, TaskLog, TaskRecord
+from ipavolume.model.tasks import RUN_PHASES, Failure, Task, TaskLog, TaskRecord
 
 _MAX_TASKS: Final = 10_000
-_PHASES: Final = [phase.value for phase in Phase]
+_PHASES: Final = [phase.value for phase in RUN_PHASES]
 
 
 def task_data(task: Task) -> dict[str, Any]:

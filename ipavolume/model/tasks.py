@@ -23,12 +23,18 @@ _MAX_FAILURES_KEPT: Final = 20
 
 
 class Phase(enum.StrEnum):
-    """When the turn of a step, a scriptlet or the first run comes."""
+    """When the turn of a step comes; that of a scriptlet or the first run is in a run."""
 
     OFFLINE = "offline"
     """Before the container's init."""
     ONLINE = "online"
     """Under the container's init, before the application."""
+    RUNNING = "running"
+    """Beside the application, once it is ready: no part of a run."""
+
+
+RUN_PHASES: Final = (Phase.OFFLINE, Phase.ONLINE)
+"""The phases that a run has."""
 
 
 class TaskKind(enum.StrEnum):

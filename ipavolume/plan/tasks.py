@@ -17,7 +17,7 @@ from ipavolume.image.image import Image
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import without_metadata
-from ipavolume.model.tasks import Phase, Task, TaskKind
+from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskKind
 from ipavolume.plan.conduct import Kind
 from ipavolume.steps import judging, loading, views
 from ipavolume.steps.api import (
@@ -100,7 +100,7 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
     planned = without_metadata(plan.actions)
     with opened_views(image, context.volumes, recorded, planned=planned) as (template, volume):
         chooser = _Chooser(context, template, volume)
-        for phase in Phase:
+        for phase in RUN_PHASES:
             for declaration, why in steps:
                 if declaration.phase is phase and declaration.name < LATE_STEPS:
                     chooser.add_step(declaration, why)
@@ -143,9 +143,19 @@ def refuse_outside(tasks: Sequence[Task], *, root: str) -> None:
         )
 
 
-def start_steps(image: Image, recorded: ImageHeader | None) -> list[tuple[Declaration, str]]:
-    """Return the steps that are asked at every start, and why."""
-    return list(_chosen_steps(image, When.START, recorded, complete=True, again=False))
+def start_steps(image: Image) -> list[Declaration]:
+    """Return the steps that are asked at every start, before the application."""
+    return [step for step in _steps_of_a_start(image) if step.phase is not Phase.RUNNING]
+
+
+def running_steps(image: Image) -> list[Declaration]:
+    """Return the steps that are asked at every start, once the application is ready."""
+    return [step for step in _steps_of_a_start(image) if step.phase is Phase.RUNNING]
+
+
+def _steps_of_a_start(image: Image) -> Iterator[Declaration]:
+    for step, _ in _chosen_steps(image, When.START, None, complete=True, again=False):
+        yield step
 
 
 def _chosen_steps(

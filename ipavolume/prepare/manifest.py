@@ -24,6 +24,7 @@ from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
 from ipavolume.model.progress import Progress
+from ipavolume.model.tasks import Phase
 from ipavolume.prepare import profile, programs
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
@@ -204,6 +205,8 @@ def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> byte
         first_run = fastpath.NAMED if application_of(config.first_run).is_named else fastpath.ONCE
     busy = any(volume.volatile for volume in config.volumes) or any(
         When.START in step.when
+        # What comes once the application is ready is asked by another process.
+        and step.phase is not Phase.RUNNING
         and not step.masked
         and find_package(header.packages, step.component) is not None
         for step in find_steps(tree)

@@ -58,7 +58,7 @@ from ipavolume.prepare.placement import Listed, Placement, place_entries, record
 from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
 from ipavolume.prepare.replacing import replaced
-from ipavolume.prepare.steps import check_steps, ship_steps
+from ipavolume.prepare.steps import check_steps, running_steps, ship_steps
 from ipavolume.rpm.catalogue import substance
 
 _MAX_LIST_BYTES: Final = profile.MAX_LIST_BYTES
@@ -298,8 +298,14 @@ class _Run:
         links = relocation.find_links(placements, points, facts, names)
         steps_changed = ship_steps(tree, make=relocation.make, findings=found)
         scriptlets_changed = scriptlets.ship(tree, described, make=relocation.make)
+        running = running_steps(tree, packages)
+        systemd.check_running(tree, self._config, running)
         init_changed = systemd.install(
-            tree, online_unit=self._config.online_unit, make=relocation.make, findings=found
+            tree,
+            online_unit=self._config.online_unit,
+            running=bool(running),
+            make=relocation.make,
+            findings=found,
         )
         self._progress("writing the manifest")
         owners = Owners(self._config.packages, findings=found)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.packages import Package
 from ipavolume.model.paths import SHIPPED_STEPS, is_within
 from ipavolume.model.progress import Progress
+from ipavolume.model.tasks import Phase
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
-from ipavolume.steps.api import Refuse, Step, Warn
+from ipavolume.steps.api import Declaration, Refuse, Step, Warn
 from ipavolume.steps.declaration import (
     MAX_STEP_BYTES,
     STEP_NAME,
@@ -67,6 +69,18 @@ def ship_steps(tree: ImageTree, *, make: Progress, findings: Findings) -> bool:
         tree.forget()
     find_steps(tree)
     return changed
+
+
+def running_steps(tree: ImageTree, packages: Iterable[Package]) -> list[Declaration]:
+    """Return the steps of an image that are asked once the application is ready."""
+    have = tuple(packages)
+    return [
+        step
+        for step in find_steps(tree)
+        if step.phase is Phase.RUNNING
+        and not step.masked
+        and find_package(have, step.component) is not None
+    ]
 
 
 def _read_shipped() -> Mapping[str, bytes]:

@@ -12,17 +12,19 @@ from ipavolume.config.model import Config
 from ipavolume.errors import ConfigurationError, VolumeIOError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
-from ipavolume.model.paths import CONFIG_PATH, is_within
+from ipavolume.model.paths import CONFIG_PATH, SHIPPED_STEPS, is_within
 from ipavolume.model.progress import Progress
 from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UNIT_PLACES
 from ipavolume.prepare import shipment
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
+from ipavolume.steps.api import Declaration
 from ipavolume.systemd.handover import ONLINE_UNIT, UNIT_DIRECTORY
 
 SYSTEMD: Final = "/usr/lib/systemd/systemd"
 LOCK_UNIT: Final = "ipavolume-lock.service"
 TARGET: Final = "ipavolume.target"
+_RUNNING_UNIT: Final = "ipavolume-running.service"
 WRAPPER: Final = "/usr/local/sbin/init"
 _WANTS: Final = f"{UNIT_DIRECTORY}/default.target.wants"
 _PROGRAM: Final = "/usr/bin/ipavolume"
@@ -41,6 +43,7 @@ def install(
     tree: ImageTree,
     *,
     online_unit: str,
+    running: bool,
     make: Progress,
     findings: Findings,
 ) -> bool:
@@ -49,6 +52,7 @@ def install(
     Args:
         tree: The image.
         online_unit: What the unit of the online phase is called.
+        running: There are steps that come once the application is ready.
         make: Makes the directory at a location, and those above it, where missing.
         findings: Takes what is in the way.
 
@@ -69,9 +73,12 @@ def install(
             path=program,
         )
     changed = False
-    for shipped, name in ((ONLINE_UNIT, online_unit), (LOCK_UNIT, LOCK_UNIT), (TARGET, TARGET)):
+    units = [(ONLINE_UNIT, online_unit), (LOCK_UNIT, LOCK_UNIT), (TARGET, TARGET)]
+    if running:
+        units.append((_RUNNING_UNIT, _RUNNING_UNIT))
+    for shipped, name in units:
         text = _read_shipped(shipped).decode("utf-8")
-        text = text.replace(f"={_PROGRAM} ", f"={program} ").replace(ONLINE_UNIT, online_unit)
+        text = text.replace(f"{_PROGRAM} ", f"{program} ").replace(ONLINE_UNIT, online_unit)
         changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", text.encode(), 0o644, make=make)
         changed |= _want(tree, name, make=make, findings=findings)
     found = tree.read_file(WRAPPER, limit_bytes=_MAX_BYTES) if _is_file(tree, WRAPPER) else None
@@ -99,14 +106,33 @@ def check_supervision(tree: ImageTree, config: Config) -> None:
         ConfigurationError: If the start is replaced by another program than systemd, and is to
             verify all the same.
     """
+    if config.verify is not None and not _stays(tree, config):
+        raise _not_supervised("[verify] is configured", "to ask")
+
+
+def check_running(tree: ImageTree, config: Config, steps: Iterable[Declaration]) -> None:
+    """Make sure that something of ours is there to have done what *steps* want beside it.
+
+    Raises:
+        ConfigurationError: If nothing is, and one of them is the image's own.
+    """
+    own = [step.source for step in steps if not step.source.startswith(SHIPPED_STEPS)]
+    if own and not _stays(tree, config):
+        raise _not_supervised(f"{own[0]} has PHASE = 'running'", "to have that done")
+
+
+def _stays(tree: ImageTree, config: Config) -> bool:
+    """Tell whether something of ours is there once the application has been executed."""
     words = config.start_exec
     # What the command line executes is known only then; where systemd is there, it is that.
     is_systemd = tree.resolve(words[0]) == tree.resolve(SYSTEMD) if words else tree.exists(SYSTEMD)
-    if config.verify is None or config.start_supervise or is_systemd:
-        return
-    raise ConfigurationError(
-        "[verify] is configured, but without systemd nothing of ours is left to ask once the start "
-        "has executed the application",
+    return config.start_supervise or is_systemd
+
+
+def _not_supervised(what: str, to: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what}, but without systemd nothing of ours is left {to} once the start has executed the "
+        "application",
         code="not-supervised",
         path=CONFIG_PATH,
         hint=f"Have the start stay: supervise = true in [start] of {CONFIG_PATH}.",

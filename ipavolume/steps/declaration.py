@@ -300,6 +300,8 @@ class _Source:
                 self._fault("WHEN", f"{word!r} is none of {', '.join(When)}")
         if phase is not None and phase not in tuple(Phase):
             self._fault("PHASE", f"{phase!r} is none of {', '.join(Phase)}")
+        if phase == Phase.RUNNING and when and when != (When.START.value,):
+            self._fault("WHEN", "has to be 'start' where PHASE is 'running', which no run has")
         self._check_function("plan", 2, required=True)
         self._check_function("verify", 1, required=False)
         self._check_function("going_back", 1, required=False)

@@ -18,7 +18,7 @@ from ipavolume.linux.timer import TimeUpError, limited
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import OWN_STEPS
 from ipavolume.model.redaction import encodable
-from ipavolume.model.tasks import MAX_TIMEOUT_S
+from ipavolume.model.tasks import MAX_TIMEOUT_S, Phase
 from ipavolume.steps.api import (
     Command,
     Declaration,
@@ -40,7 +40,11 @@ _MAX_ACTIONS: Final = 100_000
 _CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _PLANNED: Final = get_args(StepAction)
 _Allowed = TypeVar(
-    "_Allowed", Write | Remove | MakeLink | Command | Warn | Refuse, Command, Warn | Refuse
+    "_Allowed",
+    Write | Remove | MakeLink | Command | Warn | Refuse,
+    Command | Warn,
+    Command,
+    Warn | Refuse,
 )
 
 
@@ -88,7 +92,11 @@ def load_step(tree: ImageTree, declaration: Declaration, *, limit_s: float = PLA
 
     def checked_plan(volume: View, template: View) -> tuple[StepAction, ...]:
         assert plan is not None
-        return _called(path, plan, (volume, template), _PLANNED, limit_s)
+        views = (volume, template)
+        if declaration.phase is Phase.RUNNING:
+            # The files are the application's now, and a run is not to be refused by then.
+            return _called(path, plan, views, (Command, Warn), limit_s)
+        return _called(path, plan, views, _PLANNED, limit_s)
 
     def checked_verify(volume: View) -> tuple[Command, ...]:
         assert verify is not None

@@ -8,11 +8,13 @@ container's first process printed to.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 from typing import Final, TextIO
 
+from ipavolume import fastpath
 from ipavolume.linux import terminal
 
 _CONSOLE: Final = "/dev/console"
@@ -65,6 +67,16 @@ def show_by_engine(keeper: int) -> None:
         where = [_CONSOLE] * 2
     sys.stdout = _both(sys.stdout, where[0])
     sys.stderr = _both(sys.stderr, where[1])
+
+
+def find_keeper() -> int:
+    """Return the process that keeps what the container's first one printed to, 0 for none."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as stream:
+                if stream.read(len(fastpath.KEEPER)) == fastpath.KEEPER and _is_ours(int(name)):
+                    return int(name)
+    return 0
 
 
 def _is_ours(keeper: int) -> bool:

@@ -191,6 +191,7 @@ def test_two_steps_with_one_number_are_a_fault(tmp_path: Path) -> None:
         (step_text().replace("'upgrade'", "()"), "WHEN: has to be a string or a tuple"),
         (step_text().replace("'upgrade'", "('upgrade', 1)"), "WHEN: has to be a string or a"),
         (step_text(phase="halfline"), "'halfline' is none of offline, online"),
+        (step_text(phase="running"), "WHEN: has to be 'start' where PHASE is 'running'"),
         (step_text().replace("'offline'", "'off' + 'line'"), "PHASE: has to be a string"),
         (step_text(imports="WHEN = 'start'"), "WHEN: is given twice"),
         (step_text(body="def plans(volume, template):\n    return ()\n"), "plan: has to be a"),

@@ -1,0 +1,23 @@
+"""``ipavolume running``, which ipavolume-running.service runs."""
+
+from __future__ import annotations
+
+import click
+
+from ipavolume.cli import options, output
+from ipavolume.cli.group import HelpedCommand
+from ipavolume.context import Context
+
+
+@click.command(cls=HelpedCommand, hidden=True)
+def running() -> None:
+    """Do what comes once the application is ready; ipavolume-running.service runs this."""
+    from ipavolume.commands import running as commands_running
+    from ipavolume.commands import start
+    from ipavolume.systemd import console, environment
+
+    environment.take_over()
+    console.show_by_engine(console.find_keeper())
+    shown = output.shown(as_json=False, silent=False, one_stream=True)
+    with Context(options.decided(allow=())) as context:
+        commands_running.run_steps(context, shown, start.redactor())
