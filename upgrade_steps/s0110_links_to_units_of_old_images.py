@@ -5,9 +5,11 @@ still has them, the old upgrade runs beside this one, and powers the container o
 
 Source: freeipa-container, ipa-server-configure-first: it enables ipa-server-upgrade.service and
 ipa-server-update-self-ip-address.service on the volume once the server is configured, and
-its template enables ipa-server-configure-first.service. ipavolume does what the first and
-the last did. The one that updates the address stays where the image still has it; as it
-requires the first, which would start it at every boot, the volume gets a copy that does not.
+its template enables ipa-server-configure-first.service. ipavolume does what they did: prepare takes
+them out of an image that has the profile, and step s0430 updates the address. Where an image
+still has that unit it stays; as it requires the first, which would start it at every boot, the
+volume gets a copy that does not. Their README has it disabled by who does not want it: where only
+the first is enabled still, somebody did, and the unit is masked, which s0430 heeds, too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ipavolume.steps import Remove, StepAction, View, Write
+from ipavolume.steps import MakeLink, Remove, StepAction, View, Write
 
 COMPONENT = "freeipa-server"
 APPLIES_FROM = ""
@@ -34,6 +36,9 @@ REQUIRES = re.compile(rb"^(?:Requires|Wants|BindsTo)=ipa-server-upgrade\.service
 
 def plan(volume: View, template: View) -> Iterator[StepAction]:
     """Remove those links that lead to nothing or to something superseded."""
+    # Before the link goes that tells it.
+    if _is_disabled(volume) and volume.kind(COPY) is None and volume.covers(COPY):
+        yield MakeLink(path=COPY, target="/dev/null", reason="somebody had it disabled")
     yield from _address(volume, template)
     for directory in ("/etc/systemd/system/*.wants", "/etc/systemd/system/*.requires"):
         for name in OLD:
@@ -49,6 +54,12 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
                 else:
                     continue
                 yield Remove(path=path, reason=reason, keep_copy=False)
+
+
+def _is_disabled(volume: View) -> bool:
+    """Tell whether somebody disabled the update of the address, which an installation enables."""
+    enabled = [bool(volume.glob(f"/etc/systemd/system/*.wants/{name}")) for name in OLD[1:]]
+    return volume.kind("/etc/ipa/ca.crt") == "file" and enabled == [True, False]
 
 
 def _address(volume: View, template: View) -> Iterator[StepAction]:

@@ -18,21 +18,21 @@ from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
-from ipavolume.linux import files, trees
+from ipavolume.linux import trees
 from ipavolume.model.progress import Progress
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.systemd import WRAPPER, unit_places
 
 _PROFILE: Final = "freeipa"
-_UNITS: Final = ("ipa-server-configure-first.service", "ipa-server-upgrade.service")
+_UNITS: Final = (
+    "ipa-server-configure-first.service",
+    "ipa-server-upgrade.service",
+    "ipa-server-update-self-ip-address.service",
+)
 _SCRIPT: Final = b"/usr/sbin/ipa-server-configure-first"
 """What their units execute; one of that name that does not is somebody's own."""
 _INIT: Final = b"populate-volume-from-template"
-_ADDRESS: Final = "ipa-server-update-self-ip-address.service"
-_REQUIRES: Final = re.compile(
-    rb"^(?:Requires|Wants|BindsTo)=ipa-server-upgrade\.service\n", re.MULTILINE
-)
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -42,11 +42,9 @@ class Predecessor:
 
     Attributes:
         gone: What is taken out: units and what is below them, links to them, their init.
-        changed: What stays with another content.
     """
 
     gone: tuple[str, ...] = ()
-    changed: tuple[tuple[str, bytes], ...] = ()
 
 
 def look(tree: ImageTree, profile: str, findings: Findings) -> Predecessor:
@@ -60,7 +58,6 @@ def look(tree: ImageTree, profile: str, findings: Findings) -> Predecessor:
     if profile != _PROFILE:
         return Predecessor()
     gone: dict[str, None] = {}
-    changed = []
     for directory, name in unit_places(tree):
         path = f"{directory}/{name}"
         unit = re.sub(r"\.d$", "", name)
@@ -79,16 +76,12 @@ def look(tree: ImageTree, profile: str, findings: Findings) -> Predecessor:
                 )
             else:
                 gone[location] = None
-        elif name == _ADDRESS and (content := _read(tree, path)) is not None:
-            without = _REQUIRES.sub(b"", content)
-            if without != content:
-                changed.append((tree.resolve(path), without))
         elif name.endswith((".wants", ".requires")):
             gone |= dict.fromkeys(_links(tree, path))
     init = tree.resolve(WRAPPER, follow=False)
     if _kind(tree, init) == stat.S_IFREG and _INIT in (_read(tree, WRAPPER) or b""):
         gone[init] = None
-    return Predecessor(gone=tuple(gone), changed=tuple(dict(changed).items()))
+    return Predecessor(gone=tuple(gone))
 
 
 def take_out(tree: ImageTree, found: Predecessor, progress: Progress) -> bool:
@@ -100,10 +93,7 @@ def take_out(tree: ImageTree, found: Predecessor, progress: Progress) -> bool:
     for location in found.gone:
         with reported(f"remove {location!r}"), _parent(tree, location) as (directory, name):
             trees.remove_tree(directory, name)
-    for location, content in found.changed:
-        with reported(f"write {location!r}"), _parent(tree, location) as (directory, name):
-            files.write_file(directory, name, content)
-    if not (found.gone or found.changed):
+    if not found.gone:
         return False
     tree.forget()
     progress(

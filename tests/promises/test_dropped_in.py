@@ -90,16 +90,11 @@ def test_what_theirs_does_itself_is_taken_out(
     tmp_path: Path, packages: dict[str, list[Path]]
 ) -> None:
     image = published(tmp_path / "image", packages["1"], "1")
-    assert len(peers.theirs_in(image.root)) == 4
-    before = image.root / peers.UNITS[1:] / peers.ADDRESS
-    assert f"Requires={peers.UPGRADE}" in before.read_text()
+    assert len(peers.theirs_in(image.root)) == 5
     derive(image, (EXAMPLE / "rootfs/etc/ipavolume.toml").read_text())
     assert peers.theirs_in(image.root) == set()
     assert not any(Code.UNIT_ORDER in line for line in image.warnings)
     assert b"ipavolume start" in (image.root / peers.INIT[1:]).read_bytes()
-    said = before.read_text()
-    assert peers.UPGRADE not in said
-    assert "After=ipa.service" in said
     (build_id,) = peers.ids(image)
     assert build_id != "theirs-1"
     # What is volatile stays where their images have it.
@@ -127,7 +122,7 @@ def test_without_the_profile_nothing_of_theirs_is_touched(
 ) -> None:
     image = published(tmp_path / "image", packages["1"], "1")
     derive(image, "[start]\nexec = []\n")
-    assert len(peers.theirs_in(image.root)) == 4
+    assert len(peers.theirs_in(image.root)) == 5
 
 
 @pytest.mark.parametrize("place", ["/etc/systemd/system", "/usr/local/lib/systemd/system"])
@@ -191,7 +186,6 @@ def test_a_volume_of_theirs_with_all_their_units_enabled_is_taken_over_and_upgra
     said = start(derive(first), "1")
     assert "legacy" in said
     assert peers.theirs_in(volume) == set()
-    assert (wants / peers.ADDRESS).is_symlink()
     assert mine.is_symlink()
     assert (volume / "build-id").read_text().strip() in peers.ids(first)
     assert (volume / "etc/ipa/default.conf").read_text() == "edited\n"

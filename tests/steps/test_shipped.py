@@ -23,6 +23,7 @@ from ipavolume.volume.tree import Tree
 STEPS: Final = tuple(path.stem for path in sorted((PROJECT / "upgrade_steps").glob("s*.py")))
 UNITS: Final = "etc/systemd/system"
 TARGET: Final = "/usr/lib/systemd/system/container-ipa.target"
+ADDRESS: Final = "ipa-server-update-self-ip-address.service"
 INSTANCE: Final = "etc/dirsrv/slapd-EXAMPLE-TEST"
 
 # Lines as 389-ds writes them: folded at 78 characters, an entry with a blank before its end.
@@ -441,6 +442,16 @@ def test_links_to_units_of_old_images_go_when_the_image_has_none_or_does_it_othe
     assert set(links(scene, "container-ipa.target.wants")) == left
 
 
+def test_who_had_the_update_of_the_address_disabled_is_heeded(scene: Scene) -> None:
+    """Their README has it disabled, where the server is behind another address."""
+    make_freeipa(scene)
+    (scene.volume() / UNITS / "container-ipa.target.wants" / ADDRESS).unlink()
+    step = step_of(scene, "s0110")
+    scene.perform(*scene.plan(step))
+    assert os.readlink(scene.volume() / UNITS / ADDRESS) == "/dev/null"
+    assert scene.plan(step) == scene.plan(step_of(scene, "s0430")) == ()
+
+
 def test_links_to_units_of_old_images_stay_where_nothing_else_does_their_work(
     scene: Scene,
 ) -> None:
@@ -452,7 +463,6 @@ def test_links_to_units_of_old_images_stay_where_nothing_else_does_their_work(
     assert scene.plan(step_of(scene, "s0110")) == ()
 
 
-ADDRESS: Final = "ipa-server-update-self-ip-address.service"
 ADDRESS_UNIT: Final = """\
 [Unit]
 Description=Update self IP address of the IPA server

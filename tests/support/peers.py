@@ -94,5 +94,7 @@ def theirs_in(top: Path) -> set[str]:
     return {
         str(path.relative_to(top))
         for path in top.rglob("*")
-        if re.fullmatch(rf"({re.escape(FIRST)}|{re.escape(UPGRADE)})(\.d)?", path.name)
+        if re.fullmatch(
+            rf"({'|'.join(map(re.escape, (FIRST, UPGRADE, ADDRESS)))})(\.d)?", path.name
+        )
     }
