@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ipavolume.apply import rollback, run
+from ipavolume.commands import timekeeping
 from ipavolume.commands.status import image_data, recorded_data
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
@@ -308,7 +309,7 @@ def _inspect(
     ):
         found, reason, finding, status = first_run
         findings += [] if finding is None else [finding]
-    findings += [*_refused(context), *_running(context)]
+    findings += [*_refused(context), *_running(context), *_clock(context)]
     primary = facts[context.volumes.primary.mount]
     return Inspection(
         volume=context.volumes.primary.directory,
@@ -353,6 +354,21 @@ def _running(context: Context) -> list[Finding]:
             "again; in the container that runs: ipavolume running.",
         )
         for name, why in (() if running is None else running.failed)
+    ]
+
+
+def _clock(context: Context) -> list[Finding]:
+    idle = timekeeping.idle(context)
+    if not idle:
+        return []
+    return [
+        Finding(
+            code="no-clock",
+            severity=Severity.WARNING,
+            path="",
+            message=idle,
+            hint=timekeeping.HINT,
+        )
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from ipavolume import fastpath
 from ipavolume.apply import attempts, replication, volatile
 from ipavolume.apply.run import open_log
-from ipavolume.commands import backoff, upgrade
+from ipavolume.commands import backoff, timekeeping, upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
@@ -373,6 +373,8 @@ def _after(
             err.state = err.state or failures.STATE_CURRENT
             raise
         attempts.forget(context, of=START)
+        if beginning.systemd and (idle := timekeeping.idle(context)):
+            speaker.say(f"warning: {idle}. {timekeeping.HINT}")
     config = context.image.config.first_run
     if config is None:
         return outcome
