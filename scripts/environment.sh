@@ -4,14 +4,15 @@
 
 readonly venv=build/venv
 readonly debian_packages=(
-    acl attr btrfs-progs cpio debootstrap docker-compose docker.io e2fsprogs fuse-overlayfs
-    libcap2-bin mount netavark podman prometheus python3-rpm rpm rsync runc slirp4netns strace
-    uidmap util-linux xfsprogs
+    acl attr btrfs-progs cpio debootstrap docker-compose docker.io e2fsprogs ed fuse-overlayfs
+    krb5-admin-server krb5-kdc krb5-user libcap2-bin libnss3-tools mount netavark podman prometheus
+    python3-rpm rpm rsync runc slirp4netns strace uidmap util-linux vim xfsprogs
 )
 # The commands that these packages bring, for systems that name their packages otherwise.
 readonly commands=(
-    btrfs cpio debootstrap docker getfacl getfattr mkfs.btrfs mkfs.ext4 mkfs.xfs mount podman
-    promtool rpm rpmbuild rsync setcap setfacl setfattr strace unshare
+    btrfs certutil cpio debootstrap docker ed getfacl getfattr kadmin.local ktutil mkfs.btrfs
+    mkfs.ext4 mkfs.xfs mount podman promtool rpm rpmbuild rsync setcap setfacl setfattr strace
+    unshare
 )
 PATH=$PATH:/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -65,8 +66,9 @@ name_missing_commands() {
     ((${#missing[@]})) || return 0
     say "system: not found: ${missing[*]}"
     say "system: Debian has them in: ${debian_packages[*]}"
-    say "system: Fedora in: acl attr btrfs-progs cpio debootstrap e2fsprogs libcap moby-engine" \
-        "golang-github-prometheus podman python3-rpm rpm-build rsync strace util-linux xfsprogs"
+    say "system: Fedora in: acl attr btrfs-progs cpio debootstrap e2fsprogs ed krb5-server" \
+        "krb5-workstation libcap moby-engine nss-tools golang-github-prometheus podman" \
+        "python3-rpm rpm-build rsync strace util-linux xfsprogs"
     if in_ci; then
         complain "system: CI skips nothing; install them first"
         return 1

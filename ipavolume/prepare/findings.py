@@ -49,6 +49,7 @@ class Code(enum.StrEnum):
     RPM_LEFTOVER = "rpm-leftover"
     RUNTIME_LISTED = "runtime-listed"
     SAME_VERSION = "same-version"
+    SINGLE_FILE = "single-file"
     SNAPSHOT_NOT_SURE = "snapshot-not-sure"
     SPECIAL_FILE = "special-file"
     SUPERSEDED_UNIT = "superseded-unit"
@@ -71,7 +72,8 @@ MEANINGS: Final[dict[Code, str]] = {
         "A listed file is not in the image, so its link leads to nothing until a program makes "
         "the file. One that creates it with O_CREAT|O_EXCL fails there, and one that writes "
         "another file and renames it replaces the link: for such a one list the directory, or "
-        "make the file when the image is built."
+        "make the file when the image is built. A keytab is of this kind, and an empty file is "
+        "none: printf '\\005\\002' makes one without keys."
     ),
     Code.CONFIG_OWNED: (
         "A glob of [[package]] config matches a file that another package owns, an rpm or one "
@@ -159,6 +161,13 @@ MEANINGS: Final[dict[Code, str]] = {
         "configuration files. Steps are chosen by versions, and people tell images by them: count "
         "its version up, or add a release (2.4.1-2)."
     ),
+    Code.SINGLE_FILE: (
+        "Listed files whose directories are not listed. Each is a link in a directory of the "
+        "container: a program that writes another file and renames it (sed -i, install, many "
+        "editors) replaces the link, and what it wrote ends with the container. What ipavolume "
+        "runs itself is looked after; for what others run, list the directory, or have it write "
+        "to the link's target. It never stops a build."
+    ),
     Code.SPECIAL_FILE: (
         "A socket or a device in a listed path is left out: it is made by the program that uses it."
     ),
@@ -215,7 +224,7 @@ ERRORS: Final = frozenset(
     }
 )
 """What cannot work, and cannot be accepted."""
-NOTES: Final = frozenset({Code.PROFILE_FILES})
+NOTES: Final = frozenset({Code.PROFILE_FILES, Code.SINGLE_FILE})
 """What is good to know, and stops no build."""
 
 

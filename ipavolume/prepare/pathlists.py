@@ -156,6 +156,39 @@ def check_absent_files(
         )
 
 
+def note_single_files(
+    tree: ImageTree,
+    placements: Sequence[Placement],
+    templates: Mapping[str, str],
+    *,
+    profile: Collection[str],
+    findings: Findings,
+) -> None:
+    """Note the listed files that the image has in directories that are not listed.
+
+    Args:
+        tree: The image.
+        placements: Where entries are, and go.
+        templates: Locations of the templates by mount.
+        profile: Paths of the profile's own lists, whose programs are known.
+        findings: Takes what is found.
+    """
+    single = [
+        repr(one.path)
+        for one in placements
+        if not (one.covered or one.path in profile)
+        and (st := content(tree, one, templates)) is not None
+        and stat.S_ISREG(st.st_mode)
+    ]
+    if single:
+        findings.add(
+            Code.SINGLE_FILE,
+            f"listed as files, in directories that are not listed: {_some(single)}. A program that "
+            "writes another file and renames it (sed -i, install) replaces the link there; where "
+            "one does, list the directory",
+        )
+
+
 def content(
     tree: ImageTree, placement: Placement, templates: Mapping[str, str]
 ) -> os.stat_result | None:

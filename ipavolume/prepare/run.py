@@ -279,6 +279,9 @@ class _Run:
             freeipa=self._config.profile == "freeipa",
             findings=found,
         )
+        pathlists.note_single_files(
+            tree, placements, relocation.locations, profile=own, findings=found
+        )
         mentioned.check(tree, self._config, packages, findings=found)
         self._find_leftovers(placements)
         self._find_replaced(placements, described)
