@@ -19,7 +19,7 @@ from support.upgrades import acl, owner, set_acl
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
-TOOLS: Final = ("certutil", "ed", "install", "kadmin.local", "ktutil", "nano", "sed", "vim.basic")
+TOOLS: Final = ("certutil", "ed", "install", "kadmin.local", "ktutil", "sed", "vim.basic")
 
 EDITS: Final = {
     "sed": "sed -i s/old/new/ /etc/sed.conf",
