@@ -41,7 +41,7 @@ from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.rollback import Rollback, draft_open
-from ipavolume.steps.api import Warn
+from ipavolume.steps.api import Warn, told
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_identity
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
@@ -183,7 +183,7 @@ def undo(
         IpaVolumeError: If something fails; the message says in which state the volumes are.
     """
     for warning in made.warnings:
-        speaker.say(f"warning: {warning.text}")
+        speaker.say(f"warning: {told(warning)}")
     with attempts.counted(context, made.plan.run, speaker.redactor):
         volumes = context.volumes
         primary = facts[volumes.primary.mount]

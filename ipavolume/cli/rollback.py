@@ -38,6 +38,7 @@ def rollback(
         docker run --rm -v ipa-data:/data IMAGE ipavolume rollback
     """
     from ipavolume.commands import rollback as going
+    from ipavolume.steps import api
 
     if dry_run:
         plan, warnings = going.look(options, run or "", output.progress)
@@ -48,7 +49,7 @@ def rollback(
         for line in text.rollback_lines(plan):
             click.echo(line)
         for warning in warnings:
-            click.echo(f"warning: {text.escape(warning.text)}")
+            click.echo(f"warning: {text.escape(api.told(warning))}")
         return
     shown = output.shown(as_json=as_json, silent=silent)
     options = replace(options, lock_timeout_s=lock_timeout)

@@ -21,7 +21,8 @@ _NETWORK: Final = re.compile(
 )
 """What resolvers, ``strerror(3)`` and common clients say where there is no network. That a
 connection is refused is not among it: on the same machine that is a service that is not there; nor
-that something else than a host cannot be resolved: users, symbols, specifiers of units."""
+that something else than a host cannot be resolved: users, symbols, specifiers of units; nor that an
+LDAP server cannot be contacted, which clients say of the one on the same machine as well."""
 
 
 class Ending(enum.StrEnum):

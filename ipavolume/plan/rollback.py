@@ -272,7 +272,7 @@ def draft_rollback(
     volumes = context.volumes
     check_snapshot(volumes, snapshot)
     with opened(volumes, snapshot) as contents:
-        warnings = asks_going_back(
+        warnings, overridden = asks_going_back(
             context.image,
             volumes,
             begun_since(volumes.primary, primary, snapshot.run),
@@ -315,7 +315,7 @@ def draft_rollback(
         room, kept, ImageHeader(build_id=snapshot.build_id), context.options.allow, looking=looking
     )
     return Rollback(
-        plan=replace(plan, overrides=overrides),
+        plan=replace(plan, overrides=(*overridden, *overrides)),
         snapshot=snapshot,
         changed=tuple(changed),
         warnings=warnings,

@@ -258,6 +258,11 @@ class Step:
     going_back: GoingBackFunction | None = field(default=None)
 
 
+def told(warning: Warn) -> str:
+    """Return what is said of a warning: its text, and what is to be done."""
+    return f"{warning.text}. {warning.hint}" if warning.hint else warning.text
+
+
 def describe(action: StepAction) -> str:
     """Return the line that a dry run prints for what a step wants done."""
     match action:

@@ -30,7 +30,7 @@ def asks_going_back(
     *,
     recorded: ImageHeader | None,
     allow: Collection[str] = (),
-) -> tuple[Warn, ...]:
+) -> tuple[tuple[Warn, ...], tuple[str, ...]]:
     """Ask the steps whose commands a rollback would undo.
 
     They are the image's, by their names: none is ever loaded from a volume.
@@ -44,7 +44,8 @@ def asks_going_back(
         allow: Codes of refusals that are overridden.
 
     Returns:
-        What an administrator is to know.
+        What an administrator is to know, that of what was overridden too: it says what is to be
+        done afterwards; and the codes of what was overridden.
 
     Raises:
         RefusedError: If a step refuses it, with its code as ``s9000:replicated``; or if it cannot
@@ -73,6 +74,7 @@ def asks_going_back(
             code="needs-container",
             hint="In a container of the image: ipavolume rollback",
         )
+    overridden = []
     with volumes.tree() as tree, Tree(before) as kept:
         view = RollbackVolumeView(tree, kept, image.header.volumes, recorded)
         for declaration in asked:
@@ -82,5 +84,6 @@ def asks_going_back(
                     case Warn():
                         warnings.append(found)
                     case Refuse():
-                        check_refusal(declaration.name, found, allow)
-    return tuple(warnings)
+                        overridden.append(check_refusal(declaration.name, found, allow))
+                        warnings.append(Warn(code=found.code, text=found.text, hint=found.hint))
+    return tuple(warnings), tuple(overridden)

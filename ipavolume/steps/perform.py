@@ -332,8 +332,8 @@ def perform(
         IpaVolumeError: If it refuses, or something on the volume is in the way.
     """
     match action:
-        case Warn(text=text, hint=hint):
-            output.say(f"warning: {text}" + (f". {hint}" if hint else ""))
+        case Warn(text=text):
+            output.say(f"warning: {api.told(action)}")
             return [text]
         case Refuse():
             code = declaration.check_refusal(step, action, context.options.allow)

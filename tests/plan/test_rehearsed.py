@@ -30,6 +30,9 @@ from ipavolume.plan.rehearsed import Ending, failed
             id="a user",
         ),
         pytest.param(["tmpfiles: Failed to resolve group 'x'"], Ending.FAILED, id="a group"),
+        pytest.param(
+            ["ldap_sasl_bind(SIMPLE): Can't contact LDAP server (-1)"], Ending.FAILED, id="LDAP"
+        ),
         pytest.param(["ns-slapd: could not resolve symbol x"], Ending.FAILED, id="a symbol"),
         pytest.param(
             ["a.service: Failed to resolve unit specifiers in %q"], Ending.FAILED, id="a unit"

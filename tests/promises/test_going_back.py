@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.
 ROOMY_MB: Final = 2600
 """A file system on which a gigabyte stays free; the file that it is in has holes."""
 LARGE_BYTES: Final = 16 << 20
-ROUNDS: Final = 3
+ROUNDS: Final = int(os.environ.get("IPAVOLUME_ROUNDS", "3"))
 EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "23"))
 
 
@@ -581,16 +581,18 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
     assert "a peer has seen it" in refused.stderr
     assert "[s5010:seen]" in refused.stderr
     assert world.build_id() is None
-    (world.volume / "var/lib/svc/peer").unlink()
-    told = world.run(one, "upgrade")
+    # Who goes back all the same is told what is to be done then.
+    told = world.run(one, "upgrade", "--allow", "s5010:seen")
     assert "warning: the database becomes an older one" in told.stderr
+    assert "warning: a peer has seen it. Tell the peer." in told.stderr
     assert database.read_text() == "every entry\n"
     assert (database.stat().st_uid, database.stat().st_gid) == (250, 250)
     assert (world.volume / "etc/svc/svc.conf").read_text() == "version 1"
     assert world.build_id() == "v1"
     last = world.last_run()
     assert "s5010_judges" in last["undone"]["cause"]
-    assert last["warnings"] == ["the database becomes an older one"]
+    assert last["warnings"] == ["the database becomes an older one", "a peer has seen it"]
+    assert last["overrides"] == ["s5010:seen"]
     aside = world.volume / ".ipavolume/undone" / last["run"] / "var/lib/svc/db"
     assert aside.read_text() == "broken\n"
     again = world.run(two, "upgrade", status=77, env=always).stderr
