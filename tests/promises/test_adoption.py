@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.command import volume_of
+from support import tracing
+from support.command import clean_environment, volume_of
 from support.filesystems import Filesystems
 from support.images import Image, Packaged, build_rpm, picture
 from support.peers import ids
@@ -632,3 +634,38 @@ def test_an_adoption_keeps_what_the_old_image_left(
     assert "legacy\n" in legacy.run("check", image, status=77).stdout
     legacy.run("upgrade", image, "--retry", env=auto)
     assert legacy.history()[-1]["kind"] == "adopt"
+
+
+def test_what_went_back_is_theirs_again_half_done_or_committed(
+    by_the_scripts: Site, packages: dict[str, list[Path]]
+) -> None:
+    """Their own scripts start on it as before, and find nothing to do."""
+    site = by_the_scripts
+    volume, image = site.volume(), _image(site, packages)
+    _administrate(volume)
+    _populate(site, "1")
+
+    def seen() -> dict[str, tuple[object, ...]]:
+        return picture(volume, times=False, leave_out=lambda path: path.startswith("/.ipavolume"))
+
+    before = seen()
+    pristine = site.top / "pristine"
+    subprocess.run(["cp", "-a", volume, pristine], check=True, timeout=60)
+    env = clean_environment({"IPAVOLUME_SNAPSHOT": "always"})
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
+    done, calls = tracing.trace(command, env=env, log=site.top / "log")
+    assert done.returncode == 0, done.stderr
+    changes = [call for call in calls if tracing.is_change(call)]
+    for half_done in (False, True):
+        if half_done:
+            shutil.rmtree(volume)
+            subprocess.run(["cp", "-a", pristine, volume], check=True, timeout=60)
+            mark = next(n for n, call in enumerate(changes) if '"transaction"' in call.text)
+            tracing.killed(command, changes[(mark + len(changes)) // 2], env=env)
+        assert seen() != before
+        assert (volume / ".ipavolume/transaction").exists() == half_done
+        site.run("rollback", image)
+        assert seen() == before
+        assert "legacy\n" in site.run("check", image, status=77).stdout
+        _populate(site, "1")
+        assert seen() == before
