@@ -230,6 +230,7 @@ def container(
     *,
     options: Sequence[str] = READ_ONLY,
     command: Sequence[str] = (),
+    network: str = "none",
 ) -> Iterator[Container]:
     """Run a container of an image of ours; it is removed at the end.
 
@@ -238,10 +239,11 @@ def container(
         volume: Directory of the volume, or the name of one.
         options: More options for ``docker run``.
         command: Arguments of the image's entry point.
+        network: The network that it is in.
     """
     name = f"{PREFIX}-{os.getpid()}-{next(_numbers)}"
     found = Container(name)
-    words = ["run", "--detach", "--name", name, "--network", "none", *options_of(image), *options]
+    words = ["run", "--detach", "--name", name, "--network", network, *options_of(image), *options]
     try:
         engine(*words, "-v", f"{volume}:/data", f"{PREFIX}/{image}", *command)
         yield found
