@@ -27,6 +27,7 @@ class Options:
     Attributes:
         root: Root of the image tree.
         called: What messages call the image, where that is not by its root.
+        is_recorded: There is no image but what the volume records of its own.
         volumes: Where each volume is, by mount, "" for the primary one's; the others are below
             the root.
         allow: Codes of refusals that are overridden.
@@ -47,6 +48,7 @@ class Options:
 
     root: str = "/"
     called: str = ""
+    is_recorded: bool = False
     volumes: Mapping[str, str] = field(default_factory=dict)
     allow: frozenset[str] = frozenset()
     lock_timeout_s: float = 0.0
@@ -78,6 +80,7 @@ OVERRIDES: Final = {
     "left-behind": "leave what is in a listed path that the image keeps elsewhere where it is",
     "lost-secondary": "fill a further volume again that was lost",
     "mounted-over": "leave what is mounted over a path as it is",
+    "needs-container": "go back without asking upgrade steps whether what they did can be undone",
     "newer": "go back to older packages",
     "no-lock": "work on a file system that is not known to lock for everybody",
     "not-mounted": "install where nothing is mounted, into the container itself",
@@ -113,7 +116,9 @@ class Context:
         self.options = options
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self.image = stack.enter_context(Image(options.root, called=options.called))
+            self.image = stack.enter_context(
+                Image(options.root, called=options.called, is_recorded=options.is_recorded)
+            )
             self.image.verify()
             specs = self.image.header.volumes
             primary = next((spec.mount for spec in specs if not spec.volatile), "")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ipavolume.apply import rollback as back
 from ipavolume.apply.run import Finish
 from ipavolume.commands import hold
+from ipavolume.commands.recorded import or_recorded
 from ipavolume.commands.start import redactor
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
@@ -39,7 +40,7 @@ def look(options: Options, run: str, say: Progress) -> tuple[Plan, tuple[Warn, .
     Raises:
         IpaVolumeError: If there is nothing to go back to, or it is refused.
     """
-    with Context(options) as context:
+    with or_recorded(options) as options, Context(options) as context:
         facts = context.volumes.facts()
         primary = facts[context.volumes.primary.mount]
         if _is_undoing(primary):
@@ -62,7 +63,7 @@ def roll_back(options: Options, run: str, shown: Shown) -> tuple[Outcome, str]:
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
-    with Work(options) as work:
+    with or_recorded(options) as options, Work(options) as work:
         work.take(shown.say)
         outcome = work.attempt(lambda speaker: _roll_back(work, run, speaker), shown, redactor())
         return outcome, work.context.volumes.primary.mount

@@ -9,6 +9,7 @@ from ipavolume.apply import snapshot
 from ipavolume.apply.area import sync_area
 from ipavolume.commands import hold
 from ipavolume.commands.conflicts import refuse_open
+from ipavolume.commands.recorded import or_recorded
 from ipavolume.commands.work import Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, UsageError, VolumeIOError
@@ -44,7 +45,7 @@ def list_kept(options: Options) -> list[Kept]:
     Raises:
         IpaVolumeError: If the volumes cannot be opened or trusted.
     """
-    with Context(options) as context:
+    with or_recorded(options) as options, Context(options) as context:
         return _kept(context.volumes)
 
 
@@ -141,7 +142,7 @@ def drop(options: Options, run: str, say: Progress, *, undone: bool, everything:
         RefusedError: If the run that is open may have to be gone back from.
         UsageError: If there is none of that run.
     """
-    with Work(options) as work:
+    with or_recorded(options) as options, Work(options) as work:
         work.take(say)
         volumes = work.context.volumes
         volumes.facts()

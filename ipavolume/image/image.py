@@ -31,19 +31,22 @@ class Image:
         config: Its configuration.
         header: Header of its manifest.
         build_id: Its id.
+        is_recorded: It is no more than what a volume records of its own.
     """
 
-    def __init__(self, root: str, *, called: str = "") -> None:
+    def __init__(self, root: str, *, called: str = "", is_recorded: bool = False) -> None:
         """Open the image below *root*.
 
         Args:
             root: The directory.
             called: What messages call the image, where that is not by its directory.
+            is_recorded: It is no more than what a volume records of its own.
 
         Raises:
             ConfigurationError: If configuration or manifest is missing or wrong.
         """
         self.root = root
+        self.is_recorded = is_recorded
         self._where = f"below {root!r}"
         self._whose = f"below {root!r}"
         if called:
@@ -187,5 +190,6 @@ class Image:
 def _no_manifest(where: str) -> ManifestError:
     return ManifestError(
         f"the image {where} has no manifest at {MANIFEST_PATH}",
-        hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root.",
+        hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root. On "
+        "a host, ipavolume rollback and snapshot need none: --volume DIR.",
     )

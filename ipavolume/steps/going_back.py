@@ -20,6 +20,7 @@ from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes
 
 _STEP: Final = "step "
+NEEDS_CONTAINER: Final = "needs-container"
 
 
 def asks_going_back(
@@ -57,24 +58,29 @@ def asks_going_back(
     )
     known = {step.name: step for step in steps_of(image) if not step.masked}
     warnings = [
-        Warn(
-            code="not-asked",
-            text=f"the step {name} had begun, and this image does not have it to be asked whether "
-            "what it did can be undone",
-            hint="Its summary in ipavolume history says what it does.",
-        )
+        _not_asked(name, "this image does not have it to be asked")
         for name in names
         if name not in known
     ]
     asked = [known[name] for name in names if name in known and known[name].judges_going_back]
-    if asked and not image.is_inside:
-        raise RefusedError(
-            f"whether what {asked[0].name} did can be undone, that step has to be asked, which can "
-            "only be done in a container of the image",
-            code="needs-container",
-            hint="In a container of the image: ipavolume rollback",
-        )
     overridden = []
+    if not image.is_inside:
+        # Of an image that is not there nobody knows which of them would have to be.
+        unasked = [one.name for one in asked] or (list(names) if image.is_recorded else [])
+        if unasked and NEEDS_CONTAINER not in allow:
+            raise RefusedError(
+                f"whether what {unasked[0]} did can be undone, that step has to be asked, which "
+                "can only be done in a container of the image",
+                code=NEEDS_CONTAINER,
+                hint="In a container of the image that has the step: ipavolume rollback. Where no "
+                "other server has seen what it did, or all are gone back as well: "
+                f"--allow {NEEDS_CONTAINER}.",
+            )
+        warnings += [
+            _not_asked(one.name, "outside of its container it is not asked") for one in asked
+        ]
+        asked = []
+        overridden = [NEEDS_CONTAINER] if unasked else []
     with volumes.tree() as tree, Tree(before) as kept:
         view = RollbackVolumeView(tree, kept, image.header.volumes, recorded)
         for declaration in asked:
@@ -87,3 +93,11 @@ def asks_going_back(
                         overridden.append(check_refusal(declaration.name, found, allow))
                         warnings.append(Warn(code=found.code, text=found.text, hint=found.hint))
     return tuple(warnings), tuple(overridden)
+
+
+def _not_asked(name: str, why: str) -> Warn:
+    return Warn(
+        code="not-asked",
+        text=f"the step {name} had begun, and {why} whether what it did can be undone",
+        hint="Its summary in ipavolume history says what it does.",
+    )

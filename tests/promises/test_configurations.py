@@ -6,6 +6,7 @@ the whole life of a volume is played with it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -76,6 +77,28 @@ def _shown() -> Iterator[str]:
                 yield text
 
 
+_TOGETHER: Final = r"\[(snapshot|rollback|verify|lock)\]"
+
+
+def _joined() -> str:
+    """Return as one configuration what is shown of what is about runs and not about files.
+
+    One volume's life with each would take minutes. Of a key that is shown twice the last counts.
+    """
+    tables: dict[str, dict[str, object]] = {"start": {"exec": ["true"]}}
+    for page in MANUAL.values():
+        for _, text in blocks(page):
+            if re.match(_TOGETHER, text):
+                for name, table in tomllib.loads(text).items():
+                    tables.setdefault(name, {}).update(table)
+    assert tables.keys() == {"start", "snapshot", "rollback", "verify", "lock"}
+    # Words, numbers and lists of them are written alike in both.
+    return "".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        for name, table in tables.items()
+    )
+
+
 def _lists_for(text: str) -> dict[str, list[str]]:
     tables = tomllib.loads(text).get("volume", [{"mount": "/data"}])
     return {table["mount"]: LISTS[table["mount"]] for table in tables}
@@ -99,6 +122,7 @@ CONFIGURATIONS: Final = {
         lists={"/data": FREEIPA["/data"], "/volatile": FREEIPA["/tmp"]},
         shipped=True,
     ),
+    "going back": Configuration(text=_joined(), lists={"/data": LISTS["/data"]}),
     **{
         f"shown {number}": Configuration(text=text, lists=_lists_for(text))
         for number, text in enumerate(_shown(), 1)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 from support import tracing
-from support.command import result_of
+from support.command import result_of, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.images import GROUPS, USERS, Image, Packaged, build_rpm, picture
 from support.steps import put_step, step_text
@@ -188,6 +188,46 @@ def test_the_image_from_before_an_upgrade_that_was_not_completed_goes_back(
     assert f"back to the snapshot of run {undone['snapshot']}; " in told
     assert f"changed since: /data/etc/app/mine, now /data/{aside}/etc/app/mine" in told
     assert done.stdout.endswith("the volume at /data is current (build-one)\n")
+
+
+def test_on_a_host_without_any_image_the_volumes_are_enough(world: World, place: Path) -> None:
+    """What they record says which belong together; no upgrade step can be asked there."""
+
+    def run(*words: str, mounts: Sequence[str] = ("data", "logs"), status: int = 0) -> str:
+        places = [f"--volume=/{mount}={place / mount}" for mount in mounts]
+        done = subprocess.run(
+            [sys.executable, "-m", "ipavolume", *words, *places],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=dict(world.environment),
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    world.copy("edited", place)
+    assert "no snapshot was made" in run("rollback", status=77)
+    before = seen(place)
+    world.run("two", place)
+    untouched = stood_still(place)
+    (snapshot,) = run("snapshot").splitlines()
+    assert "before the run, of build-one" in snapshot
+    assert "say where the one of /logs is" in run("rollback", mounts=["data"], status=2)
+    assert "says of which image it is" in run("rollback", mounts=["logs"], status=2)
+    assert "save      /data/etc/app/new.conf" in run("rollback", "--dry-run")
+    assert stood_still(place) == untouched
+    said = run("rollback")
+    assert "the volume at /data is what build-one left" in said
+    assert differences(seen(place), before) == []
+    undone = history(place)[-1]["run"]
+    assert f"{undone}  undone" in run("snapshot")
+    assert f"{undone} is removed" in run("snapshot", "drop", undone, "--undone")
+    assert "current" in world.run("one", place, "check").stdout
+
+    # Of one that is open.
+    before = half_done(world, place)
+    run("rollback")
+    assert differences(seen(place), before) == []
 
 
 def test_what_was_on_hold_is_not_undone_but_by_hand(world: World, place: Path) -> None:
@@ -581,6 +621,12 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
     assert "a peer has seen it" in refused.stderr
     assert "[s5010:seen]" in refused.stderr
     assert world.build_id() is None
+    # On a host it cannot be asked, with no image nor with one.
+    words = ("rollback", "--dry-run", "--volume", world.volume)
+    for more in ((), ("--root", one.root)):
+        assert "[needs-container]" in run_ipavolume(*words, *more, status=77).stderr
+        shown = run_ipavolume(*words, *more, "--allow", "needs-container").stdout
+        assert "the step s5010_judges had begun" in shown
     # Who goes back all the same is told what is to be done then.
     told = world.run(one, "upgrade", "--allow", "s5010:seen")
     assert "warning: the database becomes an older one" in told.stderr
@@ -687,7 +733,7 @@ def test_what_was_not_found_to_be_right_is_undone_by_the_image_of_before(
     aside = f"/data/.ipavolume/undone/{last['run']}/var/lib/app/spool/new job"
     assert ["/data/var/lib/app/spool/new job", aside] in last["undone"]["changed"]
     assert (place / aside.removeprefix("/")).read_text() == "by the application, meanwhile"
-    status = json.loads(world.run("one", place, "status", "--json").stdout)
+    status = volume_of(world.run("one", place, "status", "--json").stdout)
     assert [(one["code"], one["run"], one["count"]) for one in status["refused"]] == [
         ("unverified", run, 1)
     ]
