@@ -41,6 +41,7 @@ from ipavolume.linux import signals
 )
 @options.judging
 @options.as_json
+@options.diff
 @options.verbose
 @click.argument("directories", nargs=-1, metavar="[VOLUME]...")
 def check(
@@ -49,6 +50,7 @@ def check(
     root: str,
     volumes: tuple[str, ...],
     as_json: bool,
+    diff: bool,
     verbose: bool,
     reference: str,
     engine: str | None,
@@ -88,9 +90,11 @@ def check(
     statuses = []
     with contextlib.ExitStack() as stack:
         chosen = engine or ""
-        looker = check_image.Looker(root=root, engine=chosen)
+        looker = check_image.Looker(root=root, engine=chosen, compares=diff)
         if reference:
-            looker = stack.enter_context(check_image.looking_with(chosen, reference, checks))
+            looker = stack.enter_context(
+                check_image.looking_with(chosen, reference, checks, compares=diff)
+            )
         looker = replace(looker, say=output.progress)
         for one in checks:
             found = looker.look(one, options)

@@ -82,8 +82,6 @@ def conflicts(
             click.echo(
                 f"{conflict.kind:<8} {text.escape(conflict.path)}  {text.escape(conflict.copy)}"
             )
-            for line in lines:
-                colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-                click.echo(click.style(f"  {text.escape(line)}", fg=colour))
+            output.print_difference(lines, indented="  ")
     if as_json:
         document.current().set_result({"conflicts": listed})

@@ -72,6 +72,13 @@ def form(help_: str) -> Callable[[_F], _F]:
     return add
 
 
+def diff(function: _F) -> _F:
+    """Add ``--diff`` to a command that shows what would be done."""
+    return click.option(
+        "--diff", is_flag=True, help="Show what is there against what would be, of each file."
+    )(function)
+
+
 def verbose(function: _F) -> _F:
     """Add ``-v``."""
     return click.option("-v", "--verbose", is_flag=True, help="Say more.")(function)

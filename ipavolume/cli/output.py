@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -351,12 +351,22 @@ def print_inspection(found: Inspection, *, full: bool, verbose: bool) -> None:
         head = click.style(f"{Verb.METADATA:<9}", fg=_colour(Verb.METADATA))
         for line in text.translated_lines(plan.actions):
             click.echo(f"    {head} {line}")
+    for one in found.differences or ():
+        click.echo(f"  {text.escape(one.path)}")
+        print_difference(one.lines, indented="    ")
     if plan.tasks:
         click.echo(f"  then: {text.tasks_count(plan.tasks)}")
     for task in plan.tasks if full else ():
         preview = found.draft.previews.get(task.key)
         for line in text.preview_lines(task, preview, verbose=verbose):
             click.echo(f"    {line}")
+
+
+def print_difference(lines: Iterable[str], *, indented: str) -> None:
+    """Print the lines of a difference in the colours that they have elsewhere."""
+    for line in lines:
+        colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+        click.echo(click.style(f"{indented}{text.escape(line)}", fg=colour))
 
 
 def _colour_of(severity: Severity) -> str:

@@ -203,7 +203,14 @@ def inspection_data(found: Inspection) -> dict[str, Any]:
             }
             for item in found.findings
         ],
+        **_differences_data(found),
     }
+
+
+def _differences_data(found: Inspection) -> dict[str, Any]:
+    if found.differences is None:
+        return {}
+    return {"diff": [{"path": one.path, "lines": list(one.lines)} for one in found.differences]}
 
 
 def rehearsed_data(found: Rehearsed) -> dict[str, Any]:

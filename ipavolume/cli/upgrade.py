@@ -9,12 +9,14 @@ import click
 from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
+from ipavolume.errors import UsageError
 from ipavolume.model.tasks import RUN_PHASES, Phase
 
 
 @click.command(cls=HelpedCommand)
 @options.deciding
 @options.as_json
+@options.diff
 @options.verbose
 @options.quiet
 @click.option("--dry-run", is_flag=True, help="Print the plan, change nothing.")
@@ -32,6 +34,7 @@ def upgrade(
     *,
     options: Options,
     as_json: bool,
+    diff: bool,
     verbose: bool,
     silent: bool,
     dry_run: bool,
@@ -47,9 +50,11 @@ def upgrade(
     """
     from ipavolume.commands import check, start
 
+    if diff and not dry_run:
+        raise UsageError("--diff is for --dry-run")
     options = replace(options, retry=retry, again=again)
     if dry_run:
-        found = check.inspect(options, output.progress)
+        found = check.inspect(options, output.progress, compares=diff)
         if as_json:
             document.current().set_result(output.inspection_data(found))
         else:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ipavolume.apply import rollback, run
 from ipavolume.commands import timekeeping
+from ipavolume.commands.differences import Difference, of_plan
 from ipavolume.commands.status import image_data, recorded_data
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
@@ -98,6 +99,7 @@ class Inspection:
         draft: What the image would do, or ``None`` when it would do nothing.
         findings: What is worth knowing.
         exit_status: 0 current, 100 upgrade needed, otherwise that of the refusal.
+        differences: What it would change of each path, where that was asked.
     """
 
     volume: str
@@ -108,10 +110,16 @@ class Inspection:
     draft: Draft | None
     findings: tuple[Finding, ...]
     exit_status: int
+    differences: tuple[Difference, ...] | None = None
 
 
-def inspect(options: Options, say: Progress = say_nothing) -> Inspection:
-    """Look at the volumes of *options* with the eyes of its image; tell *say* how far it is.
+def inspect(options: Options, say: Progress = say_nothing, *, compares: bool = False) -> Inspection:
+    """Look at the volumes of *options* with the eyes of its image.
+
+    Args:
+        options: What the operator asks for.
+        say: Told of how far it is.
+        compares: Files that would change are compared with what they would be.
 
     Raises:
         IpaVolumeError: If the image cannot be opened, or has no such volume.
@@ -139,7 +147,11 @@ def inspect(options: Options, say: Progress = say_nothing) -> Inspection:
                 lock.check_file_system(volume, context.options.allow)
             findings += _in_use(context.volumes, facts, inside=context.image.is_inside)
             findings += _of_nobody(context.volumes)
-            return _inspect(context, facts, verdict, findings, image, say)
+            found = _inspect(context, facts, verdict, findings, image, say)
+            if not compares:
+                return found
+            changed = found.draft and of_plan(found.draft.plan, context.volumes, context.image)
+            return replace(found, differences=changed or ())
         except ConfigurationError:
             # It is the image that is wrong, whatever the volume is.
             raise

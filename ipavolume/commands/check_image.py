@@ -157,6 +157,7 @@ class Looker:
         reference: What the operator calls the engine's image, or "".
         unprepared: The image, where it has no manifest.
         say: Told of how far a check is.
+        compares: Files that would change are compared with what they would be.
     """
 
     root: str
@@ -164,6 +165,7 @@ class Looker:
     reference: str = ""
     unprepared: UnpreparedImage | None = None
     say: Progress = say_nothing
+    compares: bool = False
 
     def look(self, one: Wanted, options: Options) -> Inspection:
         """Check the volumes that *one* names.
@@ -197,7 +199,9 @@ class Looker:
         if self.unprepared is None:
             volumes = dict(map(parse_volume_option, places))
             return check.inspect(
-                replace(options, root=self.root, called=self.reference, volumes=volumes), self.say
+                replace(options, root=self.root, called=self.reference, volumes=volumes),
+                self.say,
+                compares=self.compares,
             )
         if len(places) != 1:
             raise UsageError(
@@ -219,22 +223,31 @@ class Looker:
 
 
 @contextlib.contextmanager
-def looking_with(choice: str, reference: str, checks: Sequence[Wanted]) -> Iterator[Looker]:
+def looking_with(
+    choice: str, reference: str, checks: Sequence[Wanted], *, compares: bool = False
+) -> Iterator[Looker]:
     """Give what checks volumes with an image of an engine.
 
     Args:
         choice: Name of the engine, or "" for the first that has the image.
         reference: Name or id of the image.
         checks: What is to be checked.
+        compares: Files that would change are compared with what they would be.
 
     Raises:
         IpaVolumeError: If the image cannot be had or used, or a volume is missing.
     """
-    with opened_image(choice, reference) as (engine, copy):
+    with opened_image(choice, reference, templates=compares) as (engine, copy):
         alone = None
         if copy.is_prepared:
             for one in checks:
                 check_places(copy, one.mounts)
         else:
             alone = unprepared.read_image(copy)
-        yield Looker(root=copy.root, engine=engine.name, reference=reference, unprepared=alone)
+        yield Looker(
+            root=copy.root,
+            engine=engine.name,
+            reference=reference,
+            unprepared=alone,
+            compares=compares,
+        )

@@ -5,27 +5,25 @@ Only what the history recorded is listed; a copy that is gone was settled.
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ipavolume.apply import area
+from ipavolume.commands.differences import compare, content_of
 from ipavolume.commands.work import Work
 from ipavolume.context import Options
 from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import crossing, files
-from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
 from ipavolume.volume import facts, failures, history, layout, members
-from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes
 
-_MAX_SHOWN_BYTES: Final = 1 << 20
 _KINDS: Final = frozenset({"rpmnew", "rpmsave", "rpmorig", "saved"})
 
 
@@ -89,37 +87,7 @@ def difference(volumes: Volumes, conflict: Conflict) -> Iterator[str]:
         mine, theirs = conflict.path, conflict.copy
         if conflict.kind != "rpmnew":
             mine, theirs = theirs, mine
-        before, after = _text(tree, mine), _text(tree, theirs)
-        for path, text in ((mine, before), (theirs, after)):
-            if isinstance(text, str):
-                yield f"{path}: {text}"
-        if not isinstance(before, str) and not isinstance(after, str):
-            yield from difflib.unified_diff(
-                before, after, fromfile=mine, tofile=theirs, lineterm=""
-            )
-
-
-def _text(tree: Tree, path: str) -> Sequence[str] | str:
-    """Return the lines of a file, or a text that says what it is instead."""
-    found = tree.state(path)
-    if found is None:
-        return "is not there"
-    if found.type is FileType.SYMLINK:
-        return [f"-> {tree.target(path)}"]
-    if found.type is not FileType.FILE:
-        return f"is a {found.type.value}"
-    if found.size > _MAX_SHOWN_BYTES:
-        return f"has {found.size} bytes, too many to show"
-    parent, _, name = path.rpartition("/")
-    directory = tree.directory(parent)
-    fd = None if directory is None else files.open_regular(directory, name)
-    if fd is None:
-        return "cannot be read"
-    with files.reader(fd) as stream:
-        data = stream.read(_MAX_SHOWN_BYTES)
-    if b"\0" in data:
-        return f"is a binary file of {len(data)} bytes"
-    return data.decode("utf-8", "surrogateescape").splitlines()
+        yield from compare((mine, content_of(tree, mine)), (theirs, content_of(tree, theirs)))
 
 
 def find(volumes: Volumes, path: str, *, shown: Callable[[str], str]) -> Conflict:

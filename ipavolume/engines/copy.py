@@ -71,7 +71,12 @@ class ImageCopy:
 
 @contextlib.contextmanager
 def copied(
-    engine: Engine, image_id: str, reference: str, *, also: Sequence[str] = ()
+    engine: Engine,
+    image_id: str,
+    reference: str,
+    *,
+    also: Sequence[str] = (),
+    templates: bool = False,
 ) -> Iterator[ImageCopy]:
     """Copy what is needed of an image; the copy is removed at the end.
 
@@ -80,6 +85,7 @@ def copied(
         image_id: Its id.
         reference: What the operator calls it.
         also: Paths to whose places the directories and links are copied too.
+        templates: The templates are copied whole.
 
     Raises:
         ConfigurationError: If the image holds what no image of ours can hold.
@@ -91,7 +97,7 @@ def copied(
         try:
             root = stack.enter_context(temporary.private_directory())
             with engine.created(image_id) as container, _Copier(engine, container, root) as copier:
-                is_prepared = copier.copy_all()
+                is_prepared = copier.copy_all(templates=templates)
                 for path in also:
                     copier.reach(path)
         except OSError as err:
@@ -122,7 +128,7 @@ class _Copier:
     def __exit__(self, *_: object) -> None:
         self._tree.__exit__()
 
-    def copy_all(self) -> bool:
+    def copy_all(self, *, templates: bool) -> bool:
         """Copy everything that is needed; tell whether the image has a manifest."""
         for path in (CONFIG_PATH, BUILD_ID_PATH, MANIFEST_PATH, SHIPPED_STEPS, OWN_STEPS):
             self.copy(path)
@@ -135,9 +141,9 @@ class _Copier:
             return False
         header = self._header()
         for spec in header.volumes if header is not None else ():
-            # Templates and mounts are only looked for; nothing in them is needed.
+            # They are only looked for; nothing in them is needed, but to compare contents.
             self.reach(spec.mount)
-            self.reach(spec.template)
+            self.reach(spec.template, whole=templates)
             if not self._tree.exists(BUILD_ID_PATH):
                 self.copy(f"{spec.template}/build-id")
         return True
@@ -374,7 +380,7 @@ def _hostile(location: str, what: str) -> ConfigurationError:
 
 @contextlib.contextmanager
 def opened_image(
-    choice: str, reference: str, *, also: Sequence[str] = ()
+    choice: str, reference: str, *, also: Sequence[str] = (), templates: bool = False
 ) -> Iterator[tuple[Engine, ImageCopy]]:
     """Copy what is needed of an image for as long as the body runs.
 
@@ -385,6 +391,7 @@ def opened_image(
         choice: Name of the engine, or "" for the first that has the image.
         reference: Name or id of the image.
         also: Paths whose directories and links are copied as well.
+        templates: The templates are copied whole.
 
     Raises:
         IpaVolumeError: If no engine answers or has it, or it cannot be copied.
@@ -392,7 +399,7 @@ def opened_image(
     with signals.looking():
         try:
             engine, image_id = find_image(choice, reference)
-            with copied(engine, image_id, reference, also=also) as copy:
+            with copied(engine, image_id, reference, also=also, templates=templates) as copy:
                 yield engine, copy
         except StoppedError as err:
             err.hint = ""

@@ -465,6 +465,12 @@ def test_the_copy_gives_the_answer_of_the_tree_however_its_links_lead(
     assert json.loads(result.stdout) == json.loads(expected.stdout)
     assert made_and_removed(engines)
     assert not {call[1] for call in engines.calls()} & {"pull", "run", "start", "exec"}
+    # What is there is compared with what the image has, which is copied for that.
+    words = ("check", "--json", "--diff", "--root", tree, place / "volume")
+    expected = run_ipavolume(*words, status=100)
+    result = check(engines, place, "--json", "--diff", status=100)
+    assert json.loads(result.stdout) == json.loads(expected.stdout)
+    assert volume_of(result.stdout)["diff"]
 
 
 @pytest.mark.root
