@@ -65,6 +65,7 @@ def data(row: Row) -> dict[str, Any]:
         "engine": row.place.engine,
         "container": row.place.container,
         "image": row.place.image or None,
+        "quadlet": row.place.quadlet,
         "application": row.application,
         "uuid": row.uuid,
         "recorded": {"id": build_id, "name": name},

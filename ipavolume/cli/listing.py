@@ -20,8 +20,8 @@ from ipavolume.errors import UsageError
     "reference",
     default="",
     metavar="REF",
-    help="Judge every volume by this image; otherwise by the one of a container that uses it, or "
-    "the one that its label ipavolume.image names.",
+    help="Judge every volume by this image; otherwise by the one of a container that uses it, "
+    "of a quadlet that names it, or the one that its label ipavolume.image names.",
 )
 @click.option("--all", "all_", is_flag=True, help="Also volumes that nothing says to be ours.")
 @click.option("--bytes", "count_bytes", is_flag=True, help="Count what each takes on the disk.")

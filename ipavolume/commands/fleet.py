@@ -18,6 +18,7 @@ from ipavolume.commands.places import alone
 from ipavolume.context import Context, Options
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import NAMES, Engine, NamedVolume, User
+from ipavolume.engines.quadlet import Quadlet, directory_of_user, read_quadlets
 from ipavolume.errors import (
     EXIT_IO,
     CannotCreateError,
@@ -34,6 +35,7 @@ from ipavolume.volume.facts import mark_of_kept
 from ipavolume.volume.tree import walk
 
 _MOUNT: Final = "/data"
+_WITH_QUADLETS: Final = "podman"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Place:
         engine: The engine that has it, or "".
         container: A container that uses it, or "".
         image: The image that it is to be judged by, or "".
+        quadlet: The file that says which image that is, or "".
         others: The further volumes of that container, by mount.
     """
 
@@ -54,6 +57,7 @@ class Place:
     engine: str = ""
     container: str = ""
     image: str = ""
+    quadlet: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -106,8 +110,10 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
     Raises:
         CommandFailedError: If an engine does not answer, or none is installed.
     """
+    quadlets = read_quadlets(directory_of_user())
     if directories:
-        return [Place(name=one, directory=one, image=image) for one in directories]
+        given = [Place(name=one, directory=one, image=image) for one in directories]
+        return [_by_quadlet(place, os.path.realpath(place.directory), quadlets) for place in given]
     found: list[Place] = []
     absent: list[IpaVolumeError] = []
     names = (choice,) if choice else NAMES
@@ -115,7 +121,13 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
         engine = Engine(name)
         try:
             users = engine.users()
-            found += [_place(engine, one, users, image) for one in engine.volumes()]
+            for one in engine.volumes():
+                place = _place(engine, one, users, image)
+                if engine.name == _WITH_QUADLETS and not (place.container or image):
+                    # What its label says counts where no quadlet says anything.
+                    told = _by_quadlet(replace(place, image=""), place.name, quadlets)
+                    place = told if told.quadlet else place
+                found.append(place)
         except IpaVolumeError as err:
             # One that is there and does not answer has volumes that would just be missing.
             if err.code != "no-command" or choice:
@@ -139,6 +151,22 @@ def _place(engine: Engine, volume: NamedVolume, users: Sequence[User], image: st
         image=image or user.image_id or volume.image,
         others=dict(user.volumes),
     )
+
+
+def _by_quadlet(place: Place, name: str, quadlets: Sequence[Quadlet]) -> Place:
+    """Return *place* to be judged by the image of a quadlet that has it, where nothing else says.
+
+    Args:
+        place: The volume.
+        name: What a quadlet calls it: its name, or its directory.
+        quadlets: Those that there are.
+    """
+    using = [one for one in quadlets if name in one.volumes.values()]
+    if place.image or not using:
+        return place
+    # As with containers: who only has it, too, as a backup, does not have it there.
+    one = max(using, key=lambda quadlet: quadlet.volumes.get(_MOUNT) == name)
+    return replace(place, image=one.image, quadlet=one.path, others=one.volumes)
 
 
 def _is_at(user: User, name: str) -> bool:
@@ -244,9 +272,10 @@ class Fleet:
             if mount in mounts and (name.startswith("/") or (place.engine, name) in directories)
         }
         primary = mounts[0]
-        if place.others and where.get(primary) != place.directory:
+        if place.others and _real(where.get(primary)) != _real(place.directory):
             # Of a container with several volumes it is the first one that says what they are.
-            return replace(row, reason=f"belongs to the volume at {primary} of {place.container}")
+            whose = place.container or place.quadlet
+            return replace(row, reason=f"belongs to the volume at {primary} of {whose}")
         options = Options(
             root=copy.root,
             called=copy.reference,
@@ -277,6 +306,10 @@ class Fleet:
         if isinstance(found, IpaVolumeError):
             raise found
         return found
+
+
+def _real(directory: str | None) -> str:
+    return "" if directory is None else os.path.realpath(directory)
 
 
 def _is_absent(directory: str) -> bool:
