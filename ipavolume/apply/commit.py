@@ -19,10 +19,10 @@ from ipavolume.errors import LockLostError, UnsafeVolumeError
 from ipavolume.formats import plan
 from ipavolume.linux import crossing, files, trees
 from ipavolume.model.actions import Plan
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, VERSION_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.volume import held, layout, members
-from ipavolume.volume.facts import UNDOING, Identity, Transaction
+from ipavolume.volume.facts import UNDOING, Identity, Transaction, read_version
 from ipavolume.volume.failures import STATE_CLOSED, STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.history import append_history
 from ipavolume.volume.layout import PUBLIC_MODE
@@ -121,6 +121,7 @@ def commit(
     *,
     stepped: ImageHeader | None = None,
     unexecuted: bool = False,
+    version: bytes = b"",
     check_lock: Callable[[], None],
 ) -> None:
     """Record the result: the secondaries first, the primary's build id last of all.
@@ -133,6 +134,7 @@ def commit(
         stepped: With *unexecuted*: the last image whose steps all ran; ``None``: none did.
         unexecuted: Steps of the image did not run: its id is not recorded, for it stands
             for files and steps.
+        version: What the primary volume's version is to say; b"": it is of no such application.
         check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
     """
     primary = areas[0]
@@ -157,6 +159,7 @@ def commit(
                 files.rename(primary.work, name, primary.state, name)
         files.sync(primary.state)
         check_lock()
+        _write_version(primary, version)
         if not unexecuted:
             _write_build_id(primary, build_id)
         close_transaction(primary, now=STATE_CLOSED)
@@ -189,16 +192,34 @@ def put_build_id(area: Area, build_id: str) -> None:
 
 def _write_build_id(area: Area, build_id: str) -> None:
     """Write the id to the volume's root by a rename out of the transaction."""
+    data = build_id.encode() + b"\n"
     if files.lstat(area.work, BUILD_ID_NAME) is None:
         # It was renamed already, or the run was staged by a version that wrote it here.
-        files.write_file(area.work, BUILD_ID_NAME, build_id.encode() + b"\n")
+        files.write_file(area.work, BUILD_ID_NAME, data)
+    _rename_to_root(area, BUILD_ID_NAME, data)
+
+
+def _write_version(area: Area, version: bytes) -> None:
+    """Write the version to the volume's root; what is in the way there, stays."""
+    if not version or read_version(area.volume) == version:
+        return
+    files.write_file(area.work, VERSION_NAME, version)
     try:
-        files.rename(area.work, BUILD_ID_NAME, area.volume.fd, BUILD_ID_NAME)
+        _rename_to_root(area, VERSION_NAME, version)
+    except OSError as err:
+        # A directory, or a file that nobody may change: no upgrade depends on it.
+        if err.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+
+
+def _rename_to_root(area: Area, name: str, data: bytes) -> None:
+    try:
+        files.rename(area.work, name, area.volume.fd, name)
     except OSError as err:
         if err.errno != errno.EXDEV:
             raise
         # The root directory has got another project id than our own.
-        files.write_file(area.volume.fd, BUILD_ID_NAME, build_id.encode() + b"\n")
+        files.write_file(area.volume.fd, name, data)
     files.sync(area.volume.fd)
 
 

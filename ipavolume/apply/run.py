@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from ipavolume.apply import attempts, commit, journal, refused, roots, saved, snapshot, stage
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
@@ -19,6 +19,7 @@ from ipavolume.apply.stage import Index
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
+    ConfigurationError,
     IpaVolumeError,
     LockLostError,
     StoppedError,
@@ -31,6 +32,7 @@ from ipavolume.formats.plan import dump_lines
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, crossing, files, signals
 from ipavolume.model.actions import Plan
+from ipavolume.model.files import VERSION_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
@@ -49,10 +51,23 @@ from ipavolume.plan.snapshot import WayBack
 from ipavolume.plan.verdict import State
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
-from ipavolume.volume.facts import COMMITTING, MARKED, SWAPPED, Facts, Identity, Transaction
+from ipavolume.volume.facts import (
+    COMMITTING,
+    MARKED,
+    OUR_MARK,
+    SWAPPED,
+    Facts,
+    Identity,
+    Transaction,
+)
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
 from ipavolume.volume.logs import RunLog, Speaker
 from ipavolume.volume.volumes import Volumes
+
+_VERSIONED: Final = "freeipa"
+"""The profile of images whose users know the file."""
+_VERSION: Final = b"2.0"
+_MAX_VERSION_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -462,6 +477,7 @@ class _Run:
             (history.read_history(self._context.volumes.primary), entry),
             stepped=self._primary.stepped if unexecuted else None,
             unexecuted=unexecuted,
+            version=_version(self._context.image),
             check_lock=self._context.volumes.check_lock,
         )
         attempts.forget(self._context)
@@ -548,6 +564,21 @@ def _add_to_index(first: Area, entries: Mapping[int, bytes]) -> None:
         for position, entry in entries.items():
             body[position * INDEX_ENTRY.size : (position + 1) * INDEX_ENTRY.size] = entry
         files.write_file(first.work, layout.INDEX, dump_index(body, header), mode=0o600)
+
+
+def _version(image: Image) -> bytes:
+    """Return what a volume of *image* says of its version; b"": the image is of no such kind.
+
+    Source: freeipa-container, whose scripts write /etc/volume-version to a volume, compare it at
+    each start, and go on where no program migrates from the one to the other.
+    """
+    if image.config.profile != _VERSIONED:
+        return b""
+    data = None
+    with contextlib.suppress(ConfigurationError):
+        data = image.tree.read_file(f"/etc/{VERSION_NAME}", limit_bytes=_MAX_VERSION_BYTES)
+    words = (data or b"").split() or [_VERSION]
+    return words[0] + b"\n" + OUR_MARK + b"\n"
 
 
 def _identity(

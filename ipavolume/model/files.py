@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 STATE_DIRECTORY = ".ipavolume"
 BUILD_ID_NAME = "build-id"
+VERSION_NAME = "volume-version"
+"""What the images of the freeipa-container project have at the top of a volume: its format."""
 
 Xattrs = tuple[tuple[str, bytes], ...]
 

@@ -17,12 +17,13 @@ from ipavolume.config.model import VolumeConfig
 from ipavolume.config.pathlist import ListEntry
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.files import VERSION_NAME
 from ipavolume.model.paths import is_within
 
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/usr/share/ipavolume")
 _OURS: Final = ("/etc/build-id", "/etc/ipavolume.toml", "/etc/ipavolume")
 RESERVED_NAMES: Final = frozenset(
-    {"build-id", "volume-version", ".configfiles", ".configfiles-noreplace", ".rpm-owned"}
+    {"build-id", VERSION_NAME, ".configfiles", ".configfiles-noreplace", ".rpm-owned"}
 )
 RESERVED_PREFIX: Final = ".ipavolume"
 

@@ -16,7 +16,7 @@ from ipavolume.errors import ManifestError, UnsafeVolumeError
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.tasks import parse_log
 from ipavolume.linux import files
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
+from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, VERSION_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import NOTHING, TaskLog
 from ipavolume.volume.failures import attempt
@@ -57,9 +57,11 @@ CLOSED_PROGRESS: Final = {"phase": CLOSED}
 _PHASES: Final = (MARKED, SWAPPED, COMMITTING, UNDOING)
 
 _MAX_ID_BYTES: Final = 1024
-_LEGACY_NAMES: Final = ("volume-version", ".configfiles", ".configfiles-noreplace")
+_LEGACY_NAMES: Final = (VERSION_NAME, ".configfiles", ".configfiles-noreplace")
 """What the scripts of the freeipa-container project leave on a volume."""
 _LEGACY_APPLICATION: Final = "freeipa"
+OUR_MARK: Final = b"ipavolume"
+"""Second line of the volume's version where we wrote it; their scripts read the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ class Facts:
         transaction: The open transaction, or ``None``.
         target: Header of the manifest the open transaction leads to, or ``None``.
         legacy: It was populated by the freeipa-container project's scripts.
+        marked: Its version says that it is one of ours, which is seen without our state, too.
         pending: Header of the last image whose steps all ran, where files of a later one
             were applied without its steps; ``None`` when steps and files agree.
         tasks: How far the tasks of the open transaction got.
@@ -141,6 +144,7 @@ class Facts:
     transaction: Transaction | None
     target: ImageHeader | None
     legacy: bool
+    marked: bool = False
     pending: ImageHeader | None = None
     tasks: TaskLog = NOTHING
     was_held: bool = False
@@ -160,7 +164,7 @@ class Facts:
         """
         headers = (self.target if self.transaction else None, self.identity, self.baseline)
         recorded = next((one.application for one in headers if one and one.application), "")
-        return recorded or (_LEGACY_APPLICATION if self.legacy else "")
+        return recorded or (_LEGACY_APPLICATION if self.legacy or self.marked else "")
 
 
 def mark_of_kept(volume: Volume) -> str:
@@ -210,7 +214,10 @@ def read_facts(volume: Volume) -> Facts:
     if odd is None:
         check_trust(volume)
     build_id = read_build_id(volume)
-    legacy = any(files.lstat(volume.fd, name) is not None for name in _LEGACY_NAMES)
+    version = read_version(volume)
+    marked = version is not None and version.split(b"\n")[1:2] == [OUR_MARK]
+    # Restored without the directories whose names begin with a dot, it is not one of theirs.
+    legacy = not marked and any(files.lstat(volume.fd, one) is not None for one in _LEGACY_NAMES)
     fd = open_state(volume)
     if fd is None:
         return Facts(
@@ -220,6 +227,7 @@ def read_facts(volume: Volume) -> Facts:
             transaction=None,
             target=None,
             legacy=legacy,
+            marked=marked,
             odd=odd,
         )
     try:
@@ -248,6 +256,7 @@ def read_facts(volume: Volume) -> Facts:
         transaction=transaction,
         target=target,
         legacy=legacy,
+        marked=marked,
         pending=pending,
         tasks=tasks,
         was_held=was_held,
@@ -286,6 +295,18 @@ def read_build_id(volume: Volume) -> str | None:
     if len(data) > _MAX_ID_BYTES or "\n" in text or not text.isprintable():
         raise damaged(volume.fd, BUILD_ID_NAME, "does not hold one short line")
     return text
+
+
+def read_version(volume: Volume) -> bytes | None:
+    """Return what the volume's version says; ``None``: it has none, or no readable file."""
+    try:
+        fd = files.open_regular(volume.fd, VERSION_NAME)
+    except PermissionError:
+        return None
+    if fd is None:
+        return None
+    with files.reader(fd) as stream:
+        return stream.read(_MAX_ID_BYTES)
 
 
 def read_identity(fd: int, volume: Volume) -> Identity | None:

@@ -206,9 +206,7 @@ def test_with_configfiles_config_files_follow_rpms_rules(
     left = {
         path: seen
         for path, seen in picture(volume).items()
-        if path.startswith(
-            ("/var/", "/etc/dirsrv", "/etc/pki", "/.", "/volume-", "/build-id-", "/h")
-        )
+        if path.startswith(("/var/", "/etc/dirsrv", "/etc/pki", "/.", "/build-id-", "/h"))
     }
     image = _image(legacy, packages)
     checked = volume_of(legacy.run("check", image, "--json", status=100).stdout)
@@ -334,6 +332,7 @@ def test_without_configfiles_nothing_is_overwritten(
             "/etc/app/edited-plain",
             "/etc/app/dropped",
             "/etc/app/dropped-edited",
+            "/volume-version",
         }
         app = volume / "etc/app"
         assert (app / "clean-plain.rpmsave").read_text() == "version 1\n"
@@ -341,7 +340,7 @@ def test_without_configfiles_nothing_is_overwritten(
         assert (app / "dropped.rpmsave").read_text() == "version 1\n"
         assert (app / "dropped-edited.rpmsave").read_text() == "edited dropped-edited\n"
     else:
-        assert replaced == {"/build-id"}
+        assert replaced == {"/build-id", "/volume-version"}
     for name in ("clean", "edited", "tightened", "given", "linked"):
         assert (volume / f"etc/app/{name}.rpmnew").read_text() == "version 2\n"
     assert (volume / "etc/app/later").read_text() == "version 2\n"
@@ -361,6 +360,8 @@ def test_a_volume_of_the_very_image_is_adopted_without_a_change(
     assert outcome["state"] == "legacy"
     assert all(not plan["actions"] for plan in outcome["plans"])
     now = picture(volume, leave_out=lambda path: path.startswith("/.ipavolume"))
+    # It says whose it is now.
+    assert now.pop("/volume-version") != before.pop("/volume-version")
     assert {path: seen[:-1] for path, seen in now.items()} == {
         path: seen[:-1] for path, seen in before.items()
     }
@@ -537,6 +538,41 @@ def _populate(site: Site, version: str) -> str:
     )
 
 
+def test_what_we_have_is_told_from_theirs_without_our_state(
+    legacy: Site, packages: dict[str, list[Path]]
+) -> None:
+    """A backup without the directories whose names begin with a dot; their scripts read on."""
+    volume = legacy.volume()
+    image = _image(legacy, packages)
+    legacy.upgrade(image)
+    said = (volume / "volume-version").read_text()
+    assert said == "2.0\nipavolume\n"
+    # What their tests and their script for the start of a container do with it.
+    theirs = """grep -q '^2' volume-version; version=$(cat volume-version)
+    if [ -x "/usr/sbin/ipa-volume-upgrade-$version-2.0" ]; then exit 13; fi"""
+    subprocess.run(["bash", "-ec", theirs], cwd=volume, check=True, timeout=60)
+    for path in volume.glob(".*"):
+        shutil.rmtree(path)
+    legacy.refused(image, "stateless")
+    (volume / "volume-version").write_text("2.0\n")
+    checked = json.loads(legacy.run("check", image, "--json", status=100).stdout)
+    assert checked["state"] == "legacy"
+    # Whose it is, is known all the same.
+    (volume / "volume-version").write_text(said)
+    outcome = legacy.upgrade(image, "--allow", "stateless", "--from", "fedora:42")
+    assert outcome["state"] == "stateless"
+
+
+def test_a_version_that_nobody_may_change_is_left(
+    legacy: Site, packages: dict[str, list[Path]]
+) -> None:
+    place = legacy.volume() / "volume-version"
+    place.unlink()
+    place.mkdir()
+    legacy.upgrade(_image(legacy, packages))
+    assert list(place.iterdir()) == []
+
+
 def test_a_volume_populated_by_the_scripts_is_adopted(
     by_the_scripts: Site, packages: dict[str, list[Path]]
 ) -> None:
@@ -579,9 +615,8 @@ def test_a_volume_upgraded_by_the_scripts_is_adopted(
     now = picture(volume, leave_out=lambda path: path.startswith("/.ipavolume"))
     gone = {path for path in before if path not in now}
     assert gone == set()
-    changed = {
-        path for path in before if now[path][:-1] != before[path][:-1] and path != "/build-id"
-    }
+    changed = {path for path in before if now[path][:-1] != before[path][:-1]}
+    changed -= {"/build-id", "/volume-version"}
     # They leave links as they are; where one differs from the image's, that comes beside it.
     assert changed == set()
     assert set(now) - set(before) <= {"/etc/app/link.conf.rpmnew", "/etc/app/linked.rpmnew"}
