@@ -21,6 +21,9 @@ from ipavolume.linux.command import run_command
 from ipavolume.model.redaction import Redactor
 
 NO_TIME_S = 0.05
+OF_THE_LIBRARY = 0b11 << (32 - 1)
+"""Signals 32 and 33 are the C library's own: what posix_spawn(3) starts ignores them, and so do its
+children. Python 3.13 starts the processes of a test run by it."""
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def test_it_has_a_session_of_its_own_and_signals_as_a_new_process_has_them() -> 
     )
     group, session = said[0].split()
     assert group == session == said[1]
-    assert [line.split()[1] for line in said[2:]] == ["0" * 16] * 2
+    assert [int(line.split()[1], 16) & ~OF_THE_LIBRARY for line in said[2:]] == [0, 0]
 
 
 def test_no_descriptor_is_inherited(tmp_path: Path) -> None:
@@ -381,7 +384,11 @@ def test_what_is_executed_afterwards_finds_signals_and_parenthood_as_they_were()
     """
     lines = start(python(code)).communicate(timeout=LONG_S)[0].splitlines()
     assert lines[0] == "0"
-    ignored = {int(line.split()[1], 16) for line in lines[1:] if line.startswith("SigIgn")}
+    ignored = {
+        int(line.split()[1], 16) & ~OF_THE_LIBRARY
+        for line in lines[1:]
+        if line.startswith("SigIgn")
+    }
     python_ignores = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
     assert ignored == {1 << (signal.SIGUSR1 - 1) | python_ignores}
     assert {
