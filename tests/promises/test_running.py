@@ -50,9 +50,15 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 def _status(volume: Path) -> dict[str, Any]:
-    (found,) = json.loads(run_ipavolume("status", "--json", volume).stdout)["running"]
-    assert isinstance(found, dict)
+    (found,) = _recorded(volume)
     return found
+
+
+def _recorded(volume: Path) -> list[dict[str, Any]]:
+    (card,) = json.loads(run_ipavolume("status", "--json", volume).stdout)["volumes"]
+    running = card["running"]
+    assert isinstance(running, list)
+    return running
 
 
 def _hear(container: inside.Container, word: str) -> str:
@@ -85,7 +91,7 @@ def test_a_step_comes_once_ready_at_every_start_whatever_became_of_it_before(
         assert container.process.stdout.readline() == "it runs\n"
         # The run is recorded and closed before, and does not wait for it.
         assert (world.build_id(), world.last_run()["tasks"]) == ("v2", [])
-        assert json.loads(run_ipavolume("status", "--json", world.volume).stdout)["running"] == []
+        assert _recorded(world.volume) == []
         (place / "ready").touch()
         assert (place / "begun").read_text() == "begun\n"
         assert _status(world.volume)["result"] == "started"
@@ -107,7 +113,7 @@ def test_a_step_comes_once_ready_at_every_start_whatever_became_of_it_before(
     assert "ended with status 3" in failed["messages"][0]
     assert f"running   {NAME} failed, " in run_ipavolume("status", world.volume).stdout
     found = run_ipavolume("check", "--root", image.root, "--volume", world.volume, "--json").stdout
-    (finding,) = json.loads(found)["findings"]
+    (finding,) = json.loads(found)["volumes"][0]["findings"]
     assert (finding["code"], finding["severity"]) == ("running-step", "warning")
     assert NAME in finding["message"]
 
