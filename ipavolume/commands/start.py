@@ -23,7 +23,7 @@ from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
-from ipavolume.linux import clock, files, signals, umask
+from ipavolume.linux import clock, files, notify, signals, umask
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import RUN_PHASES, Phase
 from ipavolume.plan.backoff import FREE
@@ -125,7 +125,7 @@ def start(
             if not options.waits:
                 raise
             shown.error(err)
-            backoff.wait(options, shown.say)
+            backoff.wait(options, notify.telling(shown.say))
             waited = True
             options = _patient(options)
         except IpaVolumeError as err:
@@ -172,6 +172,7 @@ def _start(
         command = [os.fsencode(word) for word in words]
         locks = work.lock.descriptors
         signals.restore()
+        notify.end()
         networks = set(filter(None, map(lock.network_of, context.volumes.values())))
         lost = context.image.config.lock_lost or ("end" if lock.NFS in networks else "keep")
         if stay is not None:
@@ -245,7 +246,7 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
                 raise
             # What waits does so under the lock that its container has.
             shown.held(err)
-            backoff.wait(options, shown.say)
+            backoff.wait(options, notify.telling(shown.say))
             options = _patient(options)
 
 

@@ -33,7 +33,7 @@ from ipavolume.errors import (
     told_as,
     unforeseen,
 )
-from ipavolume.linux import clock, watching
+from ipavolume.linux import clock, notify, watching
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
 from ipavolume.plan import tasks
@@ -61,7 +61,7 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
         beginning.systemd
         or (supervises and bool(verify.due(context.image, context.volumes.primary)))
     )
-    runs = supervises and bool(tasks.running_steps(context.image))
+    runs = supervises and (bool(tasks.running_steps(context.image)) or notify.is_asked_for())
     onlooker = -1
     # Where this is not the container's first process, systemd will not be, either.
     is_systemd = beginning.systemd and os.getpid() == 1
@@ -115,6 +115,7 @@ def _look_on(
     try:
         watching.look_on()
         work.lock.pause()
+        notify.announce()
         try:
             if asks and verify_run(work.context, shown, redactor):
                 end(EXIT_COMMAND_FAILED)
@@ -122,6 +123,7 @@ def _look_on(
             # It is asked again by the next start.
             shown.error(err)
         if runs:
+            waiting.wait_until(lambda: waiting.asked(work.context, Probe.READY).exit_status == 0)
             running.run_steps(work.context, shown, redactor)
     except IpaVolumeError as err:
         shown.error(err)

@@ -10,7 +10,7 @@ from ipavolume.commands import probe
 from ipavolume.commands.probe import Answer, Probe
 from ipavolume.context import Context
 from ipavolume.errors import EXIT_LOCKED, IpaVolumeError
-from ipavolume.linux import clock
+from ipavolume.linux import clock, notify
 
 _FIRST_S: Final = 1.0
 _LOOK_S: Final = 10.0
@@ -18,12 +18,15 @@ _LOOK_S: Final = 10.0
 
 
 def asked(context: Context, what: Probe) -> Answer:
-    """Return what a probe says; what cannot be read is not there yet."""
+    """Return what a probe says, and tell who waits for it; what cannot be read is not there yet."""
     try:
-        return probe.ask(context, what)
+        answer = probe.ask(context, what)
     except IpaVolumeError as err:
         # In the middle of a run's own work what is read may be incomplete.
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")
+    if what is Probe.READY and answer.exit_status == 0:
+        notify.ready()
+    return answer
 
 
 def patience_s(begun: float) -> float:

@@ -18,7 +18,7 @@ from ipavolume.errors import (
     told_as,
     unforeseen,
 )
-from ipavolume.linux import signals, umask
+from ipavolume.linux import notify, signals, umask
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.volume import failures
@@ -63,6 +63,7 @@ class Work:
             UnsafeVolumeError: If others can change where the path to one leads.
         """
         signals.install()
+        notify.begin()
         try:
             with contextlib.ExitStack() as stack:
                 # Closed after the volumes: see the module of the lock.
@@ -110,7 +111,7 @@ class Work:
         options = self.context.options
         self.lock.take(
             self.context.volumes.values(),
-            say,
+            notify.telling(say),
             timeout_s=options.lock_timeout_s,
             allow=options.allow,
         )
@@ -136,7 +137,8 @@ class Work:
         Raises:
             IpaVolumeError: If it fails and is not held on.
         """
-        speaker = Speaker(say=shown.say, show=shown.say, redactor=redactor)
+        told = notify.telling(shown.say)
+        speaker = Speaker(say=told, show=told, redactor=redactor)
         outcome = None
         while outcome is None:
             try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
-from ipavolume.linux import libc, signals, supervisor
+from ipavolume.linux import libc, notify, signals, supervisor
 from ipavolume.linux.proc import all_processes
 from ipavolume.linux.signals import wakened
 from ipavolume.linux.supervisor import Answer, Descendants, Order
@@ -96,6 +96,7 @@ def run_command(
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.installed())
         signals.check()
+        notify.extend(timeout_s + 2 * grace_s)
         signals.take_for_command()
         stack.enter_context(_orphans_come_here())
         wake = stack.enter_context(wakened())

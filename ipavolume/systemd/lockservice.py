@@ -6,15 +6,14 @@ Mostly the container's start has left a process that holds the volumes, see
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import time
 from collections.abc import Iterable
 from typing import Final
 
 from ipavolume import fastpath
 from ipavolume.errors import LockedError
+from ipavolume.linux import notify
 from ipavolume.model.progress import Progress
 from ipavolume.volume import lock, lockfile
 from ipavolume.volume.members import Volume
@@ -40,7 +39,7 @@ def keep_lock(volumes: Iterable[Volume], say: Progress) -> None:
                 state="the volume was not touched",
             )
     say("this container holds " + ", ".join(volume.mount for volume in volumes))
-    notify("READY=1")
+    notify.send("READY=1")
     # A lock file is made when a volume has been judged. What another process holds is left to it:
     # a lock that was lost is not to look as if it had not been.
     while any(volume.mount not in held for volume in own):
@@ -68,15 +67,3 @@ def _hold(volume: Volume, held: dict[str, int]) -> bool:
                 held[volume.mount] = fd
                 fastpath.name_holder(fd)
     return lock.try_lock_directory(volume) and free
-
-
-def notify(text: str) -> None:
-    """Tell systemd something, see ``sd_notify(3)``; without it nobody is told."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-        connection.connect(address)
-        connection.sendall(text.encode())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +32,7 @@ command = ["test", "-e", "/data/var/lib/svc/ready"]
 """
 SCRIPT: Final = (
     "cd /data/var/lib/svc; echo begun >begun; read status <go; "
-    'echo "told $ADDRESS" >>told; exit $status'
+    'echo "told $ADDRESS, ${NOTIFY_SOCKET-nobody else}" >>told; exit $status'
 )
 BODY: Final = f"""
 yield Warn(code="seen", text="the address is told")
@@ -39,7 +41,9 @@ yield Command(words=("sh", "-c", {SCRIPT!r}), reason="others look for it")
 STEP: Final = step(BODY, when="start", phase="running")
 NAME: Final = "s5100_tells"
 # It begins before anything is told, and ends when it is asked to.
-APPLICATION: Final = "trap 'exit 7' TERM; echo it runs; while :; do read line <wait; done"
+APPLICATION: Final = (
+    "trap 'exit 7' TERM; echo it runs, $NOTIFY_SOCKET; while :; do read line <wait; done"
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +88,27 @@ def test_a_step_comes_once_ready_at_every_start_whatever_became_of_it_before(
     for name in ("begun", "go", "wait"):
         os.mkfifo(place / name)
     words = [*inside.IPAVOLUME, "start", "--", "sh", "-c", f"cd /data/var/lib/svc; {APPLICATION}"]
-    env = {"ADDRESS": "192.0.2.7"}
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.settimeout(60)
+    # In an address without a name the kernel chooses one.
+    manager.bind("")
+    address = f"@{manager.getsockname()[1:].decode()}"
+    env = {"ADDRESS": "192.0.2.7", "NOTIFY_SOCKET": address}
 
     with inside.started(image.root, world.volume, words, env=env) as container:
         assert container.process.stdout is not None
-        assert container.process.stdout.readline() == "it runs\n"
+        assert container.process.stdout.readline() == f"it runs, {address}\n"
         # The run is recorded and closed before, and does not wait for it.
         assert (world.build_id(), world.last_run()["tasks"]) == ("v2", [])
         assert _recorded(world.volume) == []
+        heard = [manager.recv(4096).decode() for _ in range(2)]
+        assert heard[0].startswith("STATUS=the volume is outdated: ")
+        assert all(re.search(r"\nEXTEND_TIMEOUT_USEC=[0-9]+$", one) for one in heard)
         (place / "ready").touch()
+        while not heard[-1].startswith("READY=1\n"):
+            assert "READY" not in heard[-1]
+            heard.append(manager.recv(4096).decode())
+        manager.close()
         assert (place / "begun").read_text() == "begun\n"
         assert _status(world.volume)["result"] == "started"
         # Killed in the middle of its command.
@@ -124,7 +140,7 @@ def test_a_step_comes_once_ready_at_every_start_whatever_became_of_it_before(
         assert _status(world.volume)["messages"] == ["the address is told"]
         container.send(signal.SIGTERM)
         assert container.process.wait(60) == 7
-    assert _told(world.volume) == "told 192.0.2.7\n" * 2
+    assert _told(world.volume) == "told 192.0.2.7, nobody else\n" * 2
 
     # In a copy nobody is told anything.
     env["IPAVOLUME_REHEARSAL"] = "1"
@@ -177,4 +193,4 @@ def test_under_systemd_a_unit_does_it_and_the_default_target_does_not_wait_for_t
         container.wait_for("ended with status 3 [command-failed]")
         assert container.run("ipavolume", "status", "--probe", "ready")
         assert container.stop() == -signal.SIGINT
-    assert (_told(volume), _status(volume)["result"]) == ("told 192.0.2.7\n", "failed")
+    assert (_told(volume), _status(volume)["result"]) == ("told 192.0.2.7, nobody else\n", "failed")

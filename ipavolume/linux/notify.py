@@ -1,0 +1,102 @@
+"""What a service manager is told that has started the container, see ``sd_notify(3)``.
+
+While there is work to do it is told what, and that it takes longer. That the application is ready
+it is told by who has asked: the commands of a run, a daemon that one starts among them, do not get
+to know whom they could tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Final
+
+from ipavolume.model.progress import Progress
+
+_VARIABLE: Final = "NOTIFY_SOCKET"
+_PATIENCE_S: Final = 3600
+"""What is done between two lines takes less, but for commands, whose limits are known."""
+_WAIT_S: Final = 10
+_OUTPUT: Final = "| "
+"""How a line of a command begins; it says nothing of the run."""
+_working: Final[list[str]] = []
+_announcing: Final[list[str]] = []
+
+
+def is_asked_for() -> bool:
+    """Tell whether there is a service manager that is told by what is executed from now on."""
+    return _VARIABLE in os.environ
+
+
+def begin() -> None:
+    """Tell of the work from now on, and keep from what it executes whom."""
+    address = os.environ.pop(_VARIABLE, "")
+    if address:
+        _working[:] = [address]
+
+
+def end() -> None:
+    """Leave it to what is executed from now on."""
+    if _working:
+        os.environ[_VARIABLE] = _working.pop()
+
+
+def announce() -> None:
+    """Have :func:`ready` tell, and nothing that this process executes."""
+    address = os.environ.pop(_VARIABLE, "")
+    if address:
+        _announcing[:] = [address]
+
+
+def ready() -> None:
+    """Tell, once, that the application is ready, where :func:`announce` was called."""
+    if _announcing:
+        _try(_announcing.pop(), "READY=1\nSTATUS=ready", wait_s=_WAIT_S)
+
+
+def telling(say: Progress) -> Progress:
+    """Return what says a line by *say*, and tells it if it is one of ours."""
+
+    def tell(line: str) -> None:
+        say(line)
+        if _working and not line.startswith(_OUTPUT):
+            status = line.replace("\n", " ")
+            _try(_working[0], f"STATUS={status}\nEXTEND_TIMEOUT_USEC={_PATIENCE_S * 1_000_000}")
+
+    return tell
+
+
+def extend(seconds: float) -> None:
+    """Tell that what is done now may take so long, if that is longer than usual."""
+    if _working and seconds > _PATIENCE_S:
+        _try(_working[0], f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+
+
+def send(text: str) -> None:
+    """Tell the service manager something; without one nobody is told.
+
+    Raises:
+        OSError: If it cannot be told.
+    """
+    address = os.environ.get(_VARIABLE, "")
+    if address:
+        _send(address, text, wait_s=_WAIT_S)
+
+
+def _try(address: str, text: str, *, wait_s: float = 0) -> None:
+    # Nothing of a run depends on whether somebody hears of it.
+    with contextlib.suppress(OSError, ValueError):
+        _send(address, text, wait_s=wait_s)
+
+
+def _send(address: str, text: str, *, wait_s: float) -> None:
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        # Who reads too slowly misses lines, not that it is ready.
+        connection.settimeout(wait_s)
+        connection.connect(address)
+        connection.sendall(text.encode("utf-8", "replace"))
