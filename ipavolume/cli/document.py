@@ -5,7 +5,6 @@ The fields are in the manual's topic ``json``; within a format some are only add
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,6 +168,9 @@ def _is_text(name: str) -> bool:
 
 
 def _encoded(value: object) -> object:
+    # Hardly ever needed, and a start loads this module.
+    import base64
+
     if isinstance(value, str):
         try:
             data = value.encode("utf-8", "surrogateescape")

@@ -58,6 +58,7 @@ def run_steps(context: Context, shown: Shown, redactor: Redactor) -> None:
                 key=f"{TaskKind.STEP} {step.name}", state=TaskState.STARTED, started=clock.now()
             )
             write_running(primary, _with(running, record))
+            output.task = record.key
             record, failed = _done(context, step, record, output)
             running = _with(running, record)
             # Recorded first: who was told of it finds it there.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from support import inside
+from support.command import volume_of
 from support.images import Packaged, build_rpm
 from support.upgrades import Site
 
@@ -24,8 +24,8 @@ def test_a_daemon_that_cannot_set_the_clock_is_told(tmp_path: Path) -> None:
 
     def told(*before: str) -> list[str]:
         words = [*before, *inside.IPAVOLUME, "check", "--json"]
-        (found,) = json.loads(inside.run(image.root, volume, words).stdout)["volumes"]
-        return [one["message"] for one in found["findings"] if one["code"] == "no-clock"]
+        found = volume_of(inside.run(image.root, volume, words).stdout)["findings"]
+        return [one["message"] for one in found if one["code"] == "no-clock"]
 
     without = ("setpriv", "--bounding-set=-sys_time", "--")
     wants = volume / UNITS / "multi-user.target.wants"

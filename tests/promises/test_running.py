@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 from support import inside
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volume_of
 from support.images import Packaged, build_rpm
 from support.requirements import need_root
 from support.systemd import SYSTEMD, add_systemd, machine
@@ -59,8 +58,7 @@ def _status(volume: Path) -> dict[str, Any]:
 
 
 def _recorded(volume: Path) -> list[dict[str, Any]]:
-    (card,) = json.loads(run_ipavolume("status", "--json", volume).stdout)["volumes"]
-    running = card["running"]
+    running = volume_of(run_ipavolume("status", "--json", volume).stdout)["running"]
     assert isinstance(running, list)
     return running
 
@@ -129,7 +127,7 @@ def test_a_step_comes_once_ready_at_every_start_whatever_became_of_it_before(
     assert "ended with status 3" in failed["messages"][0]
     assert f"running   {NAME} failed, " in run_ipavolume("status", world.volume).stdout
     found = run_ipavolume("check", "--root", image.root, "--volume", world.volume, "--json").stdout
-    (finding,) = json.loads(found)["volumes"][0]["findings"]
+    (finding,) = volume_of(found)["findings"]
     assert (finding["code"], finding["severity"]) == ("running-step", "warning")
     assert NAME in finding["message"]
 
