@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from typing import Final
 
 from ipavolume.model.progress import Progress
@@ -91,6 +90,9 @@ def _try(address: str, text: str, *, wait_s: float = 0) -> None:
 
 
 def _send(address: str, text: str, *, wait_s: float) -> None:
+    # Later: hardly anybody is told, and every start would load it.
+    import socket
+
     if not address.startswith(("/", "@")):
         return
     if address.startswith("@"):

@@ -555,7 +555,7 @@ def test_what_we_have_is_told_from_theirs_without_our_state(
         shutil.rmtree(path)
     legacy.refused(image, "stateless")
     (volume / "volume-version").write_text("2.0\n")
-    checked = json.loads(legacy.run("check", image, "--json", status=100).stdout)
+    checked = volume_of(legacy.run("check", image, "--json", status=100).stdout)
     assert checked["state"] == "legacy"
     # Whose it is, is known all the same.
     (volume / "volume-version").write_text(said)
