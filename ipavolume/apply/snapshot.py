@@ -24,6 +24,7 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.lockfile import make_state
 from ipavolume.volume.members import Volume, open_state
+from ipavolume.volume.verified import read_verified
 from ipavolume.volume.volumes import Volumes
 
 _KEPT_FILES: Final = (
@@ -323,9 +324,6 @@ def prune(context: Context, say: Progress) -> None:
     Those by hand stay, and that of a run whose result was found not to be right; so does what
     cannot be understood. It comes after the end of a run, which does not fail by it.
     """
-    # Later, so that a run without tasks does not load what only they need.
-    from ipavolume.steps.verify import read_verified
-
     volumes = context.volumes
     own: list[str] = []
     with contextlib.suppress(IpaVolumeError):

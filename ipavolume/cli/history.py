@@ -7,7 +7,6 @@ import click
 from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
-from ipavolume.commands.status import read_runs
 
 
 @click.command(cls=HelpedCommand)
@@ -21,6 +20,8 @@ def history(*, root: str, volumes: tuple[str, ...], as_json: bool, directory: st
     Example:
         ipavolume history /srv/ipa-data
     """
+    from ipavolume.commands.status import read_runs
+
     runs = read_runs(places.place_of(root, volumes, directory))
     if as_json:
         document.current().set_result({"runs": runs})

@@ -11,8 +11,6 @@ import click
 from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
-from ipavolume.commands.check import worst
-from ipavolume.commands.status import read_card
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, UsageError
 
@@ -47,6 +45,8 @@ def status(
         ipavolume status --json /srv/*-data
         ipavolume status --format metrics
     """
+    from ipavolume.commands.status import read_card
+
     if probe is not None:
         if len(directories) > 1:
             raise UsageError("a probe is about the volumes of one container")
@@ -73,7 +73,10 @@ def status(
         lines = text.card_lines(card)
         for line in ["", *lines] if number else lines:
             click.echo(line)
-    sys.exit(worst(statuses))
+    if statuses:
+        from ipavolume.commands.check import worst
+
+        sys.exit(worst(statuses))
 
 
 def _print_metrics(directories: Sequence[str]) -> NoReturn:

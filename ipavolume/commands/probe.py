@@ -35,6 +35,7 @@ from ipavolume.systemd import units
 from ipavolume.volume import lock, logs
 from ipavolume.volume.attempts import read_attempts
 from ipavolume.volume.facts import Facts
+from ipavolume.volume.verified import FAILED, PENDING, read_verified
 from ipavolume.volume.volumes import Volumes
 
 _CMDLINE_BYTES: Final = 64 << 10
@@ -171,8 +172,8 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer, *, rehearsal: boo
 
 
 def _unverified(image: Image, volumes: Volumes) -> str:
-    known = verify.read_verified(volumes.primary) if image.config.verify is not None else None
-    if known is None or known.result not in (verify.PENDING, verify.FAILED):
+    known = read_verified(volumes.primary) if image.config.verify is not None else None
+    if known is None or known.result not in (PENDING, FAILED):
         return ""
     return f", unverified ({known.cause or 'not asked yet'})"
 

@@ -12,7 +12,6 @@ from ipavolume.linux import clock
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import TaskRecord
 from ipavolume.plan import backoff
-from ipavolume.steps import verify
 from ipavolume.volume import history, lockfile, members
 from ipavolume.volume.attempts import Attempts, read_attempts
 from ipavolume.volume.facts import Facts, read_facts
@@ -20,6 +19,7 @@ from ipavolume.volume.lockfile import Holder
 from ipavolume.volume.members import Volume
 from ipavolume.volume.refused import Refused, read_refused
 from ipavolume.volume.running import read_running
+from ipavolume.volume.verified import read_verified
 
 
 def image_data(header: ImageHeader) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def read_card(directory: str) -> Card:
         facts = read_facts(volume)
         runs = history.read_history(volume)
         record = read_record(volume)
-        verified = verify.read_verified(volume)
+        verified = read_verified(volume)
         holder = lockfile.read_holder(volume)
         lock = None if holder is None else asdict(holder) | _standing(volume, holder)
         failed = read_attempts(volume)

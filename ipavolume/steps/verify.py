@@ -8,17 +8,13 @@ recorded on the volume.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.errors import CommandFailedError
-from ipavolume.formats import checks
-from ipavolume.formats.jsonlines import dump_line
 from ipavolume.image.image import Image
-from ipavolume.linux import clock, files
-from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.linux import clock
 from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.steps import loading, views
@@ -26,16 +22,19 @@ from ipavolume.steps.api import Command, Declaration
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import run_command
 from ipavolume.steps.strays import Links
-from ipavolume.volume.failures import attempt
 from ipavolume.volume.history import read_history
-from ipavolume.volume.layout import VERIFIED
 from ipavolume.volume.logs import RunLog
-from ipavolume.volume.members import Volume, damaged, open_state, read_json
+from ipavolume.volume.members import Volume
+from ipavolume.volume.verified import (
+    FAILED,
+    PASSED,
+    PENDING,
+    Verified,
+    read_verified,
+    record_verified,
+)
 from ipavolume.volume.volumes import Volumes
 
-PENDING: Final = "pending"
-PASSED: Final = "passed"
-FAILED: Final = "failed"
 _STEP: Final = "step "
 _MAX_EARLIER: Final = 32
 """There are not so many snapshots."""
@@ -97,22 +96,11 @@ def verify(
         else:
             passed.append(declaration.name)
     before = _of(known, run)
-    _record(
+    record_verified(
         volumes.primary,
         replace(before, passed=tuple(passed), failed=tuple(failed), at=clock.now()),
     )
     return said
-
-
-def _record(volume: Volume, verified: Verified) -> None:
-    # A start on a current volume looks for the words of a line.
-    line = dump_line(checks.dump(verified))
-    with attempt("write to", volume.directory):
-        fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
-        try:
-            files.write_file(fd, VERIFIED, line)
-        finally:
-            os.close(fd)
 
 
 def _of(known: Verified | None, run: str) -> Verified:
@@ -139,11 +127,11 @@ def expect(image: Image, volume: Volume, run: str) -> None:
     known = read_verified(volume)
     if image.config.verify is None:
         if known is not None and known.result == PENDING:
-            _record(volume, replace(known, result=""))
+            record_verified(volume, replace(known, result=""))
         return
     # A commit that was interrupted comes here again.
     if known is None or known.run != run:
-        _record(volume, replace(_of(known, run), result=PENDING))
+        record_verified(volume, replace(_of(known, run), result=PENDING))
 
 
 def expect_again(image: Image, volume: Volume) -> None:
@@ -155,7 +143,7 @@ def expect_again(image: Image, volume: Volume) -> None:
     """
     known = read_verified(volume)
     if known is not None and known.result and image.config.verify is not None:
-        _record(volume, replace(known, result=PENDING, cause=""))
+        record_verified(volume, replace(known, result=PENDING, cause=""))
 
 
 def due(image: Image, volume: Volume) -> str:
@@ -203,7 +191,7 @@ def conclude(volume: Volume, run: str, wrong: str) -> None:
         UnsafeVolumeError: If what is recorded was altered.
     """
     known = read_verified(volume)
-    _record(
+    record_verified(
         volume,
         replace(
             _of(known, run),
@@ -212,61 +200,3 @@ def conclude(volume: Volume, run: str, wrong: str) -> None:
             cause=encodable(wrong)[:MAX_MESSAGE_CHARACTERS],
         ),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What is recorded of a run's verification.
-
-    Attributes:
-        run: Id of the run.
-        passed: Names of the steps that found everything right.
-        failed: Names of those that did not, the last time they were asked.
-        at: When, ISO 8601 in UTC.
-        result: Of the whole run where ``[verify]`` is configured, :data:`PENDING`, :data:`PASSED`
-            or :data:`FAILED`; else "".
-        cause: What was not right at the end, or "".
-        earlier: Runs before it that were not found to be right, the last at the end.
-    """
-
-    run: str
-    passed: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    at: str = ""
-    result: str = ""
-    cause: str = ""
-    earlier: tuple[str, ...] = ()
-
-    @property
-    def unverified(self) -> tuple[str, ...]:
-        """The runs that were not found to be right, or not asked; the last at the end."""
-        is_right = not self.failed and self.result in ("", PASSED)
-        return self.earlier if is_right else (*self.earlier, self.run)
-
-
-def _result(value: object) -> str:
-    return checks.one_of(value, ("", PENDING, PASSED, FAILED))
-
-
-def read_verified(volume: Volume) -> Verified | None:
-    """Return what is recorded of the last verification, or ``None``.
-
-    Raises:
-        UnsafeVolumeError: If it was altered.
-    """
-    fd = open_state(volume)
-    if fd is None:
-        return None
-    try:
-        data = read_json(fd, VERIFIED, volume)
-        if data is None:
-            return None
-        try:
-            return checks.load(
-                Verified, {"result": "", "cause": "", "earlier": [], **data}, {"result": _result}
-            )
-        except checks.MalformedError as err:
-            hint = "Find out who did that, and remove it: what it records is asked again."
-            raise damaged(fd, VERIFIED, "was altered", hint=hint) from err
-    finally:
-        os.close(fd)

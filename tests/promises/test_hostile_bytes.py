@@ -50,11 +50,11 @@ from ipavolume.rpm.header import read_package_file
 from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
 from ipavolume.rpm.versions import compare_evr
 from ipavolume.steps.declaration import find_steps
-from ipavolume.steps.verify import Verified, read_verified
 from ipavolume.volume.facts import Identity, Transaction, read_facts
 from ipavolume.volume.history import read_history
 from ipavolume.volume.index import dump_index, read_baseline, read_index
 from ipavolume.volume.members import open_volume
+from ipavolume.volume.verified import Verified, read_verified
 
 DIGITS: Final = "9" * 5000
 ODD: Final = (
