@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError, UsageError
@@ -13,6 +13,7 @@ from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.image import Image
 from ipavolume.linux import files, mounts
 from ipavolume.model.images import VolumeSpec
+from ipavolume.model.values import dataclass
 from ipavolume.volume import members, ownership, ways
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import crossing, files, libc, trees
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.values import dataclass
 from ipavolume.volume import facts, layout, lockfile, members
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.layout import PRIVATE_MODE

@@ -7,13 +7,13 @@ put the files in place, and after a kill always.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.apply import journal
 from ipavolume.apply.area import Area
 from ipavolume.formats import checks
 from ipavolume.formats.manifest import is_safe_path
+from ipavolume.model.values import dataclass
 from ipavolume.volume import members
 from ipavolume.volume.layout import NOTES
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.apply import attempts, commit, journal, refused, snapshot
@@ -40,6 +40,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress
+from ipavolume.model.values import dataclass
 from ipavolume.plan.rollback import Rollback, draft_open
 from ipavolume.steps.api import Warn, told
 from ipavolume.volume import failures, history, layout, members

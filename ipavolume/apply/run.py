@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import BinaryIO, Final
 
 from ipavolume.apply import attempts, commit, journal, refused, roots, saved, snapshot, stage
@@ -45,6 +45,7 @@ from ipavolume.model.tasks import (
     TaskRecord,
     pending,
 )
+from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, recorded_of
 from ipavolume.plan.snapshot import WayBack

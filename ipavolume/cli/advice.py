@@ -12,13 +12,14 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import click
 
 from ipavolume.commands import places
 from ipavolume.errors import IpaVolumeError
+from ipavolume.model.values import dataclass
 
 _USUAL_MOUNT: Final = "/data"
 _CODE: Final = r"[A-Za-z0-9]+(?:[:._-][A-Za-z0-9]+)*"

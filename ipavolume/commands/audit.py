@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from dataclasses import dataclass
 
 from ipavolume.engines import audit
 from ipavolume.engines.audit import Change, Declared, Finding, Kind, There
@@ -12,6 +11,7 @@ from ipavolume.engines.engine import find_container
 from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

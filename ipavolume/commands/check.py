@@ -9,7 +9,7 @@ import contextlib
 import enum
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.apply import rollback, run
@@ -39,6 +39,7 @@ from ipavolume.model.actions import Keep, Rule
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.tasks import pending
+from ipavolume.model.values import dataclass
 from ipavolume.plan import assess
 from ipavolume.plan import draft as drafting
 from ipavolume.plan.conduct import Does, conduct

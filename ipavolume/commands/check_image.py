@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.commands import check, status, unprepared
@@ -27,6 +27,7 @@ from ipavolume.errors import (
 from ipavolume.image.image import Image
 from ipavolume.linux import mounts as linux_mounts
 from ipavolume.model.progress import Progress, say_nothing
+from ipavolume.model.values import dataclass
 
 _CHECK_INSIDE: Final = "{engine} run --rm -v {name}:{mount}:ro {image} ipavolume check"
 

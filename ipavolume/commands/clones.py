@@ -13,13 +13,13 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import CannotCreateError, IpaVolumeError
 from ipavolume.linux import files, locking, trees
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.systemd import handover
 from ipavolume.volume.failures import attempt
 

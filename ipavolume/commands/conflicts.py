@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.apply import area
@@ -21,6 +21,7 @@ from ipavolume.linux import crossing, files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import mount_of, numbered
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.volume import facts, failures, history, layout, members
 from ipavolume.volume.volumes import Volumes
 

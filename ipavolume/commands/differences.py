@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.image.image import Image
@@ -27,6 +26,7 @@ from ipavolume.model.actions import (
 )
 from ipavolume.model.files import DiskState, FileType, Metadata
 from ipavolume.model.packed import described
+from ipavolume.model.values import dataclass
 from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 from ipavolume.commands import check, conflicts, status
@@ -30,6 +30,7 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import files, signals
+from ipavolume.model.values import dataclass
 from ipavolume.volume import members, snapshots
 from ipavolume.volume.facts import mark_of_kept
 from ipavolume.volume.tree import walk

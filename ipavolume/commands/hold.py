@@ -7,7 +7,6 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.apply.journal import note_held
@@ -16,6 +15,7 @@ from ipavolume.firstrun.record import close_record
 from ipavolume.linux import files, signals
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import FIRST_RUN, TRANSACTION
 from ipavolume.volume.lock import Lock, network_of
 from ipavolume.volume.members import Volume

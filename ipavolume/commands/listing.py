@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ipavolume.config.model import ScriptletsConfig
 from ipavolume.context import Context, Options
 from ipavolume.errors import VolumeIOError
 from ipavolume.image.image import Image
 from ipavolume.image.scriptlets import read_catalogue
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.values import dataclass
 from ipavolume.plan import assess, draft, tasks
 from ipavolume.plan.conduct import conduct
 from ipavolume.plan.verdict import State

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
 from ipavolume.errors import UsageError
+from ipavolume.model.values import dataclass
 from ipavolume.prepare.findings import MEANINGS
 
 _CODES: Final = "codes"

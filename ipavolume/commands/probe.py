@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.apply.run import open_log, read_open_plan
@@ -29,6 +28,7 @@ from ipavolume.linux import clock
 from ipavolume.model import tasks
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
+from ipavolume.model.values import dataclass
 from ipavolume.plan import backoff
 from ipavolume.steps import verify
 from ipavolume.systemd import units

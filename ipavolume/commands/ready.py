@@ -15,7 +15,6 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import ReadyConfig
@@ -23,6 +22,7 @@ from ipavolume.formats import checks
 from ipavolume.linux import command, files
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
+from ipavolume.model.values import dataclass
 from ipavolume.steps.perform import describe_end
 from ipavolume.systemd import handover, units
 

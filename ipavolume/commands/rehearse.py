@@ -14,7 +14,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 from ipavolume.apply import replication
@@ -41,6 +41,7 @@ from ipavolume.linux import clock, cloning, files, mounts, signals, trees, watch
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import Meter, Progress, size_text
+from ipavolume.model.values import dataclass
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.volume import attempts, members, rehearsal, ways
 from ipavolume.volume.facts import read_facts

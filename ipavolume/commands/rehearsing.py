@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from ipavolume.commands import probe, ready, start
@@ -33,6 +33,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals, watching
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
+from ipavolume.model.values import dataclass
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.systemd import boot, units
 from ipavolume.systemd.journal import Watch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ipavolume.apply import snapshot
 from ipavolume.apply.area import sync_area
@@ -15,6 +15,7 @@ from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, UsageError, VolumeIOError
 from ipavolume.model.progress import Progress
 from ipavolume.model.snapshots import Snapshot
+from ipavolume.model.values import dataclass
 from ipavolume.plan.snapshot import CODE, decide
 from ipavolume.volume import extent, layout, snapshots
 from ipavolume.volume.facts import read_facts

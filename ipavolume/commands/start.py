@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume import fastpath
@@ -26,6 +26,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, notify, signals, umask
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import RUN_PHASES, Phase
+from ipavolume.model.values import dataclass
 from ipavolume.plan.backoff import FREE
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ipavolume.firstrun.record import read_record
 from ipavolume.linux import clock
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import TaskRecord
+from ipavolume.model.values import dataclass
 from ipavolume.plan import backoff
 from ipavolume.volume import history, lockfile, members
 from ipavolume.volume.attempts import Attempts, read_attempts

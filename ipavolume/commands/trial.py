@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ipavolume.commands.listing import ListedStep, list_steps
 from ipavolume.context import Context, Options
 from ipavolume.errors import ConfigurationError, ObstructedError, RefusedError
+from ipavolume.model.values import dataclass
 from ipavolume.plan import draft
 from ipavolume.steps import judging
 from ipavolume.steps.api import StepAction

@@ -7,7 +7,6 @@ that they populated. Whether both are the same can be told; what the image would
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.commands import check, status
@@ -18,6 +17,7 @@ from ipavolume.image.release import read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.paths import BUILD_ID_PATH
+from ipavolume.model.values import dataclass
 from ipavolume.plan.verdict import State
 from ipavolume.volume import members
 from ipavolume.volume.facts import Facts, has_only_a_lock, read_facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.apply import attempts, commit, rollback, roots, volatile
@@ -18,6 +18,7 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskRecord, TaskState, pending
+from ipavolume.model.values import dataclass
 from ipavolume.plan import assess
 from ipavolume.plan.assess import refuse
 from ipavolume.plan.conduct import Does, Kind, conduct

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 from ipavolume.commands import hold as on_hold
@@ -21,6 +20,7 @@ from ipavolume.errors import (
 from ipavolume.linux import notify, signals, umask
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
+from ipavolume.model.values import dataclass
 from ipavolume.volume import failures
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.logs import Speaker

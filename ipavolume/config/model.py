@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from ipavolume.model.values import dataclass
 
 MAX_CONFIGURATION_BYTES: Final = 1 << 20
 VERSION_TIMEOUT_S: Final = 60

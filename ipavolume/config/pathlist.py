@@ -10,10 +10,10 @@ it names would silently not be kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from os import fsdecode
 
 from ipavolume.errors import ConfigurationError
+from ipavolume.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

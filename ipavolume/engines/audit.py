@@ -10,8 +10,9 @@ import enum
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from ipavolume.model.values import dataclass
 
 ENGINE: Final = frozenset(
     {

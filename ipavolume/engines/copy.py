@@ -17,7 +17,6 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import IO, Final
 
 from ipavolume.engines.engine import Engine, find_image
@@ -35,6 +34,7 @@ from ipavolume.model.paths import (
     OWN_STEPS,
     SHIPPED_STEPS,
 )
+from ipavolume.model.values import dataclass
 
 TEMPLATE_ID: Final = "/data-template/build-id"
 """Where the images of the freeipa-container project keep their id."""

@@ -15,11 +15,11 @@ import json
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ipavolume.errors import CommandFailedError, IpaVolumeError, VolumeIOError
 from ipavolume.linux import capture, signals
+from ipavolume.model.values import dataclass
 
 NAMES: Final = ("docker", "podman")
 LABEL: Final = "ipavolume.reads-image"

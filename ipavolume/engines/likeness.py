@@ -12,8 +12,9 @@ options of ``docker run`` and ``podman run``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from ipavolume.model.values import dataclass
 
 NOT_LENT: Final = frozenset({"ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_TIME", "SYS_RAWIO"})
 """Capabilities that reach the host: who rehearses has to name them."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from ipavolume.model.values import dataclass
 
 ROOTS_DIRECTORY: Final = "/etc/containers/systemd"
 _SUFFIX: Final = ".container"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import clock, files
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.values import dataclass
 from ipavolume.volume import failures, layout, members
 from ipavolume.volume.members import Volume
 

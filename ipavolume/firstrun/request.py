@@ -15,12 +15,13 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from os import fsdecode
 from typing import Final
 
 from ipavolume import fastpath
 from ipavolume.errors import UsageError
+from ipavolume.model.values import dataclass
 
 SERVER: Final = "ipa-server-install"
 REPLICA: Final = "ipa-replica-install"

@@ -10,7 +10,7 @@ import os
 import shlex
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.apply import area
@@ -39,6 +39,7 @@ from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import Phase
+from ipavolume.model.values import dataclass
 from ipavolume.steps.strays import Links
 from ipavolume.systemd.journal import Watch
 from ipavolume.volume import failures, history

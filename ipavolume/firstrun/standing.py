@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import (
@@ -24,6 +23,7 @@ from ipavolume.firstrun.command import application_of
 from ipavolume.firstrun.looking import There
 from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.image.image import Image
+from ipavolume.model.values import dataclass
 from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_held
 from ipavolume.volume.members import Volume

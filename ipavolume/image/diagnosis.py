@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import Config
 from ipavolume.image.image import Image
+from ipavolume.model.values import dataclass
 
 _READ_ONLY: Final = "ead-only file system"
 _EXISTS: Final = "ile exists"

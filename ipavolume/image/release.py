@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.images import Accounts
+from ipavolume.model.values import dataclass
 
 _MAX_ACCOUNTS_BYTES: Final = 64 << 20
 _MAX_OS_RELEASE_BYTES: Final = 64 << 10

@@ -13,13 +13,13 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.linux import copying, files, trees
 from ipavolume.linux.files import DIRECTORY_FLAGS
 from ipavolume.linux.trees import Cursor, MovedError
 from ipavolume.model.files import Metadata, Xattrs
+from ipavolume.model.values import dataclass
 
 _FICLONE: Final = 0x40049409
 _FS_IOC_GETFLAGS: Final = 0x80086601

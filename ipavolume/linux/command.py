@@ -11,7 +11,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
@@ -21,6 +20,7 @@ from ipavolume.linux.signals import wakened
 from ipavolume.linux.supervisor import Answer, Descendants, Order
 from ipavolume.linux.terminal import Screen, lent_screen
 from ipavolume.model.progress import Progress, say_nothing
+from ipavolume.model.values import dataclass
 
 GRACE_S: Final = 10.0
 """Seconds between the polite and the other signal; what docker and podman give a container."""

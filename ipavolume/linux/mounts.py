@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 
 from ipavolume.errors import VolumeIOError
+from ipavolume.model.values import dataclass
 
 
 def mount_points_below(directory: str) -> list[str]:

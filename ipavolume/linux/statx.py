@@ -7,11 +7,11 @@ import fcntl
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.linux.files import DIRECTORY_FLAGS, fstat, lstat, open_at, open_regular
 from ipavolume.linux.libc import last_errno, libc
+from ipavolume.model.values import dataclass
 
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100

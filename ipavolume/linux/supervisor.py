@@ -18,13 +18,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final, NoReturn
 
 from ipavolume.linux import libc
 from ipavolume.linux.proc import Process, all_processes
 from ipavolume.linux.signals import wakened
 from ipavolume.linux.terminal import Screen
+from ipavolume.model.values import dataclass
 
 _NAME: Final = b"vol-supervisor"
 """Not that of the program: who kills the run by its name is not to kill this one with it."""

@@ -9,7 +9,8 @@ import signal
 import stat
 import termios
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from ipavolume.model.values import dataclass
 
 
 def open_output(path: str) -> int | None:

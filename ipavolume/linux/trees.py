@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Self
 
 from ipavolume.linux.files import (
@@ -19,6 +18,7 @@ from ipavolume.linux.files import (
     scandir,
     unlink,
 )
+from ipavolume.model.values import dataclass
 
 
 class MovedError(OSError):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.model.files import DiskState, Metadata
 from ipavolume.model.tasks import Task
+from ipavolume.model.values import dataclass
 
 ROLLBACK: Final = "rollback"
 """The kind of a run that goes back to a snapshot, and why each of its actions is done."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.model.files import Metadata, Xattrs
+from ipavolume.model.values import dataclass
 
 ACL_NAMES: Final = ("system.posix_acl_access", "system.posix_acl_default")
 CAPABILITY_NAME: Final = "security.capability"

@@ -8,7 +8,8 @@ Nothing here reads or writes anything. Paths are absolute as the container sees 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from ipavolume.model.values import dataclass
 
 STATE_DIRECTORY = ".ipavolume"
 BUILD_ID_NAME = "build-id"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from ipavolume.model.images import Accounts
+from ipavolume.model.values import dataclass
 
 FORMAT: Final = 1
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+from ipavolume.model.values import dataclass
 
 MAX_TIMEOUT_S: Final = 1_000_000_000
 """More than this cannot be added to a time everywhere, and is 31 years."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from ipavolume.model.values import dataclass
 
 UNIT_KINDS: Final = ("system", "user")
 OWN_PLACE: Final = "/etc/systemd"

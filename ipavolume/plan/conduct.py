@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
+from ipavolume.model.values import dataclass
 from ipavolume.plan.verdict import State
 from ipavolume.steps.api import When
 

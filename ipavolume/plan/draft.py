@@ -6,7 +6,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from os import fsencode
 from typing import BinaryIO, Final
 
@@ -20,6 +20,7 @@ from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress, say_nothing
+from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight, tasks
 from ipavolume.plan.accounts import is_renumbered
 from ipavolume.plan.conduct import Kind, conduct

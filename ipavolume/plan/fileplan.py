@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from ipavolume.model.actions import Action
 from ipavolume.model.files import DiskState, Record
+from ipavolume.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

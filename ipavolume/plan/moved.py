@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, RefusedError
@@ -17,6 +17,7 @@ from ipavolume.formats.manifest import parse_record, path_of
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import is_within
+from ipavolume.model.values import dataclass
 from ipavolume.plan.verdict import name_of
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume

@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import EXIT_COMMAND_FAILED, EXIT_LOCKED
+from ipavolume.model.values import dataclass
 
 _NETWORK: Final = re.compile(
     r"temporary failure in name resolution|name or service not known"

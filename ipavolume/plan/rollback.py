@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Final
 
@@ -26,6 +26,7 @@ from ipavolume.model.packed import Packed
 from ipavolume.model.paths import is_within, mount_of
 from ipavolume.model.progress import Meter, Progress, say_nothing
 from ipavolume.model.snapshots import Method, Snapshot
+from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight
 from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
 from ipavolume.steps.api import Warn

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from ipavolume.config.model import SnapshotConfig
 from ipavolume.errors import VolumeIOError
 from ipavolume.model.progress import size_text
 from ipavolume.model.snapshots import Method, Room, Size
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED
 
 CODE: Final = "no-snapshot"

@@ -8,7 +8,7 @@ asked again when its turn comes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 from ipavolume.context import Context
@@ -18,6 +18,7 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskKind
+from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
 from ipavolume.steps import judging, loading, views
 from ipavolume.steps.api import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from ipavolume.config import releases
@@ -15,6 +15,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.snapshots import Snapshot
+from ipavolume.model.values import dataclass
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, Transaction
 from ipavolume.volume.layout import REHEARSAL

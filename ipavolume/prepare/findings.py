@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ConfigurationError, UsageError
+from ipavolume.model.values import dataclass
 
 
 class Severity(enum.StrEnum):

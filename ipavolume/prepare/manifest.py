@@ -7,7 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import BinaryIO, Final
 
 from ipavolume import fastpath
@@ -25,6 +25,7 @@ from ipavolume.model.packages import Package
 from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
 from ipavolume.model.progress import Progress
 from ipavolume.model.tasks import Phase
+from ipavolume.model.values import dataclass
 from ipavolume.prepare import profile, programs
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings

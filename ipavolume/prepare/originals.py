@@ -10,7 +10,6 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.errors import IpaVolumeError
@@ -20,6 +19,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.linux.trees import remove_tree
 from ipavolume.model.files import Metadata
+from ipavolume.model.values import dataclass
 from ipavolume.prepare.files import reported
 
 WORK_DIRECTORY: Final = ".ipavolume-prepare"

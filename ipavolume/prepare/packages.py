@@ -11,7 +11,6 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ConfigurationError, PackageError
@@ -21,6 +20,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package, RpmFile, RpmPackage
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.prepare import kept
 from ipavolume.rpm import database, header, query
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.config.model import VolumeConfig
@@ -19,6 +19,7 @@ from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import VERSION_NAME
 from ipavolume.model.paths import is_within
+from ipavolume.model.values import dataclass
 
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/usr/share/ipavolume")
 _OURS: Final = ("/etc/build-id", "/etc/ipavolume.toml", "/etc/ipavolume")

@@ -13,13 +13,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import trees
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.systemd import WRAPPER, unit_places

@@ -14,11 +14,11 @@ import os
 import re
 import stat
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.image.tree import NOT_SCANNED, ImageTree
 from ipavolume.linux.trees import walk
+from ipavolume.model.values import dataclass
 from ipavolume.prepare.files import reported
 
 PATH: Final = "/usr/share/ipavolume/programs"

@@ -13,7 +13,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.config.model import (
@@ -32,6 +32,7 @@ from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.prepare import (
     mentioned,
     pathlists,

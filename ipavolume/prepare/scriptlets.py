@@ -11,7 +11,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import ScriptletsConfig
@@ -30,6 +29,7 @@ from ipavolume.linux.trees import remove_tree
 from ipavolume.model.packages import RpmPackage, RpmScriptlet
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.rpm import running, scriptlets, versions

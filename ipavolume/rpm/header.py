@@ -17,11 +17,11 @@ import stat
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from ipavolume.errors import PackageError
 from ipavolume.model.packages import RpmPackage
+from ipavolume.model.values import dataclass
 from ipavolume.rpm.tags import VALUES_MAX, HeaderValues, Tag, TagType, build_package
 
 _LEAD_BYTES: Final = 96

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.config.model import ScriptletsConfig
 from ipavolume.model.packages import Condition
 from ipavolume.model.scriptlets import GROUPS, cannot_run
+from ipavolume.model.values import dataclass
 from ipavolume.rpm import versions
 
 LUA: Final = "<lua>"

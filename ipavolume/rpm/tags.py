@@ -10,12 +10,12 @@ import enum
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, NoReturn
 
 from ipavolume.errors import PackageError
 from ipavolume.model.files import FileFlags
 from ipavolume.model.packages import Condition, Package, Provide, RpmFile, RpmPackage, RpmScriptlet
+from ipavolume.model.values import dataclass
 
 VALUES_MAX: Final = 1 << 19
 """Values of one tag that are believed: half of what rpm allows, several times what exists."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 import enum
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from ipavolume.model.tasks import Phase
+from ipavolume.model.values import dataclass
 
 DEFAULT_TIMEOUT_S = 600
 """Seconds that a command may take when its step says nothing else."""

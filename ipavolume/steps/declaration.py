@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.config import releases
@@ -25,6 +25,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS, is_within
 from ipavolume.model.tasks import Phase
+from ipavolume.model.values import dataclass
 from ipavolume.rpm import versions
 from ipavolume.steps.api import (
     Declaration,

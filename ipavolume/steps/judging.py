@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ObstructedError
 from ipavolume.model.files import BUILD_ID_NAME, FileType
 from ipavolume.model.images import VolumeSpec
 from ipavolume.model.paths import mount_of
+from ipavolume.model.values import dataclass
 from ipavolume.steps.api import (
     Command,
     Declaration,

@@ -18,7 +18,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ConfigurationError, VolumeIOError
@@ -26,6 +25,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import copying, crossing, files, trees
 from ipavolume.model.files import Metadata
 from ipavolume.model.progress import Progress
+from ipavolume.model.values import dataclass
 from ipavolume.steps.saving import Saving, make_durable_directories, opened_state
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import PUBLIC_MODE

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 from ipavolume.errors import ConfigurationError, UnsafeVolumeError, VolumeIOError, told_as
@@ -32,6 +31,7 @@ from ipavolume.model.actions import (
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
+from ipavolume.model.values import dataclass
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
 from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
 from ipavolume.linux.command import run_command
 from ipavolume.model.progress import Progress, say_nothing
+from ipavolume.model.values import dataclass
 from ipavolume.systemd import units
 
 _TIMEOUT_S: Final = 10

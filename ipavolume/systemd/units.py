@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
 from ipavolume.errors import CommandFailedError
 from ipavolume.linux.command import run_command
+from ipavolume.model.values import dataclass
 
 DEFAULT_TARGET: Final = "default.target"
 _BOOTED: Final = "/run/systemd/system"

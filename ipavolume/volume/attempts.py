@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from calendar import timegm
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError
@@ -18,6 +18,7 @@ from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.linux import files
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
+from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import ATTEMPTS, PUBLIC_FILE_MODE
 from ipavolume.volume.members import Volume, open_state, read_small
 

@@ -7,12 +7,12 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.formats import manifest
 from ipavolume.linux import files, parallel
 from ipavolume.model.files import DiskState, Record
+from ipavolume.model.values import dataclass
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, index_entry
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree

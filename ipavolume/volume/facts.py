@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ManifestError, UnsafeVolumeError
@@ -19,6 +18,7 @@ from ipavolume.linux import files
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, VERSION_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import NOTHING, TaskLog
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import (
     ATTEMPTS,

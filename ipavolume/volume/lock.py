@@ -19,13 +19,13 @@ import fcntl
 import os
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Final, Self
 
 from ipavolume import fastpath
 from ipavolume.errors import IpaVolumeError, LockedError, LockLostError, UnsafeVolumeError
 from ipavolume.linux import files, locking, mounts, proc, signals
 from ipavolume.model.progress import Progress, say_nothing
+from ipavolume.model.values import dataclass
 from ipavolume.volume import lockfile
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.members import Volume

@@ -12,13 +12,13 @@ import errno
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume import fastpath
 from ipavolume.errors import CannotCreateError, IpaVolumeError, UnsafeVolumeError
 from ipavolume.linux import files, locking, mounts, proc
 from ipavolume.model.files import STATE_DIRECTORY, Metadata
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.layout import LOCK, PUBLIC_MODE
 from ipavolume.volume.members import (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from ipavolume.linux import clock, files, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import Printed, Progress
 from ipavolume.model.redaction import Redactor
+from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import LOGS
 from ipavolume.volume.members import Volume
 

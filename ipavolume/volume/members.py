@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import ManifestError, UnsafeVolumeError, VolumeIOError
@@ -12,6 +11,7 @@ from ipavolume.formats import checks
 from ipavolume.formats.manifest import NEWER
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
+from ipavolume.model.values import dataclass
 from ipavolume.volume import ownership
 from ipavolume.volume.layout import (
     ATTEMPTS,

@@ -16,7 +16,6 @@ import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
@@ -24,6 +23,7 @@ from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import mount_of
+from ipavolume.model.values import dataclass
 from ipavolume.volume import ownership
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.index import read_baseline

@@ -10,13 +10,13 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import ManifestError, UnsafeVolumeError
 from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.values import dataclass
 
 OVERFLOW_ID: Final = 65534
 """Whom the kernel shows for an owner that the user namespace does not have."""

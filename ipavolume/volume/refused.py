@@ -12,7 +12,6 @@ import os
 import time
 from calendar import timegm
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ipavolume.errors import IpaVolumeError
@@ -21,6 +20,7 @@ from ipavolume.formats.jsonlines import dump_line
 from ipavolume.linux import files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
+from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import PUBLIC_FILE_MODE, REFUSED
 from ipavolume.volume.members import Volume, open_state, read_small
 

@@ -10,7 +10,6 @@ import errno
 import os
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, ObstructedError, VolumeIOError
@@ -19,6 +18,7 @@ from ipavolume.linux.statx import Part, part_of, project_of
 from ipavolume.linux.trial import make_nameless
 from ipavolume.model.files import DiskState, FileType
 from ipavolume.model.paths import mount_of
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.members import Volume, open_state
 from ipavolume.volume.room import is_shown_read_only

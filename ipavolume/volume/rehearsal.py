@@ -7,11 +7,11 @@ that has it: two servers with the same keys and names must not run beside each o
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.linux import files
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import PUBLIC_FILE_MODE, REHEARSAL
 from ipavolume.volume.lockfile import make_state

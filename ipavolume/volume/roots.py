@@ -10,13 +10,14 @@ import os
 import stat
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files
 from ipavolume.model.attributes import ACL_NAMES
 from ipavolume.model.files import Metadata
+from ipavolume.model.values import dataclass
 from ipavolume.volume import ownership
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import FS_GROUP_BITS, Volume, untrusted

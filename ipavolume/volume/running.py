@@ -7,7 +7,6 @@ as nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError
@@ -16,6 +15,7 @@ from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.tasks import log_data, parse_log
 from ipavolume.linux import files
 from ipavolume.model.tasks import NOTHING, TaskLog, TaskState
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import PUBLIC_FILE_MODE, RUNNING
 from ipavolume.volume.members import Volume, open_state, read_small

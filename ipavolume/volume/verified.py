@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import VERIFIED
 from ipavolume.volume.members import Volume, damaged, open_state, read_json

@@ -1,0 +1,103 @@
+"""A value behaves as a frozen dataclass of the standard library does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ipavolume.model import values
+
+FROZEN = {"frozen": True, "slots": True, "kw_only": True}
+
+
+def account(dataclass: Callable[..., Callable[[type], type]]) -> Any:
+    """Return a class with a field of each kind."""
+
+    @dataclass(**FROZEN)
+    class Account:
+        name: str
+        groups: list[str] = dataclasses.field(default_factory=list)
+        hidden: str = dataclasses.field(default="", repr=False)
+        seen: int = dataclasses.field(default=0, compare=False)
+        home: str = "/"
+
+        def __post_init__(self) -> None:
+            if self.home == "~":
+                object.__setattr__(self, "home", f"/home/{self.name}")
+
+    return Account
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(dataclasses.dataclass, id="the standard library's"),
+        pytest.param(values.dataclass, id="ours"),
+    ]
+)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return account(request.param)
+
+
+def test_fields_have_their_values_and_defaults(kind: Any) -> None:
+    one = kind(name="a", home="~")
+    assert dataclasses.asdict(one) == {
+        "name": "a", "groups": [], "hidden": "", "seen": 0, "home": "/home/a",
+    }  # fmt: skip
+    assert one.groups is not kind(name="a").groups
+    assert [field.name for field in dataclasses.fields(kind)] == list(dataclasses.asdict(one))
+    assert not hasattr(one, "__dict__")
+
+
+def test_fields_are_given_by_name_and_all_that_have_no_default(kind: Any) -> None:
+    for arguments, named in [(("a",), {}), ((), {}), ((), {"name": "a", "other": 1})]:
+        with pytest.raises(TypeError):
+            kind(*arguments, **named)
+
+
+def test_values_are_equal_by_what_is_compared(kind: Any) -> None:
+    one = kind(name="a", groups=["b"])
+    assert one == kind(name="a", groups=["b"], seen=5)
+    assert one != kind(name="a")
+    assert one != account(dataclasses.dataclass)(name="a", groups=["b"])
+    assert one != "a"
+    same = kind(name="a", groups=(), seen=1), kind(name="a", groups=())
+    assert len({*same}) == 1
+    with pytest.raises(TypeError):
+        hash(one)
+
+
+def test_a_value_is_replaced_and_not_changed(kind: Any) -> None:
+    one = kind(name="a", home="/a")
+    assert dataclasses.replace(one, name="b") == kind(name="b", home="/a")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.name = "b"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del one.name
+    assert one == kind(name="a", home="/a")
+
+
+def test_what_is_secret_is_not_shown(kind: Any) -> None:
+    shown = repr(kind(name="a", hidden="s", home="/a"))
+    assert shown.endswith("Account(name='a', groups=[], seen=0, home='/a')")
+
+
+def test_a_value_by_position_is_matched_and_inherited() -> None:
+    @values.dataclass(frozen=True, slots=True)
+    class Point:
+        x: int
+        y: int = 0
+
+    @values.dataclass(frozen=True, slots=True)
+    class Named(Point):
+        name: str = ""
+
+    match Named(1, name="n"):
+        case Named(x, 0, name):
+            assert (x, name) == (1, "n")
+        case other:
+            pytest.fail(f"{other}")
+    assert Named(1) != Point(1)
+    assert Point(1, 2) == Point(1, 2)
