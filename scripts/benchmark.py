@@ -4,22 +4,61 @@ Each contestant of a row runs in turn, several rounds, each time in new director
 file system made for the row: ext4 does not reuse the inodes of what was just deleted, and
 the first touch of memory costs on a virtual machine, so a round that is not counted comes
 first. What is printed are medians, and ratios of medians of one run.
+
+``--against FILE`` compares ratios and CPU with a table that an earlier run printed.
+``--quick`` is one round of few files: whether everything runs, not how fast. ``--scale`` runs
+each command once, for sizes at which a race would take hours.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROUNDS = 5
 CHANGED_PERCENT = 5
+WOULD_UPGRADE = 100
+"""How ``ipavolume check`` ends where the image would do something."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one command cost.
+
+    Attributes:
+        seconds: From its start to its end.
+        cpu_s: Of the processor, by it and by what it started.
+        peak_kib: Largest resident set of one of its processes, in KiB.
+    """
+
+    seconds: float
+    cpu_s: float
+    peak_kib: int
+
+
+def measure(*command: str, success: Sequence[int] = (0,)) -> Measured:
+    """Run *command* once, which has to end with a status of *success*."""
+    os.sync()
+    begin = time.perf_counter()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        said = process.stderr.read() if process.stderr else b""
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in success:
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}: {said.decode()}")
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 
 @dataclass
@@ -29,39 +68,35 @@ class Contestant:
     Attributes:
         name: What the table calls it.
         prepare: Makes ready a round's directory and returns the command.
-        seconds: Measured times.
-        peak_kib: Largest resident set, in KiB.
+        success: How the command may end.
+        runs: What the runs that count cost.
     """
 
     name: str
     prepare: Callable[[Path], Sequence[str]]
-    seconds: list[float] = field(default_factory=list)
-    peak_kib: int = 0
+    success: Sequence[int] = (0,)
+    runs: list[Measured] = field(default_factory=list)
 
     def run(self, directory: Path, *, count: bool) -> None:
         """Run it once in *directory*."""
-        command = list(self.prepare(directory))
-        os.sync()
-        begin = time.perf_counter()
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
-            said = process.stderr.read() if process.stderr else b""
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - begin
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            sys.exit(f"{self.name}: {command} ended with {process.returncode}: {said.decode()}")
+        measured = measure(*self.prepare(directory), success=self.success)
         if count:
-            self.seconds.append(seconds)
-            self.peak_kib = max(self.peak_kib, usage.ru_maxrss)
+            self.runs.append(measured)
 
-    def median(self) -> float:
-        """Return the median of the measured times, in seconds."""
-        return statistics.median(self.seconds)
+    def seconds(self) -> float:
+        """Return the median of the measured times."""
+        return statistics.median(one.seconds for one in self.runs)
+
+    def cpu_s(self) -> float:
+        """Return the median of the processor's seconds."""
+        return statistics.median(one.cpu_s for one in self.runs)
+
+    def peak_kib(self) -> int:
+        """Return the largest resident set."""
+        return max(one.peak_kib for one in self.runs)
 
 
-def race(where: Path, contestants: Sequence[Contestant], rounds: int = ROUNDS) -> None:
+def race(where: Path, contestants: Sequence[Contestant], rounds: int) -> None:
     """Run every contestant in turn, *rounds* times and once more that is not counted."""
     for number in range(rounds + 1):
         order = contestants if number % 2 else list(reversed(contestants))
@@ -100,6 +135,25 @@ class FileSystem:
         """Unmount and remove it."""
         run("umount", str(self.mount))
         self.image.unlink()
+
+
+@contextmanager
+def overlay(mount: Path, image: Path) -> Iterator[Path]:
+    """Mount *image* as the lower layer of an overlay, as an engine gives it to a container.
+
+    The volume lies on the file system of the layer, but neither reflinks nor ``copy_file_range``
+    lead from an overlay to it.
+    """
+    area = mount / "overlay"
+    upper, work, merged = area / "upper", area / "work", area / "merged"
+    for directory in (upper, work, merged):
+        directory.mkdir(parents=True)
+    layers = f"lowerdir={image},upperdir={upper},workdir={work}"
+    run("mount", "-t", "overlay", "overlay", "-o", layers, str(merged))
+    try:
+        yield merged
+    finally:
+        run("umount", str(merged))
 
 
 def run(*command: str) -> None:
@@ -167,9 +221,11 @@ def make_image(directory: Path, command: str, packages: Path, count: int, versio
     return root
 
 
-def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tuple[str, ...]]:
+def rows(
+    command: str, interpreter: str, directory: Path, count: int, rounds: int
+) -> list[tuple[str, ...]]:
     """Measure everything for one number of files; return the lines of the table."""
-    megabytes = 600 + count * 14 * (ROUNDS + 3) * 5 // 1024
+    megabytes = 600 + count * 14 * (rounds + 3) * 5 // 1024
     result: list[tuple[str, ...]] = []
     with FileSystem(directory, megabytes) as mount:
         packages = directory / "packages"
@@ -205,8 +261,27 @@ def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tu
         ]
         area = mount / "populate"
         area.mkdir()
-        race(area, race_)
+        race(area, race_, rounds)
         result += table(f"populate {count}", race_, "cp -a + sync -f", "populate")
+
+        with overlay(mount, first) as merged:
+            layered = merged / "data-template"
+
+            def copy_layer(where: Path) -> Sequence[str]:
+                return ["sh", "-c", f"cp -a {layered}/. {where} && sync -f {where}"]
+
+            def populate_layer(where: Path) -> Sequence[str]:
+                return [command, "upgrade", "-q", "--root", str(merged), "--volume", str(where)]
+
+            race_ = [
+                Contestant("cp -a + sync -f", copy_layer),
+                Contestant("populate", populate_layer),
+            ]
+            area = mount / "layer"
+            area.mkdir()
+            race(area, race_, rounds)
+            row = f"populate from an overlay's layer {count}"
+            result += table(row, race_, "cp -a + sync -f", "populate")
 
         volume = mount / "volume"
         volume.mkdir()
@@ -221,11 +296,23 @@ def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tu
             root = (first, rebuilt)[int(where.name.rpartition("-")[2]) % 2 == 0]
             return [command, "upgrade", "-q", "--root", str(root), "--volume", str(volume)]
 
+        def check(_where: Path) -> Sequence[str]:
+            return [command, "check", "--root", str(second), str(volume)]
+
+        race_ = [
+            Contestant("rsync -a --dry-run", dry_rsync),
+            Contestant("check", check, success=(WOULD_UPGRADE,)),
+        ]
+        area = mount / "check"
+        area.mkdir()
+        race(area, race_, rounds)
+        result += table(f"check, 5 % changed {count}", race_, "rsync -a --dry-run", "check")
+
         race_ = [Contestant("rsync -a --dry-run", dry_rsync), Contestant("unchanged", unchanged)]
         area = mount / "unchanged"
         area.mkdir()
         # The round that is not counted brings the volume to the other image.
-        race(area, race_)
+        race(area, race_, rounds)
         row = f"upgrade, nothing changed {count}"
         result += table(row, race_, "rsync -a --dry-run", "unchanged")
 
@@ -240,13 +327,13 @@ def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tu
         race_ = [Contestant("rsync -a", rsync_changed), Contestant("5 % changed", changed)]
         area = mount / "changed"
         area.mkdir()
-        race(area, race_, rounds=3)
+        race(area, race_, min(rounds, 3))
         result += table(f"upgrade, 5 % changed {count}", race_, "rsync -a", "5 % changed")
 
         def bare(_where: Path) -> Sequence[str]:
             return [interpreter, "-I", "-S", "-c", "pass"]
 
-        current = rebuilt if ROUNDS % 2 == 0 else first
+        current = rebuilt if rounds % 2 == 0 else first
         run(command, "upgrade", "-q", "--root", str(current), "--volume", str(volume))
         run("rm", "-rf", str(current / "data"))
         run("mv", str(volume), str(current / "data"))
@@ -264,12 +351,12 @@ def rows(command: str, interpreter: str, directory: Path, count: int) -> list[tu
         ]
         area = mount / "start"
         area.mkdir()
-        race(area, race_, rounds=25)
+        race(area, race_, 5 * rounds)
         result += table(f"start, current {count}", race_, "python3 -I -S", "start")
     return result
 
 
-def snapshots(command: str, directory: Path, count: int) -> list[tuple[str, ...]]:
+def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
     """Measure what a snapshot costs on each file system, beside a copy as large."""
     packages = directory / "packages"
     run("rm", "-rf", str(packages), str(directory / "image-1"))
@@ -277,7 +364,7 @@ def snapshots(command: str, directory: Path, count: int) -> list[tuple[str, ...]
     image = make_image(directory, command, packages, count, 1)
     result: list[tuple[str, ...]] = []
     for kind in MAKE:
-        megabytes = 3000 + count * 14 * (ROUNDS + 3) * 2 // 1024
+        megabytes = 3000 + count * 14 * (rounds + 3) * 2 // 1024
         with FileSystem(directory, megabytes, kind) as mount:
             volume = mount / "volume"
             volume.mkdir()
@@ -298,60 +385,193 @@ def snapshots(command: str, directory: Path, count: int) -> list[tuple[str, ...]
             ]
             area = mount / "area"
             area.mkdir()
-            race(area, race_)
+            race(area, race_, rounds)
             row = f"snapshot, {kind} {count}"
             result += table(row, race_, race_[0].name, race_[1].name)
     run("rm", "-rf", str(packages), str(image))
     return result
 
 
+SCALE_HEAD = ("what", "s", "CPU s", "CPU us a path", "MiB", "bytes a path")
+OWNER_BEFORE, OWNER_AFTER = 1001, 1002
+"""An account of the image, whose number the second image gives anew."""
+
+
+def make_large_image(
+    directory: Path, command: str, count: int, version: int
+) -> tuple[Path, Measured]:
+    """Make an image with *count* small files of a real package, a tenth of one account.
+
+    Nothing is unpacked: the files are made where they belong, and rpm is told of them.
+    """
+    root = directory / f"image-{version}"
+    uid = (OWNER_BEFORE, OWNER_AFTER)[version - 1]
+    for number in range(count):
+        top = "etc/bench" if number % 10 == 0 else "var/lib/bench"
+        parent = root / top / f"d{number // 200:05d}"
+        if number % 200 < 10:
+            parent.mkdir(parents=True, exist_ok=True)
+        path = f"{parent}/file{number:07d}"
+        changed = version > 1 and number % 100 < CHANGED_PERCENT
+        with open(path, "w", encoding="ascii") as stream:
+            stream.write(f"{number} {'changed' if changed else 'shipped'}\n")
+        if number % 10 == 1:
+            os.chown(path, uid, uid)
+    packages = directory / "packages"
+    packages.mkdir()
+    spec = packages / "bench.spec"
+    spec.write_text(SPEC.format(version=version, tree=root))
+    run("rpmbuild", "-bb", "--quiet", "--define", f"_topdir {packages}", str(spec))
+    package = packages / f"RPMS/noarch/bench-{version}-1.noarch.rpm"
+    run(
+        "rpm", "--root", str(root), "--dbpath", "/var/lib/rpm", "-i", "--nodeps", "--justdb",
+        "--ignoreos", "--ignorearch", str(package),
+    )  # fmt: skip
+    run("rm", "-rf", str(packages))
+    (root / "etc/passwd").write_text(
+        f"root:x:0:0:root:/root:/bin/sh\nbench:x:{uid}:{uid}::/:/bin/false\n"
+    )
+    (root / "etc/group").write_text(f"root:x:0:\nbench:x:{uid}:\n")
+    (root / "etc/os-release").write_text("ID=bench\nVERSION_ID=1\n")
+    (root / "etc/volume-data-list").write_text("/etc/bench/\n/var/lib/bench/\n")
+    return root, measure(command, "prepare", "-q", "--root", str(root))
+
+
+def scale(command: str, directory: Path, count: int) -> list[tuple[str, ...]]:
+    """Measure each command once with *count* files: what the next size costs."""
+    result: list[tuple[str, ...]] = []
+
+    def row(what: str, measured: Measured) -> None:
+        result.append(
+            (
+                f"{what} {count}",
+                f"{measured.seconds:.1f}",
+                f"{measured.cpu_s:.1f}",
+                f"{measured.cpu_s / count * 1e6:.1f}",
+                f"{measured.peak_kib >> 10}",
+                f"{measured.peak_kib * 1024 // count}",
+            )
+        )
+        print("  ".join(result[-1]), file=sys.stderr, flush=True)
+
+    with FileSystem(directory, 2000 + count * 40 // 1024) as mount:
+        first, measured = make_large_image(mount, command, count, 1)
+        row("prepare", measured)
+        query = "rpm", "--root", str(first), "--dbpath", "/var/lib/rpm", "-qa", "--xml"
+        row("rpm -qa --xml", measure(*query))
+        volume = mount / "volume"
+        volume.mkdir()
+
+        def upgrade(image: Path) -> Measured:
+            return measure(command, "upgrade", "-q", "--root", str(image), "--volume", str(volume))
+
+        row("populate", upgrade(first))
+        toml = first / "etc/ipavolume.toml"
+        toml.write_text("# another build\n")
+        row("prepare again", measure(command, "prepare", "-q", "--root", str(first)))
+        row(
+            "check",
+            measure(command, "check", "--root", str(first), str(volume), success=(WOULD_UPGRADE,)),
+        )
+        row("nothing changed", upgrade(first))
+        second, measured = make_large_image(mount, command, count, 2)
+        row("5 % changed, a tenth given to another owner", upgrade(second))
+        owner = (volume / "var/lib/bench/d00000/file0000001").stat().st_uid
+        if owner != OWNER_AFTER:
+            sys.exit(f"an owner was not translated: {owner}")
+    return result
+
+
+HEAD = ("what", "contestant", "median s", "min..max s", "ratio", "CPU s", "MiB", "")
+
+
 def table(
     row: str, contestants: Sequence[Contestant], reference: str, ours: str
 ) -> list[tuple[str, ...]]:
     """Return the lines for one race; the ratio is against *reference*."""
-    base = next(one for one in contestants if one.name == reference).median()
+    base = next(one for one in contestants if one.name == reference).seconds()
     lines = []
     for one in contestants:
-        spread = f"{min(one.seconds):.4f}..{max(one.seconds):.4f}"
+        times = [measured.seconds for measured in one.runs]
+        spread = f"{min(times):.4f}..{max(times):.4f}"
         mark = "<--" if one.name == ours else ""
         lines.append(
-            (row, one.name, f"{one.median():.4f}", spread, f"{one.median() / base:.2f}",
-             f"{one.peak_kib >> 10}", mark)
+            (row, one.name, f"{one.seconds():.4f}", spread, f"{one.seconds() / base:.2f}",
+             f"{one.cpu_s():.3f}", f"{one.peak_kib() >> 10}", mark)
         )  # fmt: skip
         row = ""
     return lines
 
 
+def read_table(text: str) -> dict[tuple[str, str], tuple[float, float, bool]]:
+    """Return ratio, CPU seconds and whether it is ours, by row and contestant, of a table."""
+    found = {}
+    row = ""
+    # What follows an empty line is what changed against an earlier table.
+    for line in text.partition("\n\n")[0].splitlines()[1:]:
+        cells = re.split(" {2,}", line)
+        row = cells[0] or row
+        found[row, cells[1]] = float(cells[4]), float(cells[5]), cells[-1] == "<--"
+    return found
+
+
+def changes(before: str, after: str) -> list[str]:
+    """Return a line for each row of ours that both tables have: ratio and CPU, then and now."""
+    earlier = read_table(before)
+    return [
+        f"{row}: ratio {earlier[row, name][0]:.2f} -> {ratio:.2f}, "
+        f"CPU {earlier[row, name][1]:.3f} -> {cpu_s:.3f} s"
+        for (row, name), (ratio, cpu_s, is_ours) in read_table(after).items()
+        if is_ours and (row, name) in earlier
+    ]
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return *lines* as a table, two spaces or more between its columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--command", required=True)
-    parser.add_argument("--interpreter", required=True)
+    parser.add_argument("--command", type=Path, required=True)
+    parser.add_argument("--interpreter", type=Path, required=True)
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("sizes", type=int, nargs="*", default=[1000, 5000, 20000, 100000])
+    parser.add_argument("--against", type=Path, help="a table that was printed earlier")
+    parser.add_argument("--quick", action="store_true", help="one round, 20 files")
+    parser.add_argument("--scale", action="store_true", help="each command once: 1000000 files")
+    parser.add_argument("sizes", type=int, nargs="*")
     options = parser.parse_args()
+    usual = [20] if options.quick else [1_000_000] if options.scale else [1000, 5000, 20000, 100000]
+    sizes = options.sizes or usual
+    earlier = options.against.read_text() if options.against else ""
+    command = str(options.command.absolute())
+    interpreter = str(options.interpreter.absolute())
+    directory = options.directory.absolute()
     # No other contestant keeps what it replaces.
     os.environ["IPAVOLUME_SNAPSHOT"] = "never"
-    options.directory.mkdir(parents=True, exist_ok=True)
-    head = ("what", "contestant", "median s", "min..max s", "ratio", "MiB", "")
-    lines = []
+    directory.mkdir(parents=True, exist_ok=True)
+    if options.scale:
+        costs = [line for count in sizes for line in scale(command, directory, count)]
+        print(aligned([SCALE_HEAD, *costs]), end="")
+        return
+    rounds = 1 if options.quick else ROUNDS
     # The memory a run will need, touched once, by a process of its own.
     run(sys.executable, "-c", "bytearray(1 << 30)")
-    for count in options.sizes:
+    lines = []
+    for count in sizes:
         print(f"measuring {count} files ...", file=sys.stderr, flush=True)
-        lines += rows(
-            str(Path(options.command).absolute()),
-            str(Path(options.interpreter).absolute()),
-            options.directory.absolute(),
-            count,
-        )
-        lines += snapshots(
-            str(Path(options.command).absolute()), options.directory.absolute(), count
-        )
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    for line in (head, *lines):
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        lines += rows(command, interpreter, directory, count, rounds)
+        lines += snapshots(command, directory, count, rounds)
+    printed = aligned([HEAD, *lines])
+    print(printed, end="")
+    if changed := changes(earlier, printed):
+        print("", *changed, sep="\n")
 
 
 if __name__ == "__main__":
