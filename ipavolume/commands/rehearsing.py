@@ -25,6 +25,7 @@ from ipavolume.errors import (
     EXIT_LOCKED,
     CannotCreateError,
     IpaVolumeError,
+    RefusedError,
     StoppedError,
     UnsafeVolumeError,
     UsageError,
@@ -119,13 +120,25 @@ def start_rehearsal(options: Options, arguments: Sequence[str], shown: Shown, te
     timer = _Clock(begun=time.monotonic(), limit_s=_limit())
     signals.stop_after(timer.limit_s)
     with _told(options, timer, tell):
-        start.start(
+        waits = start.start(
             replace(options, waits=False),
             arguments,
             shown,
             hold=False,
             stay=lambda work, beginning: _stay(work, beginning, timer, tell),
         )
+    if waits:
+        message = "the first run waits for an answer, and the application is not started before it"
+        came_to = Rehearsed(ending=Ending.UNDECIDED, message=message, code="waiting")
+        tell(came_to)
+        err = RefusedError(
+            message,
+            code="waiting",
+            hint="Finish the first run on the volume itself; then rehearse.",
+            state="what was rehearsed with is a copy",
+        )
+        err.exit_status = came_to.ending.exit_status
+        raise err
     # There was nothing to execute.
     tell(Rehearsed(ending=Ending.FINE, message="there is no application to be started"))
 

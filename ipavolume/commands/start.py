@@ -100,7 +100,7 @@ def start(
     *,
     hold: bool,
     stay: Callable[[Work, Beginning], None] | None = None,
-) -> None:
+) -> bool:
     """Bring the volumes to the image, then execute the container's command.
 
     What is safe depends on the order of the calls: the lock before anything is written, and
@@ -113,6 +113,9 @@ def start(
         shown: Where what happens is said.
         hold: Keep the container up when something fails.
         stay: Called last, in whose place the command is executed where it returns.
+
+    Returns:
+        Whether the first run waits for an answer, where the command was not executed.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
@@ -146,7 +149,7 @@ def _start(
     *,
     hold: bool,
     stay: Callable[[Work, Beginning], None] | None,
-) -> None:
+) -> bool:
     with Work(options) as work:
         context = work.context
         beginning = begin(context.image, arguments)
@@ -163,11 +166,11 @@ def _start(
             hold=hold,
         )
         if not beginning.words or outcome.waits:
-            return
+            return outcome.waits
         alone = beginning.systemd and bool(outcome.waiting or outcome.first_run_left)
         if not alone and _leaves(beginning.request, outcome):
             shown.tell(_ending(context, outcome, beginning.request))
-            return
+            return False
         shown.tell(_last_words(context, outcome, beginning))
         words = _command_line(context.image, beginning, alone=alone)
         command = [os.fsencode(word) for word in words]
@@ -190,6 +193,7 @@ def _start(
                 state=fastpath.NOT_STARTED.decode(),
                 hint=fastpath.OTHER_COMMAND.decode(),
             ) from err
+    return False
 
 
 def upgrade_by_hand(

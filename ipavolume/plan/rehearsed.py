@@ -33,7 +33,7 @@ class Ending(enum.StrEnum):
     FAILED = "failed"
     """It was not; nor would it be on the volume itself."""
     UNDECIDED = "undecided"
-    """What failed wanted the network, which a rehearsal does not have."""
+    """What failed wanted the network, which a rehearsal does not have; or the first run waits."""
 
     @property
     def exit_status(self) -> int:

@@ -115,6 +115,17 @@ def test_a_step_that_fails_is_named_with_what_it_said(
     assert said in "\n".join([found["message"], *found["lines"]])
 
 
+def test_a_first_run_that_waits_for_an_answer_leaves_it_undecided(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """It was fine, with nothing started."""
+    config = '[first-run]\ncommand = ["touch", "/data/csr"]\nwaiting-when = "/data/csr"\n'
+    image = site.image("two", versions[1:], lists={"/data": ["/etc/app/"]}, config=config)
+    done = start(image, site, "sleep", "600")
+    found = told(done)
+    assert (found["rehearsal"], found["code"], done.returncode) == ("undecided", "waiting", 75)
+
+
 def test_a_step_that_takes_longer_than_the_rehearsal_may_ends_it(site: Site, second: Image) -> None:
     body = STEP.format(said="it begins; sleep 300", status=0).replace("=10", "=300")
     imports = "from ipavolume.steps import Command\n"
