@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support import tracing
+from support import inside, tracing
 from support.command import result_of, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.images import GROUPS, USERS, Image, Packaged, build_rpm, picture
@@ -644,6 +644,21 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
     again = world.run(two, "upgrade", status=77, env=always).stderr
     assert "[refused]" in again
     assert "s5010_judges" in again
+
+
+def test_a_container_on_hold_leaves_its_mark(tmp_path: Path) -> None:
+    world = Steps(tmp_path, build_packages(tmp_path / "rpms"))
+    world.populate()
+    two = world.image("2", {"s5010_fails": step(FAILS)})
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
+    always = {"IPAVOLUME_SNAPSHOT": "always"}
+    with inside.started(two.root, world.volume, argv, env=always) as container:
+        assert container.process.stderr is not None
+        assert any("on hold" in line for line in container.process.stderr)
+    one = Image(root=tmp_path / "v1")
+    assert "[held]" in world.run(one, "upgrade", status=77).stderr
+    world.run(one, "rollback")
+    assert world.build_id() == "v1"
 
 
 def test_what_lies_in_a_subvolume_is_brought_back_as_well(
