@@ -621,7 +621,7 @@ def _rehearse(play: Play, volume: Path, new: str, mode: str, status: int, verdic
     seconds = time.monotonic() - begin
     play.keep(mode, done.stdout + done.stderr)
     found = json.loads(done.stdout) if done.stdout.strip() else {}
-    found = found.get("result", found)
+    found = found.get("result") or {}
     what = {key: found.get(key) for key in ("rehearsal", "code", "step", "unit")}
     play.saw(
         f"{mode}: {verdict}",
