@@ -8,6 +8,8 @@ from typing import Final
 from ipavolume.systemd import units
 
 _FIRST: Final = "/proc/1/environ"
+_ITS_OWN: Final = (b"NOTIFY_SOCKET",)
+"""systemd itself says by it how the container is."""
 
 
 def take_over() -> None:
@@ -25,5 +27,5 @@ def take_over() -> None:
         return
     for line in lines:
         name, equals, value = line.partition(b"=")
-        if name and equals:
+        if name and equals and name not in _ITS_OWN:
             os.environb.setdefault(name, value)

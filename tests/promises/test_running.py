@@ -180,7 +180,8 @@ def test_under_systemd_a_unit_does_it_and_the_default_target_does_not_wait_for_t
     for name in ("begun", "go"):
         os.mkfifo(place / name)
     # On a current volume nothing of ours is loaded before systemd is executed.
-    with machine(image, volume, env={"ADDRESS": "192.0.2.7"}) as container:
+    env = {"ADDRESS": "192.0.2.7", "NOTIFY_SOCKET": "@ipavolume-nobody"}
+    with machine(image, volume, env=env) as container:
         container.wait_for("one: the application runs")
         container.wait_for_boot()
         (volume / "ready").touch()
