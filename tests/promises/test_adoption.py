@@ -563,7 +563,7 @@ def test_what_we_have_is_told_from_theirs_without_our_state(
     assert outcome["state"] == "stateless"
 
 
-def test_a_version_that_nobody_may_change_is_left(
+def test_a_directory_where_the_version_would_be_stays(
     legacy: Site, packages: dict[str, list[Path]]
 ) -> None:
     place = legacy.volume() / "volume-version"
