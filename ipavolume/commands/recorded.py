@@ -41,7 +41,7 @@ def or_recorded(options: Options) -> Iterator[Options]:
         return
     with contextlib.ExitStack() as stack:
         for first in (places[mount] for mount in sorted(places)):
-            volume = members.open_volume("/volume", first)
+            volume = members.open_named(first)
             stack.callback(os.close, volume.fd)
             if (found := _recorded(volume)) is not None:
                 break

@@ -110,7 +110,7 @@ def read_card(directory: str) -> Card:
     Raises:
         IpaVolumeError: If it cannot be opened or trusted.
     """
-    volume = members.open_volume("/volume", directory)
+    volume = members.open_named(directory)
     try:
         facts = read_facts(volume)
         runs = history.read_history(volume)
@@ -183,7 +183,7 @@ def read_runs(directory: str) -> list[Mapping[str, Any]]:
     Raises:
         IpaVolumeError: If it cannot be opened or trusted.
     """
-    volume = members.open_volume("/volume", directory)
+    volume = members.open_named(directory)
     try:
         members.check_trust(volume)
         return history.read_history(volume)

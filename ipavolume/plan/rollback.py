@@ -30,7 +30,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight
 from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
 from ipavolume.steps.api import Warn
-from ipavolume.steps.going_back import NEEDS_CONTAINER, asks_going_back
+from ipavolume.steps.going_back import asks_going_back
 from ipavolume.volume import layout
 from ipavolume.volume.difference import (
     Difference,
@@ -315,8 +315,6 @@ def draft_rollback(
     overrides = preflight.check(
         room, kept, ImageHeader(build_id=snapshot.build_id), context.options.allow, looking=looking
     )
-    if NEEDS_CONTAINER in context.options.allow and not context.image.is_inside and warnings:
-        overrides = (*overrides, NEEDS_CONTAINER)
     return Rollback(
         plan=replace(plan, overrides=(*overridden, *overrides)),
         snapshot=snapshot,

@@ -37,6 +37,8 @@ from ipavolume.volume.layout import (
 )
 
 _MAX_JSON_BYTES: Final = 16 << 20
+_NO_MOUNT: Final = "/volume"
+"""Stands for where a container sees it, where nobody says that."""
 _FILES: Final = (
     *(BASELINE, INDEX, IDENTITY, HISTORY, FIRST_RUN, PENDING, VERIFIED, ATTEMPTS),
     REHEARSAL,
@@ -72,9 +74,7 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
         VolumeIOError: If it is no directory or cannot be opened.
     """
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError as err:
-        raise unreadable(directory, err) from err
+        fd = _open(directory)
     except OSError as err:
         raise VolumeIOError(
             f"cannot open the volume {mount!r} at {directory!r}: {err.strerror}",
@@ -82,6 +82,31 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
             hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
         ) from err
     return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)
+
+
+def open_named(directory: str) -> Volume:
+    """Open the root directory of a volume of which only that is known.
+
+    Raises:
+        VolumeIOError: If it is no directory or cannot be opened.
+    """
+    try:
+        fd = _open(directory)
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot open the volume at {directory!r}: {err.strerror}",
+            code="no-volume",
+            hint="Name the directory of a volume, as ipavolume list or the engine's "
+            "'volume inspect' has it.",
+        ) from err
+    return Volume(mount=_NO_MOUNT, directory=directory, fd=fd)
+
+
+def _open(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as err:
+        raise unreadable(directory, err) from err
 
 
 def unreadable(path: str, err: PermissionError) -> VolumeIOError:
