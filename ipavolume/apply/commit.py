@@ -200,15 +200,15 @@ def _write_build_id(area: Area, build_id: str) -> None:
 
 
 def _write_version(area: Area, version: bytes) -> None:
-    """Write the version to the volume's root; what is in the way there, stays."""
+    """Write the version to the volume's root, unless something there cannot be replaced."""
     if not version or read_version(area.volume) == version:
         return
     files.write_file(area.work, VERSION_NAME, version)
     try:
         _rename_to_root(area, VERSION_NAME, version)
     except OSError as err:
-        # A directory, or a file that nobody may change: no upgrade depends on it.
-        if err.errno not in (errno.EISDIR, errno.EPERM):
+        # A directory, a file that nobody may change, a mount: no upgrade depends on it.
+        if err.errno not in (errno.EISDIR, errno.EPERM, errno.EBUSY):
             raise
 
 

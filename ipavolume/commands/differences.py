@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -33,9 +34,15 @@ from ipavolume.volume.volumes import Volumes
 _MAX_SHOWN_BYTES: Final = 1 << 20
 _MAX_SHOWN_LINES: Final = 1000
 """Of one file of a plan, which may have thousands."""
+_MAX_COMPARED: Final = 4000 * 4000
+"""Lines of one file by lines of the other: where they repeat, the time grows with the cube."""
+_CONTEXT: Final = 3
+_NO_END: Final = "\\ No newline at end of file"
+_HUNK: Final = re.compile(r"^@@ -(\d+)(,\d+)? \+(\d+)(,\d+)? @@")
 
 Content = Sequence[str] | str
-"""The lines of a file, or a text that says what it is instead."""
+"""The lines of a file, or a text that says what it is instead. A last line without an end has a
+second one that says so: it is another line than the one with an end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +64,34 @@ def compare(mine: tuple[str, Content], theirs: tuple[str, Content]) -> Iterator[
         if isinstance(content, str):
             yield f"{name}: {content}"
     if not isinstance(mine[1], str) and not isinstance(theirs[1], str):
-        yield from difflib.unified_diff(
-            mine[1], theirs[1], fromfile=mine[0], tofile=theirs[0], lineterm=""
-        )
+        yield from _compare_lines(mine[0], mine[1], theirs[0], theirs[1])
+
+
+def _compare_lines(
+    mine_name: str, mine: Sequence[str], theirs_name: str, theirs: Sequence[str]
+) -> Iterator[str]:
+    """Yield the difference in the unified form; what both begin and end with is not compared."""
+    shorter = min(len(mine), len(theirs))
+    head = _count_equal(mine, theirs, shorter)
+    tail = _count_equal(mine[::-1], theirs[::-1], shorter - head)
+    head, tail = max(head - _CONTEXT, 0), max(tail - _CONTEXT, 0)
+    mine, theirs = mine[head : len(mine) - tail], theirs[head : len(theirs) - tail]
+    if len(mine) * len(theirs) > _MAX_COMPARED:
+        yield f"{mine_name}: {len(mine)} lines from line {head + 1} on are others, too many to show"
+        return
+
+    def moved(hunk: re.Match[str]) -> str:
+        first, count, second, other = hunk.groups(default="")
+        return f"@@ -{int(first) + head}{count} +{int(second) + head}{other} @@"
+
+    for line in difflib.unified_diff(
+        mine, theirs, fromfile=mine_name, tofile=theirs_name, n=_CONTEXT, lineterm=""
+    ):
+        yield from _HUNK.sub(moved, line).split("\n")
+
+
+def _count_equal(one: Sequence[str], other: Sequence[str], limit: int) -> int:
+    return next((at for at in range(limit) if one[at] != other[at]), limit)
 
 
 def content_of(tree: Tree, path: str) -> Content:
@@ -89,7 +121,11 @@ def _content_of(tree: Tree, path: str) -> Content:
         data = stream.read(_MAX_SHOWN_BYTES)
     if b"\0" in data:
         return f"is a binary file of {len(data)} bytes"
-    return data.decode("utf-8", "surrogateescape").splitlines()
+    # Lines as "diff" has them; "splitlines" would take a carriage return for an end as well.
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    if lines[-1] == "":
+        return lines[:-1]
+    return [*lines[:-1], f"{lines[-1]}\n{_NO_END}"]
 
 
 def of_plan(plan: Plan, volumes: Volumes, image: Image) -> tuple[Difference, ...]:
@@ -126,11 +162,12 @@ def _of_action(action: Action, tree: Tree, template: Tree) -> Iterator[str]:
             if before is not None and path == record:
                 yield from _of_metadata(path, before, new)
             mine, theirs = content_of(tree, record), content_of(template, record)
-            yield from compare(
-                (record, mine), (path if path != record else f"{path} (new)", theirs)
+            lines = list(
+                compare((record, mine), (path if path != record else f"{path} (new)", theirs))
             )
+            yield from lines or [f"{path}: is replaced, with the same content"]
         case SetMetadata(path=path, before=before, metadata=new):
-            yield from _of_metadata(path, before, new)
+            yield from list(_of_metadata(path, before, new)) or [f"{path}: attributes are set"]
         case Save(path=path, to=to):
             yield f"{path}: is moved to {to}"
         case Erase(path=path):

@@ -17,6 +17,8 @@ _VARIABLE: Final = "NOTIFY_SOCKET"
 _PATIENCE_S: Final = 3600
 """What is done between two lines takes less, but for commands, whose limits are known."""
 _WAIT_S: Final = 10
+_MAX_STATUS_CHARACTERS: Final = 500
+"""A line has paths, which may be long; systemd drops a message that is too large as a whole."""
 _OUTPUT: Final = "| "
 """How a line of a command begins; it says nothing of the run."""
 _working: Final[list[str]] = []
@@ -60,7 +62,7 @@ def telling(say: Progress) -> Progress:
     def tell(line: str) -> None:
         say(line)
         if _working and not line.startswith(_OUTPUT):
-            status = line.replace("\n", " ")
+            status = line.replace("\n", " ")[:_MAX_STATUS_CHARACTERS]
             _try(_working[0], f"STATUS={status}\nEXTEND_TIMEOUT_USEC={_PATIENCE_S * 1_000_000}")
 
     return tell

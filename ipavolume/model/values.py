@@ -29,11 +29,11 @@ else:
         assert frozen
         assert slots
         made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True, kw_only=kw_only)
-        return lambda written: _complete(made(written))
+        return lambda written: _complete(made(written), written)
 
 
-def _complete(cls: type) -> type:
-    """Give a dataclass that has no methods those of a frozen one."""
+def _complete(cls: type, written: type) -> type:
+    """Give a dataclass that has no methods, made of what was written, those of a frozen one."""
     fields = dataclasses.fields(cls)
     compared = attrgetter("__class__", *(one.name for one in fields if one.compare))
     shown = [one.name for one in fields if one.repr]
@@ -48,6 +48,14 @@ def _complete(cls: type) -> type:
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
         return f"{cls.__qualname__}({values})"
 
+    # For copies: what is copied is made without __init__.
+    def state(self: object) -> list[Any]:
+        return [getattr(self, one.name) for one in fields]
+
+    def set_state(self: object, values: list[Any]) -> None:
+        for one, value in zip(fields, values, strict=True):
+            getattr(cls, one.name).__set__(self, value)
+
     methods = {
         "__init__": _init(cls, fields),
         "__eq__": is_equal,
@@ -55,7 +63,12 @@ def _complete(cls: type) -> type:
         "__repr__": text,
         "__setattr__": _refuse,
         "__delattr__": _refuse,
+        "__getstate__": state,
+        "__setstate__": set_state,
     }
+    # What is written in a class would be lost, and what is not of a field not be set.
+    assert not methods.keys() & vars(written).keys(), cls
+    assert all(one.init and one.hash is None for one in fields), cls
     for name, method in methods.items():
         setattr(cls, name, method)
     return cls

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ from support.command import result_of, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.upgrades import Site
 
-pytestmark = [pytest.mark.root, pytest.mark.rpm]
+from ipavolume.commands.differences import compare, content_of
+from ipavolume.volume.tree import Tree
 
 NOREPLACE = "%config(noreplace)"
 MODE = {"1": "", "2": "%attr(0640,root,root)"}
@@ -37,11 +41,13 @@ def _files(version: str) -> list[Packaged]:
 
 def _enlarge(image: Image) -> None:
     image.mask_steps()
-    for name, times in (("large", 100_000), ("many", 2000)):
+    for name, times in (("large", 100_000), ("many", 1000)):
         path = image.root / "etc/app" / name
         path.write_text(path.read_text() * times)
 
 
+@pytest.mark.root
+@pytest.mark.rpm
 def test_each_file_that_changes_is_compared_and_nothing_is_touched(tmp_path: Path) -> None:
     site = Site(top=tmp_path)
     one, two = (
@@ -97,3 +103,38 @@ def test_each_file_that_changes_is_compared_and_nothing_is_touched(tmp_path: Pat
     assert volume_of(site.run("check", one, "--diff", "--json").stdout)["diff"] == []
     assert "--dry-run" in site.run("upgrade", two, "--diff", status=2).stderr
     assert picture(site.volume()) == before
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        pytest.param("x\r\ny\n", "x\ny\n", id="ends of lines"),
+        pytest.param("x\ny\n", "x\ny", id="no end of the last line"),
+        pytest.param("x\x0cy\u2028z\n", "x\x0c\ny\u2028z\n", id="what only looks like an end"),
+        pytest.param(
+            "".join(f"{n}\n" for n in range(50)),
+            "".join(f"{n}\n" for n in (*range(20), "new", *range(22, 50))),
+            id="far from both ends",
+        ),
+        pytest.param("", "x\n", id="empty"),
+        pytest.param("a\nb\n", "a\nb\nb\n", id="the end twice"),
+    ],
+)
+def test_the_difference_is_the_one_that_diff_shows(tmp_path: Path, mine: str, theirs: str) -> None:
+    with Tree({"/data": os.open(tmp_path, os.O_RDONLY)}) as tree:
+        for name, text in (("mine", mine), ("theirs", theirs)):
+            (tmp_path / name).write_bytes(text.encode())
+        contents = [content_of(tree, f"/data/{name}") for name in ("mine", "theirs")]
+        found = list(compare(("mine", contents[0]), ("theirs", contents[1])))
+    words = ["diff", "-u", "--label", "mine", "--label", "theirs", "mine", "theirs"]
+    shown = subprocess.run(words, cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    expected = shown.stdout.decode().rstrip("\n").split("\n")
+    assert found == expected
+
+
+def test_files_of_lines_that_repeat_are_not_compared_for_hours() -> None:
+    lines = [f"line {number % 110}" for number in range(300_000)]
+    other = lines.copy()
+    random.Random(1).shuffle(other)
+    found = list(compare(("mine", ["same", *lines]), ("theirs", ["same", *other])))
+    assert found == ["mine: 300001 lines from line 1 on are others, too many to show"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +84,41 @@ def test_a_value_is_replaced_and_not_changed(kind: Any) -> None:
 def test_what_is_secret_is_not_shown(kind: Any) -> None:
     shown = repr(kind(name="a", hidden="s", home="/a"))
     assert shown.endswith("Account(name='a', groups=[], seen=0, home='/a')")
+
+
+@values.dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One that can be found by its name."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+
+
+def test_a_value_can_be_copied_and_kept(kind: Any) -> None:
+    one = kind(name="a", groups=["g"])
+    assert copy.copy(one) == one
+    deep = copy.deepcopy(one)
+    assert deep == one
+    assert deep.groups is not one.groups
+    kept = Kept(name="a", groups=("g",))
+    assert pickle.loads(pickle.dumps(kept)) == kept  # noqa: S301 # it is ours
+
+
+def test_what_would_be_lost_is_refused() -> None:
+    with pytest.raises(AssertionError):
+
+        @values.dataclass(frozen=True, slots=True)
+        class Own:
+            x: int
+
+            def __repr__(self) -> str:
+                return "mine"
+
+    with pytest.raises(AssertionError):
+
+        @values.dataclass(frozen=True, slots=True)
+        class Later:
+            x: int = dataclasses.field(default=0, init=False)
 
 
 def test_a_value_by_position_is_matched_and_inherited() -> None:

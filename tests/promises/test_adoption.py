@@ -573,6 +573,19 @@ def test_a_directory_where_the_version_would_be_stays(
     assert list(place.iterdir()) == []
 
 
+def test_a_version_that_is_mounted_over_stays(
+    legacy: Site, packages: dict[str, list[Path]]
+) -> None:
+    """As by ``-v FILE:/data/volume-version``, or ``subPath`` of a pod."""
+    place = legacy.volume() / "volume-version"
+    subprocess.run(["mount", "--bind", place, place], check=True)
+    try:
+        legacy.upgrade(_image(legacy, packages))
+        assert place.read_text() == "2.0\n"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_a_volume_populated_by_the_scripts_is_adopted(
     by_the_scripts: Site, packages: dict[str, list[Path]]
 ) -> None:
