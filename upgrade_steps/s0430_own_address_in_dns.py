@@ -4,9 +4,9 @@ Symptom: clients look for the server where its container was before: the record 
 made has the address of the container that ran then.
 
 It is the address that IPA_SERVER_IP gives. Without that variable, where the server runs the name
-server itself, it is the container's own, unless the record has one of those already. With
-IPA_SERVER_IP=no-update, or where the unit that did this before is masked on the volume, nothing is
-done. As there, it is IPv4 only, and the record ipa-ca stays as it is.
+server itself, it is the container's own, unless the record has one of those already. Others that
+the record has are removed. With IPA_SERVER_IP=no-update, or where the unit that did this before is
+masked on the volume, nothing is done. As there, it is IPv4 only, and ipa-ca stays as it is.
 
 Source: freeipa-container, ipa-server-configure-first (update_server_ip_address, wait_for_dns) and
 ipa-server-update-self-ip-address.service. The update is authenticated as the host, by its keytab;

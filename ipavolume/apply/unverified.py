@@ -24,7 +24,7 @@ from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS, NOTHING, Failure
 from ipavolume.steps import verify
 from ipavolume.volume.facts import SWAPPED, Facts, Transaction
-from ipavolume.volume.failures import STATE_CLOSED, STATE_CURRENT, attempt
+from ipavolume.volume.failures import STATE_CLOSED, STATE_CURRENT, STATE_OPEN, attempt
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNVERIFIED
 from ipavolume.volume.snapshots import next_run
@@ -67,10 +67,6 @@ def move_away(
             with told_as(unforeseen):
                 _stage(area, transaction, cause)
                 context.volumes.check_lock()
-                # First: an image that is not to be started again is not, whatever comes of this.
-                refused.note_refused(
-                    volume, baseline.build_id, baseline.fingerprint, UNVERIFIED, run, cause
-                )
         except IpaVolumeError as err:
             err.state = STATE_CURRENT
             if not isinstance(err, LockLostError):
@@ -80,6 +76,16 @@ def move_away(
         commit.mark([area])
     finally:
         area.close()
+    try:
+        # Not before: an image that is refused while the volumes are still its own could neither be
+        # started, nor could the one before it. One that comes in between takes them back and asks.
+        with told_as(unforeseen):
+            refused.note_refused(
+                volume, baseline.build_id, baseline.fingerprint, UNVERIFIED, run, cause
+            )
+    except IpaVolumeError as err:
+        err.state = STATE_OPEN
+        raise
 
 
 def _stage(area: Area, transaction: Transaction, cause: str) -> None:

@@ -20,4 +20,4 @@ def running() -> None:
     console.show_by_engine(console.find_keeper())
     shown = output.shown(as_json=False, silent=False, one_stream=True)
     with Context(options.decided(allow=())) as context:
-        commands_running.run_steps(context, shown, start.redactor())
+        commands_running.run_when_ready(context, shown, start.redactor())

@@ -7,6 +7,7 @@ is as hostile as everything else there, and checked as an image's is; nothing of
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,7 +60,9 @@ def or_recorded(options: Options) -> Iterator[Options]:
                 raise VolumeIOError(
                     f"cannot copy what {first!r} records of its image to a directory for temporary "
                     f"files: {err.strerror or err}",
-                    hint="Make room there, or name another directory by TMPDIR.",
+                    hint="Make room there, or name another directory by TMPDIR."
+                    if err.errno in (errno.ENOSPC, errno.EDQUOT)
+                    else "",
                 ) from err
         kept = [one.mount for one in header.volumes if not one.volatile]
         for mount in kept[1:] if "" in places else kept:

@@ -32,8 +32,19 @@ _RUN: Final = "running"
 _STATE: Final = "the volume is current, and the container goes on; the next start tries it again"
 
 
+def run_when_ready(context: Context, shown: Shown, redactor: Redactor) -> None:
+    """Wait until the application is ready and its run verified; then :func:`run_steps`.
+
+    Raises:
+        IpaVolumeError: As that does.
+    """
+    if tasks.running_steps(context.image) and not context.options.rehearsal:
+        waiting.wait_until(lambda: _is_ready(context))
+        run_steps(context, shown, redactor)
+
+
 def run_steps(context: Context, shown: Shown, redactor: Redactor) -> None:
-    """Wait until the application is ready, then have done what the steps want.
+    """Have done what the steps want, of an application that is ready.
 
     Nothing is done in a rehearsal: what they tell others, a name server before all, would be of a
     copy.
@@ -46,7 +57,6 @@ def run_steps(context: Context, shown: Shown, redactor: Redactor) -> None:
     primary = context.volumes.primary
     if not steps or context.options.rehearsal:
         return
-    waiting.wait_until(lambda: _is_ready(context))
     if context.volumes.facts()[primary.mount].rehearsal_of is not None:
         return
     speaker = Speaker(say=shown.say, show=shown.say, redactor=redactor)

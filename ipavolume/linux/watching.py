@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 from ipavolume.linux import signals
 
 _GRACE_S = 10.0
+_APPLICATION_GRACE_S = 120.0
+"""As systemd is given to end a container: a database that is killed has to recover."""
 _POLL_S = 0.1
 _ASKING = (*signals.STOPPING, signal.SIGHUP)
 
@@ -101,9 +103,13 @@ def look_on() -> None:
 
 def leave(status: int) -> None:
     """End this process at once, with nothing of what the one before the fork would do."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        # Nobody may read it any more.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        os._exit(status)
 
 
 def first_to_end(children: Collection[int]) -> tuple[int, int]:
@@ -205,9 +211,9 @@ def kill(child: int) -> None:
 
 
 def end(child: int) -> None:
-    """End a child of this process, politely first, if it has not been waited for already."""
+    """End an application, a child of this process, politely first, if it has not ended yet."""
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + _APPLICATION_GRACE_S
         # A number that was waited for may be another process's: it is asked first.
         is_asked = False
         while os.waitpid(child, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
