@@ -39,7 +39,7 @@ def volume(filesystem: Filesystems) -> Iterator[Volume]:
 
 def _limit(monkeypatch: pytest.MonkeyPatch, region: Path, *, free: int) -> None:
     """Have the kernel say that a directory has a quota: this one has none."""
-    statvfs = os.statvfs
+    statvfs = os.fstatvfs
     inside = region.stat().st_ino
 
     def limited(fd: int) -> object:
@@ -47,7 +47,7 @@ def _limit(monkeypatch: pytest.MonkeyPatch, region: Path, *, free: int) -> None:
             return statvfs(fd)
         return SimpleNamespace(f_blocks=1, f_frsize=4096, f_bfree=free // 4096)
 
-    monkeypatch.setattr(os, "statvfs", limited)
+    monkeypatch.setattr(os, "fstatvfs", limited)
 
 
 def _replacing(volume: Volume, name: str) -> Put:
