@@ -102,11 +102,6 @@ def _last(details: Sequence[str], *, room: int) -> list[str]:
     return lines
 
 
-def show_warning(warning: str) -> None:
-    """Print a warning."""
-    _labelled("warning", warning, "yellow")
-
-
 def show_findings(findings: Sequence[Finding], *, refused: Collection[Finding] = ()) -> None:
     """Print what a build found, a line each.
 

@@ -13,11 +13,11 @@ from ipavolume.context import Context
 def running() -> None:
     """Do what comes once the application is ready; ipavolume-running.service runs this."""
     from ipavolume.commands import running as commands_running
-    from ipavolume.commands import start
+    from ipavolume.firstrun.request import redactor
     from ipavolume.systemd import console, environment
 
     environment.take_over()
     console.show_by_engine(console.find_keeper())
     shown = output.shown(as_json=False, silent=False, one_stream=True)
     with Context(options.decided(allow=())) as context:
-        commands_running.run_when_ready(context, shown, start.redactor())
+        commands_running.run_when_ready(context, shown, redactor())

@@ -12,8 +12,7 @@ import enum
 import os
 from typing import Final
 
-from ipavolume.apply.run import open_log, read_open_plan
-from ipavolume.commands import hold, ready, start
+from ipavolume.commands import hold, ready
 from ipavolume.context import Context
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
@@ -22,6 +21,7 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.command import application_of
+from ipavolume.firstrun.request import redactor
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock
@@ -116,6 +116,9 @@ def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
                 return _not_yet(image, f"first run: {found.judgement.standing}")
         return Answer(exit_status=0, text=f"current ({facts.build_id})")
     text = f"{open_.kind} to {open_.to_build}: {open_.phase}"
+    # Here and below: a probe is asked every few seconds, and hardly ever needs what runs load.
+    from ipavolume.apply.run import read_open_plan
+
     plan = read_open_plan(volumes, {volumes.primary.mount: facts})
     left = tasks.pending(plan.tasks, facts.tasks)
     if left:
@@ -160,7 +163,7 @@ def _is_ready(image: Image, volumes: Volumes, started: Answer, *, rehearsal: boo
                 text = f"not yet: {units.DEFAULT_TARGET} is {state}"
                 return Answer(exit_status=EXIT_LOCKED, text=text)
             text += f", {units.DEFAULT_TARGET} is active"
-        wrong = ready.what_is_wrong(config.ready, own, start.redactor())
+        wrong = ready.what_is_wrong(config.ready, own, redactor())
         # What the container itself asks is no matter of who else asks, and how often.
         if not wrong and (config.verify is None or rehearsal):
             wrong = _verify(image, volumes)
@@ -197,10 +200,12 @@ def _verify(image: Image, volumes: Volumes) -> str:
     wanted, due = image.config.verify, verify.due(image, volumes.primary)
     if not (steps or due):
         return ""
+    from ipavolume.apply.run import open_log
+
     with lock.Lock(inside=image.is_inside) as held:
         if not held.go_on(volumes.values()):
             return "another command of this container works on the volume"
-        speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=start.redactor())
+        speaker = logs.Speaker(say=say_nothing, show=say_nothing, redactor=redactor())
         output = open_log(image, volumes, run, speaker)
         try:
             if wanted is None or not due:

@@ -8,11 +8,11 @@ from ipavolume.apply import rollback as back
 from ipavolume.apply.run import Finish
 from ipavolume.commands import hold
 from ipavolume.commands.recorded import or_recorded
-from ipavolume.commands.start import redactor
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import LockedError, RefusedError, UnsafeVolumeError
+from ipavolume.firstrun.request import redactor
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import Progress

@@ -20,7 +20,7 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
-from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
+from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request, redactor
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, notify, signals, umask
@@ -82,15 +82,6 @@ def begin(image: Image, arguments: Sequence[str]) -> Beginning:
         systemd=image.is_inside
         and handover.is_systemd(words, image.root, unit=image.config.online_unit),
     )
-
-
-def redactor() -> Redactor:
-    """Return what takes out secrets that the environment gives, for other commands than a start.
-
-    Raises:
-        UsageError: If the environment makes no sense.
-    """
-    return Redactor(make_request((), os.environ).secrets())
 
 
 def start(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
@@ -21,6 +22,7 @@ from typing import Final
 
 from ipavolume import fastpath
 from ipavolume.errors import UsageError
+from ipavolume.model.redaction import Redactor
 from ipavolume.model.values import dataclass
 
 SERVER: Final = "ipa-server-install"
@@ -154,6 +156,15 @@ def base_name(path: str) -> str:
 
 
 # -- what comes in -----------------------------------------------------------------------
+
+
+def redactor() -> Redactor:
+    """Return what takes out secrets that the environment gives, for other commands than a start.
+
+    Raises:
+        UsageError: If the environment makes no sense.
+    """
+    return Redactor(make_request((), os.environ).secrets())
 
 
 def make_request(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
