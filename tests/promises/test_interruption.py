@@ -564,7 +564,10 @@ def test_of_two_copying_processes_none_outlives_the_other_and_the_next_start_is_
             program.go_on(parent)
         done = program.wait()
     if victim == "child":
-        assert done.returncode == 74, done.stderr
+        # Where strace comes to a process that is just gone, it ends with a status of its own.
+        is_of_strace = "ptrace(PTRACE_LISTEN" in done.stderr
+        assert is_of_strace or done.returncode == 74, done.stderr
+        assert "[io-error]" in done.stderr
         assert "second process" in said(done.stderr, "error")
         assert "nothing visible was changed" in said(done.stderr, "state")
         assert said(done.stderr, "hint")
