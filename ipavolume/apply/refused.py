@@ -15,6 +15,11 @@ from ipavolume.volume.refused import Refused, read_refused, write_refused
 _MAX_COUNT: Final = 1_000_000
 
 
+def is_refused(volume: Volume, image: str, fingerprint: str) -> bool:
+    """Tell whether it is recorded that *image* was gone back from, and not tried since."""
+    return any(one.is_of(image, fingerprint) and not one.tried for one in read_refused(volume))
+
+
 def note_refused(
     volume: Volume, image: str, fingerprint: str, code: str, run: str, cause: str
 ) -> None:

@@ -89,7 +89,7 @@ class Undo:
         is_automatic: Nobody asked for it.
         was_open: What is undone was never completed, or is of no image any more: the volumes are
             what the snapshot has then, and it is not needed any more.
-        is_refused: That its image is not to be started again is recorded already.
+        is_unverified: What is undone was complete, and was not found to be right.
         build_ids: Mounts and the ids that they had, "" for none.
         had: Names of what the state directory had.
         image: Id of the image that is gone back from.
@@ -111,7 +111,7 @@ class Undo:
     snapshot: str
     is_automatic: bool
     was_open: bool
-    is_refused: bool
+    is_unverified: bool
     build_ids: tuple[tuple[str, str], ...]
     had: tuple[str, ...]
     image: str
@@ -349,7 +349,7 @@ def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
         snapshot=made.snapshot.run,
         is_automatic=made.is_automatic,
         was_open=primary.transaction is not None or primary.pending is not None,
-        is_refused=primary.transaction is not None and primary.transaction.kind == UNVERIFIED,
+        is_unverified=primary.transaction is not None and primary.transaction.kind == UNVERIFIED,
         build_ids=tuple((mount, _build_id(volumes, mount, made)) for mount in made.snapshot.mounts),
         had=had,
         image=undone.build_id,
@@ -631,20 +631,18 @@ class _WayBack:
         refused.note_tried(volume, record.to_build, fingerprint, record.run)
         is_same_content = record.fingerprint == fingerprint
         is_known = record.fingerprint and fingerprint
-        if (
-            record.is_refused
-            or not record.image
-            or (record.image == record.to_build and (is_same_content or not is_known))
+        if not record.image or (
+            record.image == record.to_build and (is_same_content or not is_known)
         ):
             return
-        refused.note_refused(
-            volume,
-            record.image,
-            "" if is_same_content else record.fingerprint,
-            UNDONE,
-            record.run if record.was_open else record.snapshot,
-            record.cause,
-        )
+        known = "" if is_same_content else record.fingerprint
+        code, run = UNDONE, record.run if record.was_open else record.snapshot
+        if record.is_unverified:
+            if refused.is_refused(volume, record.image, known):
+                return
+            # Who took the volumes from it was stopped right after that.
+            code, run = UNVERIFIED, record.snapshot
+        refused.note_refused(volume, record.image, known, code, run, record.cause)
 
     def _application(self) -> str:
         """Return the application whose the volumes were."""

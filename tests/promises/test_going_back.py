@@ -811,4 +811,9 @@ def test_taken_away_or_given_back_and_killed_it_ends_in_one_of_the_two_states(
             wrong.append((call, (image, found)))
         elif is_open(place, "data") and not is_refused:
             wrong.append((call, f"{image} has left it open"))
+        elif image == "one" and was_taken:
+            # Whatever was recorded of it until then: it does not come again at once.
+            comes = world.run("two", place, status=None)
+            if "[refused]" not in comes.stderr:
+                wrong.append((call, f"it is not refused: {comes.stderr}"))
     assert not wrong, tell(wrong)
