@@ -22,7 +22,7 @@ from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS, TaskKind, TaskRecord, TaskState
 from ipavolume.plan import tasks
 from ipavolume.steps import loading, verify
-from ipavolume.steps.api import Command, Declaration, Warn
+from ipavolume.steps.api import Command, Declaration, MakeLink, Refuse, Remove, Warn, Write
 from ipavolume.steps.perform import asked, perform, run_command
 from ipavolume.steps.strays import Links
 from ipavolume.volume.logs import RunLog, Speaker
@@ -128,6 +128,7 @@ def _carry_out(context: Context, declaration: Declaration, output: RunLog) -> li
                     messages += run_command(image, declaration.name, action, output, links)
                 case Warn():
                     messages += perform(context, declaration.name, action, run=_RUN, output=output)
-                case _:
+                case Write() | Remove() | MakeLink() | Refuse():
+                    # Where the step was loaded it was made sure that it gives none of these.
                     raise AssertionError(action)
     return messages

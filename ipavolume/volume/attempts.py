@@ -20,7 +20,7 @@ from ipavolume.linux import files
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import ATTEMPTS, PUBLIC_FILE_MODE
-from ipavolume.volume.members import Volume, open_state, read_small
+from ipavolume.volume.members import Volume, open_state, read_of_state
 
 START: Final = "start"
 FIRST_RUN: Final = "first-run"
@@ -73,13 +73,7 @@ class Attempts:
 def read_attempts(volume: Volume) -> Attempts | None:
     """Return what is recorded; ``None`` where nothing is, or nothing sound."""
     try:
-        state = open_state(volume)
-        if state is None:
-            return None
-        try:
-            data = read_small(state, ATTEMPTS, volume, limit_bytes=_MAX_BYTES)
-        finally:
-            os.close(state)
+        data = read_of_state(volume, ATTEMPTS, limit_bytes=_MAX_BYTES)
         if data is None:
             return None
         found = checks.load(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -28,7 +27,7 @@ from ipavolume.model.packed import counts_of, without_metadata
 from ipavolume.model.tasks import TaskLog
 from ipavolume.volume.facts import Transaction
 from ipavolume.volume.layout import HISTORY, PUBLIC_FILE_MODE
-from ipavolume.volume.members import Volume, damaged, open_state, read_small
+from ipavolume.volume.members import Volume, damaged, read_of_state
 
 TAKEN_OVER: Final = "taken over"
 """The result of a run that another image finished, without its tasks."""
@@ -43,13 +42,7 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
     Raises:
         UnsafeVolumeError: If the file is cut short or was altered.
     """
-    fd = open_state(volume)
-    if fd is None:
-        return []
-    try:
-        data = read_small(fd, HISTORY, volume, limit_bytes=_MAX_HISTORY_BYTES)
-    finally:
-        os.close(fd)
+    data = read_of_state(volume, HISTORY, limit_bytes=_MAX_HISTORY_BYTES)
     if data is None:
         return []
     try:

@@ -73,14 +73,11 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
     Raises:
         VolumeIOError: If it is no directory or cannot be opened.
     """
-    try:
-        fd = _open(directory)
-    except OSError as err:
-        raise VolumeIOError(
-            f"cannot open the volume {mount!r} at {directory!r}: {err.strerror}",
-            code="no-volume",
-            hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
-        ) from err
+    fd = _open(
+        directory,
+        called=f" {mount!r}",
+        hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
+    )
     return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)
 
 
@@ -90,23 +87,25 @@ def open_named(directory: str) -> Volume:
     Raises:
         VolumeIOError: If it is no directory or cannot be opened.
     """
-    try:
-        fd = _open(directory)
-    except OSError as err:
-        raise VolumeIOError(
-            f"cannot open the volume at {directory!r}: {err.strerror}",
-            code="no-volume",
-            hint="Name the directory of a volume, as ipavolume list or the engine's "
-            "'volume inspect' has it.",
-        ) from err
+    fd = _open(
+        directory,
+        hint="Name the directory of a volume, as ipavolume list or the engine's 'volume inspect' "
+        "has it.",
+    )
     return Volume(mount=_NO_MOUNT, directory=directory, fd=fd)
 
 
-def _open(directory: str) -> int:
+def _open(directory: str, *, called: str = "", hint: str) -> int:
     try:
         return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError as err:
         raise unreadable(directory, err) from err
+    except OSError as err:
+        raise VolumeIOError(
+            f"cannot open the volume{called} at {directory!r}: {err.strerror}",
+            code="no-volume",
+            hint=hint,
+        ) from err
 
 
 def unreadable(path: str, err: PermissionError) -> VolumeIOError:
@@ -265,6 +264,17 @@ def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes
     if len(data) > limit_bytes:
         raise damaged(fd, name, f"is larger than {limit_bytes} bytes")
     return data
+
+
+def read_of_state(volume: Volume, name: str, *, limit_bytes: int) -> bytes | None:
+    """Return the bytes of a file in the state directory, or ``None`` when there is none."""
+    state = open_state(volume)
+    if state is None:
+        return None
+    try:
+        return read_small(state, name, volume, limit_bytes=limit_bytes)
+    finally:
+        os.close(state)
 
 
 def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:

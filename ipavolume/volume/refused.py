@@ -22,7 +22,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import PUBLIC_FILE_MODE, REFUSED
-from ipavolume.volume.members import Volume, open_state, read_small
+from ipavolume.volume.members import Volume, open_state, read_of_state
 
 UNDONE: Final = "undone"
 UNVERIFIED: Final = "unverified"
@@ -97,13 +97,7 @@ def refused_of(
 def read_refused(volume: Volume) -> tuple[Refused, ...]:
     """Return what is recorded, oldest first; nothing where nothing is, or nothing sound."""
     try:
-        state = open_state(volume)
-        if state is None:
-            return ()
-        try:
-            data = read_small(state, REFUSED, volume, limit_bytes=_MAX_BYTES)
-        finally:
-            os.close(state)
+        data = read_of_state(volume, REFUSED, limit_bytes=_MAX_BYTES)
         lines = (data or b"").splitlines()
         return tuple([_load(checks.decode(line)) for line in lines[-MAX_RECORDS:]])
     except (OSError, IpaVolumeError, checks.MalformedError):

@@ -18,7 +18,7 @@ from ipavolume.model.tasks import NOTHING, TaskLog, TaskState
 from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import PUBLIC_FILE_MODE, RUNNING
-from ipavolume.volume.members import Volume, open_state, read_small
+from ipavolume.volume.members import Volume, open_state, read_of_state
 
 _MAX_BYTES: Final = 1 << 20
 
@@ -48,13 +48,7 @@ class Running:
 def read_running(volume: Volume) -> Running | None:
     """Return what is recorded; ``None`` where nothing is, or nothing sound."""
     try:
-        state = open_state(volume)
-        if state is None:
-            return None
-        try:
-            data = read_small(state, RUNNING, volume, limit_bytes=_MAX_BYTES)
-        finally:
-            os.close(state)
+        data = read_of_state(volume, RUNNING, limit_bytes=_MAX_BYTES)
         if data is None:
             return None
         values = checks.decode(data)
