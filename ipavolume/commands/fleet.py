@@ -18,7 +18,7 @@ from ipavolume.commands.places import alone
 from ipavolume.context import Context, Options
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import NAMES, Engine, NamedVolume, User
-from ipavolume.engines.quadlet import Quadlet, directory_of_user, read_quadlets
+from ipavolume.engines.quadlet import Quadlet, directories_of_user, read_quadlets
 from ipavolume.errors import (
     EXIT_IO,
     CannotCreateError,
@@ -111,7 +111,7 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
     Raises:
         CommandFailedError: If an engine does not answer, or none is installed.
     """
-    quadlets = read_quadlets(directory_of_user())
+    quadlets = read_quadlets(directories_of_user())
     if directories:
         given = [Place(name=one, directory=one, image=image) for one in directories]
         return [_by_quadlet(place, os.path.realpath(place.directory), quadlets) for place in given]

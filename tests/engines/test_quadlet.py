@@ -55,7 +55,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_image_and_volumes_are_those_that_podman_reads(directory: Path) -> None:
-    backup, server = read_quadlets(str(directory))
+    backup, server = read_quadlets([str(directory)])
     assert (backup.image, backup.volumes) == ("backup:1", {"/from": "ipa-data", "/data": "mine"})
     assert server.path == str(directory / "team/ipa.container")
     assert server.image == "registry.example/ipa:2"
@@ -66,11 +66,11 @@ def test_image_and_volumes_are_those_that_podman_reads(directory: Path) -> None:
         "/state": "ipa-state",
         "/other": "systemd-other",
     }
-    assert read_quadlets(str(directory / "none")) == []
+    assert read_quadlets([str(directory / "none")]) == []
 
 
 def test_a_volume_is_judged_by_the_quadlet_that_has_it_as_its_own(directory: Path) -> None:
-    quadlets = read_quadlets(str(directory))
+    quadlets = read_quadlets([str(directory)])
 
     def judged(name: str, image: str = "") -> tuple[str, str]:
         found = _by_quadlet(Place(name=name, directory="/x", image=image), name, quadlets)
@@ -81,3 +81,36 @@ def test_a_volume_is_judged_by_the_quadlet_that_has_it_as_its_own(directory: Pat
     assert judged("/srv/logs") == ("registry.example/ipa:2", "ipa.container")
     assert judged("ipa-data", "asked:1") == ("asked:1", "")
     assert judged("nobodys") == ("", "")
+
+
+def test_dropins_and_units_of_images_are_followed_as_podman_does(tmp_path: Path) -> None:
+    """What is expected is what the generator of podman 5.4.2 makes of these files."""
+    first, second = tmp_path / "run", tmp_path / "etc"
+    for place, text in {
+        first / "ipa-north.container": "Image=first:1\nVolume=north:/data",
+        second / "ipa-north.container": "Image=hidden:1",
+        second / "ipa-south.container": "Image=server.image\nVolume=south:/data",
+        second / "dns.container": "Image=dns.build\nVolume=zones.volume:/data",
+        second / "lost.container": "Image=lost.image",
+        # Hides that of the same name for all of its family; that of the first directory hides both.
+        second / "ipa-north.container.d/10-image.conf": "Image=own:1",
+        second / "ipa-.container.d/10-image.conf": "Image=family:1",
+        second / "ipa-north.container.d/15-logs.conf": "Volume=own-logs:/logs",
+        first / "ipa-.container.d/15-logs.conf": "Volume=logs:/logs",
+        second / "container.d/20-tmp.conf": "Volume=scratch:/tmp",
+        second / "container.d/notes.txt": "Image=no:1",
+        second / "team/ipa-south.container.d/05.conf": "Volume=\nVolume=moved:/data",
+    }.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"[Container]\n{text}\n")
+    (second / "server.image").write_text("[Image]\nImage=server:1\n")
+    (second / "server.image.d").mkdir()
+    (second / "server.image.d/newer.conf").write_text("[Image]\nImage=server:2\n")
+    (second / "dns.build").write_text("[Build]\nImageTag=localhost/dns:1\nImageTag=dns:2\n")
+    (second / "zones.volume").write_text("[Volume]\nVolumeName=zones\n")
+    found = read_quadlets([str(first), str(second), str(tmp_path / "none")])
+    assert [(Path(one.path).name, one.image, one.volumes) for one in found] == [
+        ("dns.container", "localhost/dns:1", {"/data": "zones", "/tmp": "scratch"}),
+        ("ipa-north.container", "own:1", {"/data": "north", "/logs": "logs", "/tmp": "scratch"}),
+        ("ipa-south.container", "family:1", {"/data": "moved", "/logs": "logs", "/tmp": "scratch"}),
+    ]
