@@ -57,6 +57,7 @@ FROM_THE_BEST: Final = (
     EXIT_UNSAFE,
 )
 """Exit statuses of a check, what is worse later; any other one is worse than these."""
+_LOOKS: Final = 4
 _SHOWN_PATHS: Final = 5
 
 
@@ -136,49 +137,71 @@ def inspect(options: Options, say: Progress = say_nothing, *, compares: bool = F
             place = given or seen.mount_directory(spec.mount)
             return failed(place, image_data(seen.header), err)
     with context:
-        directory = context.volumes.primary.directory
-        image = image_data(context.image.header)
-        # It changes nothing. What a container's path leads to is another matter.
-        findings = [replace(_finding(err), severity=Severity.WARNING) for err in context.ways]
-        try:
-            facts = context.volumes.facts()
-            index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
-            verdict = assess.judge(context, facts)
-            for volume in context.volumes.values():
-                lock.check_file_system(volume, context.options.allow)
-            findings += _in_use(context.volumes, facts, inside=context.image.is_inside)
-            findings += _of_nobody(context.volumes)
-            found = _inspect(context, facts, verdict, findings, image, say)
-            if not compares:
-                return found
+        found, facts = _look(context, say, compares=compares)
+        for _ in range(_LOOKS - 1):
+            # It takes no lock: what cannot be read may be of a run that has just ended.
+            if found.exit_status in (0, EXIT_UPGRADE_NEEDED) or not _went_on(context, facts):
+                break
+            found, facts = _look(context, say, compares=compares)
+        return found
+
+
+def _went_on(context: Context, facts: Mapping[str, Facts] | None) -> bool:
+    """Tell whether the volumes are not as they were found any more, by another command."""
+    try:
+        return facts is not None and context.volumes.facts() != facts
+    except (IpaVolumeError, OSError):
+        return False
+
+
+def _look(
+    context: Context, say: Progress, *, compares: bool
+) -> tuple[Inspection, Mapping[str, Facts] | None]:
+    """Return what was found, and what it was found by, where that could be read."""
+    directory = context.volumes.primary.directory
+    image = image_data(context.image.header)
+    # It changes nothing. What a container's path leads to is another matter.
+    findings = [replace(_finding(err), severity=Severity.WARNING) for err in context.ways]
+    facts = None
+    try:
+        facts = context.volumes.facts()
+        index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
+        verdict = assess.judge(context, facts)
+        for volume in context.volumes.values():
+            lock.check_file_system(volume, context.options.allow)
+        findings += _in_use(context.volumes, facts, inside=context.image.is_inside)
+        findings += _of_nobody(context.volumes)
+        found = _inspect(context, facts, verdict, findings, image, say)
+        if compares:
             changed = found.draft and of_plan(found.draft.plan, context.volumes, context.image)
-            return replace(found, differences=changed or ())
-        except ConfigurationError:
-            # It is the image that is wrong, whatever the volume is.
-            raise
-        except IpaVolumeError as err:
-            return failed(directory, image, err, *findings)
-        except OSError as err:
-            told = unforeseen(err)
-            findings.append(
-                Finding(
-                    code="unreadable",
-                    severity=Severity.ERROR,
-                    path=directory,
-                    message=str(told),
-                    hint=told.hint,
-                )
+            found = replace(found, differences=changed or ())
+    except ConfigurationError:
+        # It is the image that is wrong, whatever the volume is.
+        raise
+    except IpaVolumeError as err:
+        found = failed(directory, image, err, *findings)
+    except OSError as err:
+        told = unforeseen(err)
+        findings.append(
+            Finding(
+                code="unreadable",
+                severity=Severity.ERROR,
+                path=directory,
+                message=str(told),
+                hint=told.hint,
             )
-            return Inspection(
-                volume=directory,
-                state=None,
-                reason=f"cannot be read: {err.strerror}",
-                recorded=None,
-                image=image,
-                draft=None,
-                findings=tuple(findings),
-                exit_status=EXIT_IO,
-            )
+        )
+        found = Inspection(
+            volume=directory,
+            state=None,
+            reason=f"cannot be read: {err.strerror}",
+            recorded=None,
+            image=image,
+            draft=None,
+            findings=tuple(findings),
+            exit_status=EXIT_IO,
+        )
+    return found, facts
 
 
 def state_of(context: Context) -> tuple[State, str, str]:

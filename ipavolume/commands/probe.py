@@ -18,6 +18,9 @@ from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
     EXIT_LOCKED,
     CommandFailedError,
+    IpaVolumeError,
+    told_as,
+    unforeseen,
 )
 from ipavolume.firstrun import standing as firstrun
 from ipavolume.firstrun.command import application_of
@@ -70,7 +73,16 @@ def ask(context: Context, probe: Probe) -> Answer:
         IpaVolumeError: If a volume cannot be read or trusted.
     """
     facts = context.volumes.facts()
-    answer = _started(context.image, context.volumes, facts[context.volumes.primary.mount])
+    primary = context.volumes.primary.mount
+    try:
+        with told_as(unforeseen):
+            answer = _started(context.image, context.volumes, facts[primary])
+    except IpaVolumeError:
+        # Who asks takes no lock: what was open may just have been closed.
+        if (now := context.volumes.facts())[primary] == facts[primary]:
+            raise
+        facts = now
+        answer = _started(context.image, context.volumes, facts[primary])
     if answer.exit_status != 0:
         return answer
     wanted = context.image.header.build_id

@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 
-from ipavolume.commands import probe, ready, start
+from ipavolume.commands import ready, start, waiting
 from ipavolume.commands.probe import Probe
 from ipavolume.commands.start import Beginning
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
     EXIT_COMMAND_FAILED,
-    EXIT_LOCKED,
     CannotCreateError,
     IpaVolumeError,
     RefusedError,
     StoppedError,
     UnsafeVolumeError,
     UsageError,
+    told_as,
+    unforeseen,
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals, watching
@@ -250,7 +251,13 @@ def _look_on(
     try:
         watching.look_on()
         work.lock.pause()
-        came_to = _until_known(work.context, timer, heard)
+        try:
+            with told_as(unforeseen):
+                came_to = _until_known(work.context, timer, heard)
+        except IpaVolumeError as err:
+            # Nobody else would say why the container ends.
+            message = f"who looks on cannot go on: {err}"
+            came_to = failed(message, code=err.code, seconds=timer.passed_s)
         status = came_to.ending.exit_status
         tell(came_to)
     finally:
@@ -263,7 +270,7 @@ def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
     watch = Watch.begin()
     ready_since = failed_since = -1.0
     while True:
-        answer = _asked(context)
+        answer = waiting.asked(context, Probe.READY)
         now = timer.passed_s
         if answer.exit_status == 0:
             ready_since = now if ready_since < 0 else ready_since
@@ -298,11 +305,3 @@ def _failed_units(image: Image) -> tuple[str, ...]:
     except IpaVolumeError:
         return ()
     return tuple(unit for unit in found if unit != image.config.online_unit)
-
-
-def _asked(context: Context) -> probe.Answer:
-    try:
-        return probe.ask(context, Probe.READY)
-    except IpaVolumeError as err:
-        # In the middle of the start's own work what is read may be incomplete.
-        return probe.Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")

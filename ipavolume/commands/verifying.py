@@ -117,14 +117,17 @@ def _look_on(
         work.lock.pause()
         notify.announce()
         try:
-            if asks and verify_run(work.context, shown, redactor):
+            with told_as(unforeseen):
+                wrong = asks and verify_run(work.context, shown, redactor)
+            if wrong:
                 end(EXIT_COMMAND_FAILED)
         except IpaVolumeError as err:
             # It is asked again by the next start.
             shown.error(err)
         if runs:
             waiting.wait_until(lambda: waiting.asked(work.context, Probe.READY).exit_status == 0)
-            running.run_steps(work.context, shown, redactor)
+            with told_as(unforeseen):
+                running.run_steps(work.context, shown, redactor)
     except IpaVolumeError as err:
         shown.error(err)
     finally:

@@ -9,7 +9,7 @@ from typing import Final
 from ipavolume.commands import probe
 from ipavolume.commands.probe import Answer, Probe
 from ipavolume.context import Context
-from ipavolume.errors import EXIT_LOCKED, IpaVolumeError
+from ipavolume.errors import EXIT_LOCKED, IpaVolumeError, told_as, unforeseen
 from ipavolume.linux import clock, notify
 
 _FIRST_S: Final = 1.0
@@ -20,7 +20,8 @@ _LOOK_S: Final = 10.0
 def asked(context: Context, what: Probe) -> Answer:
     """Return what a probe says, and tell who waits for it; what cannot be read is not there yet."""
     try:
-        answer = probe.ask(context, what)
+        with told_as(unforeseen):
+            answer = probe.ask(context, what)
     except IpaVolumeError as err:
         # In the middle of a run's own work what is read may be incomplete.
         return Answer(exit_status=EXIT_LOCKED, text=f"not yet: {err}")

@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Collection, Sequence
 
 from ipavolume.linux import signals
@@ -102,10 +103,15 @@ def look_on() -> None:
 
 
 def leave(status: int) -> None:
-    """End this process at once, with nothing of what the one before the fork would do."""
+    """End this process at once, with nothing of what the one before the fork would do.
+
+    Where an exception is on its way it is told, as nobody will catch it.
+    """
     try:
         # Nobody may read it any more.
         with contextlib.suppress(OSError):
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
     finally:

@@ -7,6 +7,7 @@ cut short or altered makes the volume unsafe instead of being guessed at.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import Final
@@ -56,6 +57,7 @@ CLOSED: Final = "closed"
 CLOSED_PROGRESS: Final = {"phase": CLOSED}
 _PHASES: Final = (MARKED, SWAPPED, COMMITTING, UNDOING)
 
+_LOOKS: Final = 4
 _MAX_ID_BYTES: Final = 1024
 _LEGACY_NAMES: Final = (VERSION_NAME, ".configfiles", ".configfiles-noreplace")
 """What the scripts of the freeipa-container project leave on a volume."""
@@ -201,19 +203,43 @@ def has_only_a_lock(volume: Volume) -> bool:
 
 
 def read_facts(volume: Volume) -> Facts:
-    """Read what *volume* says of itself.
+    """Read what *volume* says of itself, which another command may be about to change.
 
     Raises:
         UnsafeVolumeError: If it is not trustworthy or not understandable.
         VolumeIOError: If it cannot be read.
     """
+    for _ in range(_LOOKS - 1):
+        # Who only looks takes no lock: what seems damaged, or belongs to no run, may be of one that
+        # has just begun or ended.
+        with contextlib.suppress(UnsafeVolumeError, FileNotFoundError):
+            found = _read_facts(volume)
+            if _is_open(volume) is (found.transaction is not None):
+                return found
+    return _read_facts(volume)
+
+
+def _is_open(volume: Volume) -> bool:
+    fd = open_state(volume)
+    if fd is None:
+        return False
+    try:
+        return _has_open(fd, volume)
+    finally:
+        os.close(fd)
+
+
+def _has_open(fd: int, volume: Volume) -> bool:
+    return files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume)
+
+
+def _read_facts(volume: Volume) -> Facts:
     names = (STATE_DIRECTORY, BUILD_ID_NAME, *_LEGACY_NAMES)
     odd = None
     if all(files.lstat(volume.fd, name) is None for name in names):
         odd = odd_root(volume)
     if odd is None:
         check_trust(volume)
-    build_id = read_build_id(volume)
     version = read_version(volume)
     marked = version is not None and version.split(b"\n")[1:2] == [OUR_MARK]
     # Restored without the directories whose names begin with a dot, it is not one of theirs.
@@ -221,7 +247,7 @@ def read_facts(volume: Volume) -> Facts:
     fd = open_state(volume)
     if fd is None:
         return Facts(
-            build_id=build_id,
+            build_id=read_build_id(volume),
             identity=None,
             baseline=None,
             transaction=None,
@@ -231,19 +257,21 @@ def read_facts(volume: Volume) -> Facts:
             odd=odd,
         )
     try:
-        identity = read_identity(fd, volume)
+        # First: it is closed last, when all else is as it leaves it.
         transaction = target = None
         tasks = NOTHING
         was_held = False
-        if files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume):
+        if _has_open(fd, volume):
             transaction, target, tasks = _read_transaction(fd, volume)
             was_held = files.lstat(fd, f"{TRANSACTION}/{HELD}") is not None
+        identity = read_identity(fd, volume)
         rehearsal_of = read_rehearsal(fd, volume)
         baseline = _read_header(fd, BASELINE, volume)
         pending = _read_header(fd, PENDING, volume)
         if transaction is not None and target is None and baseline is not None:
             # Its manifest has become the baseline already.
             target = baseline if baseline.build_id == transaction.to_build else None
+        build_id = read_build_id(volume)
     finally:
         os.close(fd)
     if transaction is None and (identity is None) != (baseline is None) and is_primary(identity):

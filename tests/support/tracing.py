@@ -268,6 +268,7 @@ def stopped(
     env: Mapping[str, str],
     count: int = 1,
     also: str = "",
+    path: str = "",
 ) -> Iterator[Stopped]:
     """Run *command* until *count* of its processes stand still after a call.
 
@@ -280,10 +281,12 @@ def stopped(
         env: Environment of the command.
         count: How many processes to wait for.
         also: What else to inject there, such as ``retval=0``.
+        path: Counted are the calls about this path only, as it is given to them.
     """
     what = f"{also}:signal=STOP" if also else "signal=STOP"
     reader, writer = os.pipe()
     words = [need_tool("strace"), "-f", "-o", f"/proc/self/fd/{writer}"]
+    words += ["-P", path] if path else []
     words += ["-e", f"trace={name}", "-e", f"inject={name}:{what}:when={number}"]
     with open(reader, encoding="utf-8", errors="surrogateescape") as log:
         tracer = subprocess.Popen(
