@@ -23,6 +23,7 @@ from ipavolume.model.redaction import encodable
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS, NOTHING, Failure
 from ipavolume.steps import verify
+from ipavolume.volume import held
 from ipavolume.volume.facts import SWAPPED, Facts, Transaction
 from ipavolume.volume.failures import STATE_CLOSED, STATE_CURRENT, STATE_OPEN, attempt
 from ipavolume.volume.logs import Speaker
@@ -61,6 +62,7 @@ def move_away(
         started=clock.now(),
         snapshot=snapshot.run,
     )
+    held.check_changeable(context.volumes, ())
     area = make_area(volume)
     try:
         try:

@@ -1,7 +1,7 @@
-"""What an administrator made unchangeable on a volume (``chattr +i``, ``+a``).
+"""What an administrator made unchangeable on a volume: ``chattr +i``, ``+a``, and mounts.
 
-Root cannot change it either, and hardly a container may take the attribute away: a run that
-came upon it after the mark could neither go on nor go back.
+Root cannot change it either, and hardly a container may take the attribute or the mount away: a
+run that came upon it after the mark could neither go on nor go back.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, ObstructedError
-from ipavolume.linux import trees
+from ipavolume.linux import mounts, trees
 from ipavolume.linux.files import DIRECTORY_FLAGS, listdir, lstat
 from ipavolume.linux.statx import Held, held
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.paths import mount_of
 from ipavolume.volume import ownership
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
-from ipavolume.volume.layout import LOGS, PRISTINE, SAVED, STAGING, TRASH
+from ipavolume.volume.layout import LOGS, PRISTINE, SAVED, SNAPSHOTS, STAGING, TRASH
 from ipavolume.volume.members import Volume, open_state
 from ipavolume.volume.room import effective_capabilities
 from ipavolume.volume.tree import Tree
@@ -31,6 +31,8 @@ from ipavolume.volume.tree import Tree
 _SHOWN: Final = 5
 _LINUX_IMMUTABLE: Final = 9
 """Number of the capability (capabilities(7))."""
+_MAY_BE_MOUNTED: Final = (LOGS, SNAPSHOTS)
+"""Nothing goes into them or out of them by a rename."""
 
 Touched = tuple[str, bool]
 """A path that a run changes. True: something of it is changed, or taken out of it; False: it is
@@ -47,6 +49,9 @@ def check_changeable(volumes: Mapping[str, Volume], touched: Iterable[Touched]) 
     Raises:
         ObstructedError: If something does; the volumes are as they were.
     """
+    for mount, below in _mount_points(volumes):
+        if _is_record(below):
+            raise _mounted_over(f"{mount}/{below}", now=STATE_UNTOUCHED)
     found = _find(volumes, itertools.chain(records(volumes), touched), now=STATE_UNTOUCHED)
     if found.count:
         raise _obstructed(volumes, found, now=STATE_UNTOUCHED)
@@ -59,7 +64,7 @@ def explained(
     """Do as :func:`ipavolume.volume.failures.attempt` does, and say what forbids it.
 
     Between plan and swap, or while a run waits to be gone on with, an attribute may have been
-    set that planning did not find.
+    set, or something mounted, that planning did not find.
 
     Args:
         doing: Verb, as in "install".
@@ -77,6 +82,10 @@ def explained(
     except OSError as err:
         if err.errno == errno.EPERM and (found := _find(volumes, touched, now=now)).count:
             raise _obstructed(volumes, found, now=now) from err
+        if err.errno == errno.EBUSY:
+            points = {f"{mount}/{below}" for mount, below in _mount_points(volumes)} - {*volumes}
+            if over := next((one for one, whole in touched if whole and one in points), ""):
+                raise _mounted_over(over, now=now) from err
         raise io_error(doing, path, err, now=now) from err
 
 
@@ -146,6 +155,30 @@ def records(volumes: Mapping[str, Volume]) -> Iterator[Touched]:
                         os.close(below)
         finally:
             os.close(fd)
+
+
+def _mount_points(volumes: Mapping[str, Volume]) -> Iterator[tuple[str, str]]:
+    for mount, volume in volumes.items():
+        for below in mounts.mount_points_below(volume.directory):
+            yield mount, below
+
+
+def _is_record(below: str) -> bool:
+    """Tell whether a path of a volume is something of ours that a run gives another name."""
+    top, _, name = below.partition("/")
+    if top == STATE_DIRECTORY:
+        return "/" not in name and name not in _MAY_BE_MOUNTED
+    return below == BUILD_ID_NAME
+
+
+def _mounted_over(path: str, *, now: str) -> IpaVolumeError:
+    return ObstructedError(
+        f"{path!r} has to change, but something is mounted there",
+        code="mounted-over",
+        path=path,
+        hint="Start the container without that mount.",
+        state=now,
+    )
 
 
 def _obstructed(volumes: Mapping[str, Volume], found: _Found, *, now: str) -> IpaVolumeError:

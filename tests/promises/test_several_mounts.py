@@ -587,6 +587,21 @@ def test_a_mount_below_the_volume_is_neither_entered_nor_in_the_way(
     assert (site.volume() / "var/lib/app/schema").read_text() == "version 2"
 
 
+def test_what_is_mounted_over_our_own_records_is_refused(
+    upgrading: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    """An upgrade that came upon it at its end stayed open, at every start."""
+    site, second = upgrading
+    before = picture(site.top)
+    for name in ("build-id", ".ipavolume/baseline.jsonl"):
+        bind(site.volume() / name, site.volume() / name)
+        said = site.refused(second, "mounted-over")
+        assert f"'/data/{name}'" in said
+    site.run("check", second, status=65)
+    site.run("upgrade", second, "--dry-run", status=65)
+    assert picture(site.top) == before
+
+
 @pytest.mark.parametrize("what", ["directory", "empty directory", "file"])
 def test_a_change_below_an_undeclared_mount_is_refused(
     what: str, upgrading: tuple[Site, Image], bind: Callable[[Path, Path], None]

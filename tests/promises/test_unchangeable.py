@@ -246,7 +246,7 @@ def test_many_are_counted_and_some_named(site: Site, versions: tuple[Path, Path]
 def test_an_attribute_set_after_the_mark_is_named_and_the_next_start_finishes(
     site: Site, versions: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """F2: a resumed run says so, and stays upgrading."""
+    """F2: a resumed run says so, and stays upgrading. So it does of what is mounted over a file."""
     _populated(site, versions)
     second = site.image("two", versions[1:], lists=LISTS)
     spare = tmp_path / "spare"
@@ -261,8 +261,15 @@ def test_an_attribute_set_after_the_mark_is_named_and_the_next_start_finishes(
     subprocess.run(["rm", "-rf", str(site.volume())], check=True, timeout=60)
     subprocess.run(["cp", "-a", str(spare), str(site.volume())], check=True, timeout=60)
     killed(words, renames[1], env=env)
-    _chattr("+i", site.volume() / "etc/app/program")
     place = site.volume() / "etc/app/program"
+    subprocess.run(["mount", "--bind", str(place), str(place)], check=True, timeout=60)
+    try:
+        said = site.run("upgrade", second, status=65).stderr
+    finally:
+        subprocess.run(["umount", str(place)], check=True, timeout=60)
+    assert "[mounted-over]" in said
+    assert "in the middle of an upgrade" in said
+    _chattr("+i", place)
     said = site.run("upgrade", second, status=65).stderr
     assert "[immutable]" in said
     assert f"chattr -i {place}" in " ".join(said.split())
