@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 
 from ipavolume.model.files import FileFlags
@@ -139,6 +140,6 @@ class RpmPackage:
     """
 
     package: Package
-    files: tuple[RpmFile, ...]
+    files: Sequence[RpmFile]
     scriptlets: tuple[RpmScriptlet, ...] = ()
     installed: tuple[int, int] = field(default=(0, 0), compare=False)

@@ -7,10 +7,15 @@ file is found by resolving the directory it is in.
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.errors import ConfigurationError, PackageError
@@ -18,6 +23,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import FileFlags
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packages import Package, RpmFile, RpmPackage
+from ipavolume.model.packedfiles import BLOCK, PackedFiles
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.progress import Progress
 from ipavolume.model.values import dataclass
@@ -25,6 +31,8 @@ from ipavolume.prepare import kept
 from ipavolume.rpm import database, header, query
 
 _DATABASES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm", "/usr/share/rpm")
+_BLOCKS: Final = 16
+_MARK: Final = 0xFFFF_FFFF << 32
 _DATABASE_FILES: Final = ("rpmdb.sqlite", "Packages.db", "Packages")
 
 
@@ -138,28 +146,98 @@ def read_facts(
     # Within a second the database's own order tells; package files have no times at all.
     installed.sort(key=lambda package: package.installed)
     packages = sorted(installed, key=_order)
-    files: dict[str, PackagedFile] = {}
     directories: dict[str, RpmFile] = {}
-    for package in packages:
+    for package in packages if missing else ():
         for file in package.files:
             location = places.location(file.path)
-            if location is None or not file.installed:
-                continue
-            if location in missing and stat.S_ISDIR(file.mode):
+            if location in missing and file.installed and stat.S_ISDIR(file.mode):
                 directories.setdefault(location, file)
-            path = place(location)
-            if path is None:
-                continue
-            candidate = PackagedFile(package=package.package.name, file=file)
-            known = files.get(path)
-            if known is None or _rank(candidate) < _rank(known):
-                files[path] = candidate
     return PackageFacts(
         packages=tuple(package.package for package in packages),
-        files=files,
+        files=_Placed(packages, places.place),
         directories=directories,
-        installed=tuple(installed),
+        installed=tuple(replace(package, files=()) for package in installed),
     )
+
+
+class _Placed(Mapping[str, PackagedFile]):
+    """The files of packages by their path on the volume.
+
+    Kept is where each is found in its package: 16 bytes for it in a table that is gone through from
+    where the hash of its path leads.
+    """
+
+    def __init__(self, packages: Sequence[RpmPackage], place: Callable[[str], str | None]) -> None:
+        self._packages = packages
+        self._place = place
+        self._first = list(itertools.accumulate((len(one.files) for one in packages), initial=0))
+        self._table = array("Q", bytes(8 << (2 * self._first[-1] + 1).bit_length()))
+        # Those who ask go through directories, and so do packages.
+        self._block = functools.lru_cache(maxsize=_BLOCKS)(self._read_block)
+        self._length = 0
+        for path, entry, found in self._all():
+            slot = self._slot(path)
+            known = self._table[slot]
+            if not known:
+                self._length += 1
+            elif _rank(found) >= _rank(self._found(known)):
+                continue
+            self._table[slot] = entry
+
+    def _all(self) -> Iterator[tuple[str, int, PackagedFile]]:
+        """Yield the files that have a place, each with what stands for it in the table."""
+        for package, first in zip(self._packages, self._first, strict=False):
+            name = package.package.name
+            for number, file in enumerate(package.files, first + 1):
+                path = self._place(file.path) if file.installed else None
+                if path is not None:
+                    yield path, _mark(path) | number, PackagedFile(package=name, file=file)
+
+    def _slot(self, path: str) -> int:
+        """Return where *path* stands in the table, or where it would."""
+        mark = _mark(path)
+        last = len(self._table) - 1
+        slot = hash(path) & last
+        while entry := self._table[slot]:
+            if entry & _MARK == mark and self._place(self._found(entry).file.path) == path:
+                break
+            slot = slot + 1 & last
+        return slot
+
+    def _found(self, entry: int) -> PackagedFile:
+        number = (entry & ~_MARK) - 1
+        index = bisect.bisect_right(self._first, number) - 1
+        block, place = divmod(number - self._first[index], BLOCK)
+        name = self._packages[index].package.name
+        return PackagedFile(package=name, file=self._block(index, block)[place])
+
+    def _read_block(self, package: int, block: int) -> Sequence[RpmFile]:
+        files = self._packages[package].files
+        if isinstance(files, PackedFiles):
+            return files.block(block)
+        return files[block * BLOCK : (block + 1) * BLOCK]
+
+    def __getitem__(self, path: str) -> PackagedFile:
+        """Return the file at *path*, of the package to which it is most."""
+        entry = self._table[self._slot(path)]
+        if not entry:
+            raise KeyError(path)
+        return self._found(entry)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the paths."""
+        for path, entry, _ in self._all():
+            if self._table[self._slot(path)] == entry:
+                yield path
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return self._length
+
+
+def _mark(path: str) -> int:
+    """Return bits of the hash of *path*, beside those of a number of a file."""
+    return hash(path) & _MARK
 
 
 def _order(package: RpmPackage) -> tuple[str, str, str]:

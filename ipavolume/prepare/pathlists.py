@@ -63,7 +63,8 @@ def check(
     lines = [one for one in listed if one.entry.line]
     _check_twice(lines, findings)
     at = {(one.volume.mount, one.location): one for one in placements}
-    owned = {above for path in facts.files for above in and_above(path)}
+    targets = {one.target for one in placements}
+    owned = {above for path in facts.files for above in and_above(path) if above in targets}
     absent: dict[str, None] = {}
     for one in lines:
         path, place = one.entry.path, f"{one.name}:{one.entry.line}"

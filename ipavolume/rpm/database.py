@@ -123,7 +123,8 @@ class _Reader:
                     self._refuse(f"{tag.xml_name} has an escape that rpm does not write")
                 value = value.replace(b"&lt;", b"<").replace(b"&gt;", b">")
                 value = value.replace(b"&amp;", b"&")
-            values.append(value)
+            # Owner and group of a million files are mostly the same.
+            values.append(values[-1] if values and values[-1] == value else value)
             position = found.end()
             self._check_count(tag, len(values))
         self._check_rest(tag, body, position)

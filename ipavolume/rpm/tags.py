@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, NoReturn
 from ipavolume.errors import PackageError
 from ipavolume.model.files import FileFlags
 from ipavolume.model.packages import Condition, Package, Provide, RpmFile, RpmPackage, RpmScriptlet
+from ipavolume.model.packedfiles import PackedFiles
 from ipavolume.model.values import dataclass
 
 VALUES_MAX: Final = 1 << 19
@@ -269,7 +270,7 @@ def build_package(
     header = _Header(values, source)
     return RpmPackage(
         package=header.package(),
-        files=tuple(header.files(wanted)),
+        files=PackedFiles(header.files(wanted)),
         scriptlets=(*header.scripts(), *header.triggers()),
         installed=header.installed(),
     )
