@@ -24,6 +24,7 @@ from ipavolume.systemd.handover import ONLINE_UNIT, UNIT_DIRECTORY
 SYSTEMD: Final = "/usr/lib/systemd/systemd"
 LOCK_UNIT: Final = "ipavolume-lock.service"
 TARGET: Final = "ipavolume.target"
+_PHASE_TARGET: Final = "ipavolume-phase.target"
 _RUNNING_UNIT: Final = "ipavolume-running.service"
 WRAPPER: Final = "/usr/local/sbin/init"
 _WANTS: Final = f"{UNIT_DIRECTORY}/default.target.wants"
@@ -73,14 +74,17 @@ def install(
             path=program,
         )
     changed = False
-    units = [(ONLINE_UNIT, online_unit), (LOCK_UNIT, LOCK_UNIT), (TARGET, TARGET)]
+    units = [(ONLINE_UNIT, online_unit)]
+    units += [(name, name) for name in (LOCK_UNIT, TARGET, _PHASE_TARGET)]
     if running:
         units.append((_RUNNING_UNIT, _RUNNING_UNIT))
     for shipped, name in units:
         text = _read_shipped(shipped).decode("utf-8")
         text = text.replace(f"{_PROGRAM} ", f"{program} ").replace(ONLINE_UNIT, online_unit)
         changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", text.encode(), 0o644, make=make)
-        changed |= _want(tree, name, make=make, findings=findings)
+        # That one comes with the phase, which wants it.
+        if name != _PHASE_TARGET:
+            changed |= _want(tree, name, make=make, findings=findings)
     found = tree.read_file(WRAPPER, limit_bytes=_MAX_BYTES) if _is_file(tree, WRAPPER) else None
     if tree.lstat(tree.resolve(WRAPPER, follow=False)) is not None and (
         found is None or _MARK not in found
@@ -176,7 +180,8 @@ def unit_names(tree: ImageTree) -> frozenset[str]:
 
 def _faults(tree: ImageTree, online_unit: str) -> Iterator[tuple[str, str]]:
     """Yield files that say of ours what is a deadlock or a cycle, each with that and the remedy."""
-    own = (f"{UNIT_DIRECTORY}/{TARGET}", f"{_WANTS}/{online_unit}")
+    targets = (TARGET, _PHASE_TARGET)
+    own = (*(f"{UNIT_DIRECTORY}/{name}" for name in targets), f"{_WANTS}/{online_unit}")
     for path, kind in _unit_files(tree):
         if path in own:
             continue

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
+import socket
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -166,12 +170,37 @@ def test_exit_on_finished_ends_the_container_once_the_online_phase_is_done(story
 
 
 def test_a_failure_of_the_online_phase_ends_the_container_with_its_status(story: Story) -> None:
+    """Nobody hears that it is ready: podman's auto-update would keep the image."""
     story.populate()
-    with machine(story.image(2, "echo it went wrong; exit 3"), story.volume) as container:
-        assert container.wait() == 13
-        assert "it went wrong" in container.seen
-        assert "application runs" not in container.seen
+    heard: list[str] = []
+    with _manager(heard) as address:
+        image = story.image(2, "echo it went wrong; exit 3")
+        with machine(image, story.volume, env={"NOTIFY_SOCKET": address}) as container:
+            assert container.wait() == 13
+            assert "it went wrong" in container.seen
+            assert "application runs" not in container.seen
     assert story.recorded() == ""
+    assert heard
+    assert [text for text in heard if "READY=1" in text] == []
+
+
+@contextlib.contextmanager
+def _manager(heard: list[str]) -> Iterator[str]:
+    """Hear what a service manager is told at the address that is yielded."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        # In an address without a name the kernel chooses one.
+        manager.bind("")
+        listener = threading.Thread(
+            target=lambda: heard.extend(iter(lambda: manager.recv(4096).decode(), "end"))
+        )
+        # At once, for who finds the queue full waits.
+        listener.start()
+        try:
+            yield f"@{manager.getsockname()[1:].decode()}"
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                end.sendto(b"end", manager.getsockname())
+            listener.join()
 
 
 def test_what_failed_often_is_waited_for_under_systemd_and_can_be_tried_there(story: Story) -> None:
@@ -432,6 +461,7 @@ def test_prepare_installs_units_and_wrapper_once(story: Story) -> None:
         assert f"\nExecStart=/usr/local/bin/ipavolume {name}\n" in text
         assert image.readlink(f"{WANTS}/ipavolume-{name}.service") == f"../ipavolume-{name}.service"
     assert image.readlink(f"{WANTS}/ipavolume.target") == "../ipavolume.target"
+    assert not (image.root / WANTS / "ipavolume-phase.target").is_symlink()
     assert os.access(image.root / "usr/local/sbin/init", os.X_OK)
     assert not image.prepare().changed
     # A run that was killed before it made this.
@@ -478,3 +508,5 @@ def test_the_online_unit_can_be_called_otherwise(story: Story) -> None:
     assert not (image.root / UNITS / "ipavolume-online.service").exists()
     lock = (image.root / UNITS / "ipavolume-lock.service").read_text()
     assert "Before=shutdown.target application-upgrade.service\n" in lock
+    phase = (image.root / UNITS / "ipavolume-phase.target").read_text()
+    assert "After=application-upgrade.service\n" in phase
