@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import click
@@ -12,31 +13,78 @@ from click.core import ParameterSource
 
 from ipavolume import fastpath
 from ipavolume.cli import document, output, streams
-from ipavolume.cli.audit import audit
-from ipavolume.cli.check import check
-from ipavolume.cli.completion import completion
-from ipavolume.cli.conflicts import conflicts
-from ipavolume.cli.examples import examples
 from ipavolume.cli.group import ErrorReportingGroup
-from ipavolume.cli.history import history
-from ipavolume.cli.listing import listing
-from ipavolume.cli.lock import lock
-from ipavolume.cli.manual import manual
-from ipavolume.cli.online import online
-from ipavolume.cli.prepare import prepare
-from ipavolume.cli.rehearse import rehearse
-from ipavolume.cli.rollback import rollback
-from ipavolume.cli.running import running
-from ipavolume.cli.scriptlets import scriptlets
-from ipavolume.cli.snapshot import snapshot
-from ipavolume.cli.start import start
-from ipavolume.cli.status import status
-from ipavolume.cli.steps import steps
-from ipavolume.cli.upgrade import upgrade
 from ipavolume.errors import EXIT_BUG, IpaVolumeError
 
 _NO_LIMIT: Final = 1 << 16
 """Help is as wide as the terminal, which click would take 80 columns of."""
+
+
+_NAMES: Final = (
+    *("audit", "check", "completion", "conflicts", "examples", "history", "list", "lock"),
+    *("manual", "online", "prepare", "rehearse", "rollback", "running", "scriptlets"),
+    *("snapshot", "start", "status", "steps", "upgrade"),
+)
+
+
+class _Commands(Mapping[str, click.Command]):
+    """The commands by their names; each is loaded when it is asked for.
+
+    With all of them would come what all of them need.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+    def __getitem__(self, name: str) -> click.Command:
+        """Return a command."""
+        match name:
+            case "audit":
+                from ipavolume.cli.audit import audit as found
+            case "check":
+                from ipavolume.cli.check import check as found
+            case "completion":
+                from ipavolume.cli.completion import completion as found
+            case "conflicts":
+                from ipavolume.cli.conflicts import conflicts as found
+            case "examples":
+                from ipavolume.cli.examples import examples as found
+            case "history":
+                from ipavolume.cli.history import history as found
+            case "list":
+                from ipavolume.cli.listing import listing as found
+            case "lock":
+                from ipavolume.cli.lock import lock as found
+            case "manual":
+                from ipavolume.cli.manual import manual as found
+            case "online":
+                from ipavolume.cli.online import online as found
+            case "prepare":
+                from ipavolume.cli.prepare import prepare as found
+            case "rehearse":
+                from ipavolume.cli.rehearse import rehearse as found
+            case "rollback":
+                from ipavolume.cli.rollback import rollback as found
+            case "running":
+                from ipavolume.cli.running import running as found
+            case "scriptlets":
+                from ipavolume.cli.scriptlets import scriptlets as found
+            case "snapshot":
+                from ipavolume.cli.snapshot import snapshot as found
+            case "start":
+                from ipavolume.cli.start import start as found
+            case "status":
+                from ipavolume.cli.status import status as found
+            case "steps":
+                from ipavolume.cli.steps import steps as found
+            case "upgrade":
+                from ipavolume.cli.upgrade import upgrade as found
+            case _:
+                raise KeyError(name)
+        return found
 
 
 def _version(called: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
@@ -50,6 +98,7 @@ def _version(called: click.Context, _: click.Parameter, wanted: bool) -> None:  
 
 @click.group(
     cls=ErrorReportingGroup,
+    commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _NO_LIMIT},
 )
 @click.option(
@@ -84,14 +133,6 @@ def main(called: click.Context, *, log_format: str) -> None:
         os.environ[fastpath.LOG_FORMAT] = log_format
     if os.environ.get("NO_COLOR") or log_format == "json":
         called.color = False
-
-
-for _command in (
-    *(audit, check, completion, conflicts, examples, history, listing, lock, manual),
-    *(online, prepare, rehearse, rollback, running, scriptlets, snapshot, start),
-    *(status, steps, upgrade),
-):
-    main.add_command(_command)
 
 
 def run() -> int:

@@ -48,21 +48,23 @@ def upgrade(
     Example:
         ipavolume upgrade --dry-run --root /srv/image --volume /srv/ipa-data
     """
-    from ipavolume.commands import check, start
-
     if diff and not dry_run:
         raise UsageError("--diff is for --dry-run")
     options = replace(options, retry=retry, again=again)
     if dry_run:
+        from ipavolume.commands import check
+
         found = check.inspect(options, output.progress, compares=diff)
         if as_json:
             document.current().set_result(output.inspection_data(found))
         else:
             output.print_inspection(found, full=True, verbose=verbose)
         called.exit(found.exit_status)
+    from ipavolume.commands import by_hand
+
     phases = RUN_PHASES if phase is None else (Phase(phase),)
     shown = output.shown(as_json=as_json, silent=silent)
-    outcome, mount = start.upgrade_by_hand(options, shown, phases=phases)
+    outcome, mount = by_hand.upgrade(options, shown, phases=phases)
     if as_json or silent:
         return
     if outcome.waiting:

@@ -20,7 +20,7 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
-from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request, redactor
+from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, notify, signals, umask
@@ -185,38 +185,6 @@ def _start(
                 hint=fastpath.OTHER_COMMAND.decode(),
             ) from err
     return False
-
-
-def upgrade_by_hand(
-    options: Options, shown: Shown, *, phases: Sequence[str]
-) -> tuple[Outcome, str]:
-    """Bring the volumes to the image without a start, in the order of one.
-
-    Args:
-        options: What the operator asks for.
-        shown: Where what happens is said.
-        phases: What is done now.
-
-    Returns:
-        What it came to, and where the primary volume is mounted.
-
-    Raises:
-        IpaVolumeError: If it is refused or fails.
-    """
-    with Work(options) as work:
-        work.take(shown.say)
-        outcome = work.attempt(
-            lambda speaker: upgrade.upgrade(
-                work.context,
-                speaker,
-                phases=phases,
-                joined=work.lock.joined,
-                secure=work.lock.secure,
-            ),
-            shown,
-            redactor(),
-        )
-        return outcome, work.context.volumes.primary.mount
 
 
 def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from ipavolume.commands import hold as on_hold
-from ipavolume.commands import upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
@@ -158,7 +157,11 @@ class Work:
                     build_id=self.context.image.build_id,
                 )
         lines = shown.summary(outcome)
-        # Kept first: who cannot be told any more is to find it there.
-        upgrade.keep_summary(self.context.image, self.context.volumes, outcome, lines)
+        if outcome.plans:
+            from ipavolume.commands import carrying
+
+            # Kept first: who cannot be told any more is to find it there.
+            run = outcome.plans[-1].run
+            carrying.keep_summary(self.context.image, self.context.volumes, run, lines)
         shown.result(outcome, lines)
         return outcome

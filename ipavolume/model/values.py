@@ -56,8 +56,14 @@ def _complete(cls: type, written: type) -> type:
         for one, value in zip(fields, values, strict=True):
             getattr(cls, one.name).__set__(self, value)
 
+    def first(self: object, *arguments: object, **named: object) -> None:
+        # Of most classes a run makes no value.
+        init = _init(cls, fields)
+        cls.__init__ = init  # type: ignore[misc]
+        init(self, *arguments, **named)
+
     methods = {
-        "__init__": _init(cls, fields),
+        "__init__": first,
         "__eq__": is_equal,
         "__hash__": digest,
         "__repr__": text,

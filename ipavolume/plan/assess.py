@@ -16,11 +16,10 @@ from ipavolume.linux import clock, mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.snapshots import Snapshot
-from ipavolume.plan import rollback, verdict
+from ipavolume.plan import verdict
 from ipavolume.plan.moved import LEFT_BEHIND, left_behind
 from ipavolume.plan.verdict import Owners, Question, State, Verdict
 from ipavolume.rpm import versions
-from ipavolume.volume import adopt
 from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
@@ -54,6 +53,8 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     if primary.baseline is None and primary.transaction is None:
         others = [one for one in facts.values() if one.legacy or one.build_id is not None]
         if others or any(instance.values()):
+            from ipavolume.volume import adopt
+
             legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
     guard = context.image.config.accept_guard
     way_back, way_refused = _way_back(context, primary)
@@ -117,6 +118,8 @@ def _way_back(context: Context, primary: Facts) -> tuple[Snapshot | None, IpaVol
         snapshot = chain_snapshot(volumes, primary)
         if snapshot is None or snapshot.from_build != image.build_id:
             return snapshot, None
+        from ipavolume.plan import rollback
+
         check_snapshot(volumes, snapshot)
         since = rollback.find_first_run_since(volumes.primary, snapshot)
         return snapshot, (

@@ -80,6 +80,15 @@ def test_an_upgrade_judges_before_and_after_and_opens_and_asks_once(site: Site) 
     assert calls["ipavolume.image.image.Image.verify"] == 1
 
 
+def test_what_finds_nothing_to_do_loads_nothing_that_does_something(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    loaded = set(watched(site, "v1", "upgrade")["modules"])
+    assert "ipavolume.plan.verdict" in loaded
+    doing = ("apply.run", "apply.rollback", "plan.draft", "commands.check", "firstrun.run")
+    other_commands = ("cli.prepare", "cli.rehearse", "commands.start")
+    assert not loaded & {f"ipavolume.{name}" for name in (*doing, *other_commands)}
+
+
 def test_a_check_loads_nothing_of_a_build(site: Site) -> None:
     watched(site, "v1", "upgrade")
     found = watched(site, "v2", "check")

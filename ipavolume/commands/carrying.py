@@ -1,0 +1,219 @@
+"""What is done with volumes that are not current: planned, gone on with, or gone back from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from ipavolume.apply import commit, rollback, roots
+from ipavolume.apply.area import open_area
+from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
+from ipavolume.commands import hold
+from ipavolume.context import Context
+from ipavolume.errors import IpaVolumeError, LockedError, RefusedError
+from ipavolume.image.image import Image
+from ipavolume.model.progress import say_nothing
+from ipavolume.model.redaction import Redactor
+from ipavolume.model.tasks import Phase, pending
+from ipavolume.model.values import dataclass
+from ipavolume.plan.conduct import Does, Kind, conduct
+from ipavolume.plan.draft import Draft, draft, not_read
+from ipavolume.plan.tasks import refuse_outside
+from ipavolume.plan.verdict import State, Verdict
+from ipavolume.volume import facts as state
+from ipavolume.volume import failures
+from ipavolume.volume.facts import Facts
+from ipavolume.volume.logs import Speaker
+from ipavolume.volume.refused import UNVERIFIED
+from ipavolume.volume.volumes import Volumes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """What was done in a round.
+
+    Attributes:
+        end: How the run ended.
+        warnings: What steps and scriptlets had to tell before it.
+    """
+
+    end: Finish
+    warnings: tuple[str, ...] = ()
+
+
+def carry(
+    context: Context,
+    verdict: Verdict,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+    *,
+    phases: Collection[str],
+    joined: bool,
+    secure: Callable[[], bool],
+    begin: Callable[[Facts], None] | None,
+    again: bool,
+) -> Carried | None:
+    """Bring the volumes nearer to the image, as what they are asks for.
+
+    Args:
+        context: The volumes.
+        verdict: What they are; it refuses nothing.
+        facts: What was found on them.
+        speaker: Where it says what it does.
+        phases: What is done now.
+        joined: It is another process of this container that holds the volumes.
+        secure: As for :func:`ipavolume.commands.upgrade.bring_up`.
+        begin: As there.
+        again: It was said in the round before what they are.
+
+    Returns:
+        What was done; ``None`` where the volumes are to be judged anew.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails.
+    """
+    does = conduct(verdict.state).does
+    primary = facts[context.volumes.primary.mount]
+    _refuse_phase(context.volumes, verdict, facts, phases, joined=joined, root=context.options.root)
+    if not again:
+        speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
+    if does is Does.GO_BACK:
+        if secure():
+            return None
+        return Carried(end=rollback.go_back(context, facts, speaker))
+    if _goes_on(does):
+        if begin is not None:
+            begin(primary)
+        if secure():
+            return None
+        if primary.transaction is not None and primary.transaction.kind == UNVERIFIED:
+            # Later: no other run needs it.
+            from ipavolume.apply import unverified
+
+            return Carried(end=unverified.give_back(context, facts, speaker))
+        return Carried(
+            end=resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
+        )
+    _refuse_while_waiting(context.image, context.volumes, verdict)
+    made = draft(context, verdict, facts, say=speaker.say)
+    _refuse_unreadable(made)
+    if made.way_back is not None and not again:
+        speaker.say(made.way_back.line)
+        verify = context.image.config.verify
+        if verify is not None and verify.goes_back and not made.way_back.is_complete:
+            speaker.say(
+                "should this run not be found to be right, it stays all the same: there is "
+                "no complete snapshot to go back to"
+            )
+    if Phase.ONLINE in phases:
+        refuse_outside(made.plan.tasks, root=context.options.root)
+    if begin is not None:
+        begin(primary)
+    if roots.take(context.volumes, facts) or secure():
+        return None
+    drop_stale(context.volumes, facts)
+    return Carried(
+        end=carry_out(context, made, facts, speaker, phases=phases),
+        warnings=tuple(warning.text for warning in made.warnings),
+    )
+
+
+def drop_stale(volumes: Volumes, facts: Mapping[str, Facts]) -> None:
+    """Drop transactions of secondaries that the primary volume never came to know of."""
+    for mount, volume in volumes.items():
+        if mount != volumes.primary.mount and facts[mount].transaction is not None:
+            area = open_area(volume)
+            try:
+                with failures.attempt("drop a stale run on", volume.directory):
+                    commit.close_transaction(area, now=failures.STATE_UNTOUCHED)
+            finally:
+                area.close()
+
+
+def keep_summary(image: Image, volumes: Volumes, run: str, lines: Sequence[str]) -> None:
+    """Write the summary of a run that changed the volumes into its log there.
+
+    It says what the history records; what cannot be written is no failure of the run.
+    """
+    quiet = Speaker(say=say_nothing, show=say_nothing, redactor=Redactor(()))
+    with contextlib.suppress(IpaVolumeError):
+        output = open_log(image, volumes, run, quiet)
+        for line in lines:
+            output.note(line)
+        output.close()
+
+
+def _goes_on(does: Does) -> bool:
+    """Tell whether an open run is gone on with; otherwise one is planned."""
+    match does:
+        case Does.RESUME:
+            return True
+        case Does.PLAN | Does.GO_BACK | Does.REFUSE | Does.FIRST_RUN | Does.NOTHING:
+            # What would be refused was overridden; the first run comes after the volumes.
+            return False
+
+
+def _refuse_while_waiting(image: Image, volumes: Volumes, verdict: Verdict) -> None:
+    """Refuse new files under an installation that waits for an answer from outside.
+
+    Raises:
+        RefusedError: If there is one.
+    """
+    if not conduct(verdict.state).replaces_files or image.config.first_run is None:
+        return
+    from ipavolume.firstrun import standing
+
+    if standing.standing(image, volumes) is standing.Standing.WAITING:
+        raise RefusedError(
+            f"the first run waits for an answer, and the volume is {verdict.reason}",
+            code="waiting",
+            hint="Finish the first run with the image that began it, then upgrade.",
+        )
+
+
+def _refuse_phase(
+    volumes: Volumes,
+    verdict: Verdict,
+    facts: Mapping[str, Facts],
+    phases: Collection[str],
+    *,
+    joined: bool,
+    root: str,
+) -> None:
+    """Refuse what the phases that are wanted cannot do.
+
+    Raises:
+        RefusedError: If files would have to be touched in the online phase, or programs of
+            the image executed outside of its container.
+    """
+    if conduct(verdict.state).kind is Kind.REBUILT:
+        # It touches no file and executes nothing. The online phase finds it where the run that
+        # another build of this image began has just been finished.
+        return
+    primary = facts[volumes.primary.mount]
+    swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
+    if Phase.OFFLINE not in phases and not (verdict.state is State.UPGRADING and swapped):
+        raise RefusedError(
+            f"the volume is {verdict.state}, its files are not those of this image: "
+            f"{verdict.reason}",
+            code="offline-first",
+            hint="The offline phase comes first: start the container by ipavolume start, or stop "
+            "the application and run ipavolume upgrade.",
+        )
+    if joined and not swapped and not hold.is_on_hold():
+        raise LockedError(
+            f"the application of this container works on the volume, which is {verdict.state}: "
+            f"{verdict.reason}",
+            hint="Stop the container; the next start, or ipavolume upgrade as the command of "
+            "another one, does it.",
+            state=failures.STATE_UNTOUCHED,
+        )
+    if verdict.state is State.UPGRADING and Phase.ONLINE in phases:
+        plan = read_open_plan(volumes, facts)
+        refuse_outside(pending(plan.tasks, primary.tasks), root=root)
+
+
+def _refuse_unreadable(made: Draft) -> None:
+    """Refuse a plan that leaves something out because it could not be looked at."""
+    for path, why in made.unreadable:
+        raise not_read(path, why)
