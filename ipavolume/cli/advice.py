@@ -23,8 +23,8 @@ from ipavolume.model.values import dataclass
 
 _USUAL_MOUNT: Final = "/data"
 _CODE: Final = r"[A-Za-z0-9]+(?:[:._-][A-Za-z0-9]+)*"
-_OPTIONS: Final = re.compile(rf"--(?:allow|from) {_CODE}(?: --(?:allow|from) {_CODE})*")
-_COMMAND: Final = re.compile(
+_OPTIONS: Final = rf"--(?:allow|from) {_CODE}(?: --(?:allow|from) {_CODE})*"
+_COMMAND: Final = (
     r"ipavolume (upgrade|rollback|conflicts|history|status|check)"
     r"((?: (?:--[a-z-]+|[A-Z]+(?![\w-])))*)"
 )
@@ -64,7 +64,7 @@ def fit_here(hint: str, *, held: bool = False) -> str:
         hint: As on a host.
         held: The container stays up and keeps the lock.
     """
-    if not (_OPTIONS.search(hint) or _COMMAND.search(hint)):
+    if not (re.search(_OPTIONS, hint) or re.search(_COMMAND, hint)):
         return hint
     return fit(hint, replace(_reader(), held=held))
 
@@ -114,13 +114,15 @@ def place_of(
 
 def fit(hint: str, to: Reader) -> str:
     """Return *hint* with its options and commands in the form that *to* can use."""
-    hint = _OPTIONS.sub(lambda found: _options(found.group(), to), hint)
-    return _COMMAND.sub(lambda found: _command(found[1], found[2].split(), to), hint)
+    hint = re.sub(_OPTIONS, lambda found: _options(found.group(), to), hint)
+    return re.sub(_COMMAND, lambda found: _command(found[1], found[2].split(), to), hint)
 
 
 def forms(hint: str) -> list[tuple[str, str]]:
     """Return each place and what of *hint* is put in another form there, if anything is."""
-    found = [match.group() for pattern in (_OPTIONS, _COMMAND) for match in pattern.finditer(hint)]
+    found = [
+        match.group() for pattern in (_OPTIONS, _COMMAND) for match in re.finditer(pattern, hint)
+    ]
     return [
         (place.value, "; ".join(fit(text, Reader(place=place)) for text in found))
         for place in Place

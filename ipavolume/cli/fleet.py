@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import calendar
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ipavolume.cli import text
+from ipavolume.linux import clock
 
 if TYPE_CHECKING:
     from ipavolume.commands.fleet import Row
@@ -133,6 +132,6 @@ def _label(value: str) -> str:
 
 def _seconds(value: str) -> float | None:
     try:
-        return calendar.timegm(time.strptime(value, "%Y-%m-%dT%H:%M:%SZ"))
+        return clock.seconds_of(value)
     except ValueError:
         return None

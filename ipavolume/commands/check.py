@@ -10,11 +10,9 @@ import enum
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ipavolume.apply import rollback, run
 from ipavolume.commands import timekeeping
-from ipavolume.commands.differences import Difference, of_plan
 from ipavolume.commands.status import image_data, recorded_data
 from ipavolume.context import Context, Options
 from ipavolume.errors import (
@@ -38,19 +36,20 @@ from ipavolume.linux import clock
 from ipavolume.model.actions import Keep, Rule
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Progress, say_nothing
-from ipavolume.model.tasks import pending
 from ipavolume.model.values import dataclass
 from ipavolume.plan import assess
-from ipavolume.plan import draft as drafting
 from ipavolume.plan.conduct import Does, conduct
-from ipavolume.plan.draft import Draft
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import index, lock, owners, ownership
-from ipavolume.volume.facts import COMMITTING, MARKED, Facts
+from ipavolume.volume.facts import Facts
 from ipavolume.volume.refused import read_refused
 from ipavolume.volume.running import read_running
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
+
+if TYPE_CHECKING:
+    from ipavolume.commands.differences import Difference
+    from ipavolume.plan.draft import Draft
 
 FROM_THE_BEST: Final = (
     *(0, EXIT_UPGRADE_NEEDED, EXIT_LOCKED, EXIT_REFUSED, EXIT_CANNOT_CREATE, EXIT_IO),
@@ -173,6 +172,8 @@ def _look(
         findings += _of_nobody(context.volumes)
         found = _inspect(context, facts, verdict, findings, image, say)
         if compares:
+            from ipavolume.commands.differences import of_plan
+
             changed = found.draft and of_plan(found.draft.plan, context.volumes, context.image)
             found = replace(found, differences=changed or ())
     except ConfigurationError:
@@ -280,13 +281,10 @@ def _inspect(
     elif (does := conduct(verdict.state).does) is not Does.NOTHING:
         status = EXIT_UPGRADE_NEEDED
         try:
-            if does is Does.RESUME:
-                made = _left(context, facts)
-            elif does is Does.GO_BACK:
-                plan, warnings = rollback.left(context, facts, say)
-                made = Draft(plan=plan, positions={}, warnings=warnings)
-            else:
-                made = drafting.draft(context, verdict, facts, looking=True, say=say)
+            # Where there is nothing to do, nothing of what plans is loaded.
+            from ipavolume.commands import foreseen
+
+            made = foreseen.foresee(context, verdict, facts, say)
         except ConfigurationError:
             raise
         except IpaVolumeError as err:
@@ -408,32 +406,14 @@ def _clock(context: Context) -> list[Finding]:
     ]
 
 
-def _left(context: Context, facts: Mapping[str, Facts]) -> Draft:
-    """Return what is left of the open run; what follows it is planned when it is finished.
-
-    Raises:
-        UnsafeVolumeError: If what it needs is missing or altered.
-    """
-    plan = run.read_open_plan(context.volumes, facts)
-    primary = facts[context.volumes.primary.mount]
-    open_ = primary.transaction
-    if open_ is None or open_.phase != MARKED:
-        plan = replace(plan, actions=())
-    ours = (
-        open_ is not None
-        and open_.phase != COMMITTING
-        and open_.fingerprint == context.image.header.fingerprint
-    )
-    tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
-    return Draft(plan=replace(plan, tasks=tasks), positions={})
-
-
 def _drift(
     context: Context, verdict: Verdict, facts: Mapping[str, Facts], say: Progress
 ) -> list[Finding]:
     """Return what an upgrade to the very same image would change."""
     outdated = replace(verdict, state=State.OUTDATED)
-    made = drafting.draft(context, outdated, facts, looking=True, say=say)
+    from ipavolume.commands import foreseen
+
+    made = foreseen.foresee(context, outdated, facts, say)
     return [
         Finding(
             code="drift",

@@ -11,15 +11,14 @@ from typing import Final
 
 KeyPath = tuple[str | int, ...]
 
-_KEY_PART: Final = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
-_SKIPPED: Final = re.compile(
+_KEY_PART: Final = r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*"""
+_SKIPPED: Final = (
     r'"""(?:[^\\]|\\.)*?"{3,5}|'
     r"'''.*?'{3,5}|"
     r'"(?:[^"\\\n]|\\.)*"|'
     r"'[^'\n]*'|"
     r"#[^\n]*|"
-    r"[\[\]{}\n]|[^\[\]{}\n#\"']+",
-    re.DOTALL,
+    r"[\[\]{}\n]|[^\[\]{}\n#\"']+"
 )
 
 
@@ -75,7 +74,8 @@ def _indexed(names: KeyPath, counts: dict[KeyPath, int]) -> KeyPath:
 def _key_at(text: str, position: int) -> tuple[KeyPath, int]:
     """Return the dotted key at *position* and where it ends."""
     names: list[str] = []
-    while match := _KEY_PART.match(text, position):
+    part = re.compile(_KEY_PART)
+    while match := part.match(text, position):
         names.append(next(group for group in match.groups() if group is not None))
         position = match.end()
         if text[position : position + 1] != ".":
@@ -87,7 +87,8 @@ def _key_at(text: str, position: int) -> tuple[KeyPath, int]:
 def _value_end(text: str, position: int) -> int:
     """Return where the line ends on which the value at *position* ends."""
     depth = 0
-    while match := _SKIPPED.match(text, position):
+    skipped = re.compile(_SKIPPED, re.DOTALL)
+    while match := skipped.match(text, position):
         piece = match.group()
         if piece in ("[", "{"):
             depth += 1

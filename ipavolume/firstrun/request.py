@@ -48,9 +48,7 @@ VARIABLES: Final = (
 """The variables that the FreeIPA images know, and where their secrets may come from."""
 
 # What parts words has no group. shlex takes a newline inside quotes, and is slow on a long word.
-_PIECE: Final = re.compile(
-    r"""[ \t\n]+ | '([^'\n]*)' | "([^"\n]*)" | \\(.) | ([^ \t\n'"\\]+)""", re.DOTALL | re.VERBOSE
-)
+_PIECE: Final = r"""[ \t\n]+ | '([^'\n]*)' | "([^"\n]*)" | \\(.) | ([^ \t\n'"\\]+)"""
 _SECRET_WORDS: Final = ("pass", "pin", "secret")
 SHORT_SECRETS: Final = {SERVER: ("-p", "-a"), REPLICA: ("-p", "-w")}
 
@@ -210,8 +208,9 @@ def split_words(text: str, *, where: str) -> list[str]:
     words: list[str] = []
     pieces: list[str] = []
     at = 0
+    pattern = re.compile(_PIECE, re.DOTALL | re.VERBOSE)
     while at < len(text):
-        piece = _PIECE.match(text, at)
+        piece = pattern.match(text, at)
         if piece is None:
             fault = f"a quote ({text[at]}) is not closed"
             if text[at] == "\\":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ _KEPT: Final = 64
 _LAST_LINES: Final = 5
 
 
+@functools.cache
 def _patterns(error: str) -> tuple[re.Pattern[str], ...]:
     error = f"\\w{error}"
     return (
@@ -34,7 +36,7 @@ def _patterns(error: str) -> tuple[re.Pattern[str], ...]:
     )
 
 
-_ERRORS: Final = {error: _patterns(error) for error in (_READ_ONLY, _EXISTS, _MISSING)}
+_ERRORS: Final = (_READ_ONLY, _EXISTS, _MISSING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +66,10 @@ class Suspects:
     def take(self, line: str) -> None:
         """Take a line."""
         self._lines += 1
-        for error, patterns in _ERRORS.items():
+        for error in _ERRORS:
             if error in line:
-                found = next(filter(None, (one.search(line) for one in patterns)), None)
+                searched = (one.search(line) for one in _patterns(error))
+                found = next(filter(None, searched), None)
                 if found is not None:
                     self._seen.append((self._lines, error, found.group(1)))
 

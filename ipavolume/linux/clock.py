@@ -25,6 +25,18 @@ def text_of(time_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))
 
 
+def seconds_of(text: str) -> int:
+    """Return the time that :func:`text_of` wrote as *text*, in seconds since 1970.
+
+    Raises:
+        ValueError: If it is no such text.
+    """
+    # Loads the names of the months in every language.
+    from calendar import timegm
+
+    return timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
+
+
 def wait(duration_s: float) -> None:
     """Let *duration_s* seconds pass.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from typing import Final, Self
@@ -63,7 +62,7 @@ class Beside:
                 return self._open[1]
             self.close()
         self.settle()
-        name = PREFIX + secrets.token_hex(8)
+        name = PREFIX + os.urandom(8).hex()
         with self._noting(directory, name) as note:
             held = os.dup(directory)
             try:

@@ -29,12 +29,10 @@ from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, last_undo
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
-_MAGIC: Final = re.compile(r"([*?[])")
-_PACKAGE: Final = re.compile(rb',"package":"([A-Za-z0-9._+-]+)"')
-_ANONYMOUS: Final = re.compile(r"/volumes/([0-9a-f]{64})/_data$")
-_OF_ENGINES: Final = re.compile(
-    r"/+$|/(proc|sys|dev|run|tmp)/|/etc/(hosts|hostname|resolv\.conf|mtab)/$"
-)
+_PACKAGE: Final = rb',"package":"([A-Za-z0-9._+-]+)"'
+_ANONYMOUS: Final = r"/volumes/([0-9a-f]{64})/_data$"
+_OF_ENGINES: Final = ("/proc", "/sys", "/dev", "/run", "/tmp")  # noqa: S108 # mounted there
+_WRITTEN_BY_ENGINES: Final = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab")
 _DIRECTORY: Final = b',"type":"directory",'
 
 
@@ -216,8 +214,9 @@ def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]
         if entry[end] == "/"
     }
     owners: dict[str, bool] = {}
+    package_of = re.compile(_PACKAGE)
     for line in lines:
-        found = _PACKAGE.search(line)
+        found = package_of.search(line)
         if found is None or ((name := found[1].decode("ascii")) in owners and owners[name]):
             continue
         is_file = _DIRECTORY not in line
@@ -248,7 +247,7 @@ def _anonymous(context: Context) -> dict[str, str]:
     if not context.image.is_inside:
         return {}
     found = {
-        mount: _ANONYMOUS.search(mounts.origin_of(volume.directory)[1])
+        mount: re.search(_ANONYMOUS, mounts.origin_of(volume.directory)[1])
         for mount, volume in context.volumes.items()
     }
     return {mount: match[1] for mount, match in found.items() if match}
@@ -261,9 +260,14 @@ def _elsewhere(context: Context) -> tuple[str, ...]:
         sorted(
             where
             for where, _, _ in mounts.mounts()
-            if where not in declared and not _OF_ENGINES.match(f"{where}/")
+            if where not in declared and not _is_of_engine(where)
         )
     )
+
+
+def _is_of_engine(where: str) -> bool:
+    above = {"/", *_OF_ENGINES, *_WRITTEN_BY_ENGINES}
+    return where in above or where.startswith(tuple(f"{one}/" for one in _OF_ENGINES))
 
 
 def _is_nobodys(facts: Facts) -> bool:
@@ -277,7 +281,7 @@ def _strangers(context: Context, mount: str, *, joins: bool) -> Sequence[tuple[s
     if joins:
         # It is new beside a volume that is ours: people put on it what the lists move to it.
         spec = next(one for one in context.image.header.volumes if one.mount == mount)
-        seed = (*seed, *(_MAGIC.sub(r"[\1]", entry[1:]) for entry in spec.entries))
+        seed = (*seed, *(re.sub(r"([*?[])", r"[\1]", entry[1:]) for entry in spec.entries))
     return strangers_data(
         context.volumes[mount], mounted=context.volumes.mounted_below(), seed=seed
     )

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from calendar import timegm
 from dataclasses import replace
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.model.values import dataclass
 from ipavolume.volume.layout import ATTEMPTS, PUBLIC_FILE_MODE
@@ -57,7 +55,7 @@ class Attempts:
     @property
     def time_s(self) -> int:
         """Time of the last one in seconds since 1970."""
-        return timegm(time.strptime(self.at, checks.MOMENT))
+        return clock.seconds_of(self.at)
 
     def is_of(self, image: str, around: tuple[tuple[str, str], ...]) -> bool:
         """Tell whether another failure of *image* now would be one more of these."""

@@ -7,7 +7,6 @@ may have it. It holds one line that says who took it last: host, container, sinc
 
 from __future__ import annotations
 
-import calendar
 import errno
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Final
 
 from ipavolume import fastpath
 from ipavolume.errors import CannotCreateError, IpaVolumeError, UnsafeVolumeError
-from ipavolume.linux import files, locking, mounts, proc
+from ipavolume.linux import clock, files, locking, mounts, proc
 from ipavolume.model.files import STATE_DIRECTORY, Metadata
 from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
@@ -398,7 +397,7 @@ def is_of_this_container(holder: Holder) -> bool:
     """Tell whether it was this container, as it runs now, that took the lock last."""
     try:
         os.stat(fastpath.START_DATA)
-        since = calendar.timegm(time.strptime(holder.since, "%Y-%m-%dT%H:%M:%SZ"))
+        since = clock.seconds_of(holder.since)
     except (OSError, ValueError):
         return False
     first = proc.look(1)

@@ -9,15 +9,13 @@ good as nothing.
 from __future__ import annotations
 
 import os
-import time
-from calendar import timegm
 from collections.abc import Iterable
 from typing import Any, Final
 
 from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.model.values import dataclass
@@ -69,7 +67,7 @@ class Refused:
 
     def due_s(self, now_s: float) -> int | None:
         """Return when it is tried again by itself, in seconds since 1970; ``None``: now."""
-        at_s = timegm(time.strptime(self.at, checks.MOMENT))
+        at_s = clock.seconds_of(self.at)
         until = at_s + _WAITS_S[min(self.count, len(_WAITS_S)) - 1]
         # One of the future, by a clock that was set back, is as if its wait were over.
         return None if self.tried or at_s > now_s or until <= now_s else until

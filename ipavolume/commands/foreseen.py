@@ -1,0 +1,56 @@
+"""What an image would do to volumes that are not current, as ``check`` and a dry run say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ipavolume.apply import rollback, run
+from ipavolume.context import Context
+from ipavolume.model.progress import Progress
+from ipavolume.model.tasks import pending
+from ipavolume.plan.conduct import Does, conduct
+from ipavolume.plan.draft import Draft, draft
+from ipavolume.plan.verdict import Verdict
+from ipavolume.volume.facts import COMMITTING, MARKED, Facts
+
+
+def foresee(context: Context, verdict: Verdict, facts: Mapping[str, Facts], say: Progress) -> Draft:
+    """Return what would be done; of an open run, what is left of it.
+
+    Args:
+        context: The volumes.
+        verdict: What they are.
+        facts: What was found on them.
+        say: Told of how far it is.
+
+    Raises:
+        IpaVolumeError: If it cannot be done, or what it needs is missing or altered.
+    """
+    does = conduct(verdict.state).does
+    if does is Does.RESUME:
+        return _left(context, facts)
+    if does is Does.GO_BACK:
+        plan, warnings = rollback.left(context, facts, say)
+        return Draft(plan=plan, positions={}, warnings=warnings)
+    return draft(context, verdict, facts, looking=True, say=say)
+
+
+def _left(context: Context, facts: Mapping[str, Facts]) -> Draft:
+    """Return what is left of the open run; what follows it is planned when it is finished.
+
+    Raises:
+        UnsafeVolumeError: If what it needs is missing or altered.
+    """
+    plan = run.read_open_plan(context.volumes, facts)
+    primary = facts[context.volumes.primary.mount]
+    open_ = primary.transaction
+    if open_ is None or open_.phase != MARKED:
+        plan = replace(plan, actions=())
+    ours = (
+        open_ is not None
+        and open_.phase != COMMITTING
+        and open_.fingerprint == context.image.header.fingerprint
+    )
+    tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
+    return Draft(plan=replace(plan, tasks=tasks), positions={})
