@@ -315,6 +315,8 @@ scene = Scene(top=top, lists={"/data": sys.argv[5].split()}, packages=(package("
 step = loaded(scene.image, name)
 with scene.views() as (volume, template):
     doors = Door(volume), Door(template)
+    # Once before: the first value of a class compiles how it is made.
+    tuple(step.plan(*doors))
     sys.addaudithook(watch)
     watching = True
     actions = tuple(step.plan(*doors))
