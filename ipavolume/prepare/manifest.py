@@ -6,7 +6,7 @@ import datetime
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import BinaryIO, Final
 
@@ -32,7 +32,8 @@ from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.placement import Listed
 from ipavolume.prepare.programs import Programs
 from ipavolume.prepare.records import Shipped
-from ipavolume.steps.api import When
+from ipavolume.steps import known
+from ipavolume.steps.api import Declaration, When
 from ipavolume.steps.declaration import find_steps
 from ipavolume.steps.views import find_package
 
@@ -194,7 +195,7 @@ def describe(
     return replace(header, created=_now())
 
 
-def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> bytes:
+def _start_data(facts: ImageFacts, header: ImageHeader, steps: Iterable[Declaration]) -> bytes:
     """Return what a start on a current volume has to know, in a form that needs no parser.
 
     Without an id every start takes the long way: where a volatile volume has to be filled, a step
@@ -210,7 +211,7 @@ def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> byte
         and step.phase is not Phase.RUNNING
         and not step.masked
         and find_package(header.packages, step.component) is not None
-        for step in find_steps(tree)
+        for step in steps
     )
     return fastpath.dump(
         b"" if busy or config.start_supervise else header.build_id.encode(),
@@ -262,11 +263,15 @@ def write(
     ):
         # Scripts that the project's users have compare with this one.
         files.append((of_template, iter([build_id])))
-    start = _start_data(tree, facts, header)
+    steps = find_steps(tree)
+    start = _start_data(facts, header, steps)
     if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
         files.append((START_DATA_PATH, iter([start])))
-    known = programs.recorded(tree)
-    if known is None or facts.programs.differ_from(known):
+    declared = known.dump(steps)
+    if tree.read_file(known.PATH, limit_bytes=known.MAX_BYTES) != declared:
+        files.append((known.PATH, iter([declared])))
+    had = programs.recorded(tree)
+    if had is None or facts.programs.differ_from(had):
         files.append((programs.PATH, iter([facts.programs.dump()])))
     if facts.before is None or facts.before != header:
         files.append((MANIFEST_PATH, content()))

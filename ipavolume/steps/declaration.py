@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -27,6 +27,7 @@ from ipavolume.model.paths import OWN_STEPS, SHIPPED_STEPS, is_within
 from ipavolume.model.tasks import Phase
 from ipavolume.model.values import dataclass
 from ipavolume.rpm import versions
+from ipavolume.steps import known
 from ipavolume.steps.api import (
     Declaration,
     Refuse,
@@ -72,7 +73,9 @@ class _Found:
     number: int
 
 
-def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration, ...]:
+def find_steps(
+    tree: ImageTree, mounts: Iterable[str] = (), *, prepared: bool = False
+) -> tuple[Declaration, ...]:
     """Return the steps of an image, sorted by name; masked ones are marked, not left out.
 
     A file in :data:`OWN` replaces the shipped one of the same name, and a symbolic link to
@@ -83,6 +86,7 @@ def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration
         tree: The image; links to its directories of steps are resolved below its root.
         mounts: Mounts of the image's volumes, where they are not the tree's own: steps that
             would come from a volume, or its template, are refused.
+        prepared: What ``prepare`` has read of a text is not read again.
 
     Raises:
         ConfigurationError: If a step is faulty; names all faults of all files.
@@ -90,8 +94,9 @@ def find_steps(tree: ImageTree, mounts: Iterable[str] = ()) -> tuple[Declaration
     """
     faults: list[str] = []
     closed = (*mounts, *tree.places, *tree.places.values())
-    shipped = _read_directory(tree, SHIPPED_STEPS, closed, faults)
-    own = _read_directory(tree, OWN_STEPS, closed, faults)
+    recorded = known.read(tree, closed) if prepared else {}
+    shipped = _read_directory(tree, SHIPPED_STEPS, closed, recorded, faults)
+    own = _read_directory(tree, OWN_STEPS, closed, recorded, faults)
     for path, found in _paths(shipped, own):
         if path.startswith(SHIPPED_STEPS):
             if found.declaration is None:
@@ -143,7 +148,11 @@ def _same_numbers(steps: dict[str, Declaration]) -> list[str]:
 
 
 def _read_directory(
-    tree: ImageTree, directory: str, closed: Iterable[str], faults: list[str]
+    tree: ImageTree,
+    directory: str,
+    closed: Iterable[str],
+    recorded: Mapping[str, Declaration],
+    faults: list[str],
 ) -> dict[str, _Found]:
     try:
         location = tree.resolve(directory)
@@ -159,7 +168,7 @@ def _read_directory(
         _check_owners(tree, location, faults)
         fd = tree.open_directory(location)
         try:
-            return _read_files(tree, fd, directory, faults)
+            return _read_files(tree, fd, directory, recorded, faults)
         finally:
             os.close(fd)
     except OSError as err:
@@ -189,7 +198,13 @@ def _owner_fault(st: os.stat_result) -> str:
     return ""
 
 
-def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -> dict[str, _Found]:
+def _read_files(
+    tree: ImageTree,
+    directory: int,
+    base: str,
+    recorded: Mapping[str, Declaration],
+    faults: list[str],
+) -> dict[str, _Found]:
     result: dict[str, _Found] = {}
     for name in sorted(files.listdir(directory), key=os.fsencode):
         if name.startswith(".") or name in IGNORED:
@@ -209,7 +224,10 @@ def _read_files(tree: ImageTree, directory: int, base: str, faults: list[str]) -
             continue
         try:
             data = read_step(tree, directory, name)
-            result[name] = _Found(_declare(name, path, data), int(match[1]))
+            declaration = recorded.get(path)
+            if declaration is None or declaration.digest != hashlib.sha256(data).hexdigest():
+                declaration = _declare(name, path, data)
+            result[name] = _Found(declaration, int(match[1]))
         except FaultyError as err:
             faults += [f"{path}{fault}" for fault in err.faults]
     return result
@@ -448,6 +466,9 @@ def applies(
         known: Every package that the volume came from is recorded; else one that is not
             has an unknown version, and a step for it is asked.
         again: Everything is asked for again, whatever the versions.
+
+    Raises:
+        ConfigurationError: If what it declares is no range of versions.
     """
     if declaration.masked:
         return False, f"masked by {OWN_STEPS}/{declaration.name}.py"
@@ -463,7 +484,11 @@ def applies(
         return True, f"{component} {evr}, every version"
     # With epoch and release it would not be a version that a range can be about.
     version = versions.parse_evr(evr).version
-    if releases.in_range(wanted, version):
+    try:
+        is_in = releases.in_range(wanted, version)
+    except ValueError as err:
+        raise ConfigurationError(f"{declaration.source}: APPLIES_FROM: {err}", hint=HINT) from err
+    if is_in:
         return True, f"{component} {evr} is in {wanted}"
     if again:
         return True, f"{component} {evr} is not in {wanted}, but all is asked for again"
@@ -492,7 +517,8 @@ def steps_of(image: Image) -> tuple[Declaration, ...]:
     Raises:
         ConfigurationError: If one is malformed, or somebody else than root could write it.
     """
-    return find_steps(image.tree, [volume.mount for volume in image.header.volumes])
+    mounts = [volume.mount for volume in image.header.volumes]
+    return find_steps(image.tree, mounts, prepared=True)
 
 
 def check_refusal(step: str, refusal: Refuse, allow: Iterable[str]) -> str:

@@ -10,6 +10,10 @@ from support.command import Result, run_ipavolume
 from support.images import Image, Packaged, build_rpm, make_image
 from support.steps import put_step, step_text
 
+from ipavolume.image.tree import ImageTree
+from ipavolume.steps import known
+from ipavolume.steps.declaration import find_steps
+
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 _ACTIONS = "from ipavolume.steps import Command, MakeLink, Refuse, Remove, Warn, Write\n"
@@ -45,6 +49,17 @@ def _prepared_inside(image: Image, tmp_path: Path, *, status: int) -> Result:
     done = inside.run(image.root, tmp_path / "volume", words, layer=tmp_path / "layer")
     assert done.returncode == status, done.stderr
     return done
+
+
+def test_prepare_records_what_the_steps_declare(image: Image) -> None:
+    _own(image, step_text())
+    run_ipavolume("prepare", "--root", image.root)
+    with ImageTree(str(image.root), {}) as tree:
+        recorded = known.read(tree, ())
+        steps = find_steps(tree)
+        assert "s5000_own" in {step.name for step in steps}
+        assert recorded == {step.source: step for step in steps}
+        assert known.read(tree, ("/usr/share",)) == {}
 
 
 @pytest.mark.parametrize("component", ["app", "?app", "?other"])
