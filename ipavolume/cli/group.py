@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 
 import click
 
 from ipavolume.cli import document
 from ipavolume.cli.output import fail
 from ipavolume.errors import IpaVolumeError, told_as, unforeseen
+from ipavolume.linux import signals
 
 
 class HelpedCommand(click.Command):
@@ -23,7 +25,7 @@ class HelpedCommand(click.Command):
         """Run the command; none needs a ``try`` of its own."""
         said = document.begin(ctx)
         try:
-            with said.printed(), told_as(unforeseen):
+            with said.printed(), told_as(unforeseen), signals.ended_by(*_ending(said)):
                 return super().invoke(ctx)
         except IpaVolumeError as err:
             # While the command's own options are known: the hint depends on them.
@@ -31,6 +33,11 @@ class HelpedCommand(click.Command):
             with contextlib.suppress(IpaVolumeError):
                 said.print()
             fail(err)
+
+
+def _ending(said: document.Document) -> tuple[signal.Signals, ...]:
+    """Return the signals by which a command does not just end: there is a document to print."""
+    return (signal.SIGTERM,) if said.is_wanted else ()
 
 
 class ErrorReportingGroup(HelpedCommand, click.Group):

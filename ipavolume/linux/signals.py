@@ -87,6 +87,34 @@ def looking() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ended_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Have *numbers* end the body as SIGINT does, and either as an error: for what only looks.
+
+    What notes signals within the body, as each run on a volume does, goes on doing so.
+
+    Raises:
+        StoppedError: If one of them came, or SIGINT.
+    """
+    came: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    # Who has been told to ignore one goes on doing that.
+    taken = [one for one in numbers if signal.getsignal(one) is signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, end)
+        yield
+    except KeyboardInterrupt:
+        raise stopped(came[0] if came else signal.SIGINT, hint="Run it again.") from None
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def wakened() -> Iterator[int]:
     """Yield a descriptor that becomes readable when a signal comes or a child ends."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -124,12 +152,10 @@ def check() -> None:
         raise stopped(number)
 
 
-def stopped(number: int) -> StoppedError:
+def stopped(number: int, *, hint: str = "The next start goes on from here.") -> StoppedError:
     """Return the error that ends a run because of the signal *number*."""
     name = "SIGRTMIN+3" if number == HALT else signal.Signals(number).name
-    return StoppedError(
-        f"stopped by {name}", signal=number, hint="The next start goes on from here."
-    )
+    return StoppedError(f"stopped by {name}", signal=number, hint=hint)
 
 
 def _note_stop(number: int, _frame: FrameType | None) -> None:

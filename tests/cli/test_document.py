@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from support.schema import faults
 from support.upgrades import Site
 
 from ipavolume import errors
-from ipavolume.cli import text
+from ipavolume.cli import document, text
 from ipavolume.cli.document import OF_VOLUMES, Document, with_bytes
+from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.main import main
 from ipavolume.commands.audit import Audited
 from ipavolume.commands.rehearse import Copied, Report
@@ -259,3 +261,25 @@ def test_a_document_is_printed_once_and_where_it_can_be(tmp_path: Path) -> None:
     assert [one["code"] for one in json.loads(failed.stdout)["errors"]] == ["cannot-create"]
     said = run_ipavolume("status", "--json", "--format", "metrics", status=2).stderr
     assert "exclude each other" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_only_looks_and_is_ended_by_a_signal_prints_its_document(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(*, as_json: bool) -> None:
+        assert as_json
+        document.current().add_volume({"volume": "seen before"})
+        os.kill(os.getpid(), number)
+        raise AssertionError(number)
+
+    option = click.Option(["--json", "as_json"], is_flag=True)
+    looking = HelpedCommand("list", callback=look, params=[option])
+    with pytest.raises(SystemExit) as ended:
+        looking.main(["--json"], standalone_mode=False)
+    assert ended.value.code == 128 + number
+    said = json.loads(capsys.readouterr().out)
+    assert said["volumes"] == [{"volume": "seen before"}]
+    (error,) = said["errors"]
+    assert (error["code"], error["exit_status"]) == ("stopped", 128 + number)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
