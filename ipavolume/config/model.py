@@ -21,6 +21,7 @@ class VolumeConfig:
         lists: Path lists; by default ``/etc/volume-NAME-list`` with the mount's last name.
         volatile: Emptied and filled at each start, never upgraded.
         seed: Globs of what may be there before the volume is populated, whoever it belongs to.
+        refill: An empty one may take its place at any time, and is filled again.
     """
 
     mount: str
@@ -28,6 +29,7 @@ class VolumeConfig:
     lists: tuple[str, ...]
     volatile: bool = False
     seed: tuple[str, ...] = ()
+    refill: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -309,10 +309,18 @@ def _read_volumes(top: _Table) -> tuple[VolumeConfig, ...]:
             lists=table.texts("lists", usual.lists, check=_path_fault),
             volatile=table.flag("volatile", default=False),
             seed=table.texts("seed", (), check=_glob_fault),
+            refill=table.flag("refill", default=False),
         )
         for key, path in (("mount", volume.mount), ("template", volume.template)):
             if fault := place_fault(path):
                 table.fault(key, fault)
+        if volume.refill and (volume.volatile or not volumes):
+            table.fault(
+                "refill",
+                "cannot be true for a volatile volume, which is filled at each start"
+                if volume.volatile
+                else "cannot be true for the first volume, whose data nobody can fill again",
+            )
         _check_apart(table, volume, volumes)
         table.done()
         volumes.append(volume)

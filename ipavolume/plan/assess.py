@@ -69,6 +69,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             allow=context.options.allow,
             instance=instance,
             strangers=strangers,
+            refilled=[one.mount for one in context.image.config.volumes if one.refill],
             kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
             unmounted=_unmounted(context),
             anonymous=_anonymous(context),

@@ -101,6 +101,7 @@ class Question:
         strangers: By mount of a volume that would be populated, paths on it that are data of
             something else, and whose.
         kept: By mount of a volatile volume what only one has whose content is kept; "" for none.
+        refilled: Volumes whose place an empty one may take.
         unmounted: Volumes at which nothing is mounted: they are directories of the container.
         anonymous: By mount of a volume that nobody gave a name, the one that the engine gave it.
         elsewhere: What else people have mounted in the container.
@@ -126,6 +127,7 @@ class Question:
     allow: Collection[str]
     instance: Mapping[str, str]
     kept: Mapping[str, str]
+    refilled: Collection[str] = ()
     application: Collection[str] = ()
     profile: str = ""
     owners: tuple[Owners, Owners] | None = None
@@ -186,7 +188,7 @@ def judge(question: Question) -> Verdict:
     taken = () if foreign is None else (str(State.FOREIGN),)
     beside = () if occupied is None else (str(State.OCCUPIED),)
     kept = ("kept-volume",) if any(question.kept.values()) else ()
-    lost = ("lost-secondary",) if _has_lost(question, primary) else ()
+    lost = ("lost-secondary",) if _has_lost(question, primary, wanted=False) else ()
     grouped = (FS_GROUP,) if regrouped is not None else ()
     return replace(
         found,
@@ -195,8 +197,22 @@ def judge(question: Question) -> Verdict:
     )
 
 
-def _has_lost(question: Question, primary: Facts) -> bool:
-    return any(_is_lost(question, primary, mount) for mount in question.mounts[1:])
+def _has_lost(question: Question, primary: Facts, *, wanted: bool = True) -> bool:
+    """Tell whether secondaries are lost; *wanted*: those count that the image has filled again."""
+    return any(
+        _is_lost(question, primary, mount) and (wanted or not _is_refilled(question, mount))
+        for mount in question.mounts[1:]
+    )
+
+
+def _is_refilled(question: Question, mount: str) -> bool:
+    """Tell whether the image has an empty volume filled there, and this one is empty."""
+    facts = question.facts[mount]
+    return (
+        mount in question.refilled
+        and not (facts.build_id or facts.legacy)
+        and not question.instance[mount]
+    )
 
 
 def is_told_by_packages(image: ImageHeader, application: Collection[str], primary: Facts) -> bool:
@@ -518,7 +534,8 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
                 code="foreign-volume",
                 hint="Mount the volumes that belong together.",
             )
-        if _is_lost(question, primary, mount) and "lost-secondary" not in question.allow:
+        is_lost = _is_lost(question, primary, mount) and not _is_refilled(question, mount)
+        if is_lost and "lost-secondary" not in question.allow:
             return UnsafeVolumeError(
                 f"the volume at {where} is not the one that belongs to {first}: it "
                 "has no state of ours",
@@ -675,7 +692,15 @@ def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool)
     if refused is not None:
         return refused
     reason = f"of {name_of(baseline)}; this image is {name_of(question.image)}"
-    if not consistent:
+    primary = question.facts[question.mounts[0]]
+    empty = [
+        question.place(mount)
+        for mount in question.mounts[1:]
+        if _is_lost(question, primary, mount) and _is_refilled(question, mount)
+    ]
+    if empty:
+        reason += f"; {' and '.join(empty)} is empty and filled again"
+    elif not consistent:
         reason += "; recorded id and baseline disagree, so everything is compared"
     return _with_consent(question, State.OUTDATED, reason, overrides)
 

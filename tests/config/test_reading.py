@@ -198,6 +198,13 @@ def test_defaults_of_a_volume() -> None:
         ),
         pytest.param("[[volume]]\nmount = '/a'\nvolatile = 1", 3, "true or false", id="volatile"),
         pytest.param("[[volume]]\nmount = '/a'\nvolatile = true", 3, "first", id="all volatile"),
+        pytest.param("[[volume]]\nmount = '/a'\nrefill = true", 3, "first", id="refilled data"),
+        pytest.param(
+            "[[volume]]\nmount = '/a'\n[[volume]]\nmount = '/b'\nrefill = true\nvolatile = true",
+            5,
+            "at each start",
+            id="refilled and emptied",
+        ),
         pytest.param("[[volume]]\nmount = '/a'\nlists = 'x'", 3, "array of strings", id="lists"),
         pytest.param("[[volume]]\nmount = '/a'\nlists = ['x']", 3, "absolute", id="list"),
         pytest.param("[[volume]]\nmount = '/a'\nlists = [\n1]", 3, "array of", id="list of ints"),

@@ -227,6 +227,29 @@ def test_a_lost_second_volume_is_filled_by_a_newer_image_as_well(
     assert picture(site.volume("/logs") / "var") == picture(template)
 
 
+def test_a_volume_of_logs_may_be_an_empty_one_at_each_start(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """F33: who emptied it lost nothing that is needed; one with files may be the wrong one."""
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    (site.volume("/data") / "etc/app/app.conf").write_text("edited")
+    for image in (first, second, second):
+        shutil.rmtree(site.volume("/logs"))
+        site.volume("/logs").mkdir(mode=0o755)
+        assert site.upgrade(image)["state"] == "outdated"
+        assert picture(site.volume("/logs") / "var") == picture(image.root / "logs-template/var")
+        assert site.history()[-1]["overrides"] == []
+        assert site.upgrade(image)["state"] == "current"
+    assert (site.volume("/data") / "etc/app/app.conf").read_text() == "edited"
+    # It lost what tells whose it is, and nothing else.
+    shutil.rmtree(site.volume("/logs") / ".ipavolume")
+    (site.volume("/logs") / "build-id").unlink()
+    before = picture(site.top)
+    site.refused(second, "lost-secondary")
+    assert picture(site.top) == before
+
+
 @pytest.mark.parametrize("primary", ["another", "empty", "the secondary itself"])
 def test_volumes_that_do_not_belong_together_are_refused(
     primary: str, site: Site, versions: tuple[Path, Path]
