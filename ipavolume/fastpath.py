@@ -71,6 +71,9 @@ _LACK = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _SHOWN = fcntl.F_WRLCK.to_bytes(2, sys.byteorder) + bytes(14) + _ONE + bytes(8)
 """``struct flock`` for the first byte, as ``linux.locking`` has it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_RUN = b"/run"
+_OF_ENGINES = (b"/run/secrets", b"/run/.containerenv")
+_LEVELS, _COARSE_S = 32, 0.05
 
 
 def dump(
@@ -92,6 +95,8 @@ def start(arguments: list[str]) -> None:
     if arguments[:1] == ["--root"]:
         root = "".join(arguments[1:2]).rstrip("/")
         arguments = arguments[2:]
+    if not root:
+        empty_run()
     if arguments and arguments[0] != "--":
         return
     if os.environ.get("IPAVOLUME_EXPECT", "") not in ("", "existing", "any"):
@@ -119,6 +124,66 @@ def start(arguments: list[str]) -> None:
         what = b"cannot execute %s: %s" % (command[0], os.fsencode(err.strerror or ""))
         _say(_logged(what, b"cannot-execute", state=NOT_STARTED, hint=OTHER_COMMAND))
         sys.exit(73)
+
+
+def empty_run() -> None:
+    """Remove what the container's last run left in ``/run``, where nothing is mounted there.
+
+    A machine's is empty at each boot, and a daemon may not start beside the pid file of another
+    life. What is older than the container's first process goes: files, links, sockets and FIFOs.
+    Directories stay, which packages made and nobody makes again; so does what is mounted there.
+    """
+    if os.getpid() != 1:
+        return
+    try:
+        with open("/proc/self/mountinfo", "rb") as stream:
+            kept = {line.split(b" ")[4] for line in stream}
+        if _RUN in kept:
+            return
+        kept.update(_OF_ENGINES)
+        # What an entry point writes before it executes this is of this run. File systems have a
+        # coarser clock than processes.
+        started_s = int(_fields(b"/proc/self")[_STARTED]) / os.sysconf("SC_CLK_TCK")
+        ago_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+        fd = os.open(_RUN, _DIRECTORY)
+        removed = _remove_older(fd, _RUN, kept, time.time() - ago_s - _COARSE_S, _LEVELS)
+    except (OSError, ValueError, IndexError):
+        return
+    if removed:
+        _say(_logged(b"removed %d files from /run, which the container's last run left" % removed))
+
+
+def _remove_older(
+    directory: int, path: bytes, kept: set[bytes], since_s: float, levels: int
+) -> int:
+    """Remove what is older than *since_s* from an open directory, which is closed; count it."""
+    removed = 0
+    try:
+        for name in os.listdir(directory):
+            below = path + b"/" + _as_mounted(os.fsencode(name))
+            if below in kept:
+                continue
+            try:
+                st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if not stat.S_ISDIR(st.st_mode) and st.st_ctime < since_s:
+                    os.unlink(name, dir_fd=directory)
+                    removed += 1
+                elif stat.S_ISDIR(st.st_mode) and levels:
+                    inside = os.open(name, _DIRECTORY, dir_fd=directory)
+                    removed += _remove_older(inside, below, kept, since_s, levels - 1)
+            except OSError:
+                # A read-only root, or what nobody can remove: it stays.
+                continue
+    finally:
+        os.close(directory)
+    return removed
+
+
+def _as_mounted(name: bytes) -> bytes:
+    """Return a name as mountinfo has it, see ``proc_pid_mountinfo(5)``."""
+    for letter in (b"\\", b" ", b"\t", b"\n"):
+        name = name.replace(letter, b"\\%03o" % letter[0])
+    return name
 
 
 NOT_STARTED = b"the volume is fine; only what it is for did not start"

@@ -111,6 +111,9 @@ def start(
     Raises:
         IpaVolumeError: If it is refused or fails.
     """
+    if options.root == "/":
+        # The short way has done it, unless the program was given other words in front.
+        fastpath.empty_run()
     waited = False
     while True:
         try:

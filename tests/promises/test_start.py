@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from support import inside
 from support.command import clean_environment, listed_in, run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
@@ -119,6 +120,38 @@ def test_the_first_start_fills_the_volume_and_the_second_only_executes(
         )
     history = listed_in(run_ipavolume("history", "--json", container.data).stdout)
     assert [run["kind"] for run in history] == ["populate"]
+
+
+@pytest.mark.parametrize("state", ["empty", "current"])
+def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_last_run(
+    state: str, tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """Where no tmpfs is on /run: a daemon does not start beside the pid file of another life."""
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS)
+    left, elsewhere = image.root / "run", image.root / "srv"
+    for path in ("app/app.pid", "app/sub/lock", "secrets/key", ".containerenv", "app/a b\n/kept"):
+        (left / path).parent.mkdir(parents=True, exist_ok=True)
+        (left / path).write_text("1")
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("1")
+    (left / "app/link").symlink_to("/srv/kept")
+    (left / "app/tree").symlink_to("/srv")
+    os.mkfifo(left / "app/fifo")
+    os.chown(left / "app", 7, 7)
+    volume = site.volume()
+    start = [*inside.IPAVOLUME, "start", "--", "sh", "-c"]
+    before = "upgrade" if state == "current" else "check"
+    inside.run(image.root, volume, [*inside.IPAVOLUME, before])
+    # The mount below is one of the same file system, which its number does not tell.
+    script = (
+        'umount /run; mount --bind "/run/app/a b\n" "/run/app/a b\n"; echo 1 >/run/new; exec "$@"'
+    )
+    look = "find /run /srv ! -type d; stat -c %u /run/app; ls -d /run/app/sub"
+    done = inside.run(image.root, volume, ["sh", "-ec", script, "sh", *start, look])
+    kept = {"/run/.containerenv", "/run/app/a b", "/kept", "/run/new", "/run/secrets/key"}
+    assert {*done.stdout.splitlines()[-8:]} == {*kept, "/srv/kept", "7", "/run/app/sub"}, done
+    assert done.stderr.count("removed 5 files from /run") == 1
 
 
 def test_a_start_with_a_newer_image_upgrades_and_executes(
