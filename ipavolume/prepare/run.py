@@ -306,7 +306,7 @@ class _Run:
         systemd.check_running(tree, self._config, running)
         init_changed = systemd.install(
             tree,
-            online_unit=self._config.online_unit,
+            self._config,
             running=bool(running),
             make=relocation.make,
             findings=found,

@@ -42,17 +42,20 @@ _MAX_BYTES: Final = 64 << 10
 
 def install(
     tree: ImageTree,
+    config: Config,
     *,
-    online_unit: str,
     running: bool,
     make: Progress,
     findings: Findings,
 ) -> bool:
-    """Put units and wrapper into the image, if systemd is in it; killed, the next run goes on.
+    """Put units and wrapper into the image, if systemd starts it; killed, the next run goes on.
+
+    Packages depend on systemd also where something else takes its place, as
+    docker-systemctl-replacement does, which would start our units as it does others.
 
     Args:
         tree: The image.
-        online_unit: What the unit of the online phase is called.
+        config: Its configuration.
         running: There are steps that come once the application is ready.
         make: Makes the directory at a location, and those above it, where missing.
         findings: Takes what is in the way.
@@ -63,8 +66,9 @@ def install(
     Raises:
         VolumeIOError: If reading or writing fails.
     """
-    if not tree.exists(SYSTEMD):
+    if not tree.exists(SYSTEMD) or _has_another_init(tree, config):
         return False
+    online_unit = config.online_unit
     program = find_program(tree)
     if not program:
         program = _PROGRAM
@@ -101,6 +105,12 @@ def install(
     for path, fault in _faults(tree, online_unit):
         findings.add(Code.UNIT_ORDER, fault, path=path)
     return changed
+
+
+def _has_another_init(tree: ImageTree, config: Config) -> bool:
+    """Tell whether a start executes a program of the image that is not systemd."""
+    words = config.start_exec
+    return bool(words) and tree.exists(words[0]) and tree.resolve(words[0]) != tree.resolve(SYSTEMD)
 
 
 def check_supervision(tree: ImageTree, config: Config) -> None:

@@ -478,6 +478,26 @@ def test_prepare_installs_nothing_without_systemd(
     assert not (image.root / "usr/local").exists()
 
 
+def test_prepare_installs_no_units_for_what_takes_systemds_place(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """Packages want systemd; what a start executes is docker-systemctl-replacement, for one."""
+    for name, installs in (("/usr/bin/systemctl", False), ("/usr/sbin/init", True)):
+
+        def edit(image: Image) -> None:
+            add_systemd(image)
+            image.write("/usr/bin/systemctl", "#!/bin/sh\n", mode=0o755)
+            (image.root / "usr/sbin").mkdir(parents=True, exist_ok=True)
+            (image.root / "usr/sbin/init").symlink_to("/usr/lib/systemd/systemd")
+
+        site = Site(top=tmp_path / str(installs))
+        site.top.mkdir()
+        lists, config = {"/data": ["/etc/app/"]}, f'[start]\nexec = ["{name}"]\n'
+        image = site.image("one", versions[:1], lists=lists, config=config, edit=edit)
+        assert (image.root / UNITS / "ipavolume-online.service").exists() is installs
+        assert (image.root / "usr/local/sbin/init").exists() is installs
+
+
 def test_prepare_leaves_what_is_somebody_elses(tmp_path: Path, versions: tuple[Path, Path]) -> None:
     def edit(image: Image) -> None:
         add_systemd(image)
