@@ -98,6 +98,34 @@ def look_at_directory(container: Container) -> str:
     return f"{count} {found} {digest[:16]}"
 
 
+def redis(container: Container, *words: str) -> str:
+    """Return what the database answers."""
+    asked = ("redis-cli", "-a", PASSWORD, "--no-auth-warning", *words)
+    return container.run(*asked).stdout.strip()
+
+
+def fill_services(container: Container) -> None:
+    """Give the database keys, the web server a page, and enable one service and disable another."""
+    keys = "".join(f"SET key{number} {number}\n" for number in range(ENTRIES))
+    container.run("redis-cli", "-a", PASSWORD, "--no-auth-warning", stdin=keys)
+    redis(container, "SAVE")
+    container.shell("echo 'a page of ours' >/var/www/html/index.html")
+    container.shell("systemctl disable --now cron.service")
+    container.shell("systemctl is-active nginx.service redis-server.service")
+
+
+def look_at_services(container: Container) -> str:
+    """Return the keys, the page, which services are enabled, and whether they log."""
+    page = container.shell("curl -s http://localhost/").strip()
+    keys = redis(container, "DBSIZE"), redis(container, "GET", "key77")
+    units = ("nginx.service", "redis-server.service", "cron.service")
+    # Each image's own idea of what is active comes with each container; what is enabled lasts.
+    enabled = container.run("systemctl", "is-enabled", *units, status=None).stdout.split()
+    active = container.run("systemctl", "is-active", *units, status=None).stdout.split()
+    logs = container.shell("test -s /logs/var/log/nginx/access.log && echo logged").strip()
+    return f"{page} {keys} {enabled} {active} {logs}"
+
+
 EXAMPLES: Final = {
     one.name: one
     for one in (
@@ -115,6 +143,13 @@ EXAMPLES: Final = {
             look=look_at_directory,
             version=lambda container: container.shell("readlink /var/lib/ldap/current").strip(),
         ),
+        Example(
+            name="services",
+            images=("services:12", "services:13"),
+            fill=fill_services,
+            look=look_at_services,
+            version=lambda container: container.run("redis-server", "--version").stdout.strip(),
+        ),
     )
 }
 
@@ -124,6 +159,9 @@ def up(image: str, volume: Path, password: Path | None = None) -> AbstractContex
     options = list(containers.READ_ONLY)
     if password is not None:
         options += ["-e", f"PASSWORD_FILE={SECRET}", "-v", f"{password}:{SECRET}:ro"]
+    if image.startswith("services:"):
+        logs_of(volume).mkdir(exist_ok=True)
+        options += ["-v", f"{logs_of(volume)}:/logs"]
     return containers.container(image, volume, options=options)
 
 
@@ -132,10 +170,17 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def logs_of(volume: Path) -> Path:
+    """Return where the volume of the logs is that belongs to a volume."""
+    return volume.with_name(f"{volume.name}-logs")
+
+
 def copied(base: Path, place: Path) -> Path:
-    """Return a fresh copy of a volume."""
-    shutil.rmtree(place, ignore_errors=True)
-    subprocess.run(["cp", "-a", "--reflink=auto", base, place], check=True)
+    """Return a fresh copy of a volume, and of its logs where they have one of their own."""
+    for source, target in ((base, place), (logs_of(base), logs_of(place))):
+        shutil.rmtree(target, ignore_errors=True)
+        if source.exists():
+            subprocess.run(["cp", "-a", "--reflink=auto", source, target], check=True)
     return place
 
 
@@ -183,7 +228,10 @@ def play(example: Example, work: Path) -> bool:
         container.until_ready()
         container.kill()
         container.wait()
-    with timed("upgraded"), up(after, copied(stopped, work / "volume")) as container:
+    upgraded = copied(stopped, work / "volume")
+    # Where logs have a volume of their own, an empty one may take its place between two runs.
+    shutil.rmtree(logs_of(upgraded), ignore_errors=True)
+    with timed("upgraded"), up(after, upgraded) as container:
         fault = check(example, container, expected, version)
         log = container.logs()
         (RESULTS / f"{example.name}.log").write_text(log)

@@ -146,7 +146,7 @@ def test_other_shells_get_theirs(shell: str) -> None:
     assert f"_IPAVOLUME_COMPLETE={shell}_complete" in run_ipavolume("completion", shell).stdout
 
 
-@pytest.mark.parametrize("name", ["freeipa", "postgresql", "slapd"])
+@pytest.mark.parametrize("name", ["freeipa", "postgresql", "services", "slapd"])
 def test_an_example_is_copied_as_it_is(tmp_path: Path, name: str) -> None:
     assert f"{name} " in run_ipavolume("examples").stdout
     to = tmp_path / "copy"
