@@ -250,6 +250,24 @@ def test_a_volume_of_logs_may_be_an_empty_one_at_each_start(
     assert picture(site.top) == before
 
 
+@pytest.mark.filesystem
+def test_a_full_volume_of_logs_stops_no_start_and_an_upgrade_before_it_begins(
+    filesystem: Filesystems, site: Site, versions: tuple[Path, Path]
+) -> None:
+    """F33: who looks into the logs finds them full, and the application up."""
+    logs = site.volumes["/logs"] = filesystem("tmpfs", 4)
+    first, second = _images(site, versions)
+    site.upgrade(first)
+    with (logs / "var/log/app/app.log").open("wb") as log:
+        room = os.statvfs(logs)
+        os.posix_fallocate(log.fileno(), 0, room.f_bavail * room.f_frsize)
+    started = site.run("start", first, "--", "cat", str(site.volume() / "build-id"))
+    assert started.stdout.endswith("one\n")
+    before = picture(site.top), picture(logs)
+    site.refused(second, "no-space", status=74)
+    assert (picture(site.top), picture(logs)) == before
+
+
 @pytest.mark.parametrize("primary", ["another", "empty", "the secondary itself"])
 def test_volumes_that_do_not_belong_together_are_refused(
     primary: str, site: Site, versions: tuple[Path, Path]
