@@ -140,14 +140,16 @@ def misuse(err: click.ClickException) -> UsageError:
 def with_bytes(value: Any) -> Any:  # noqa: ANN401 - any data of JSON
     """Return *value* with the bytes of each name that is no text, in base64, beside it.
 
-    Beside ``path`` that is ``path_b64``; a list of names has a list of them.
+    Beside ``path`` that is ``path_b64``; a list of names, or an object of them, has a list.
     """
     if isinstance(value, Mapping):
         named: dict[str, Any] = {}
         for key, one in value.items():
             named[key] = with_bytes(one)
-            if not all(map(_is_text, _names(one))):
-                named[f"{key}_b64"] = _encoded(one)
+            # Of attributes of a file it is what they are called that may be no text.
+            names = list(one) if isinstance(one, Mapping) else one
+            if not all(map(_is_text, _names(names))):
+                named[f"{key}_b64"] = _encoded(names)
         return named
     if isinstance(value, list | tuple):
         return [with_bytes(one) for one in value]

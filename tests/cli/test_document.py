@@ -247,6 +247,9 @@ def test_a_name_that_is_no_text_has_its_bytes_beside_it() -> None:
     assert told["list_b64"] == [base64.b64encode(b"a").decode(), encoded]
     assert told["of"] == [{"copy": ODD, "copy_b64": encoded}]
     assert "plain_b64" not in told
+    told = with_bytes({"metadata": {"xattrs": {"user.a": "eA==", ODD: "eA=="}}})
+    assert told["metadata"]["xattrs"] == {"user.a": "eA==", ODD: "eA=="}
+    assert told["metadata"]["xattrs_b64"] == [base64.b64encode(b"user.a").decode(), encoded]
     assert "of_b64" not in told
     assert r"odd\udcff" in text.dump_json(told)
     # Such a name can only have been made up.
