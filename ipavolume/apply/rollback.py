@@ -131,15 +131,29 @@ class Undo:
 # -- beginning -----------------------------------------------------------------------------
 
 
-def go_back(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:
+def go_back(
+    context: Context, facts: Mapping[str, Facts], speaker: Speaker, *, found: str
+) -> Finish:
     """Undo the chain of runs that was never committed, or go on with that.
 
-    Arguments and errors are those of :func:`undo`.
+    Args:
+        context: The volumes.
+        facts: What was found on them.
+        speaker: Where it says what it does.
+        found: What it says first, once nothing refuses to go back; "" for nothing.
+
+    Raises:
+        IpaVolumeError: If it is refused or fails; the message says in which state the volumes are.
     """
     primary = facts[context.volumes.primary.mount]
-    if primary.transaction is not None and primary.transaction.phase == UNDOING:
+    is_begun = primary.transaction is not None and primary.transaction.phase == UNDOING
+    made = None
+    if not is_begun:
+        made = draft_open(context, primary, is_automatic=True, say=speaker.say)
+    if found:
+        speaker.say(found)
+    if made is None:
         return finish_undoing(context, facts, speaker)
-    made = draft_open(context, primary, is_automatic=True, say=speaker.say)
     return undo(context, made, facts, speaker)
 
 

@@ -75,12 +75,13 @@ def carry(
     does = conduct(verdict.state).does
     primary = facts[context.volumes.primary.mount]
     _refuse_phase(context.volumes, verdict, facts, phases, joined=joined, root=context.options.root)
-    if not again:
-        speaker.say(f"the volume is {verdict.state}: {verdict.reason}")
+    told = "" if again else f"the volume is {verdict.state}: {verdict.reason}"
     if does is Does.GO_BACK:
         if secure():
             return None
-        return Carried(end=rollback.go_back(context, facts, speaker))
+        return Carried(end=rollback.go_back(context, facts, speaker, found=told))
+    if told:
+        speaker.say(told)
     if _goes_on(does):
         if begin is not None:
             begin(primary)

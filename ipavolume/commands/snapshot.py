@@ -123,7 +123,8 @@ def create(options: Options, say: Progress) -> Snapshot:
             raise VolumeIOError(
                 f"there can be no snapshot: {way.why or 'the volume is full'}",
                 code=CODE,
-                hint="Make room, for instance by ipavolume snapshot drop, then try again.",
+                hint="Make room, for instance by removing what ipavolume snapshot list shows with "
+                "ipavolume snapshot drop RUN; then try again.",
                 state=STATE_UNTOUCHED,
             )
         return done
@@ -150,17 +151,20 @@ def drop(options: Options, run: str, say: Progress, *, undone: bool, everything:
         known = _undone(volumes) if undone else _runs(volumes)
         if not everything and run not in known:
             raise UsageError(
-                f"there is no {'undone' if undone else 'snapshot of'} run {run!r}",
+                f"no rollback {run!r} has put anything aside"
+                if undone
+                else f"there is no snapshot of run {run!r}",
                 hint="ipavolume snapshot lists them." if known else "There is none at all.",
             )
         chosen: Sequence[str] = known if everything else [run]
         needed = snapshots.chain_run(volumes, read_facts(volumes.primary))
         if not undone and needed in chosen:
             raise RefusedError(
-                f"the snapshot of run {needed} is the way back from an upgrade that is not "
-                "finished",
+                f"the snapshot of run {needed} is the way back from what is not finished on the "
+                "volume",
                 code="open-transaction",
-                hint="Finish it first: start the container, or ipavolume upgrade.",
+                hint="Start a container of the image that is to have the volume, which finishes "
+                "the upgrade or goes back; or undo it with ipavolume rollback.",
             )
         if chosen:
             work.lock.secure()

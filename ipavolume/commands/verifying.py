@@ -41,6 +41,7 @@ from ipavolume.plan.rollback import judge_unverified
 from ipavolume.steps import verify
 from ipavolume.systemd import boot
 from ipavolume.volume import lock
+from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import STATE_OPEN
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNVERIFIED
@@ -89,7 +90,11 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
     if not application:
         return
     work.lock.pause()
-    status = watching.supervise(application, onlooker=onlooker)
+    status = watching.supervise(
+        application,
+        onlooker=onlooker,
+        after_kill=lambda: EXIT_COMMAND_FAILED if _was_moved_away(context) else 0,
+    )
     if onlooker > 0:
         # It would be waited for: nothing but this ends it.
         watching.kill(onlooker)
@@ -202,6 +207,14 @@ def _moved_away(context: Context, run: str, wrong: str) -> IpaVolumeError:
         f"{snapshot.run}, and keeps what was written since. This image is refused until its time "
         f"has come, or with IPAVOLUME_RETRY={run} in its environment, and is asked again then.",
     )
+
+
+def _was_moved_away(context: Context) -> bool:
+    """Tell whether who looked on took the run from the image before it was killed."""
+    with contextlib.suppress(IpaVolumeError, OSError):
+        transaction = read_facts(context.volumes.primary).transaction
+        return transaction is not None and transaction.kind == UNVERIFIED
+    return False
 
 
 def _until_known(context: Context, config: VerifyConfig, run: str, redactor: Redactor) -> str:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ipavolume.linux import signals
 
@@ -61,12 +61,16 @@ def fork_application() -> int:
     return child
 
 
-def supervise(application: int, *, onlooker: int = -1) -> int:
+def supervise(
+    application: int, *, onlooker: int = -1, after_kill: Callable[[], int] = lambda: 0
+) -> int:
     """Pass every signal on to *application*, and reap, until it has ended.
 
     Args:
         application: The process.
         onlooker: A process that ends it by ending with another status than 0 itself.
+        after_kill: Returns the status that the onlooker would have ended with, when a signal has
+            killed it.
 
     Returns:
         Its exit status, or that of the onlooker; of an application that a signal killed 128 and
@@ -83,9 +87,12 @@ def supervise(application: int, *, onlooker: int = -1) -> int:
             if pid == application:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
-            # One that was killed has nothing to say.
-            if pid == onlooker and os.waitstatus_to_exitcode(status) > 0:
-                return os.waitstatus_to_exitcode(status)
+            if pid == onlooker:
+                code = os.waitstatus_to_exitcode(status)
+                if code < 0:
+                    code = after_kill()
+                if code:
+                    return code
             if pid == 0:
                 break
         number = signal.sigwait(waited)

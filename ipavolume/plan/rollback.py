@@ -57,6 +57,8 @@ PARTIAL: Final = "partial-snapshot"
 FIRST_RUN_SINCE: Final = "first-run-since"
 NO_WAY_BACK: Final = "no-way-back"
 HELD: Final = "held"
+_IN_THE_WAY: Final = ("no-space", "immutable", "mounted-over", "region", "read-only")
+"""Codes of what would keep the image of before from going back."""
 _MAX_CHANGED: Final = 100
 _MAX_NAMED: Final = 5
 
@@ -203,8 +205,8 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
         run: The run.
 
     Raises:
-        IpaVolumeError: If there is no complete snapshot of before, or it is not gone back to by
-            itself.
+        IpaVolumeError: If there is no complete snapshot of before, it is not gone back to by
+            itself, or something is in the way of that, as too little room.
     """
     volumes, image = context.volumes, context.image.header
     snapshot = last_undoable(volumes)
@@ -237,6 +239,12 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
             contents,
             recorded=primary.baseline,
         )
+    try:
+        draft_committed(context, primary, snapshot, looking=True)
+    except IpaVolumeError as err:
+        # The application runs, and what it removes at this moment cannot be looked at.
+        if err.code in _IN_THE_WAY:
+            raise
     return snapshot
 
 

@@ -108,7 +108,8 @@ def decide(
     if not why and (short := next(filter(None, (_short(room, size) for room in rooms)), "")):
         why, hint = short, "Make room"
         if old:
-            hint += ", for instance by ipavolume snapshot drop " + ", ".join(old[:_SHOWN])
+            drops = [f"ipavolume snapshot drop {run}" for run in old[:_SHOWN]]
+            hint += f", for instance by {' and '.join(drops)}"
     if why:
         return WayBack(why=why, hint=hint, required=required)
     return WayBack(

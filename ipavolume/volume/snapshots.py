@@ -217,14 +217,15 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
     """Make sure that every volume of *snapshot* is there, with its part of exactly this one.
 
     Raises:
-        UnsafeVolumeError: If something is missing, or is of another one.
+        UnsafeVolumeError: If something is missing, or is of another one; or if the image has no
+            such volume.
     """
     for mount in snapshot.mounts:
         if mount not in volumes:
             raise UnsafeVolumeError(
                 f"the snapshot of run {snapshot.run} has a volume {mount!r}, which this image does "
                 "not have",
-                code=DAMAGED,
+                code="unknown-volume",
                 hint="In a container of the image that began the upgrade: ipavolume rollback",
             )
         with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:

@@ -78,6 +78,32 @@ def test_who_is_not_the_first_process_ends_nobody_else() -> None:
     assert (done.returncode, done.stdout) == (0, "it lives\n"), done.stderr
 
 
+@pytest.mark.parametrize(("did", "status"), [(0, 3), (13, 13)])
+def test_an_onlooker_that_was_killed_ends_the_application_if_it_had_done_it(
+    did: int, status: int
+) -> None:
+    code = (
+        "import os, sys; from ipavolume.linux import watching\n"
+        "onlooker = os.fork()\n"
+        "os.kill(os.getpid(), 9) if not onlooker else None\n"
+        "os.waitid(os.P_PID, onlooker, os.WEXITED | os.WNOWAIT)\n"
+        "heard, says = os.pipe()\n"
+        "child = watching.fork_application()\n"
+        "if not child:\n"
+        "    os.close(says); os.read(heard, 1); os._exit(3)\n"
+        "after_kill = lambda: os.close(says) or int(sys.argv[1])\n"
+        "sys.exit(watching.supervise(child, onlooker=onlooker, after_kill=after_kill))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(did)],
+        check=False,
+        env=clean_environment(),
+        timeout=30,
+        start_new_session=True,
+    )
+    assert done.returncode == status
+
+
 def test_a_supervisor_whose_starter_ignored_ends_of_children_hears_of_them() -> None:
     code = (
         "import os, sys; from ipavolume.linux import watching\n"

@@ -95,5 +95,6 @@ def test_an_adoption_has_nothing_else_to_go_back_to(
 
 def test_what_was_kept_long_enough_is_named_where_room_is_short() -> None:
     config, tight = SnapshotConfig(), replace(ROOM, free=0)
-    way = decide(config, SIZE, [tight], required=False, reflinks=True, old=["0003-image"])
-    assert way.line.endswith("ipavolume snapshot drop 0003-image")
+    way = decide(config, SIZE, [tight], required=False, reflinks=True, old=["0003-one", "0004-two"])
+    drop = "ipavolume snapshot drop"
+    assert way.line.endswith(f"by {drop} 0003-one and {drop} 0004-two")

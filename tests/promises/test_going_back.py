@@ -465,14 +465,26 @@ def test_a_rollback_without_room_leaves_the_volume_as_it_was_for_who_finishes_th
     for part in (place / mount / STATE / "snapshots" / snapshot.name for mount in ("data", "logs")):
         record = (part / "record.json").read_bytes()
         (part / "record.json").write_bytes(record.replace(b'"copy"', b'"reflink"'))
-    found = os.statvfs(place)
-    size = (found.f_blocks - found.f_bfree) * found.f_frsize + LARGE_BYTES
-    subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True, timeout=60)
+    _tighten(place)
     untouched = stood_still(place, times=False)
     assert "the plan needs" in world.run("one", place, status=74).stderr
     assert stood_still(place, times=False) == untouched
     world.run("two", place)
     assert recorded(place, "data") == "build-two"
+    # Nor is a run taken from its image where the one before it could not go back.
+    _tighten(place)
+    untouched = stood_still(place, times=False)
+    done = subprocess.run(
+        take_away(world, place), env=environment, capture_output=True, check=False, timeout=60
+    )
+    assert b"the plan needs" in done.stderr
+    assert stood_still(place, times=False) == untouched
+
+
+def _tighten(place: Path) -> None:
+    found = os.statvfs(place)
+    size = (found.f_blocks - found.f_bfree) * found.f_frsize + LARGE_BYTES
+    subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True, timeout=60)
 
 
 def test_what_a_snapshot_leaves_out_gets_its_owners_back(tmp_path: Path) -> None:
@@ -620,6 +632,7 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
     refused = world.run(one, "upgrade", status=77)
     assert "a peer has seen it" in refused.stderr
     assert "[s5010:seen]" in refused.stderr
+    assert "this image goes back" not in refused.stderr
     assert world.build_id() is None
     # On a host it cannot be asked, with no image nor with one.
     words = ("rollback", "--dry-run", "--volume", world.volume)
@@ -629,6 +642,7 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
         assert "the step s5010_judges had begun" in shown
     # Who goes back all the same is told what is to be done then.
     told = world.run(one, "upgrade", "--allow", "s5010:seen")
+    assert "this image goes back" in told.stderr
     assert "warning: the database becomes an older one" in told.stderr
     assert "warning: a peer has seen it. Tell the peer." in told.stderr
     assert database.read_text() == "every entry\n"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +43,27 @@ def going_back(volume):
     """Refuse it, as where others have seen what was written."""
     yield Refuse(code="seen", text="peers have seen it", hint="Go on.")
 '''
+# Does what is done with a run that is not right, and kills who would end the application then.
+TAKES_AWAY: Final = """
+import os, pathlib, signal
+from ipavolume.apply.unverified import move_away
+from ipavolume.context import Context, Options
+from ipavolume.plan.rollback import judge_unverified
+from ipavolume.volume.history import read_history
+
+def parent(pid):
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+with Context(Options()) as context:
+    primary = context.volumes.facts()["/data"]
+    run = read_history(context.volumes.primary)[-1]["run"]
+    snapshot = judge_unverified(context, primary, run)
+    move_away(context, primary, snapshot, run=run, cause="nobody answers")
+onlooker = os.getpid()
+while parent(onlooker) != 1:
+    onlooker = parent(onlooker)
+os.kill(onlooker, signal.SIGKILL)
+"""
 # It says that it runs, and what it is told; it leaves a process that outlives it.
 APPLICATION: Final = """
 sleep 60 >/dev/null 2>&1 &
@@ -187,6 +209,20 @@ def test_what_is_not_right_is_told_and_the_container_goes_on(
         config = CONFIG.format(command="true", within=1, then="keep")
         world.run(world.image("3", {}, config=config), "upgrade")
         assert (_verified(world)["run"], _verified(world)["earlier"]) == ("0003-v3", ["0002-v2"])
+
+
+def test_who_is_killed_once_the_run_was_taken_from_the_image_leaves_no_application(
+    world: World,
+) -> None:
+    (world.volume / "var/lib/svc/take").write_text(TAKES_AWAY)
+    image = _image(world, f"{sys.executable} /data/var/lib/svc/take", then="rollback")
+    (world.volume / "var/lib/svc/ready").write_text("")
+    with _started(world, image, env={"IPAVOLUME_SNAPSHOT": "always"}) as container:
+        _wait(container, "told TERM")
+        assert container.process.wait(60) == 13
+    assert world.build_id() is None
+    world.run(Image(root=world.site.top / "v1"), "start", "--", "true")
+    assert world.build_id() == "v1"
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_parts_of_two_snapshots_are_none(volumes: dict[str, Volume]) -> None:
         snapshots.check_snapshot(volumes, SNAPSHOT)
     with pytest.raises(UnsafeVolumeError, match="'/logs', which this image") as raised:
         snapshots.check_snapshot({"/data": volumes["/data"]}, SNAPSHOT)
+    assert raised.value.code == "unknown-volume"
     assert raised.value.hint == (
         "In a container of the image that began the upgrade: ipavolume rollback"
     )
