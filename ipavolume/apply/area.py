@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from ipavolume.errors import UnsafeVolumeError
-from ipavolume.linux import crossing, files, libc, trees
+from ipavolume.linux import crossing, files, libc, mounts, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.values import dataclass
 from ipavolume.volume import facts, layout, lockfile, members
@@ -178,6 +178,19 @@ def sync_area(volume: Volume, *, now: str = "", making: bool = False) -> None:
             files.sync(volume.fd)
         else:
             libc.sync_file_system(volume.fd)
+
+
+def sync_mounted(directory: int, name: str) -> None:
+    """Make durable what was written to *name* in *directory*, which may be on any mount.
+
+    Raises:
+        OSError: If that fails.
+    """
+    found = mounts.mount_of(directory)
+    if found is None or found.file_system.startswith(_WITHOUT_SYNCFS):
+        trees.sync_tree(directory, name)
+    else:
+        libc.sync_file_system(directory)
 
 
 def open_optional(directory: int, name: str) -> int | None:

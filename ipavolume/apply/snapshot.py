@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from ipavolume.apply.area import sync_area
+from ipavolume.apply.area import sync_area, sync_mounted
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError
 from ipavolume.linux import clock, files, signals, trees
@@ -20,7 +20,7 @@ from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.plan.snapshot import WayBack, partial
 from ipavolume.volume import history, layout, snapshots
 from ipavolume.volume.extent import EXACTLY, left_out
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.lockfile import make_state
 from ipavolume.volume.members import Volume, open_state
@@ -226,6 +226,8 @@ class _Making:
             files.write_new(inside, snapshots.RECORD, (record,), mode=layout.PRIVATE_FILE_MODE)
         for volume in self._volumes.values():
             sync_area(volume, now=STATE_UNTOUCHED, making=True)
+            if snapshots.is_elsewhere(volume):
+                sync_mounted(self._places[volume.mount][0], snapshots.MAKING)
         self._volumes.check_lock()
         for above, _ in reversed(self._places.values()):
             files.rename_noreplace(above, snapshots.MAKING, above, snapshot.run)
@@ -305,17 +307,21 @@ def remove_leftovers(volumes: Volumes, facts: Facts) -> None:
         if facts.transaction is not None:
             known |= {facts.transaction.run, facts.transaction.snapshot}
         for run in sorted(found):
-            if not _is_needed(volumes, run, known):
+            if not _is_needed(volumes, run, known, facts):
                 remove(volumes, run)
     remove(volumes, snapshots.MAKING)
 
 
-def _is_needed(volumes: Volumes, run: str, known: Collection[object]) -> bool:
+def _is_needed(volumes: Volumes, run: str, known: Collection[object], facts: Facts) -> bool:
     try:
         snapshot = snapshots.open_snapshot(volumes, run)
     except IpaVolumeError:
         return True
-    return snapshot is not None and (snapshot.by_hand or run in known)
+    if snapshot is None:
+        return False
+    # What was on the way to be adopted has no identity yet.
+    is_anothers = snapshots.is_elsewhere(volumes.primary) and not snapshots.is_of(snapshot, facts)
+    return snapshot.by_hand or run in known or is_anothers
 
 
 def prune(context: Context, say: Progress) -> None:
@@ -327,10 +333,12 @@ def prune(context: Context, say: Progress) -> None:
     volumes = context.volumes
     own: list[str] = []
     with contextlib.suppress(IpaVolumeError):
+        facts = read_facts(volumes.primary)
         for run in snapshots.snapshot_runs(volumes.primary):
             with contextlib.suppress(IpaVolumeError):
                 one = snapshots.open_snapshot(volumes, run)
-                own += [run] if one is not None and not one.by_hand else []
+                if one is not None and not one.by_hand and snapshots.is_of(one, facts):
+                    own.append(run)
         verified = read_verified(volumes.primary)
         unverified = () if verified is None else verified.unverified
         for run in own[: max(len(own) - context.image.config.snapshot.keep, 0)]:

@@ -18,7 +18,7 @@ from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan.snapshot import CODE, decide
 from ipavolume.volume import extent, layout, snapshots
-from ipavolume.volume.facts import read_facts
+from ipavolume.volume.facts import Facts, read_facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.volumes import Volumes
 
@@ -51,7 +51,7 @@ def list_kept(options: Options) -> list[Kept]:
 
 
 def _kept(volumes: Volumes) -> list[Kept]:
-    volumes.facts()
+    facts = volumes.facts()[volumes.primary.mount]
     undone = set(_undone(volumes))
     found = []
     for run in sorted({*undone, *_runs(volumes)}):
@@ -60,6 +60,8 @@ def _kept(volumes: Volumes) -> list[Kept]:
             one = snapshots.open_snapshot(volumes, run)
         except IpaVolumeError as err:
             fault = str(err)
+        if not fault and _is_anothers(volumes, run, facts):
+            one, fault = None, "it is of another volume, whose directory is mounted here"
         if one is not None or fault or run in undone:
             found.append(Kept(run=run, snapshot=one, fault=fault, undone=run in undone))
     return found
@@ -71,6 +73,14 @@ def _runs(volumes: Volumes) -> list[str]:
 
 def _undone(volumes: Volumes) -> list[str]:
     return sorted({run for one in volumes.values() for run in snapshots.undone_runs(one)})
+
+
+def _is_anothers(volumes: Volumes, run: str, facts: Facts) -> bool:
+    try:
+        found = snapshots.open_snapshot(volumes, run)
+    except IpaVolumeError:
+        return False
+    return found is not None and not snapshots.is_of(found, facts)
 
 
 def create(options: Options, say: Progress) -> Snapshot:
@@ -156,8 +166,11 @@ def drop(options: Options, run: str, say: Progress, *, undone: bool, everything:
                 else f"there is no snapshot of run {run!r}",
                 hint="ipavolume snapshot lists them." if known else "There is none at all.",
             )
-        chosen: Sequence[str] = known if everything else [run]
-        needed = snapshots.chain_run(volumes, read_facts(volumes.primary))
+        facts = read_facts(volumes.primary)
+        chosen: Sequence[str] = [run]
+        if everything:
+            chosen = [one for one in known if undone or not _is_anothers(volumes, one, facts)]
+        needed = snapshots.chain_run(volumes, facts)
         if not undone and needed in chosen:
             raise RefusedError(
                 f"the snapshot of run {needed} is the way back from what is not finished on the "

@@ -75,16 +75,20 @@ class Cloned:
     passed: tuple[str, ...] = ()
 
 
-def can_reflink(directory: int) -> bool | None:
+def can_reflink(directory: int, source: int | None = None) -> bool | None:
     """Tell whether files can be cloned on the file system of *directory*; nothing is seen of it.
+
+    Args:
+        directory: Descriptor of the directory of the clone.
+        source: That of the directory of the original, where it is another one.
 
     Returns:
         ``None`` where that cannot be tried: nothing can be written there.
     """
     opened: list[int] = []
     try:
-        for _ in range(2):
-            opened.append(os.open(".", _NAMELESS_FLAGS, 0o600, dir_fd=directory))
+        for one in (directory if source is None else source, directory):
+            opened.append(os.open(".", _NAMELESS_FLAGS, 0o600, dir_fd=one))
         files.write_all(opened[0], _TRIED)
         return _reflink(opened[0], opened[1])
     except OSError as err:

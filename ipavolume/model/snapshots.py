@@ -110,16 +110,18 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A file system that volumes are on.
+    """A file system that snapshots of volumes are on.
 
     Attributes:
-        mounts: The volumes that share it.
+        mounts: The volumes whose snapshots share it.
+        places: Where it is mounted for them.
         free: Bytes that are free.
         total: Bytes that it has.
         needed: Bytes that the run itself takes of it at most.
     """
 
     mounts: tuple[str, ...]
+    places: tuple[str, ...]
     free: int
     total: int
     needed: int

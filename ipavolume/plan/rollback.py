@@ -48,6 +48,7 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import (
     chain_snapshot,
     check_snapshot,
+    is_of,
     last_undoable,
     next_run,
 )
@@ -218,6 +219,7 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
     if (
         snapshot is None
         or not is_other
+        or not is_of(snapshot, primary)
         or entry.get("snapshot") != snapshot.run
         or primary.transaction is not None
         or primary.pending is not None

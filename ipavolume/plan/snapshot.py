@@ -176,7 +176,7 @@ def _short(room: Room, size: Size) -> str:
     if room.free >= wanted + room.needed + spare:
         return ""
     return (
-        f"{', '.join(room.mounts)} has {size_text(room.free)} free; {size_text(wanted)} for it, "
+        f"{', '.join(room.places)} has {size_text(room.free)} free; {size_text(wanted)} for it, "
         f"{size_text(room.needed)} for the upgrade and {size_text(spare)} that are to stay free "
         "are needed"
     )

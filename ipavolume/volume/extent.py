@@ -16,6 +16,8 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import is_within
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.snapshots import Room, Size
+from ipavolume.volume import snapshots
+from ipavolume.volume.layout import SNAPSHOTS
 from ipavolume.volume.members import Volume
 from ipavolume.volume.room import is_shown_read_only
 from ipavolume.volume.tree import walk
@@ -129,37 +131,61 @@ def _root_device() -> int:
 
 
 def rooms(volumes: Mapping[str, Volume], needed: Mapping[str, int]) -> list[Room]:
-    """Return the file systems that *volumes* are on, and what of each is *needed* by mount."""
+    """Return the file systems that snapshots of *volumes* are on, and what else each has to take.
+
+    Args:
+        volumes: The volumes.
+        needed: What a run needs of each itself, by mount.
+
+    Raises:
+        UnsafeVolumeError: If the directory of the snapshots is not root's alone.
+    """
     shared: dict[int, list[str]] = {}
+    found: dict[int, os.statvfs_result] = {}
     for mount, volume in volumes.items():
-        shared.setdefault(files.fstat(volume.fd).st_dev, []).append(mount)
+        with snapshots.place(volume) as fd:
+            device = files.fstat(fd).st_dev
+            shared.setdefault(device, []).append(mount)
+            found[device] = files.statvfs(fd)
+    elsewhere = {mount for mount, volume in volumes.items() if snapshots.is_elsewhere(volume)}
+    own = {mount: files.fstat(volume.fd).st_dev for mount, volume in volumes.items()}
     result = []
-    for group in shared.values():
-        found = files.statvfs(volumes[group[0]].fd)
-        blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+    for device, group in shared.items():
+        size = found[device]
+        blocks = size.f_bfree if os.geteuid() == 0 else size.f_bavail
+        # A volume is shown read-only to who looks.
+        is_unwritable = bool(size.f_flag & os.ST_RDONLY) and any(
+            mount in elsewhere and not is_shown_read_only(volumes[mount]) for mount in group
+        )
         result.append(
             Room(
                 mounts=tuple(group),
-                free=blocks * found.f_frsize,
-                total=found.f_blocks * found.f_frsize,
-                needed=sum(needed[mount] for mount in group),
+                places=tuple(
+                    f"{mount}/{STATE_DIRECTORY}/{SNAPSHOTS}" if mount in elsewhere else mount
+                    for mount in group
+                ),
+                free=0 if is_unwritable else blocks * size.f_frsize,
+                total=size.f_blocks * size.f_frsize,
+                needed=sum(needed[mount] for mount in volumes if own[mount] == device),
             )
         )
     return result
 
 
 def can_be_cloned(volumes: Mapping[str, Volume]) -> bool:
-    """Tell whether files on all *volumes* can be cloned; nothing is seen of trying it.
+    """Tell whether all *volumes* and their snapshots share files; nothing is seen of trying it.
 
     Where nothing can be tried, because this is not root or the mount is shown read-only, the type
     of the file system tells.
     """
     for volume in volumes.values():
         known = None
-        if os.geteuid() == 0 and not is_shown_read_only(volume):
-            known = can_reflink(volume.fd)
-        if known is None:
-            known = volume.file_system in _CLONING
+        with snapshots.place(volume) as fd:
+            if os.geteuid() == 0 and not is_shown_read_only(volume):
+                known = can_reflink(fd, volume.fd)
+            if known is None:
+                shares = files.fstat(fd).st_dev == files.fstat(volume.fd).st_dev
+                known = shares and volume.file_system in _CLONING
         if not known:
             return False
     return True

@@ -17,7 +17,7 @@ from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.manifest import MAX_ID, NEWER, is_safe_path
 from ipavolume.formats.plan import is_run_id
-from ipavolume.linux import clock, files
+from ipavolume.linux import clock, files, mounts
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import Accounts
 from ipavolume.model.snapshots import FORMAT, Original, Snapshot
@@ -202,6 +202,17 @@ def chain_snapshot(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | No
     return found if found.primary == uuid else None
 
 
+def is_of(snapshot: Snapshot, facts: Facts) -> bool:
+    """Tell whether *snapshot* is of the volumes of whose primary one *facts* are.
+
+    What is mounted for snapshots can be another one's, which is nobody's here to remove.
+    """
+    uuid = facts.identity.uuid if facts.identity else ""
+    if facts.transaction is not None:
+        uuid = facts.transaction.primary
+    return snapshot.primary in ("", uuid)
+
+
 def chain_run(volumes: Mapping[str, Volume], facts: Facts) -> str:
     """Return the run whose snapshot the chain that is open began with; "" for none."""
     if facts.transaction is not None:
@@ -244,6 +255,26 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
                 st = files.lstat(fd, name)
                 if st is None or not stat.S_ISDIR(st.st_mode):
                     raise _damaged(fd, name, "is not a directory", snapshot.run)
+
+
+@contextlib.contextmanager
+def place(volume: Volume) -> Iterator[int]:
+    """Yield a descriptor of where the snapshots of *volume* are: it, or what is mounted for them.
+
+    Raises:
+        UnsafeVolumeError: If ``snapshots`` is no directory of root alone.
+    """
+    with _inside(volume, SNAPSHOTS) as fd:
+        yield volume.fd if fd is None else fd
+
+
+def is_elsewhere(volume: Volume) -> bool:
+    """Tell whether something is mounted for the snapshots of *volume*.
+
+    Raises:
+        VolumeIOError: If what is mounted cannot be told.
+    """
+    return f"{STATE_DIRECTORY}/{SNAPSHOTS}" in mounts.mount_points_below(volume.directory)
 
 
 def open_content(volume: Volume, run: str) -> int:

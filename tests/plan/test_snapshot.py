@@ -13,7 +13,13 @@ from ipavolume.plan.snapshot import WayBack, check, decide, is_required
 
 GIB = 1 << 30
 SIZE = Size(files=1000, bytes={"/data": GIB // 2, "/logs": GIB // 4})
-ROOM = Room(mounts=("/data", "/logs"), free=20 * GIB, total=50 * GIB, needed=GIB)
+ROOM = Room(
+    mounts=("/data", "/logs"),
+    places=("/data", "/logs"),
+    free=20 * GIB,
+    total=50 * GIB,
+    needed=GIB,
+)
 
 
 def _decide(

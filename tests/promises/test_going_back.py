@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -617,9 +617,33 @@ yield Command(words=words, reason="to fail")
 """
 
 
-def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
-    """F6: image 2 fails in a step, image 1 is started: what it left is there, and 2 is refused."""
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[Path], Path]]:
+    """Mount another disk for the snapshots of a volume, until the test ends."""
+    mounted: list[Path] = []
+
+    def mount(volume: Path) -> Path:
+        place = volume / ".ipavolume/snapshots"
+        place.mkdir(parents=True)
+        options = ["-t", "tmpfs", "-o", "size=4g,mode=700", "tmpfs"]
+        subprocess.run(["mount", *options, place], check=True, timeout=60)
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True, timeout=60)
+
+
+def test_a_step_that_fails_is_asked_before_it_is_undone(
+    tmp_path: Path, elsewhere: Callable[[Path], Path]
+) -> None:
+    """F6: image 2 fails in a step, image 1 is started: what it left is there, and 2 is refused.
+
+    The snapshot is on another disk.
+    """
     world = Steps(tmp_path, build_packages(tmp_path / "rpms"))
+    place = elsewhere(world.volume)
     one = world.image("1", {"s5010_judges": step("return ()") + JUDGES})
     two = world.image("2", {"s5010_judges": step(FAILS) + JUDGES})
     world.run(one, "upgrade")
@@ -629,6 +653,7 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(tmp_path: Path) -> None:
     always = {"IPAVOLUME_SNAPSHOT": "always"}
     world.run(two, "upgrade", status=13, env=always)
     assert database.read_text() == "broken\n"
+    assert len(os.listdir(place)) == 1
     refused = world.run(one, "upgrade", status=77)
     assert "a peer has seen it" in refused.stderr
     assert "[s5010:seen]" in refused.stderr

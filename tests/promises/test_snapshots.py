@@ -132,6 +132,11 @@ def _tree(volume: Path, *, times: bool = True) -> dict[str, tuple[object, ...]]:
     return picture(volume, times=times, leave_out=lambda path: path == "/.ipavolume/attempts.json")
 
 
+def _content(volume: Path) -> dict[str, tuple[object, ...]]:
+    """Return what the application has on the volume."""
+    return picture(volume, times=False, leave_out=lambda path: path.startswith("/.ipavolume"))
+
+
 # -- what is in it -----------------------------------------------------------------------
 
 
@@ -283,6 +288,38 @@ def mounted(site: Site) -> Iterator[Callable[[str], Path]]:
     yield mount
     for place in reversed(places):
         subprocess.run([need_tool("umount"), str(place)], check=True, timeout=60)
+
+
+def test_snapshots_can_be_on_a_mount_of_their_own(
+    site: Site, images: Images, mounted: Callable[[str], Path]
+) -> None:
+    """Another disk, mounted for them from the first start on: room is asked for there."""
+    place = mounted(".ipavolume/snapshots")
+    made = images()
+    assert "chmod" in site.run("upgrade", made["1"], status=65).stderr
+    place.chmod(0o755)
+    site.upgrade(made["1"])
+    _live(site.volume())
+    before = _content(site.volume())
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True, timeout=60)
+    line = site.refused(made["2"], "no-snapshot", status=74, env=ALWAYS)
+    assert "/data/.ipavolume/snapshots has 0 bytes free" in line
+    subprocess.run(["mount", "-o", "remount,rw,size=4g", place], check=True, timeout=60)
+    said = site.run("upgrade", made["2"], env=ALWAYS).stderr
+    assert "way back: a copy of" in said
+    (run,) = os.listdir(place)
+    assert (place / run / "content/var/lib/app/database").stat().st_size == 1 << 20
+    # One of another volume, by a directory that was mounted by mistake.
+    record = json.loads((place / run / "record.json").read_text())
+    other = {**record, "run": "0001-other", "primary": "another"}
+    (place / "0001-other").mkdir(mode=0o700)
+    (place / "0001-other/record.json").write_text(json.dumps(other))
+    assert "of another volume" in site.run("snapshot", made["2"]).stdout
+    site.run("rollback", made["2"])
+    assert _content(site.volume()) == before
+    site.run("upgrade", made["2"], "--retry", env=ALWAYS)
+    site.run("snapshot", made["2"], "drop", "--all")
+    assert os.listdir(place) == ["0001-other"]
 
 
 def test_a_partial_one_is_named_and_always_refuses(

@@ -197,4 +197,4 @@ def _overlay(writable: Path, lower: str, place: Path) -> list[list[str]]:
 
 
 def _bind(directory: Path, place: str) -> list[list[str]]:
-    return [["mkdir", "-p", place], ["mount", "--bind", str(directory), place]]
+    return [["mkdir", "-p", place], ["mount", "--rbind", str(directory), place]]
