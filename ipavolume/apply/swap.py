@@ -25,6 +25,7 @@ from ipavolume.errors import (
 )
 from ipavolume.linux import copying, crossing, files, signals
 from ipavolume.model.actions import (
+    ROLLBACK,
     Action,
     CreateTree,
     Erase,
@@ -542,6 +543,8 @@ class Swap:
                 files.chown_inode(fd, new.uid, new.gid)
             else:
                 files.set_metadata(fd, new, acls=True)
+                if action.rule == ROLLBACK:
+                    files.remove_user_xattrs(fd, new.xattrs)
             return True
         finally:
             os.close(fd)

@@ -376,6 +376,22 @@ def _xattr(path: str, name: str) -> bytes | None:
         raise
 
 
+def remove_user_xattrs(fd: int, kept: Xattrs) -> None:
+    """Remove what anybody may give the inode behind *fd* (``user.*``) and *kept* does not have.
+
+    Args:
+        fd: Descriptor of a file or directory, ``O_PATH`` included.
+        kept: What stays.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    wanted = {name for name, _ in kept}
+    for name, _ in read_xattrs(fd):
+        if name.startswith("user.") and name not in wanted:
+            _remove_xattr(proc_path(fd), name)
+
+
 def _remove_xattr(path: str, name: str) -> None:
     try:
         # Without the right to set it, removing what is not there is refused, too.

@@ -315,6 +315,7 @@ def test_snapshots_can_be_on_a_mount_of_their_own(
     (place / "0001-other").mkdir(mode=0o700)
     (place / "0001-other/record.json").write_text(json.dumps(other))
     assert "of another volume" in site.run("snapshot", made["2"]).stdout
+    os.setxattr(site.volume() / "var/lib/app/deep\n\\er", "user.since", b"1")
     site.run("rollback", made["2"])
     assert _content(site.volume()) == before
     site.run("upgrade", made["2"], "--retry", env=ALWAYS)
