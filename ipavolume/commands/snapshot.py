@@ -60,7 +60,7 @@ def _kept(volumes: Volumes) -> list[Kept]:
             one = snapshots.open_snapshot(volumes, run)
         except IpaVolumeError as err:
             fault = str(err)
-        if not fault and _is_anothers(volumes, run, facts):
+        if one is not None and not snapshots.is_of(one, facts):
             one, fault = None, "it is of another volume, whose directory is mounted here"
         if one is not None or fault or run in undone:
             found.append(Kept(run=run, snapshot=one, fault=fault, undone=run in undone))
