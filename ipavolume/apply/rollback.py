@@ -657,6 +657,10 @@ class _WayBack:
             # Who took the volumes from it was stopped right after that.
             code, run = UNVERIFIED, record.snapshot
         refused.note_refused(volume, record.image, known, code, run, record.cause)
+        self._speaker.say(
+            f"the image {record.image} is refused from now on; it is tried again when its time has "
+            f"come, and at once with IPAVOLUME_RETRY={run} in its environment"
+        )
 
     def _application(self) -> str:
         """Return the application whose the volumes were."""

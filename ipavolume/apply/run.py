@@ -49,7 +49,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, recorded_of
 from ipavolume.plan.snapshot import WayBack
-from ipavolume.plan.verdict import State
+from ipavolume.plan.verdict import State, name_of
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import (
@@ -63,6 +63,7 @@ from ipavolume.volume.facts import (
 )
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
 from ipavolume.volume.logs import RunLog, Speaker
+from ipavolume.volume.snapshots import open_snapshot
 from ipavolume.volume.volumes import Volumes
 
 _VERSIONED: Final = "freeipa"
@@ -337,6 +338,7 @@ class _Run:
             raise
         except IpaVolumeError as err:
             err.state = err.state or failures.STATE_OPEN
+            err.hint += self._other_way()
             self._remember(err)
             raise
         saved = tuple(self._log.records.values())
@@ -414,6 +416,25 @@ class _Run:
         finally:
             self._log = execution.log
             output.close()
+
+    def _other_way(self) -> str:
+        """Say how the service comes back without what failed; "" where no image does that."""
+        run, made = self._transaction.snapshot, None
+        if run and not self._context.options.rehearsal:
+            # It is looked at again by who goes back.
+            with contextlib.suppress(IpaVolumeError):
+                made = open_snapshot(self._context.volumes, run)
+        if made is None or made.is_partial:
+            return ""
+        if made.from_build in ("", self._transaction.to_build):
+            return ""
+        old, name = self._primary.baseline, made.from_build
+        if old is not None and old.build_id == name:
+            name = name_of(old)
+        return (
+            f" Or start the image {name} again: it goes back to the snapshot of run {run}, or "
+            "says what is against that."
+        )
 
     def _remember(self, err: IpaVolumeError) -> None:
         """Record a failed attempt, for the next start to know how often it happened."""

@@ -651,7 +651,9 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
     database.write_text("every entry\n")
     os.chown(database, 250, 250)
     always = {"IPAVOLUME_SNAPSHOT": "always"}
-    world.run(two, "upgrade", status=13, env=always)
+    failed = world.run(two, "upgrade", status=13, env=always)
+    # Who reads this at night is told that there is a way back, and which image is it.
+    assert "start the image v1 again: it goes back to the snapshot of run 0002-v2" in failed.stderr
     assert database.read_text() == "broken\n"
     assert len(os.listdir(place)) == 1
     refused = world.run(one, "upgrade", status=77)
@@ -670,6 +672,7 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
     assert "this image goes back" in told.stderr
     assert "warning: the database becomes an older one" in told.stderr
     assert "warning: a peer has seen it. Tell the peer." in told.stderr
+    assert "the image v2 is refused from now on" in told.stderr
     assert database.read_text() == "every entry\n"
     assert (database.stat().st_uid, database.stat().st_gid) == (250, 250)
     assert (world.volume / "etc/svc/svc.conf").read_text() == "version 1"
