@@ -338,7 +338,7 @@ class _Run:
             raise
         except IpaVolumeError as err:
             err.state = err.state or failures.STATE_OPEN
-            err.hint += self._other_way()
+            err.hint = f"{err.hint} {self._other_way()}".strip()
             self._remember(err)
             raise
         saved = tuple(self._log.records.values())
@@ -432,7 +432,7 @@ class _Run:
         if old is not None and old.build_id == name:
             name = name_of(old)
         return (
-            f" Or start the image {name} again: it goes back to the snapshot of run {run}, or "
+            f"Or start the image {name} again: it goes back to the snapshot of run {run}, or "
             "says what is against that."
         )
 
