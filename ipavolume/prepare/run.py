@@ -304,6 +304,12 @@ class _Run:
         scriptlets_changed = scriptlets.ship(tree, described, make=relocation.make)
         running = running_steps(tree, packages)
         systemd.check_running(tree, self._config, running)
+        if systemd.is_replaced(tree, self._config):
+            self._progress(
+                "systemd is in the image, and [start] exec is another program "
+                f"({self._config.start_exec[0]}): no units are installed, and all of an upgrade "
+                "comes before that program"
+            )
         init_changed = systemd.install(
             tree,
             self._config,

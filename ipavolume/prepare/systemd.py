@@ -66,7 +66,7 @@ def install(
     Raises:
         VolumeIOError: If reading or writing fails.
     """
-    if not tree.exists(SYSTEMD) or _has_another_init(tree, config):
+    if not tree.exists(SYSTEMD) or is_replaced(tree, config):
         return False
     online_unit = config.online_unit
     program = find_program(tree)
@@ -107,10 +107,12 @@ def install(
     return changed
 
 
-def _has_another_init(tree: ImageTree, config: Config) -> bool:
-    """Tell whether a start executes a program of the image that is not systemd."""
+def is_replaced(tree: ImageTree, config: Config) -> bool:
+    """Tell whether systemd is in the image, and a start executes another program of it."""
     words = config.start_exec
-    return bool(words) and tree.exists(words[0]) and tree.resolve(words[0]) != tree.resolve(SYSTEMD)
+    if not words or not tree.exists(SYSTEMD) or not tree.exists(words[0]):
+        return False
+    return tree.resolve(words[0]) != tree.resolve(SYSTEMD)
 
 
 def check_supervision(tree: ImageTree, config: Config) -> None:

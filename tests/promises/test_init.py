@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
+from support.command import run_ipavolume
 from support.images import Image, Packaged, build_rpm
 from support.requirements import need_root
 from support.systemd import SYSTEMD, add_systemd, machine
@@ -496,6 +497,8 @@ def test_prepare_installs_no_units_for_what_takes_systemds_place(
         image = site.image("one", versions[:1], lists=lists, config=config, edit=edit)
         assert (image.root / UNITS / "ipavolume-online.service").exists() is installs
         assert (image.root / "usr/local/sbin/init").exists() is installs
+        said = run_ipavolume("prepare", "--root", image.root).stderr
+        assert ("no units are installed" in said) is not installs
 
 
 def test_prepare_leaves_what_is_somebody_elses(tmp_path: Path, versions: tuple[Path, Path]) -> None:
