@@ -41,6 +41,21 @@ class Carried:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan for volumes that were locked for good only after it; it stands if they are the same.
+
+    Attributes:
+        made: The plan.
+        verdict: What they were.
+        facts: What was found on them.
+    """
+
+    made: Draft
+    verdict: Verdict
+    facts: Mapping[str, Facts]
+
+
 def carry(
     context: Context,
     verdict: Verdict,
@@ -52,7 +67,8 @@ def carry(
     secure: Callable[[], bool],
     begin: Callable[[Facts], None] | None,
     again: bool,
-) -> Carried | None:
+    planned: Planned | None,
+) -> Carried | Planned | None:
     """Bring the volumes nearer to the image, as what they are asks for.
 
     Args:
@@ -65,9 +81,10 @@ def carry(
         secure: As for :func:`ipavolume.commands.upgrade.bring_up`.
         begin: As there.
         again: It was said in the round before what they are.
+        planned: What the round before returned.
 
     Returns:
-        What was done; ``None`` where the volumes are to be judged anew.
+        What was done; otherwise the volumes are to be judged anew.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
@@ -96,7 +113,10 @@ def carry(
             end=resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
         )
     _refuse_while_waiting(context.image, context.volumes, verdict)
-    made = draft(context, verdict, facts, say=speaker.say)
+    if planned is not None and (planned.verdict, planned.facts) == (verdict, facts):
+        made = planned.made
+    else:
+        made = draft(context, verdict, facts, say=speaker.say)
     _refuse_unreadable(made)
     if made.way_back is not None and not again:
         speaker.say(made.way_back.line)
@@ -110,8 +130,10 @@ def carry(
         refuse_outside(made.plan.tasks, root=context.options.root)
     if begin is not None:
         begin(primary)
-    if roots.take(context.volumes, facts) or secure():
+    if roots.take(context.volumes, facts):
         return None
+    if secure():
+        return Planned(made=made, verdict=verdict, facts=facts)
     drop_stale(context.volumes, facts)
     return Carried(
         end=carry_out(context, made, facts, speaker, phases=phases),

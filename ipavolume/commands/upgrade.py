@@ -21,6 +21,7 @@ from ipavolume.volume.logs import Speaker
 
 if TYPE_CHECKING:
     from ipavolume.apply.run import Finish
+    from ipavolume.commands.carrying import Planned
 
 _MAX_ROUNDS: Final = 6
 """Locked, taken over, given to root, upgraded, then rebuilt: with more it goes in circles."""
@@ -99,6 +100,7 @@ def bring_up(
     ends: list[Finish] = []
     warnings: list[str] = []
     found: Verdict | None = None
+    planned: Planned | None = None
     late = False
     for _ in range(_MAX_ROUNDS):
         facts = context.volumes.facts()
@@ -142,8 +144,10 @@ def bring_up(
             secure=secure,
             begin=begin,
             again=again,
+            planned=planned,
         )
-        if late := carried is None:
+        if late := not isinstance(carried, carrying.Carried):
+            planned = carried
             continue
         ends.append(carried.end)
         warnings += carried.warnings

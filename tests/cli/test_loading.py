@@ -71,7 +71,8 @@ def watched(site: Site, image: str, command: str, *words: str) -> dict[str, Any]
 
 
 def test_an_upgrade_judges_before_and_after_and_opens_and_asks_once(site: Site) -> None:
-    watched(site, "v1", "upgrade")
+    calls = watched(site, "v1", "upgrade")["calls"]
+    assert calls["ipavolume.plan.draft.draft"] == 1
     calls = watched(site, "v2", "start", "--", "true")["calls"]
     assert (site.volume() / "build-id").read_text() == "v2\n"
     assert calls["ipavolume.plan.verdict.judge"] == 2
