@@ -26,6 +26,8 @@ from pathlib import Path
 
 ROUNDS = 5
 CHANGED_PERCENT = 5
+MANY, MANY_UP_TO_FILES = 30, 1000
+"""Volumes of a host that one check looks at, and up to how many files in each."""
 WOULD_UPGRADE = 100
 """How ``ipavolume check`` ends where the image would do something."""
 
@@ -106,6 +108,9 @@ def race(where: Path, contestants: Sequence[Contestant], rounds: int) -> None:
             contestant.run(directory, count=number > 0)
 
 
+OWNER_BEFORE, OWNER_AFTER = 1001, 1002
+"""An account of the image, whose number the second image gives anew."""
+USUAL = "ext4"
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "4096"),
     "xfs": ("mkfs.xfs", "-q"),
@@ -199,17 +204,34 @@ def make_tree(tree: Path, count: int, version: int) -> None:
         (directory / f"file{number:06d}").write_text((line * (size // len(line) + 1))[:size])
 
 
-def make_image(directory: Path, command: str, packages: Path, count: int, version: int) -> Path:
-    """Make a prepared image tree with *count* files of a real package."""
-    tree = packages / f"tree-{version}"
+def make_image(
+    directory: Path, command: str, packages: Path, count: int, version: int, *, owner: int = 0
+) -> Path:
+    """Make a prepared image tree with *count* files of a real package.
+
+    Args:
+        directory: Where it is made.
+        command: The command that prepares it.
+        packages: Where the package is built.
+        count: How many files.
+        version: The package's; the second has other content in some files.
+        owner: Number of the image's account ``bench``, which has a tenth of the files; 0: it has
+            no such account.
+    """
+    tree = packages / f"tree-{version}-{owner}"
     make_tree(tree, count, version)
+    if owner:
+        for path in list(tree.rglob("file*1")):
+            os.chown(path, owner, owner)
     spec = packages / f"bench-{version}.spec"
     spec.write_text(SPEC.format(version=version, tree=tree))
     run("rpmbuild", "-bb", "--quiet", "--define", f"_topdir {packages}", str(spec))
-    root = directory / f"image-{version}"
+    root = directory / (f"image-of-{owner}" if owner else f"image-{version}")
     (root / "etc").mkdir(parents=True)
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
-    (root / "etc/group").write_text("root:x:0:\n")
+    account = f"bench:x:{owner}:{owner}::/:/bin/false\n" if owner else ""
+    group = f"bench:x:{owner}:\n" if owner else ""
+    (root / "etc/passwd").write_text(f"root:x:0:0:root:/root:/bin/sh\n{account}")
+    (root / "etc/group").write_text(f"root:x:0:\n{group}")
     (root / "etc/os-release").write_text("ID=bench\nVERSION_ID=1\n")
     (root / "etc/volume-data-list").write_text("/etc/bench/\n/var/lib/bench/\n")
     package = packages / f"RPMS/noarch/bench-{version}-1.noarch.rpm"
@@ -222,12 +244,12 @@ def make_image(directory: Path, command: str, packages: Path, count: int, versio
 
 
 def rows(
-    command: str, interpreter: str, directory: Path, count: int, rounds: int
+    command: str, interpreter: str, directory: Path, count: int, rounds: int, kind: str
 ) -> list[tuple[str, ...]]:
     """Measure everything for one number of files; return the lines of the table."""
     megabytes = 600 + count * 14 * (rounds + 3) * 5 // 1024
     result: list[tuple[str, ...]] = []
-    with FileSystem(directory, megabytes) as mount:
+    with FileSystem(directory, megabytes, kind) as mount:
         packages = directory / "packages"
         run("rm", "-rf", str(packages))
         packages.mkdir()
@@ -308,6 +330,29 @@ def rows(
         race(area, race_, rounds)
         result += table(f"check, 5 % changed {count}", race_, "rsync -a --dry-run", "check")
 
+        if count <= MANY_UP_TO_FILES:
+            many = [mount / f"many-{number}" for number in range(MANY if rounds > 1 else 3)]
+            for one in many:
+                one.mkdir()
+                run(*populate(one))
+
+            def rsync_many(_where: Path) -> Sequence[str]:
+                runs = (f"rsync -a --dry-run {template}/ {one}/" for one in many)
+                return ["sh", "-ec", "; ".join(runs)]
+
+            def check_many(_where: Path) -> Sequence[str]:
+                return [command, "check", "--root", str(second), *map(str, many)]
+
+            race_ = [
+                Contestant("rsync -a --dry-run", rsync_many),
+                Contestant("check", check_many, success=(WOULD_UPGRADE,)),
+            ]
+            area = mount / "many"
+            area.mkdir()
+            race(area, race_, rounds)
+            row = f"check of {len(many)} volumes {count}"
+            result += table(row, race_, "rsync -a --dry-run", "check")
+
         race_ = [Contestant("rsync -a --dry-run", dry_rsync), Contestant("unchanged", unchanged)]
         area = mount / "unchanged"
         area.mkdir()
@@ -356,6 +401,41 @@ def rows(
     return result
 
 
+def owners(
+    command: str, directory: Path, count: int, rounds: int, kind: str
+) -> list[tuple[str, ...]]:
+    """Measure what it costs that an account has another number in the next image."""
+    megabytes = 600 + count * 14 * (rounds + 3) * 2 // 1024
+    with FileSystem(directory, megabytes, kind) as mount:
+        packages = directory / "packages"
+        packages.mkdir()
+        of_before, of_after = (
+            make_image(mount, command, packages, count, 1, owner=owner)
+            for owner in (OWNER_BEFORE, OWNER_AFTER)
+        )
+        run("rm", "-rf", str(packages))
+
+        def chown(where: Path) -> Sequence[str]:
+            run("cp", "-a", f"{of_before}/data-template/.", str(where))
+            numbers = f"{OWNER_BEFORE}:{OWNER_BEFORE}", f"{OWNER_AFTER}:{OWNER_AFTER}"
+            made = f"chown -R --from={numbers[0]} {numbers[1]} {where} && sync -f {where}"
+            return ["sh", "-c", made]
+
+        def translated(where: Path) -> Sequence[str]:
+            run(command, "upgrade", "-q", "--root", str(of_before), "--volume", str(where))
+            return [command, "upgrade", "-q", "--root", str(of_after), "--volume", str(where)]
+
+        race_ = [
+            Contestant("chown -R --from + sync -f", chown),
+            Contestant("owners translated", translated),
+        ]
+        area = mount / "owners"
+        area.mkdir()
+        race(area, race_, min(rounds, 3))
+        row = f"upgrade, a tenth given to another owner {count}"
+        return table(row, race_, race_[0].name, race_[1].name)
+
+
 def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
     """Measure what a snapshot costs on each file system, beside a copy as large."""
     packages = directory / "packages"
@@ -393,8 +473,6 @@ def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tu
 
 
 SCALE_HEAD = ("what", "s", "CPU s", "CPU us a path", "MiB", "bytes a path")
-OWNER_BEFORE, OWNER_AFTER = 1001, 1002
-"""An account of the image, whose number the second image gives anew."""
 
 
 def make_large_image(
@@ -482,6 +560,11 @@ def scale(command: str, directory: Path, count: int) -> list[tuple[str, ...]]:
     return result
 
 
+def named(kind: str, line: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a line of a table with the file system in the name of its row."""
+    return (f"{kind}: {line[0]}" if line[0] else "", *line[1:])
+
+
 HEAD = ("what", "contestant", "median s", "min..max s", "ratio", "CPU s", "MiB", "")
 
 
@@ -545,10 +628,17 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="a table that was printed earlier")
     parser.add_argument("--quick", action="store_true", help="one round, 20 files")
     parser.add_argument("--scale", action="store_true", help="each command once: 1000000 files")
+    parser.add_argument(
+        "--file-system",
+        choices=(*MAKE, "all"),
+        default=USUAL,
+        help="on which everything is measured; snapshots always are on all",
+    )
     parser.add_argument("sizes", type=int, nargs="*")
     options = parser.parse_args()
     usual = [20] if options.quick else [1_000_000] if options.scale else [1000, 5000, 20000, 100000]
     sizes = options.sizes or usual
+    kinds = list(MAKE) if options.file_system == "all" else [options.file_system]
     earlier = options.against.read_text() if options.against else ""
     command = str(options.command.absolute())
     interpreter = str(options.interpreter.absolute())
@@ -566,7 +656,11 @@ def main() -> None:
     lines = []
     for count in sizes:
         print(f"measuring {count} files ...", file=sys.stderr, flush=True)
-        lines += rows(command, interpreter, directory, count, rounds)
+        for kind in kinds:
+            measured = rows(command, interpreter, directory, count, rounds, kind)
+            measured += owners(command, directory, count, rounds, kind)
+            # What an earlier table calls a row is what it was on the usual one.
+            lines += measured if kind == USUAL else [named(kind, line) for line in measured]
         lines += snapshots(command, directory, count, rounds)
     printed = aligned([HEAD, *lines])
     print(printed, end="")
