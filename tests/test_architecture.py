@@ -99,6 +99,11 @@ def test_what_docstrings_refer_to_is_there() -> None:
         pytest.param("cli.main", "import os\nos.execv('a', ['a'])", id="handing over to a command"),
         pytest.param("cli.text", "x = 'a'.replace('a', 'b')", id="replace of a string"),
         pytest.param("cli.text", "def f(os): os.rename('a')", id="another thing called os"),
+        pytest.param(
+            "volume.facts",
+            "from dataclasses import dataclass\n@dataclass(slots=True)\nclass A: x: int",
+            id="what is no value",
+        ),
     ],
 )
 def test_what_the_rules_allow(module: str, text: str) -> None:
@@ -175,6 +180,18 @@ def test_what_the_rules_allow(module: str, text: str) -> None:
         pytest.param("fastpath", "from ipavolume import errors", "fast path", id="own import"),
         pytest.param("__init__", "from ipavolume.cli.main import main", "fast path", id="init"),
         pytest.param("cli.main", "__import__('re')", "computed name", id="computed import"),
+        pytest.param(
+            "volume.facts",
+            "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A: x: int",
+            "model.values",
+            id="a value",
+        ),
+        pytest.param(
+            "volume.facts",
+            "import dataclasses as d\n@d.dataclass(frozen=True)\nclass A: x: int",
+            "model.values",
+            id="a value, renamed",
+        ),
         pytest.param(
             "cli.main",
             "import importlib\nimportlib.import_module('re')",

@@ -37,12 +37,14 @@ Source:
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ipavolume.config.model import ScriptletsConfig
 from ipavolume.model.packages import Condition, Package
+from ipavolume.model.values import dataclass
 from ipavolume.rpm import versions
 from ipavolume.rpm.scriptlets import TRIGGERS, Call, Catalogue, Scriptlet, never
 
@@ -121,7 +123,7 @@ def explain(
     return tuple(result)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class _Instance:
     """A package in rpm's database while the transaction goes on.
 

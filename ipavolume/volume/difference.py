@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from ipavolume.errors import ObstructedError
@@ -22,6 +22,7 @@ from ipavolume.model.files import (
 )
 from ipavolume.model.paths import mount_of
 from ipavolume.model.snapshots import Original, Snapshot
+from ipavolume.model.values import dataclass
 from ipavolume.volume import layout
 from ipavolume.volume.extent import left_out
 from ipavolume.volume.facts import Facts
@@ -198,12 +199,12 @@ def differences(
         walk.close()
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class _Names:
     """The names of a file that had several when the snapshot was made."""
 
-    found: list[Difference] = field(default_factory=list)
-    inodes: set[tuple[int, int]] = field(default_factory=set)
+    found: list[Difference] = dataclasses.field(default_factory=list)
+    inodes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     is_same: bool = True
 
 

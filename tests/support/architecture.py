@@ -131,6 +131,7 @@ class Source:
         methods: Methods that it calls on objects that are no modules.
         writes: Lines that open a file for writing.
         dynamic: Lines that import by a computed name.
+        frozen: Lines that make a frozen class by the standard library's decorator.
     """
 
     module: str
@@ -139,6 +140,7 @@ class Source:
     methods: tuple[Use, ...]
     writes: tuple[int, ...]
     dynamic: tuple[int, ...]
+    frozen: tuple[int, ...]
 
 
 def read_sources(directory: Path) -> dict[str, str]:
@@ -185,7 +187,7 @@ def parse(module: str, text: str) -> Source:
                 full = f"{base}.{alias.name}"
                 imports.append(Use(name=full, line=node.lineno))
                 aliases[alias.asname or alias.name] = full
-    names, methods, writes, dynamic = [], [], [], []
+    names, methods, writes, dynamic, frozen = [], [], [], [], []
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute):
             full_name = _full_name(node, aliases)
@@ -200,6 +202,10 @@ def parse(module: str, text: str) -> Source:
                 isinstance(node.func, ast.Name) and node.func.id == "__import__"
             ):
                 dynamic.append(node.lineno)
+            if _full_name(node.func, aliases) == "dataclasses.dataclass" and any(
+                keyword.arg == "frozen" for keyword in node.keywords
+            ):
+                frozen.append(node.lineno)
     return Source(
         module=module,
         imports=tuple(imports),
@@ -207,6 +213,7 @@ def parse(module: str, text: str) -> Source:
         methods=tuple(methods),
         writes=tuple(writes),
         dynamic=tuple(dynamic),
+        frozen=tuple(frozen),
     )
 
 
@@ -306,6 +313,8 @@ def _check_uses(source: Source) -> Iterator[tuple[int, str]]:
     if module not in UNLAYERED:
         for line in source.dynamic:
             yield line, "imports by a computed name, which no rule can see"
+    for line in source.frozen:
+        yield line, "makes a value by the standard library, not by model.values: each start waits"
     if _room(module) not in MAY_START_PROCESSES:
         for use in (*source.names, *source.imports):
             if use.name in PROCESS_CALLS:
