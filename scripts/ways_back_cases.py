@@ -693,12 +693,14 @@ VERIFY: Final = (
 
 
 def verified(play: Play) -> None:
-    """Have an upgrade under systemd verified: right, wrong, killed before the answer."""
+    """Have an upgrade under systemd verified: right, wrong, killed, and gone back from."""
     config = (
         '[start]\nexec = ["/lib/systemd/systemd"]\n'
         f"[verify]\ncommand = {json.dumps(['sh', '-c', VERIFY])}\ntimeout-s = 25\n"
     )
     new = image("ways-verified:2", "small:2", files={"/etc/ipavolume.toml": config})
+    config += 'on-failure = "rollback"\n[snapshot]\nbefore-upgrade = "always"\n'
+    strict = image("ways-strict:2", "small:2", files={"/etc/ipavolume.toml": config})
     base = play.volume("base")
     with containers.container("small:1", base, options=SYSTEMD) as pod:
         pod.until_ready()
@@ -756,6 +758,35 @@ def verified(play: Play) -> None:
             detail=line_with("is verified", log)[:200],
         )
         pod.stop()
+    volume = play.work / "strict"
+    subprocess.run(["cp", "-a", base, volume], check=True)
+    recorded = volume / "build-id"
+    before = recorded.read_text()
+    with containers.container(strict, volume, options=SYSTEMD) as pod:
+        ended = pod.wait()
+        log = play.keep("strict", pod.logs())
+    play.saw(
+        f"on-failure: the container ends with {ended}, and the volume is of no image",
+        right=ended == 13 and not recorded.exists(),
+        detail=line_with("was not found to be right", log)[:200],
+    )
+    with containers.container("small:1", volume, options=SYSTEMD) as pod:
+        pod.until_ready()
+        log = play.keep("strict-back", pod.logs())
+        play.saw(
+            "the old image goes back, and serves",
+            right=recorded.read_text() == before,
+            detail=line_with("goes back", log)[:200],
+        )
+        pod.stop()
+    with containers.container(strict, volume, options=SYSTEMD) as pod:
+        ended = pod.wait()
+        log = play.keep("strict-refused", pod.logs())
+    play.saw(
+        f"and the new one is refused: {ended}",
+        right=ended == 77,
+        detail=line_with("error:", log)[:200],
+    )
 
 
 # -- ten nights --------------------------------------------------------------------------
