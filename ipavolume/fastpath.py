@@ -131,7 +131,8 @@ def empty_run() -> None:
 
     A machine's is empty at each boot, and a daemon may not start beside the pid file of another
     life. What is older than the container's first process goes: files, links, sockets and FIFOs.
-    Directories stay, which packages made and nobody makes again; so does what is mounted there.
+    Directories stay, which packages made and nobody makes again; so does what the image has, and
+    what is mounted there.
     """
     if os.getpid() != 1:
         return
@@ -145,8 +146,10 @@ def empty_run() -> None:
         # coarser clock than processes.
         started_s = int(_fields(b"/proc/self")[_STARTED]) / os.sysconf("SC_CLK_TCK")
         ago_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+        # What the image has is not newer than what prepare left last in it.
+        between = os.stat(START_DATA).st_ctime, time.time() - ago_s - _COARSE_S
         fd = os.open(_RUN, _DIRECTORY)
-        removed = _remove_older(fd, _RUN, kept, time.time() - ago_s - _COARSE_S, _LEVELS)
+        removed = _remove_older(fd, _RUN, kept, between, _LEVELS)
     except (OSError, ValueError, IndexError):
         return
     if removed:
@@ -154,9 +157,9 @@ def empty_run() -> None:
 
 
 def _remove_older(
-    directory: int, path: bytes, kept: set[bytes], since_s: float, levels: int
+    directory: int, path: bytes, kept: set[bytes], between: tuple[float, float], levels: int
 ) -> int:
-    """Remove what is older than *since_s* from an open directory, which is closed; count it."""
+    """Remove what is of a time *between* from an open directory, which is closed; count it."""
     removed = 0
     try:
         for name in os.listdir(directory):
@@ -165,12 +168,14 @@ def _remove_older(
                 continue
             try:
                 st = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                if not stat.S_ISDIR(st.st_mode) and st.st_ctime < since_s:
+                # Where times are whole seconds it is of any moment of that one.
+                whole = 0 if st.st_ctime_ns % 1_000_000_000 else 1
+                if not stat.S_ISDIR(st.st_mode) and (between[0] < st.st_ctime < between[1] - whole):
                     os.unlink(name, dir_fd=directory)
                     removed += 1
                 elif stat.S_ISDIR(st.st_mode) and levels:
                     inside = os.open(name, _DIRECTORY, dir_fd=directory)
-                    removed += _remove_older(inside, below, kept, since_s, levels - 1)
+                    removed += _remove_older(inside, below, kept, between, levels - 1)
             except OSError:
                 # A read-only root, or what nobody can remove: it stays.
                 continue

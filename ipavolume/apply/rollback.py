@@ -43,8 +43,8 @@ from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rollback import Rollback, draft_open
 from ipavolume.steps.api import Warn, told
-from ipavolume.volume import failures, history, layout, members
-from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_identity
+from ipavolume.volume import failures, history, layout, members, snapshots
+from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_facts, read_identity
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.index import (
     INDEX_ENTRY,
@@ -780,7 +780,14 @@ def _prune(volumes: Volumes, record: Undo) -> None:
     """
     if record.was_open:
         with contextlib.suppress(IpaVolumeError, OSError):
-            snapshot.remove(volumes, record.snapshot)
+            kept = snapshots.open_snapshot(volumes, record.snapshot)
+            is_anothers = (
+                kept is not None
+                and snapshots.is_elsewhere(volumes.primary)
+                and not snapshots.is_of(kept, read_facts(volumes.primary))
+            )
+            if not is_anothers:
+                snapshot.remove(volumes, record.snapshot)
     if not record.is_automatic:
         return
     others = [

@@ -273,23 +273,37 @@ def remove(volumes: Mapping[str, Volume], run: str, *, name: str = layout.SNAPSH
     Raises:
         VolumeIOError: If something cannot be removed.
     """
-    for volume in volumes.values():
-        with attempt("remove a snapshot on", volume.directory), _state_if_there(volume) as state:
-            if state is None or files.lstat(state, name) is None:
-                continue
-            above = files.open_at(state, name, files.DIRECTORY_FLAGS)
-            try:
-                if name == layout.SNAPSHOTS and files.lstat(above, run) is not None:
-                    part = files.open_at(above, run, files.DIRECTORY_FLAGS)
-                    try:
-                        files.unlink(part, snapshots.RECORD)
-                        files.sync(part)
-                    finally:
-                        os.close(part)
+    for volume in volumes.values() if name == layout.SNAPSHOTS else ():
+        with _kept_below(volume, name) as above:
+            if above is not None and files.lstat(above, run) is not None:
+                part = files.open_at(above, run, files.DIRECTORY_FLAGS)
+                try:
+                    files.unlink(part, snapshots.RECORD)
+                    files.sync(part)
+                finally:
+                    os.close(part)
+    # The primary one's last: parts without anything there are of one whose mount is missing.
+    for volume in reversed([*volumes.values()]):
+        with _kept_below(volume, name) as above:
+            if above is not None:
                 trees.remove_tree(above, run)
-            finally:
-                os.close(above)
-            files.remove_directory(state, name)
+        with attempt("remove a snapshot on", volume.directory), _state_if_there(volume) as state:
+            if state is not None and files.lstat(state, name) is not None:
+                files.remove_directory(state, name)
+
+
+@contextlib.contextmanager
+def _kept_below(volume: Volume, name: str) -> Iterator[int | None]:
+    """Yield a descriptor of the directory *name* of the state, or ``None``."""
+    with attempt("remove a snapshot on", volume.directory), _state_if_there(volume) as state:
+        if state is None or files.lstat(state, name) is None:
+            yield None
+            return
+        above = files.open_at(state, name, files.DIRECTORY_FLAGS)
+        try:
+            yield above
+        finally:
+            os.close(above)
 
 
 def remove_leftovers(volumes: Volumes, facts: Facts) -> None:
@@ -318,7 +332,10 @@ def _is_needed(volumes: Volumes, run: str, known: Collection[object], facts: Fac
     except IpaVolumeError:
         return True
     if snapshot is None:
-        return False
+        # Parts that are whole, and nothing of it on the primary volume, are of one whose mount is
+        # missing there.
+        primary = {*snapshots.snapshot_names(volumes.primary)}
+        return not primary & {run, snapshots.MAKING} and snapshots.has_part(volumes, run)
     # What was on the way to be adopted has no identity yet.
     is_anothers = snapshots.is_elsewhere(volumes.primary) and not snapshots.is_of(snapshot, facts)
     return snapshot.by_hand or run in known or is_anothers

@@ -210,6 +210,7 @@ def _is_refilled(question: Question, mount: str) -> bool:
     facts = question.facts[mount]
     return (
         mount in question.refilled
+        and mount not in question.unmounted
         and not (facts.build_id or facts.legacy)
         and not question.instance[mount]
     )

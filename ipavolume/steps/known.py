@@ -6,7 +6,6 @@ record is of another format, the text is read.
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -51,7 +50,7 @@ def read(tree: ImageTree, closed: Collection[str]) -> Mapping[str, Declaration]:
         if head != dump_line({"format": FORMAT}).rstrip():
             return {}
         load = checks.loader(Declaration)
-        steps = [load(json.loads(line)) for line in lines]
+        steps = [load(checks.decode(line)) for line in lines]
     except (IpaVolumeError, ValueError, OSError):
         return {}
     return {one.source: one for one in steps if _can_be_of_a_text(one)}

@@ -60,6 +60,21 @@ def snapshot_runs(volume: Volume) -> list[str]:
     return _names(volume, SNAPSHOTS)
 
 
+def snapshot_names(volume: Volume) -> list[str]:
+    """Return what is in ``snapshots`` of *volume*, whatever it is."""
+    with _inside(volume, SNAPSHOTS) as fd:
+        return [] if fd is None else files.listdir(fd)
+
+
+def has_part(volumes: Mapping[str, Volume], run: str) -> bool:
+    """Tell whether a volume has a part of the snapshot of *run*, with its record."""
+    for volume in volumes.values():
+        with _inside(volume, SNAPSHOTS, run) as fd:
+            if fd is not None and files.lstat(fd, RECORD) is not None:
+                return True
+    return False
+
+
 def undone_runs(volume: Volume) -> list[str]:
     """Return the runs whose rollback has left something on *volume*, sorted."""
     return _names(volume, UNDONE)

@@ -297,6 +297,11 @@ REFUSALS: Final = [
     ),
     pytest.param(question(of(OLD), NOTHING), "lost-secondary", 65, State.UNSAFE, id="lost"),
     pytest.param(
+        question(of(OLD), NOTHING, refilled=[SECOND], unmounted=[SECOND]),
+        *("lost-secondary", 65, State.UNSAFE),
+        id="nothing mounted where an empty one would be filled",
+    ),
+    pytest.param(
         question(NOTHING, expect="existing"),
         "expected-existing",
         77,

@@ -128,7 +128,8 @@ def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_la
 ) -> None:
     """Where no tmpfs is on /run: a daemon does not start beside the pid file of another life."""
     site = Site(top=tmp_path)
-    image = site.image("one", versions[:1], lists=LISTS)
+    shipped = lambda image: image.write("/run/app/shipped", "1")  # noqa: E731
+    image = site.image("one", versions[:1], lists=LISTS, edit=shipped)
     left, elsewhere = image.root / "run", image.root / "srv"
     for path in ("app/app.pid", "app/sub/lock", "secrets/key", ".containerenv", "app/a b\n/kept"):
         (left / path).parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,8 @@ def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_la
     look = "find /run /srv ! -type d; stat -c %u /run/app; ls -d /run/app/sub"
     done = inside.run(image.root, volume, ["sh", "-ec", script, "sh", *start, look])
     kept = {"/run/.containerenv", "/run/app/a b", "/kept", "/run/new", "/run/secrets/key"}
-    assert {*done.stdout.splitlines()[-8:]} == {*kept, "/srv/kept", "7", "/run/app/sub"}, done
+    kept |= {"/run/app/shipped", "/srv/kept", "7", "/run/app/sub"}
+    assert {*done.stdout.splitlines()[-9:]} == kept, done
     assert done.stderr.count("removed 5 files from /run") == 1
 
 

@@ -71,6 +71,10 @@ def test_masked_and_replaced_is_what_lies_there_now(root: Path) -> None:
             lambda root: (root / known.PATH[1:]).write_bytes(b'{"format":1}\n[]\n'), id="no step"
         ),
         pytest.param(
+            lambda root: (root / known.PATH[1:]).write_bytes(b'{"format":1}\n' + b"[" * 900_000),
+            id="too deep",
+        ),
+        pytest.param(
             lambda root: (root / known.PATH[1:]).write_bytes(
                 (root / known.PATH[1:]).read_bytes().replace(b'"format":1', b'"format":2')
             ),
