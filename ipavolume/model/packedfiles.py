@@ -17,7 +17,7 @@ _LEVEL: Final = 1
 
 
 class PackedFiles(Sequence[RpmFile]):
-    """Files, given back as equal objects; about 70 bytes are kept of each, not 700."""
+    """Files, given back as equal objects; about 40 bytes are kept of each."""
 
     def __init__(self, files: Iterable[RpmFile]) -> None:
         """Pack *files*, of which no more than a block are there at one time."""

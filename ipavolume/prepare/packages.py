@@ -163,8 +163,8 @@ def read_facts(
 class _Placed(Mapping[str, PackagedFile]):
     """The files of packages by their path on the volume.
 
-    Kept is where each is found in its package: 16 bytes for it in a table that is gone through from
-    where the hash of its path leads.
+    Kept is where each is found in its package: 16 to 32 bytes for it in a table that is gone
+    through from where the hash of its path leads.
     """
 
     def __init__(self, packages: Sequence[RpmPackage], place: Callable[[str], str | None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ipavolume.apply.snapshot import remove_leftovers
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
 from ipavolume.linux import clock
 from ipavolume.model.images import Accounts, ImageHeader
@@ -19,6 +21,7 @@ from ipavolume.volume import snapshots
 from ipavolume.volume.difference import begun_since
 from ipavolume.volume.facts import Facts, Identity, Transaction
 from ipavolume.volume.members import Volume, open_volume
+from ipavolume.volume.volumes import Volumes
 
 pytestmark = pytest.mark.root
 
@@ -164,6 +167,24 @@ def test_parts_of_two_snapshots_are_none(volumes: dict[str, Volume]) -> None:
     assert raised.value.hint == (
         "In a container of the image that began the upgrade: ipavolume rollback"
     )
+
+
+def test_parts_stay_whose_mount_is_missing_and_what_a_killed_removal_left_goes(
+    volumes: dict[str, Volume],
+) -> None:
+    """A start without the mount of the primary volume's snapshots ends no way back."""
+    both = Volumes(volumes, volatile={}, inside=False)
+    facts = Facts(
+        build_id=None, identity=None, baseline=None, transaction=None, target=None, legacy=False
+    )
+    shutil.rmtree(_part(volumes).parent)
+    remove_leftovers(both, facts)
+    assert (_part(volumes, "/logs") / "record.json").exists()
+    # Its record goes first, its directory last.
+    _part(volumes).mkdir(parents=True)
+    remove_leftovers(both, facts)
+    assert not _part(volumes, "/logs").exists()
+    assert not _part(volumes).exists()
 
 
 def test_what_originals_were_is_read_as_it_was_written(volumes: dict[str, Volume]) -> None:
