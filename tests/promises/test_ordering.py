@@ -112,11 +112,6 @@ class Story:
             image.write(f"{UNITS}/application.service", APPLICATION)
             image.write(f"{UNITS}/restarted.service", RESTARTED)
             image.write(f"{UNITS}/enabled.service", ENABLED)
-            # systemd would enable these at the first boot.
-            image.write(
-                "/etc/systemd/system-preset/00-own.preset",
-                "disable enabled.service\ndisable linked.service\n",
-            )
             image.write(f"{UNITS}/linked.service", SAYS.format(script="echo linked.service runs"))
             image.write(f"{UNITS}/early.service", EARLY)
             image.write(f"{UNITS}/{ONLINE}.d/early.conf", "[Unit]\nWants=early.service\n")

@@ -57,6 +57,8 @@ def add_systemd(image: Image) -> None:
             with contextlib.suppress(FileExistsError):
                 (system / wanted.name).symlink_to("/dev/null")
     (system / "default.target").symlink_to("application.target")
+    # A first boot enables what presets say, and by default all that this machine has installed.
+    image.write("/etc/systemd/system-preset/00-none.preset", "disable *\n")
     command = shlex.join(["env", f"PYTHONPATH={PROJECT}", "PYTHONDONTWRITEBYTECODE=1"])
     command += " " + shlex.join([sys.executable, "-m", "ipavolume"])
     image.write("/usr/local/bin/ipavolume", f'#!/bin/sh\nexec {command} "$@"\n', mode=0o755)
