@@ -54,10 +54,12 @@ def measure(*command: str, success: Sequence[int] = (0,)) -> Measured:
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
-        said = process.stderr.read() if process.stderr else b""
+        # What is said, if anything, is less than a pipe takes.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
+        # Its end comes with that of the last process: who keeps the lock of a start has it, too.
+        said = process.stderr.read() if process.stderr else b""
     if process.returncode not in success:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}: {said.decode()}")
     return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
