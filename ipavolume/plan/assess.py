@@ -202,7 +202,14 @@ def _owners(
     guard = image.config.accept_guard or ()
     with stream:
         theirs = _owners_of(header, manifest.read_lines(stream), guard)
+    if _asked_of(header) == _asked_of(image.header):
+        return theirs, theirs
     return theirs, _owners_of(image.header, image.lines(), guard)
+
+
+def _asked_of(header: ImageHeader) -> tuple[object, ...]:
+    """Return all that :func:`_owners_of` looks at; the digest, which was verified, for the records."""
+    return header.records_digest, header.records, header.volumes, header.packages
 
 
 def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]) -> Owners:
