@@ -477,10 +477,30 @@ def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tu
 SCALE_HEAD = ("what", "s", "CPU s", "CPU us a path", "MiB", "bytes a path")
 
 
+DIRECTORY_FILES, PACKAGE_FILES = 200, 100_000
+"""Files of a large image in a directory, and in a package: no real one has many more."""
+
+
+def split_spec(tree: Path, count: int, version: int) -> str:
+    """Return the spec of real packages that share the *count* files of a large image."""
+    share = PACKAGE_FILES // DIRECTORY_FILES
+    spec = SPEC.format(version=version, tree=tree).partition("%files")[0]
+    files = "%files\n%dir /etc/bench\n%dir /var/lib/bench\n"
+    for first in range(0, -(-count // DIRECTORY_FILES), share):
+        name = f"part{first // share}"
+        spec = spec.replace(
+            "%install", f"%package {name}\nSummary: x\n%description {name}\n%install"
+        )
+        files += f"%files {name}\n"
+        for number in range(first, min(first + share, -(-count // DIRECTORY_FILES))):
+            files += f"%config(noreplace) /etc/bench/d{number:05d}\n/var/lib/bench/d{number:05d}\n"
+    return spec + files
+
+
 def make_large_image(
     directory: Path, command: str, count: int, version: int
 ) -> tuple[Path, Measured]:
-    """Make an image with *count* small files of a real package, a tenth of one account.
+    """Make an image with *count* small files of real packages, a tenth of one account.
 
     Nothing is unpacked: the files are made where they belong, and rpm is told of them.
     """
@@ -488,8 +508,8 @@ def make_large_image(
     uid = (OWNER_BEFORE, OWNER_AFTER)[version - 1]
     for number in range(count):
         top = "etc/bench" if number % 10 == 0 else "var/lib/bench"
-        parent = root / top / f"d{number // 200:05d}"
-        if number % 200 < 10:
+        parent = root / top / f"d{number // DIRECTORY_FILES:05d}"
+        if number % DIRECTORY_FILES < 10:
             parent.mkdir(parents=True, exist_ok=True)
         path = f"{parent}/file{number:07d}"
         changed = version > 1 and number % 100 < CHANGED_PERCENT
@@ -500,12 +520,12 @@ def make_large_image(
     packages = directory / "packages"
     packages.mkdir()
     spec = packages / "bench.spec"
-    spec.write_text(SPEC.format(version=version, tree=root))
+    spec.write_text(split_spec(root, count, version))
     run("rpmbuild", "-bb", "--quiet", "--define", f"_topdir {packages}", str(spec))
-    package = packages / f"RPMS/noarch/bench-{version}-1.noarch.rpm"
+    built = sorted(map(str, (packages / "RPMS/noarch").iterdir()))
     run(
         "rpm", "--root", str(root), "--dbpath", "/var/lib/rpm", "-i", "--nodeps", "--justdb",
-        "--ignoreos", "--ignorearch", str(package),
+        "--ignoreos", "--ignorearch", *built,
     )  # fmt: skip
     run("rm", "-rf", str(packages))
     (root / "etc/passwd").write_text(
