@@ -73,6 +73,8 @@ _SHOWN = fcntl.F_WRLCK.to_bytes(2, sys.byteorder) + bytes(14) + _ONE + bytes(8)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN = b"/run"
 _OF_ENGINES = (b"/run/secrets", b"/run/.containerenv")
+_BEGAN = b"/run/.ipavolume-began"
+"""Made by a container's first start, with the time at which that container began."""
 _LEVELS, _COARSE_S = 32, 0.05
 
 
@@ -130,9 +132,10 @@ def empty_run() -> None:
     """Remove what the container's last run left in ``/run``, where nothing is mounted there.
 
     A machine's is empty at each boot, and a daemon may not start beside the pid file of another
-    life. What is older than the container's first process goes: files, links, sockets and FIFOs.
-    Directories stay, which packages made and nobody makes again; so does what the image has, and
-    what is mounted there.
+    life. What is younger than the container's first start and older than this one goes: files,
+    links, sockets and FIFOs. Directories stay, which packages made and nobody makes again; so does
+    what the image has, what was copied into the container before it began, and what is mounted
+    there.
     """
     if os.getpid() != 1:
         return
@@ -141,19 +144,38 @@ def empty_run() -> None:
             kept = {line.split(b" ")[4] for line in stream}
         if _RUN in kept:
             return
-        kept.update(_OF_ENGINES)
+        kept.update((*_OF_ENGINES, _BEGAN))
         # What an entry point writes before it executes this is of this run. File systems have a
         # coarser clock than processes.
         started_s = int(_fields(b"/proc/self")[_STARTED]) / os.sysconf("SC_CLK_TCK")
         ago_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
-        # What the image has is not newer than what prepare left last in it.
-        between = os.stat(START_DATA).st_ctime, time.time() - ago_s - _COARSE_S
+        now_s = time.time() - ago_s - _COARSE_S
+        began_s = _began(now_s)
+        if began_s >= now_s:
+            return
         fd = os.open(_RUN, _DIRECTORY)
-        removed = _remove_older(fd, _RUN, kept, between, _LEVELS)
+        removed = _remove_older(fd, _RUN, kept, (began_s, now_s), _LEVELS)
     except (OSError, ValueError, IndexError):
         return
     if removed:
         _say(_logged(b"removed %d files from /run, which the container's last run left" % removed))
+
+
+def _began(now_s: float) -> float:
+    """Return when this container's first start was, which is *now_s* where this is it.
+
+    Raises:
+        OSError: If it cannot be noted, as in a read-only container, where nothing is left either.
+    """
+    try:
+        fd = os.open(_BEGAN, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return os.stat(_BEGAN, follow_symlinks=False).st_mtime
+    try:
+        os.utime(fd, (now_s, now_s))
+    finally:
+        os.close(fd)
+    return now_s
 
 
 def _remove_older(

@@ -208,7 +208,7 @@ def _owners(
 
 
 def _asked_of(header: ImageHeader) -> tuple[object, ...]:
-    """Return all that :func:`_owners_of` looks at; the digest, which was verified, for the records."""
+    """Return all that :func:`_owners_of` looks at: the verified digest stands for the records."""
     return header.records_digest, header.records, header.volumes, header.packages
 
 

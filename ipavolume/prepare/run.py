@@ -307,8 +307,8 @@ class _Run:
         if systemd.is_replaced(tree, self._config):
             self._progress(
                 "systemd is in the image, and [start] exec is another program "
-                f"({self._config.start_exec[0]}): prepare installs no units (those that a base "
-                "image was given stay), and all of an upgrade comes before that program"
+                f"({self._config.start_exec[0]}): prepare installs no units (and takes out those "
+                "of a base image), and all of an upgrade comes before that program"
             )
         init_changed = systemd.install(
             tree,

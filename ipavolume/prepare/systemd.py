@@ -51,7 +51,8 @@ def install(
     """Put units and wrapper into the image, if systemd starts it; killed, the next run goes on.
 
     Packages depend on systemd also where something else takes its place, as
-    docker-systemctl-replacement does, which would start our units as it does others.
+    docker-systemctl-replacement does, which would start our units as it does others: those that a
+    base image was given are taken out. The wrapper stays, it executes what a start does there.
 
     Args:
         tree: The image.
@@ -66,8 +67,10 @@ def install(
     Raises:
         VolumeIOError: If reading or writing fails.
     """
-    if not tree.exists(SYSTEMD) or is_replaced(tree, config):
+    if not tree.exists(SYSTEMD):
         return False
+    if is_replaced(tree, config):
+        return _withdraw(tree, config)
     online_unit = config.online_unit
     program = find_program(tree)
     if not program:
@@ -78,14 +81,8 @@ def install(
             path=program,
         )
     changed = False
-    units = [(ONLINE_UNIT, online_unit)]
-    units += [(name, name) for name in (LOCK_UNIT, TARGET, _PHASE_TARGET)]
-    if running:
-        units.append((_RUNNING_UNIT, _RUNNING_UNIT))
-    for shipped, name in units:
-        text = _read_shipped(shipped).decode("utf-8")
-        text = text.replace(f"{_PROGRAM} ", f"{program} ").replace(ONLINE_UNIT, online_unit)
-        changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", text.encode(), 0o644, make=make)
+    for name, content in _unit_contents(online_unit, program, running=running):
+        changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", content, 0o644, make=make)
         # That one comes with the phase, which wants it.
         if name != _PHASE_TARGET:
             changed |= _want(tree, name, make=make, findings=findings)
@@ -105,6 +102,45 @@ def install(
     for path, fault in _faults(tree, online_unit):
         findings.add(Code.UNIT_ORDER, fault, path=path)
     return changed
+
+
+def _unit_contents(online_unit: str, program: str, *, running: bool) -> Iterator[tuple[str, bytes]]:
+    """Yield the units of an image, by name, in which the command is *program*."""
+    shipped = [ONLINE_UNIT, LOCK_UNIT, TARGET, _PHASE_TARGET]
+    for name in [*shipped, _RUNNING_UNIT] if running else shipped:
+        text = _read_shipped(name).decode("utf-8")
+        text = text.replace(f"{_PROGRAM} ", f"{program} ").replace(ONLINE_UNIT, online_unit)
+        yield online_unit if name == ONLINE_UNIT else name, text.encode()
+
+
+def _withdraw(tree: ImageTree, config: Config) -> bool:
+    """Take out what :func:`install` put into a base image: nothing wants the units any more.
+
+    One that somebody edited stays, without the link by which it is started.
+
+    Returns:
+        Whether anything was changed.
+    """
+    program = find_program(tree) or _PROGRAM
+    gone = []
+    for name, content in _unit_contents(config.online_unit, program, running=True):
+        path, wanted = f"{UNIT_DIRECTORY}/{name}", tree.resolve(f"{_WANTS}/{name}", follow=False)
+        st = tree.lstat(wanted)
+        if st is not None and stat.S_ISLNK(st.st_mode) and tree.readlink(wanted) == f"../{name}":
+            gone.append(wanted)
+        if _is_file(tree, path) and tree.read_file(path, limit_bytes=_MAX_BYTES) == content:
+            gone.append(tree.resolve(path, follow=False))
+    for location in gone:
+        parent, _, name = location.rpartition("/")
+        with reported(f"remove {location!r}"):
+            directory = tree.open_directory(parent)
+            try:
+                files.unlink(directory, name)
+            finally:
+                os.close(directory)
+    if gone:
+        tree.forget()
+    return bool(gone)
 
 
 def is_replaced(tree: ImageTree, config: Config) -> bool:

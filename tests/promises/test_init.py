@@ -501,6 +501,31 @@ def test_prepare_installs_no_units_for_what_takes_systemds_place(
         assert ("prepare installs no units" in said) is not installs
 
 
+def test_the_units_of_a_base_image_go_where_another_program_takes_systemds_place(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        image.write("/usr/bin/systemctl", "#!/bin/sh\n", mode=0o755)
+
+    image = Site(top=tmp_path).image("one", versions[:1], lists={"/data": ["/etc/app/"]}, edit=edit)
+    units = image.root / UNITS
+    given = {path.name for path in units.glob("ipavolume*")}
+    assert given > {"ipavolume-online.service", "ipavolume.target"}
+    edited = units / "ipavolume-lock.service"
+    edited.write_text("[Unit]\nDescription=edited\n")
+    image.write("/etc/ipavolume.toml", '[start]\nexec = ["/usr/bin/systemctl"]\n')
+    image.prepare(build_id="derived")
+    assert [path.name for path in units.glob("ipavolume*")] == [edited.name]
+    assert not list((image.root / WANTS).glob("ipavolume*"))
+    assert (image.root / "usr/local/sbin/init").exists()
+    # And back.
+    (image.root / "etc/ipavolume.toml").unlink()
+    image.prepare(build_id="systemd again")
+    assert {path.name for path in units.glob("ipavolume*")} == given
+    assert (image.root / WANTS / "ipavolume-online.service").is_symlink()
+
+
 def test_prepare_leaves_what_is_somebody_elses(tmp_path: Path, versions: tuple[Path, Path]) -> None:
     def edit(image: Image) -> None:
         add_systemd(image)

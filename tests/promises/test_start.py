@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import clean_environment, listed_in, run_ipavolume, volume_of
+from support.command import Result, clean_environment, listed_in, run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
 from support.steps import put_step, step_text
@@ -130,29 +130,42 @@ def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_la
     site = Site(top=tmp_path)
     shipped = lambda image: image.write("/run/app/shipped", "1")  # noqa: E731
     image = site.image("one", versions[:1], lists=LISTS, edit=shipped)
-    left, elsewhere = image.root / "run", image.root / "srv"
-    for path in ("app/app.pid", "app/sub/lock", "secrets/key", ".containerenv", "app/a b\n/kept"):
-        (left / path).parent.mkdir(parents=True, exist_ok=True)
-        (left / path).write_text("1")
-    elsewhere.mkdir()
-    (elsewhere / "kept").write_text("1")
-    (left / "app/link").symlink_to("/srv/kept")
-    (left / "app/tree").symlink_to("/srv")
-    os.mkfifo(left / "app/fifo")
-    os.chown(left / "app", 7, 7)
+    # By a layer of an image derived from the prepared one, or by docker cp.
+    image.write("/run/app/later", "1")
+    image.write("/srv/kept", "1")
+    os.chown(image.root / "run/app", 7, 7)
     volume = site.volume()
-    start = [*inside.IPAVOLUME, "start", "--", "sh", "-c"]
-    before = "upgrade" if state == "current" else "check"
-    inside.run(image.root, volume, [*inside.IPAVOLUME, before])
-    # The mount below is one of the same file system, which its number does not tell.
-    script = (
-        'umount /run; mount --bind "/run/app/a b\n" "/run/app/a b\n"; echo 1 >/run/new; exec "$@"'
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    start = [*inside.IPAVOLUME, "start", "--", "sh", "-ec"]
+
+    def life(first: str, second: str) -> Result:
+        """Run something of an entry point's, and then a start with something else."""
+        words = ["sh", "-ec", f'umount /run; {first}; exec "$@"', "sh", *start, second]
+        done = inside.run(image.root, volume, words, layer=layer)
+        assert done.returncode == 0, done
+        # What an instant separates may have one time.
+        inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
+        return done
+
+    look = "find /run /srv ! -type d"
+    if state == "current":
+        inside.run(image.root, volume, [*inside.IPAVOLUME, "upgrade"])
+    inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
+    leave = (
+        "cd /run; mkdir -p app/sub secrets 'app/a b'; mkfifo app/fifo; ln -s /srv app/tree; "
+        "ln -s /srv/kept app/link; touch app/app.pid app/sub/lock 'app/a b/kept' secrets/key; "
+        "touch .containerenv"
     )
-    look = "find /run /srv ! -type d; stat -c %u /run/app; ls -d /run/app/sub"
-    done = inside.run(image.root, volume, ["sh", "-ec", script, "sh", *start, look])
-    kept = {"/run/.containerenv", "/run/app/a b", "/kept", "/run/new", "/run/secrets/key"}
-    kept |= {"/run/app/shipped", "/srv/kept", "7", "/run/app/sub"}
-    assert {*done.stdout.splitlines()[-9:]} == kept, done
+    files = {"/run/app/shipped", "/run/app/later", "/srv/kept", "/run/.ipavolume-began"}
+    done = life("echo 1 >/run/first", f"{look}; {leave}")
+    assert {*done.stdout.splitlines()[-5:]} == files | {"/run/first"}
+    assert "from /run" not in done.stderr
+    # The mount below is one of the same file system, which its number does not tell.
+    mount = "mount --bind '/run/app/a b' '/run/app/a b'; echo 1 >/run/new; rm -f /run/first"
+    done = life(mount, f"{look}; stat -c %u /run/app; ls -d /run/app/sub")
+    files |= {"/run/new", "/run/.containerenv", "/run/secrets/key", "/run/app/a b/kept"}
+    assert {*done.stdout.splitlines()[-10:]} == files | {"7", "/run/app/sub"}, done
     assert done.stderr.count("removed 5 files from /run") == 1
 
 
