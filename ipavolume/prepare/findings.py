@@ -70,9 +70,9 @@ MEANINGS: Final[dict[Code, str]] = {
     ),
     Code.ABSENT_FILE: (
         "A listed file is not in the image, so its link leads to nothing until a program makes "
-        "the file. One that creates it with O_CREAT|O_EXCL fails there, and one that writes "
-        "another file and renames it replaces the link: for such a one list the directory, or "
-        "make the file when the image is built. A keytab is of this kind, and an empty file is "
+        "the file. One that creates it with O_CREAT|O_EXCL, as cp does, fails there, and one that "
+        "writes another file and renames it replaces the link: for such a one list the directory, "
+        "or make the file when the image is built. A keytab is of this kind, and an empty file is "
         "none: printf '\\005\\002' makes one without keys."
     ),
     Code.CONFIG_OWNED: (
