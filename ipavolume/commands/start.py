@@ -232,7 +232,10 @@ def _online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool)
             beginning.redactor,
             hold=hold,
         )
-        if outcome.waits or (beginning.alone and beginning.request.leave):
+        leaves = bool(beginning.alone and beginning.request.leave)
+        if leaves and not outcome.waits:
+            shown.tell(_ending(work.context, outcome, beginning.request))
+        if outcome.waits or leaves:
             boot.end()
         else:
             boot.go_on()

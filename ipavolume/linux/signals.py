@@ -43,6 +43,12 @@ def stop_after(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
+def disregard() -> None:
+    """Ignore from now on what asks for an end, which has been asked for already."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def restore() -> None:
     """Handle signals as before :func:`install`: what is executed finds them as we did."""
     while _before:

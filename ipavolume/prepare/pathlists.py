@@ -151,10 +151,10 @@ def check_absent_files(
         findings.add(
             Code.PROFILE_FILES if absent[0] in profile else Code.ABSENT_FILE,
             f"not in the image, and not listed as directories: {_some(names)}. Until a program "
-            "makes them their links lead to nothing. One that creates its file with O_CREAT|O_EXCL, "
-            "as cp does, fails there, and one that writes another file and renames it replaces the "
-            "link; for such a one list the directory, or make the file when the image is "
-            f"built{way}",
+            "makes them their links lead to nothing. One that creates its file with "
+            "O_CREAT|O_EXCL, as cp does, fails there, and one that writes another file and "
+            "renames it replaces the link; for such a one list the directory, or make the file "
+            f"when the image is built{way}",
         )
 
 

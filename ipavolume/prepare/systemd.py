@@ -28,6 +28,12 @@ _PHASE_TARGET: Final = "ipavolume-phase.target"
 _RUNNING_UNIT: Final = "ipavolume-running.service"
 WRAPPER: Final = "/usr/local/sbin/init"
 _WANTS: Final = f"{UNIT_DIRECTORY}/default.target.wants"
+_KEEPS_JOURNAL: Final = "freeipa"
+"""The profile with which the journal is on the volume, as in the images that it is made after."""
+_JOURNAL: Final = (
+    ("ipavolume-journald.conf", f"{UNIT_DIRECTORY}/systemd-journald.service.d/ipavolume.conf"),
+    ("ipavolume-journal.conf", "/usr/lib/systemd/journald.conf.d/ipavolume.conf"),
+)
 _PROGRAM: Final = "/usr/bin/ipavolume"
 _UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", UNIT_DIRECTORY)
 _NEEDS: Final = frozenset({"Requires", "Requisite", "BindsTo", "Wants", "Upholds"})
@@ -86,6 +92,11 @@ def install(
         # That one comes with the phase, which wants it.
         if name != _PHASE_TARGET:
             changed |= _want(tree, name, make=make, findings=findings)
+    if config.profile == _KEEPS_JOURNAL:
+        for shipped, path in _JOURNAL:
+            text = _read_shipped(shipped).decode("utf-8")
+            text = text.replace("/data/", f"{config.volumes[0].mount}/")
+            changed |= _put(tree, path, text.encode(), 0o644, make=make)
     found = tree.read_file(WRAPPER, limit_bytes=_MAX_BYTES) if _is_file(tree, WRAPPER) else None
     if tree.lstat(tree.resolve(WRAPPER, follow=False)) is not None and (
         found is None or _MARK not in found

@@ -6,7 +6,7 @@ import contextlib
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError
-from ipavolume.linux import clock, watching
+from ipavolume.linux import clock, signals, watching
 from ipavolume.linux.command import run_command
 from ipavolume.model.progress import Progress, say_nothing
 
@@ -68,12 +68,14 @@ class Boot:
         self._systemctl("--no-block", "start", "default.target")
 
     def end(self) -> None:
-        """Have the container be ended.
+        """Have the container be ended; that this process is stopped by it is no failure.
 
         Raises:
             CommandFailedError: If there is no systemctl. What it says of a failure is told.
         """
-        self._systemctl("exit", "0")
+        signals.disregard()
+        # Waiting for it, systemctl would be waited for by what it stops.
+        self._systemctl("--no-block", "exit", "0")
 
     def _systemctl(self, *words: str) -> None:
         run_command(("systemctl", *words), timeout_s=_TIMEOUT_S, output=self._say)

@@ -126,6 +126,8 @@ def test_the_first_run_restarts_its_own_unit_and_comes_to_an_end(installed: Inst
     assert "Setup complete" in installed.log
     assert containers.PASSWORD not in installed.log
     assert installed.ticket
+    # The journal outlives the container.
+    assert list((installed.volume / "var/log/journal").glob("*/system.journal"))
     assert installed.written == ""
     assert installed.status == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -105,6 +106,29 @@ def test_what_theirs_does_itself_is_taken_out(
     once = picture(image.root)
     assert not image.prepare().changed
     assert picture(image.root) == once
+
+
+def test_the_journal_is_on_the_volume(tmp_path: Path, packages: dict[str, list[Path]]) -> None:
+    """Whether or not the image has a directory there, and when the journal is started again."""
+    image = derive(published(tmp_path / "image", packages["1"], "1"))
+    storage = image.root / "usr/lib/systemd/journald.conf.d/ipavolume.conf"
+    assert "Storage=volatile" in storage.read_text().splitlines()
+    unit = image.root / peers.UNITS[1:] / "systemd-journald.service.d/ipavolume.conf"
+    text = unit.read_text().replace("\\\n", " ")
+    (line,) = (line for line in text.splitlines() if line.startswith("ExecStartPre="))
+    words = shlex.split(line.removeprefix("ExecStartPre=-"))
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    script = (
+        'mkdir -p /run/log/journal/empty; for _ in 1 2; do "$@"; done; echo x >/run/log/journal/x'
+    )
+    start = ["sh", "-ec", script, "sh", *words]
+    # A volume that nobody has filled is left as it is.
+    inside.run(image.root, volume, start).check_returncode()
+    assert not list(volume.iterdir())
+    inside.run(image.root, volume, [*inside.IPAVOLUME, "upgrade"]).check_returncode()
+    inside.run(image.root, volume, start).check_returncode()
+    assert (volume / "var/log/journal/x").read_text() == "x\n"
 
 
 def test_a_derived_image_of_another_configuration_has_another_id(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -161,6 +162,9 @@ def test_exit_on_finished_ends_the_container_once_the_online_phase_is_done(story
     with machine(image, story.volume, "exit-on-finished") as container:
         assert container.wait() == 0
         assert "application runs" not in container.seen
+        # The end that was asked for is no failure.
+        assert "ending: exit-on-finished" in container.seen
+        assert "error" not in container.seen
     assert story.recorded() == "two"
     with machine(image, story.volume, "exit-on-finished") as container:
         container.wait_for("two: the application runs")
@@ -463,6 +467,11 @@ def test_prepare_installs_units_and_wrapper_once(story: Story) -> None:
         assert image.readlink(f"{WANTS}/ipavolume-{name}.service") == f"../ipavolume-{name}.service"
     assert image.readlink(f"{WANTS}/ipavolume.target") == "../ipavolume.target"
     assert not (image.root / WANTS / "ipavolume-phase.target").is_symlink()
+    # sysinit.target, which wants them mostly, may have been emptied.
+    online = (image.root / UNITS / "ipavolume-online.service").read_text()
+    for name in ("systemd-journald", "systemd-tmpfiles-setup"):
+        assert re.search(rf"^Wants=.*\b{name}\.service\b", online, re.MULTILINE)
+    assert not (image.root / UNITS / "systemd-journald.service.d").exists()
     assert os.access(image.root / "usr/local/sbin/init", os.X_OK)
     assert not image.prepare().changed
     # A run that was killed before it made this.
