@@ -44,7 +44,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.plan.rollback import Rollback, draft_open
 from ipavolume.steps.api import Warn, told
 from ipavolume.volume import failures, history, layout, members, snapshots
-from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_facts, read_identity
+from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_identity
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.index import (
     INDEX_ENTRY,
@@ -224,7 +224,7 @@ def undo(
                 raise
             with logged(context, made.plan.run, speaker):
                 commit.mark_undoing(list(outer.values()), transaction)
-                return _finish(context, outer, speaker)
+                return _finish(context, outer, speaker, transaction.primary)
         finally:
             for area in outer.values():
                 area.close()
@@ -268,7 +268,7 @@ def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speake
                 with attempt("change", area.volume.directory, now=STATE_OPEN):
                     crossing.Beside(area.volume.fd).settle()
             commit.move_build_ids(outer.values())
-            return _finish(context, outer, speaker)
+            return _finish(context, outer, speaker, transaction.primary)
     finally:
         for area in outer.values():
             area.close()
@@ -487,14 +487,14 @@ def _stage_state(volumes: Volumes, made: Rollback, record: Undo, first: Area) ->
 # -- from the mark to the end --------------------------------------------------------------
 
 
-def _finish(context: Context, outer: Mapping[str, Area], speaker: Speaker) -> Finish:
-    """Put everything in place, and record it."""
+def _finish(context: Context, outer: Mapping[str, Area], speaker: Speaker, uuid: str) -> Finish:
+    """Put everything in place, and record it; *uuid* is that of the primary volume."""
     inner: dict[str, Area] = {}
     try:
         for mount, area in outer.items():
             with attempt("open", area.volume.directory, now=STATE_OPEN):
                 inner[mount] = open_inside(area, layout.ROLLBACK)
-        way = _WayBack(context, outer, inner, speaker)
+        way = _WayBack(context, outer, inner, speaker, uuid)
         with told_as(unforeseen):
             return way.finish()
     except IpaVolumeError as err:
@@ -514,8 +514,10 @@ class _WayBack:
         outer: Mapping[str, Area],
         inner: Mapping[str, Area],
         speaker: Speaker,
+        uuid: str,
     ) -> None:
         self._context = context
+        self._uuid = uuid
         self._volumes = context.volumes
         self._outer = outer
         self._inner = inner
@@ -529,7 +531,7 @@ class _WayBack:
         self._swap()
         notes = self._notes.copies
         self._commit()
-        _prune(self._volumes, self._record)
+        _prune(self._volumes, self._record, self._uuid, self._speaker)
         return Finish(plan=self._plan, notes=notes)
 
     def _swap(self) -> None:
@@ -772,21 +774,22 @@ def _size_of(volume: members.Volume, run: str) -> int:
         os.close(fd)
 
 
-def _prune(volumes: Volumes, record: Undo) -> None:
+def _prune(volumes: Volumes, record: Undo, uuid: str, speaker: Speaker) -> None:
     """Drop what is not needed any more.
 
     That is the snapshot of what was never completed, and what earlier rollbacks that nobody asked
-    for have put aside. What of it cannot be removed is left to the next one.
+    for have put aside. What of it cannot be removed is left to the next one. Where nothing was ours
+    before, the volume has no *uuid* any more, by which its snapshot is known.
     """
     if record.was_open:
         with contextlib.suppress(IpaVolumeError, OSError):
-            kept = snapshots.open_snapshot(volumes, record.snapshot)
-            is_anothers = (
-                kept is not None
-                and snapshots.is_elsewhere(volumes.primary)
-                and not snapshots.is_of(kept, read_facts(volumes.primary))
-            )
-            if not is_anothers:
+            if snapshots.may_be_anothers(volumes, record.snapshot, uuid):
+                speaker.say(
+                    f"what is in {STATE_DIRECTORY}/{layout.SNAPSHOTS} of run {record.snapshot} may "
+                    "be of another volume, and stays; if it is not: ipavolume snapshot drop "
+                    f"{record.snapshot}"
+                )
+            else:
                 snapshot.remove(volumes, record.snapshot)
     if not record.is_automatic:
         return

@@ -36,6 +36,7 @@ from ipavolume.model.files import VERSION_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
+from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.tasks import (
     MAX_MESSAGE_CHARACTERS,
     RUN_PHASES,
@@ -48,7 +49,7 @@ from ipavolume.model.tasks import (
 from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, recorded_of
-from ipavolume.plan.snapshot import WayBack
+from ipavolume.plan.snapshot import IS_MOUNTED, WayBack, missing
 from ipavolume.plan.verdict import State, name_of
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
@@ -63,7 +64,7 @@ from ipavolume.volume.facts import (
 )
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
 from ipavolume.volume.logs import RunLog, Speaker
-from ipavolume.volume.snapshots import open_snapshot
+from ipavolume.volume.snapshots import is_of, open_snapshot
 from ipavolume.volume.volumes import Volumes
 
 _VERSIONED: Final = "freeipa"
@@ -256,8 +257,10 @@ def resume(
     plan = read_open_plan(context.volumes, facts)
     plan = replace(plan, overrides=tuple(dict.fromkeys((*plan.overrides, *overrides))))
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
-    if transaction.snapshot:
-        speaker.say(WayBack(inherited=transaction.snapshot).line)
+    if run := transaction.snapshot:
+        is_lost = _snapshot(context.volumes, run, transaction.primary) is None
+        way = WayBack(why=missing(run), hint=IS_MOUNTED) if is_lost else WayBack(inherited=run)
+        speaker.say(way.line)
     areas = {}
     for mount, volume in context.volumes.items():
         theirs = facts[mount].transaction
@@ -284,6 +287,16 @@ def resume(
     finally:
         for area in areas.values():
             area.close()
+
+
+def _snapshot(volumes: Volumes, run: str, uuid: str) -> Snapshot | None:
+    """Return the snapshot of *run*, of the volumes with *uuid*; ``None``: it cannot be used."""
+    # It is looked at again by who goes back.
+    with contextlib.suppress(IpaVolumeError):
+        made = open_snapshot(volumes, run)
+        if made is not None and is_of(made, uuid):
+            return made
+    return None
 
 
 def _takes_part(primary: Facts, mount: str) -> bool:
@@ -419,12 +432,16 @@ class _Run:
 
     def _other_way(self) -> str:
         """Say how the service comes back without what failed; "" where no image does that."""
-        run, made = self._transaction.snapshot, None
-        if run and not self._context.options.rehearsal:
-            # It is looked at again by who goes back.
-            with contextlib.suppress(IpaVolumeError):
-                made = open_snapshot(self._context.volumes, run)
-        if made is None or made.is_partial:
+        run = self._transaction.snapshot
+        if not run or self._context.options.rehearsal:
+            return ""
+        made = _snapshot(self._context.volumes, run, self._transaction.primary)
+        if made is None:
+            return (
+                f"Or start the image of before: it goes back, for which {missing(run)}. "
+                f"{IS_MOUNTED}"
+            )
+        if made.is_partial:
             return ""
         if made.from_build in ("", self._transaction.to_build):
             return ""
@@ -511,7 +528,7 @@ class _Run:
         image, run = self._context.image, self._transaction
         is_wanted = image.config.verify is not None
         was = files.lstat(self._first.state, layout.VERIFIED) is not None
-        if run.kind != Kind.REBUILT and (is_wanted or was):
+        if run.kind not in (Kind.REBUILT, Kind.REFILL) and (is_wanted or was):
             # Later, so that a run without tasks does not load what only they need.
             from ipavolume.steps import verify
 

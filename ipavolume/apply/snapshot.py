@@ -72,7 +72,7 @@ def make(
     """
     if way.method is None:
         return None
-    making = _Making(volumes, way, say)
+    making = _Making(volumes, way, say, uuid=snapshots.uuid_of(facts[volumes.primary.mount]))
     try:
         return making.run(facts, run=run, primary=primary, by_hand=by_hand)
     except OSError as err:
@@ -88,9 +88,10 @@ def make(
 class _Making:
     """A snapshot on its way."""
 
-    def __init__(self, volumes: Volumes, way: WayBack, say: Progress) -> None:
+    def __init__(self, volumes: Volumes, way: WayBack, say: Progress, *, uuid: str) -> None:
         self._volumes = volumes
         self._way = way
+        self._uuid = uuid
         self._meter = Meter(say, "making a snapshot", total=way.files, total_bytes=way.bytes)
         self._lacks = list(way.lacks)
         self._passed: list[str] = []
@@ -121,6 +122,7 @@ class _Making:
             devices=sum(one.devices for one in made),
             left_out=(*self._way.leave_out, *self._passed),
             lacks=tuple(self._lacks),
+            refilled=tuple(mount for mount in self._volumes if mount in self._way.refilled),
         )
         if self._way.required and snapshot.is_partial:
             raise partial(snapshot.lacks)
@@ -132,10 +134,13 @@ class _Making:
         for mount, (above, inside) in self._places.items():
             os.close(inside)
             with contextlib.suppress(OSError):
-                trees.remove_tree(above, snapshots.MAKING)
+                trees.remove_tree(above, self._name(mount))
             os.close(above)
             with contextlib.suppress(OSError), _state(self._volumes[mount]) as state:
                 files.remove_directory(state, layout.SNAPSHOTS)
+
+    def _name(self, mount: str) -> str:
+        return snapshots.making_name(self._volumes[mount], self._uuid)
 
     def _open(self, volume: Volume) -> None:
         state = make_state(volume)
@@ -145,9 +150,10 @@ class _Making:
         finally:
             os.close(state)
         try:
-            trees.remove_tree(above, snapshots.MAKING)
-            files.make_directory(above, snapshots.MAKING, mode=layout.PRIVATE_MODE)
-            inside = files.open_at(above, snapshots.MAKING, files.DIRECTORY_FLAGS)
+            name = self._name(volume.mount)
+            trees.remove_tree(above, name)
+            files.make_directory(above, name, mode=layout.PRIVATE_MODE)
+            inside = files.open_at(above, name, files.DIRECTORY_FLAGS)
         except BaseException:
             os.close(above)
             raise
@@ -227,10 +233,12 @@ class _Making:
         for volume in self._volumes.values():
             sync_area(volume, now=STATE_UNTOUCHED, making=True)
             if snapshots.is_elsewhere(volume):
-                sync_mounted(self._places[volume.mount][0], snapshots.MAKING)
+                with _state(volume) as state:
+                    files.write_file(state, layout.SNAPSHOTS_MOUNTED, b"")
+                sync_mounted(self._places[volume.mount][0], self._name(volume.mount))
         self._volumes.check_lock()
-        for above, _ in reversed(self._places.values()):
-            files.rename_noreplace(above, snapshots.MAKING, above, snapshot.run)
+        for mount, (above, _) in reversed(self._places.items()):
+            files.rename_noreplace(above, self._name(mount), above, snapshot.run)
             files.sync(above)
         for volume in self._volumes.values():
             with _state(volume) as state:
@@ -323,7 +331,8 @@ def remove_leftovers(volumes: Volumes, facts: Facts) -> None:
         for run in sorted(found):
             if not _is_needed(volumes, run, known, facts):
                 remove(volumes, run)
-    remove(volumes, snapshots.MAKING)
+    for mount, volume in volumes.items():
+        remove({mount: volume}, snapshots.making_name(volume, snapshots.uuid_of(facts)))
 
 
 def _is_needed(volumes: Volumes, run: str, known: Collection[object], facts: Facts) -> bool:
@@ -335,9 +344,9 @@ def _is_needed(volumes: Volumes, run: str, known: Collection[object], facts: Fac
         # Parts that are whole, and nothing of it on the primary volume, are of one whose mount is
         # missing there.
         primary = {*snapshots.snapshot_names(volumes.primary)}
-        return not primary & {run, snapshots.MAKING} and snapshots.has_part(volumes, run)
-    # What was on the way to be adopted has no identity yet.
-    is_anothers = snapshots.is_elsewhere(volumes.primary) and not snapshots.is_of(snapshot, facts)
+        ours = {run, snapshots.making_name(volumes.primary, snapshots.uuid_of(facts))}
+        return not primary & ours and snapshots.has_part(volumes, run)
+    is_anothers = snapshots.may_be_anothers(volumes, run, snapshots.uuid_of(facts))
     return snapshot.by_hand or run in known or is_anothers
 
 
@@ -350,11 +359,12 @@ def prune(context: Context, say: Progress) -> None:
     volumes = context.volumes
     own: list[str] = []
     with contextlib.suppress(IpaVolumeError):
-        facts = read_facts(volumes.primary)
+        uuid = snapshots.uuid_of(read_facts(volumes.primary))
         for run in snapshots.snapshot_runs(volumes.primary):
             with contextlib.suppress(IpaVolumeError):
                 one = snapshots.open_snapshot(volumes, run)
-                if one is not None and not one.by_hand and snapshots.is_of(one, facts):
+                is_own = one is not None and not one.by_hand
+                if is_own and not snapshots.may_be_anothers(volumes, run, uuid):
                     own.append(run)
         verified = read_verified(volumes.primary)
         unverified = () if verified is None else verified.unverified

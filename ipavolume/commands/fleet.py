@@ -32,7 +32,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import files, signals
 from ipavolume.model.values import dataclass
 from ipavolume.volume import members, snapshots
-from ipavolume.volume.facts import mark_of_kept
+from ipavolume.volume.facts import mark_of_kept, read_facts
 from ipavolume.volume.tree import walk
 
 _MOUNT: Final = "/data"
@@ -245,7 +245,8 @@ class Fleet:
             verified = answers[result] if result else not card.verified["failed"]
         with alone(place.directory) as volumes:
             waiting = len(conflicts.conflicts(volumes))
-            kept = len(snapshots.read_snapshots(volumes))
+            uuid = snapshots.uuid_of(read_facts(volumes.primary))
+            kept = sum(snapshots.is_of(one, uuid) for one in snapshots.read_snapshots(volumes))
             size = _bytes(volumes.primary) if self._count_bytes else None
         return Row(
             place=place,

@@ -26,7 +26,15 @@ from ipavolume.volume import failures
 from ipavolume.volume.facts import UNDOING, Facts
 from ipavolume.volume.history import read_history
 from ipavolume.volume.logs import Speaker
-from ipavolume.volume.snapshots import chain_snapshot, last_undoable, open_snapshot
+from ipavolume.volume.snapshots import (
+    chain_run,
+    chain_snapshot,
+    is_of,
+    last_undoable,
+    open_snapshot,
+    undoable_run,
+    uuid_of,
+)
 
 
 def look(options: Options, run: str, say: Progress) -> tuple[Plan, tuple[Warn, ...]]:
@@ -124,11 +132,8 @@ def _draft(
         raise verdict.error
     primary = facts[context.volumes.primary.mount]
     is_open = primary.transaction is not None or primary.pending is not None
-    snapshot = _of_open(context, primary, run) if is_open else _of_committed(context, run)
-    uuid = primary.identity.uuid if primary.identity else ""
-    if primary.transaction is not None:
-        uuid = primary.transaction.primary
-    if snapshot.primary not in ("", uuid):
+    snapshot = _of_open(context, primary, run) if is_open else _of_committed(context, primary, run)
+    if not is_of(snapshot, uuid_of(primary)):
         raise UnsafeVolumeError(
             f"the snapshot of run {snapshot.run} is of another volume, {snapshot.primary}",
             code="foreign-volume",
@@ -145,6 +150,12 @@ def _draft(
 def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
     snapshot = chain_snapshot(context.volumes, primary)
     known = primary.target or primary.baseline or ImageHeader(build_id="another image")
+    if snapshot is None and (made := chain_run(context.volumes, primary)):
+        raise planning.not_here(
+            made,
+            f"Or start the image {known.image_name or known.build_id} again, which can finish its "
+            "upgrade, or restore a backup.",
+        )
     if snapshot is None:
         raise RefusedError(
             f"the upgrade to {known.build_id} is not completed, and no snapshot was made before it",
@@ -163,12 +174,18 @@ def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
     return snapshot
 
 
-def _of_committed(context: Context, run: str) -> Snapshot:
+def _of_committed(context: Context, primary: Facts, run: str) -> Snapshot:
     """Return the snapshot that a run which was completed began with."""
     if run:
         runs = read_history(context.volumes.primary)
         wanted = next((one.get("snapshot", "") for one in runs if one["run"] == run), "") or run
         found = open_snapshot(context.volumes, wanted)
+        if found is None and wanted in (one.get("snapshot") for one in runs):
+            raise planning.not_here(
+                wanted,
+                "Otherwise it was removed, as older ones are: see which there are with ipavolume "
+                "snapshot list.",
+            )
         if found is None:
             raise RefusedError(
                 f"there is no snapshot of run {run}",
@@ -176,9 +193,15 @@ def _of_committed(context: Context, run: str) -> Snapshot:
                 hint="See which there are: ipavolume snapshot list.",
             )
         return found
-    last = last_undoable(context.volumes)
+    last = last_undoable(context.volumes, primary)
     if last is not None:
         return last
+    if made := undoable_run(context.volumes.primary):
+        raise planning.not_here(
+            made,
+            "Otherwise it was removed: see which there are with ipavolume snapshot list. An older "
+            "one, or one made by hand, is gone back to by its name: ipavolume rollback RUN.",
+        )
     raise RefusedError(
         "no snapshot was made before the last upgrade that was completed and not undone",
         code=planning.NO_WAY_BACK,

@@ -18,7 +18,7 @@ from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan.snapshot import CODE, decide
 from ipavolume.volume import extent, layout, snapshots
-from ipavolume.volume.facts import Facts, read_facts
+from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.volumes import Volumes
 
@@ -51,7 +51,7 @@ def list_kept(options: Options) -> list[Kept]:
 
 
 def _kept(volumes: Volumes) -> list[Kept]:
-    facts = volumes.facts()[volumes.primary.mount]
+    uuid = snapshots.uuid_of(volumes.facts()[volumes.primary.mount])
     undone = set(_undone(volumes))
     found = []
     for run in sorted({*undone, *_runs(volumes)}):
@@ -60,8 +60,11 @@ def _kept(volumes: Volumes) -> list[Kept]:
             one = snapshots.open_snapshot(volumes, run)
         except IpaVolumeError as err:
             fault = str(err)
-        if one is not None and not snapshots.is_of(one, facts):
-            one, fault = None, "it is of another volume, whose directory is mounted here"
+        if one is not None and not snapshots.is_of(one, uuid):
+            fault = f"it is of another volume, {one.primary}"
+            if snapshots.may_be_anothers(volumes, run, uuid):
+                fault += ", whose directory is mounted here"
+            one = None
         if one is not None or fault or run in undone:
             found.append(Kept(run=run, snapshot=one, fault=fault, undone=run in undone))
     return found
@@ -73,14 +76,6 @@ def _runs(volumes: Volumes) -> list[str]:
 
 def _undone(volumes: Volumes) -> list[str]:
     return sorted({run for one in volumes.values() for run in snapshots.undone_runs(one)})
-
-
-def _is_anothers(volumes: Volumes, run: str, facts: Facts) -> bool:
-    try:
-        found = snapshots.open_snapshot(volumes, run)
-    except IpaVolumeError:
-        return False
-    return found is not None and not snapshots.is_of(found, facts)
 
 
 def create(options: Options, say: Progress) -> Snapshot:
@@ -109,12 +104,15 @@ def create(options: Options, say: Progress) -> Snapshot:
         size = extent.measure(
             volumes, context.image.header, config.leave_out, say, inside=context.image.is_inside
         )
+        unmounted = snapshots.lost_mounts(volumes)
         way = decide(
             config,
             size,
             extent.rooms(volumes, dict.fromkeys(volumes, 0)),
             required=True,
             reflinks=extent.can_be_cloned(volumes),
+            unmounted=unmounted,
+            refilled=context.image.config.refilled,
         )
         work.lock.secure()
         # What it lacks is told: it is never gone back to but by who has read that.
@@ -133,7 +131,9 @@ def create(options: Options, say: Progress) -> Snapshot:
             raise VolumeIOError(
                 f"there can be no snapshot: {way.why or 'the volume is full'}",
                 code=CODE,
-                hint="Make room, for instance by removing what ipavolume snapshot list shows with "
+                hint=f"{way.hint}."
+                if unmounted
+                else "Make room, for instance by removing what ipavolume snapshot list shows with "
                 "ipavolume snapshot drop RUN; then try again.",
                 state=STATE_UNTOUCHED,
             )
@@ -169,7 +169,10 @@ def drop(options: Options, run: str, say: Progress, *, undone: bool, everything:
         facts = read_facts(volumes.primary)
         chosen: Sequence[str] = [run]
         if everything:
-            chosen = [one for one in known if undone or not _is_anothers(volumes, one, facts)]
+            uuid = snapshots.uuid_of(facts)
+            chosen = [
+                one for one in known if undone or not snapshots.may_be_anothers(volumes, one, uuid)
+            ]
         needed = snapshots.chain_run(volumes, facts)
         if not undone and needed in chosen:
             raise RefusedError(

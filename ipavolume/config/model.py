@@ -232,6 +232,11 @@ class Config:
     snapshot: SnapshotConfig = SnapshotConfig()
     uncommitted: str = "auto"
 
+    @property
+    def refilled(self) -> tuple[str, ...]:
+        """Mounts of the volumes whose place an empty one may take at any time."""
+        return tuple(one.mount for one in self.volumes if one.refill)
+
 
 def default_volume(mount: str) -> VolumeConfig:
     """Return the volume at *mount* as it is when nothing more is said of it."""

@@ -44,6 +44,8 @@ class Snapshot:
         left_out: Globs of what is left out, by the configuration; and with a ``=`` before each the
             paths that were passed over, which going back leaves as they are.
         lacks: Paths that belong to the volumes and are not in it, with the reason: it is partial.
+        refilled: Those of *mounts* whose place an empty volume may take at any time, without a part
+            of it.
         format: Of the record; a larger one is not understood.
     """
 
@@ -63,6 +65,7 @@ class Snapshot:
     devices: int
     left_out: tuple[str, ...] = ()
     lacks: tuple[tuple[str, str], ...] = ()
+    refilled: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property

@@ -25,7 +25,14 @@ from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
 from ipavolume.volume.refused import Refused, refused_of
 from ipavolume.volume.room import is_of_root
-from ipavolume.volume.snapshots import chain_snapshot, check_snapshot, last_undoable
+from ipavolume.volume.snapshots import (
+    chain_run,
+    chain_snapshot,
+    check_snapshot,
+    has_part,
+    last_undoable,
+    undoable_run,
+)
 from ipavolume.volume.strangers import strangers_data
 from ipavolume.volume.volumes import Volumes
 
@@ -46,6 +53,14 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
         for mount in context.volumes:
             if primary.baseline is None or _is_nobodys(facts[mount]):
                 instance[mount] = _instance(context.image, context.volumes, mount)
+            if (
+                not instance[mount]
+                and _is_nobodys(facts[mount])
+                and _is_refilled(context, mount, primary)
+            ):
+                # Nobody moved there what the lists move to it: it was of the image before.
+                theirs = _strangers(context, mount, joins=False)
+                instance[mount] = next((f"{mount}/{path}" for path, _ in theirs), "")
             if _is_nobodys(facts[mount]) and not instance[mount]:
                 strangers[mount] = _strangers(context, mount, joins=primary.baseline is not None)
     if primary.baseline is None and primary.transaction is None:
@@ -56,6 +71,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             legacy = adopt.learn(context.volumes.primary, operator_says=context.options.came_from)
     guard = context.image.config.accept_guard
     way_back, way_refused = _way_back(context, primary)
+    undoable = _undoable(context, primary)
     found = verdict.judge(
         Question(
             mounts=tuple(context.volumes),
@@ -69,7 +85,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             allow=context.options.allow,
             instance=instance,
             strangers=strangers,
-            refilled=[one.mount for one in context.image.config.volumes if one.refill],
+            refilled=context.image.config.refilled,
             kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
             unmounted=_unmounted(context),
             anonymous=_anonymous(context),
@@ -86,7 +102,8 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             refused=_refused(context),
             way_back=way_back,
             way_refused=way_refused,
-            undoable=_undoable(context, primary),
+            undoable=undoable,
+            missing=_missing(context, primary, way_back or undoable),
             goes_back=(context.options.rollback or context.image.config.uncommitted) != "refuse",
         )
     )
@@ -135,10 +152,26 @@ def _undoable(context: Context, primary: Facts) -> Snapshot | None:
     if primary.transaction is not None or primary.baseline is None:
         return None
     try:
-        return last_undoable(context.volumes)
+        return last_undoable(context.volumes, primary)
     except IpaVolumeError:
         # No upgrade depends on it: who goes back is told.
         return None
+
+
+def _missing(context: Context, primary: Facts, found: Snapshot | None) -> str:
+    """Return the run whose snapshot is the way back, where it was made and is not *found*."""
+    if found is not None:
+        return ""
+    try:
+        if verdict.leads_elsewhere(context.image.header, primary):
+            run = chain_run(context.volumes, primary)
+        elif primary.transaction is None and primary.baseline is not None:
+            run = undoable_run(context.volumes.primary)
+        else:
+            return ""
+        return "" if has_part({"": context.volumes.primary}, run) else run
+    except IpaVolumeError:
+        return ""
 
 
 def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
@@ -281,6 +314,12 @@ def _is_of_engine(where: str) -> bool:
 def _is_nobodys(facts: Facts) -> bool:
     """Tell whether a volume has nothing of ours, and nothing of the freeipa-container project."""
     return not (facts.identity or facts.transaction or facts.build_id or facts.legacy)
+
+
+def _is_refilled(context: Context, mount: str, primary: Facts) -> bool:
+    """Tell whether an empty volume may take the place of the one at *mount*, which was known."""
+    known = primary.baseline.volumes if primary.baseline is not None else ()
+    return mount in context.image.config.refilled and any(one.mount == mount for one in known)
 
 
 def _strangers(context: Context, mount: str, *, joins: bool) -> Sequence[tuple[str, str]]:

@@ -27,6 +27,8 @@ class Kind(enum.StrEnum):
     ADOPT = "adopt"
     UPGRADE = "upgrade"
     REBUILT = "rebuilt"
+    REFILL = "refill"
+    """Of the same image: an empty further volume is filled, and nothing else is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ class Conduct:
         match self.kind:
             case Kind.UPGRADE | Kind.ADOPT:
                 return True
-            case Kind.POPULATE | Kind.REBUILT:
+            case Kind.POPULATE | Kind.REBUILT | Kind.REFILL:
                 return False
 
 

@@ -15,10 +15,11 @@ from ipavolume.errors import ManifestError, ObstructedError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files
-from ipavolume.model.actions import CreateTree, Install, Plan
+from ipavolume.model.actions import CreateTree, Install, Keep, Plan
 from ipavolume.model.files import DiskState, Record, Xattrs
 from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.model.packed import without_metadata
+from ipavolume.model.paths import is_within
 from ipavolume.model.progress import Meter, Progress, say_nothing
 from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight, tasks
@@ -27,7 +28,7 @@ from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
 from ipavolume.plan.planner import plan_files, plan_populate
-from ipavolume.plan.snapshot import WayBack, check, decide, is_required
+from ipavolume.plan.snapshot import IS_MOUNTED, WayBack, check, decide, is_required, missing
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.unowned import plan_rebuilt
 from ipavolume.plan.verdict import Verdict
@@ -37,7 +38,7 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.members import Volume
-from ipavolume.volume.snapshots import chain_run, next_run, old_runs
+from ipavolume.volume.snapshots import chain_run, chain_snapshot, lost_mounts, next_run, old_runs
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -123,6 +124,8 @@ def draft(
         complete=conducted.is_known,
     )
     decided = tasks.with_choice(made.plan, choice)
+    if verdict.refills and _only_fills(decided, verdict.refills):
+        decided = replace(decided, kind=Kind.REFILL)
     overrides = preflight.check(
         decided,
         context.volumes,
@@ -136,7 +139,12 @@ def draft(
         made,
         plan=replace(decided, overrides=(*decided.overrides, *overrides)),
         way_back=_way_back(
-            context, decided, primary, preflight.needed(decided, context.volumes), say
+            context,
+            decided,
+            primary,
+            preflight.needed(decided, context.volumes),
+            say,
+            looking=looking,
         ),
         previews=choice.previews,
         warnings=choice.warnings,
@@ -163,7 +171,13 @@ def recorded_of(volume: Volume, primary: Facts, *, came_from: str) -> ImageHeade
 
 
 def _way_back(
-    context: Context, made: Plan, primary: Facts, needed: Mapping[str, int], say: Progress
+    context: Context,
+    made: Plan,
+    primary: Facts,
+    needed: Mapping[str, int],
+    say: Progress,
+    *,
+    looking: bool,
 ) -> WayBack | None:
     """Decide what there will be to go back to; ``None`` for a run that replaces nothing.
 
@@ -175,6 +189,8 @@ def _way_back(
     if primary.pending is not None:
         # The run before was finished without its steps: one goes back to before that.
         run = chain_run(context.volumes, primary)
+        if run and chain_snapshot(context.volumes, primary) is None:
+            return WayBack(why=missing(run), hint=IS_MOUNTED)
         if run:
             return WayBack(inherited=run)
         return WayBack(why="the run that it goes on from, which has not run all steps, made none")
@@ -191,15 +207,29 @@ def _way_back(
         say,
         inside=context.image.is_inside,
     )
+    unmounted = lost_mounts(context.volumes)
+    # Who looks at a volume on its host does not see what is mounted on it in a container.
+    is_unknown = bool(unmounted) and looking and not context.image.is_inside
+    adopting = made.kind == Kind.ADOPT
     return check(
         decide(
             config,
             size,
             extent.rooms(context.volumes, needed),
-            required=is_required(policy, adopting=made.kind == Kind.ADOPT),
+            required=is_required(policy, adopting=adopting) and not is_unknown,
             reflinks=extent.can_be_cloned(context.volumes),
-            old=old_runs(context.volumes, days=config.keep_days),
+            old=old_runs(context.volumes, primary, days=config.keep_days),
+            unmounted=unmounted,
+            refilled=context.image.config.refilled,
         )
+    )
+
+
+def _only_fills(plan: Plan, mounts: Sequence[str]) -> bool:
+    """Tell whether *plan* changes nothing but the volumes at *mounts*, and executes nothing."""
+    return not plan.tasks and all(
+        isinstance(action, Keep) or any(is_within(action.path, mount) for mount in mounts)
+        for action in plan.actions
     )
 
 

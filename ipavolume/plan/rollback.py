@@ -29,6 +29,7 @@ from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight
 from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
+from ipavolume.plan.snapshot import IS_MOUNTED, missing
 from ipavolume.steps.api import Warn
 from ipavolume.steps.going_back import asks_going_back
 from ipavolume.volume import layout
@@ -48,7 +49,6 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import (
     chain_snapshot,
     check_snapshot,
-    is_of,
     last_undoable,
     next_run,
 )
@@ -58,6 +58,7 @@ PARTIAL: Final = "partial-snapshot"
 FIRST_RUN_SINCE: Final = "first-run-since"
 NO_WAY_BACK: Final = "no-way-back"
 HELD: Final = "held"
+LEFT_AS_IT_IS: Final = "left-as-it-is"
 _IN_THE_WAY: Final = ("no-space", "immutable", "mounted-over", "region", "read-only")
 """Codes of what would keep the image of before from going back."""
 _MAX_CHANGED: Final = 100
@@ -152,6 +153,21 @@ def draft_committed(
     )
 
 
+def not_here(run: str, otherwise: str) -> IpaVolumeError:
+    """Return what refuses to go back to the snapshot of *run*, which was made and is not here.
+
+    Args:
+        run: The run.
+        otherwise: What is done where it is lost.
+    """
+    return RefusedError(
+        missing(run),
+        code=NO_WAY_BACK,
+        hint=f"{IS_MOUNTED} Start a container with it, and go back there: ipavolume rollback. "
+        f"{otherwise}",
+    )
+
+
 def find_first_run_since(volume: Volume, snapshot: Snapshot) -> IpaVolumeError | None:
     """Return what refuses to go back over a first run that began or ended after the snapshot.
 
@@ -210,7 +226,7 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
             itself, or something is in the way of that, as too little room.
     """
     volumes, image = context.volumes, context.image.header
-    snapshot = last_undoable(volumes)
+    snapshot = last_undoable(volumes, primary)
     entry = next((one for one in read_history(volumes.primary) if one["run"] == run), {})
     # An image does not go back to itself, or to what ships the same.
     is_other = snapshot is not None and (
@@ -219,7 +235,6 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
     if (
         snapshot is None
         or not is_other
-        or not is_of(snapshot, primary)
         or entry.get("snapshot") != snapshot.run
         or primary.transaction is not None
         or primary.pending is not None
@@ -229,11 +244,12 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
             code=NO_WAY_BACK,
             hint='Have one made before each upgrade: [snapshot] before-upgrade = "always".',
         )
-    check_snapshot(volumes, snapshot)
+    lost = check_snapshot(volumes, snapshot)
+    there = replace(snapshot, mounts=tuple(mount for mount in snapshot.mounts if mount not in lost))
     refused = find_partial(snapshot) or find_first_run_since(volumes.primary, snapshot)
     if refused is not None:
         raise refused
-    with opened(volumes, snapshot) as contents:
+    with opened(volumes, there) as contents:
         asks_going_back(
             context.image,
             volumes,
@@ -281,7 +297,10 @@ def draft_rollback(
         IpaVolumeError: If it cannot be done, or would not fit.
     """
     volumes = context.volumes
-    check_snapshot(volumes, snapshot)
+    lost = check_snapshot(volumes, snapshot)
+    snapshot = replace(
+        snapshot, mounts=tuple(mount for mount in snapshot.mounts if mount not in lost)
+    )
     with opened(volumes, snapshot) as contents:
         warnings, overridden = asks_going_back(
             context.image,
@@ -329,9 +348,18 @@ def draft_rollback(
         plan=replace(plan, overrides=(*overridden, *overrides)),
         snapshot=snapshot,
         changed=tuple(changed),
-        warnings=warnings,
+        warnings=(*warnings, *(_left(volumes[mount], snapshot.run) for mount in lost)),
         cause=cause,
         is_automatic=is_automatic,
+    )
+
+
+def _left(volume: Volume, run: str) -> Warn:
+    return Warn(
+        code=LEFT_AS_IT_IS,
+        text=f"the volume at {volume.directory} has no part of the snapshot of run {run} any more, "
+        "and stays as it is",
+        hint="Its content may be lost by the image's configuration (refill).",
     )
 
 

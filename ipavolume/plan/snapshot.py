@@ -8,10 +8,12 @@ from typing import Final
 
 from ipavolume.config.model import SnapshotConfig
 from ipavolume.errors import VolumeIOError
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import size_text
 from ipavolume.model.snapshots import Method, Room, Size
 from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED
+from ipavolume.volume.layout import SNAPSHOTS, SNAPSHOTS_MOUNTED
 
 CODE: Final = "no-snapshot"
 LEAST_FREE_BYTES: Final = 1 << 30
@@ -37,6 +39,7 @@ class WayBack:
         required: Without it nothing is begun.
         inherited: Run whose snapshot the chain began with, which is gone back to.
         leave_out: Globs of what is left out.
+        refilled: Mounts of the volumes whose place an empty one may take.
     """
 
     method: Method | None = None
@@ -48,6 +51,7 @@ class WayBack:
     required: bool = False
     inherited: str = ""
     leave_out: tuple[str, ...] = ()
+    refilled: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -74,6 +78,15 @@ def lacking(lacks: Sequence[tuple[str, str]]) -> str:
     return shown + (f" and {len(lacks) - _SHOWN} more" if len(lacks) > _SHOWN else "")
 
 
+_MOUNTED_SUFFIX: Final = SNAPSHOTS_MOUNTED.removeprefix(SNAPSHOTS)
+IS_MOUNTED: Final = f"Is the mount at {STATE_DIRECTORY}/{SNAPSHOTS} missing?"
+
+
+def missing(run: str) -> str:
+    """Say that the snapshot of *run*, which was made, cannot be found."""
+    return f"the snapshot of run {run} is not here"
+
+
 def is_required(policy: str, *, adopting: bool) -> bool:
     """Tell whether nothing is begun without a snapshot.
 
@@ -90,6 +103,8 @@ def decide(
     required: bool,
     reflinks: bool,
     old: Sequence[str] = (),
+    unmounted: Sequence[str] = (),
+    refilled: Iterable[str] = (),
 ) -> WayBack:
     """Decide whether a snapshot is made, and how; a required one heeds no limit but the room.
 
@@ -100,7 +115,17 @@ def decide(
         required: Without it nothing is begun.
         reflinks: Files can be cloned on all of them.
         old: Runs whose snapshots have been kept long enough.
+        unmounted: Where snapshots were mounted, and nothing is now.
+        refilled: Mounts of the volumes whose place an empty one may take.
     """
+    if unmounted:
+        return WayBack(
+            why=f"nothing is mounted at {' and '.join(unmounted)}, where snapshots were on a mount "
+            "of their own",
+            hint="Mount it again; or, to have them on the volume from now on, remove "
+            + " and ".join(f"{one}{_MOUNTED_SUFFIX}" for one in unmounted),
+            required=required,
+        )
     total = sum(size.bytes.values())
     method = Method.REFLINK if reflinks else Method.COPY
     why = _beyond(config, size, method, total) if not required else ""
@@ -119,6 +144,7 @@ def decide(
         lacks=size.lacks,
         required=required,
         leave_out=config.leave_out,
+        refilled=tuple(refilled),
     )
 
 

@@ -124,7 +124,7 @@ def _asked_by(kind: Kind) -> When | None:
             return When.POPULATE
         case Kind.UPGRADE | Kind.ADOPT:
             return When.UPGRADE
-        case Kind.REBUILT:
+        case Kind.REBUILT | Kind.REFILL:
             return None
 
 

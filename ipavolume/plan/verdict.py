@@ -16,6 +16,7 @@ from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
+from ipavolume.plan.snapshot import IS_MOUNTED, missing
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, Transaction
 from ipavolume.volume.layout import REHEARSAL
@@ -61,12 +62,14 @@ class Verdict:
         reason: Why, in an operator's words.
         error: What a start raises for it, or ``None``.
         overrides: Codes of the refusals that were overridden to get here.
+        refills: Mounts of volumes that are filled again, where all others are of this image.
     """
 
     state: State
     reason: str
     error: IpaVolumeError | None = None
     overrides: tuple[str, ...] = ()
+    refills: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,8 @@ class Question:
         owners: Of the volumes and of the image, whose application each is, by their packages;
             ``None``: it is told by other means.
         allow: Codes of refusals that the operator overrides.
-        instance: A path of the template that is on the volume, by mount; "" for none.
+        instance: A path of the template that is on the volume, by mount, or of somebody's data on
+            one that was filled before; "" for none.
         strangers: By mount of a volume that would be populated, paths on it that are data of
             something else, and whose.
         kept: By mount of a volatile volume what only one has whose content is kept; "" for none.
@@ -115,6 +119,7 @@ class Question:
             ``None``: it may be tried now.
         way_back: The snapshot that the chain of runs which was never committed began with.
         undoable: The snapshot that the last run which was committed began with.
+        missing: The run whose snapshot would be gone back to, where that was made and is not here.
         way_refused: What refuses to go back to it by itself.
         goes_back: The operator lets that happen.
     """
@@ -144,6 +149,7 @@ class Question:
     refused: tuple[Refused, str] | None = None
     way_back: Snapshot | None = None
     undoable: Snapshot | None = None
+    missing: str = ""
     way_refused: IpaVolumeError | None = None
     goes_back: bool = True
 
@@ -645,9 +651,9 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
             f"the volume is in the middle of an upgrade to {open_.to_build}, which has "
             f"{newer[0]}; this image has {newer[1]}",
             code="blocked",
-            hint=f"Start the image {name_of(target) if target else open_.to_build} again, which "
-            f"can finish it, {back}. To have this image finish it and go back from there: --allow "
-            "blocked --allow newer.",
+            hint=f"{_find_missing(question)}Start the image "
+            f"{name_of(target) if target else open_.to_build} again, which can finish it, {back}. "
+            "To have this image finish it and go back from there: --allow blocked --allow newer.",
         )
         return Verdict(state=State.BLOCKED, reason=str(error), error=error)
     refused = None if target is None else _refuse_what_follows(question, open_, target)
@@ -663,6 +669,16 @@ def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -
         state=State.TAKEN_OVER,
         reason=f"run {open_.run} to {open_.to_build} of another image is not finished",
         overrides=("blocked",) if newer is not None else (),
+    )
+
+
+def _find_missing(question: Question) -> str:
+    """Say how the snapshot is found that would be gone back to; "" where it is here."""
+    if not question.missing:
+        return ""
+    return (
+        f"{missing(question.missing)[:1].upper()}{missing(question.missing)[1:]}. {IS_MOUNTED} "
+        "With it the way back is ipavolume rollback. Otherwise: "
     )
 
 
@@ -694,16 +710,22 @@ def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool)
         return refused
     reason = f"of {name_of(baseline)}; this image is {name_of(question.image)}"
     primary = question.facts[question.mounts[0]]
-    empty = [
-        question.place(mount)
+    empty = tuple(
+        mount
         for mount in question.mounts[1:]
         if _is_lost(question, primary, mount) and _is_refilled(question, mount)
-    ]
+    )
     if empty:
-        reason += f"; {' and '.join(empty)} is empty and filled again"
+        places = " and ".join(question.place(mount) for mount in empty)
+        reason += f"; {places} is empty and filled again"
     elif not consistent:
         reason += "; recorded id and baseline disagree, so everything is compared"
-    return _with_consent(question, State.OUTDATED, reason, overrides)
+    found = _with_consent(question, State.OUTDATED, reason, overrides)
+    others = {question.facts[mount].build_id for mount in question.mounts if mount not in empty}
+    is_same = baseline.build_id == question.image.build_id and (
+        baseline.fingerprint == question.image.fingerprint
+    )
+    return replace(found, refills=empty) if is_same and others == {baseline.build_id} else found
 
 
 def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:
@@ -790,9 +812,9 @@ def _refuse_direction(
                 f"the volume has {back[0]}, this image, {name_of(image)}, has {back[1]}: going "
                 "back is not supported",
                 code="newer",
-                hint=f"Start the image {older} or a newer one, {restore}. Which "
-                f"packages must not go back the image says: guard in [accept] of {CONFIG_PATH} "
-                "(not written: all; []: none). To try it anyway: --allow newer.",
+                hint=f"{_find_missing(question)}Start the image {older} or a newer one, {restore}. "
+                f"Which packages must not go back the image says: guard in [accept] of "
+                f"{CONFIG_PATH} (not written: all; []: none). To try it anyway: --allow newer.",
             )
             return Verdict(state=State.NEWER, reason=str(error), error=error), ()
         overrides.append("newer")

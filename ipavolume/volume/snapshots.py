@@ -23,14 +23,14 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.snapshots import FORMAT, Original, Snapshot
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import TAKEN_OVER, read_history
-from ipavolume.volume.layout import SAVED, SNAPSHOTS, UNDONE
+from ipavolume.volume.layout import SAVED, SNAPSHOTS, SNAPSHOTS_MOUNTED, TRANSACTION, UNDONE
 from ipavolume.volume.members import (
     Volume,
     damaged,
     open_member,
+    open_state,
     path_of_member,
     read_json,
-    read_small,
     unreadable,
     untrusted,
 )
@@ -39,8 +39,7 @@ CONTENT: Final = "content"
 KEPT_STATE: Final = "state"
 ORIGINALS: Final = "originals"
 RECORD: Final = "record.json"
-MAKING: Final = ".making"
-"""Where a snapshot is until it is whole; who finds one removes it."""
+_MAKING: Final = ".making"
 DAMAGED: Final = "damaged-snapshot"
 _UNDOABLE: Final = ("upgrade", "adopt")
 
@@ -121,26 +120,40 @@ def read_snapshots(volumes: Mapping[str, Volume]) -> tuple[Snapshot, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def last_undoable(volumes: Mapping[str, Volume]) -> Snapshot | None:
+def last_undoable(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | None:
     """Return the snapshot before the last upgrade or adoption that was completed and not undone.
 
     ``None`` where there is none of exactly that one: an older one would bring back more than what
     it did, and one of what was undone would bring that again.
 
+    Args:
+        volumes: The volumes, the primary one first.
+        facts: What was found on the primary one.
+
     Raises:
         UnsafeVolumeError: If a record is cut short or was altered.
         RefusedError: If one was made by a newer ipavolume.
     """
+    run = undoable_run(next(iter(volumes.values())))
+    found = open_snapshot(volumes, run) if run else None
+    return None if found is None or found.by_hand or not is_of(found, uuid_of(facts)) else found
+
+
+def undoable_run(primary: Volume) -> str:
+    """Return the run whose snapshot :func:`last_undoable` asks for, made or not; "" for none.
+
+    Raises:
+        UnsafeVolumeError: If the history is cut short or was altered.
+    """
     # Runs that can be undone, and the runs whose snapshots these began with.
     done: list[tuple[int | None, str]] = []
-    for entry in read_history(next(iter(volumes.values()))):
+    for entry in read_history(primary):
         if entry.get("undone"):
             since = run_number(entry["undone"].get("snapshot", ""))
             done = [one for one in done if is_before(one[0], since)]
         elif entry.get("kind") in _UNDOABLE and entry.get("result") != TAKEN_OVER:
             done.append((run_number(entry["run"]), entry.get("snapshot", "")))
-    found = open_snapshot(volumes, done[-1][1]) if done and done[-1][1] else None
-    return None if found is None or found.by_hand else found
+    return done[-1][1] if done else ""
 
 
 def is_before(number: int | None, other: int | None) -> bool:
@@ -174,7 +187,8 @@ def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
                     hint="Use the ipavolume of the image that made it, or a newer one.",
                     path=path_of_member(fd, RECORD),
                 )
-            found: Snapshot = _load(data)
+            # Those made before it was recorded have no such volume.
+            found: Snapshot = _load({"refilled": [], **checks.table(data)})
             if found.run != run:
                 raise checks.wrong(found.run, f"run {run}")
         except checks.MalformedError as err:
@@ -182,15 +196,26 @@ def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
         return found
 
 
-def old_runs(volumes: Mapping[str, Volume], *, days: int) -> tuple[str, ...]:
-    """Return the runs whose snapshots are older than *days*; those made by hand are nobody's."""
+def old_runs(volumes: Mapping[str, Volume], facts: Facts, *, days: int) -> tuple[str, ...]:
+    """Return the runs whose snapshots are older than *days*.
+
+    Those made by hand are nobody's, and those of another volume are not ours to drop.
+
+    Args:
+        volumes: The volumes, the primary one first.
+        facts: What was found on the primary one.
+        days: So old they are at least.
+    """
     since = clock.text_of(clock.seconds() - days * _DAY_S)
     try:
         known = read_snapshots(volumes)
     except IpaVolumeError:
         # Only a proposal: who drops one hears what is wrong with it.
         return ()
-    return tuple(one.run for one in known if not one.by_hand and one.made < since)
+    uuid = uuid_of(facts)
+    return tuple(
+        one.run for one in known if not one.by_hand and one.made < since and is_of(one, uuid)
+    )
 
 
 def chain_snapshot(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | None:
@@ -209,23 +234,46 @@ def chain_snapshot(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | No
     """
     run = chain_run(volumes, facts)
     found = open_snapshot(volumes, run) if run else None
-    if found is None or found.by_hand:
-        return None
-    uuid = facts.identity.primary if facts.identity else ""
-    if facts.transaction is not None:
-        uuid = facts.transaction.primary
-    return found if found.primary == uuid else None
+    return None if found is None or found.by_hand or not is_of(found, uuid_of(facts)) else found
 
 
-def is_of(snapshot: Snapshot, facts: Facts) -> bool:
-    """Tell whether *snapshot* is of the volumes of whose primary one *facts* are.
+def uuid_of(facts: Facts) -> str:
+    """Return the uuid that snapshots of the volumes have, of whose primary one *facts* are.
 
-    What is mounted for snapshots can be another one's, which is nobody's here to remove.
+    "" where it has none: what is adopted gets one with its first run that is marked.
     """
-    uuid = facts.identity.uuid if facts.identity else ""
     if facts.transaction is not None:
-        uuid = facts.transaction.primary
+        return facts.transaction.primary
+    return facts.identity.uuid if facts.identity else ""
+
+
+def is_of(snapshot: Snapshot, uuid: str) -> bool:
+    """Tell whether *snapshot* is of the volumes whose primary one has *uuid*, and can be used."""
     return snapshot.primary in ("", uuid)
+
+
+def may_be_anothers(volumes: Mapping[str, Volume], run: str, uuid: str) -> bool:
+    """Tell whether what is there of *run* may be another volume's, which nobody here removes.
+
+    That is so only where something is mounted for snapshots, which may be another volume's or
+    shared with it: what lies on a volume itself is its own. Of a record there that cannot be
+    understood nobody can tell; without one there is no snapshot.
+
+    Args:
+        volumes: The volumes, the primary one first.
+        run: The run.
+        uuid: Uuid of the primary one, by :func:`uuid_of`.
+    """
+    for mount, volume in volumes.items():
+        if not is_elsewhere(volume):
+            continue
+        try:
+            found = open_snapshot({mount: volume}, run)
+        except IpaVolumeError:
+            return True
+        if found is not None and not is_of(found, uuid):
+            return True
+    return False
 
 
 def chain_run(volumes: Mapping[str, Volume], facts: Facts) -> str:
@@ -239,13 +287,18 @@ def chain_run(volumes: Mapping[str, Volume], facts: Facts) -> str:
     return ""
 
 
-def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
+def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[str, ...]:
     """Make sure that every volume of *snapshot* is there, with its part of exactly this one.
+
+    Returns:
+        The mounts of the volumes that have no part of it any more, and need none: an empty one may
+        have taken their place. They are as good as left out.
 
     Raises:
         UnsafeVolumeError: If something is missing, or is of another one; or if the image has no
             such volume.
     """
+    lost = []
     for mount in snapshot.mounts:
         if mount not in volumes:
             raise UnsafeVolumeError(
@@ -255,6 +308,9 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
                 hint="In a container of the image that began the upgrade: ipavolume rollback",
             )
         with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:
+            if fd is None and mount in snapshot.refilled and not _is_open(volumes[mount]):
+                lost.append(mount)
+                continue
             if fd is None:
                 raise UnsafeVolumeError(
                     f"the volume at {volumes[mount].directory} has no part of the snapshot of run "
@@ -262,14 +318,19 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> None:
                     code=DAMAGED,
                     hint="Mount the volumes that belong together.",
                 )
-            if read_small(
-                fd, RECORD, volumes[mount], limit_bytes=_MAX_RECORD_BYTES
-            ) != dump_snapshot(snapshot):
+            if open_snapshot({mount: volumes[mount]}, snapshot.run) != snapshot:
                 raise _damaged(fd, RECORD, "is of another snapshot", snapshot.run)
             for name in (CONTENT, KEPT_STATE) if mount == snapshot.mounts[0] else (CONTENT,):
                 st = files.lstat(fd, name)
                 if st is None or not stat.S_ISDIR(st.st_mode):
                     raise _damaged(fd, name, "is not a directory", snapshot.run)
+    return tuple(lost)
+
+
+def _is_open(volume: Volume) -> bool:
+    """Tell whether the volume is in the middle of a run, which has what was there before it."""
+    with _inside(volume, TRANSACTION) as fd:
+        return fd is not None
 
 
 @contextlib.contextmanager
@@ -283,6 +344,21 @@ def place(volume: Volume) -> Iterator[int]:
         yield volume.fd if fd is None else fd
 
 
+def making_name(volume: Volume, uuid: str) -> str:
+    """Return where a snapshot of *volume* is until it is whole; who finds one removes it.
+
+    What is mounted for snapshots may have one that another volume is making.
+
+    Args:
+        volume: The volume.
+        uuid: Uuid of the primary one, by :func:`uuid_of`.
+
+    Raises:
+        VolumeIOError: If what is mounted cannot be told.
+    """
+    return f"{_MAKING}-{uuid or 'new'}" if is_elsewhere(volume) else _MAKING
+
+
 def is_elsewhere(volume: Volume) -> bool:
     """Tell whether something is mounted for the snapshots of *volume*.
 
@@ -290,6 +366,31 @@ def is_elsewhere(volume: Volume) -> bool:
         VolumeIOError: If what is mounted cannot be told.
     """
     return f"{STATE_DIRECTORY}/{SNAPSHOTS}" in mounts.mount_points_below(volume.directory)
+
+
+def lost_mounts(volumes: Mapping[str, Volume]) -> tuple[str, ...]:
+    """Return where something was mounted for snapshots when one was made, and nothing is now.
+
+    One that was made there would be hidden as soon as that is mounted again.
+
+    Raises:
+        VolumeIOError: If what is mounted cannot be told.
+    """
+    return tuple(
+        f"{mount}/{STATE_DIRECTORY}/{SNAPSHOTS}"
+        for mount, volume in volumes.items()
+        if _was_elsewhere(volume) and not is_elsewhere(volume)
+    )
+
+
+def _was_elsewhere(volume: Volume) -> bool:
+    fd = open_state(volume)
+    if fd is None:
+        return False
+    try:
+        return files.lstat(fd, SNAPSHOTS_MOUNTED) is not None
+    finally:
+        os.close(fd)
 
 
 def open_content(volume: Volume, run: str) -> int:

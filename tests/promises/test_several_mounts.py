@@ -8,11 +8,13 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command import PROJECT
+from support import tracing
+from support.command import PROJECT, clean_environment
 from support.filesystems import Filesystems
 from support.images import GROUPS, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
@@ -248,6 +250,122 @@ def test_a_volume_of_logs_may_be_an_empty_one_at_each_start(
     before = picture(site.top)
     site.refused(second, "lost-secondary")
     assert picture(site.top) == before
+
+
+ALWAYS = {"IPAVOLUME_SNAPSHOT": "always"}
+
+
+def _empty(site: Site) -> None:
+    shutil.rmtree(site.volume("/logs"))
+    site.volume("/logs").mkdir(mode=0o755)
+
+
+def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """Its part of the snapshot went with it; the start that fills it is not what is undone."""
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    data, logs = site.volumes["/data"], site.volumes["/logs"]
+    (data / "etc/app/app.conf").write_text("edited")
+    (data / "var/lib/app/database").write_text("before")
+    before = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
+    site.upgrade(second, env=ALWAYS)
+    (kept,) = (data / ".ipavolume/snapshots").iterdir()
+    _empty(site)
+    said = site.run("upgrade", second, env=ALWAYS).stderr
+    assert "way back" not in said
+    assert site.history()[-1]["kind"] == "refill"
+    assert picture(logs / "var") == picture(second.root / "logs-template/var")
+    assert [*(data / ".ipavolume/snapshots").iterdir()] == [kept]
+    # What refuses the old image names the way back that there is.
+    assert f"the snapshot of run {kept.name}" in site.run("upgrade", first, status=77).stderr
+    (data / "var/lib/app/database").write_text("after")
+    (logs / "var/log/app/app.log").write_text("what happened")
+    there = picture(logs / "var")
+    shown = site.run("rollback", second, "--dry-run").stdout
+    assert f"{logs} has no part of the snapshot" in shown
+    said = site.run("rollback", second).stderr
+    assert f"{logs} has no part of the snapshot" in said
+    assert picture(data, times=False, leave_out=lambda path: path == "/.ipavolume") == before
+    assert picture(logs / "var") == there
+    site.upgrade(first)
+    assert _ids(site) == {"one"}
+    assert (data / "var/lib/app/database").read_text() == "before"
+    assert (logs / "var/log/app/app.log").read_text() == "what happened"
+
+
+def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    data, logs = site.volumes["/data"], site.volumes["/logs"]
+    (data / "var/lib/app/database").write_text("before")
+    before = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
+    kept = site.top / "kept"
+
+    def fresh() -> None:
+        for volume in (data, logs):
+            shutil.rmtree(volume)
+            subprocess.run(["cp", "-a", kept / volume.name, volume], check=True, timeout=60)
+
+    kept.mkdir()
+    subprocess.run(["cp", "-a", data, logs, kept], check=True, timeout=60)
+    fresh()
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(second)]
+    env = clean_environment(ALWAYS)
+    done, calls = tracing.trace(command, env=env, log=site.top / "log")
+    assert done.returncode == 0, done.stderr
+    swapped = tracing.find(calls, lambda call: '".progress.json.new"' in call.text)
+    fresh()
+    tracing.killed(command, calls[swapped], env=env)
+    assert (data / "etc/app/program").read_text() == "version 2"
+    _empty(site)
+    site.refused(second, "foreign-volume", env=ALWAYS)
+    said = site.run("upgrade", first).stderr
+    assert f"{logs} has no part of the snapshot" in said
+    assert picture(data, times=False, leave_out=lambda path: path == "/.ipavolume") == before
+    assert picture(logs / "var") == picture(first.root / "logs-template/var")
+    assert _ids(site) == {"one"}
+
+
+def test_a_start_that_fills_logs_and_changes_data_has_a_snapshot_of_its_own(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    _, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(second)
+    _empty(site)
+    (site.volume("/data") / "etc/app/program").unlink()
+    said = site.run("upgrade", second, env=ALWAYS).stderr
+    assert "way back: " in said
+    assert site.history()[-1]["kind"] == "upgrade"
+    assert (site.volume("/data") / "etc/app/program").read_text() == "version 2"
+
+
+def test_logs_of_another_account_are_not_an_empty_volume(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The image has only directories there, so that no file of its own tells whose it is."""
+    shipped = [one for one in _files("1") if one.directory or "/log/" not in one.path]
+    rpm = build_rpm(tmp_path_factory.mktemp("bare"), "bare", shipped, version="1")
+    image = site.image("one", [rpm], lists=LISTS, config=f"{BOTH}refill = true\n")
+    site.upgrade(image)
+    logs = site.volume("/logs")
+    _empty(site)
+    other = logs / "var/log/app/other.log"
+    other.parent.mkdir(parents=True)
+    other.write_text("of another application")
+    os.chown(other, 700, 700)
+    before = picture(site.top)
+    site.refused(image, "lost-secondary")
+    assert picture(site.top) == before
+    # Filled by hand, as any other one is.
+    site.upgrade(image, "--allow", "lost-secondary")
+    assert other.read_text() == "of another application"
+    assert site.history()[-1]["overrides"] == ["lost-secondary"]
+    _empty(site)
+    assert site.upgrade(image)["state"] == "outdated"
 
 
 @pytest.mark.filesystem

@@ -169,6 +169,31 @@ def test_parts_of_two_snapshots_are_none(volumes: dict[str, Volume]) -> None:
     )
 
 
+def test_a_volume_that_may_be_emptied_needs_no_part(volumes: dict[str, Volume]) -> None:
+    """Unless it is in the middle of a run: that has what was there."""
+    one = replace(SNAPSHOT, refilled=("/logs",))
+    for mount in SNAPSHOT.mounts:
+        (_part(volumes, mount) / "record.json").write_bytes(snapshots.dump_snapshot(one))
+    assert snapshots.check_snapshot(volumes, one) == ()
+    shutil.rmtree(_part(volumes, "/logs").parent)
+    assert snapshots.check_snapshot(volumes, one) == ("/logs",)
+    (Path(volumes["/logs"].directory) / ".ipavolume/transaction").mkdir()
+    with pytest.raises(UnsafeVolumeError, match="no part"):
+        snapshots.check_snapshot(volumes, one)
+
+
+def test_a_record_from_before_a_volume_could_be_emptied_is_read(
+    volumes: dict[str, Volume],
+) -> None:
+    for mount in SNAPSHOT.mounts:
+        path = _part(volumes, mount) / "record.json"
+        record = json.loads(path.read_text())
+        del record["refilled"]
+        path.write_text(json.dumps(record))
+    assert snapshots.read_snapshots(volumes) == (SNAPSHOT,)
+    assert snapshots.check_snapshot(volumes, SNAPSHOT) == ()
+
+
 def test_parts_stay_whose_mount_is_missing_and_what_a_killed_removal_left_goes(
     volumes: dict[str, Volume],
 ) -> None:
@@ -266,7 +291,7 @@ def test_what_is_older_than_so_many_days_is_told(volumes: dict[str, Volume]) -> 
         (replace(SNAPSHOT, made=made, by_hand=True), 2, ()),
     ):
         (_part(volumes) / "record.json").write_bytes(snapshots.dump_snapshot(one))
-        assert snapshots.old_runs(volumes, days=days) == expected
+        assert snapshots.old_runs(volumes, _facts(), days=days) == expected
 
 
 NOTHING = Facts(
@@ -332,8 +357,18 @@ def test_without_a_run_it_is_the_last_upgrade_that_is_undone(
 ) -> None:
     """Never more than that one, and never forward to what was undone."""
     _ran(volumes, *runs)
-    found = snapshots.last_undoable(volumes)
+    found = snapshots.last_undoable(volumes, _facts())
     assert (found and found.run) == (undoable and f"{undoable:04}-image")
+
+
+def test_one_of_another_volume_undoes_nothing(volumes: dict[str, Volume]) -> None:
+    """A directory with the same run of another volume is mounted for the snapshots by mistake."""
+    _ran(volumes, _run(2))
+    other = replace(SNAPSHOT, primary="another", made="2020-01-01T00:00:00+00:00")
+    (_part(volumes) / "record.json").write_bytes(snapshots.dump_snapshot(other))
+    assert snapshots.last_undoable(volumes, _facts()) is None
+    assert snapshots.undoable_run(volumes["/data"]) == SNAPSHOT.run
+    assert snapshots.old_runs(volumes, _facts(), days=1) == ()
 
 
 def test_what_was_begun_since_a_snapshot_by_hand_is_known_by_the_number_of_the_run(
