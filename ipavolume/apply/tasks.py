@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -49,10 +48,7 @@ from ipavolume.plan import tasks
 from ipavolume.rpm import running
 from ipavolume.rpm.scriptlets import Call
 from ipavolume.steps import loading
-from ipavolume.steps.api import (
-    Command,
-    Declaration,
-)
+from ipavolume.steps.api import Command, Declaration, in_a_line
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
 from ipavolume.steps.strays import Links
@@ -224,7 +220,7 @@ class Execution:
         digest = hashlib.sha256("\0".join(command.words).encode("utf-8", "surrogateescape"))
         done = self.log.records[task.key].commands
         if digest.hexdigest() in done:
-            self._output.say(f"already done: {shlex.join(command.words)}")
+            self._output.say(f"already done: {in_a_line(command.words)}")
             return []
         messages = run_command(self._context.image, task.name, command, self._output, self._links)
         if command.repeat:

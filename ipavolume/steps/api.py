@@ -264,6 +264,15 @@ def told(warning: Warn) -> str:
     return f"{warning.text}. {warning.hint}" if warning.hint else warning.text
 
 
+def in_a_line(words: Iterable[str]) -> str:
+    """Return a command as it is shown: of a script among its words the first line that has text."""
+    shown = []
+    for word in words:
+        lines = word.strip().splitlines()
+        shown.append(f"{lines[0]} ..." if len(lines) > 1 else word)
+    return shlex.join(shown)
+
+
 def describe(action: StepAction) -> str:
     """Return the line that a dry run prints for what a step wants done."""
     match action:
@@ -274,7 +283,7 @@ def describe(action: StepAction) -> str:
         case MakeLink(path=path, target=target, reason=reason):
             return f"link {path} -> {target} ({reason})"
         case Command(words=words, reason=reason):
-            return f"run {shlex.join(words)} ({reason})"
+            return f"run {in_a_line(words)} ({reason})"
         case Warn(text=text):
             return f"warn: {text}"
         case Refuse(text=text):

@@ -39,7 +39,17 @@ from ipavolume.model.files import BUILD_ID_NAME, Metadata, Xattrs
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import mount_of
 from ipavolume.steps import api, declaration, views
-from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, Step, StepAction, Warn, Write
+from ipavolume.steps.api import (
+    Command,
+    MakeLink,
+    Refuse,
+    Remove,
+    Step,
+    StepAction,
+    Warn,
+    Write,
+    in_a_line,
+)
 from ipavolume.steps.judging import PATH
 from ipavolume.steps.loading import path_fault
 from ipavolume.steps.saving import Saving, opened_state
@@ -377,7 +387,7 @@ def run_command(
         VolumeIOError: If what it put there cannot be taken over now.
     """
     words = shlex.join(command.words)
-    output.say(f"running {words} ({command.reason})")
+    output.say(f"running {in_a_line(command.words)} ({command.reason})")
     lines = CommandOutput(log=output, suspects=diagnosis.Suspects(words))
     try:
         ended = processes.run_command(
