@@ -129,6 +129,11 @@ def test_the_journal_is_on_the_volume(tmp_path: Path, packages: dict[str, list[P
     inside.run(image.root, volume, [*inside.IPAVOLUME, "upgrade"]).check_returncode()
     inside.run(image.root, volume, start).check_returncode()
     assert (volume / "var/log/journal/x").read_text() == "x\n"
+    # What has content, as the host's that is mounted there, stays.
+    script = 'mkdir -p /run/log/journal; echo y >/run/log/journal/x; "$@"; cat /run/log/journal/x'
+    done = inside.run(image.root, volume, ["sh", "-c", script, "sh", *words])
+    assert done.stdout == "y\n"
+    assert (volume / "var/log/journal/x").read_text() == "x\n"
 
 
 def test_a_derived_image_of_another_configuration_has_another_id(
