@@ -74,7 +74,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN = b"/run"
 _OF_ENGINES = (b"/run/secrets", b"/run/.containerenv")
 _BEGAN = b"/run/.ipavolume-began"
-"""Made by a container's first start, with the time at which that container began."""
+"""Made by a container's first start; its time says when that was."""
 _LEVELS, _COARSE_S = 32, 0.05
 
 
@@ -129,7 +129,7 @@ def start(arguments: list[str]) -> None:
 
 
 def empty_run() -> None:
-    """Remove what the container's last run left in ``/run``, where nothing is mounted there.
+    """Remove what the container's last run left in ``/run``, where nobody has mounted anything.
 
     A machine's is empty at each boot, and a daemon may not start beside the pid file of another
     life. What is younger than the container's first start and older than this one goes: files,
@@ -141,17 +141,18 @@ def empty_run() -> None:
         return
     try:
         with open("/proc/self/mountinfo", "rb") as stream:
-            kept = {line.split(b" ")[4] for line in stream}
-        if _RUN in kept:
+            mounted = [line.split(b" ", 5)[3:5] for line in stream]
+        if not all(_is_anonymous(root) for root, place in mounted if place == _RUN):
             return
+        kept = {place for _, place in mounted if place != _RUN}
         kept.update((*_OF_ENGINES, _BEGAN))
         # What an entry point writes before it executes this is of this run. File systems have a
         # coarser clock than processes.
         started_s = int(_fields(b"/proc/self")[_STARTED]) / os.sysconf("SC_CLK_TCK")
         ago_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
         now_s = time.time() - ago_s - _COARSE_S
-        began_s = _began(now_s)
-        if began_s >= now_s:
+        began_s = _began()
+        if began_s is None:
             return
         fd = os.open(_RUN, _DIRECTORY)
         removed = _remove_older(fd, _RUN, kept, (began_s, now_s), _LEVELS)
@@ -161,21 +162,26 @@ def empty_run() -> None:
         _say(_logged(b"removed %d files from /run, which the container's last run left" % removed))
 
 
-def _began(now_s: float) -> float:
-    """Return when this container's first start was, which is *now_s* where this is it.
+def _is_anonymous(root: bytes) -> bool:
+    """Tell whether a mount's *root* is a volume that an engine made for this container alone.
+
+    It does for a ``VOLUME /run`` of the image, as the freeipa-container project's has it.
+    """
+    name = root.removesuffix(b"/_data").rpartition(b"/volumes/")[2]
+    return root.endswith(b"/_data") and len(name) == _ID and not name.strip(b"0123456789abcdef")
+
+
+def _began() -> float | None:
+    """Return when this container was first started, by a note in it; ``None``: this is that start.
 
     Raises:
         OSError: If it cannot be noted, as in a read-only container, where nothing is left either.
     """
     try:
-        fd = os.open(_BEGAN, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.close(os.open(_BEGAN, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return os.stat(_BEGAN, follow_symlinks=False).st_mtime
-    try:
-        os.utime(fd, (now_s, now_s))
-    finally:
-        os.close(fd)
-    return now_s
+    return None
 
 
 def _remove_older(

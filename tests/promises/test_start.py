@@ -122,9 +122,15 @@ def test_the_first_start_fills_the_volume_and_the_second_only_executes(
     assert [run["kind"] for run in history] == ["populate"]
 
 
-@pytest.mark.parametrize("state", ["empty", "current"])
+ANONYMOUS = f"/srv/volumes/{'0a' * 32}/_data"
+NAMED = "/srv/volumes/run/_data"
+
+
+@pytest.mark.parametrize(
+    ("state", "mounted"), [("empty", ""), ("current", ""), ("current", ANONYMOUS)]
+)
 def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_last_run(
-    state: str, tmp_path: Path, versions: tuple[Path, Path]
+    state: str, mounted: str, tmp_path: Path, versions: tuple[Path, Path]
 ) -> None:
     """Where no tmpfs is on /run: a daemon does not start beside the pid file of another life."""
     site = Site(top=tmp_path)
@@ -141,14 +147,18 @@ def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_la
 
     def life(first: str, second: str) -> Result:
         """Run something of an entry point's, and then a start with something else."""
-        words = ["sh", "-ec", f'umount /run; {first}; exec "$@"', "sh", *start, second]
+        begin = f"umount /run; {bind}; {first}"
+        words = ["sh", "-ec", f'{begin}; exec "$@"', "sh", *start, second]
         done = inside.run(image.root, volume, words, layer=layer)
         assert done.returncode == 0, done
         # What an instant separates may have one time.
         inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
         return done
 
-    look = "find /run /srv ! -type d"
+    # As an engine gives the container what an image's VOLUME /run is for.
+    copy = f"[ -d {mounted} ] || {{ mkdir -p {mounted}; cp -a /run/. {mounted}; }}"
+    bind = f"{copy}; mount --bind {mounted} /run" if mounted else ":"
+    look = "find /run /srv -path '*/volumes' -prune -o ! -type d -print"
     if state == "current":
         inside.run(image.root, volume, [*inside.IPAVOLUME, "upgrade"])
     inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
@@ -167,6 +177,22 @@ def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_la
     files |= {"/run/new", "/run/.containerenv", "/run/secrets/key", "/run/app/a b/kept"}
     assert {*done.stdout.splitlines()[-10:]} == files | {"7", "/run/app/sub"}, done
     assert done.stderr.count("removed 5 files from /run") == 1
+
+
+def test_what_somebody_mounts_at_run_is_left_alone(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS)
+    volume, layer = site.volume(), tmp_path / "layer"
+    layer.mkdir()
+    bind = f"umount /run; mkdir -p {NAMED}; mount --bind {NAMED} /run"
+    words = ["sh", "-ec", f'{bind}; exec "$@"', "sh", *inside.IPAVOLUME, "start", "--"]
+    words += ["sh", "-c", "ls -A /run; touch /run/left"]
+    inside.run(image.root, volume, words, layer=layer).check_returncode()
+    done = inside.run(image.root, volume, words, layer=layer)
+    assert "from /run" not in done.stderr
+    assert done.stdout.splitlines()[-1:] == ["left"]
 
 
 def test_a_start_with_a_newer_image_upgrades_and_executes(
