@@ -74,7 +74,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN = b"/run"
 _OF_ENGINES = (b"/run/secrets", b"/run/.containerenv")
 _BEGAN = b"/run/.ipavolume-began"
-"""Made by a container's first start; its time says when that was."""
+"""Made by a container's first start: its time says when that was, its text in which."""
 _LEVELS, _COARSE_S = 32, 0.05
 
 
@@ -174,13 +174,22 @@ def _is_anonymous(root: bytes) -> bool:
 def _began() -> float | None:
     """Return when this container was first started, by a note in it; ``None``: this is that start.
 
+    The note has the container's host name: that of another one came with an image made of it, or
+    is of who shares this ``/run`` and may be running.
+
     Raises:
         OSError: If it cannot be noted, as in a read-only container, where nothing is left either.
     """
+    own = os.fsencode(os.uname().nodename)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(_BEGAN, flags, 0o600)
     try:
-        os.close(os.open(_BEGAN, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return os.stat(_BEGAN, follow_symlinks=False).st_mtime
+        if os.read(fd, _LIMIT) == own:
+            return os.fstat(fd).st_mtime
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, own, 0)
+    finally:
+        os.close(fd)
     return None
 
 

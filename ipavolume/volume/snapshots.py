@@ -308,7 +308,9 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[s
                 hint="In a container of the image that began the upgrade: ipavolume rollback",
             )
         with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:
-            if fd is None and mount in snapshot.refilled and not _is_open(volumes[mount]):
+            is_lost = fd is None and mount in snapshot.refilled and not _is_open(volumes[mount])
+            # It may be on what is not mounted now: then it is not lost.
+            if is_lost and not lost_mounts({mount: volumes[mount]}):
                 lost.append(mount)
                 continue
             if fd is None:
@@ -316,7 +318,7 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[s
                     f"the volume at {volumes[mount].directory} has no part of the snapshot of run "
                     f"{snapshot.run}",
                     code=DAMAGED,
-                    hint="Mount the volumes that belong together.",
+                    hint="Mount the volumes that belong together, and where their snapshots are.",
                 )
             if open_snapshot({mount: volumes[mount]}, snapshot.run) != snapshot:
                 raise _damaged(fd, RECORD, "is of another snapshot", snapshot.run)
@@ -458,7 +460,11 @@ def _original(line: bytes) -> Original:
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
     """Return the record of *snapshot*."""
-    return dump_line(checks.dump(snapshot, _WRITTEN))
+    data = checks.dump(snapshot, _WRITTEN)
+    if not snapshot.refilled:
+        # An ipavolume that does not know of it compares the bytes of volumes that have none.
+        del data["refilled"]
+    return dump_line(data)
 
 
 def _accounts_data(accounts: Accounts) -> dict[str, dict[str, int]]:

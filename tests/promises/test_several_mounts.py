@@ -295,6 +295,39 @@ def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
     assert (logs / "var/log/app/app.log").read_text() == "what happened"
 
 
+def test_a_part_on_a_disk_that_is_not_mounted_is_not_lost(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """Or going back would leave the logs of the newer image, and forget the part for good."""
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    data, logs = site.volumes["/data"], site.volumes["/logs"]
+    (data / "var/lib/app/database").write_text("before")
+    (logs / "var/log/app/app.log").write_text("before")
+    disk, place = site.top / "disk", logs / ".ipavolume/snapshots"
+    for directory in (disk, place):
+        directory.mkdir(mode=0o700)
+    mount = ["mount", "--bind", str(disk), str(place)]
+    subprocess.run(mount, check=True, timeout=60)
+    try:
+        site.upgrade(second, env=ALWAYS)
+    finally:
+        subprocess.run(["umount", str(place)], check=True, timeout=60)
+    for path in (data / "var/lib/app/database", logs / "var/log/app/app.log"):
+        path.write_text("after")
+    before = picture(data), picture(logs)
+    assert "[damaged-snapshot]" in site.run("rollback", second, status=65).stderr
+    assert (picture(data), picture(logs)) == before
+    place.mkdir(mode=0o700, exist_ok=True)
+    subprocess.run(mount, check=True, timeout=60)
+    try:
+        site.run("rollback", second)
+    finally:
+        subprocess.run(["umount", str(place)], check=True, timeout=60)
+    assert (data / "var/lib/app/database").read_text() == "before"
+    assert (logs / "var/log/app/app.log").read_text() == "before"
+
+
 def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
     site: Site, versions: tuple[Path, Path]
 ) -> None:

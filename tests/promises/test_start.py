@@ -179,6 +179,29 @@ def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_la
     assert done.stderr.count("removed 5 files from /run") == 1
 
 
+def test_what_another_container_has_in_a_shared_run_is_left_alone(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """By --volumes-from, or in an image that was made of a container: the note is another one's."""
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS)
+    volume, layer = site.volume(), tmp_path / "layer"
+    layer.mkdir()
+    words = ["unshare", "--uts", "sh", "-ec"]
+    words += ['umount /run; echo "$1" > /proc/sys/kernel/hostname; shift; exec "$@"', "sh"]
+    start = [*inside.IPAVOLUME, "start", "--", "sh", "-c", "ls -A /run; touch /run/socket"]
+    said = {}
+    for name in ("one", "other", "other again"):
+        host = [*words, name.split()[0], *start]
+        said[name] = inside.run(image.root, volume, host, layer=layer)
+        assert said[name].returncode == 0, said[name]
+        inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
+    assert said["other"].stdout.splitlines()[-1] == "socket"
+    assert "from /run" not in said["other"].stderr
+    # Now it is its own: made again by its last run.
+    assert "removed 1 files from /run" in said["other again"].stderr
+
+
 def test_what_somebody_mounts_at_run_is_left_alone(
     tmp_path: Path, versions: tuple[Path, Path]
 ) -> None:
