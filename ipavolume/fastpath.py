@@ -134,8 +134,8 @@ def empty_run() -> None:
     A machine's is empty at each boot, and a daemon may not start beside the pid file of another
     life. What is younger than the container's first start and older than this one goes: files,
     links, sockets and FIFOs. Directories stay, which packages made and nobody makes again; so does
-    what the image has, what was copied into the container before it began, and what is mounted
-    there.
+    what is mounted there, and what was there before the container began, by its image or by a copy,
+    unless it was changed since.
     """
     if os.getpid() != 1:
         return
@@ -163,7 +163,7 @@ def empty_run() -> None:
 
 
 def _is_anonymous(root: bytes) -> bool:
-    """Tell whether a mount's *root* is a volume that an engine made for this container alone.
+    """Tell whether a mount's *root* is a volume that an engine made without being given a name.
 
     It does for a ``VOLUME /run`` of the image, as the freeipa-container project's has it.
     """

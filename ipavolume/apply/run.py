@@ -437,10 +437,7 @@ class _Run:
             return ""
         made = _snapshot(self._context.volumes, run, self._transaction.primary)
         if made is None:
-            return (
-                f"Or start the image of before: it goes back, for which {missing(run)}. "
-                f"{IS_MOUNTED}"
-            )
+            return f"The image of before could go back, but {missing(run)}. {IS_MOUNTED}"
         if made.is_partial:
             return ""
         if made.from_build in ("", self._transaction.to_build):

@@ -91,11 +91,14 @@ class _Making:
     def __init__(self, volumes: Volumes, way: WayBack, say: Progress, *, uuid: str) -> None:
         self._volumes = volumes
         self._way = way
-        self._uuid = uuid
         self._meter = Meter(say, "making a snapshot", total=way.files, total_bytes=way.bytes)
         self._lacks = list(way.lacks)
         self._passed: list[str] = []
         self._places: dict[str, tuple[int, int]] = {}
+        # What is mounted is asked once: another answer later would not be what was made.
+        self._names = {
+            mount: snapshots.making_name(volume, uuid) for mount, volume in volumes.items()
+        }
         self._count = 0
 
     def run(self, facts: Mapping[str, Facts], *, run: str, primary: str, by_hand: bool) -> Snapshot:
@@ -134,13 +137,10 @@ class _Making:
         for mount, (above, inside) in self._places.items():
             os.close(inside)
             with contextlib.suppress(OSError):
-                trees.remove_tree(above, self._name(mount))
+                trees.remove_tree(above, self._names[mount])
             os.close(above)
             with contextlib.suppress(OSError), _state(self._volumes[mount]) as state:
                 files.remove_directory(state, layout.SNAPSHOTS)
-
-    def _name(self, mount: str) -> str:
-        return snapshots.making_name(self._volumes[mount], self._uuid)
 
     def _open(self, volume: Volume) -> None:
         state = make_state(volume)
@@ -150,7 +150,7 @@ class _Making:
         finally:
             os.close(state)
         try:
-            name = self._name(volume.mount)
+            name = self._names[volume.mount]
             trees.remove_tree(above, name)
             files.make_directory(above, name, mode=layout.PRIVATE_MODE)
             inside = files.open_at(above, name, files.DIRECTORY_FLAGS)
@@ -235,10 +235,10 @@ class _Making:
             if snapshots.is_elsewhere(volume):
                 with _state(volume) as state:
                     files.write_file(state, layout.SNAPSHOTS_MOUNTED, b"")
-                sync_mounted(self._places[volume.mount][0], self._name(volume.mount))
+                sync_mounted(self._places[volume.mount][0], self._names[volume.mount])
         self._volumes.check_lock()
         for mount, (above, _) in reversed(self._places.items()):
-            files.rename_noreplace(above, self._name(mount), above, snapshot.run)
+            files.rename_noreplace(above, self._names[mount], above, snapshot.run)
             files.sync(above)
         for volume in self._volumes.values():
             with _state(volume) as state:

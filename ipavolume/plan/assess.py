@@ -56,7 +56,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             if (
                 not instance[mount]
                 and _is_nobodys(facts[mount])
-                and _is_refilled(context, mount, primary)
+                and _may_be_refilled(context, mount, primary)
             ):
                 # Nobody moved there what the lists move to it: it was of the image before.
                 theirs = _strangers(context, mount, joins=False)
@@ -316,7 +316,7 @@ def _is_nobodys(facts: Facts) -> bool:
     return not (facts.identity or facts.transaction or facts.build_id or facts.legacy)
 
 
-def _is_refilled(context: Context, mount: str, primary: Facts) -> bool:
+def _may_be_refilled(context: Context, mount: str, primary: Facts) -> bool:
     """Tell whether an empty volume may take the place of the one at *mount*, which was known."""
     known = primary.baseline.volumes if primary.baseline is not None else ()
     return mount in context.image.config.refilled and any(one.mount == mount for one in known)

@@ -244,8 +244,7 @@ def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
             code=NO_WAY_BACK,
             hint='Have one made before each upgrade: [snapshot] before-upgrade = "always".',
         )
-    lost = check_snapshot(volumes, snapshot)
-    there = replace(snapshot, mounts=tuple(mount for mount in snapshot.mounts if mount not in lost))
+    there, _ = _there(volumes, snapshot)
     refused = find_partial(snapshot) or find_first_run_since(volumes.primary, snapshot)
     if refused is not None:
         raise refused
@@ -297,10 +296,7 @@ def draft_rollback(
         IpaVolumeError: If it cannot be done, or would not fit.
     """
     volumes = context.volumes
-    lost = check_snapshot(volumes, snapshot)
-    snapshot = replace(
-        snapshot, mounts=tuple(mount for mount in snapshot.mounts if mount not in lost)
-    )
+    snapshot, lost = _there(volumes, snapshot)
     with opened(volumes, snapshot) as contents:
         warnings, overridden = asks_going_back(
             context.image,
@@ -352,6 +348,13 @@ def draft_rollback(
         cause=cause,
         is_automatic=is_automatic,
     )
+
+
+def _there(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
+    """Return what is there of a snapshot, and the mounts of the volumes that need no part of it."""
+    lost = check_snapshot(volumes, snapshot)
+    mounts = tuple(mount for mount in snapshot.mounts if mount not in lost)
+    return replace(snapshot, mounts=mounts), lost
 
 
 def _left(volume: Volume, run: str) -> Warn:

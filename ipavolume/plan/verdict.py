@@ -676,9 +676,10 @@ def _find_missing(question: Question) -> str:
     """Say how the snapshot is found that would be gone back to; "" where it is here."""
     if not question.missing:
         return ""
+    said = missing(question.missing)
     return (
-        f"{missing(question.missing)[:1].upper()}{missing(question.missing)[1:]}. {IS_MOUNTED} "
-        "With it the way back is ipavolume rollback. Otherwise: "
+        f"{said[:1].upper()}{said[1:]}. {IS_MOUNTED} With it the way back is ipavolume rollback. "
+        "Otherwise: "
     )
 
 

@@ -249,7 +249,7 @@ def uuid_of(facts: Facts) -> str:
 
 def is_of(snapshot: Snapshot, uuid: str) -> bool:
     """Tell whether *snapshot* is of the volumes whose primary one has *uuid*, and can be used."""
-    return snapshot.primary in ("", uuid)
+    return snapshot.primary == uuid
 
 
 def may_be_anothers(volumes: Mapping[str, Volume], run: str, uuid: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -64,20 +65,23 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
+@contextlib.contextmanager
+def _mounted(what: Path, where: Path) -> Iterator[None]:
+    """Have one path bind-mounted over another."""
+    command = [need_tool("mount"), "--bind", str(what), str(where)]
+    subprocess.run(command, check=True, timeout=60)
+    try:
+        yield
+    finally:
+        subprocess.run([need_tool("umount"), str(where)], check=True, timeout=60)
+
+
 @pytest.fixture
 def bind() -> Iterator[Callable[[Path, Path], None]]:
     """Bind-mount one path over another until the test ends."""
     need_root()
-    mounted: list[Path] = []
-
-    def mount(what: Path, where: Path) -> None:
-        command = [need_tool("mount"), "--bind", str(what), str(where)]
-        subprocess.run(command, check=True, timeout=60)
-        mounted.append(where)
-
-    yield mount
-    for where in reversed(mounted):
-        subprocess.run([need_tool("umount"), str(where)], check=True, timeout=60)
+    with contextlib.ExitStack() as mounts:
+        yield lambda what, where: mounts.enter_context(_mounted(what, where))
 
 
 def _by_hand(image: Image) -> None:
@@ -307,23 +311,16 @@ def test_a_part_on_a_disk_that_is_not_mounted_is_not_lost(
     disk, place = site.top / "disk", logs / ".ipavolume/snapshots"
     for directory in (disk, place):
         directory.mkdir(mode=0o700)
-    mount = ["mount", "--bind", str(disk), str(place)]
-    subprocess.run(mount, check=True, timeout=60)
-    try:
+    with _mounted(disk, place):
         site.upgrade(second, env=ALWAYS)
-    finally:
-        subprocess.run(["umount", str(place)], check=True, timeout=60)
     for path in (data / "var/lib/app/database", logs / "var/log/app/app.log"):
         path.write_text("after")
     before = picture(data), picture(logs)
     assert "[damaged-snapshot]" in site.run("rollback", second, status=65).stderr
     assert (picture(data), picture(logs)) == before
     place.mkdir(mode=0o700, exist_ok=True)
-    subprocess.run(mount, check=True, timeout=60)
-    try:
+    with _mounted(disk, place):
         site.run("rollback", second)
-    finally:
-        subprocess.run(["umount", str(place)], check=True, timeout=60)
     assert (data / "var/lib/app/database").read_text() == "before"
     assert (logs / "var/log/app/app.log").read_text() == "before"
 

@@ -126,96 +126,99 @@ ANONYMOUS = f"/srv/volumes/{'0a' * 32}/_data"
 NAMED = "/srv/volumes/run/_data"
 
 
+class Lives:
+    """A container that is started again and again; nothing is mounted at its ``/run``."""
+
+    def __init__(self, top: Path, versions: tuple[Path, Path]) -> None:
+        """Make its image, a volume and a layer of its own."""
+        self.site = Site(top=top)
+        shipped = lambda image: image.write("/run/app/shipped", "1")  # noqa: E731
+        self.image = self.site.image("one", versions[:1], lists=LISTS, edit=shipped)
+        self.volume = self.site.volume()
+        self.layer = top / "layer"
+        self.layer.mkdir()
+
+    def live(self, entry: str, command: str, *, host: str = "") -> Result:
+        """Run a script of an entry point's, and then a start with another one.
+
+        Args:
+            entry: The former, which *command* comes after.
+            command: The latter.
+            host: The container's host name; "" for this machine's.
+        """
+        named = f"echo {host} > /proc/sys/kernel/hostname; " if host else ""
+        words = ["unshare", "--uts", "sh", "-ec", f'umount /run; {named}{entry}; exec "$@"', "sh"]
+        words += [*inside.IPAVOLUME, "start", "--", "sh", "-ec", command]
+        done = inside.run(self.image.root, self.volume, words, layer=self.layer)
+        assert done.returncode == 0, done
+        self.pass_time()
+        return done
+
+    def pass_time(self) -> None:
+        """Run something: what an instant separates may have one time."""
+        inside.run(self.image.root, self.volume, [*inside.IPAVOLUME, "check"])
+
+
+@pytest.fixture
+def lives(tmp_path: Path, versions: tuple[Path, Path]) -> Lives:
+    """What each test of ``/run`` begins with."""
+    need_root()
+    return Lives(tmp_path, versions)
+
+
 @pytest.mark.parametrize(
     ("state", "mounted"), [("empty", ""), ("current", ""), ("current", ANONYMOUS)]
 )
 def test_a_container_that_is_started_again_finds_run_without_the_files_of_its_last_run(
-    state: str, mounted: str, tmp_path: Path, versions: tuple[Path, Path]
+    state: str, mounted: str, lives: Lives
 ) -> None:
     """Where no tmpfs is on /run: a daemon does not start beside the pid file of another life."""
-    site = Site(top=tmp_path)
-    shipped = lambda image: image.write("/run/app/shipped", "1")  # noqa: E731
-    image = site.image("one", versions[:1], lists=LISTS, edit=shipped)
     # By a layer of an image derived from the prepared one, or by docker cp.
-    image.write("/run/app/later", "1")
-    image.write("/srv/kept", "1")
-    os.chown(image.root / "run/app", 7, 7)
-    volume = site.volume()
-    layer = tmp_path / "layer"
-    layer.mkdir()
-    start = [*inside.IPAVOLUME, "start", "--", "sh", "-ec"]
-
-    def life(first: str, second: str) -> Result:
-        """Run something of an entry point's, and then a start with something else."""
-        begin = f"umount /run; {bind}; {first}"
-        words = ["sh", "-ec", f'{begin}; exec "$@"', "sh", *start, second]
-        done = inside.run(image.root, volume, words, layer=layer)
-        assert done.returncode == 0, done
-        # What an instant separates may have one time.
-        inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
-        return done
-
+    lives.image.write("/run/app/later", "1")
+    lives.image.write("/srv/kept", "1")
+    os.chown(lives.image.root / "run/app", 7, 7)
     # As an engine gives the container what an image's VOLUME /run is for.
     copy = f"[ -d {mounted} ] || {{ mkdir -p {mounted}; cp -a /run/. {mounted}; }}"
     bind = f"{copy}; mount --bind {mounted} /run" if mounted else ":"
     look = "find /run /srv -path '*/volumes' -prune -o ! -type d -print"
     if state == "current":
-        inside.run(image.root, volume, [*inside.IPAVOLUME, "upgrade"])
-    inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
+        inside.run(lives.image.root, lives.volume, [*inside.IPAVOLUME, "upgrade"])
+    lives.pass_time()
     leave = (
         "cd /run; mkdir -p app/sub secrets 'app/a b'; mkfifo app/fifo; ln -s /srv app/tree; "
         "ln -s /srv/kept app/link; touch app/app.pid app/sub/lock 'app/a b/kept' secrets/key; "
         "touch .containerenv"
     )
     files = {"/run/app/shipped", "/run/app/later", "/srv/kept", "/run/.ipavolume-began"}
-    done = life("echo 1 >/run/first", f"{look}; {leave}")
+    done = lives.live(f"{bind}; echo 1 >/run/first", f"{look}; {leave}")
     assert {*done.stdout.splitlines()[-5:]} == files | {"/run/first"}
     assert "from /run" not in done.stderr
     # The mount below is one of the same file system, which its number does not tell.
     mount = "mount --bind '/run/app/a b' '/run/app/a b'; echo 1 >/run/new; rm -f /run/first"
-    done = life(mount, f"{look}; stat -c %u /run/app; ls -d /run/app/sub")
+    done = lives.live(f"{bind}; {mount}", f"{look}; stat -c %u /run/app; ls -d /run/app/sub")
     files |= {"/run/new", "/run/.containerenv", "/run/secrets/key", "/run/app/a b/kept"}
     assert {*done.stdout.splitlines()[-10:]} == files | {"7", "/run/app/sub"}, done
     assert done.stderr.count("removed 5 files from /run") == 1
 
 
-def test_what_another_container_has_in_a_shared_run_is_left_alone(
-    tmp_path: Path, versions: tuple[Path, Path]
-) -> None:
+def test_what_another_container_has_in_a_shared_run_is_left_alone(lives: Lives) -> None:
     """By --volumes-from, or in an image that was made of a container: the note is another one's."""
-    site = Site(top=tmp_path)
-    image = site.image("one", versions[:1], lists=LISTS)
-    volume, layer = site.volume(), tmp_path / "layer"
-    layer.mkdir()
-    words = ["unshare", "--uts", "sh", "-ec"]
-    words += ['umount /run; echo "$1" > /proc/sys/kernel/hostname; shift; exec "$@"', "sh"]
-    start = [*inside.IPAVOLUME, "start", "--", "sh", "-c", "ls -A /run; touch /run/socket"]
-    said = {}
-    for name in ("one", "other", "other again"):
-        host = [*words, name.split()[0], *start]
-        said[name] = inside.run(image.root, volume, host, layer=layer)
-        assert said[name].returncode == 0, said[name]
-        inside.run(image.root, volume, [*inside.IPAVOLUME, "check"])
-    assert said["other"].stdout.splitlines()[-1] == "socket"
-    assert "from /run" not in said["other"].stderr
+    command = "ls -A /run; touch /run/socket"
+    lives.live(":", command, host="one")
+    other = lives.live(":", command, host="other")
+    assert other.stdout.splitlines()[-1] == "socket"
+    assert "from /run" not in other.stderr
     # Now it is its own: made again by its last run.
-    assert "removed 1 files from /run" in said["other again"].stderr
+    assert "removed 1 files from /run" in lives.live(":", command, host="other").stderr
 
 
-def test_what_somebody_mounts_at_run_is_left_alone(
-    tmp_path: Path, versions: tuple[Path, Path]
-) -> None:
-    site = Site(top=tmp_path)
-    image = site.image("one", versions[:1], lists=LISTS)
-    volume, layer = site.volume(), tmp_path / "layer"
-    layer.mkdir()
-    bind = f"umount /run; mkdir -p {NAMED}; mount --bind {NAMED} /run"
-    words = ["sh", "-ec", f'{bind}; exec "$@"', "sh", *inside.IPAVOLUME, "start", "--"]
-    words += ["sh", "-c", "ls -A /run; touch /run/left"]
-    inside.run(image.root, volume, words, layer=layer).check_returncode()
-    done = inside.run(image.root, volume, words, layer=layer)
-    assert "from /run" not in done.stderr
-    assert done.stdout.splitlines()[-1:] == ["left"]
+def test_what_somebody_mounts_at_run_is_left_alone(lives: Lives) -> None:
+    bind = f"mkdir -p {NAMED}; mount --bind {NAMED} /run"
+    command = "ls -A /run; touch /run/left"
+    lives.live(bind, command)
+    again = lives.live(bind, command)
+    assert "from /run" not in again.stderr
+    assert again.stdout.splitlines()[-1:] == ["left"]
 
 
 def test_a_start_with_a_newer_image_upgrades_and_executes(
