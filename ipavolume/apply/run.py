@@ -31,9 +31,11 @@ from ipavolume.formats import manifest
 from ipavolume.formats.plan import dump_lines
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, crossing, files, signals
-from ipavolume.model.actions import Plan
+from ipavolume.model.actions import Keep, Plan, Rule
 from ipavolume.model.files import VERSION_NAME
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.packed import Packed
+from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
 from ipavolume.model.snapshots import Snapshot
@@ -226,6 +228,20 @@ def read_open_plan(volumes: Volumes, facts: Mapping[str, Facts]) -> Plan:
     return plan
 
 
+def without(plan: Plan, mounts: Collection[str], volumes: Volumes) -> Plan:
+    """Return *plan* with nothing done to the volumes at *mounts*, which were emptied since.
+
+    Nothing is executed, either: that may need what is to be there. The actions keep their numbers.
+    """
+    actions = (
+        Keep(path=action.path, rule=Rule.LEFT, reason="its volume was emptied since")
+        if mount_of(action.path, volumes) in mounts
+        else action
+        for action in plan.actions
+    )
+    return replace(plan, actions=Packed(actions))
+
+
 def resume(
     context: Context,
     facts: Mapping[str, Facts],
@@ -233,6 +249,7 @@ def resume(
     *,
     phases: Collection[str],
     overrides: Sequence[str] = (),
+    emptied: Collection[str] = (),
 ) -> Finish:
     """Go on with the open run from what is on the volumes.
 
@@ -246,6 +263,8 @@ def resume(
         speaker: Where it says what it does.
         phases: Phases whose tasks are executed now; with others the run stays open.
         overrides: Refusals that were overridden to get here, by code.
+        emptied: Mounts of volumes that were emptied since it began. The tasks are left out, too:
+            they are chosen again by the run that fills those.
 
     Raises:
         IpaVolumeError: If it cannot be finished.
@@ -261,17 +280,11 @@ def resume(
         is_lost = _snapshot(context.volumes, run, transaction.primary) is None
         way = WayBack(why=missing(run), hint=IS_MOUNTED) if is_lost else WayBack(inherited=run)
         speaker.say(way.line)
-    areas = {}
-    for mount, volume in context.volumes.items():
-        theirs = facts[mount].transaction
-        if theirs is not None and theirs.run == transaction.run:
-            areas[mount] = open_area(volume)
-        elif facts[mount].build_id != transaction.to_build and _takes_part(primary, mount):
-            raise UnsafeVolumeError(
-                f"the volume at {volume.directory} does not know of the open run {transaction.run}",
-                code="foreign-volume",
-                hint="Mount the volumes that belong together.",
-            )
+    areas = {
+        mount: open_area(volume)
+        for mount, volume in context.volumes.items()
+        if (theirs := facts[mount].transaction) is not None and theirs.run == transaction.run
+    }
     try:
         with (
             attempts.counted(context, transaction.run, speaker.redactor),
@@ -283,7 +296,10 @@ def resume(
                     crossing.Beside(area.volume.fd).settle()
             if transaction.phase == MARKED:
                 commit.move_build_ids(areas.values())
-            return _Run(context, areas, transaction, plan, facts, speaker, phases).finish(None)
+            going_on = _Run(context, areas, transaction, plan, facts, speaker, phases)
+            if emptied:
+                going_on.leave_out(emptied)
+            return going_on.finish(None)
     finally:
         for area in areas.values():
             area.close()
@@ -297,11 +313,6 @@ def _snapshot(volumes: Volumes, run: str, uuid: str) -> Snapshot | None:
         if made is not None and is_of(made, uuid):
             return made
     return None
-
-
-def _takes_part(primary: Facts, mount: str) -> bool:
-    target = primary.target
-    return target is not None and any(volume.mount == mount for volume in target.volumes)
 
 
 class _Run:
@@ -332,6 +343,14 @@ class _Run:
         self._log = TaskLog(records=self._primary.tasks.records)
         if not context.options.retry:
             self._log = self._primary.tasks
+
+    def leave_out(self, mounts: Collection[str]) -> None:
+        """Do nothing to the volumes at *mounts*, which were emptied, and execute nothing."""
+        volumes = self._context.volumes
+        self._ours = False
+        self._plan = without(self._plan, mounts, volumes)
+        with self._attempt():
+            self._notes.keep(lambda path: mount_of(path, volumes) not in mounts)
 
     def finish(self, positions: Mapping[str, int] | None) -> Finish:
         """Bring the run to its end, or to where the next phase begins.

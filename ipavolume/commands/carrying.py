@@ -94,7 +94,7 @@ def carry(
     _refuse_phase(context.volumes, verdict, facts, phases, joined=joined, root=context.options.root)
     told = "" if again else f"the volume is {verdict.state}: {verdict.reason}"
     if does is Does.GO_BACK:
-        if secure():
+        if roots.take(context.volumes, facts) or secure():
             return None
         return Carried(end=rollback.go_back(context, facts, speaker, found=told))
     if told:
@@ -102,16 +102,22 @@ def carry(
     if _goes_on(does):
         if begin is not None:
             begin(primary)
-        if secure():
+        if roots.take(context.volumes, facts) or secure():
             return None
         if primary.transaction is not None and primary.transaction.kind == UNVERIFIED:
             # Later: no other run needs it.
             from ipavolume.apply import unverified
 
             return Carried(end=unverified.give_back(context, facts, speaker))
-        return Carried(
-            end=resume(context, facts, speaker, phases=phases, overrides=verdict.overrides)
+        end = resume(
+            context,
+            facts,
+            speaker,
+            phases=phases,
+            overrides=verdict.overrides,
+            emptied=verdict.refills,
         )
+        return Carried(end=end)
     _refuse_while_waiting(context.image, context.volumes, verdict)
     if planned is not None and (planned.verdict, planned.facts) == (verdict, facts):
         made = planned.made
@@ -215,6 +221,9 @@ def _refuse_phase(
         return
     primary = facts[volumes.primary.mount]
     swapped = primary.transaction is not None and primary.transaction.phase != state.MARKED
+    if verdict.refills:
+        # Files come first again, those of the volumes that were emptied.
+        swapped = False
     if Phase.OFFLINE not in phases and not (verdict.state is State.UPGRADING and swapped):
         raise RefusedError(
             f"the volume is {verdict.state}, its files are not those of this image: "

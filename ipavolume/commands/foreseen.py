@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ipavolume.apply import rollback, run
@@ -29,14 +29,14 @@ def foresee(context: Context, verdict: Verdict, facts: Mapping[str, Facts], say:
     """
     does = conduct(verdict.state).does
     if does is Does.RESUME:
-        return _left(context, facts)
+        return _left(context, facts, emptied=verdict.refills)
     if does is Does.GO_BACK:
         plan, warnings = rollback.left(context, facts, say)
         return Draft(plan=plan, positions={}, warnings=warnings)
     return draft(context, verdict, facts, looking=True, say=say)
 
 
-def _left(context: Context, facts: Mapping[str, Facts]) -> Draft:
+def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[str]) -> Draft:
     """Return what is left of the open run; what follows it is planned when it is finished.
 
     Raises:
@@ -52,5 +52,7 @@ def _left(context: Context, facts: Mapping[str, Facts]) -> Draft:
         and open_.phase != COMMITTING
         and open_.fingerprint == context.image.header.fingerprint
     )
+    if emptied:
+        ours, plan = False, run.without(plan, emptied, context.volumes)
     tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
     return Draft(plan=replace(plan, tasks=tasks), positions={})

@@ -49,18 +49,20 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     legacy = None
     instance = dict.fromkeys(context.volumes, "")
     strangers: dict[str, Sequence[tuple[str, str]]] = {}
-    if primary.transaction is None:
+    if primary.transaction is not None:
+        for mount in context.volumes:
+            if _is_nobodys(facts[mount]) and _may_be_refilled(context, mount, primary.target):
+                instance[mount] = _content(context, mount)
+    else:
         for mount in context.volumes:
             if primary.baseline is None or _is_nobodys(facts[mount]):
                 instance[mount] = _instance(context.image, context.volumes, mount)
             if (
                 not instance[mount]
                 and _is_nobodys(facts[mount])
-                and _may_be_refilled(context, mount, primary)
+                and _may_be_refilled(context, mount, primary.baseline)
             ):
-                # Nobody moved there what the lists move to it: it was of the image before.
-                theirs = _strangers(context, mount, joins=False)
-                instance[mount] = next((f"{mount}/{path}" for path, _ in theirs), "")
+                instance[mount] = _content(context, mount)
             if _is_nobodys(facts[mount]) and not instance[mount]:
                 strangers[mount] = _strangers(context, mount, joins=primary.baseline is not None)
     if primary.baseline is None and primary.transaction is None:
@@ -316,10 +318,19 @@ def _is_nobodys(facts: Facts) -> bool:
     return not (facts.identity or facts.transaction or facts.build_id or facts.legacy)
 
 
-def _may_be_refilled(context: Context, mount: str, primary: Facts) -> bool:
+def _may_be_refilled(context: Context, mount: str, recorded: ImageHeader | None) -> bool:
     """Tell whether an empty volume may take the place of the one at *mount*, which was known."""
-    known = primary.baseline.volumes if primary.baseline is not None else ()
+    known = recorded.volumes if recorded is not None else ()
     return mount in context.image.config.refilled and any(one.mount == mount for one in known)
+
+
+def _content(context: Context, mount: str) -> str:
+    """Return something that is on a volume which an empty one may take the place of, or ""."""
+    if found := _instance(context.image, context.volumes, mount):
+        return found
+    # Nobody moved there what the lists move to it: it was of the image before.
+    theirs = _strangers(context, mount, joins=False)
+    return next((f"{mount}/{path}" for path, _ in theirs), "")
 
 
 def _strangers(context: Context, mount: str, *, joins: bool) -> Sequence[tuple[str, str]]:

@@ -62,7 +62,8 @@ class Verdict:
         reason: Why, in an operator's words.
         error: What a start raises for it, or ``None``.
         overrides: Codes of the refusals that were overridden to get here.
-        refills: Mounts of volumes that are filled again, where all others are of this image.
+        refills: Mounts of volumes that are filled again: where all others are of this image, or
+            where they were emptied amid a run, which goes on without them.
     """
 
     state: State
@@ -476,7 +477,7 @@ def _judge_roots(question: Question, primary: Facts) -> IpaVolumeError | None:
         there = [f"{path!r} ({whose})" for path, whose in question.strangers.get(mount, ())]
         if question.instance[mount]:
             there.insert(0, repr(question.instance[mount]))
-        if there or primary.transaction is not None:
+        if there or (primary.transaction is not None and not _is_emptied(question, primary, mount)):
             return odd.refusal(there)
     return None
 
@@ -564,6 +565,30 @@ def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
     )
 
 
+def _unknowing(question: Question, primary: Facts) -> Iterator[str]:
+    """Yield the secondaries that belong to the open run and know nothing of it."""
+    open_, target = primary.transaction, primary.target
+    if open_ is None or target is None:
+        return
+    known = {volume.mount for volume in target.volumes}
+    for mount in question.mounts[1:]:
+        facts = question.facts[mount]
+        knows = facts.transaction is not None and facts.transaction.run == open_.run
+        if mount in known and not knows and facts.build_id != open_.to_build:
+            yield mount
+
+
+def _is_emptied(question: Question, primary: Facts, mount: str) -> bool:
+    """Tell whether a volume that the image has filled again was emptied amid the open run."""
+    facts = question.facts[mount]
+    return (
+        _is_refilled(question, mount)
+        and facts.identity is None
+        and facts.transaction is None
+        and mount in _unknowing(question, primary)
+    )
+
+
 def leads_elsewhere(image: ImageHeader, primary: Facts) -> bool:
     """Tell whether the runs that are not committed lead to another image than this one."""
     if primary.transaction is not None:
@@ -627,6 +652,26 @@ def _judge_going_back(question: Question, primary: Facts) -> Verdict | None:
 
 
 def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
+    found = _judge_open(question, primary, open_)
+    if found.error is not None or open_.kind == UNVERIFIED:
+        return found
+    unknowing = tuple(_unknowing(question, primary))
+    for mount in unknowing:
+        if not _is_emptied(question, primary, mount):
+            error = UnsafeVolumeError(
+                f"the volume at {question.place(mount)} does not know of the open run {open_.run}",
+                code="foreign-volume",
+                hint="Mount the volumes that belong together.",
+            )
+            return replace(found, reason=str(error), error=error)
+    if not unknowing:
+        return found
+    places = " and ".join(question.place(mount) for mount in unknowing)
+    reason = f"{found.reason}; {places} is empty: the run is finished without it, and then filled"
+    return replace(found, reason=reason, refills=unknowing)
+
+
+def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdict:
     if _leads_to(question.image, open_):
         if open_.kind == UNVERIFIED:
             return Verdict(

@@ -302,6 +302,21 @@ REFUSALS: Final = [
         id="nothing mounted where an empty one would be filled",
     ),
     pytest.param(
+        question(amid(NEW), NOTHING),
+        *("foreign-volume", 65, State.UPGRADING),
+        id="an empty one amid a run",
+    ),
+    pytest.param(
+        question(amid(NEW), NOTHING, refilled=[SECOND], unmounted=[SECOND]),
+        *("foreign-volume", 65, State.UPGRADING),
+        id="nothing mounted amid a run",
+    ),
+    pytest.param(
+        question(amid(NEW), NOTHING, refilled=[SECOND], instance={SECOND: "/more/x"}),
+        *("foreign-volume", 65, State.UPGRADING),
+        id="not an empty one amid a run",
+    ),
+    pytest.param(
         question(NOTHING, expect="existing"),
         "expected-existing",
         77,

@@ -19,10 +19,12 @@ from support.command import PROJECT, clean_environment
 from support.filesystems import Filesystems
 from support.images import GROUPS, Image, Packaged, build_rpm, picture
 from support.requirements import need_root, need_tool
+from support.steps import put_step, step_text
 from support.upgrades import Site, actions, owner, set_acl
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
+EVERY = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "29"))
 DATA = PROJECT / "tests/data"
 BOTH = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
 LISTS = {"/data": ["/etc/app/", "/var/lib/app/"], "/logs": ["/var/log/app/"]}
@@ -259,9 +261,14 @@ def test_a_volume_of_logs_may_be_an_empty_one_at_each_start(
 ALWAYS = {"IPAVOLUME_SNAPSHOT": "always"}
 
 
-def _empty(site: Site) -> None:
+def _empty(site: Site, *, mode: int = 0o755) -> None:
     shutil.rmtree(site.volume("/logs"))
-    site.volume("/logs").mkdir(mode=0o755)
+    site.volume("/logs").mkdir()
+    site.volume("/logs").chmod(mode)
+
+
+OF_AN_ENGINE = 0o1777
+"""The mode of a tmpfs that an engine mounts, unless it is told otherwise."""
 
 
 def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
@@ -325,6 +332,115 @@ def test_a_part_on_a_disk_that_is_not_mounted_is_not_lost(
     assert (logs / "var/log/app/app.log").read_text() == "before"
 
 
+def _points(site: Site, command: list[str], env: dict[str, str]) -> list[tracing.Call]:
+    """Return the calls of a run that change something."""
+    done, calls = tracing.trace(command, env=env, log=site.top / "log")
+    assert done.returncode == 0, done.stderr
+    return [call for call in calls if tracing.is_change(call)]
+
+
+def _filled(site: Site, kept: Path) -> None:
+    for volume in site.volumes.values():
+        shutil.rmtree(volume)
+        subprocess.run(["cp", "-a", kept / volume.name, volume], check=True, timeout=60)
+
+
+def _kept(site: Site) -> Path:
+    kept = site.top / "kept"
+    kept.mkdir()
+    subprocess.run(["cp", "-a", *site.volumes.values(), kept], check=True, timeout=60)
+    # A copy is traced, because copies are what is killed.
+    _filled(site, kept)
+    return kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["populate", "upgrade", "refill"])
+def test_a_run_is_finished_whose_volume_of_logs_was_emptied_since(
+    site: Site, versions: tuple[Path, Path], kind: str
+) -> None:
+    """A tmpfs is empty at every start; at every change with IPAVOLUME_CRASH_EVERY=1."""
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    data, logs = site.volumes["/data"], site.volumes["/logs"]
+    if kind != "populate":
+        site.upgrade(second if kind == "refill" else first)
+        (data / "etc/app/app.conf").write_text("edited")
+    if kind == "refill":
+        _empty(site)
+    kept = _kept(site)
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(second)]
+    env = clean_environment({"IPAVOLUME_SNAPSHOT": "never"})
+    points = _points(site, command, env)
+    wanted = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
+    wrong, found_open = [], 0
+    for call in points[::EVERY]:
+        _filled(site, kept)
+        tracing.killed(command, call, env=env)
+        found_open += (data / ".ipavolume/transaction").is_dir()
+        _empty(site, mode=OF_AN_ENGINE)
+        done = site.run("upgrade", second, env=env, status=None)
+        if done.returncode != 0 or _ids(site) != {"two"}:
+            wrong.append((call, done.stderr))
+            continue
+        assert picture(data, times=False, leave_out=lambda path: path == "/.ipavolume") == wanted
+        assert picture(logs / "var") == picture(second.root / "logs-template/var")
+        assert logs.stat().st_mode & 0o7777 == 0o755
+        assert site.upgrade(second)["state"] == "current"
+    assert not wrong, "\n".join(f"{call}: {said}" for call, said in wrong)
+    assert found_open
+
+
+def test_what_waits_for_its_phase_waits_again_where_the_logs_were_emptied(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """It may need what is to be there, so the files come first."""
+
+    def edit(image: Image) -> None:
+        _by_hand(image)
+        body = "def plan(volume, template):\n    yield Command(words=('true',), reason='a test')\n"
+        text = step_text(phase="online", imports="from ipavolume.steps import Command", body=body)
+        put_step(image.root, "s5000_a_test.py", text, own=True)
+
+    config = f"{BOTH}refill = true\n"
+    first, _ = _images(site, versions, config=config)
+    site.upgrade(first)
+    image = site.image("waits", versions[1:], lists=LISTS, config=config, edit=edit)
+    for _ in range(2):
+        said = site.run("upgrade", image, "--phase", "offline").stdout
+        assert said.splitlines()[-1].startswith("the files of waits are in place"), said
+        _empty(site)
+        site.refused(image, "offline-first", "--phase", "online", status=77)
+        shown = site.run("check", image, status=100).stdout
+        assert f"{site.volume('/logs')} is empty: the run is finished without it" in shown
+    site.run("upgrade", image, "--phase", "offline")
+    assert picture(site.volume("/logs") / "var") == picture(image.root / "logs-template/var")
+
+
+def test_another_volume_of_logs_amid_a_run_is_not_an_empty_one(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    _, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    logs = site.volume("/logs")
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(second)]
+    kept, env = _kept(site), clean_environment()
+    points = _points(site, command, env)
+    swapped = tracing.find(points, lambda call: '".progress.json.new"' in call.text)
+    _filled(site, kept)
+    tracing.killed(command, points[swapped], env=env)
+    right = site.top / "right"
+    logs.rename(right)
+    (logs / "var/log/app").mkdir(parents=True)
+    (logs / "var/log/app/README").write_text("of another one")
+    before = picture(site.top)
+    site.refused(second, "foreign-volume")
+    site.run("check", second, status=65)
+    assert picture(site.top) == before
+    shutil.rmtree(logs)
+    right.rename(logs)
+    site.upgrade(second)
+    assert _ids(site) == {"two"}
+
+
 def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
@@ -333,26 +449,14 @@ def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
     data, logs = site.volumes["/data"], site.volumes["/logs"]
     (data / "var/lib/app/database").write_text("before")
     before = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
-    kept = site.top / "kept"
-
-    def fresh() -> None:
-        for volume in (data, logs):
-            shutil.rmtree(volume)
-            subprocess.run(["cp", "-a", kept / volume.name, volume], check=True, timeout=60)
-
-    kept.mkdir()
-    subprocess.run(["cp", "-a", data, logs, kept], check=True, timeout=60)
-    fresh()
+    kept, env = _kept(site), clean_environment(ALWAYS)
     command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(second)]
-    env = clean_environment(ALWAYS)
-    done, calls = tracing.trace(command, env=env, log=site.top / "log")
-    assert done.returncode == 0, done.stderr
-    swapped = tracing.find(calls, lambda call: '".progress.json.new"' in call.text)
-    fresh()
-    tracing.killed(command, calls[swapped], env=env)
+    points = _points(site, command, env)
+    swapped = tracing.find(points, lambda call: '".progress.json.new"' in call.text)
+    _filled(site, kept)
+    tracing.killed(command, points[swapped], env=env)
+    _empty(site, mode=OF_AN_ENGINE)
     assert (data / "etc/app/program").read_text() == "version 2"
-    _empty(site)
-    site.refused(second, "foreign-volume", env=ALWAYS)
     said = site.run("upgrade", first).stderr
     assert f"{logs} has no part of the snapshot" in said
     assert picture(data, times=False, leave_out=lambda path: path == "/.ipavolume") == before
