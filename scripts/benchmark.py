@@ -438,6 +438,115 @@ def owners(
         return table(row, race_, race_[0].name, race_[1].name)
 
 
+def peers(
+    command: str, peer: Path, directory: Path, count: int, rounds: int
+) -> list[tuple[str, ...]]:
+    """Measure what the freeipa-container project's script costs on the same files.
+
+    Args:
+        command: Ours.
+        peer: A checkout of the project.
+        directory: Where it is measured.
+        count: How many files; its script runs several programs for each.
+        rounds: How often.
+    """
+    script = str(peer.absolute() / "utils/populate-volume-from-template")
+    with FileSystem(directory, 600 + count * 14 * (rounds + 3) * 5 // 1024) as mount:
+        packages = directory / "packages"
+        packages.mkdir()
+        images = [make_image(mount, command, packages, count, version) for version in (1, 2)]
+        run("rm", "-rf", str(packages))
+        templates = []
+        for image in images:
+            # As its images have them: what rpm calls configuration, and what else it owns.
+            template = mount / f"template-of-{image.name}"
+            run("cp", "-a", f"{image}/data-template", str(template))
+            for name in (".configfiles", ".configfiles-noreplace"):
+                (template / name / "etc").mkdir(parents=True)
+                run("cp", "-a", str(template / "etc/bench"), str(template / name / "etc"))
+            (template / ".rpm-owned/var/lib").mkdir(parents=True)
+            run("cp", "-a", str(template / "var/lib/bench"), str(template / ".rpm-owned/var/lib"))
+            templates.append(template)
+
+        def theirs(where: Path, version: int = 1) -> Sequence[str]:
+            beside = where.parent / f"{where.name}-template"
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(templates[version - 1])
+            return [script, str(where)]
+
+        def ours(where: Path, version: int = 1) -> Sequence[str]:
+            root = str(images[version - 1])
+            return [command, "upgrade", "-q", "--root", root, "--volume", str(where)]
+
+        def their_upgrade(where: Path) -> Sequence[str]:
+            run(*theirs(where))
+            return theirs(where, 2)
+
+        def our_upgrade(where: Path) -> Sequence[str]:
+            run(*ours(where))
+            return ours(where, 2)
+
+        result: list[tuple[str, ...]] = []
+        for name, race_ in (
+            ("populate", [Contestant("their script", theirs), Contestant("populate", ours)]),
+            (
+                "upgrade, 5 % changed",
+                [Contestant("their script", their_upgrade), Contestant("upgrade", our_upgrade)],
+            ),
+        ):
+            area = mount / name.partition(",")[0]
+            area.mkdir()
+            race(area, race_, min(rounds, 3))
+            row = f"{name}, beside a script {count}"
+            result += table(row, race_, "their script", race_[1].name)
+    return result
+
+
+TAG = "ipavolume-benchmark"
+
+
+def engine_checks(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
+    """Measure ``check --image`` of many volumes with an image that docker has; [] without one."""
+    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode != 0:
+        print("docker does not answer: check --image is not measured", file=sys.stderr)
+        return []
+    with FileSystem(directory, 600 + count * 14 * (MANY + 3) // 1024) as mount:
+        packages = directory / "packages"
+        packages.mkdir()
+        first, second = (make_image(mount, command, packages, count, v) for v in (1, 2))
+        run("rm", "-rf", str(packages))
+        many = [mount / f"many-{number}" for number in range(MANY if rounds > 1 else 3)]
+        for one in many:
+            one.mkdir()
+            run(command, "upgrade", "-q", "--root", str(first), "--volume", str(one))
+        run("sh", "-c", f"tar -C {second} -c . | docker import - {TAG}")
+        try:
+
+            def rsync_many(_where: Path) -> Sequence[str]:
+                template = second / "data-template"
+                return ["sh", "-ec", "; ".join(f"rsync -a -n {template}/ {one}/" for one in many)]
+
+            def of_tree(_where: Path) -> Sequence[str]:
+                return [command, "check", "--root", str(second), *map(str, many)]
+
+            def of_image(_where: Path) -> Sequence[str]:
+                return [command, "check", "--image", TAG, *map(str, many)]
+
+            upgrade = (WOULD_UPGRADE,)
+            race_ = [
+                Contestant("rsync -a --dry-run", rsync_many),
+                Contestant("check --root", of_tree, success=upgrade),
+                Contestant("check --image", of_image, success=upgrade),
+            ]
+            area = mount / "engine"
+            area.mkdir()
+            race(area, race_, rounds)
+        finally:
+            run("docker", "image", "rm", TAG)
+        row = f"check --image of {len(many)} volumes {count}"
+        return table(row, race_, "rsync -a --dry-run", "check --image")
+
+
 def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
     """Measure what a snapshot costs on each file system, beside a copy as large."""
     packages = directory / "packages"
@@ -649,6 +758,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--against", type=Path, help="a table that was printed earlier")
     parser.add_argument("--quick", action="store_true", help="one round, 20 files")
+    parser.add_argument(
+        "--peer", type=Path, help="a checkout of the freeipa-container project, for its script"
+    )
     parser.add_argument("--scale", action="store_true", help="each command once: 1000000 files")
     parser.add_argument(
         "--file-system",
@@ -683,6 +795,10 @@ def main() -> None:
             measured += owners(command, directory, count, rounds, kind)
             # What an earlier table calls a row is what it was on the usual one.
             lines += measured if kind == USUAL else [named(kind, line) for line in measured]
+        if count <= MANY_UP_TO_FILES:
+            lines += engine_checks(command, directory, count, rounds)
+            if options.peer is not None:
+                lines += peers(command, options.peer, directory, count, rounds)
         lines += snapshots(command, directory, count, rounds)
     printed = aligned([HEAD, *lines])
     print(printed, end="")

@@ -250,15 +250,31 @@ def _move_pristine(primary: Area) -> None:
     source = open_optional(primary.work, layout.PRISTINE)
     if source is None:
         return
-    files.make_directory(primary.state, layout.PRISTINE, mode=PUBLIC_MODE)
-    target = files.open_at(primary.state, layout.PRISTINE, files.DIRECTORY_FLAGS)
     try:
-        for name in sorted(journal.list_directory(source)):
-            files.rename(source, name, target, name)
-        files.sync(target)
+        if _take_pristine(primary):
+            return
+        target = files.open_at(primary.state, layout.PRISTINE, files.DIRECTORY_FLAGS)
+        try:
+            for name in sorted(journal.list_directory(source)):
+                files.rename(source, name, target, name)
+            files.sync(target)
+        finally:
+            os.close(target)
     finally:
         os.close(source)
-        os.close(target)
+
+
+def _take_pristine(primary: Area) -> bool:
+    """Have the staged directory as ours where there is none; otherwise see to it that there is."""
+    try:
+        files.rename_noreplace(primary.work, layout.PRISTINE, primary.state, layout.PRISTINE)
+    except OSError as err:
+        # An overlay renames no directory of its lower layers.
+        if err.errno not in (errno.EEXIST, errno.EXDEV):
+            raise
+        files.make_directory(primary.state, layout.PRISTINE, mode=PUBLIC_MODE)
+        return False
+    return True
 
 
 def read_plan(area: Area, mounts: Iterable[str]) -> Plan:

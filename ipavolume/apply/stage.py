@@ -316,7 +316,7 @@ class Stage:
     def _stage_pristine(self, records: Iterable[Record]) -> None:
         primary = next(iter(self._areas.values()))
         with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
-            make_directory(primary.work, layout.PRISTINE)
+            make_directory(primary.work, layout.PRISTINE, mode=layout.PUBLIC_MODE)
             fd = open_at(primary.work, layout.PRISTINE, DIRECTORY_FLAGS)
             known = open_optional(primary.state, layout.PRISTINE)
         try:

@@ -258,13 +258,21 @@ def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]
     }
     owners: dict[str, bool] = {}
     package_of = re.compile(_PACKAGE)
+    known = None
     for line in lines:
-        found = package_of.search(line)
-        if found is None or ((name := found[1].decode("ascii")) in owners and owners[name]):
+        # Most records are of the package that the one before is of.
+        if known is not None and known in line:
             continue
+        found = package_of.search(line)
+        if found is None:
+            continue
+        name = found[1].decode("ascii")
         is_file = _DIRECTORY not in line
-        if is_file or manifest.path_of(line) not in above:
+        if not owners.get(name) and (is_file or manifest.path_of(line) not in above):
             owners[name] = is_file
+        if owners.get(name):
+            # It owns a file, so that nothing more is to be learned of it.
+            known = found[0]
     owners |= {
         package.name: True
         for package in header.packages

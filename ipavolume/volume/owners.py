@@ -116,18 +116,29 @@ def _mapped(kind: str) -> Callable[[int], bool]:
 
 def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
     """Yield path, whether it is a directory, and owner of the records that are looked at."""
-    counts: Counter[tuple[bytes, bytes, bool]] = Counter()
+    # Few texts say it of many records: each is parsed once.
+    said: dict[bytes, tuple[bool, int, int] | None] = {}
+    counts: Counter[tuple[bool, int, int]] = Counter()
     for line in lines:
-        is_directory = _IS_DIRECTORY in line
-        owner = _OWNER.search(line)
-        if owner is None or not (is_directory or _IS_FILE in line) or b'"present":false' in line:
+        start = line.find(b'","type":"')
+        text = line[start : line.find(b",", line.find(b',"gid":', start) + 1)]
+        if text not in said:
+            said[text] = _owned(text)
+        owned = said[text]
+        if owned is None or b'"present":false' in line:
             continue
-        uid, gid = owner.groups()
-        key = (uid, gid, is_directory)
-        counts[key] += 1
-        number = counts[key]
+        number = counts[owned] = counts[owned] + 1
         if number <= _ALL_OF_THE_FIRST or (number % _ONE_OF == 0 and number <= _ONE_OF * _AT_MOST):
-            yield manifest.path_of(line), is_directory, int(uid), int(gid)
+            yield manifest.path_of(line), *owned
+
+
+def _owned(text: bytes) -> tuple[bool, int, int] | None:
+    """Return whether it is a directory, and its owner, of which *text* speaks, or a file."""
+    is_directory = _IS_DIRECTORY in text
+    owner = _OWNER.search(text)
+    if owner is None or not (is_directory or _IS_FILE in text):
+        return None
+    return is_directory, int(owner[1]), int(owner[2])
 
 
 def _look(tree: Tree, path: str) -> os.stat_result | None:
