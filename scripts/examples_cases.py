@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,9 @@ MOMENTS: Final = 8
 ENTRIES: Final = 1_000
 RESULTS: Final = PROJECT / "build/examples"
 SECRET: Final = "/run/secrets/password"  # noqa: S105 - where it is
+PROJECT_NAME: Final = "ipavolume-example-{name}"
+DATA, LOGS = NAMES = ("data", "logs")
+"""The volumes of a compose file."""
 TREE: Final = "dc=example,dc=test"
 
 
@@ -36,6 +40,7 @@ class Example:
         fill: Puts the data there.
         look: Returns what is there of it; the same before and after.
         version: Returns the version of the server that runs.
+        has_logs: Its logs have a volume of their own.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Example:
     fill: Callable[[Container], object]
     look: Callable[[Container], str]
     version: Callable[[Container], str]
+    has_logs: bool = False
 
 
 def psql(container: Container, command: str) -> str:
@@ -149,6 +155,7 @@ EXAMPLES: Final = {
             fill=fill_services,
             look=look_at_services,
             version=lambda container: container.run("redis-server", "--version").stdout.strip(),
+            has_logs=True,
         ),
     )
 }
@@ -163,6 +170,20 @@ def up(image: str, volume: Path, password: Path | None = None) -> AbstractContex
         logs_of(volume).mkdir(exist_ok=True)
         options += ["-v", f"{logs_of(volume)}:/logs"]
     return containers.container(image, volume, options=options)
+
+
+@contextmanager
+def composed(example: Example, image: str, work: Path) -> Iterator[Container]:
+    """Have the compose file of an example up with an image; its volumes stay."""
+    os.environ["IMAGE"] = f"{containers.PREFIX}/{image}"
+    file = str(work / "compose.yaml")
+    # Machines of tests have no network that an engine could make one of.
+    service = {"network_mode": "none"}
+    project = PROJECT_NAME.format(name=example.name)
+    with containers.composed(file, work, project, service, called=example.name) as (container, _):
+        container.until_ready()
+        yield container
+        container.stop()
 
 
 def say(text: str) -> None:
@@ -216,26 +237,38 @@ def play(example: Example, work: Path) -> bool:
     password = work / "password"
     password.write_text(f"{PASSWORD}\n")
     password.chmod(0o600)
+    shutil.copy(PROJECT / f"ipavolume/examples/{example.name}/compose.yaml", work)
+    project = PROJECT_NAME.format(name=example.name)
     stopped, killed = work / "stopped", work / "killed"
-    stopped.mkdir()
-    with timed("populated, set up and filled"), up(before, stopped, password) as container:
-        container.until_ready()
-        example.fill(container)
-        expected, version = example.look(container), example.version(container)
-        container.stop()
-    # As after a power failure: the server has to recover first.
-    with up(before, copied(stopped, killed)) as container:
-        container.until_ready()
-        container.kill()
-        container.wait()
-    upgraded = copied(stopped, work / "volume")
-    # Where logs have a volume of their own, an empty one may take its place between two runs.
-    shutil.rmtree(logs_of(upgraded), ignore_errors=True)
-    with timed("upgraded"), up(after, upgraded) as container:
-        fault = check(example, container, expected, version)
-        log = container.logs()
-        (RESULTS / f"{example.name}.log").write_text(log)
-        say(f"  {version} -> {example.version(container)}: {fault or expected}")
+    for name in NAMES:
+        containers.remove_volume(project, name)
+    try:
+        with (
+            timed("populated, set up and filled"),
+            composed(example, before, work) as container,
+        ):
+            example.fill(container)
+            expected, version = example.look(container), example.version(container)
+        places = dict(zip(NAMES, (stopped, logs_of(stopped)), strict=True))
+        for name in NAMES if example.has_logs else [DATA]:
+            source = containers.place_of(project, name)
+            subprocess.run(["cp", "-a", source, places[name]], check=True)
+        # As after a power failure: the server has to recover first.
+        with up(before, copied(stopped, killed)) as container:
+            container.until_ready()
+            container.kill()
+            container.wait()
+        if example.has_logs:
+            # An empty one may take its place between two runs.
+            containers.remove_volume(project, LOGS)
+        with timed("upgraded"), composed(example, after, work) as container:
+            fault = check(example, container, expected, version)
+            log = container.logs()
+            (RESULTS / f"{example.name}.log").write_text(log)
+            say(f"  {version} -> {example.version(container)}: {fault or expected}")
+    finally:
+        for name in NAMES:
+            containers.remove_volume(project, name)
     lines = [line for line in log.splitlines() if ours(line)]
     faults = [fault] if fault else []
     for number in range(MOMENTS):
@@ -244,6 +277,9 @@ def play(example: Example, work: Path) -> bool:
         begin = time.monotonic()
         with up(after, volume) as container:
             last = kill_after(container, 1 + number * (len(lines) - 2) // (MOMENTS - 1))
+        if number % 4 > 1:
+            # So it may amid a run, where it is a tmpfs.
+            shutil.rmtree(logs_of(volume), ignore_errors=True)
         with up(after, volume) as container:
             fault = check(example, container, expected, version)
             log = container.logs()

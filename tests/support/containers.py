@@ -253,7 +253,13 @@ def container(
 
 @contextlib.contextmanager
 def composed(
-    file: str, work: Path, project: str, service: Mapping[str, Any], *, volume: Path | None = None
+    file: str,
+    work: Path,
+    project: str,
+    service: Mapping[str, Any],
+    *,
+    volume: Path | None = None,
+    called: str = "server",
 ) -> Iterator[tuple[Container, Services]]:
     """Bring up a compose file of ours with other settings, and down at the end.
 
@@ -263,10 +269,11 @@ def composed(
         file: Its name in ``tests/container``.
         work: Where the other settings can be written.
         project: Name of the project, and so of its volume.
-        service: What is different of the service ``server``.
+        service: What is different of its service.
         volume: A directory to use instead of the project's volume.
+        called: Name of the service.
     """
-    changed: dict[str, Any] = {"services": {"server": dict(service)}}
+    changed: dict[str, Any] = {"services": {called: dict(service)}}
     if volume is not None:
         bind = {"driver": "local", "driver_opts": {"type": "none", "o": "bind"}}
         bind["driver_opts"]["device"] = str(volume)  # type: ignore[index]
@@ -285,11 +292,11 @@ def composed(
 _PROJECT: Final = "com.docker.compose.project"
 
 
-def remove_volume(project: str) -> None:
-    """Remove the volume of a project."""
-    engine("volume", "rm", "--force", f"{project}_data", check=False)
+def remove_volume(project: str, name: str = "data") -> None:
+    """Remove a volume of a project."""
+    engine("volume", "rm", "--force", f"{project}_{name}", check=False)
 
 
-def place_of(project: str) -> Path:
-    """Return where the volume of a project is."""
-    return Path(engine("volume", "inspect", "--format", "{{.Mountpoint}}", f"{project}_data"))
+def place_of(project: str, name: str = "data") -> Path:
+    """Return where a volume of a project is."""
+    return Path(engine("volume", "inspect", "--format", "{{.Mountpoint}}", f"{project}_{name}"))
