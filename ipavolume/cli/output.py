@@ -335,7 +335,10 @@ def print_inspection(found: Inspection, *, full: bool, verbose: bool) -> None:
     plan = found.draft.plan
     totals = ", ".join(f"{number} {word}" for word, number in text.counts(plan.actions).items())
     nothing = "no file has to change" if plan.tasks else "record the new id, change nothing"
-    click.echo(f"  plan: {totals or nothing}")
+    if found.draft.is_followed:
+        nothing = "finish the open run"
+    then = "; what follows is planned when that is done" if found.draft.is_followed else ""
+    click.echo(f"  plan: {totals or nothing}{then}")
     if found.draft.way_back is not None:
         click.echo(f"  {text.escape(found.draft.way_back.line)}")
     for action in described(plan.actions) if full else ():

@@ -11,7 +11,7 @@ from ipavolume.model.progress import Progress
 from ipavolume.model.tasks import pending
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.draft import Draft, draft
-from ipavolume.plan.verdict import Verdict
+from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume.facts import COMMITTING, MARKED, Facts
 
 
@@ -29,7 +29,9 @@ def foresee(context: Context, verdict: Verdict, facts: Mapping[str, Facts], say:
     """
     does = conduct(verdict.state).does
     if does is Does.RESUME:
-        return _left(context, facts, emptied=verdict.refills)
+        left = _left(context, facts, emptied=verdict.refills)
+        is_followed = bool(verdict.refills) or verdict.state is State.TAKEN_OVER
+        return replace(left, is_followed=is_followed)
     if does is Does.GO_BACK:
         plan, warnings = rollback.left(context, facts, say)
         return Draft(plan=plan, positions={}, warnings=warnings)

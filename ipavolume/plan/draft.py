@@ -61,6 +61,7 @@ class Draft:
         previews: What the tasks would do, by their key.
         warnings: What steps have to tell.
         way_back: What there will be to go back to; ``None`` where nothing is replaced.
+        is_followed: It is the rest of an open run, and what follows is planned when that is done.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class Draft:
     previews: Mapping[str, Preview] = field(default_factory=dict)
     warnings: Sequence[Warn] = ()
     way_back: WayBack | None = None
+    is_followed: bool = False
 
 
 def draft(
