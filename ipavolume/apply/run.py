@@ -38,7 +38,6 @@ from ipavolume.model.packed import Packed
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import encodable
-from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.tasks import (
     MAX_MESSAGE_CHARACTERS,
     RUN_PHASES,
@@ -50,8 +49,7 @@ from ipavolume.model.tasks import (
 )
 from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
-from ipavolume.plan.draft import Draft, recorded_of
-from ipavolume.plan.snapshot import IS_MOUNTED, WayBack, missing
+from ipavolume.plan.draft import Draft, inherited, recorded_of
 from ipavolume.plan.verdict import State, name_of
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
@@ -66,7 +64,6 @@ from ipavolume.volume.facts import (
 )
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
 from ipavolume.volume.logs import RunLog, Speaker
-from ipavolume.volume.snapshots import is_of, open_snapshot
 from ipavolume.volume.volumes import Volumes
 
 _VERSIONED: Final = "freeipa"
@@ -277,8 +274,7 @@ def resume(
     plan = replace(plan, overrides=tuple(dict.fromkeys((*plan.overrides, *overrides))))
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
     if run := transaction.snapshot:
-        is_lost = _snapshot(context.volumes, run, transaction.primary) is None
-        way = WayBack(why=missing(run), hint=IS_MOUNTED) if is_lost else WayBack(inherited=run)
+        _, way = inherited(context.volumes, run, transaction.primary)
         speaker.say(way.line)
     areas = {
         mount: open_area(volume)
@@ -303,16 +299,6 @@ def resume(
     finally:
         for area in areas.values():
             area.close()
-
-
-def _snapshot(volumes: Volumes, run: str, uuid: str) -> Snapshot | None:
-    """Return the snapshot of *run*, of the volumes with *uuid*; ``None``: it cannot be used."""
-    # It is looked at again by who goes back.
-    with contextlib.suppress(IpaVolumeError):
-        made = open_snapshot(volumes, run)
-        if made is not None and is_of(made, uuid):
-            return made
-    return None
 
 
 class _Run:
@@ -454,9 +440,9 @@ class _Run:
         run = self._transaction.snapshot
         if not run or self._context.options.rehearsal:
             return ""
-        made = _snapshot(self._context.volumes, run, self._transaction.primary)
+        made, way = inherited(self._context.volumes, run, self._transaction.primary)
         if made is None:
-            return f"The image of before could go back, but {missing(run)}. {IS_MOUNTED}"
+            return f"The image of before could go back, but {way.why}. {way.hint}".rstrip()
         if made.is_partial:
             return ""
         if made.from_build in ("", self._transaction.to_build):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from ipavolume.apply import rollback as back
 from ipavolume.apply.run import Finish
@@ -34,6 +35,11 @@ from ipavolume.volume.snapshots import (
     open_snapshot,
     undoable_run,
     uuid_of,
+)
+
+_SEE_WHICH: Final = (
+    "See which there are: ipavolume snapshot list. An older one, or one made by hand, is gone back "
+    "to by its name: ipavolume rollback RUN."
 )
 
 
@@ -152,8 +158,9 @@ def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
     known = primary.target or primary.baseline or ImageHeader(build_id="another image")
     if snapshot is None and (made := chain_run(context.volumes, primary)):
         raise planning.not_here(
+            context.volumes,
             made,
-            f"Or start the image {known.image_name or known.build_id} again, which can finish its "
+            f"Start the image {known.image_name or known.build_id} again, which can finish its "
             "upgrade, or restore a backup.",
         )
     if snapshot is None:
@@ -182,9 +189,9 @@ def _of_committed(context: Context, primary: Facts, run: str) -> Snapshot:
         found = open_snapshot(context.volumes, wanted)
         if found is None and wanted in (one.get("snapshot") for one in runs):
             raise planning.not_here(
+                context.volumes,
                 wanted,
-                "Otherwise it was removed, as older ones are: see which there are with ipavolume "
-                "snapshot list.",
+                "See which there are: ipavolume snapshot list. Older ones are removed.",
             )
         if found is None:
             raise RefusedError(
@@ -198,13 +205,12 @@ def _of_committed(context: Context, primary: Facts, run: str) -> Snapshot:
         return last
     if made := undoable_run(context.volumes.primary):
         raise planning.not_here(
+            context.volumes,
             made,
-            "Otherwise it was removed: see which there are with ipavolume snapshot list. An older "
-            "one, or one made by hand, is gone back to by its name: ipavolume rollback RUN.",
+            _SEE_WHICH,
         )
     raise RefusedError(
         "no snapshot was made before the last upgrade that was completed and not undone",
         code=planning.NO_WAY_BACK,
-        hint="See which there are: ipavolume snapshot list. An older one, or one made by hand, is "
-        "gone back to by its name: ipavolume rollback RUN.",
+        hint=_SEE_WHICH,
     )

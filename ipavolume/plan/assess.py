@@ -31,6 +31,7 @@ from ipavolume.volume.snapshots import (
     check_snapshot,
     has_part,
     last_undoable,
+    lost_mounts,
     undoable_run,
 )
 from ipavolume.volume.strangers import strangers_data
@@ -106,6 +107,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             way_refused=way_refused,
             undoable=undoable,
             missing=_missing(context, primary, way_back or undoable),
+            lost_mounts=lost_mounts(context.volumes),
             goes_back=(context.options.rollback or context.image.config.uncommitted) != "refuse",
         )
     )

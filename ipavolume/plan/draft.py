@@ -11,7 +11,7 @@ from os import fsencode
 from typing import BinaryIO, Final
 
 from ipavolume.context import Context
-from ipavolume.errors import ManifestError, ObstructedError, VolumeIOError
+from ipavolume.errors import IpaVolumeError, ManifestError, ObstructedError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files
@@ -21,6 +21,7 @@ from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import is_within
 from ipavolume.model.progress import Meter, Progress, say_nothing
+from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight, tasks
 from ipavolume.plan.accounts import is_renumbered
@@ -28,7 +29,7 @@ from ipavolume.plan.conduct import Kind, conduct
 from ipavolume.plan.fate import is_config
 from ipavolume.plan.fileplan import PlanOptions
 from ipavolume.plan.planner import plan_files, plan_populate
-from ipavolume.plan.snapshot import IS_MOUNTED, WayBack, check, decide, is_required, missing
+from ipavolume.plan.snapshot import WayBack, check, decide, is_mounted, is_required, missing
 from ipavolume.plan.tasks import Preview
 from ipavolume.plan.unowned import plan_rebuilt
 from ipavolume.plan.verdict import Verdict
@@ -38,7 +39,15 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
 from ipavolume.volume.members import Volume
-from ipavolume.volume.snapshots import chain_run, chain_snapshot, lost_mounts, next_run, old_runs
+from ipavolume.volume.snapshots import (
+    chain_run,
+    is_of,
+    lost_mounts,
+    next_run,
+    old_runs,
+    open_snapshot,
+    uuid_of,
+)
 from ipavolume.volume.tree import walk
 from ipavolume.volume.volumes import Volumes
 
@@ -191,10 +200,8 @@ def _way_back(
     if primary.pending is not None:
         # The run before was finished without its steps: one goes back to before that.
         run = chain_run(context.volumes, primary)
-        if run and chain_snapshot(context.volumes, primary) is None:
-            return WayBack(why=missing(run), hint=IS_MOUNTED)
         if run:
-            return WayBack(inherited=run)
+            return inherited(context.volumes, run, uuid_of(primary))[1]
         return WayBack(why="the run that it goes on from, which has not run all steps, made none")
     config = context.image.config.snapshot
     policy = context.options.snapshot or config.before_upgrade
@@ -225,6 +232,28 @@ def _way_back(
             refilled=context.image.config.refilled,
         )
     )
+
+
+def inherited(volumes: Volumes, run: str, uuid: str) -> tuple[Snapshot | None, WayBack]:
+    """Return what there is to go back to where the chain of runs began with the snapshot of *run*.
+
+    Args:
+        volumes: The volumes.
+        run: The run.
+        uuid: Uuid of the primary volume.
+
+    Returns:
+        The snapshot, or ``None``, and the way back, which says what keeps it from being used.
+    """
+    # It is looked at again by who goes back.
+    try:
+        made = open_snapshot(volumes, run)
+        unmounted = lost_mounts(volumes)
+    except IpaVolumeError as err:
+        return None, WayBack(why=str(err), hint=err.hint)
+    if made is not None and is_of(made, uuid):
+        return made, WayBack(inherited=run)
+    return None, WayBack(why=missing(run), hint=is_mounted(unmounted))
 
 
 def _only_fills(plan: Plan, mounts: Sequence[str]) -> bool:

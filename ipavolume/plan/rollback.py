@@ -29,7 +29,7 @@ from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight
 from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
-from ipavolume.plan.snapshot import IS_MOUNTED, missing
+from ipavolume.plan.snapshot import is_mounted, missing
 from ipavolume.steps.api import Warn
 from ipavolume.steps.going_back import asks_going_back
 from ipavolume.volume import layout
@@ -50,6 +50,7 @@ from ipavolume.volume.snapshots import (
     chain_snapshot,
     check_snapshot,
     last_undoable,
+    lost_mounts,
     next_run,
 )
 from ipavolume.volume.tree import walk
@@ -153,19 +154,24 @@ def draft_committed(
     )
 
 
-def not_here(run: str, otherwise: str) -> IpaVolumeError:
+def not_here(volumes: Mapping[str, Volume], run: str, otherwise: str) -> IpaVolumeError:
     """Return what refuses to go back to the snapshot of *run*, which was made and is not here.
 
     Args:
+        volumes: The volumes.
         run: The run.
         otherwise: What is done where it is lost.
+
+    Raises:
+        VolumeIOError: If what is mounted cannot be told.
     """
-    return RefusedError(
-        missing(run),
-        code=NO_WAY_BACK,
-        hint=f"{IS_MOUNTED} Start a container with it, and go back there: ipavolume rollback. "
-        f"{otherwise}",
-    )
+    hint = otherwise
+    if asked := is_mounted(lost_mounts(volumes)):
+        hint = (
+            f"{asked} Start a container with it, and go back there: ipavolume rollback. "
+            f"Otherwise: {otherwise}"
+        )
+    return RefusedError(missing(run), code=NO_WAY_BACK, hint=hint)
 
 
 def find_first_run_since(volume: Volume, snapshot: Snapshot) -> IpaVolumeError | None:

@@ -8,7 +8,6 @@ from typing import Final
 
 from ipavolume.config.model import SnapshotConfig
 from ipavolume.errors import VolumeIOError
-from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.progress import size_text
 from ipavolume.model.snapshots import Method, Room, Size
 from ipavolume.model.values import dataclass
@@ -79,12 +78,16 @@ def lacking(lacks: Sequence[tuple[str, str]]) -> str:
 
 
 _MOUNTED_SUFFIX: Final = SNAPSHOTS_MOUNTED.removeprefix(SNAPSHOTS)
-IS_MOUNTED: Final = f"Is the mount at {STATE_DIRECTORY}/{SNAPSHOTS} missing?"
 
 
 def missing(run: str) -> str:
     """Say that the snapshot of *run*, which was made, cannot be found."""
     return f"the snapshot of run {run} is not here"
+
+
+def is_mounted(unmounted: Sequence[str]) -> str:
+    """Ask for what is not mounted where snapshots were on a mount; "" where nothing is missing."""
+    return f"Is the mount at {' and '.join(unmounted)} missing?" if unmounted else ""
 
 
 def is_required(policy: str, *, adopting: bool) -> bool:

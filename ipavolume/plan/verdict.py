@@ -16,7 +16,7 @@ from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
-from ipavolume.plan.snapshot import IS_MOUNTED, missing
+from ipavolume.plan.snapshot import is_mounted, missing
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, Transaction
 from ipavolume.volume.layout import REHEARSAL
@@ -121,6 +121,7 @@ class Question:
         way_back: The snapshot that the chain of runs which was never committed began with.
         undoable: The snapshot that the last run which was committed began with.
         missing: The run whose snapshot would be gone back to, where that was made and is not here.
+        lost_mounts: Where snapshots were mounted, and nothing is now.
         way_refused: What refuses to go back to it by itself.
         goes_back: The operator lets that happen.
     """
@@ -151,6 +152,7 @@ class Question:
     way_back: Snapshot | None = None
     undoable: Snapshot | None = None
     missing: str = ""
+    lost_mounts: Sequence[str] = ()
     way_refused: IpaVolumeError | None = None
     goes_back: bool = True
 
@@ -722,10 +724,10 @@ def _find_missing(question: Question) -> str:
     if not question.missing:
         return ""
     said = missing(question.missing)
-    return (
-        f"{said[:1].upper()}{said[1:]}. {IS_MOUNTED} With it the way back is ipavolume rollback. "
-        "Otherwise: "
-    )
+    text = f"{said[:1].upper()}{said[1:]}. "
+    if asked := is_mounted(question.lost_mounts):
+        text += f"{asked} With it the way back is ipavolume rollback. Otherwise: "
+    return text
 
 
 def _refuse_what_follows(

@@ -309,16 +309,19 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[s
             )
         with _inside(volumes[mount], SNAPSHOTS, snapshot.run) as fd:
             is_lost = fd is None and mount in snapshot.refilled and not _is_open(volumes[mount])
+            unmounted = lost_mounts({mount: volumes[mount]}) if fd is None else ()
             # It may be on what is not mounted now: then it is not lost.
-            if is_lost and not lost_mounts({mount: volumes[mount]}):
+            if is_lost and not unmounted:
                 lost.append(mount)
                 continue
             if fd is None:
+                hint = "Mount the volumes that belong together"
+                hint += f", and their snapshots at {unmounted[0]}." if unmounted else "."
                 raise UnsafeVolumeError(
                     f"the volume at {volumes[mount].directory} has no part of the snapshot of run "
                     f"{snapshot.run}",
                     code=DAMAGED,
-                    hint="Mount the volumes that belong together, and where their snapshots are.",
+                    hint=hint,
                 )
             if open_snapshot({mount: volumes[mount]}, snapshot.run) != snapshot:
                 raise _damaged(fd, RECORD, "is of another snapshot", snapshot.run)

@@ -550,6 +550,19 @@ def test_what_can_be_gone_back_to_is_named_with_the_command() -> None:
         assert f"of the image {of_image}: ipavolume rollback" in error.hint
 
 
+@pytest.mark.parametrize("primary", [amid(NEWER), of(NEWER)], ids=["amid", "committed"])
+def test_a_mount_is_asked_for_only_where_a_snapshot_was_on_one(primary: Facts) -> None:
+    lost = "/data/.ipavolume/snapshots"
+    there, gone = (
+        judge(question(primary, missing="0002-newer", lost_mounts=mounts)).error
+        for mounts in ((), (lost,))
+    )
+    assert there is not None
+    assert gone is not None
+    assert there.hint.startswith("The snapshot of run 0002-newer is not here. Start the image new")
+    assert f"Is the mount at {lost} missing?" in gone.hint
+
+
 def test_what_is_in_the_way_is_named_on_whichever_volume_it_is() -> None:
     found = judge(question(NOTHING, NOTHING, instance={PRIMARY: "", SECOND: "/more/srv/x"}))
     assert found.state is State.STATELESS

@@ -602,7 +602,7 @@ def test_without_its_mount_there_is_no_snapshot_and_the_way_back_is_said(
     for command, image, more in asked:
         said = site.run(command, image, *more, status=77).stderr
         assert f"snapshot of run {run} is not here" in said.replace("The s", "s")
-        assert "Is the mount at .ipavolume/snapshots missing?" in said
+        assert "Is the mount at /data/.ipavolume/snapshots missing?" in said
         assert "no snapshot was made" not in said
     assert "nothing is mounted at /data/.ipavolume/snapshots" in site.refused(
         made["3"], "no-snapshot", status=74, env=ALWAYS
@@ -636,7 +636,7 @@ def test_amid_an_upgrade_whose_snapshot_is_not_mounted_that_is_said(
     for words in ("upgrade", "rollback"):
         said = site.run(words, made["1"], status=77).stderr
         assert f"snapshot of run {run} is not here" in said.replace("The s", "s")
-        assert "Is the mount at .ipavolume/snapshots missing?" in said
+        assert "Is the mount at /data/.ipavolume/snapshots missing?" in said
         assert "no snapshot was made" not in said
     said = site.run("upgrade", made["2"], env=ALWAYS).stderr
     assert f"way back: none: the snapshot of run {run} is not here" in said
@@ -900,10 +900,9 @@ def test_one_by_hand_stays_until_it_is_dropped(site: Site, images: Images) -> No
     assert _listed(site, made["3"]) == []
 
 
-def test_the_way_back_from_what_is_not_finished_is_not_dropped(site: Site, images: Images) -> None:
-    made = images()
-    site.upgrade(made["1"])
-    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(made["2"])]
+def _killed_amid(site: Site, image: Image) -> Path:
+    """Begin to upgrade to *image*, and be killed after the mark; return the snapshot of before."""
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
     env = clean_environment(ALWAYS)
     kept = site.top / "kept"
     subprocess.run(["cp", "-a", site.volume(), kept], check=True, timeout=60)
@@ -917,6 +916,56 @@ def test_the_way_back_from_what_is_not_finished_is_not_dropped(site: Site, image
     )
     tracing.killed(command, calls[marked + 2], env=env)
     (run,) = _snapshots(site.volume()).iterdir()
+    return run
+
+
+def test_nobody_asks_for_the_mount_of_a_snapshot_that_was_dropped(
+    site: Site, images: Images
+) -> None:
+    """None was ever used: who looks for one looks in vain."""
+    made = images()
+    site.upgrade(made["1"])
+    site.upgrade(made["2"], env=ALWAYS)
+    (run,) = _snapshots(site.volume()).iterdir()
+    site.run("snapshot", made["2"], "drop", run.name)
+    asked: list[tuple[str, Image, tuple[str, ...]]] = [
+        ("upgrade", made["1"], ()),
+        ("rollback", made["2"], ()),
+        ("rollback", made["2"], (run.name,)),
+    ]
+    for command, image, more in asked:
+        said = site.run(command, image, *more, status=77).stderr
+        assert f"snapshot of run {run.name} is not here" in said.replace("The s", "s")
+        assert "missing?" not in said
+
+
+def test_amid_an_upgrade_what_became_of_its_snapshot_is_said(site: Site, images: Images) -> None:
+    made = images()
+    site.upgrade(made["1"])
+    run = _killed_amid(site, made["2"])
+    shutil.copytree(site.volume(), site.top / "amid", symlinks=True)
+    (run / "record.json").write_text("{")
+    said = site.run("upgrade", made["2"], env=ALWAYS).stderr
+    assert "way back: none:" in said
+    assert "record.json is cut short or was altered" in said.replace("'", "")
+    assert "is not here" not in said
+    assert "missing?" not in said
+
+    shutil.rmtree(site.volume())
+    shutil.copytree(site.top / "amid", site.volume(), symlinks=True)
+    shutil.rmtree(run)
+    for command in ("upgrade", "rollback"):
+        said = site.run(command, made["1"], status=77).stderr
+        assert f"snapshot of run {run.name} is not here" in said.replace("The s", "s")
+        assert "missing?" not in said
+    said = site.run("upgrade", made["2"], env=ALWAYS).stderr
+    assert f"way back: none: the snapshot of run {run.name} is not here\n" in said
+
+
+def test_the_way_back_from_what_is_not_finished_is_not_dropped(site: Site, images: Images) -> None:
+    made = images()
+    site.upgrade(made["1"])
+    run = _killed_amid(site, made["2"])
     said = site.run("snapshot", made["2"], "drop", run.name, status=77).stderr
     assert "[open-transaction]" in said
     site.run("snapshot", made["2"], "create", status=77)

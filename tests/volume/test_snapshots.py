@@ -182,6 +182,17 @@ def test_a_volume_that_may_be_emptied_needs_no_part(volumes: dict[str, Volume]) 
         snapshots.check_snapshot(volumes, one)
 
 
+def test_a_mount_for_parts_is_asked_for_where_there_was_one(volumes: dict[str, Volume]) -> None:
+    shutil.rmtree(_part(volumes, "/logs"))
+    with pytest.raises(UnsafeVolumeError, match="no part") as raised:
+        snapshots.check_snapshot(volumes, SNAPSHOT)
+    assert raised.value.hint == "Mount the volumes that belong together."
+    (Path(volumes["/logs"].directory) / ".ipavolume/snapshots-mounted").touch()
+    with pytest.raises(UnsafeVolumeError, match="no part") as raised:
+        snapshots.check_snapshot(volumes, SNAPSHOT)
+    assert "/logs/.ipavolume/snapshots" in raised.value.hint
+
+
 def test_where_no_volume_may_be_emptied_a_record_is_as_an_older_ipavolume_reads_it(
     volumes: dict[str, Volume],
 ) -> None:
