@@ -22,7 +22,7 @@ from ipavolume.steps.api import Command, Declaration
 from ipavolume.steps.declaration import steps_of
 from ipavolume.steps.perform import run_command
 from ipavolume.steps.strays import Links
-from ipavolume.volume.history import read_history
+from ipavolume.volume.history import last_replacing, read_history
 from ipavolume.volume.logs import RunLog
 from ipavolume.volume.members import Volume
 from ipavolume.volume.verified import (
@@ -41,16 +41,16 @@ _MAX_EARLIER: Final = 32
 
 
 def pending(image: Image, volume: Volume) -> tuple[str, list[Declaration]]:
-    """Return the last run, and its steps that have something to verify still.
+    """Return the last run that replaced something, and its steps that have to verify something.
 
     Raises:
         UnsafeVolumeError: If the history or the record was altered.
         ConfigurationError: If a step of the image is malformed.
     """
-    runs = read_history(volume)
-    if not runs:
+    last = last_replacing(read_history(volume))
+    if last is None:
         return "", []
-    return runs[-1]["run"], _unanswered(image, volume, runs[-1])
+    return last["run"], _unanswered(image, volume, last)
 
 
 def _unanswered(image: Image, volume: Volume, last: Mapping[str, Any]) -> list[Declaration]:

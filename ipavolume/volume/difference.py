@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from ipavolume.errors import ObstructedError
-from ipavolume.linux import files
+from ipavolume.linux import clock, files
 from ipavolume.linux.statx import part_of
 from ipavolume.model.attributes import ACL_NAMES
 from ipavolume.model.files import (
@@ -27,7 +27,7 @@ from ipavolume.volume import layout
 from ipavolume.volume.extent import left_out
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
-from ipavolume.volume.history import read_history
+from ipavolume.volume.history import last_replacing, read_history
 from ipavolume.volume.members import Volume, open_state, read_json
 from ipavolume.volume.refused import UNVERIFIED
 from ipavolume.volume.snapshots import (
@@ -40,6 +40,7 @@ from ipavolume.volume.snapshots import (
 from ipavolume.volume.tree import Tree
 
 _CHUNK_BYTES: Final = 1 << 20
+_SECOND_NS: Final = 1_000_000_000
 _MAX_PATH_CHARACTERS: Final = 8 << 10
 """As deep as a snapshot is made; what lies deeper is moved away with what is around it."""
 
@@ -130,7 +131,11 @@ def begun_since(volume: Volume, primary: Facts, run: str) -> tuple[str, ...]:
 def last_act_ns(volume: Volume, primary: Facts) -> int:
     """Return when the last run recorded something, in nanoseconds since 1970.
 
-    What it put in place is a change of the directory that it came from.
+    What it put in place is a change of the directory that it came from. Runs that replace nothing
+    do not count: what people changed before one of them, they changed since the one that is undone.
+
+    Raises:
+        UnsafeVolumeError: If the history was altered.
     """
     names: tuple[str, ...] = (layout.HISTORY,)
     path = STATE_DIRECTORY
@@ -138,12 +143,26 @@ def last_act_ns(volume: Volume, primary: Facts) -> int:
     if primary.transaction is not None and primary.transaction.kind != UNVERIFIED:
         path += f"/{layout.TRANSACTION}"
         names = (layout.PROGRESS, layout.TASKS, layout.NOTES, ".", "new", "old")
+    elif (ended := _end_before_others(read_history(volume))) is not None:
+        return ended
     directory = files.open_directory(volume.fd, path)
     try:
         found = [files.lstat(directory, name) for name in names]
     finally:
         os.close(directory)
     return max((st.st_mtime_ns for st in found if st is not None), default=0)
+
+
+def _end_before_others(runs: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return when the last run that counts ended; ``None`` where it is the last of all."""
+    last = last_replacing(runs)
+    if last is None or last is runs[-1]:
+        return None
+    try:
+        # It is recorded to the second, of which what the run did last may be a later part.
+        return (clock.seconds_of(last.get("finished", "")) + 1) * _SECOND_NS
+    except ValueError:
+        return None
 
 
 def has_first_run_since(volume: Volume, run: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ipavolume.formats import checks
@@ -31,6 +31,8 @@ from ipavolume.volume.members import Volume, damaged, read_of_state
 
 TAKEN_OVER: Final = "taken over"
 """The result of a run that another image finished, without its tasks."""
+_REPLACING_NOTHING: Final = ("rebuilt", "refill")
+"""Kinds of runs after which the one before them still stands: nothing of it was replaced."""
 _MAX_HISTORY_BYTES: Final = 256 << 20
 _MAX_KEPT: Final = 1000
 """More paths that were left alone are not named for each run, which would add up."""
@@ -56,6 +58,11 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
             "is cut short or was altered",
             hint="Find out who did that, and move it away: no upgrade depends on it.",
         ) from err
+
+
+def last_replacing(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the last of the recorded *runs* that may have replaced something, or ``None``."""
+    return next((run for run in reversed(runs) if run.get("kind") not in _REPLACING_NOTHING), None)
 
 
 _TEXTS: Final = (

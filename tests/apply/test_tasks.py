@@ -715,6 +715,22 @@ def verify(volume):
     assert "verified  s5000_verifies" in run_ipavolume("status", world.volume).stdout
 
 
+def test_what_is_to_be_verified_still_is_so_after_a_run_that_only_filled_a_volume(
+    world: World,
+) -> None:
+    world.populate()
+    body = (
+        f"{step(logs('done'))}\n\ndef verify(volume):\n"
+        '    yield Command(words=("false",), reason="the service answers")\n'
+    )
+    image = world.image("2", {"s5000_verifies": body})
+    world.run(image, "upgrade", "-q")
+    with (world.volume / ".ipavolume/history.jsonl").open("a") as history:
+        history.write('{"run":"0003-2","kind":"refill","result":"done"}\n')
+    probe = ("start", "--", *inside.IPAVOLUME, "status", "--probe", "ready")
+    assert "not yet: s5000_verifies: false" in world.run(image, *probe, status=75).stdout
+
+
 def test_a_path_on_a_read_only_root_is_named_as_missing_on_the_list(world: World) -> None:
     """P18: the installer or an upgrade writes where the image has no link to the volume."""
     world.populate()

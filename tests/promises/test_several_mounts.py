@@ -271,6 +271,13 @@ OF_AN_ENGINE = 0o1777
 """The mode of a tmpfs that an engine mounts, unless it is told otherwise."""
 
 
+def _ended_at(volume: Path, time: str) -> None:
+    """Have the last run have ended at *time*, long before what is done next."""
+    history = volume / ".ipavolume/history.jsonl"
+    *others, last = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(others) + json.dumps({**json.loads(last), "finished": time}) + "\n")
+
+
 def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
@@ -283,6 +290,8 @@ def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
     before = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
     site.upgrade(second, env=ALWAYS)
     (kept,) = (data / ".ipavolume/snapshots").iterdir()
+    _ended_at(data, "2000-01-01T00:00:00Z")
+    (data / "var/lib/app/database").write_text("after")
     _empty(site)
     said = site.run("upgrade", second, env=ALWAYS).stderr
     assert "way back" not in said
@@ -291,13 +300,13 @@ def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
     assert [*(data / ".ipavolume/snapshots").iterdir()] == [kept]
     # What refuses the old image names the way back that there is.
     assert f"the snapshot of run {kept.name}" in site.run("upgrade", first, status=77).stderr
-    (data / "var/lib/app/database").write_text("after")
     (logs / "var/log/app/app.log").write_text("what happened")
     there = picture(logs / "var")
     shown = site.run("rollback", second, "--dry-run").stdout
     assert f"{logs} has no part of the snapshot" in shown
     said = site.run("rollback", second).stderr
     assert f"{logs} has no part of the snapshot" in said
+    assert "/data/var/lib/app/database" in dict(site.history()[-1]["undone"]["changed"])
     assert picture(data, times=False, leave_out=lambda path: path == "/.ipavolume") == before
     assert picture(logs / "var") == there
     site.upgrade(first)

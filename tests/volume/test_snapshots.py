@@ -18,7 +18,7 @@ from ipavolume.linux import clock
 from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.snapshots import Method, Original, Snapshot
 from ipavolume.volume import snapshots
-from ipavolume.volume.difference import begun_since
+from ipavolume.volume.difference import begun_since, last_act_ns
 from ipavolume.volume.facts import Facts, Identity, Transaction
 from ipavolume.volume.members import Volume, open_volume
 from ipavolume.volume.volumes import Volumes
@@ -399,3 +399,15 @@ def test_what_was_begun_since_a_snapshot_by_hand_is_known_by_the_number_of_the_r
     assert begun_since(primary, NOTHING, "somebody-elses") == ("s1", "s2", "s3")
     runs = snapshots.snapshot_runs(primary)
     assert runs == [SNAPSHOT.run, "9998-image", "9999-image", "10001-image"]
+
+
+@pytest.mark.parametrize("kind", ["refill", "rebuilt"])
+def test_a_run_that_replaces_nothing_does_not_hide_what_was_changed_before_it(
+    volumes: dict[str, Volume], kind: str
+) -> None:
+    """People changed it after the upgrade, and going back from that undoes it."""
+    upgraded, other = (
+        clock.text_of(seconds) for seconds in (1_800_000_000, clock.seconds() + 3600)
+    )
+    _ran(volumes, _run(2, finished=upgraded), _run(3, kind, bare=True, finished=other))
+    assert last_act_ns(volumes["/data"], NOTHING) == 1_800_000_001 * 10**9
