@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -34,6 +35,8 @@ _JOURNAL: Final = (
     ("ipavolume-journald.conf", f"{UNIT_DIRECTORY}/systemd-journald.service.d/ipavolume.conf"),
     ("ipavolume-journal.conf", "/usr/lib/systemd/journald.conf.d/ipavolume.conf"),
 )
+_MOUNT: Final = "/data"
+"""The mount in what is shipped of that."""
 _PROGRAM: Final = "/usr/bin/ipavolume"
 _UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", UNIT_DIRECTORY)
 _NEEDS: Final = frozenset({"Requires", "Requisite", "BindsTo", "Wants", "Upholds"})
@@ -42,6 +45,12 @@ _WAITS: Final = _NEEDS | {"After", "PartOf"}
 _EARLY: Final = frozenset({"socket", "path", "mount", "automount", "swap", "slice"})
 _KINDS: Final = _EARLY | {"service", "timer", "target", "device", "scope"}
 _LINKS: Final = (".wants", ".requires", ".upholds")
+_PLAIN_WORD: Final = re.compile(r"[\w/.:+@-]+", re.ASCII)
+_ESCAPES: Final = {
+    **{number: f"\\x{number:02x}" for number in (*range(0x20), 0x7F)},
+    **str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%"}),
+}
+_STARTS_ONLINE: Final = re.compile(rb"^ExecStart=.* online$", re.MULTILINE)
 _MARK: Final = b"exec ipavolume start "
 _MAX_BYTES: Final = 64 << 10
 
@@ -56,9 +65,10 @@ def install(
 ) -> bool:
     """Put units and wrapper into the image, if systemd starts it; killed, the next run goes on.
 
-    Packages depend on systemd also where something else takes its place, as
-    docker-systemctl-replacement does, which would start our units as it does others: those that a
-    base image was given are taken out. The wrapper stays, it executes what a start does there.
+    What a base image was given and this one is not to have is taken out. Packages depend on systemd
+    also where something else takes its place, as docker-systemctl-replacement does, which would
+    start our units as it does others: there that is all but the wrapper, which executes what a
+    start does there.
 
     Args:
         tree: The image.
@@ -75,10 +85,10 @@ def install(
     """
     if not tree.exists(SYSTEMD):
         return False
-    if is_replaced(tree, config):
-        return _withdraw(tree, config)
-    online_unit = config.online_unit
     program = find_program(tree)
+    if is_replaced(tree, config):
+        return _withdraw(tree, _ours(tree, config, program or _PROGRAM).values())
+    online_unit = config.online_unit
     if not program:
         program = _PROGRAM
         findings.add(
@@ -86,18 +96,21 @@ def install(
             f"ipavolume is not in the image; its units and {WRAPPER} expect it at {program!r}",
             path=program,
         )
-    changed = False
-    for name, content in _unit_contents(online_unit, program, running=running):
-        changed |= _put(tree, f"{UNIT_DIRECTORY}/{name}", content, 0o644, make=make)
-        # That one comes with the phase, which wants it.
-        if name != _PHASE_TARGET:
-            changed |= _want(tree, name, make=make, findings=findings)
+    wanted = dict(_unit_contents(online_unit, program, running=running))
+    contents = {f"{UNIT_DIRECTORY}/{name}": content for name, content in wanted.items()}
     if config.profile == _KEEPS_JOURNAL:
-        for shipped, path in _JOURNAL:
-            text = _read_shipped(shipped).decode("utf-8")
-            text = text.replace("/data/", f"{config.volumes[0].mount}/")
-            changed |= _put(tree, path, text.encode(), 0o644, make=make)
-    found = tree.read_file(WRAPPER, limit_bytes=_MAX_BYTES) if _is_file(tree, WRAPPER) else None
+        contents |= _journal_contents(config.volumes[0].mount)
+    # That one comes with the phase, which wants it.
+    links = {f"{_WANTS}/{name}": name for name in wanted if name != _PHASE_TARGET}
+    there = _ours(tree, config, program)
+    changed = _withdraw(
+        tree, [there[path] for path in there if path not in contents and path not in links]
+    )
+    for path, content in contents.items():
+        changed |= _put(tree, path, content, 0o644, make=make)
+    for name in links.values():
+        changed |= _want(tree, name, make=make, findings=findings)
+    found = _content(tree, WRAPPER)
     if tree.lstat(tree.resolve(WRAPPER, follow=False)) is not None and (
         found is None or _MARK not in found
     ):
@@ -117,30 +130,73 @@ def install(
 
 def _unit_contents(online_unit: str, program: str, *, running: bool) -> Iterator[tuple[str, bytes]]:
     """Yield the units of an image, by name, in which the command is *program*."""
-    shipped = [ONLINE_UNIT, LOCK_UNIT, TARGET, _PHASE_TARGET]
-    for name in [*shipped, _RUNNING_UNIT] if running else shipped:
+    shipped = [ONLINE_UNIT, LOCK_UNIT, _PHASE_TARGET]
+    # That one last, which says what the first is called.
+    for name in [*shipped, _RUNNING_UNIT, TARGET] if running else [*shipped, TARGET]:
         text = _read_shipped(name).decode("utf-8")
-        text = text.replace(f"{_PROGRAM} ", f"{program} ").replace(ONLINE_UNIT, online_unit)
+        text = text.replace(f"{_PROGRAM} ", f"{_quoted(program)} ")
+        text = text.replace(ONLINE_UNIT, online_unit)
         yield online_unit if name == ONLINE_UNIT else name, text.encode()
 
 
-def _withdraw(tree: ImageTree, config: Config) -> bool:
-    """Take out what :func:`install` put into a base image: nothing wants the units any more.
+def _quoted(word: str) -> str:
+    """Return *word* as the command line of a unit has it; a variable in it is one still.
 
-    One that somebody edited stays, without the link by which it is started.
-
-    Returns:
-        Whether anything was changed.
+    Source: ``systemd.syntax(7)``, "Quoting", and ``systemd.unit(5)``, "Specifiers".
     """
-    program = find_program(tree) or _PROGRAM
-    gone = []
-    for name, content in _unit_contents(config.online_unit, program, running=True):
-        path, wanted = f"{UNIT_DIRECTORY}/{name}", tree.resolve(f"{_WANTS}/{name}", follow=False)
-        st = tree.lstat(wanted)
-        if st is not None and stat.S_ISLNK(st.st_mode) and tree.readlink(wanted) == f"../{name}":
-            gone.append(wanted)
-        if _is_file(tree, path) and tree.read_file(path, limit_bytes=_MAX_BYTES) == content:
-            gone.append(tree.resolve(path, follow=False))
+    return word if _PLAIN_WORD.fullmatch(word) else f'"{word.translate(_ESCAPES)}"'
+
+
+def _journal_contents(mount: str) -> Iterator[tuple[str, bytes]]:
+    """Yield what has the journal on the volume at *mount*, by path."""
+    # An argument that is no variable, by systemd.service(5), "Command lines".
+    argument = _quoted(mount).replace("$", "$$")
+    for shipped, path in _JOURNAL:
+        text = _read_shipped(shipped).decode("utf-8")
+        yield path, text.replace(_MOUNT, argument).encode()
+
+
+def _ours(tree: ImageTree, config: Config, program: str) -> dict[str, str]:
+    """Return the locations of what is there of ours, also by another configuration, by path.
+
+    Of a unit that somebody edited it is the link by which it is started.
+    """
+    found: dict[str, str] = {}
+    for online_unit in (config.online_unit, *_online_units(tree)):
+        for name, content in _unit_contents(online_unit, program, running=True):
+            path, wanted = f"{UNIT_DIRECTORY}/{name}", f"{_WANTS}/{name}"
+            link = tree.resolve(wanted, follow=False)
+            st = tree.lstat(link)
+            if st is not None and stat.S_ISLNK(st.st_mode) and tree.readlink(link) == f"../{name}":
+                found[wanted] = link
+            if _content(tree, path) == content:
+                found[path] = tree.resolve(path, follow=False)
+    for shipped, path in _JOURNAL:
+        head, mount, tail = _read_shipped(shipped).partition(_MOUNT.encode())
+        there = _content(tree, path) or b""
+        # Whatever the mount was: it is on one line.
+        argument = there.removeprefix(head).removesuffix(tail)
+        if there == head + argument + tail and (mount or not argument) and b"\n" not in argument:
+            found[path] = tree.resolve(path, follow=False)
+    return found
+
+
+def _online_units(tree: ImageTree) -> list[str]:
+    """Return what a base image calls the unit that runs the online phase."""
+    content = _content(tree, f"{UNIT_DIRECTORY}/{TARGET}") or b""
+    said = (line.partition("=") for line in _lines(content.decode("utf-8", "replace")))
+    names = [name for key, _, value in said if key.strip() == "Requires" for name in value.split()]
+    return [
+        name
+        for name in names
+        if "/" not in name
+        and _STARTS_ONLINE.search(_content(tree, f"{UNIT_DIRECTORY}/{name}") or b"")
+    ]
+
+
+def _withdraw(tree: ImageTree, locations: Iterable[str]) -> bool:
+    """Take out what :func:`install` put into a base image; return whether that was anything."""
+    gone = tuple(locations)
     for location in gone:
         parent, _, name = location.rpartition("/")
         with reported(f"remove {location!r}"):
@@ -152,6 +208,11 @@ def _withdraw(tree: ImageTree, config: Config) -> bool:
     if gone:
         tree.forget()
     return bool(gone)
+
+
+def _content(tree: ImageTree, path: str) -> bytes | None:
+    """Return what is in the file at *path*; ``None``: there is none."""
+    return tree.read_file(path, limit_bytes=_MAX_BYTES) if _is_file(tree, path) else None
 
 
 def is_replaced(tree: ImageTree, config: Config) -> bool:
@@ -364,7 +425,7 @@ def _read_shipped(name: str) -> bytes:
 
 
 def _put(tree: ImageTree, path: str, content: bytes, mode: int, *, make: Progress) -> bool:
-    if _is_file(tree, path) and tree.read_file(path, limit_bytes=_MAX_BYTES) == content:
+    if _content(tree, path) == content:
         st = tree.lstat(tree.resolve(path))
         if st is not None and stat.S_IMODE(st.st_mode) == mode:
             return False

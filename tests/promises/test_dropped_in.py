@@ -116,7 +116,7 @@ def test_the_journal_is_on_the_volume(tmp_path: Path, packages: dict[str, list[P
     unit = image.root / peers.UNITS[1:] / "systemd-journald.service.d/ipavolume.conf"
     text = unit.read_text().replace("\\\n", " ")
     (line,) = (line for line in text.splitlines() if line.startswith("ExecStartPre="))
-    words = shlex.split(line.removeprefix("ExecStartPre=-"))
+    words = shlex.split(line.removeprefix("ExecStartPre=-").replace("$$", "$"))
     volume = tmp_path / "volume"
     volume.mkdir()
     script = (
@@ -134,6 +134,44 @@ def test_the_journal_is_on_the_volume(tmp_path: Path, packages: dict[str, list[P
     done = inside.run(image.root, volume, ["sh", "-c", script, "sh", *words])
     assert done.stdout == "y\n"
     assert (volume / "var/log/journal/x").read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("other", "left"),
+    [
+        pytest.param(
+            CONFIG.replace("exec = []", 'exec = ["/usr/bin/systemctl"]'), set(), id="no systemd"
+        ),
+        pytest.param(
+            "[start]\nexec = []\n",
+            {
+                *("ipavolume-lock.service", "ipavolume-online.service"),
+                *("ipavolume-phase.target", "ipavolume.target"),
+            },
+            id="not the profile",
+        ),
+    ],
+)
+def test_what_an_image_in_between_was_given_by_its_configuration_goes(
+    tmp_path: Path, packages: dict[str, list[Path]], other: str, left: set[str]
+) -> None:
+    """Its name for the online unit, the drop-ins that have the journal on its mount."""
+    image = published(tmp_path / "image", packages["1"], "1")
+    image.write("/usr/bin/systemctl", "#!/bin/sh\n", mode=0o755)
+    named = "exec = []\nonline-unit = 'application-upgrade.service'"
+    derive(image, CONFIG.replace("exec = []", named))
+    system = image.root / "usr/lib/systemd"
+    journal = {*system.glob("*/systemd-journald.service.d/*"), *system.glob("journald.conf.d/*")}
+    assert len(journal) == 2
+    assert (system / "system/application-upgrade.service").exists()
+    image.write("/etc/ipavolume.toml", other)
+    image.prepare()
+    assert not any(path.exists() for path in journal)
+    names = {path.name for path in (system / "system").glob("*pplication-upgrade*")}
+    assert names | {path.name for path in (system / "system").glob("ipavolume*")} == left
+    wanted = {path.name for path in (system / "system/default.target.wants").iterdir()}
+    assert wanted == left - {"ipavolume-phase.target"}
+    assert not image.prepare().changed
 
 
 def test_a_derived_image_of_another_configuration_has_another_id(

@@ -535,6 +535,36 @@ def test_the_units_of_a_base_image_go_where_another_program_takes_systemds_place
     assert (image.root / WANTS / "ipavolume-online.service").is_symlink()
 
 
+def test_the_journal_is_on_a_volume_whatever_its_mount_is_called(
+    tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """What has a meaning in a unit is nothing but a part of the name there."""
+    mount = r"""/my 100%n 'd' "$HOME" ${HOME} a\tb"""
+    config = (
+        f'profile = "freeipa"\n[[volume]]\nmount = {json.dumps(mount)}\n'
+        'lists = ["/etc/volume-data-list"]\ntemplate = "/template"\n'
+        f"{CONFIG}log-follow = []\n[first-run]\ncommand = []\n[scriptlets]\npackages = []\n"
+    )
+
+    def edit(image: Image) -> None:
+        add_systemd(image)
+        image.mask_steps()
+        image.write(
+            "/etc/systemd/system/application.service",
+            "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'readlink /run/log/journal'\n"
+            "StandardOutput=tty\n",
+        )
+
+    site = Site(top=tmp_path)
+    image = site.image(
+        "one", versions[:1], lists={"/data": ["/etc/app/"]}, config=config, edit=edit
+    )
+    volume = site.volume()
+    inside.run(image.root, {mount: volume}, [*inside.IPAVOLUME, "upgrade"]).check_returncode()
+    with machine(image, {mount: volume}) as container:
+        container.wait_for(f"{mount}/var/log/journal\n")
+
+
 def test_prepare_leaves_what_is_somebody_elses(tmp_path: Path, versions: tuple[Path, Path]) -> None:
     def edit(image: Image) -> None:
         add_systemd(image)

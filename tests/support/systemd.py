@@ -134,7 +134,7 @@ class Machine:
 @contextlib.contextmanager
 def machine(
     image: Image,
-    volume: Path,
+    volume: Path | Mapping[str, Path],
     *words: str,
     env: Mapping[str, str] | None = None,
     init: Sequence[str] = ("/usr/local/sbin/init",),
