@@ -159,7 +159,8 @@ def empty_run() -> None:
     except (OSError, ValueError, IndexError):
         return
     if removed:
-        _say(_logged(b"removed %d files from /run, which the container's last run left" % removed))
+        files = b"1 file" if removed == 1 else b"%d files" % removed
+        _say(_logged(b"removed %s from /run, which the container's last run left" % files))
 
 
 def _is_anonymous(root: bytes) -> bool:

@@ -51,7 +51,7 @@ from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
-from ipavolume.model.progress import Meter, Progress
+from ipavolume.model.progress import Meter, Progress, count_text
 from ipavolume.volume import layout
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.index import INDEX_ENTRY, index_entry
@@ -208,7 +208,7 @@ class Stage:
                 files += 1
                 if b'"hard_link":' in line and path not in omitted:
                     followers.append(manifest.parse_record(line))
-        self._progress("copying 1 file" if files == 1 else f"copying {files} files")
+        self._progress(f"copying {count_text(files, 'file')}")
         self._meter = Meter(
             self._progress,
             "copying files",

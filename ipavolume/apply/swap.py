@@ -48,7 +48,7 @@ from ipavolume.model.files import (
 )
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import is_saved, mount_of, numbered
-from ipavolume.model.progress import Meter, Progress
+from ipavolume.model.progress import Meter, Progress, count_text
 from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
@@ -114,7 +114,7 @@ class Swap:
         looked = time.monotonic()
         actions = self._plan.actions
         count = len(actions) - sum(isinstance(one, Keep) for one in without_metadata(actions))
-        progress(f"putting {count} {'change' if count == 1 else 'changes'} in place")
+        progress(f"putting {count_text(count, 'change')} in place")
         for area, transit in zip(self._areas.values(), self._transits.values(), strict=True):
             with attempt("look at", area.volume.directory, now=STATE_OPEN):
                 transit.settle()

@@ -19,6 +19,7 @@ from ipavolume.linux import clock
 from ipavolume.model.actions import Verb, describe, verb
 from ipavolume.model.packed import Packed, described
 from ipavolume.model.progress import Printed, Tick, say_nothing
+from ipavolume.model.tasks import tasks_text
 
 # What a command needs is loaded with the command.
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ def print_inspection(found: Inspection, *, full: bool, verbose: bool) -> None:
         click.echo(f"  {text.escape(one.path)}")
         print_difference(one.lines, indented="    ")
     if plan.tasks:
-        click.echo(f"  then: {text.tasks_count(plan.tasks)}")
+        click.echo(f"  then: {tasks_text(plan.tasks)}")
     for task in plan.tasks if full else ():
         preview = found.draft.previews.get(task.key)
         for line in text.preview_lines(task, preview, verbose=verbose):

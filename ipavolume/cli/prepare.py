@@ -8,7 +8,7 @@ from ipavolume.cli import document, options, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.output import progress, show_findings
 from ipavolume.linux import umask
-from ipavolume.model.progress import say_nothing
+from ipavolume.model.progress import count_text, say_nothing
 
 
 @click.command(cls=HelpedCommand)
@@ -88,6 +88,6 @@ def prepare(
     elif not silent:
         done = "prepared" if result.changed else "nothing to do for"
         click.echo(
-            f"{done} image {result.build_id}: {result.entries} entries, {result.records} paths, "
-            f"{result.packages} packages"
+            f"{done} image {result.build_id}: {count_text(result.entries, 'entry', 'entries')}, "
+            f"{count_text(result.records, 'path')}, {count_text(result.packages, 'package')}"
         )

@@ -11,7 +11,7 @@ from ipavolume.cli import document, options, output, streams, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
-from ipavolume.model.progress import size_text
+from ipavolume.model.progress import count_text, size_text
 
 if TYPE_CHECKING:
     from ipavolume.commands.snapshot import Kept
@@ -91,6 +91,6 @@ def _show(kept: Kept) -> None:
 
 def _line(one: Snapshot) -> str:
     what = "by hand" if one.by_hand else "before the run"
-    size = f"{one.method}, {one.files} files, {size_text(one.bytes)}"
+    size = f"{one.method}, {count_text(one.files, 'file')}, {size_text(one.bytes)}"
     image = one.build_id or one.from_build or "no recorded id"
     return f"{text.escape(one.run)}  {one.made}  {what}, of {text.escape(image)}: {size}"

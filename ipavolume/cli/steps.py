@@ -12,6 +12,7 @@ from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import ConfigurationError
+from ipavolume.model.progress import count_text
 from ipavolume.steps.api import describe
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def steps(
         else:
             _show(step)
     if left_out:
-        others = "1 step is" if left_out == 1 else f"{left_out} steps are"
+        others = count_text(left_out, "step is", "steps are")
         click.echo(f"{others} for packages that the image does not have (shown with -v)")
 
 

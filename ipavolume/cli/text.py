@@ -23,7 +23,7 @@ from ipavolume.model.actions import (
 )
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.packed import counts_of, described, translated, without_metadata
-from ipavolume.model.progress import size_text
+from ipavolume.model.progress import count_text, size_text
 from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
 from ipavolume.volume import layout
@@ -76,7 +76,7 @@ def audit_heading(found: Audited) -> str:
     wrong = sum(finding.paths for finding in found.findings if finding.is_wrong)
     if not wrong:
         return "nothing that has to last was written outside of its volumes"
-    return f"{wrong} {'path was' if wrong == 1 else 'paths were'} written outside of its volumes"
+    return f"{count_text(wrong, 'path was', 'paths were')} written outside of its volumes"
 
 
 def audit_lines(finding: AuditFinding) -> list[str]:
@@ -127,15 +127,11 @@ def unowned_line(result: PrepareResult, *, verbose: bool) -> str:
     names = result.unowned if verbose else result.unowned[:_MAX_UNOWNED]
     more = len(result.unowned) - len(names)
     tail = f" and {more} more (all with -v)" if more else ""
-    count = len(result.unowned)
-    files = (
-        "1 listed file that no package owns"
-        if count == 1
-        else (f"{count} listed files that no package owns")
-    )
+    files = count_text(len(result.unowned), "listed file")
     return (
-        f"{files}: {', '.join(escape(name) for name in names)}{tail}. On a volume that has such a "
-        "file it stays, whatever a newer image has, unless [files] refresh names it"
+        f"{files} that no package owns: {', '.join(escape(name) for name in names)}{tail}. "
+        "On a volume that has such a file it stays, whatever a newer image has, unless [files] "
+        "refresh names it"
     )
 
 
@@ -303,8 +299,8 @@ def report_lines(report: Report, *, verbose: bool) -> list[str]:
     if report.copies is not None:
         copies = report.copies
         lines.append(
-            f"  the copy: {size_text(copies.bytes)} in {copies.seconds} s, "
-            f"{copies.copied} of {copies.files} files without reflink; the upgrade took "
+            f"  the copy: {size_text(copies.bytes)} in {copies.seconds} s, {copies.copied} of "
+            f"{count_text(copies.files, 'file')} without reflink; the upgrade took "
             f"{size_text(max(copies.grown_bytes, 0))} more"
         )
         lines.append(f"  {report.how}")
@@ -470,8 +466,8 @@ def counts(actions: Sequence[Action]) -> dict[Verb, int]:
 def translated_lines(actions: Sequence[Action]) -> list[str]:
     """Return how many files get another owner because their accounts have other numbers."""
     return [
-        f"{number} files {was[0]}:{was[1]} -> {now[0]}:{now[1]} (their accounts have another "
-        "number in this image)"
+        f"{count_text(number, 'file')} {was[0]}:{was[1]} -> {now[0]}:{now[1]} (their accounts "
+        "have another number in this image)"
         for (was, now), number in sorted(translated(actions).items())
     ]
 
@@ -482,8 +478,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
     for end in outcome.ends:
         lines += _end_lines(end)
     if outcome.warnings:
-        count = len(outcome.warnings)
-        lines.append("  1 warning:" if count == 1 else f"  {count} warnings:")
+        lines.append(f"  {count_text(len(outcome.warnings), 'warning')}:")
         lines += [f"    {escape(text)}" for text in outcome.warnings]
     if outcome.waiting:
         lines.append("  left to the online phase:")
@@ -536,7 +531,7 @@ def _file_lines(plan: Plan) -> list[str]:
     totals = counts(plan.actions)
     if not totals:
         return ["  no file on the volume had to change"]
-    lines = [f"  {number:>6} {past(word)}" for word, number in totals.items()]
+    lines = [f"  {number:>6} {past(word, number)}" for word, number in totals.items()]
     if plan.kind == ROLLBACK:
         return [*lines, f"  {_undone_line(plan)}"]
     others = tuple(without_metadata(plan.actions))
@@ -641,11 +636,6 @@ def _duration(run: Mapping[str, Any]) -> str:
         # One with a time zone and one without are no two times that differ by something.
         return "?"
     return f"{round(seconds)} s"
-
-
-def tasks_count(tasks: Sequence[object]) -> str:
-    """Return how many steps and scriptlets there are, in words."""
-    return "1 step or scriptlet" if len(tasks) == 1 else f"{len(tasks)} steps and scriptlets"
 
 
 def preview_lines(task: Task, preview: Preview | None, *, verbose: bool) -> list[str]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import click
 
-from ipavolume.cli import document, options, output, text
+from ipavolume.cli import document, options, output
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
-from ipavolume.model.tasks import RUN_PHASES, Phase
+from ipavolume.model.tasks import RUN_PHASES, Phase, tasks_text
 
 
 @click.command(cls=HelpedCommand)
@@ -70,7 +70,7 @@ def upgrade(
     if outcome.waiting:
         click.echo(
             f"the files of {outcome.plans[-1].to_build} are in place at {mount}; "
-            f"{text.tasks_count(outcome.waiting)} left to the online phase"
+            f"{tasks_text(outcome.waiting)} left to the online phase"
         )
     else:
         click.echo(f"the volume at {mount} is current ({outcome.recorded})")

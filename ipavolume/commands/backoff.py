@@ -7,7 +7,7 @@ from typing import Final
 from ipavolume.apply import attempts
 from ipavolume.context import Context, Options
 from ipavolume.linux import clock
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Progress, count_text
 
 _LINE_S: Final = 60.0
 
@@ -35,5 +35,4 @@ def wait(options: Options, say: Progress) -> None:
 
 
 def _minutes(left_s: float) -> str:
-    minutes = max(round(left_s / 60), 1)
-    return "1 minute" if minutes == 1 else f"{minutes} minutes"
+    return count_text(max(round(left_s / 60), 1), "minute")

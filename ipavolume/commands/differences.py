@@ -27,6 +27,7 @@ from ipavolume.model.actions import (
 )
 from ipavolume.model.files import DiskState, FileType, Metadata
 from ipavolume.model.packed import described
+from ipavolume.model.progress import count_text
 from ipavolume.model.values import dataclass
 from ipavolume.volume.tree import Tree
 from ipavolume.volume.volumes import Volumes
@@ -77,7 +78,8 @@ def _compare_lines(
     head, tail = max(head - _CONTEXT, 0), max(tail - _CONTEXT, 0)
     mine, theirs = mine[head : len(mine) - tail], theirs[head : len(theirs) - tail]
     if len(mine) * len(theirs) > _MAX_COMPARED:
-        yield f"{mine_name}: {len(mine)} lines from line {head + 1} on are others, too many to show"
+        lines = count_text(len(mine), "line")
+        yield f"{mine_name}: too many differences to show, in {lines} from line {head + 1} on"
         return
 
     def moved(hunk: re.Match[str]) -> str:
@@ -120,7 +122,7 @@ def _content_of(tree: Tree, path: str) -> Content:
     with files.reader(fd) as stream:
         data = stream.read(_MAX_SHOWN_BYTES)
     if b"\0" in data:
-        return f"is a binary file of {len(data)} bytes"
+        return f"is a binary file of {count_text(len(data), 'byte')}"
     # Lines as "diff" has them; "splitlines" would take a carriage return for an end as well.
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     if lines[-1] == "":

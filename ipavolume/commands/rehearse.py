@@ -40,7 +40,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, cloning, files, mounts, signals, trees, watching
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.progress import Meter, Progress, size_text
+from ipavolume.model.progress import Meter, Progress, count_text, size_text
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.volume import attempts, members, rehearsal, ways
@@ -489,7 +489,7 @@ class _Rehearsal:
             lock.only_copy()
             found = self._clone_all(volumes, size, lambda: None)
         self._say(
-            f"copied {sum(one.files for one in found)} files, "
+            f"copied {count_text(sum(one.files for one in found), 'file')}, "
             f"{size_text(sum(one.bytes for one in found))}: {HOW[how]}"
         )
         return Copied(

@@ -25,7 +25,7 @@ from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, notify, signals, umask
 from ipavolume.model.redaction import Redactor
-from ipavolume.model.tasks import RUN_PHASES, Phase
+from ipavolume.model.tasks import RUN_PHASES, Phase, tasks_text
 from ipavolume.model.values import dataclass
 from ipavolume.plan.backoff import FREE
 from ipavolume.plan.conduct import Does, conduct
@@ -393,8 +393,8 @@ def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str
     where = context.volumes.primary.directory
     if outcome.waiting:
         what = (
-            f"the files of {outcome.plans[-1].to_build} are in place at {where}, "
-            f"{len(outcome.waiting)} steps and scriptlets follow under {beginning.words[0]}"
+            f"the files of {outcome.plans[-1].to_build} are in place at {where}; "
+            f"left to be done under {beginning.words[0]}: {tasks_text(outcome.waiting)}"
         )
     elif outcome.first_run_left:
         what = (

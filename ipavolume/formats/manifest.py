@@ -21,6 +21,7 @@ from ipavolume.formats import checks
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, FileFlags, FileType, Record
 from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
 from ipavolume.model.packages import Package, Provide
+from ipavolume.model.progress import count_text
 
 FORMAT: Final = 1
 NEWER: Final = "newer-format"
@@ -417,7 +418,7 @@ def verify(stream: BinaryIO, header: ImageHeader, *, places: bool = False) -> No
     if lines != header.records or digest.hexdigest() != header.records_digest:
         raise ManifestError(
             f"the manifest of {header.build_id!r} is cut short or was altered: "
-            f"{lines} records of {header.records}"
+            f"{lines} of {count_text(header.records, 'record')}"
         )
     if places and sum(start.count for start in starts) != lines:
         raise ManifestError(

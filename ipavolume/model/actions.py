@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ipavolume.model.files import DiskState, Metadata
+from ipavolume.model.progress import count_text
 from ipavolume.model.tasks import Task
 from ipavolume.model.values import dataclass
 
@@ -263,8 +264,9 @@ def verb(action: Action) -> Verb:
             return Verb.KEEP
 
 
-def past(word: Verb) -> str:
-    """Return how a summary counts actions: "3 ..."."""
+def past(word: Verb, number: int) -> str:
+    """Return how a summary counts a *number* of actions: "3 ..."."""
+    is_one = number == 1
     match word:
         case Verb.CREATE:
             return "created"
@@ -277,13 +279,14 @@ def past(word: Verb) -> str:
         case Verb.ERASE:
             return "removed, no longer shipped"
         case Verb.RMDIR:
-            return "directories removed if empty"
+            return f"{'directory' if is_one else 'directories'} removed if empty"
         case Verb.METADATA:
             return "given another owner, mode or ACL"
         case Verb.KEEP:
-            return "kept as they are"
+            return f"kept as {'it is' if is_one else 'they are'}"
         case Verb.LEFT:
-            return "left: no package owns them, and the image has others or none"
+            what = "it, and the image has another" if is_one else "them, and the image has others"
+            return f"left: no package owns {what} or none"
 
 
 def describe(action: Action) -> str:
@@ -292,7 +295,7 @@ def describe(action: Action) -> str:
         case CreateTree(path=path, entries=entries, bytes=size):
             if entries == 1:
                 return f"{path}/"
-            return f"{path}/ and {entries - 1} below it, {size} bytes"
+            return f"{path}/ and {entries - 1} below it, {count_text(size, 'byte')}"
         case Install(path=path, reason=reason, save_to=save_to):
             saved = f"; the old one stays as {save_to}" if save_to else ""
             return f"{path} ({reason}{saved})"

@@ -96,9 +96,20 @@ def _of(total: int) -> str:
     return f" of {total}" if total else ""
 
 
+def count_text(count: int, one: str, many: str = "") -> str:
+    """Return how many there are of what is called *one*, as people read it.
+
+    Args:
+        count: How many.
+        one: What a single one is called.
+        many: What others are called; by default that with an *s*.
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def size_text(size: int) -> str:
     """Return a number of bytes as people read it."""
     value, unit = float(size), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size} {_UNITS[0]}"
+    return f"{value:.1f} {_UNITS[unit]}" if unit else count_text(size, "byte")

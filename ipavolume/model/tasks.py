@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from ipavolume.model.progress import count_text
 from ipavolume.model.values import dataclass
 
 MAX_TIMEOUT_S: Final = 1_000_000_000
@@ -166,3 +167,8 @@ NOTHING: Final = TaskLog(records={})
 def pending(tasks: Sequence[Task], log: TaskLog, phase: str | None = None) -> list[Task]:
     """Return the tasks that have to run still, of one phase or of both."""
     return [task for task in tasks if phase in (None, task.phase) and not log.is_finished(task)]
+
+
+def tasks_text(tasks: Sequence[Task]) -> str:
+    """Return how many *tasks* there are, as people read it."""
+    return count_text(len(tasks), "step or scriptlet", "steps and scriptlets")

@@ -17,6 +17,7 @@ from ipavolume.formats.manifest import parse_record, path_of
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import is_within
+from ipavolume.model.progress import count_text
 from ipavolume.model.values import dataclass
 from ipavolume.plan.verdict import name_of
 from ipavolume.volume.failures import attempt
@@ -141,7 +142,7 @@ def left_behind(
     first, own = found[0]
     where = _directory(volumes, first)
     named = ", ".join(map(repr, own)) or "whatever is in it"
-    others = f" (and {len(found) - 1} more listed paths)" if len(found) > 1 else ""
+    others = f" (and {count_text(len(found) - 1, 'more listed path')})" if len(found) > 1 else ""
     return RefusedError(
         f"{name_of(old)} kept {first.entry!r} at {where!r}, and this image, {name_of(new)}, keeps "
         f"it {_elsewhere(volumes, first)}: {named} would be left behind{others}",

@@ -8,7 +8,7 @@ from typing import Final
 
 from ipavolume.config.model import SnapshotConfig
 from ipavolume.errors import VolumeIOError
-from ipavolume.model.progress import size_text
+from ipavolume.model.progress import count_text, size_text
 from ipavolume.model.snapshots import Method, Room, Size
 from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED
@@ -64,7 +64,7 @@ class WayBack:
             return f"way back: the snapshot of run {self.inherited}"
         if self.method is None:
             return f"way back: none: {self.why}" + (f". {self.hint}" if self.hint else "")
-        size = f"{self.files} files, {size_text(self.bytes)}"
+        size = f"{count_text(self.files, 'file')}, {size_text(self.bytes)}"
         text = f"way back: reflinks of {size}"
         if self.method is Method.COPY:
             text = f"way back: a copy of {size}"
@@ -186,7 +186,7 @@ def _beyond(config: SnapshotConfig, size: Size, method: Method, total: int) -> s
     """Say which limit of the configuration is exceeded; "" for none."""
     if size.files > config.files_limit:
         return (
-            f"the volumes have {size.files} files of {size_text(total)}, more than "
+            f"the volumes have {count_text(size.files, 'file')} of {size_text(total)}, more than "
             f"{config.files_limit} (files-limit)"
         )
     if method is Method.COPY and total > config.copy_limit_bytes:

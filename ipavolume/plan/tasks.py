@@ -136,7 +136,7 @@ def refuse_outside(tasks: Sequence[Task], *, root: str) -> None:
     """
     if tasks and root != "/":
         raise RefusedError(
-            f"{len(tasks)} steps and scriptlets of the image have to run, {tasks[0].name} first; "
+            f"steps or scriptlets of the image have to run, {tasks[0].name} first; "
             f"they only run in its container, not from {root!r}",
             code="needs-container",
             hint="Start the container. To have the files brought up to date from here and the "

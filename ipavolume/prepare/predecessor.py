@@ -18,7 +18,7 @@ from typing import Final
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import trees
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Progress, count_text
 from ipavolume.model.values import dataclass
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
@@ -97,8 +97,8 @@ def take_out(tree: ImageTree, found: Predecessor, progress: Progress) -> bool:
         return False
     tree.forget()
     progress(
-        f"{len(found.gone)} files and links of the freeipa-container project are taken out; "
-        "ipavolume does their work"
+        f"{count_text(len(found.gone), 'file or link', 'files and links')} of the "
+        "freeipa-container project taken out: ipavolume does that work"
     )
     return True
 

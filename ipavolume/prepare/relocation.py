@@ -13,7 +13,7 @@ from ipavolume.image.release import AccountNames
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files, libc
 from ipavolume.model.files import Metadata
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Progress, count_text
 from ipavolume.prepare.files import (
     PLAIN,
     DigestCache,
@@ -125,7 +125,7 @@ class Relocation:
             todo = [one for one in todo if not one.linked]
             if not todo:
                 continue
-            self._progress(f"copying {len(todo)} paths to the templates")
+            self._progress(f"copying {count_text(len(todo), 'path')} to the templates")
             with contextlib.ExitStack() as stack:
                 tops = [self._open(mount, stack) for mount in self._templates]
                 replacements = [self._copy(one, facts, names, packaged) for one in todo]
@@ -198,7 +198,7 @@ class Relocation:
 
     def _replace(self, replacements: Sequence[Replacement], tops: Sequence[int]) -> None:
         """Replace originals; *tops* are the templates, opened before they were written to."""
-        self._progress(f"putting links in the place of {len(replacements)} paths")
+        self._progress(f"putting links in the place of {count_text(len(replacements), 'path')}")
         with reported("make the templates durable"):
             for top in tops:
                 libc.sync_file_system(top)

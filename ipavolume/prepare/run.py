@@ -31,7 +31,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.linux import mounts, temporary
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
-from ipavolume.model.progress import Progress
+from ipavolume.model.progress import Progress, count_text
 from ipavolume.model.values import dataclass
 from ipavolume.prepare import (
     mentioned,
@@ -247,7 +247,7 @@ class _Run:
             harmless=profile.HARMLESS_LINKS.get(self._config.profile, ()),
         )
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
-        self._progress("1 listed path" if entries == 1 else f"{entries} listed paths")
+        self._progress(count_text(entries, "listed path"))
         names = read_accounts(tree)
         needed = not (no_packages or self._config.packages)
         facts = self._read_packages(placements, rpms, before, needed=needed)
@@ -479,7 +479,8 @@ class _Run:
         if count:
             self._findings.add(
                 Code.HIDDEN_CONTENT,
-                f"{volume.mount!r} in the image holds {count} entries that a volume hides",
+                f"{volume.mount!r} in the image holds "
+                f"{count_text(count, 'entry', 'entries')} that a volume hides",
                 path=volume.mount,
             )
 
@@ -517,7 +518,10 @@ class _Run:
             place=lambda location: record_path(location, by_location, templates),
             missing=frozenset(missing),
         )
-        self._progress(f"{len(facts.packages)} packages, {len(facts.files)} of their files listed")
+        self._progress(
+            f"{count_text(len(facts.packages), 'package')}; "
+            f"{count_text(len(facts.files), 'listed file')} from packages"
+        )
         return facts
 
     def _find_leftovers(self, placements: Sequence[Placement]) -> None:

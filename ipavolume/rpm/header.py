@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 
 from ipavolume.errors import PackageError
 from ipavolume.model.packages import RpmPackage
+from ipavolume.model.progress import count_text
 from ipavolume.model.values import dataclass
 from ipavolume.rpm.tags import VALUES_MAX, HeaderValues, Tag, TagType, build_package
 
@@ -112,9 +113,8 @@ def _read_raw(stream: BinaryIO) -> _RawHeader:
     entries, store = _read_intro(stream, "header")
     left = os.fstat(stream.fileno()).st_size - stream.tell()
     if entries * _ENTRY.size + store > left:
-        raise _MalformedError(
-            f"it ends {entries * _ENTRY.size + store - left} bytes before its header does"
-        )
+        lacking = count_text(entries * _ENTRY.size + store - left, "byte")
+        raise _MalformedError(f"it ends {lacking} before its header does")
     parsed = _parse_index(_read_exactly(stream, entries * _ENTRY.size), store)
     raw = _RawHeader(entries=parsed, store=_read_exactly(stream, store))
     _check_apart(raw)
@@ -127,7 +127,8 @@ def _read_intro(stream: BinaryIO, what: str) -> tuple[int, int]:
     if magic != _INTRO_MAGIC:
         raise _MalformedError(f"its {what} does not begin as one")
     if entries > _ENTRIES_MAX or store > _STORE_BYTES_MAX:
-        raise _MalformedError(f"its {what} says it has {entries} tags and {store} bytes")
+        said = f"{count_text(entries, 'tag')} and {count_text(store, 'byte')}"
+        raise _MalformedError(f"its {what} says it has {said}")
     return entries, store
 
 
@@ -159,7 +160,8 @@ def _parse_index(index: bytes, store_bytes: int) -> tuple[_Entry, ...]:
             or not 0 <= offset <= store_bytes - size
         ):
             raise _MalformedError(
-                f"its {tag.xml_name} says it has {count} values at {offset} of {store_bytes}"
+                f"its {tag.xml_name} says it has {count_text(count, 'value')} at {offset} of "
+                f"{store_bytes}"
             )
         entries[tag] = _Entry(tag=tag, offset=offset, count=count)
     if Tag.SOURCERPM not in entries:
@@ -209,7 +211,9 @@ def _decode(raw: _RawHeader) -> HeaderValues:
             texts[tag] = [item for item in values if isinstance(item, bytes)]
         count = len(numbers[tag] if tag.value_type.bits else texts[tag])
         if count != entry.count:
-            raise _MalformedError(f"its {tag.xml_name} has {count} values, not {entry.count}")
+            raise _MalformedError(
+                f"its {tag.xml_name} has {count_text(count, 'value')}, not {entry.count}"
+            )
     return HeaderValues(texts=texts, numbers=numbers)
 
 

@@ -16,6 +16,7 @@ from ipavolume.errors import PackageError
 from ipavolume.model.files import FileFlags
 from ipavolume.model.packages import Condition, Package, Provide, RpmFile, RpmPackage, RpmScriptlet
 from ipavolume.model.packedfiles import PackedFiles
+from ipavolume.model.progress import count_text
 from ipavolume.model.values import dataclass
 
 VALUES_MAX: Final = 1 << 19
@@ -319,7 +320,8 @@ class _Header:
         for number, base_name in enumerate(base_names):
             index = directory_of[number]
             if index >= len(directories):
-                self._refuse(f"has {len(directories)} directories and a file in number {index}")
+                said = count_text(len(directories), "directory", "directories")
+                self._refuse(f"has {said} and a file in number {index}")
             path = self._path(directories[index], base_name)
             if not wanted(path):
                 continue
@@ -414,7 +416,8 @@ class _Header:
             zip(names, versions, senses, indexes, strict=True)
         ):
             if index >= scripts:
-                self._refuse(f"has {scripts} triggers and a condition of number {index}")
+                said = count_text(scripts, "trigger")
+                self._refuse(f"has {said} and a condition of number {index}")
             if max(len(name), len(version)) > _PATH_BYTES_MAX:
                 self._refuse(f"has in {tags.names.xml_name} more than {_PATH_BYTES_MAX} bytes")
             kind = "".join(word for bit, word in _TRIGGER_SENSES if sense & bit)
@@ -491,7 +494,7 @@ class _Header:
 
     def _check_count(self, tag: Tag, found: int, count: int) -> None:
         if found != count:
-            self._refuse(f"has {found} values of {tag.xml_name}, not {count}")
+            self._refuse(f"has {count_text(found, 'value')} of {tag.xml_name}, not {count}")
 
     def _refuse(self, complaint: str) -> NoReturn:
         raise PackageError(

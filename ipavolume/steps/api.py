@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import field
 from typing import Protocol
 
+from ipavolume.model.progress import count_text
 from ipavolume.model.tasks import Phase
 from ipavolume.model.values import dataclass
 
@@ -277,7 +278,7 @@ def describe(action: StepAction) -> str:
     """Return the line that a dry run prints for what a step wants done."""
     match action:
         case Write(path=path, content=content, reason=reason):
-            return f"write {path}, {len(content)} bytes ({reason})"
+            return f"write {path}, {count_text(len(content), 'byte')} ({reason})"
         case Remove(path=path, reason=reason):
             return f"remove {path} ({reason})"
         case MakeLink(path=path, target=target, reason=reason):

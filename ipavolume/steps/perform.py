@@ -38,6 +38,7 @@ from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
 from ipavolume.model.files import BUILD_ID_NAME, Metadata, Xattrs
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.paths import mount_of
+from ipavolume.model.progress import count_text
 from ipavolume.steps import api, declaration, views
 from ipavolume.steps.api import (
     Command,
@@ -400,7 +401,8 @@ def run_command(
         links.take_over(failed=True)
         raise
     if ended.left:
-        output.say(f"{command.words[0]} left {ended.left} processes running; they were ended")
+        left = count_text(ended.left, "process", "processes")
+        output.say(f"{command.words[0]} left {left} running: ended")
     succeeded = ended.status == 0 and not ended.timed_out
     taken = links.take_over(failed=not succeeded)
     messages = [f"{step}: {text}" for text in (*taken.messages, *taken.faults)]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ipavolume.cli.output import Teller
-from ipavolume.model.progress import Meter, Tick, size_text
+from ipavolume.model.actions import CreateTree, Verb, describe, past
+from ipavolume.model.progress import Meter, Tick, count_text, size_text
+from ipavolume.model.snapshots import Method
+from ipavolume.plan.snapshot import WayBack
+from ipavolume.steps import api
 
 MIB = 1 << 20
 
@@ -106,7 +110,30 @@ def test_what_is_counted_is_what_was_given() -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 40, "3.0 TiB")],
+    [(0, "0 bytes"), (1, "1 byte"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 40, "3.0 TiB")],
 )
 def test_sizes_are_put_as_people_read_them(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 entries left"), (1, "1 entry left"), (2, "2 entries left")],
+)
+def test_one_is_called_otherwise_than_many(count: int, text: str) -> None:
+    assert f"{count_text(count, 'entry', 'entries')} left" == text
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (WayBack(method=Method.COPY, files=1, bytes=1).line, "way back: a copy of 1 file, 1 byte"),
+        (past(Verb.RMDIR, 1), "directory removed if empty"),
+        (past(Verb.KEEP, 1), "kept as it is"),
+        (past(Verb.LEFT, 1), "left: no package owns it, and the image has another or none"),
+        (describe(CreateTree(path="/d", entries=2, bytes=1)), "/d/ and 1 below it, 1 byte"),
+        (api.describe(api.Write(path="/x", content=b"x", reason="y")), "write /x, 1 byte (y)"),
+    ],
+)
+def test_no_message_speaks_of_one_as_of_many(said: str, text: str) -> None:
+    assert said == text

@@ -948,7 +948,7 @@ def test_content_that_a_volume_would_hide_is_reported(bare: Image) -> None:
     bare.write("/data/etc/left", "by a package's scriptlet")
     bare.list("/etc/aaa.conf")
     bare.prepare()
-    assert any("1 entries that a volume hides" in text for text in bare.warnings)
+    assert any("1 entry that a volume hides" in text for text in bare.warnings)
 
 
 def test_something_mounted_on_a_listed_path(bare: Image, tmp_path: Path) -> None:

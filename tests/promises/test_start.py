@@ -209,7 +209,7 @@ def test_what_another_container_has_in_a_shared_run_is_left_alone(lives: Lives) 
     assert other.stdout.splitlines()[-1] == "socket"
     assert "from /run" not in other.stderr
     # Now it is its own: made again by its last run.
-    assert "removed 1 files from /run" in lives.live(":", command, host="other").stderr
+    assert "removed 1 file from /run" in lives.live(":", command, host="other").stderr
 
 
 def test_what_somebody_mounts_at_run_is_left_alone(lives: Lives) -> None:
