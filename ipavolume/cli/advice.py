@@ -160,5 +160,7 @@ def _command(name: str, words: Sequence[str], to: Reader) -> str:
 
 def _mounted(mounts: Sequence[str]) -> str:
     if len(mounts) == 1:
-        return f"-v {_ANY_VOLUME}:{mounts[0]} "
-    return "".join(f"-v {_ANY_VOLUME}{n}:{mount} " for n, mount in enumerate(mounts, 1))
+        return f"-v {shlex.quote(f'{_ANY_VOLUME}:{mounts[0]}')} "
+    return "".join(
+        f"-v {shlex.quote(f'{_ANY_VOLUME}{n}:{mount}')} " for n, mount in enumerate(mounts, 1)
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -29,7 +30,7 @@ from ipavolume.linux import mounts as linux_mounts
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.values import dataclass
 
-_CHECK_INSIDE: Final = "{engine} run --rm -v {name}:{mount}:ro {image} ipavolume check"
+_CHECK_INSIDE: Final = "{engine} run --rm -v {volume} {image} ipavolume check"
 
 
 def check_places(copy: ImageCopy, given: Sequence[str]) -> None:
@@ -53,7 +54,7 @@ def check_places(copy: ImageCopy, given: Sequence[str]) -> None:
             f"the image {copy.reference!r} has a volume at {missing[0]}, and nobody said where "
             "that is here",
             hint="Name every one: "
-            + " ".join(f"--volume {mount}=DIR" for mount in mounts)
+            + " ".join(f"--volume {shlex.quote(f'{mount}=DIR')}" for mount in mounts)
             + " (or --volume-name MOUNT=NAME).",
         )
 
@@ -73,7 +74,7 @@ def directory_of(choice: str, name: str, *, image: str = "", mount: str = "/data
     """
     engine, volume = find_volume(choice, name)
     inside = _CHECK_INSIDE.format(
-        engine=engine.name, name=name, mount=mount, image=image or "IMAGE"
+        engine=engine.name, volume=shlex.quote(f"{name}:{mount}:ro"), image=image or "IMAGE"
     )
     if not volume.is_directory and volume.directory not in {
         where for where, _, _ in linux_mounts.mounts()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO, Final
@@ -69,7 +70,7 @@ def or_recorded(options: Options) -> Iterator[Options]:
             if mount not in places:
                 raise UsageError(
                     f"the volume at {first!r} is one of {len(kept)}: say where the one of {mount} "
-                    f"is, by --volume {mount}=DIR"
+                    f"is, by --volume {shlex.quote(f'{mount}=DIR')}"
                 )
         yield replace(
             options, root=root, called=header.image_name or header.build_id, is_recorded=True

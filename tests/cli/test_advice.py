@@ -77,6 +77,11 @@ POD = Reader(place=Place.POD)
             "ipavolume check",
             "docker run --rm -v VOLUME1:/srv -v VOLUME2:/opt IMAGE ipavolume check",
         ),
+        (
+            Reader(place=Place.CONTAINER, mounts=("/my data",)),
+            "ipavolume check",
+            "docker run --rm -v 'VOLUME:/my data' IMAGE ipavolume check",
+        ),
         (CONTAINER, "Mount it at /data, without --read-only.", None),
         (CONTAINER, "start the container by ipavolume start, or stop it.", None),
     ],
