@@ -251,7 +251,7 @@ def inherited(volumes: Volumes, run: str, uuid: str) -> tuple[Snapshot | None, W
         unmounted = lost_mounts(volumes)
     except IpaVolumeError as err:
         return None, WayBack(why=str(err), hint=err.hint)
-    if made is not None and is_of(made, uuid):
+    if made is not None and not made.by_hand and is_of(made, uuid):
         return made, WayBack(inherited=run)
     return None, WayBack(why=missing(run), hint=is_mounted(unmounted))
 

@@ -688,7 +688,7 @@ def test_a_directory_index_out_of_range_names_the_package(built: Built) -> None:
     xml = one_package(built.xml, "one")
     index = b'"Dirindexes">\n\t<integer>'
     assert xml.count(index) == 1
-    with pytest.raises(PackageError, match="package 'one' has 1 directories and a file in number"):
+    with pytest.raises(PackageError, match="package 'one' has 1 directory and a file in number"):
         read_xml_bytes(xml.replace(index, index + b"1"))
 
 
