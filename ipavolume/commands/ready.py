@@ -178,7 +178,7 @@ def _alone(stack: contextlib.ExitStack, directory: int, timeout_s: float) -> boo
     try:
         lock = stack.enter_context(files.open_for_appending(directory, _LOCK))
     except OSError:
-        # Another probe has just made it, or nothing can be made: then each asks for itself.
+        # Nothing can be made: then each asks for itself.
         return True
     deadline = time.monotonic() + timeout_s
     while True:

@@ -684,6 +684,14 @@ def open_for_appending(fd: int, name: str) -> BinaryIO:
     Raises:
         OSError: If it is no regular file of this directory alone.
     """
+    try:
+        return _open_for_appending(fd, name)
+    except FileExistsError:
+        # Another process has just made it.
+        return _open_for_appending(fd, name)
+
+
+def _open_for_appending(fd: int, name: str) -> BinaryIO:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
     try:
         with inode(fd, name) as found:
