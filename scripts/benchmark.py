@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -507,7 +508,11 @@ TAG = "ipavolume-benchmark"
 
 def engine_checks(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
     """Measure ``check --image`` of many volumes with an image that docker has; [] without one."""
-    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode != 0:
+    words = ["docker", "version"]
+    if (
+        not shutil.which("docker")
+        or subprocess.run(words, capture_output=True, check=False).returncode
+    ):
         print("docker does not answer: check --image is not measured", file=sys.stderr)
         return []
     with FileSystem(directory, 600 + count * 14 * (MANY + 3) // 1024) as mount:

@@ -70,6 +70,15 @@ def mark_undoing(areas: Sequence[Area], transaction: Transaction) -> None:
     move_build_ids(areas)
 
 
+def open_transaction(area: Area) -> None:
+    """Turn the staging area of a secondary into one of the transaction that is open already.
+
+    Raises:
+        LockLostError: If it is not our staging area that is there.
+    """
+    _open(area, is_primary=False)
+
+
 def _open(area: Area, *, is_primary: bool) -> None:
     """Turn one staging area into an open transaction."""
     with attempt("open the transaction on", area.volume.directory, now=STATE_UNTOUCHED):

@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.apply import attempts, commit, journal, refused, snapshot
 from ipavolume.apply.area import Area, make_area, open_area, open_inside, sync_area
 from ipavolume.apply.notes import Notes
-from ipavolume.apply.run import Finish, logged
+from ipavolume.apply.run import Finish, logged, without
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
 from ipavolume.errors import (
@@ -132,7 +132,12 @@ class Undo:
 
 
 def go_back(
-    context: Context, facts: Mapping[str, Facts], speaker: Speaker, *, found: str
+    context: Context,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+    *,
+    found: str,
+    emptied: Collection[str] = (),
 ) -> Finish:
     """Undo the chain of runs that was never committed, or go on with that.
 
@@ -141,6 +146,7 @@ def go_back(
         facts: What was found on them.
         speaker: Where it says what it does.
         found: What it says first, once nothing refuses to go back; "" for nothing.
+        emptied: As for :func:`finish_undoing`.
 
     Raises:
         IpaVolumeError: If it is refused or fails; the message says in which state the volumes are.
@@ -153,7 +159,7 @@ def go_back(
     if found:
         speaker.say(found)
     if made is None:
-        return finish_undoing(context, facts, speaker)
+        return finish_undoing(context, facts, speaker, emptied=emptied)
     return undo(context, made, facts, speaker)
 
 
@@ -244,8 +250,20 @@ def _discard(outer: Mapping[str, Area]) -> None:
                 trees.remove_tree(area.work, layout.ROLLBACK)
 
 
-def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:
+def finish_undoing(
+    context: Context,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+    *,
+    emptied: Collection[str] = (),
+) -> Finish:
     """Go on with the way back that the volumes are on, from what is on them.
+
+    Args:
+        context: The volumes.
+        facts: What was found on them.
+        speaker: Where it says what it does.
+        emptied: Mounts of volumes that were emptied since it began; they are left as they are.
 
     Raises:
         IpaVolumeError: If it cannot be finished.
@@ -255,7 +273,7 @@ def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speake
     if transaction is None:
         raise AssertionError("nothing to finish")
     speaker.say(f"going on with the rollback of run {transaction.run}")
-    mounts = _mounts_undoing(volumes, facts, transaction)
+    mounts = _mounts_undoing(volumes, facts, transaction, emptied)
     outer: dict[str, Area] = {}
     try:
         for mount in mounts:
@@ -268,14 +286,17 @@ def finish_undoing(context: Context, facts: Mapping[str, Facts], speaker: Speake
                 with attempt("change", area.volume.directory, now=STATE_OPEN):
                     crossing.Beside(area.volume.fd).settle()
             commit.move_build_ids(outer.values())
-            return _finish(context, outer, speaker, transaction.primary)
+            return _finish(context, outer, speaker, transaction.primary, emptied=emptied)
     finally:
         for area in outer.values():
             area.close()
 
 
 def _mounts_undoing(
-    volumes: Volumes, facts: Mapping[str, Facts], transaction: Transaction
+    volumes: Volumes,
+    facts: Mapping[str, Facts],
+    transaction: Transaction,
+    emptied: Collection[str],
 ) -> list[str]:
     """Return the mounts of the volumes that are on the way back still, the primary one first.
 
@@ -295,6 +316,8 @@ def _mounts_undoing(
         theirs = None if found is None else found.transaction
         if theirs is not None and theirs.run == transaction.run:
             mounts.append(mount)
+            continue
+        if mount in emptied:
             continue
         if (
             found is not None
@@ -487,14 +510,21 @@ def _stage_state(volumes: Volumes, made: Rollback, record: Undo, first: Area) ->
 # -- from the mark to the end --------------------------------------------------------------
 
 
-def _finish(context: Context, outer: Mapping[str, Area], speaker: Speaker, uuid: str) -> Finish:
+def _finish(
+    context: Context,
+    outer: Mapping[str, Area],
+    speaker: Speaker,
+    uuid: str,
+    *,
+    emptied: Collection[str] = (),
+) -> Finish:
     """Put everything in place, and record it; *uuid* is that of the primary volume."""
     inner: dict[str, Area] = {}
     try:
         for mount, area in outer.items():
             with attempt("open", area.volume.directory, now=STATE_OPEN):
                 inner[mount] = open_inside(area, layout.ROLLBACK)
-        way = _WayBack(context, outer, inner, speaker, uuid)
+        way = _WayBack(context, outer, inner, speaker, uuid, emptied)
         with told_as(unforeseen):
             return way.finish()
     except IpaVolumeError as err:
@@ -515,6 +545,7 @@ class _WayBack:
         inner: Mapping[str, Area],
         speaker: Speaker,
         uuid: str,
+        emptied: Collection[str],
     ) -> None:
         self._context = context
         self._uuid = uuid
@@ -526,6 +557,10 @@ class _WayBack:
         self._record = _read_undo(self._first)
         self._plan = commit.read_plan(self._first, self._volumes)
         self._notes = Notes(self._first, self._volumes)
+        if emptied:
+            self._plan = without(self._plan, emptied, self._volumes)
+            with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
+                self._notes.keep(lambda path: mount_of(path, self._volumes) not in emptied)
 
     def finish(self) -> Finish:
         self._swap()

@@ -12,7 +12,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import BinaryIO, Final
 
-from ipavolume.apply import attempts, commit, journal, refused, roots, saved, snapshot, stage
+from ipavolume.apply import (
+    attempts,
+    commit,
+    journal,
+    refill,
+    refused,
+    roots,
+    saved,
+    snapshot,
+    stage,
+)
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.stage import Index
@@ -49,7 +59,7 @@ from ipavolume.model.tasks import (
 )
 from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
-from ipavolume.plan.draft import Draft, inherited, recorded_of
+from ipavolume.plan.draft import Draft, draft_fill, inherited, learned_of, recorded_of
 from ipavolume.plan.verdict import State, name_of
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
@@ -228,10 +238,10 @@ def read_open_plan(volumes: Volumes, facts: Mapping[str, Facts]) -> Plan:
 def without(plan: Plan, mounts: Collection[str], volumes: Volumes) -> Plan:
     """Return *plan* with nothing done to the volumes at *mounts*, which were emptied since.
 
-    Nothing is executed, either: that may need what is to be there. The actions keep their numbers.
+    The actions keep their numbers.
     """
     actions = (
-        Keep(path=action.path, rule=Rule.LEFT, reason="its volume was emptied since")
+        Keep(path=action.path, rule=Rule.REFILLED, reason="its volume was emptied since")
         if mount_of(action.path, volumes) in mounts
         else action
         for action in plan.actions
@@ -260,8 +270,8 @@ def resume(
         speaker: Where it says what it does.
         phases: Phases whose tasks are executed now; with others the run stays open.
         overrides: Refusals that were overridden to get here, by code.
-        emptied: Mounts of volumes that were emptied since it began. The tasks are left out, too:
-            they are chosen again by the run that fills those.
+        emptied: Mounts of volumes that were emptied since it began. The image that began it fills
+            them, and goes on; another one finishes it without them.
 
     Raises:
         IpaVolumeError: If it cannot be finished.
@@ -276,29 +286,42 @@ def resume(
     if run := transaction.snapshot:
         _, way = inherited(context.volumes, run, transaction.primary)
         speaker.say(way.line)
-    areas = {
-        mount: open_area(volume)
-        for mount, volume in context.volumes.items()
-        if (theirs := facts[mount].transaction) is not None and theirs.run == transaction.run
-    }
-    try:
-        with (
-            attempts.counted(context, transaction.run, speaker.redactor),
-            logged(context, transaction.run, speaker),
-        ):
-            for area in areas.values():
-                directory = area.volume.directory
-                with failures.attempt("change", directory, now=failures.STATE_OPEN):
-                    crossing.Beside(area.volume.fd).settle()
-            if transaction.phase == MARKED:
-                commit.move_build_ids(areas.values())
-            going_on = _Run(context, areas, transaction, plan, facts, speaker, phases)
-            if emptied:
-                going_on.leave_out(emptied)
-            return going_on.finish(None)
-    finally:
+    with (
+        attempts.counted(context, transaction.run, speaker.redactor),
+        logged(context, transaction.run, speaker),
+        contextlib.ExitStack() as stack,
+    ):
+        areas = {
+            mount: stack.enter_context(contextlib.closing(open_area(volume)))
+            for mount, volume in context.volumes.items()
+            if (theirs := facts[mount].transaction) is not None and theirs.run == transaction.run
+        }
+        refilled = [mount for mount, area in areas.items() if refill.is_refilled(area)]
+        fills = {}
+        if transaction.fingerprint == context.image.header.fingerprint:
+            fills = {
+                mount: draft_fill(context, mount, transaction.run)
+                for mount in (*refilled, *emptied)
+            }
+        with told_as(unforeseen):
+            for mount in emptied if fills else ():
+                refill.join(context.volumes[mount], transaction)
+                areas[mount] = stack.enter_context(
+                    contextlib.closing(open_area(context.volumes[mount]))
+                )
         for area in areas.values():
-            area.close()
+            directory = area.volume.directory
+            with failures.attempt("change", directory, now=failures.STATE_OPEN):
+                crossing.Beside(area.volume.fd).settle()
+        if transaction.phase == MARKED:
+            commit.move_build_ids(areas.values())
+        with told_as(unforeseen):
+            for mount, fill in fills.items():
+                refill.fill(context, areas[mount], fill, speaker.say)
+        going_on = _Run(context, areas, transaction, plan, facts, speaker, phases)
+        if refilled or emptied:
+            going_on.leave_out({*refilled, *emptied})
+        return going_on.finish(None)
 
 
 class _Run:
@@ -331,9 +354,8 @@ class _Run:
             self._log = self._primary.tasks
 
     def leave_out(self, mounts: Collection[str]) -> None:
-        """Do nothing to the volumes at *mounts*, which were emptied, and execute nothing."""
+        """Do nothing to the volumes at *mounts*, which were emptied."""
         volumes = self._context.volumes
-        self._ours = False
         self._plan = without(self._plan, mounts, volumes)
         with self._attempt():
             self._notes.keep(lambda path: mount_of(path, volumes) not in mounts)
@@ -516,7 +538,7 @@ class _Run:
             identities,
             self._transaction.to_build,
             (history.read_history(self._context.volumes.primary), entry),
-            stepped=self._primary.stepped if unexecuted else None,
+            stepped=self._stepped() if unexecuted else None,
             unexecuted=unexecuted,
             version=_version(self._context.image),
             check_lock=self._context.volumes.check_lock,
@@ -524,6 +546,16 @@ class _Run:
         attempts.forget(self._context)
         if not unexecuted:
             snapshot.prune(self._context, self._speaker.say)
+
+    def _stepped(self) -> ImageHeader | None:
+        """Return what is known of the last image whose steps all ran."""
+        if self._plan.kind != Kind.ADOPT:
+            return self._primary.stepped
+        return learned_of(
+            self._context.volumes.primary,
+            came_from=self._context.options.came_from,
+            build_id=self._plan.from_build,
+        )
 
     def _expect_verification(self) -> None:
         """Have recorded, before the id, whether what the run came to is to be verified."""

@@ -92,12 +92,13 @@ def carry(
     does = conduct(verdict.state).does
     primary = facts[context.volumes.primary.mount]
     _refuse_phase(context.volumes, verdict, facts, phases, joined=joined, root=context.options.root)
-    told = "" if again else f"the volume is {verdict.state}: {verdict.reason}"
+    told = f"the volume is {verdict.state}: {verdict.reason}"
     if does is Does.GO_BACK:
         if roots.take(context.volumes, facts) or secure():
             return None
-        return Carried(end=rollback.go_back(context, facts, speaker, found=told))
-    if told:
+        back = rollback.go_back(context, facts, speaker, found=told, emptied=verdict.refills)
+        return Carried(end=back)
+    if not again:
         speaker.say(told)
     if _goes_on(does):
         if begin is not None:
@@ -189,6 +190,9 @@ def _refuse_while_waiting(image: Image, volumes: Volumes, verdict: Verdict) -> N
         RefusedError: If there is one.
     """
     if not conduct(verdict.state).replaces_files or image.config.first_run is None:
+        return
+    if verdict.refills:
+        # Of the image that waits.
         return
     from ipavolume.firstrun import standing
 

@@ -30,8 +30,7 @@ def foresee(context: Context, verdict: Verdict, facts: Mapping[str, Facts], say:
     does = conduct(verdict.state).does
     if does is Does.RESUME:
         left = _left(context, facts, emptied=verdict.refills)
-        is_followed = bool(verdict.refills) or verdict.state is State.TAKEN_OVER
-        return replace(left, is_followed=is_followed)
+        return replace(left, is_followed=verdict.state is State.TAKEN_OVER)
     if does is Does.GO_BACK:
         plan, warnings = rollback.left(context, facts, say)
         return Draft(plan=plan, positions={}, warnings=warnings)
@@ -55,6 +54,6 @@ def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[s
         and open_.fingerprint == context.image.header.fingerprint
     )
     if emptied:
-        ours, plan = False, run.without(plan, emptied, context.volumes)
+        plan = run.without(plan, emptied, context.volumes)
     tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
     return Draft(plan=replace(plan, tasks=tasks), positions={})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ipavolume.apply import rollback as back
+from ipavolume.apply import roots
 from ipavolume.apply.run import Finish
 from ipavolume.commands import hold
 from ipavolume.commands.recorded import or_recorded
@@ -21,7 +22,7 @@ from ipavolume.model.snapshots import Snapshot
 from ipavolume.plan import assess
 from ipavolume.plan import rollback as planning
 from ipavolume.plan.rollback import Rollback
-from ipavolume.plan.verdict import State
+from ipavolume.plan.verdict import State, Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import failures
 from ipavolume.volume.facts import UNDOING, Facts
@@ -90,11 +91,12 @@ def _roll_back(work: Work, run: str, speaker: Speaker) -> Outcome:
         facts = context.volumes.facts()
         primary = facts[context.volumes.primary.mount]
         if _is_undoing(primary):
-            if work.lock.secure():
+            emptied = _judged(context, facts).refills
+            if roots.take(context.volumes, facts) or work.lock.secure():
                 continue
-            return _outcome(back.finish_undoing(context, facts, speaker))
+            return _outcome(back.finish_undoing(context, facts, speaker, emptied=emptied))
         made = _draft(context, facts, run, looking=False, say=speaker.say)
-        if work.lock.secure():
+        if roots.take(context.volumes, facts) or work.lock.secure():
             continue
         speaker.say(
             f"going back to what was before run {made.snapshot.run}, of {made.snapshot.made}"
@@ -125,6 +127,18 @@ def _refuse_in_use(work: Work) -> None:
         )
 
 
+def _judged(context: Context, facts: Mapping[str, Facts]) -> Verdict:
+    """Judge the volumes.
+
+    Raises:
+        IpaVolumeError: If nothing may be changed there, whatever is to be done.
+    """
+    verdict = assess.judge(context, facts)
+    if verdict.error is not None and verdict.state in (State.UNSAFE, State.FOREIGN):
+        raise verdict.error
+    return verdict
+
+
 def _draft(
     context: Context, facts: Mapping[str, Facts], run: str, *, looking: bool, say: Progress
 ) -> Rollback:
@@ -133,9 +147,7 @@ def _draft(
     Raises:
         IpaVolumeError: If there is nothing to go back to, or it is refused.
     """
-    verdict = assess.judge(context, facts)
-    if verdict.error is not None and verdict.state in (State.UNSAFE, State.FOREIGN):
-        raise verdict.error
+    _judged(context, facts)
     primary = facts[context.volumes.primary.mount]
     is_open = primary.transaction is not None or primary.pending is not None
     snapshot = _of_open(context, primary, run) if is_open else _of_committed(context, primary, run)

@@ -31,6 +31,7 @@ class Rule(enum.StrEnum):
     TYPE_CHANGE = "type-change"
     UNOWNED = "unowned"
     LEFT = "left"
+    REFILLED = "refilled"
     UNIT_LINK = "unit-link"
     REFRESH = "refresh"
     OWNER_TRANSLATION = "owner-translation"
@@ -258,6 +259,8 @@ def verb(action: Action) -> Verb:
             return Verb.RMDIR
         case SetMetadata():
             return Verb.METADATA
+        case Keep(rule=Rule.REFILLED):
+            return Verb.CREATE
         case Keep(rule=Rule.UNOWNED | Rule.LEFT):
             return Verb.LEFT
         case Keep():

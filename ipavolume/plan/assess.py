@@ -12,7 +12,7 @@ from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
-from ipavolume.linux import clock, mounts
+from ipavolume.linux import clock, files, mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.snapshots import Snapshot
@@ -21,6 +21,7 @@ from ipavolume.plan.moved import LEFT_BEHIND, left_behind
 from ipavolume.plan.verdict import Owners, Question, State, Verdict
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
+from ipavolume.volume.failures import attempt
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
 from ipavolume.volume.refused import Refused, refused_of
@@ -34,7 +35,7 @@ from ipavolume.volume.snapshots import (
     lost_mounts,
     undoable_run,
 )
-from ipavolume.volume.strangers import strangers_data
+from ipavolume.volume.strangers import AT_THE_TOP, is_named, strangers_data
 from ipavolume.volume.volumes import Volumes
 
 _PACKAGE: Final = rb',"package":"([A-Za-z0-9._+-]+)"'
@@ -52,8 +53,9 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     strangers: dict[str, Sequence[tuple[str, str]]] = {}
     if primary.transaction is not None:
         for mount in context.volumes:
-            if _is_nobodys(facts[mount]) and _may_be_refilled(context, mount, primary.target):
-                instance[mount] = _content(context, mount)
+            recorded = primary.target or primary.baseline
+            if _is_nobodys(facts[mount]) and _may_be_refilled(context, mount, recorded):
+                instance[mount] = _anything(context, mount)
     else:
         for mount in context.volumes:
             if primary.baseline is None or _is_nobodys(facts[mount]):
@@ -341,6 +343,20 @@ def _content(context: Context, mount: str) -> str:
     # Nobody moved there what the lists move to it: it was of the image before.
     theirs = _strangers(context, mount, joins=False)
     return next((f"{mount}/{path}" for path, _ in theirs), "")
+
+
+def _anything(context: Context, mount: str) -> str:
+    """Return what is on a volume that only an empty one may take the place of amid a run, or ""."""
+    (spec,) = (one for one in context.image.header.volumes if one.mount == mount)
+    volume = context.volumes[mount]
+    with attempt("look at", volume.directory):
+        names = [one for one in files.listdir(volume.fd) if not is_named(one, AT_THE_TOP)]
+    if names:
+        return f"{mount}/{min(names)}"
+    # It is filled by whole directories, which can be told to be complete.
+    return next((top.path for top in spec.top or () if not top.is_directory), "") or (
+        "" if spec.top else mount
+    )
 
 
 def _strangers(context: Context, mount: str, *, joins: bool) -> Sequence[tuple[str, str]]:

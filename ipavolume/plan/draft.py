@@ -128,15 +128,18 @@ def draft(
         )
     else:
         made = _draft_compared(context, plan, facts, say)
+    only_fills = verdict.refills and _only_fills(made.plan, verdict.refills)
+    if only_fills and primary.pending is None and not context.options.again:
+        # Of what is executed at an upgrade nothing is due.
+        made = replace(made, plan=replace(made.plan, kind=Kind.REFILL))
+    recorded = recorded_of(context.volumes.primary, primary, came_from=context.options.came_from)
     choice = tasks.choose(
         context,
         made.plan,
-        recorded_of(context.volumes.primary, primary, came_from=context.options.came_from),
-        complete=conducted.is_known,
+        recorded,
+        complete=conducted.is_known and not is_learned(recorded),
     )
     decided = tasks.with_choice(made.plan, choice)
-    if verdict.refills and _only_fills(decided, verdict.refills):
-        decided = replace(decided, kind=Kind.REFILL)
     overrides = preflight.check(
         decided,
         context.volumes,
@@ -179,6 +182,23 @@ def recorded_of(volume: Volume, primary: Facts, *, came_from: str) -> ImageHeade
     if primary.legacy or primary.build_id is not None:
         return adopt.learn(volume, operator_says=came_from)
     return None
+
+
+def learned_of(volume: Volume, *, came_from: str, build_id: str) -> ImageHeader:
+    """Return what is recorded of the image before an adoption whose steps did not run.
+
+    Args:
+        volume: The primary volume.
+        came_from: The release that the operator says it comes from, or "".
+        build_id: The id that the volume had, or "".
+    """
+    known = adopt.learn(volume, operator_says=came_from)
+    return replace(known, build_id=build_id or "unknown")
+
+
+def is_learned(recorded: ImageHeader | None) -> bool:
+    """Tell whether *recorded* is :func:`learned_of`, which names some packages, not all."""
+    return recorded is not None and bool(recorded.build_id) and not recorded.fingerprint
 
 
 def _way_back(
@@ -257,8 +277,8 @@ def inherited(volumes: Volumes, run: str, uuid: str) -> tuple[Snapshot | None, W
 
 
 def _only_fills(plan: Plan, mounts: Sequence[str]) -> bool:
-    """Tell whether *plan* changes nothing but the volumes at *mounts*, and executes nothing."""
-    return not plan.tasks and all(
+    """Tell whether *plan* changes nothing but the volumes at *mounts*."""
+    return all(
         isinstance(action, Keep) or any(is_within(action.path, mount) for mount in mounts)
         for action in plan.actions
     )
@@ -297,6 +317,31 @@ def _free_trees(image: ImageHeader, volumes: Volumes) -> list[TopLevel] | None:
                 return None
             trees += spec.top
     return trees
+
+
+def draft_fill(context: Context, mount: str, run: str) -> Plan:
+    """Plan what fills the volume at *mount*, which was emptied amid *run*.
+
+    A directory that is there already was put there whole.
+
+    Raises:
+        IpaVolumeError: If it would not fit, or cannot be made.
+    """
+    header, volume = context.image.header, context.volumes[mount]
+    (spec,) = (one for one in header.volumes if one.mount == mount)
+    with context.volumes.tree() as tree:
+        tops = [top for top in spec.top or () if tree.state(top.path) is None]
+    plan = Plan(
+        run=run,
+        kind=Kind.REFILL,
+        from_build="",
+        to_build=header.build_id,
+        fingerprint=header.fingerprint,
+        actions=plan_populate(tops),
+    )
+    created = _special_records(context.image, plan)
+    preflight.check(plan, {mount: volume}, header, context.options.allow, created=created)
+    return plan
 
 
 def _config_records(image: Image, volumes: Volumes, trees: Sequence[TopLevel]) -> Iterator[Record]:

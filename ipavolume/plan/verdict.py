@@ -174,6 +174,8 @@ def judge(question: Question) -> Verdict:
     copied = _judge_copies(question)
     # What goes back to this very image, or is on the way back, is not taken over by it.
     back = _judge_going_back(question, primary)
+    if back is not None:
+        back = _judge_unknowing(question, primary, back)
     is_own = back is not None and _is_left_by(question)
     foreign = None if is_own else _judge_application(question, primary)
     if foreign is not None and State.FOREIGN not in question.allow:
@@ -582,12 +584,14 @@ def _unknowing(question: Question, primary: Facts) -> Iterator[str]:
 
 def _is_emptied(question: Question, primary: Facts, mount: str) -> bool:
     """Tell whether a volume that the image has filled again was emptied amid the open run."""
-    facts = question.facts[mount]
+    facts, recorded = question.facts[mount], primary.target or primary.baseline
     return (
         _is_refilled(question, mount)
         and facts.identity is None
         and facts.transaction is None
-        and mount in _unknowing(question, primary)
+        and primary.transaction is not None
+        and recorded is not None
+        and any(volume.mount == mount for volume in recorded.volumes)
     )
 
 
@@ -654,23 +658,36 @@ def _judge_going_back(question: Question, primary: Facts) -> Verdict | None:
 
 
 def _judge_transaction(question: Question, primary: Facts, open_: Transaction) -> Verdict:
-    found = _judge_open(question, primary, open_)
-    if found.error is not None or open_.kind == UNVERIFIED:
+    return _judge_unknowing(question, primary, _judge_open(question, primary, open_))
+
+
+_WITH_EMPTIED: Final = {
+    State.UPGRADING: "filled first",
+    State.TAKEN_OVER: "filled once that is done",
+    State.GOING_BACK: "left as it is",
+}
+
+
+def _judge_unknowing(question: Question, primary: Facts, found: Verdict) -> Verdict:
+    """Judge volumes that belong to the open run and know nothing of it."""
+    open_ = primary.transaction
+    if open_ is None or found.error is not None or open_.kind == UNVERIFIED:
         return found
-    unknowing = tuple(_unknowing(question, primary))
-    for mount in unknowing:
-        if not _is_emptied(question, primary, mount):
+    emptied = [one for one in question.mounts[1:] if _is_emptied(question, primary, one)]
+    for mount in _unknowing(question, primary) if open_.phase != UNDOING else ():
+        if mount not in emptied:
             error = UnsafeVolumeError(
                 f"the volume at {question.place(mount)} does not know of the open run {open_.run}",
                 code="foreign-volume",
                 hint="Mount the volumes that belong together.",
             )
             return replace(found, reason=str(error), error=error)
-    if not unknowing:
+    if not emptied:
         return found
-    places = " and ".join(question.place(mount) for mount in unknowing)
-    reason = f"{found.reason}; {places} is empty: the run is finished without it, and then filled"
-    return replace(found, reason=reason, refills=unknowing)
+    places = " and ".join(question.place(mount) for mount in emptied)
+    are = "are" if len(emptied) > 1 else "is"
+    reason = f"{found.reason}; {places} {are} empty, and {_WITH_EMPTIED[found.state]}"
+    return replace(found, reason=reason, refills=tuple(emptied))
 
 
 def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdict:
@@ -765,15 +782,17 @@ def _judge_known(question: Question, baseline: ImageHeader, *, consistent: bool)
     )
     if empty:
         places = " and ".join(question.place(mount) for mount in empty)
-        reason += f"; {places} is empty and filled again"
+        reason += f"; {places} {'are' if len(empty) > 1 else 'is'} empty and filled again"
     elif not consistent:
         reason += "; recorded id and baseline disagree, so everything is compared"
-    found = _with_consent(question, State.OUTDATED, reason, overrides)
     others = {question.facts[mount].build_id for mount in question.mounts if mount not in empty}
     is_same = baseline.build_id == question.image.build_id and (
         baseline.fingerprint == question.image.fingerprint
     )
-    return replace(found, refills=empty) if is_same and others == {baseline.build_id} else found
+    if empty and is_same and others == {baseline.build_id}:
+        # No upgrade, to which somebody would have to agree.
+        return Verdict(state=State.OUTDATED, reason=reason, overrides=overrides, refills=empty)
+    return _with_consent(question, State.OUTDATED, reason, overrides)
 
 
 def _judge_unknown(question: Question, primary: Facts, state: State) -> Verdict:

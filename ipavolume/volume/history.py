@@ -18,6 +18,7 @@ from ipavolume.model.actions import (
     Keep,
     Plan,
     RemoveDirectory,
+    Rule,
     Save,
     SetMetadata,
 )
@@ -30,7 +31,8 @@ from ipavolume.volume.layout import HISTORY, PUBLIC_FILE_MODE
 from ipavolume.volume.members import Volume, damaged, read_of_state
 
 TAKEN_OVER: Final = "taken over"
-"""The result of a run that another image finished, without its tasks."""
+"""The result of a run that was finished without its tasks: by another image, or by its own where a
+volume of it was emptied since."""
 _REPLACING_NOTHING: Final = ("rebuilt", "refill")
 """Kinds of runs after which the one before them still stands: nothing of it was replaced."""
 _MAX_HISTORY_BYTES: Final = 256 << 20
@@ -130,7 +132,7 @@ def history_entry(
         log: What was executed.
         copies: Paths and the copies that were made of them besides those of the plan.
         taken: Names that copies were planned to get and others had then; they are among *copies*.
-        unexecuted: Another image took the run over: its tasks were left out.
+        unexecuted: Its tasks were left out.
     """
     counts = counts_of(plan.actions)
     others = tuple(without_metadata(plan.actions))
@@ -167,7 +169,11 @@ def history_entry(
         "overrides": list(plan.overrides),
         "copies": [*planned, *further.values()],
         # How many there are is among the counts.
-        "kept": [action.path for action in others if isinstance(action, Keep)][:_MAX_KEPT],
+        "kept": [
+            action.path
+            for action in others
+            if isinstance(action, Keep) and action.rule != Rule.REFILLED
+        ][:_MAX_KEPT],
         "tasks": [_task_row(plan, key, log) for key in log.records],
         "warnings": [text for record in log.records.values() for text in record.messages],
         "failures": [[one.at, one.message] for one in log.failures],

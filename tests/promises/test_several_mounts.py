@@ -356,11 +356,22 @@ def _filled(site: Site, kept: Path) -> None:
 
 def _kept(site: Site) -> Path:
     kept = site.top / "kept"
+    shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
     subprocess.run(["cp", "-a", *site.volumes.values(), kept], check=True, timeout=60)
     # A copy is traced, because copies are what is killed.
     _filled(site, kept)
     return kept
+
+
+def _killed_amid(site: Site, image: Image) -> None:
+    """Begin an upgrade with a snapshot, and be killed once its files are in place."""
+    kept, env = _kept(site), clean_environment(ALWAYS)
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
+    points = _points(site, command, env)
+    swapped = tracing.find(points, lambda call: '".progress.json.new"' in call.text)
+    _filled(site, kept)
+    tracing.killed(command, points[swapped], env=env)
 
 
 @pytest.mark.slow
@@ -420,35 +431,76 @@ def test_what_waits_for_its_phase_waits_again_where_the_logs_were_emptied(
         _empty(site)
         site.refused(image, "offline-first", "--phase", "online", status=77)
         shown = site.run("check", image, status=100).stdout
-        assert f"{site.volume('/logs')} is empty: the run is finished without it" in shown
-        assert "plan: finish the open run; what follows is planned when that is done\n" in shown
+        assert f"{site.volume('/logs')} is empty, and filled first\n" in shown
+        assert "then: 1 step or scriptlet\n" in shown
     site.run("upgrade", image, "--phase", "offline")
     assert picture(site.volume("/logs") / "var") == picture(image.root / "logs-template/var")
 
 
+@pytest.mark.parametrize("owner", [0, 700])
 def test_another_volume_of_logs_amid_a_run_is_not_an_empty_one(
-    site: Site, versions: tuple[Path, Path]
+    site: Site, versions: tuple[Path, Path], owner: int
 ) -> None:
-    _, second = _images(site, versions, config=f"{BOTH}refill = true\n")
-    logs = site.volume("/logs")
-    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(second)]
-    kept, env = _kept(site), clean_environment()
-    points = _points(site, command, env)
-    swapped = tracing.find(points, lambda call: '".progress.json.new"' in call.text)
-    _filled(site, kept)
-    tracing.killed(command, points[swapped], env=env)
-    right = site.top / "right"
+    """Neither who goes on takes it for one, nor who goes back."""
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    _killed_amid(site, second)
+    logs, right = site.volume("/logs"), site.top / "right"
     logs.rename(right)
-    (logs / "var/log/app").mkdir(parents=True)
-    (logs / "var/log/app/README").write_text("of another one")
+    (logs / "var").mkdir(parents=True)
+    (logs / "var/access.log").write_text("of another one")
+    os.chown(logs / "var/access.log", owner, owner)
     before = picture(site.top)
-    site.refused(second, "foreign-volume")
-    site.run("check", second, status=65)
+    for image in (first, second):
+        site.refused(image, "foreign-volume", env=ALWAYS)
+        site.run("check", image, status=65)
     assert picture(site.top) == before
     shutil.rmtree(logs)
     right.rename(logs)
     site.upgrade(second)
     assert _ids(site) == {"two"}
+
+
+@pytest.mark.parametrize("how", ["by itself", "by hand"])
+def test_a_way_back_is_gone_to_its_end_where_logs_were_emptied_on_it(
+    site: Site, versions: tuple[Path, Path], how: str
+) -> None:
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    data, logs = site.volumes["/data"], site.volumes["/logs"]
+    (data / "var/lib/app/database").write_text("before")
+    (logs / "var/log/app/app.log").write_text("before")
+    before = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
+    back, image = ("upgrade", first) if how == "by itself" else ("rollback", second)
+    if how == "by itself":
+        _killed_amid(site, second)
+    else:
+        site.upgrade(second, env=ALWAYS)
+    (data / "var/lib/app/database").write_text("after")
+    kept, env = _kept(site), clean_environment()
+    command = [sys.executable, "-m", "ipavolume", back, *site.arguments(image)]
+    points = _points(site, command, env)
+    swapped = tracing.find(points, lambda call: "rollback" in call.text and "swapped" in call.text)
+    _filled(site, kept)
+    tracing.killed(command, points[swapped], env=env)
+    _empty(site, mode=OF_AN_ENGINE)
+    site.run(back, image)
+    assert picture(data, times=False, leave_out=lambda path: path == "/.ipavolume") == before
+    site.upgrade(first)
+    assert _ids(site) == {"one"}
+    assert picture(logs / "var") == picture(first.root / "logs-template/var")
+
+
+def test_who_goes_back_by_hand_takes_an_emptied_volume_of_any_mode(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    site.upgrade(second, env=ALWAYS)
+    _empty(site, mode=OF_AN_ENGINE)
+    site.run("rollback", second)
+    site.upgrade(first)
+    assert _ids(site) == {"one"}
 
 
 def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
@@ -459,12 +511,7 @@ def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
     data, logs = site.volumes["/data"], site.volumes["/logs"]
     (data / "var/lib/app/database").write_text("before")
     before = picture(data, times=False, leave_out=lambda path: path == "/.ipavolume")
-    kept, env = _kept(site), clean_environment(ALWAYS)
-    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(second)]
-    points = _points(site, command, env)
-    swapped = tracing.find(points, lambda call: '".progress.json.new"' in call.text)
-    _filled(site, kept)
-    tracing.killed(command, points[swapped], env=env)
+    _killed_amid(site, second)
     _empty(site, mode=OF_AN_ENGINE)
     assert (data / "etc/app/program").read_text() == "version 2"
     said = site.run("upgrade", first).stderr
