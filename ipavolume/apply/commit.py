@@ -148,11 +148,7 @@ def commit(
     """
     primary = areas[0]
     for area, identity in zip(areas[1:], identities[1:], strict=True):
-        with changing_records("commit to", area):
-            _write_identity(area, identity)
-            check_lock()
-            _write_build_id(area, build_id)
-            close_transaction(area, now=STATE_OPEN)
+        commit_secondary(area, identity, build_id, check_lock=check_lock)
     with changing_records("commit to", primary):
         # Identity and history say what was applied before, which is known as long as the
         # baseline is the old one.
@@ -172,6 +168,17 @@ def commit(
         if not unexecuted:
             _write_build_id(primary, build_id)
         close_transaction(primary, now=STATE_CLOSED)
+
+
+def commit_secondary(
+    area: Area, identity: Identity | None, build_id: str, *, check_lock: Callable[[], None]
+) -> None:
+    """Record the result on a secondary; the arguments are those of :func:`commit`."""
+    with changing_records("commit to", area):
+        _write_identity(area, identity)
+        check_lock()
+        _write_build_id(area, build_id)
+        close_transaction(area, now=STATE_OPEN)
 
 
 def changing_records(doing: str, area: Area) -> contextlib.AbstractContextManager[None]:

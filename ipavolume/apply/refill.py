@@ -1,15 +1,15 @@
-"""Filling further volumes that were emptied amid a run, so that the run goes on with them.
+"""Filling further volumes that were emptied amid a run, so that the run goes on.
 
-A volume gets a transaction of the run first, with a mark in it: from then on it takes part again,
-whoever comes next. Each of its directories is put in place by one rename, whole: what is there is
-complete, and what is missing the next start puts there, should this one be killed.
+A volume gets a transaction of the run first, with a mark in it: from then on whoever comes next
+knows what it is. Each of its directories is put in place by one rename, whole: what is there is
+complete, and what is missing the next start puts there, should this one be killed. Then it is
+committed, before the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
 
 from ipavolume.apply import commit, journal, roots
 from ipavolume.apply.area import Area, make_area, sync_area
@@ -20,11 +20,10 @@ from ipavolume.context import Context
 from ipavolume.linux import files, trees
 from ipavolume.model.actions import Plan
 from ipavolume.model.progress import Progress
-from ipavolume.volume.facts import Transaction
+from ipavolume.volume import layout
+from ipavolume.volume.facts import Identity, Transaction
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.members import Volume
-
-_MARK: Final = "refill"
 
 
 def join(volume: Volume, transaction: Transaction) -> None:
@@ -36,7 +35,7 @@ def join(volume: Volume, transaction: Transaction) -> None:
     with contextlib.closing(make_area(volume)) as area:
         commit.write_transaction(area, transaction)
         with attempt("write to", volume.directory, now=STATE_OPEN):
-            journal.write_bytes(area.work, _MARK, b"")
+            journal.write_bytes(area.work, layout.REFILL, b"")
         sync_area(volume, now=STATE_OPEN)
         commit.open_transaction(area)
 
@@ -44,11 +43,20 @@ def join(volume: Volume, transaction: Transaction) -> None:
 def is_refilled(area: Area) -> bool:
     """Tell whether the volume of *area* was emptied amid the run that *area* is of."""
     with attempt("look at", area.volume.directory, now=STATE_OPEN):
-        return files.lstat(area.work, _MARK) is not None
+        return files.lstat(area.work, layout.REFILL) is not None
 
 
-def fill(context: Context, area: Area, plan: Plan, say: Progress) -> None:
+def fill(
+    context: Context, area: Area, plan: Plan, identity: Identity | None, say: Progress
+) -> None:
     """Put in place what *plan* creates on the volume of *area*.
+
+    Args:
+        context: The volumes.
+        area: The area.
+        plan: The plan.
+        identity: Who the volume is; ``None``: that is recorded already.
+        say: Told of how far it is.
 
     Raises:
         IpaVolumeError: If it cannot be put there; the next start goes on with it.
@@ -58,6 +66,9 @@ def fill(context: Context, area: Area, plan: Plan, say: Progress) -> None:
     with attempt("write to", volume.directory, now=STATE_OPEN):
         for name in files.listdir(area.new):
             trees.remove_tree(area.new, name)
+        # With the first file it is ours, whoever comes next.
+        if identity is not None:
+            journal.write_identity(area.state, identity)
     Stage(plan, context.image, areas, Index(records), say).run(pristine=())
     context.volumes.check_lock()
     sync_area(volume, now=STATE_OPEN)

@@ -317,10 +317,21 @@ def resume(
             commit.move_build_ids(areas.values())
         with told_as(unforeseen):
             for mount, fill in fills.items():
-                refill.fill(context, areas[mount], fill, speaker.say)
+                area = areas.pop(mount)
+                header = context.image.header
+                identity = _identity(facts[mount], transaction, header, plan, primary=False)
+                refill.fill(context, area, fill, identity, speaker.say)
+                # As it is now it stays, should the run be taken back.
+                commit.commit_secondary(
+                    area, None, transaction.to_build, check_lock=context.volumes.check_lock
+                )
         going_on = _Run(context, areas, transaction, plan, facts, speaker, phases)
-        if refilled or emptied:
-            going_on.leave_out({*refilled, *emptied})
+        left = {*refilled, *emptied}
+        if transaction.phase != COMMITTING:
+            # By an earlier start of this run.
+            left |= {mount for mount in context.volumes if mount not in areas}
+        if left:
+            going_on.leave_out(left)
         return going_on.finish(None)
 
 

@@ -54,7 +54,8 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     if primary.transaction is not None:
         for mount in context.volumes:
             recorded = primary.target or primary.baseline
-            if _is_nobodys(facts[mount]) and _may_be_refilled(context, mount, recorded):
+            is_nobodys = _is_nobodys(facts[mount]) and facts[mount].transaction is None
+            if is_nobodys and _may_be_refilled(context, mount, recorded):
                 instance[mount] = _anything(context, mount)
     else:
         for mount in context.volumes:
@@ -326,8 +327,11 @@ def _is_of_engine(where: str) -> bool:
 
 
 def _is_nobodys(facts: Facts) -> bool:
-    """Tell whether a volume has nothing of ours, and nothing of the freeipa-container project."""
-    return not (facts.identity or facts.transaction or facts.build_id or facts.legacy)
+    """Tell whether a volume has nothing of ours, and nothing of the freeipa-container project.
+
+    A transaction is none where the primary volume knows of none.
+    """
+    return not (facts.identity or facts.build_id or facts.legacy)
 
 
 def _may_be_refilled(context: Context, mount: str, recorded: ImageHeader | None) -> bool:

@@ -558,11 +558,14 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
 
 
 def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
-    """Tell whether a secondary that the primary volume knows has no state of ours."""
+    """Tell whether a secondary that the primary volume knows has no state of ours.
+
+    One that is filled again may have some of a run that was undone before it had filled it.
+    """
     facts = question.facts[mount]
     return (
         facts.identity is None
-        and facts.transaction is None
+        and (facts.transaction is None or mount in question.refilled)
         and primary.transaction is None
         and primary.baseline is not None
         and any(volume.mount == mount for volume in primary.baseline.volumes)

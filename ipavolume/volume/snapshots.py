@@ -23,7 +23,14 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.snapshots import FORMAT, Original, Snapshot
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import TAKEN_OVER, read_history
-from ipavolume.volume.layout import SAVED, SNAPSHOTS, SNAPSHOTS_MOUNTED, TRANSACTION, UNDONE
+from ipavolume.volume.layout import (
+    REFILL,
+    SAVED,
+    SNAPSHOTS,
+    SNAPSHOTS_MOUNTED,
+    TRANSACTION,
+    UNDONE,
+)
 from ipavolume.volume.members import (
     Volume,
     damaged,
@@ -333,9 +340,12 @@ def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[s
 
 
 def _is_open(volume: Volume) -> bool:
-    """Tell whether the volume is in the middle of a run, which has what was there before it."""
+    """Tell whether the volume is in the middle of a run, which has what was there before it.
+
+    Where the volume was emptied amid that run, nothing was.
+    """
     with _inside(volume, TRANSACTION) as fd:
-        return fd is not None
+        return fd is not None and files.lstat(fd, REFILL) is None
 
 
 @contextlib.contextmanager
