@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ipavolume.model.progress import Progress
+
+# Later: hardly anybody is told, and every start would load it.
+if TYPE_CHECKING:
+    import socket
 
 _VARIABLE: Final = "NOTIFY_SOCKET"
 _PATIENCE_S: Final = 3600
@@ -53,7 +57,7 @@ def announce() -> None:
 def ready() -> None:
     """Tell, once, that the application is ready, where :func:`announce` was called."""
     if _announcing:
-        _try(_announcing.pop(), "READY=1\nSTATUS=ready", wait_s=_WAIT_S)
+        _try(_announcing.pop(), "READY=1\nSTATUS=ready", wait_s=_WAIT_S, is_last=True)
 
 
 def telling(say: Progress) -> Progress:
@@ -85,13 +89,13 @@ def send(text: str) -> None:
         _send(address, text, wait_s=_WAIT_S)
 
 
-def _try(address: str, text: str, *, wait_s: float = 0) -> None:
+def _try(address: str, text: str, *, wait_s: float = 0, is_last: bool = False) -> None:
     # Nothing of a run depends on whether somebody hears of it.
     with contextlib.suppress(OSError, ValueError):
-        _send(address, text, wait_s=wait_s)
+        _send(address, text, wait_s=wait_s, is_last=is_last)
 
 
-def _send(address: str, text: str, *, wait_s: float) -> None:
+def _send(address: str, text: str, *, wait_s: float, is_last: bool = False) -> None:
     # Later: hardly anybody is told, and every start would load it.
     import socket
 
@@ -104,3 +108,30 @@ def _send(address: str, text: str, *, wait_s: float) -> None:
         connection.settimeout(wait_s)
         connection.connect(address)
         connection.sendall(text.encode("utf-8", "replace"))
+        if is_last:
+            _wait_until_read(connection, wait_s)
+
+
+def _wait_until_read(connection: socket.socket, wait_s: float) -> None:
+    """Wait until the service manager has read what it was sent.
+
+    It knows a unit by its processes: what it reads when the one that has sent it has ended, it
+    takes for nobody's.
+
+    Source: ``sd_notify_barrier(3)``; who knows no barrier drops the pipe with the message.
+    """
+    import select
+    import socket
+
+    reader, writer = os.pipe()
+    try:
+        try:
+            socket.send_fds(connection, [b"BARRIER=1"], [writer])
+        finally:
+            os.close(writer)
+        poll = select.poll()
+        # That the other end is closed is told in any case.
+        poll.register(reader, 0)
+        poll.poll(round(wait_s * 1000))
+    finally:
+        os.close(reader)
