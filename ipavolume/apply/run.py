@@ -296,43 +296,67 @@ def resume(
             for mount, volume in context.volumes.items()
             if (theirs := facts[mount].transaction) is not None and theirs.run == transaction.run
         }
-        refilled = [mount for mount, area in areas.items() if refill.is_refilled(area)]
-        fills = {}
-        if transaction.fingerprint == context.image.header.fingerprint:
-            fills = {
-                mount: draft_fill(context, mount, transaction.run)
-                for mount in (*refilled, *emptied)
-            }
-        with told_as(unforeseen):
-            for mount in emptied if fills else ():
-                refill.join(context.volumes[mount], transaction)
-                areas[mount] = stack.enter_context(
-                    contextlib.closing(open_area(context.volumes[mount]))
-                )
+        left = _fill_emptied(context, areas, facts, transaction, plan, emptied, speaker)
         for area in areas.values():
             directory = area.volume.directory
             with failures.attempt("change", directory, now=failures.STATE_OPEN):
                 crossing.Beside(area.volume.fd).settle()
         if transaction.phase == MARKED:
             commit.move_build_ids(areas.values())
-        with told_as(unforeseen):
-            for mount, fill in fills.items():
-                area = areas.pop(mount)
-                header = context.image.header
-                identity = _identity(facts[mount], transaction, header, plan, primary=False)
-                refill.fill(context, area, fill, identity, speaker.say)
-                # As it is now it stays, should the run be taken back.
-                commit.commit_secondary(
-                    area, None, transaction.to_build, check_lock=context.volumes.check_lock
-                )
         going_on = _Run(context, areas, transaction, plan, facts, speaker, phases)
-        left = {*refilled, *emptied}
-        if transaction.phase != COMMITTING:
-            # By an earlier start of this run.
-            left |= {mount for mount in context.volumes if mount not in areas}
         if left:
             going_on.leave_out(left)
         return going_on.finish(None)
+
+
+def _fill_emptied(
+    context: Context,
+    areas: dict[str, Area],
+    facts: Mapping[str, Facts],
+    transaction: Transaction,
+    plan: Plan,
+    emptied: Collection[str],
+    speaker: Speaker,
+) -> set[str]:
+    """Fill the volumes that were emptied amid the run, if this is the image that began it.
+
+    What is filled is committed, and leaves *areas*.
+
+    Returns:
+        Mounts of the volumes to which nothing of the plan is done any more.
+
+    Raises:
+        IpaVolumeError: If one cannot be filled; the run is open as it was.
+    """
+    refilled = [mount for mount, area in areas.items() if refill.is_refilled(area)]
+    wanted = (*refilled, *emptied)
+    if wanted and transaction.fingerprint == context.image.header.fingerprint:
+        try:
+            with told_as(unforeseen), contextlib.ExitStack() as stack:
+                fills = {mount: draft_fill(context, mount, transaction.run) for mount in wanted}
+                for mount, fill in fills.items():
+                    volume = context.volumes[mount]
+                    if mount in emptied:
+                        refill.join(volume, transaction)
+                        area = stack.enter_context(contextlib.closing(open_area(volume)))
+                    else:
+                        area = areas.pop(mount)
+                    header = context.image.header
+                    identity = _identity(facts[mount], transaction, header, plan, primary=False)
+                    refill.fill(context, area, fill, identity, speaker.say)
+                    # As it is now it stays, should the run be taken back.
+                    commit.commit_secondary(
+                        area, None, transaction.to_build, check_lock=context.volumes.check_lock
+                    )
+        except IpaVolumeError as err:
+            # What is staged for one volume says that it is as it was; the run is not.
+            err.state = failures.STATE_OPEN
+            raise
+    left = set(wanted)
+    if transaction.phase != COMMITTING:
+        # By an earlier start of this run.
+        left |= {mount for mount in context.volumes if mount not in areas}
+    return left
 
 
 class _Run:

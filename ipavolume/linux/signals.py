@@ -130,7 +130,12 @@ def wakened() -> Iterator[int]:
         yield reader
     finally:
         signal.set_wakeup_fd(wakened)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        # One that comes while the handler is taken away would be told on standard error.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(reader)
         os.close(writer)
 

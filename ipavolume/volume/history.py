@@ -31,8 +31,7 @@ from ipavolume.volume.layout import HISTORY, PUBLIC_FILE_MODE
 from ipavolume.volume.members import Volume, damaged, read_of_state
 
 TAKEN_OVER: Final = "taken over"
-"""The result of a run that was finished without its tasks: by another image, or by its own where a
-volume of it was emptied since."""
+"""The result of a run that was finished without its tasks, as another image does."""
 _REPLACING_NOTHING: Final = ("rebuilt", "refill")
 """Kinds of runs after which the one before them still stands: nothing of it was replaced."""
 _MAX_HISTORY_BYTES: Final = 256 << 20

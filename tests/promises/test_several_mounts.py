@@ -560,6 +560,27 @@ def test_logs_of_another_account_are_not_an_empty_volume(
 
 
 @pytest.mark.filesystem
+def test_an_emptied_volume_that_is_too_small_leaves_the_run_open_and_says_so(
+    filesystem: Filesystems, site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, second = _images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    _killed_amid(site, second)
+    logs = site.volumes["/logs"]
+    site.volumes["/logs"] = small = filesystem("tmpfs", 1)
+    with (small / ".Trash-full").open("wb") as taken:
+        room = os.statvfs(small)
+        os.posix_fallocate(taken.fileno(), 0, room.f_bavail * room.f_frsize)
+    said = site.run("upgrade", second, env=ALWAYS, status=74).stderr
+    assert "[no-space]" in said
+    assert "state: the volume is in the middle of an upgrade" in said
+    (small / ".Trash-full").unlink()
+    site.upgrade(second)
+    assert picture(small / "var") == picture(second.root / "logs-template/var")
+    shutil.rmtree(logs)
+
+
+@pytest.mark.filesystem
 def test_a_full_volume_of_logs_stops_no_start_and_an_upgrade_before_it_begins(
     filesystem: Filesystems, site: Site, versions: tuple[Path, Path]
 ) -> None:
