@@ -1,4 +1,4 @@
-"""Links in a directory's place; who can have put them there is in promises/test_hostile_volumes."""
+"""Links in a directory's place; who can have put them there is in promises/hostile."""
 
 from __future__ import annotations
 
