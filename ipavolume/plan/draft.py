@@ -41,11 +41,10 @@ from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_
 from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import (
     chain_run,
-    is_of,
     lost_mounts,
     next_run,
     old_runs,
-    open_snapshot,
+    usable_snapshot,
     uuid_of,
 )
 from ipavolume.volume.tree import walk
@@ -267,11 +266,11 @@ def inherited(volumes: Volumes, run: str, uuid: str) -> tuple[Snapshot | None, W
     """
     # It is looked at again by who goes back.
     try:
-        made = open_snapshot(volumes, run)
+        made = usable_snapshot(volumes, run, uuid)
         unmounted = lost_mounts(volumes)
     except IpaVolumeError as err:
         return None, WayBack(why=str(err), hint=err.hint)
-    if made is not None and not made.by_hand and is_of(made, uuid):
+    if made is not None:
         return made, WayBack(inherited=run)
     return None, WayBack(why=missing(run), hint=is_mounted(unmounted))
 

@@ -142,8 +142,7 @@ def last_undoable(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | Non
         RefusedError: If one was made by a newer ipavolume.
     """
     run = undoable_run(next(iter(volumes.values())))
-    found = open_snapshot(volumes, run) if run else None
-    return None if found is None or found.by_hand or not is_of(found, uuid_of(facts)) else found
+    return usable_snapshot(volumes, run, uuid_of(facts)) if run else None
 
 
 def undoable_run(primary: Volume) -> str:
@@ -240,8 +239,18 @@ def chain_snapshot(volumes: Mapping[str, Volume], facts: Facts) -> Snapshot | No
         RefusedError: If it was made by a newer ipavolume.
     """
     run = chain_run(volumes, facts)
-    found = open_snapshot(volumes, run) if run else None
-    return None if found is None or found.by_hand or not is_of(found, uuid_of(facts)) else found
+    return usable_snapshot(volumes, run, uuid_of(facts)) if run else None
+
+
+def usable_snapshot(volumes: Mapping[str, Volume], run: str, uuid: str) -> Snapshot | None:
+    """Return the snapshot that *run* made of the volumes whose primary one has *uuid*, or ``None``.
+
+    Raises:
+        UnsafeVolumeError: If its record is cut short or was altered.
+        RefusedError: If it was made by a newer ipavolume.
+    """
+    found = open_snapshot(volumes, run)
+    return None if found is None or found.by_hand or not is_of(found, uuid) else found
 
 
 def uuid_of(facts: Facts) -> str:
