@@ -21,7 +21,6 @@ from ipavolume.linux.trees import Cursor, MovedError
 from ipavolume.model.files import Metadata, Xattrs
 from ipavolume.model.values import dataclass
 
-_FICLONE: Final = 0x40049409
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_IOC_FSGETXATTR: Final = 0x801C581F
@@ -32,13 +31,6 @@ _XFLAG_PROJINHERIT: Final = 0x200
 _KEPT_FLAGS: Final = 0x00800000 | 0x4 | 0x40 | 0x80
 """``chattr +C``, ``+c``, ``+d`` and ``+A``. What forbids changes (``+i``, ``+a``) would keep a
 clone from being removed, and nothing that has it is ever replaced."""
-_NOT_CLONED: Final = frozenset(
-    {
-        *(errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM),
-        *(errno.ETXTBSY, errno.EISDIR, errno.EBADF),
-    }
-)
-"""By what ``ioctl_ficlone(2)`` says that this file, or none, can be cloned there."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO})
 _NOT_LET: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOKEY})
 _NOT_KEPT: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL})
@@ -90,7 +82,7 @@ def can_reflink(directory: int, source: int | None = None) -> bool | None:
         for one in (directory if source is None else source, directory):
             opened.append(os.open(".", _NAMELESS_FLAGS, 0o600, dir_fd=one))
         files.write_all(opened[0], _TRIED)
-        return _reflink(opened[0], opened[1])
+        return copying.reflink(opened[0], opened[1])
     except OSError as err:
         return None if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else False
     finally:
@@ -396,28 +388,18 @@ def _fill(reader: int, writer: int, *, reflink: bool) -> bool:
     A copy that somebody wrote to meanwhile is made again, a few times at most.
     """
     st = files.fstat(reader)
-    if not st.st_size or (reflink and _reflink(reader, writer)):
+    if not st.st_size or (reflink and copying.reflink(reader, writer)):
         return bool(st.st_size)
     for _ in range(_ATTEMPTS):
         os.lseek(reader, 0, os.SEEK_SET)
         os.lseek(writer, 0, os.SEEK_SET)
         os.ftruncate(writer, 0)
-        copying.copy_content(reader, writer, st)
+        copying.copy_bytes(reader, writer, st)
         now = files.fstat(reader)
         if now.st_ctime_ns == st.st_ctime_ns:
             break
         st = now
     return False
-
-
-def _reflink(reader: int, writer: int) -> bool:
-    try:
-        fcntl.ioctl(writer, _FICLONE, reader)
-    except OSError as err:
-        if err.errno not in _NOT_CLONED:
-            raise
-        return False
-    return True
 
 
 def _set_times(directory: int, name: str, st: os.stat_result) -> None:
