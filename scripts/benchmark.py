@@ -6,6 +6,7 @@ the first touch of memory costs on a virtual machine, so a round that is not cou
 first. What is printed are medians, and ratios of medians of one run.
 
 ``--against FILE`` compares ratios and CPU with a table that an earlier run printed.
+Each race is said on standard error when it has been run: what is long may be ended early.
 ``--quick`` is one round of few files: whether everything runs, not how fast. ``--scale`` runs
 each command once, for sizes at which a race would take hours.
 """
@@ -25,7 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROUNDS = 5
+ROUNDS, ROUNDS_OF_MANY, MANY_FILES = 5, 3, 100_000
+"""How often each contestant of a race runs, and how often from that many files on."""
 CHANGED_PERCENT = 5
 MANY, MANY_UP_TO_FILES = 30, 1000
 """Volumes of a host that one check looks at, and up to how many files in each."""
@@ -506,15 +508,30 @@ def peers(
 TAG = "ipavolume-benchmark"
 
 
-def engine_checks(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
-    """Measure ``check --image`` of many volumes with an image that docker has; [] without one."""
+def has_engine() -> bool:
+    """Tell whether docker answers; who asks is told that it does not."""
     words = ["docker", "version"]
-    if (
-        not shutil.which("docker")
-        or subprocess.run(words, capture_output=True, check=False).returncode
-    ):
-        print("docker does not answer: check --image is not measured", file=sys.stderr)
-        return []
+    answers = (
+        shutil.which("docker")
+        and not subprocess.run(words, capture_output=True, check=False).returncode
+    )
+    if not answers:
+        print("docker does not answer: nothing is measured with it", file=sys.stderr)
+    return bool(answers)
+
+
+@contextmanager
+def imported(root: Path) -> Iterator[str]:
+    """Have docker have the image tree *root* as an image of one layer."""
+    run("bash", "-o", "pipefail", "-c", f"tar -C {root} -c . | docker import - {TAG}")
+    try:
+        yield TAG
+    finally:
+        run("docker", "image", "rm", TAG)
+
+
+def engine_checks(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
+    """Measure ``check --image`` of many volumes with an image that docker has."""
     with FileSystem(directory, 600 + count * 14 * (MANY + 3) // 1024) as mount:
         packages = directory / "packages"
         packages.mkdir()
@@ -524,8 +541,7 @@ def engine_checks(command: str, directory: Path, count: int, rounds: int) -> lis
         for one in many:
             one.mkdir()
             run(command, "upgrade", "-q", "--root", str(first), "--volume", str(one))
-        run("sh", "-c", f"tar -C {second} -c . | docker import - {TAG}")
-        try:
+        with imported(second) as tag:
 
             def rsync_many(_where: Path) -> Sequence[str]:
                 template = second / "data-template"
@@ -535,7 +551,7 @@ def engine_checks(command: str, directory: Path, count: int, rounds: int) -> lis
                 return [command, "check", "--root", str(second), *map(str, many)]
 
             def of_image(_where: Path) -> Sequence[str]:
-                return [command, "check", "--image", TAG, *map(str, many)]
+                return [command, "check", "--image", tag, *map(str, many)]
 
             upgrade = (WOULD_UPGRADE,)
             race_ = [
@@ -546,10 +562,64 @@ def engine_checks(command: str, directory: Path, count: int, rounds: int) -> lis
             area = mount / "engine"
             area.mkdir()
             race(area, race_, rounds)
-        finally:
-            run("docker", "image", "rm", TAG)
         row = f"check --image of {len(many)} volumes {count}"
         return table(row, race_, "rsync -a --dry-run", "check --image")
+
+
+def in_container(
+    command: str, interpreter: str, directory: Path, count: int, rounds: int
+) -> list[tuple[str, ...]]:
+    """Measure populate in a container that docker runs, from its layer to a volume.
+
+    All of them are started by ``docker exec``: the one of ``true`` is what that costs, and what
+    the table says of processor and memory is that of docker's command.
+    """
+    with FileSystem(directory, 600 + count * 14 * (rounds + 3) * 2 // 1024) as mount:
+        packages = directory / "packages"
+        packages.mkdir()
+        image = make_image(mount, command, packages, count, 1)
+        run("rm", "-rf", str(packages))
+        # The programs are the host's, where they are there.
+        asked = "import sys, ipavolume; print(sys.prefix, sys.base_prefix, *ipavolume.__path__)"
+        said = subprocess.run(
+            [interpreter, "-c", asked], capture_output=True, text=True, check=True
+        )
+        prefix, base, package = said.stdout.split()
+        programs = {"/usr", prefix, base, os.path.dirname(package), os.path.dirname(command)}
+        for name in ("bin", "lib", "lib64"):
+            (image / name).symlink_to(f"usr/{name}")
+        area = mount / "container"
+        area.mkdir()
+        name = f"{TAG}-{os.getpid()}"
+        with imported(image) as tag:
+            options = [f"--volume={path}:{path}:ro" for path in sorted(programs)]
+            options += [f"--volume={area}:/volumes", "--env=IPAVOLUME_SNAPSHOT=never"]
+            words = ["docker", "run", "-d", "--init", "--network=none", f"--name={name}", *options]
+            run(*words, tag, "sleep", "infinity")
+            try:
+
+                def executed(*words: str) -> Sequence[str]:
+                    return ["docker", "exec", name, *words]
+
+                def copy(where: Path) -> Sequence[str]:
+                    to = f"/volumes/{where.name}"
+                    return executed("sh", "-c", f"cp -a /data-template/. {to} && sync -f {to}")
+
+                def populate(where: Path) -> Sequence[str]:
+                    return executed(command, "upgrade", "-q", "--volume", f"/volumes/{where.name}")
+
+                def nothing(_where: Path) -> Sequence[str]:
+                    return executed("true")
+
+                race_ = [
+                    Contestant("true", nothing),
+                    Contestant("cp -a + sync -f", copy),
+                    Contestant("populate", populate),
+                ]
+                race(area, race_, rounds)
+            finally:
+                run("docker", "rm", "-f", name)
+        return table(f"populate in a container {count}", race_, "cp -a + sync -f", "populate")
 
 
 def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tuple[str, ...]]:
@@ -719,6 +789,7 @@ def table(
              f"{one.cpu_s():.3f}", f"{one.peak_kib() >> 10}", mark)
         )  # fmt: skip
         row = ""
+    print(aligned(lines), end="", file=sys.stderr, flush=True)
     return lines
 
 
@@ -789,19 +860,23 @@ def main() -> None:
         costs = [line for count in sizes for line in scale(command, directory, count)]
         print(aligned([SCALE_HEAD, *costs]), end="")
         return
-    rounds = 1 if options.quick else ROUNDS
     # The memory a run will need, touched once, by a process of its own.
     run(sys.executable, "-c", "bytearray(1 << 30)")
+    with_engine = has_engine()
     lines = []
     for count in sizes:
-        print(f"measuring {count} files ...", file=sys.stderr, flush=True)
+        rounds = 1 if options.quick else ROUNDS if count < MANY_FILES else ROUNDS_OF_MANY
         for kind in kinds:
+            print(f"measuring {count} files, {kind} ...", file=sys.stderr, flush=True)
             measured = rows(command, interpreter, directory, count, rounds, kind)
             measured += owners(command, directory, count, rounds, kind)
             # What an earlier table calls a row is what it was on the usual one.
             lines += measured if kind == USUAL else [named(kind, line) for line in measured]
+        if with_engine:
+            lines += in_container(command, interpreter, directory, count, rounds)
         if count <= MANY_UP_TO_FILES:
-            lines += engine_checks(command, directory, count, rounds)
+            if with_engine:
+                lines += engine_checks(command, directory, count, rounds)
             if options.peer is not None:
                 lines += peers(command, options.peer, directory, count, rounds)
         lines += snapshots(command, directory, count, rounds)
