@@ -249,6 +249,26 @@ def without(plan: Plan, mounts: Collection[str], volumes: Volumes) -> Plan:
     return replace(plan, actions=Packed(actions))
 
 
+def left_out(context: Context, facts: Mapping[str, Facts], transaction: Transaction) -> set[str]:
+    """Return the mounts to which nothing of the open run is done any more, as far as it got.
+
+    They were emptied, and have none of it, are filled again, or were by an earlier start.
+
+    Raises:
+        IpaVolumeError: If that cannot be looked at.
+    """
+    left = set()
+    for mount, volume in context.volumes.items():
+        theirs = facts[mount].transaction
+        if theirs is None or theirs.run != transaction.run:
+            left.add(mount)
+            continue
+        with contextlib.closing(open_area(volume)) as area:
+            if refill.is_refilled(area):
+                left.add(mount)
+    return left
+
+
 def resume(
     context: Context,
     facts: Mapping[str, Facts],

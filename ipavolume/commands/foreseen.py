@@ -10,7 +10,7 @@ from ipavolume.context import Context
 from ipavolume.model.progress import Progress
 from ipavolume.model.tasks import pending
 from ipavolume.plan.conduct import Does, conduct
-from ipavolume.plan.draft import Draft, draft
+from ipavolume.plan.draft import Draft, draft, draft_fill
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume.facts import COMMITTING, MARKED, Facts
 
@@ -42,6 +42,7 @@ def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[s
 
     Raises:
         UnsafeVolumeError: If what it needs is missing or altered.
+        VolumeIOError: If what fills a volume that was emptied would not fit there.
     """
     plan = run.read_open_plan(context.volumes, facts)
     primary = facts[context.volumes.primary.mount]
@@ -53,7 +54,10 @@ def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[s
         and open_.phase != COMMITTING
         and open_.fingerprint == context.image.header.fingerprint
     )
-    if emptied:
-        plan = run.without(plan, emptied, context.volumes)
+    if open_ is not None and (left := run.left_out(context, facts, open_)):
+        plan = run.without(plan, left, context.volumes)
+    if open_ is not None and open_.fingerprint == context.image.header.fingerprint:
+        for mount in emptied:
+            draft_fill(context, mount, plan.run, looking=True)
     tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
     return Draft(plan=replace(plan, tasks=tasks), positions={})

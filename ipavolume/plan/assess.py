@@ -53,9 +53,8 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     strangers: dict[str, Sequence[tuple[str, str]]] = {}
     if primary.transaction is not None:
         for mount in context.volumes:
-            recorded = primary.target or primary.baseline
             is_nobodys = _is_nobodys(facts[mount]) and facts[mount].transaction is None
-            if is_nobodys and _may_be_refilled(context, mount, recorded):
+            if is_nobodys and mount in context.image.config.refilled:
                 instance[mount] = _anything(context, mount)
     else:
         for mount in context.volumes:

@@ -318,10 +318,16 @@ def _free_trees(image: ImageHeader, volumes: Volumes) -> list[TopLevel] | None:
     return trees
 
 
-def draft_fill(context: Context, mount: str, run: str) -> Plan:
+def draft_fill(context: Context, mount: str, run: str, *, looking: bool = False) -> Plan:
     """Plan what fills the volume at *mount*, which was emptied amid *run*.
 
     A directory that is there already was put there whole.
+
+    Args:
+        context: The volumes.
+        mount: Where it is mounted.
+        run: The run.
+        looking: It is only shown.
 
     Raises:
         IpaVolumeError: If it would not fit, or cannot be made.
@@ -339,7 +345,9 @@ def draft_fill(context: Context, mount: str, run: str) -> Plan:
         actions=plan_populate(tops),
     )
     created = _special_records(context.image, plan)
-    preflight.check(plan, {mount: volume}, header, context.options.allow, created=created)
+    preflight.check(
+        plan, {mount: volume}, header, context.options.allow, created=created, looking=looking
+    )
     return plan
 
 

@@ -481,7 +481,8 @@ def _judge_roots(question: Question, primary: Facts) -> IpaVolumeError | None:
         there = [f"{path!r} ({whose})" for path, whose in question.strangers.get(mount, ())]
         if question.instance[mount]:
             there.insert(0, repr(question.instance[mount]))
-        if there or (primary.transaction is not None and not _is_emptied(question, primary, mount)):
+        # An open run may be of an image without the volume, which is filled once that is done.
+        if there or (primary.transaction is not None and not _has_nothing(question, mount)):
             return odd.refusal(there)
     return None
 
@@ -587,15 +588,19 @@ def _unknowing(question: Question, primary: Facts) -> Iterator[str]:
 
 def _is_emptied(question: Question, primary: Facts, mount: str) -> bool:
     """Tell whether a volume that the image has filled again was emptied amid the open run."""
-    facts, recorded = question.facts[mount], primary.target or primary.baseline
+    recorded = primary.target or primary.baseline
     return (
-        _is_refilled(question, mount)
-        and facts.identity is None
-        and facts.transaction is None
+        _has_nothing(question, mount)
         and primary.transaction is not None
         and recorded is not None
         and any(volume.mount == mount for volume in recorded.volumes)
     )
+
+
+def _has_nothing(question: Question, mount: str) -> bool:
+    """Tell whether nothing at all is on a volume that the image has filled again."""
+    facts = question.facts[mount]
+    return _is_refilled(question, mount) and facts.identity is None and facts.transaction is None
 
 
 def leads_elsewhere(image: ImageHeader, primary: Facts) -> bool:

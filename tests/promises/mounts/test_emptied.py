@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import tracing
-from support.command import clean_environment
+from support.command import clean_environment, document_of
 from support.filesystems import Filesystems
 from support.images import Image, build_rpm, picture
 from support.mounts import BOTH, LISTS, build_ids, make_by_hand, mounted, shipped, two_images
@@ -152,14 +152,14 @@ def _kept(site: Site) -> Path:
     return kept
 
 
-def _killed_amid(site: Site, image: Image) -> None:
-    """Begin an upgrade with a snapshot, and be killed once its files are in place."""
+def _killed_amid(site: Site, image: Image, before: str = '".progress.json.new"') -> None:
+    """Begin an upgrade with a snapshot, and be killed; without *before* its files are in place."""
     kept, env = _kept(site), clean_environment(ALWAYS)
     command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
     points = _points(site, command, env)
-    swapped = tracing.find(points, lambda call: '".progress.json.new"' in call.text)
+    found = tracing.find(points, lambda call: before in call.text)
     _filled(site, kept)
-    tracing.killed(command, points[swapped], env=env)
+    tracing.killed(command, points[found], env=env)
 
 
 @pytest.mark.slow
@@ -309,6 +309,43 @@ def test_logs_that_were_emptied_amid_an_upgrade_keep_nobody_from_going_back(
     assert build_ids(site) == {"one"}
 
 
+def test_what_is_left_of_a_run_says_nothing_of_logs_that_are_being_filled(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """What was planned for them is not done any more, whoever finds them half filled."""
+    first, second = two_images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    _killed_amid(site, second)
+    _empty(site, mode=OF_AN_ENGINE)
+    shown = document_of(site.run("check", second, "--json", status=100).stdout)
+    _killed_amid(site, second, "volume-logs/.ipavolume/transaction/new")
+    again = document_of(site.run("check", second, "--json", status=100).stdout)
+    assert again["volumes"][0]["plan"] == shown["volumes"][0]["plan"]
+    site.upgrade(second, env=ALWAYS)
+
+
+@pytest.mark.parametrize("then", ["goes back", "goes on"])
+def test_an_empty_volume_that_the_open_run_is_not_of_may_have_any_mode(
+    site: Site, versions: tuple[Path, Path], then: str
+) -> None:
+    """A tmpfs has its mode anew at each start: a refusal would be the last word."""
+    first, third = two_images(site, versions, config=f"{BOTH}refill = true\n")
+    logs = site.volumes["/logs"]
+    rpm = versions[1] if then == "goes back" else versions[0]
+    second = site.image("without", [rpm], lists={"/data": LISTS["/data"]})
+    if then == "goes back":
+        site.upgrade(first)
+    del site.volumes["/logs"]
+    _killed_amid(site, second)
+    site.volumes["/logs"] = logs
+    _empty(site, mode=OF_AN_ENGINE)
+    image = first if then == "goes back" else third
+    site.run("check", image, status=100)
+    site.upgrade(image)
+    assert picture(logs / "var") == picture(image.root / "logs-template/var")
+    assert logs.stat().st_mode & 0o7777 == 0o755
+
+
 def test_a_start_that_fills_logs_and_changes_data_has_a_snapshot_of_its_own(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
@@ -359,6 +396,7 @@ def test_an_emptied_volume_that_is_too_small_leaves_the_run_open_and_says_so(
     with (small / ".Trash-full").open("wb") as taken:
         room = os.statvfs(small)
         os.posix_fallocate(taken.fileno(), 0, room.f_bavail * room.f_frsize)
+    assert "[no-space]" in site.run("check", second, status=74).stdout
     said = site.run("upgrade", second, env=ALWAYS, status=74).stderr
     assert "[no-space]" in said
     assert "state: the volume is in the middle of an upgrade" in said
