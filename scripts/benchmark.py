@@ -579,13 +579,14 @@ def in_container(
         packages.mkdir()
         image = make_image(mount, command, packages, count, 1)
         run("rm", "-rf", str(packages))
-        # The programs are the host's, where they are there.
+        # The programs are the host's, where they are there; /usr/share is the image's own.
         asked = "import sys, ipavolume; print(sys.prefix, sys.base_prefix, *ipavolume.__path__)"
         said = subprocess.run(
             [interpreter, "-c", asked], capture_output=True, text=True, check=True
         )
         prefix, base, package = said.stdout.split()
-        programs = {"/usr", prefix, base, os.path.dirname(package), os.path.dirname(command)}
+        programs = {prefix, base, os.path.dirname(package), os.path.dirname(command)} - {"/usr"}
+        programs.update(filter(os.path.isdir, map("/usr/{}".format, ("bin", "lib", "lib64"))))
         for name in ("bin", "lib", "lib64"):
             (image / name).symlink_to(f"usr/{name}")
         area = mount / "container"
