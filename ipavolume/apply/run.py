@@ -249,19 +249,26 @@ def without(plan: Plan, mounts: Collection[str], volumes: Volumes) -> Plan:
     return replace(plan, actions=Packed(actions))
 
 
-def left_out(context: Context, facts: Mapping[str, Facts], transaction: Transaction) -> set[str]:
+def left_out(
+    context: Context,
+    facts: Mapping[str, Facts],
+    transaction: Transaction,
+    emptied: Collection[str],
+) -> set[str]:
     """Return the mounts to which nothing of the open run is done any more, as far as it got.
 
-    They were emptied, and have none of it, are filled again, or were by an earlier start.
+    They were emptied, and are to be filled, are being filled, or were by an earlier start.
 
     Raises:
         IpaVolumeError: If that cannot be looked at.
     """
-    left = set()
+    left = set(emptied)
     for mount, volume in context.volumes.items():
         theirs = facts[mount].transaction
         if theirs is None or theirs.run != transaction.run:
-            left.add(mount)
+            # What is committed has it no more, either.
+            if transaction.phase != COMMITTING:
+                left.add(mount)
             continue
         with contextlib.closing(open_area(volume)) as area:
             if refill.is_refilled(area):
@@ -316,7 +323,8 @@ def resume(
             for mount, volume in context.volumes.items()
             if (theirs := facts[mount].transaction) is not None and theirs.run == transaction.run
         }
-        left = _fill_emptied(context, areas, facts, transaction, plan, emptied, speaker)
+        left = left_out(context, facts, transaction, emptied)
+        _fill_emptied(context, areas, facts, transaction, plan, emptied, speaker)
         for area in areas.values():
             directory = area.volume.directory
             with failures.attempt("change", directory, now=failures.STATE_OPEN):
@@ -337,13 +345,10 @@ def _fill_emptied(
     plan: Plan,
     emptied: Collection[str],
     speaker: Speaker,
-) -> set[str]:
+) -> None:
     """Fill the volumes that were emptied amid the run, if this is the image that began it.
 
     What is filled is committed, and leaves *areas*.
-
-    Returns:
-        Mounts of the volumes to which nothing of the plan is done any more.
 
     Raises:
         IpaVolumeError: If one cannot be filled; the run is open as it was.
@@ -372,11 +377,6 @@ def _fill_emptied(
             # What is staged for one volume says that it is as it was; the run is not.
             err.state = failures.STATE_OPEN
             raise
-    left = set(wanted)
-    if transaction.phase != COMMITTING:
-        # By an earlier start of this run.
-        left |= {mount for mount in context.volumes if mount not in areas}
-    return left
 
 
 class _Run:

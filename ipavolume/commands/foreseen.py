@@ -54,7 +54,7 @@ def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[s
         and open_.phase != COMMITTING
         and open_.fingerprint == context.image.header.fingerprint
     )
-    if open_ is not None and (left := run.left_out(context, facts, open_)):
+    if open_ is not None and (left := run.left_out(context, facts, open_, emptied)):
         plan = run.without(plan, left, context.volumes)
     if open_ is not None and open_.fingerprint == context.image.header.fingerprint:
         for mount in emptied:

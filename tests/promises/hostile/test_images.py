@@ -76,21 +76,6 @@ class Host:
         path.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(lines))
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """The service's packages and images."""
-    return Workshop(tmp_path_factory.mktemp("workshop"))
-
-
-@pytest.fixture(scope="session")
-def populated(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume that image one populated; it is copied, never used."""
-    volume = tmp_path_factory.mktemp("populated") / "volume"
-    volume.mkdir()
-    upgrade(workshop.one(), volume)
-    return volume
-
-
 @pytest.fixture
 def host(workshop: Workshop, populated: Path, tmp_path: Path) -> Host:
     """A copy of the volume and of image two."""
