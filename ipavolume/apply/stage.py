@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from ipavolume.apply.area import Area, open_optional
@@ -52,6 +53,7 @@ from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress, count_text
+from ipavolume.model.values import dataclass
 from ipavolume.volume import layout
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.index import INDEX_ENTRY, index_entry
@@ -61,6 +63,7 @@ _UNPRIVILEGED: Final = Metadata(uid=0, gid=0, mode=0o600)
 _PARALLEL_FROM_FILES: Final = 2000
 """Fewer files are copied before a second process has started."""
 _SHARES: Final = 2
+_SAID_EVERY: Final = 64
 _COPIED: Final = struct.Struct("QQ")
 
 
@@ -116,6 +119,11 @@ class Stage:
             VolumeIOError: If something cannot be written; nothing visible has changed.
         """
         trees: dict[str, int] = {}
+        kept = {
+            record.path: record.content
+            for record in pristine
+            if record.type is FileType.FILE and record.content.isalnum()
+        }
         privileged = self._privileged_records()
         for number, action in enumerate(self._plan.actions):
             signals.check()
@@ -127,9 +135,13 @@ class Stage:
                         self._stage_install(number, action, privileged.get(action.record))
                 case Save() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
                     pass
-        if trees:
-            self._stage_trees(trees)
-        self._stage_pristine(pristine)
+        with contextlib.closing(_Pristine(next(iter(self._areas.values())))) as store:
+            if trees:
+                self._stage_trees(trees, store, kept)
+            for path, digest in kept.items():
+                parent, _, name = path.rpartition("/")
+                with attempt("stage", path, now=STATE_UNTOUCHED):
+                    store.add(self._at(self._template, parent), name, digest)
         self._template.close()
         self._staged.close()
 
@@ -173,7 +185,9 @@ class Stage:
                 check_content(area.new, str(number), privileged)
             self._links[key] = (area.new, str(number))
 
-    def _stage_trees(self, trees: Mapping[str, int]) -> None:
+    def _stage_trees(
+        self, trees: Mapping[str, int], store: _Pristine, kept: Mapping[str, str]
+    ) -> None:
         omitted = {
             path
             for action in without_metadata(self._plan.actions)
@@ -183,17 +197,20 @@ class Stage:
         staged: dict[str, str] = {}
         directories: list[Record] = []
         followers: list[Record] = []
-        files = 0
         for line in self._image.lines():
+            is_directory = b'"type":"directory"' in line
+            if not is_directory and b'"hard_link":' not in line:
+                continue
             path = manifest.path_of(line)
             parent, _, name = path.rpartition("/")
             above = staged.get(parent)
             if above is None and path not in trees:
                 continue
-            if b'"type":"directory"' in line:
-                record = manifest.parse_record(line)
-                if not record.present:
-                    continue
+            record = manifest.parse_record(line)
+            if not is_directory:
+                if path not in omitted:
+                    followers.append(record)
+            elif record.present:
                 mount = mount_of(path, self._areas)
                 with attempt("stage", path, now=STATE_UNTOUCHED):
                     if path in trees:
@@ -204,22 +221,20 @@ class Stage:
                         make_directory(self._at(self._staged, above or ""), name)
                 staged[path] = place
                 directories.append(record)
-            else:
-                files += 1
-                if b'"hard_link":' in line and path not in omitted:
-                    followers.append(manifest.parse_record(line))
+        created = [
+            action
+            for action in without_metadata(self._plan.actions)
+            if isinstance(action, CreateTree)
+        ]
+        files = sum(action.entries for action in created) - len(directories)
         self._progress(f"copying {count_text(files, 'file')}")
         self._meter = Meter(
             self._progress,
             "copying files",
             total=files,
-            total_bytes=sum(
-                action.bytes
-                for action in without_metadata(self._plan.actions)
-                if isinstance(action, CreateTree)
-            ),
+            total_bytes=sum(action.bytes for action in created),
         )
-        self._copy_files(staged, omitted, files)
+        self._copy_files(_Created(staged, omitted, kept, store), files)
         for record in followers:
             with attempt("stage", record.path, now=STATE_UNTOUCHED):
                 self._stage_follower(record, staged, omitted)
@@ -227,56 +242,64 @@ class Stage:
             with attempt("stage", record.path, now=STATE_UNTOUCHED):
                 self._finish_directory(record, staged[record.path])
 
-    def _copy_files(self, staged: Mapping[str, str], omitted: set[str], files: int) -> None:
+    def _copy_files(self, created: _Created, files: int) -> None:
         workers = 1
         if files >= _PARALLEL_FROM_FILES:
             workers = min(_SHARES, parallel.processors())
         if workers == 1:
-            self._copy_share(staged, omitted, 0, 1)
+            self._copy_share(created, 0, 1)
             return
         # Descriptors of the cached directories are shared by position with a child; each
         # process opens its own.
         self._template.close()
         self._staged.close()
-        with parallel.beside(lambda: self._copy_share(staged, omitted, 1, 2)):
-            self._copy_share(staged, omitted, 0, 2)
+        with parallel.beside(lambda: self._copy_share(created, 1, 2)):
+            self._copy_share(created, 0, 2)
 
-    def _copy_share(
-        self, staged: Mapping[str, str], omitted: set[str], share: int, shares: int
-    ) -> None:
+    def _copy_share(self, created: _Created, share: int, shares: int) -> None:
         """Copy the files of every directory that falls to this process."""
         mine = {
-            path: place
-            for number, (path, place) in enumerate(staged.items())
+            os.fsencode(path): place
+            for number, (path, place) in enumerate(created.staged.items())
             if number % shares == share
         }
-        here = ""
+        omitted = {os.fsencode(path) for path in created.omitted}
+        here = b""
+        place: str | None = None
         source = target = -1
         files = size = 0
         for position, line in enumerate(self._image.lines()):
-            path = manifest.path_of(line)
-            parent, _, name = path.rpartition("/")
-            place = mine.get(parent)
+            key = manifest.key_of(line)
+            parent, _, name = key.rpartition(b"/")
+            if parent != here:
+                here = parent
+                place = mine.get(parent)
+                source = -1
             if place is None or b'"type":"directory"' in line or b'"hard_link":' in line:
                 continue
-            if omitted and path in omitted:
+            if omitted and key in omitted:
                 continue
+            record = manifest.parse_record(line)
             try:
-                if parent != here:
-                    source = self._at(self._template, parent)
+                if source < 0:
+                    source = self._at(self._template, os.fsdecode(parent))
                     target = self._at(self._staged, place)
-                    here = parent
-                record = manifest.parse_record(line)
                 if record.present:
-                    st = place_record(record, source, target, name)
+                    file = os.fsdecode(name)
+                    st = place_record(record, source, target, file)
                     if st is not None:
                         self._index.set(position, index_entry(st))
                         files, size = files + 1, size + record.size
-                        self._count(share, files, size)
+                        if files % _SAID_EVERY == 0:
+                            self._count(share, files, size)
+                    digest = created.kept.get(record.path)
+                    if digest is not None:
+                        # The copy is at hand, and shares its blocks where the volume has reflinks.
+                        created.store.add(target, file, digest)
             except OSError as err:
                 if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL):
-                    raise not_in_template(path) from err
-                raise io_error("stage", path, err, now=STATE_UNTOUCHED) from err
+                    raise not_in_template(record.path) from err
+                raise io_error("stage", record.path, err, now=STATE_UNTOUCHED) from err
 
     def _count(self, share: int, files: int, size: int) -> None:
         """Take note of what *share* has copied; the first one's process says it for all."""
@@ -313,27 +336,46 @@ class Stage:
             raise not_in_template(path)
         return fd
 
-    def _stage_pristine(self, records: Iterable[Record]) -> None:
-        primary = next(iter(self._areas.values()))
+
+class _Pristine:
+    """Where config files are kept as shipped, each under the SHA-256 of its content."""
+
+    def __init__(self, primary: Area) -> None:
         with attempt("write to", primary.volume.directory, now=STATE_UNTOUCHED):
             make_directory(primary.work, layout.PRISTINE, mode=layout.PUBLIC_MODE)
-            fd = open_at(primary.work, layout.PRISTINE, DIRECTORY_FLAGS)
-            known = open_optional(primary.state, layout.PRISTINE)
-        try:
-            for record in records:
-                if record.type is not FileType.FILE or not record.content.isalnum():
-                    continue
-                if known is not None and lstat(known, record.content) is not None:
-                    continue
-                if lstat(fd, record.content) is not None:
-                    continue
-                parent, _, name = record.path.rpartition("/")
-                with attempt("stage", record.path, now=STATE_UNTOUCHED):
-                    copying.clone_file(self._at(self._template, parent), name, fd, record.content)
-        finally:
-            os.close(fd)
-            if known is not None:
-                os.close(known)
+            self._new = open_at(primary.work, layout.PRISTINE, DIRECTORY_FLAGS)
+            self._known = open_optional(primary.state, layout.PRISTINE)
+
+    def close(self) -> None:
+        os.close(self._new)
+        if self._known is not None:
+            os.close(self._known)
+
+    def add(self, source: int, name: str, digest: str) -> None:
+        """Keep a copy of *name* in the open directory *source*, if none is there yet."""
+        if self._known is not None and lstat(self._known, digest) is not None:
+            return
+        if lstat(self._new, digest) is None:
+            # What two processes come upon at once, one of them keeps.
+            with contextlib.suppress(FileExistsError):
+                copying.clone_file(source, name, self._new, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Created:
+    """What is staged of directories that are created as a whole.
+
+    Attributes:
+        staged: Where each directory is staged, by path, below the staging areas.
+        omitted: Paths of what is not created.
+        kept: Digests by path of config files that are kept as shipped.
+        store: Where they are kept.
+    """
+
+    staged: Mapping[str, str]
+    omitted: Collection[str]
+    kept: Mapping[str, str]
+    store: _Pristine
 
 
 def not_in_template(path: str) -> ManifestError:
@@ -347,8 +389,10 @@ def not_in_template(path: str) -> ManifestError:
 def place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
     """Put what *record* ships into *directory*, from the open directory *source*."""
     if record.type is FileType.FILE:
-        privileged = is_privileged(record.metadata)
-        metadata = _UNPRIVILEGED if privileged else record.metadata
+        metadata = record.metadata
+        privileged = is_privileged(metadata)
+        if privileged:
+            metadata = _UNPRIVILEGED
         st = copying.copy_file(source, name, directory, name, metadata)
         if st.st_size != record.size:
             raise not_in_template(record.path)

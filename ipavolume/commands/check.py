@@ -271,7 +271,8 @@ def _inspect(
     lost = None
     if verdict.state in (State.CURRENT, State.REBUILT):
         # Where there is something to plan, planning looks.
-        lost = owners.find_lost(context.volumes, facts)
+        with index.opened_baseline(context.volumes.primary) as applied:
+            lost = owners.find_lost(context.volumes, facts, applied)
     if lost is not None and owners.CODE not in context.options.allow:
         findings.append(_finding(lost))
         found, reason, status = State.UNSAFE, str(lost), lost.exit_status

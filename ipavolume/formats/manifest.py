@@ -231,6 +231,7 @@ def dump_header(header: ImageHeader) -> bytes:
         "records": header.records,
         "records_digest": header.records_digest,
         **({"application": header.application} if header.application else {}),
+        **({} if header.owning is None else {"owning": [list(one) for one in header.owning]}),
     }
     return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
 
@@ -270,6 +271,7 @@ def parse_header(line: bytes) -> ImageHeader:
             records=checks.count(data["records"]),
             records_digest=checks.name(data["records_digest"]),
             application=checks.name(data.get("application", "")),
+            owning=checks.items(data["owning"], _owning) if "owning" in data else None,
         )
     except checks.MalformedError as err:
         raise ManifestError(
@@ -314,6 +316,11 @@ def _volume(item: Mapping[str, Any]) -> VolumeSpec:
         if path.rpartition("/")[0] != spec.mount:
             raise ManifestError(f"the header of the manifest has {path!r} right below {spec.mount}")
     return spec
+
+
+def _owning(value: object) -> tuple[str, bool]:
+    name, is_other = checks.row(value, checks.name, checks.flag)
+    return name, is_other
 
 
 def _top_data(top: TopLevel) -> list[object]:
@@ -367,20 +374,27 @@ def path_of(line: bytes) -> str:
     Raises:
         ManifestError: If the line is not a record.
     """
-    if line.startswith(b'{"path":"'):
-        end = line.find(b'"', 9)
-        path = line[9:end]
-        # A component that begins with a dot is rare, and could be "..".
-        if (
-            end > 9
-            and path.isascii()
-            and b"\\" not in path
-            and b"\0" not in path
-            and b"/." not in path
-            and b"//" not in path
-        ):
-            return path.decode("ascii")
-    return parse_record(line).path
+    key = _plain_key(line)
+    return parse_record(line).path if key is None else key.decode("ascii")
+
+
+def key_of(line: bytes) -> bytes:
+    """Return the bytes of the path of a record line, by which records are sorted.
+
+    Raises:
+        ManifestError: If the line is not a record.
+    """
+    return _plain_key(line) or fsencode(parse_record(line).path)
+
+
+def _plain_key(line: bytes) -> bytes | None:
+    """Return the bytes of a path that nothing has to be parsed for, or ``None``."""
+    match = _PLAIN_KEY.match(line)
+    return None if match is None else match[1]
+
+
+_PLAIN_KEY: Final = re.compile(rb'\{"path":"((?:/[^./"\\\x00\x80-\xff][^/"\\\x00\x80-\xff]*)+)"')
+"""A component that begins with a dot is rare, and could be ``..``."""
 
 
 def records_hash() -> hashlib.blake2b:
@@ -451,11 +465,11 @@ class _Occurrences:
 
 def pair(
     old: Iterable[bytes], new: Iterable[bytes]
-) -> Iterator[tuple[str, bytes | None, bytes | None]]:
+) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
     """Merge two sorted streams of record lines by path.
 
     Yields:
-        The path with its old and its new line, either of which may be ``None``.
+        The bytes of the path with its old and its new line, either of which may be ``None``.
 
     Raises:
         ManifestError: If a stream is not sorted.
@@ -464,33 +478,23 @@ def pair(
     old_line, new_line = next(old_lines, None), next(new_lines, None)
     previous = b""
     while old_line is not None or new_line is not None:
-        if old_line == new_line and old_line is not None:
-            path = path_of(old_line)
-            yield path, old_line, new_line
-            old_line, new_line = next(old_lines, None), next(new_lines, None)
-            key = fsencode(path)
-        else:
-            old_path = path_of(old_line) if old_line is not None else None
-            new_path = path_of(new_line) if new_line is not None else None
-            old_key = fsencode(old_path) if old_path is not None else None
-            new_key = fsencode(new_path) if new_path is not None else None
-            if old_path is not None and old_path == new_path:
-                yield old_path, old_line, new_line
-                key = fsencode(old_path)
-                old_line, new_line = next(old_lines, None), next(new_lines, None)
-            elif new_path is None or new_key is None or (old_key and old_key < new_key):
-                if old_path is None or old_key is None:
-                    return
-                yield old_path, old_line, None
-                key = old_key
-                old_line = next(old_lines, None)
-            else:
-                yield new_path, None, new_line
-                key = new_key
-                new_line = next(new_lines, None)
+        old_key = new_key = _BEHIND_ALL if old_line is None else key_of(old_line)
+        if new_line != old_line:
+            new_key = _BEHIND_ALL if new_line is None else key_of(new_line)
+        key = min(old_key, new_key)
         if key <= previous:
             raise ManifestError(f"the manifest is not sorted at {key!r}")
         previous = key
+        is_old, is_new = old_key == key, new_key == key
+        yield key, old_line if is_old else None, new_line if is_new else None
+        if is_old:
+            old_line = next(old_lines, None)
+        if is_new:
+            new_line = next(new_lines, None)
+
+
+_BEHIND_ALL: Final = b"\xff"
+"""Every path begins with a slash."""
 
 
 def fingerprint(

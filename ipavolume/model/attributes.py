@@ -95,6 +95,8 @@ class Attributes:
 
 def from_parts(uid: int, gid: int, mode: int, xattrs: Xattrs) -> Attributes:
     """Collect the attributes of a file out of its owner, mode and extended attributes."""
+    if not xattrs:
+        return Attributes(uid=uid, gid=gid, mode=mode)
     acls = tuple((name, value) for name, value in xattrs if name in ACL_NAMES)
     capability = next((value for name, value in xattrs if name == CAPABILITY_NAME), b"")
     return Attributes(uid=uid, gid=gid, mode=mode, acls=acls, capability=capability)

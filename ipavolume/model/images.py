@@ -81,6 +81,9 @@ class ImageHeader:
         records: Number of path records that follow.
         records_digest: BLAKE2b-256 of the bytes of the record lines.
         application: The application whose state is kept, by the word it is recorded with, or "".
+        owning: Names of the packages that own something of the records besides directories above
+            listed paths, sorted, and whether any of that is no directory; ``None`` in a manifest
+            that does not say.
     """
 
     build_id: str
@@ -97,3 +100,4 @@ class ImageHeader:
     records: int = 0
     records_digest: str = ""
     application: str = ""
+    owning: tuple[tuple[str, bool], ...] | None = None

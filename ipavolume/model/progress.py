@@ -75,7 +75,8 @@ class Meter:
     def counted(self, items: Iterable[_T]) -> Iterator[_T]:
         """Yield *items*, and count them."""
         for count, item in enumerate(items):
-            self.reached(count)
+            if count % _EVERY == 0:
+                self.reached(count)
             yield item
 
     def _tick(self) -> Tick:

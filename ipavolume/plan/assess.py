@@ -12,6 +12,7 @@ from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import parse_record
 from ipavolume.image.image import Image
+from ipavolume.image.owning import Owning
 from ipavolume.linux import clock, files, mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
@@ -38,11 +39,9 @@ from ipavolume.volume.snapshots import (
 from ipavolume.volume.strangers import AT_THE_TOP, is_named, strangers_data
 from ipavolume.volume.volumes import Volumes
 
-_PACKAGE: Final = rb',"package":"([A-Za-z0-9._+-]+)"'
 _ANONYMOUS: Final = r"/volumes/([0-9a-f]{64})/_data$"
 _OF_ENGINES: Final = ("/proc", "/sys", "/dev", "/run", "/tmp")  # noqa: S108 # mounted there
 _WRITTEN_BY_ENGINES: Final = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab")
-_DIRECTORY: Final = b',"type":"directory",'
 
 
 def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
@@ -227,57 +226,37 @@ def _owners(
     if primary.transaction is not None and primary.transaction.phase == UNDOING:
         # Everything that is needed for that is on the volume; what follows is judged after it.
         return None
-    volume = context.volumes.primary
+    guard = image.config.accept_guard or ()
+    known = primary.baseline
     if primary.transaction is not None:
-        header, stream = read_target(volume, primary)
-    elif primary.baseline is not None:
-        header, stream = read_baseline(volume)
+        known = primary.target or read_target(context.volumes.primary, primary)[0]
+    if known is not None:
+        theirs = _owners_of(known, _listed(context.volumes.primary, primary), guard)
     elif legacy is not None and legacy.packages:
         # What the application itself says of its version is there because it is that one.
         theirs = Owners(files=legacy.packages, all=legacy.packages)
-        return theirs, _owners_of(image.header, image.lines(), image.config.accept_guard or ())
     else:
         return None
-    guard = image.config.accept_guard or ()
-    with stream:
-        theirs = _owners_of(header, manifest.read_lines(stream), guard)
-    if _asked_of(header) == _asked_of(image.header):
-        return theirs, theirs
     return theirs, _owners_of(image.header, image.lines(), guard)
 
 
-def _asked_of(header: ImageHeader) -> tuple[object, ...]:
-    """Return all that :func:`_owners_of` looks at: the verified digest stands for the records."""
-    return header.records_digest, header.records, header.volumes, header.packages
+def _listed(volume: Volume, primary: Facts) -> Iterator[bytes]:
+    """Yield the records that the volume was brought to, or is being brought to."""
+    is_open = primary.transaction is not None
+    _, stream = read_target(volume, primary) if is_open else read_baseline(volume)
+    with stream:
+        yield from manifest.read_lines(stream)
 
 
 def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]) -> Owners:
     """Return the packages of what is listed, and those that the configuration guards."""
-    above = {
-        spec.mount + entry[:end]
-        for spec in header.volumes
-        for entry in spec.entries
-        for end in range(1, len(entry))
-        if entry[end] == "/"
-    }
-    owners: dict[str, bool] = {}
-    package_of = re.compile(_PACKAGE)
-    known = None
-    for line in lines:
-        # Most records are of the package that the one before is of.
-        if known is not None and known in line:
-            continue
-        found = package_of.search(line)
-        if found is None:
-            continue
-        name = found[1].decode("ascii")
-        is_file = _DIRECTORY not in line
-        if not owners.get(name) and (is_file or manifest.path_of(line) not in above):
-            owners[name] = is_file
-        if owners.get(name):
-            # It owns a file, so that nothing more is to be learned of it.
-            known = found[0]
-    owners |= {
+    owning = header.owning
+    if owning is None:
+        found = Owning(header.volumes)
+        for line in lines:
+            found.add(manifest.parse_record(line))
+        owning = found.found()
+    owners = dict(owning) | {
         package.name: True
         for package in header.packages
         for pattern in guard

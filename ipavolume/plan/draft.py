@@ -7,8 +7,8 @@ import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from os import fsencode
-from typing import BinaryIO, Final
+from os import fsdecode, fsencode
+from typing import Final
 
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError, ManifestError, ObstructedError, VolumeIOError
@@ -34,10 +34,18 @@ from ipavolume.plan.tasks import Preview
 from ipavolume.plan.unowned import plan_rebuilt
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
-from ipavolume.volume import adopt, candidates, extent, owners
+from ipavolume.volume import adopt, extent, owners
+from ipavolume.volume.candidates import Comparison, Listed
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
-from ipavolume.volume.index import INDEX_ENTRY, INDEX_UNKNOWN, pack_entry, read_baseline, read_index
+from ipavolume.volume.index import (
+    INDEX_ENTRY,
+    Applied,
+    opened_baseline,
+    pack_entry,
+    read_baseline,
+    read_index,
+)
 from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import (
     chain_run,
@@ -53,6 +61,7 @@ from ipavolume.volume.volumes import Volumes
 _MODE_AND_OWNERS: Final = re.compile(rb'"mode":"([0-7])...".*"uid":([0-9]+),"gid":([0-9]+)')
 """In a line of the manifest: set-id bits, owner, group."""
 _ORDINARY: Final = (b"0", b"0", b"0")
+_IN_NO_LINE: Final = b"\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,12 +297,14 @@ def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
     baseline = primary.baseline
     image, volume = context.image.header, context.volumes.primary
     if baseline is not None and baseline.records_digest != image.records_digest:
-        _, old_lines, _ = _applied(volume, baseline)
-        with context.volumes.tree() as tree:
+        _, stream = read_baseline(volume)
+        with stream, context.volumes.tree() as tree:
+            old_lines = manifest.read_lines(stream)
             pairs = (
                 (manifest.parse_record(old), manifest.parse_record(new))
-                for path, old, new in manifest.pair(old_lines, context.image.lines())
-                if old is not None and new is not None and old != new and tree.covers(path)
+                for key, old, new in manifest.pair(old_lines, context.image.lines())
+                if old is not None and new is not None and old != new
+                if tree.covers(fsdecode(key))
             )
             plan = replace(plan, actions=plan_rebuilt(tree, pairs))
     if baseline is not None and baseline.records_digest == image.records_digest:
@@ -358,20 +369,30 @@ def _config_records(image: Image, volumes: Volumes, trees: Sequence[TopLevel]) -
         ManifestError: If the manifest is not sorted, or has what its header does not count:
             what is staged goes by both.
     """
-    counted = tuple(f"{top.path}/" for top in trees)
-    previous = b""
+    counted = tuple(fsencode(top.path) + b"/" for top in trees)
+    previous = here = b""
+    covered = inside = False
     with volumes.tree() as tree:
         for line in image.lines():
-            path = manifest.path_of(line)
-            if (key := fsencode(path)) <= previous or len(path) > manifest.MAX_PATH_CHARACTERS:
+            key = manifest.key_of(line)
+            is_long = len(key) > manifest.MAX_PATH_CHARACTERS
+            if key <= previous or (is_long and len(fsdecode(key)) > manifest.MAX_PATH_CHARACTERS):
                 raise ManifestError(
-                    f"the manifest is not sorted, or has too long a path, at {path[:200]!r}"
+                    f"the manifest is not sorted, or has too long a path, at "
+                    f"{fsdecode(key)[:200]!r}"
                 )
             previous = key
-            if not tree.covers(path):
+            directory = key[: key.rfind(b"/") + 1]
+            if directory != here:
+                here = directory
+                covered = tree.covers(fsdecode(directory[:-1]))
+                inside = directory.startswith(counted)
+            if not covered:
                 continue
-            if not f"{path}/".startswith(counted) and b'"present":false' not in line:
-                raise ManifestError(f"the header of the manifest does not count {path[:200]!r}")
+            if not (inside or (key + b"/").startswith(counted) or b'"present":false' in line):
+                raise ManifestError(
+                    f"the header of the manifest does not count {fsdecode(key)[:200]!r}"
+                )
             if b'"flags":["config"' in line:
                 record = manifest.parse_record(line)
                 if record.present and is_config(record):
@@ -388,9 +409,17 @@ def _special_records(image: Image, plan: Plan) -> Iterator[Record]:
     if not created:
         return
     seen: set[tuple[bytes, ...]] = {_ORDINARY}
+    # Most records have mode and owners of the one before.
+    same = _IN_NO_LINE
     for line in image.lines():
+        is_plain = b'"xattrs":' not in line
+        if is_plain and same in line:
+            continue
         match = _MODE_AND_OWNERS.search(line)
-        if match is None or (match.groups() in seen and b'"xattrs":' not in line):
+        if match is None:
+            continue
+        if is_plain and match.groups() in seen:
+            same = match[0] + line[match.end() : match.end() + 1]
             continue
         record = manifest.parse_record(line)
         if record.present and f"{record.path}/".startswith(created):
@@ -408,7 +437,6 @@ def _draft_compared(
     unreadable: list[tuple[str, str]] = []
     broken: list[tuple[str, str]] = []
     read_only: list[str] = []
-    index = bytearray(image.records * INDEX_ENTRY.size)
 
     def cannot_read(path: str, err: OSError) -> None:
         unreadable.append((path, err.strerror or str(err)))
@@ -432,36 +460,31 @@ def _draft_compared(
     renumbered = primary.baseline is not None and is_renumbered(
         primary.baseline.accounts, image.accounts
     )
-    overridden = _refuse_lost_owners(context, facts)
     compared = Meter(say, "comparing paths", total=image.records)
-    same = None
-    if not (fresh or unknown or unknown_old or renumbered or context.options.checksum):
-        same = _same_records(image, context.volumes.primary, primary.baseline)
-    with _told_of(broken), context.volumes.tree() as tree:
-        if same is None:
-            if unknown_old:
-                old, old_lines, old_index = _told(
-                    context.volumes.primary, came_from=context.options.came_from
-                )
-            else:
-                old, old_lines, old_index = _applied(context.volumes.primary, primary.baseline)
-            found = candidates.candidates(
-                old_lines,
-                compared.counted(context.image.lines()),
-                tree,
-                old_index=b"" if context.options.checksum else old_index,
-                new_index=index,
-                renumbered=renumbered,
-                unreadable=cannot_read,
+    with (
+        contextlib.nullcontext()
+        if primary.baseline is None
+        else opened_baseline(context.volumes.primary) as applied,
+        _told_of(broken),
+        context.volumes.tree() as tree,
+    ):
+        overridden = () if applied is None else _refuse_lost_owners(context, facts, applied)
+        new = Listed(records=image.records, lines=context.image.lines)
+        if unknown_old:
+            old, listed, old_index = _told(
+                context.volumes.primary, came_from=context.options.came_from
             )
         else:
-            old = primary.baseline
-            suspects = candidates.find_suspects(context.image.lines, context.volumes, same)
-            index[:] = same
-            _forget(index, suspects)
-            found = iter(())
-            if any(suspects):
-                found = candidates.suspected(context.image.lines(), suspects, tree, cannot_read)
+            old, listed, old_index = _applied(context.volumes.primary, applied, image, new)
+        comparison = Comparison(
+            listed,
+            new,
+            old_index=b"" if context.options.checksum else old_index,
+            renumbered=renumbered,
+        )
+        found = comparison.candidates(
+            context.volumes, tree, counted=compared.counted, unreadable=cannot_read
+        )
         made = plan_files(
             tree,
             (one for one in found if not (unreadable and unreadable[-1][0] == one.path)),
@@ -481,6 +504,7 @@ def _draft_compared(
             read_only=read_only,
             behind=tree.behind,
         )
+    index = comparison.index
     for position, disk in made.verified.items():
         start = position * INDEX_ENTRY.size
         index[start : start + INDEX_ENTRY.size] = pack_entry(
@@ -527,7 +551,9 @@ def not_read(path: str, why: str) -> VolumeIOError:
     )
 
 
-def _refuse_lost_owners(context: Context, facts: Mapping[str, Facts]) -> tuple[str, ...]:
+def _refuse_lost_owners(
+    context: Context, facts: Mapping[str, Facts], applied: Applied
+) -> tuple[str, ...]:
     """Refuse volumes whose owners were lost: what is planned goes by the owners that are there.
 
     Returns:
@@ -536,7 +562,7 @@ def _refuse_lost_owners(context: Context, facts: Mapping[str, Facts]) -> tuple[s
     Raises:
         UnsafeVolumeError: If owners were lost, and nobody said to go on.
     """
-    lost = owners.find_lost(context.volumes, facts)
+    lost = owners.find_lost(context.volumes, facts, applied)
     if lost is None:
         return ()
     if owners.CODE not in context.options.allow:
@@ -560,41 +586,27 @@ def _estranged(volumes: Volumes, facts: Mapping[str, Facts]) -> tuple[list[str],
     return fresh, [mount for mount in others if facts[mount].build_id != baseline.build_id]
 
 
-def _same_records(image: ImageHeader, volume: Volume, baseline: ImageHeader | None) -> bytes | None:
-    """Return the index, if the manifest is record by record the one applied before."""
-    if baseline is None:
-        return None
-    if (baseline.records, baseline.records_digest) != (image.records, image.records_digest):
-        return None
-    index = read_index(volume, baseline)
-    return index if len(index) == image.records * INDEX_ENTRY.size else None
-
-
-def _forget(index: bytearray, suspects: bytes) -> None:
-    """Drop the index entries of the records that are suspected."""
-    position = suspects.find(1)
-    while position >= 0:
-        start = position * INDEX_ENTRY.size
-        index[start : start + INDEX_ENTRY.size] = INDEX_UNKNOWN
-        position = suspects.find(1, position + 1)
-
-
-def _told(volume: Volume, *, came_from: str) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
+def _told(volume: Volume, *, came_from: str) -> tuple[ImageHeader | None, Listed, bytes]:
     """Return what can be learned of what a volume without our state was made from."""
     header = adopt.learn(volume, operator_says=came_from)
-    return header, iter(adopt.old_lines(volume, volume.mount)), b""
+    lines = list(adopt.old_lines(volume, volume.mount))
+    return header, Listed(records=len(lines), lines=lambda: lines), b""
 
 
 def _applied(
-    volume: Volume, baseline: ImageHeader | None
-) -> tuple[ImageHeader | None, Iterator[bytes], bytes]:
-    """Return header, records and index of the manifest that was applied last."""
-    if baseline is None:
-        return None, iter(()), b""
-    header, stream = read_baseline(volume)
-    return header, _lines(stream), read_index(volume, header)
+    volume: Volume, applied: Applied | None, image: ImageHeader, new: Listed
+) -> tuple[ImageHeader | None, Listed, bytes]:
+    """Return header, records and index of the manifest that was applied last.
 
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    with stream:
-        yield from manifest.read_lines(stream)
+    Args:
+        volume: The primary volume.
+        applied: The baseline, if there is one.
+        image: Header of the image's manifest.
+        new: That manifest, which is read in its place where it has the same records.
+    """
+    if applied is None:
+        return None, Listed(records=0, lines=tuple), b""
+    header, index = applied.header, read_index(volume, applied.header)
+    if (header.records, header.records_digest) == (image.records, image.records_digest):
+        return header, new, index
+    return header, Listed(records=header.records, lines=applied.lines), index

@@ -15,6 +15,7 @@ from ipavolume.config.model import MAX_CONFIGURATION_BYTES, Config
 from ipavolume.errors import ConfigurationError, ManifestError, UsageError
 from ipavolume.firstrun.command import application_of
 from ipavolume.formats import manifest
+from ipavolume.image.owning import Owning
 from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import clock
@@ -151,7 +152,17 @@ def describe(
     }
     own = profile.own_paths(config.profile)
     os_id, os_version = read_os_release(tree)
-    spooled = _Spooled(spool)
+    volumes = tuple(
+        VolumeSpec(
+            mount=volume.mount,
+            template=volume.template,
+            volatile=volume.volatile,
+            entries=entries[volume.mount],
+            profile=tuple(path for path in entries[volume.mount] if path in own),
+        )
+        for volume in config.volumes
+    )
+    spooled = _Spooled(spool, Owning(volumes))
     fingerprint = manifest.fingerprint(
         spooled.passing(shipped.records(facts.locations)),
         facts.packages,
@@ -173,22 +184,13 @@ def describe(
         fingerprint=fingerprint,
         packages=facts.packages,
         accounts=facts.names.accounts,
-        volumes=tuple(
-            VolumeSpec(
-                mount=volume.mount,
-                template=volume.template,
-                volatile=volume.volatile,
-                entries=entries[volume.mount],
-                profile=tuple(path for path in entries[volume.mount] if path in own),
-                top=shipped.top(volume.mount),
-            )
-            for volume in config.volumes
-        ),
+        volumes=tuple(replace(volume, top=shipped.top(volume.mount)) for volume in volumes),
         links=facts.links,
         units=facts.units,
         records=spooled.count,
         records_digest=spooled.digest.hexdigest(),
         application=config.application[0] if config.application else "",
+        owning=spooled.owning.found(),
     )
     if before is not None and manifest.dump_header(header) == manifest.dump_header(before):
         return header
@@ -362,10 +364,11 @@ def _build_id(tree: ImageTree, facts: ImageFacts, *, unchanged: bool) -> str:
 
 
 class _Spooled:
-    """Writes records that pass through to a file, counted and digested."""
+    """Writes records that pass through to a file, counted and digested, and notes who owns them."""
 
-    def __init__(self, spool: BinaryIO) -> None:
+    def __init__(self, spool: BinaryIO, owning: Owning) -> None:
         self._spool = spool
+        self.owning = owning
         self.digest = manifest.records_hash()
         self.count = 0
 
@@ -375,6 +378,7 @@ class _Spooled:
             self._spool.write(line)
             self.digest.update(line)
             self.count += 1
+            self.owning.add(record)
             yield record
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import BinaryIO, Final
 
 from ipavolume.errors import ManifestError, VolumeIOError
@@ -13,6 +14,7 @@ from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.values import dataclass
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import BASELINE, INDEX, TRANSACTION
@@ -35,12 +37,30 @@ def pack_entry(size: int, mtime_ns: int, ctime_ns: int, inode: int) -> bytes:
 
 def index_entry(st: os.stat_result) -> bytes:
     """Return the index entry of a file of which ``lstat`` says *st*."""
-    return pack_entry(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
+    # As pack_entry does; it is asked for each file.
+    return INDEX_ENTRY.pack(
+        st.st_size, st.st_mtime_ns & _64_BITS, st.st_ctime_ns & _64_BITS, st.st_ino
+    )
 
 
 INDEX_ENTRY_BYTES: Final = 32
 _INDEX_MAGIC: Final = b"ipavolume-index-1\n"
 _DIGEST_BYTES: Final = 32
+_BUFFER_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The manifest that was applied last.
+
+    Attributes:
+        header: Its header.
+        lines: Yields its record lines, each time from the first; another process may read them
+            at the same time.
+    """
+
+    header: ImageHeader
+    lines: Callable[[], Iterator[bytes]]
 
 
 def read_baseline(volume: Volume) -> tuple[ImageHeader, BinaryIO]:
@@ -59,6 +79,27 @@ def read_baseline(volume: Volume) -> tuple[ImageHeader, BinaryIO]:
         return _verified(fd, stream), stream
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def opened_baseline(volume: Volume) -> Iterator[Applied]:
+    """Open the baseline, which is verified once and may be gone through more than once.
+
+    Raises:
+        UnsafeVolumeError: If it is missing, cut short or was altered.
+    """
+    header, stream = read_baseline(volume)
+    with stream:
+        start = stream.tell()
+
+        def lines() -> Iterator[bytes]:
+            # Of a stream that is shared with another process each would read a part.
+            fd = files.reopen(stream.fileno())
+            with files.reader(fd, buffer_bytes=_BUFFER_BYTES) as own:
+                own.seek(start)
+                yield from manifest.read_lines(own)
+
+        yield Applied(header=header, lines=lines)
 
 
 def shipped(volume: Volume, paths: Collection[str]) -> list[list[str]]:

@@ -26,7 +26,7 @@ from ipavolume.model.paths import mount_of
 from ipavolume.model.values import dataclass
 from ipavolume.volume import ownership
 from ipavolume.volume.facts import Facts
-from ipavolume.volume.index import read_baseline
+from ipavolume.volume.index import Applied
 from ipavolume.volume.members import Volume
 from ipavolume.volume.ownership import OVERFLOW_ID
 from ipavolume.volume.tree import Tree
@@ -42,6 +42,8 @@ _AT_MOST: Final = 1000
 _SHOWN: Final = 3
 
 _OWNER: Final = re.compile(rb'"uid":([0-9]{1,10}),"gid":([0-9]{1,10})')
+_ABSENT: Final = b',"present":false}\n'
+_IN_NO_LINE: Final = b"\n\n"
 _IS_FILE: Final = b'"type":"file"'
 _IS_DIRECTORY: Final = b'"type":"directory"'
 
@@ -60,28 +62,25 @@ class _Seen:
         return self.found != self.recorded
 
 
-def find_lost(volumes: Volumes, facts: Mapping[str, Facts]) -> UnsafeVolumeError | None:
+def find_lost(
+    volumes: Volumes, facts: Mapping[str, Facts], applied: Applied
+) -> UnsafeVolumeError | None:
     """Tell whether owners on the volumes were lost since the baseline was applied.
 
     Args:
         volumes: The volumes.
         facts: What was found on them; no transaction is open.
+        applied: The baseline.
 
     Returns:
         What to raise, or ``None``.
-
-    Raises:
-        UnsafeVolumeError: If the baseline is damaged.
     """
-    baseline = facts[volumes.primary.mount].baseline
-    if baseline is None:
-        return None
+    header = applied.header
     # A further volume of another id was restored from elsewhere: the baseline is not its own.
-    mounts = [mount for mount in volumes if facts[mount].build_id == baseline.build_id]
-    header, stream = read_baseline(volumes.primary)
+    mounts = [mount for mount in volumes if facts[mount].build_id == header.build_id]
     looked: dict[str, list[tuple[str, bool, os.stat_result, int, int]]] = defaultdict(list)
-    with stream, Tree({mount: volumes[mount].fd for mount in mounts}) as tree:
-        for path, is_directory, uid, gid in _chosen(manifest.read_lines(stream)):
+    with Tree({mount: volumes[mount].fd for mount in mounts}) as tree:
+        for path, is_directory, uid, gid in _chosen(applied.lines()):
             st = _look(tree, path) if tree.covers(path) else None
             if st is not None and _is_that(st, is_directory=is_directory):
                 looked[mount_of(path, volumes)].append((path, is_directory, st, uid, gid))
@@ -116,18 +115,26 @@ def _mapped(kind: str) -> Callable[[int], bool]:
 
 def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
     """Yield path, whether it is a directory, and owner of the records that are looked at."""
-    # Few texts say it of many records: each is parsed once.
+    # Few texts say it of many records, mostly that of the record before: each is parsed once.
     said: dict[bytes, tuple[bool, int, int] | None] = {}
     counts: Counter[tuple[bool, int, int]] = Counter()
+    owned: tuple[bool, int, int] | None = None
+    text, width, number = _IN_NO_LINE, 0, 0
     for line in lines:
-        start = line.find(b'","type":"')
-        text = line[start : line.find(b",", line.find(b',"gid":', start) + 1)]
-        if text not in said:
-            said[text] = _owned(text)
-        owned = said[text]
-        if owned is None or b'"present":false' in line:
+        mode = line.rfind(b',"mode":"')
+        if not line.startswith(text, max(mode - width, 0)):
+            if owned is not None:
+                counts[owned] = number
+            start = line.rfind(b',"type":"', 0, max(mode, 0))
+            end = line.find(b",", line.find(b',"gid":', mode) + 1)
+            text, width = line[start : end + 1 or -1] or _IN_NO_LINE, mode - start
+            if text not in said:
+                said[text] = _owned(text)
+            owned = said[text]
+            number = counts[owned] if owned is not None else 0
+        if owned is None or line.endswith(_ABSENT):
             continue
-        number = counts[owned] = counts[owned] + 1
+        number += 1
         if number <= _ALL_OF_THE_FIRST or (number % _ONE_OF == 0 and number <= _ONE_OF * _AT_MOST):
             yield manifest.path_of(line), *owned
 

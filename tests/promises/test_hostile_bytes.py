@@ -316,8 +316,8 @@ def read_manifest(data: bytes) -> object:
     manifest.verify(stream, header, places=True)
     stream.seek(start)
     lines = list(manifest.read_lines(stream))
-    paths = [path for path, _, _ in manifest.pair(lines, lines)]
-    return header, paths, [manifest.parse_record(line) for line in lines]
+    keys = [key for key, _, _ in manifest.pair(lines, lines)]
+    return header, keys, [manifest.parse_record(line) for line in lines]
 
 
 def read_request(data: bytes) -> object:
