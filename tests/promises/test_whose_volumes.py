@@ -165,6 +165,26 @@ def test_packages_tell_where_nobody_says_what_the_application_is(
     )
 
 
+@pytest.mark.parametrize("says", [("volume",), ("image",), ()])
+def test_so_they_do_where_a_manifest_of_before_does_not_say_who_owns_what(
+    site: Site, rpms: dict[str, Path], says: Sequence[str]
+) -> None:
+    site.upgrade(_image(site, "mail", [rpms["mail-1"]]))
+    wiki = _image(site, "wiki", [rpms["wiki-1"]])
+    for name, path in (
+        ("volume", site.volume() / ".ipavolume/baseline.jsonl"),
+        ("image", wiki.root / "usr/share/ipavolume/manifest.jsonl"),
+    ):
+        header, _, records = path.read_bytes().partition(b"\n")
+        data = json.loads(header)
+        assert data["owning"] in ([["mail", True]], [["wiki", True]])
+        if name not in says:
+            del data["owning"]
+        path.write_bytes(json.dumps(data).encode() + b"\n" + records)
+    refused_everywhere(site, wiki, "foreign", "foreign", "mail", "wiki", "--allow foreign")
+    assert site.upgrade(_image(site, "mail 2", [rpms["mail-2"]]))["state"] == "outdated"
+
+
 @pytest.mark.parametrize("first", ["", "mail"])
 @pytest.mark.parametrize("second", ["", "mail"])
 def test_the_same_packages_are_the_same_application(
