@@ -87,10 +87,7 @@ class Comparison:
         self._old_index = old_index
         self._renumbered = renumbered
         self._is_same = old is new
-        # What two processes look at is in memory that both have.
         self._new_index = _shared(new.records * INDEX_ENTRY.size)
-        self._old_marks = _shared(old.records)
-        self._new_marks = _shared(new.records)
 
     @property
     def index(self) -> bytearray:
@@ -112,90 +109,100 @@ class Comparison:
             tree: A view of them.
             counted: Counts the lines of *new* that were gone over.
             unreadable: Told of a path that could not be looked at; it is yielded as missing.
+
+        Raises:
+            ManifestError: If a manifest is not sorted, or has what is no record.
         """
-        old_lines, new_lines = self._old.lines(), counted(self._new.lines())
-        old_positions: Iterator[int] = itertools.count()
-        new_positions: Iterator[int] = itertools.count()
-        if self._old_index:
-            # Nearly all is as it should be: who has to be looked at is found first.
-            self._mark_in_halves(volumes)
-            old_marks, new_marks = self._old_marks[:], self._new_marks[:]
-            old_lines = itertools.compress(old_lines, old_marks)
-            new_lines = itertools.compress(new_lines, new_marks)
-            old_positions = itertools.compress(old_positions, old_marks)
-            new_positions = itertools.compress(new_positions, new_marks)
-        pairs = manifest.pair(old_lines, new_lines)
-        for found in self._look(pairs, old_positions, new_positions, tree):
-            path = manifest.path_of(found.new or found.old or b"")
-            if found.failed is not None:
-                unreadable(path, found.failed)
-            old = None if found.old is None else manifest.parse_record(found.old)
-            new = old if found.new == found.old else None
-            if new is None and found.new is not None:
-                new = manifest.parse_record(found.new)
+        is_alone = self._new.records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1
+        if is_alone or not self._old_index:
+            found = self._look(self._pairs(counted), tree, itertools.count(), itertools.count())
+        else:
+            found = self._look_in_two(volumes, tree, counted)
+        for one in found:
+            path = manifest.path_of(one.new or one.old or b"")
+            if one.failed is not None:
+                unreadable(path, one.failed)
+            old = None if one.old is None else manifest.parse_record(one.old)
+            new = old if one.new == one.old else None
+            if new is None and one.new is not None:
+                new = manifest.parse_record(one.new)
             yield Candidate(
                 path=path,
                 old=old,
                 new=new,
-                disk=None if found.st is None else files.disk_state(found.st),
-                trusted=found.trusted,
-                position=found.new_position,
+                disk=None if one.st is None else files.disk_state(one.st),
+                trusted=one.trusted,
+                position=one.new_position,
             )
 
-    def _mark_in_halves(self, volumes: Mapping[str, Volume]) -> None:
-        """Mark the records of what is not evidently as it should be."""
-        if self._new.records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1:
-            self._mark(self._pairs(0, 0), 0, 0, volumes)
-            return
-        half = self._new.records // 2
-        first = manifest.key_of(next(itertools.islice(self._new.lines(), half, None)))
-        begun = _shared(_NUMBER.size)
+    def _look_in_two(
+        self,
+        volumes: Mapping[str, Volume],
+        tree: Tree,
+        counted: Callable[[Iterable[bytes]], Iterable[bytes]],
+    ) -> Iterator[_Found]:
+        """Yield as :meth:`_look` does, while a second process looks at what comes later.
 
-        def second_half() -> None:
-            before = half
+        It marks what this one has to look at then: nearly all is as it should be.
+        """
+        # This process decides meanwhile, where there is something to decide.
+        share = self._new.records // 2 if self._is_same else self._new.records * 2 // 5
+        border = manifest.key_of(next(itertools.islice(self._new.lines(), share, None)))
+        # Both processes have this memory.
+        old_marks, new_marks = _shared(self._old.records), _shared(self._new.records)
+        before = _shared(_NUMBER.size)
+
+        def mark() -> None:
+            first = share
             if not self._is_same:
                 keys = map(manifest.key_of, self._old.lines())
-                before = sum(1 for _ in itertools.takewhile(first.__gt__, keys))
-            _NUMBER.pack_into(begun, 0, before)
-            self._mark(self._pairs(before, half), before, half, volumes)
+                first = sum(1 for _ in itertools.takewhile(border.__gt__, keys))
+            _NUMBER.pack_into(before, 0, first)
+            pairs = self._pairs(iter, first, share)
+            numbers = itertools.count(first), itertools.count(share)
+            with Tree({mount: volume.fd for mount, volume in volumes.items()}) as own:
+                for one in self._look(pairs, own, *numbers):
+                    if one.old_position >= 0:
+                        old_marks[one.old_position] = 1
+                    if one.new_position >= 0:
+                        new_marks[one.new_position] = 1
 
-        with parallel.beside(second_half):
-            pairs = itertools.takewhile(lambda pair: pair[0] < first, self._pairs(0, 0))
-            reached = self._mark(pairs, 0, 0, volumes)
-        if reached != (*_NUMBER.unpack_from(begun), half):
-            # Nobody would have looked at what is between the halves.
-            raise ManifestError(f"the manifest is not sorted around {first!r}")
+        with parallel.beside(mark):
+            pairs = itertools.takewhile(lambda pair: pair[0] < border, self._pairs(counted))
+            old_numbers, new_numbers = itertools.count(), itertools.count()
+            yield from self._look(pairs, tree, old_numbers, new_numbers)
+        if (next(old_numbers), next(new_numbers)) != (*_NUMBER.unpack_from(before), share):
+            # Nobody would look at what is between the two.
+            raise ManifestError(f"the manifest is not sorted around {border!r}")
+        olds, news = old_marks[:], new_marks[:]
+        yield from self._look(
+            manifest.pair(
+                itertools.compress(self._old.lines(), olds),
+                itertools.compress(counted(self._new.lines()), news),
+            ),
+            tree,
+            itertools.compress(itertools.count(), olds),
+            itertools.compress(itertools.count(), news),
+        )
 
-    def _pairs(self, old_first: int, new_first: int) -> Iterator[Pair]:
+    def _pairs(
+        self,
+        counted: Callable[[Iterable[bytes]], Iterable[bytes]],
+        old_first: int = 0,
+        new_first: int = 0,
+    ) -> Iterator[Pair]:
         """Yield the records by path, from the given numbers on."""
-        new = itertools.islice(self._new.lines(), new_first, None)
+        new = itertools.islice(counted(self._new.lines()), new_first, None)
         if self._is_same:
             return ((manifest.key_of(line), line, line) for line in new)
         return manifest.pair(itertools.islice(self._old.lines(), old_first, None), new)
 
-    def _mark(
-        self,
-        pairs: Iterable[Pair],
-        old_first: int,
-        new_first: int,
-        volumes: Mapping[str, Volume],
-    ) -> tuple[int, int]:
-        """Mark the records of *pairs* that are candidates; return the numbers behind the last."""
-        with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
-            old_numbers, new_numbers = itertools.count(old_first), itertools.count(new_first)
-            for found in self._look(pairs, old_numbers, new_numbers, tree):
-                if found.old_position >= 0:
-                    self._old_marks[found.old_position] = 1
-                if found.new_position >= 0:
-                    self._new_marks[found.new_position] = 1
-        return next(old_numbers), next(new_numbers)
-
     def _look(
         self,
         pairs: Iterable[Pair],
+        tree: Tree,
         old_positions: Iterator[int],
         new_positions: Iterator[int],
-        tree: Tree,
     ) -> Iterator[_Found]:
         """Yield those of *pairs* that are not evidently as they should be."""
         old_index, new_index, size = self._old_index, self._new_index, INDEX_ENTRY.size
