@@ -252,13 +252,18 @@ def _reader(hint: object, special: Special) -> Reader:
 
 def dump(value: DataclassInstance, special: Special = _USUALLY) -> dict[str, Any]:
     """Return the dataclass *value* as plain data: its fields in their order."""
-    found = {one.name: getattr(value, one.name) for one in fields(value)}
+    found = {name: getattr(value, name) for name in _names(type(value))}
     return {
         key: special[key](one)
         if key in special
         else (one if type(one) in _AS_IT_IS else _plain(one, special))
         for key, one in found.items()
     }
+
+
+@functools.cache
+def _names(cls: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(cls))
 
 
 _AS_IT_IS: Final = frozenset({str, int, bool, types.NoneType})

@@ -101,14 +101,16 @@ class _Found:
 
 def _find(volumes: Mapping[str, Volume], touched: Iterable[Touched], *, now: str) -> _Found:
     found = _Found()
-    last: Touched | None = None
+    newest = older = ("", False)
     with Tree({mount: volume.fd for mount, volume in volumes.items()}) as tree:
         for item in touched:
             path, whole = item
-            # Files of one directory come one after the other.
-            if item == last:
+            # Files of one directory come one after the other, each with the directory.
+            was_looked_at = item in (newest, older)
+            if item != newest:
+                newest, older = item, newest
+            if was_looked_at:
                 continue
-            last = item
             # What somebody else than root cannot look at is told by who wants to read it.
             unseen = contextlib.suppress(FileNotFoundError, PermissionError)
             with attempt("look at", path, now=now), unseen:
