@@ -294,8 +294,8 @@ class Stage:
                             self._count(share, files, size)
                     digest = created.kept.get(record.path)
                     if digest is not None:
-                        # The copy is at hand, and shares its blocks where the volume has reflinks.
-                        created.store.add(target, file, digest)
+                        # Not of the copy: xfs writes what is new out before blocks are shared.
+                        created.store.add(source, file, digest)
             except OSError as err:
                 if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL):
                     raise not_in_template(record.path) from err

@@ -229,7 +229,10 @@ def _owners(
     guard = image.config.accept_guard or ()
     known = primary.baseline
     if primary.transaction is not None:
-        known = primary.target or read_target(context.volumes.primary, primary)[0]
+        known = primary.target
+        if known is None:
+            known, stream = read_target(context.volumes.primary, primary)
+            stream.close()
     if known is not None:
         theirs = _owners_of(known, _listed(context.volumes.primary, primary), guard)
     elif legacy is not None and legacy.packages:

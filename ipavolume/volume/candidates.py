@@ -194,7 +194,7 @@ class Comparison:
         """Yield the records by path, from the given numbers on."""
         new = itertools.islice(counted(self._new.lines()), new_first, None)
         if self._is_same:
-            return ((manifest.key_of(line), line, line) for line in new)
+            return _paired_with_itself(new)
         return manifest.pair(itertools.islice(self._old.lines(), old_first, None), new)
 
     def _look(
@@ -249,6 +249,17 @@ class Comparison:
             yield _Found(old, new, old_position, new_position, st, failed, trusted)
             # Deciding on a candidate looks at other paths and may have closed the parent.
             here = b""
+
+
+def _paired_with_itself(lines: Iterable[bytes]) -> Iterator[Pair]:
+    """Yield what :func:`ipavolume.formats.manifest.pair` does of a manifest and itself."""
+    previous = b""
+    for line in lines:
+        key = manifest.key_of(line)
+        if key <= previous:
+            raise ManifestError(f"the manifest is not sorted at {key!r}")
+        previous = key
+        yield key, line, line
 
 
 @dataclass(frozen=True, slots=True)
