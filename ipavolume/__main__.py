@@ -33,5 +33,20 @@ def main() -> int:
     return run()
 
 
+def end() -> None:
+    """Run the command line, and end the process with its status.
+
+    What is printed is out, and nothing is left for the interpreter to do at its end, which takes
+    as long as all that a small run writes.
+    """
+    try:
+        status = main()
+    except SystemExit as err:
+        if not isinstance(err.code, int):
+            raise
+        status = err.code
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ipavolume.apply import commit, rollback, roots
+from ipavolume.apply import commit, roots
 from ipavolume.apply.area import open_area
 from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
 from ipavolume.commands import hold
@@ -96,6 +96,9 @@ def carry(
     if does is Does.GO_BACK:
         if roots.take(context.volumes, facts) or secure():
             return None
+        # No other run needs what a way back does.
+        from ipavolume.apply import rollback
+
         back = rollback.go_back(context, facts, speaker, found=told, emptied=verdict.refills)
         return Carried(end=back)
     if not again:

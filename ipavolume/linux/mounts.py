@@ -50,6 +50,8 @@ def mounts() -> list[tuple[str, str, str]]:
 
 
 def _unescape(value: bytes) -> bytes:
+    if b"\\" not in value:
+        return value
     result = bytearray()
     position = 0
     while position < len(value):

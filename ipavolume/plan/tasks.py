@@ -20,7 +20,7 @@ from ipavolume.model.packed import without_metadata
 from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskKind
 from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
-from ipavolume.steps import judging, loading, views
+from ipavolume.steps import views
 from ipavolume.steps.api import (
     Command,
     Declaration,
@@ -258,6 +258,8 @@ class _Chooser:
         )
         actions: tuple[StepAction, ...] = ()
         if self._context.image.is_inside:
+            from ipavolume.steps import judging, loading
+
             step = loading.load_step(self._context.image.tree, declaration)
             actions = self._accept(declaration, step.plan(self._volume, self._template))
             if not self._after_command:

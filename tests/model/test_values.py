@@ -121,6 +121,36 @@ def test_what_would_be_lost_is_refused() -> None:
             x: int = dataclasses.field(default=0, init=False)
 
 
+def test_the_values_after_the_first_few_are_as_those(kind: Any) -> None:
+    many = [kind(name=f"{number}", groups=["b"]) for number in range(100)]
+    assert [(one.name, one.home, one.groups) for one in many] == [
+        (f"{number}", "/", ["b"]) for number in range(100)
+    ]
+    assert len({id(one.groups) for one in [kind(name="a") for _ in range(50)]}) == 50
+    assert kind(name="a", home="~") == kind(name="a", home="/home/a")
+    for arguments, named in [(("a",), {}), ((), {}), ((), {"name": "a", "other": 1})]:
+        with pytest.raises(TypeError):
+            kind(*arguments, **named)
+
+
+def test_fields_are_known_before_the_first_value_and_to_those_who_inherit() -> None:
+    @values.dataclass(frozen=True, slots=True, kw_only=True)
+    class Base:
+        x: int
+        y: list[int] = dataclasses.field(default_factory=list)
+
+    @values.dataclass(frozen=True, slots=True, kw_only=True)
+    class Narrowed(Base):
+        x: int = 3
+
+    assert dataclasses.is_dataclass(Base)
+    assert [one.name for one in dataclasses.fields(Narrowed)] == ["x", "y"]
+    assert dataclasses.asdict(Narrowed()) == {"x": 3, "y": []}
+    assert dataclasses.replace(Narrowed(), y=[1]) == Narrowed(y=[1])
+    with pytest.raises(TypeError):
+        Base()  # type: ignore[call-arg]
+
+
 def test_a_value_by_position_is_matched_and_inherited() -> None:
     @values.dataclass(frozen=True, slots=True)
     class Point:
