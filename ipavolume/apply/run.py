@@ -76,6 +76,7 @@ from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, i
 from ipavolume.volume.logs import RunLog, Speaker
 from ipavolume.volume.volumes import Volumes
 
+_NEXT_INDEX: Final = "index.next"
 _VERSIONED: Final = "freeipa"
 """The profile of images whose users know the file."""
 _VERSION: Final = b"2.0"
@@ -465,12 +466,20 @@ class _Run:
             check_lock=self._context.volumes.check_lock,
         )
         swap.run(self._speaker.say)
-        if entries:
-            _add_to_index(self._first, entries)
+        is_indexed = bool(entries) and _write_index(self._first, entries)
         for area in self._areas.values():
             # What is executed next may not be root.
             roots.open_up(area.volume)
             sync_area(area.volume, now=failures.STATE_OPEN)
+        if is_indexed:
+            # Durable with what is recorded next of the run. One that a killed run has left
+            # may be no more than a part.
+            with self._attempt():
+                files.rename(self._first.work, _NEXT_INDEX, self._first.work, layout.INDEX)
+        if not pending(self._plan.tasks, self._log):
+            # What is recorded next is that it commits; until then the swap would be done again.
+            self._transaction = replace(self._transaction, phase=SWAPPED)
+            return
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, SWAPPED)
 
@@ -678,20 +687,27 @@ def _followed(image: Image, volumes: Volumes) -> list[BinaryIO]:
     return streams
 
 
-def _add_to_index(first: Area, entries: Mapping[int, bytes]) -> None:
-    """Add to the staged index what was put in place, so that it need not be read again."""
+def _write_index(first: Area, entries: Mapping[int, bytes]) -> bool:
+    """Write the staged index with what was put in place, so that it need not be read again.
+
+    The caller makes it durable, then puts it in the place of the staged one.
+
+    Returns:
+        It was written: there is an index.
+    """
     with failures.attempt("write to", first.volume.directory, now=failures.STATE_OPEN):
         stream = members.open_member(first.work, layout.INDEX, first.volume)
         baseline = members.open_member(first.work, layout.BASELINE, first.volume)
         if stream is None or baseline is None:
-            return
+            return False
         with stream, baseline:
             data = stream.read()
             header = manifest.read_header(baseline)
         body = bytearray(data[len(data) - header.records * INDEX_ENTRY.size :])
         for position, entry in entries.items():
             body[position * INDEX_ENTRY.size : (position + 1) * INDEX_ENTRY.size] = entry
-        files.write_file(first.work, layout.INDEX, dump_index(body, header), mode=0o600)
+        journal.write_bytes(first.work, _NEXT_INDEX, dump_index(body, header))
+        return True
 
 
 def _version(image: Image) -> bytes:

@@ -210,11 +210,14 @@ def load(cls: type[_T], data: object, special: Special = _USUALLY) -> _T:
     return loader(cls, special)(data)
 
 
+_hints: Final = functools.cache(typing.get_type_hints)
+
+
 def loader(cls: type[_T], special: Special = _USUALLY) -> Callable[[object], _T]:
     """Return :func:`load` for many of a kind."""
     reads = [
         (key, special.get(key) or _reader(hint, special))
-        for key, hint in typing.get_type_hints(cls).items()
+        for key, hint in _hints(cls).items()  # type: ignore[arg-type] # a class has a hash
     ]
 
     def read(data: object) -> _T:

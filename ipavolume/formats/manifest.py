@@ -9,6 +9,7 @@ What is read is validated: a manifest may come from a volume or from a hostile i
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -236,8 +237,11 @@ def dump_header(header: ImageHeader) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
 
 
+@functools.lru_cache(maxsize=4)
 def parse_header(line: bytes) -> ImageHeader:
     """Turn the first line of a manifest into a header.
+
+    A run reads those of the image and of the baseline some ten times.
 
     Raises:
         ManifestError: If it is not a header of a known format.
