@@ -9,7 +9,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from ipavolume.apply.area import Area, open_optional
@@ -62,6 +62,8 @@ from ipavolume.volume.tree import Tree
 _UNPRIVILEGED: Final = Metadata(uid=0, gid=0, mode=0o600)
 _PARALLEL_FROM_FILES: Final = 2000
 """Fewer files are copied before a second process has started."""
+_PARALLEL_FROM_INSTALLS: Final = 500
+"""Each of them costs more than one of many that are copied with their directory."""
 _SHARES: Final = 2
 _SAID_EVERY: Final = 64
 _COPIED: Final = struct.Struct("QQ")
@@ -124,17 +126,16 @@ class Stage:
             for record in pristine
             if record.type is FileType.FILE and record.content.isalnum()
         }
-        privileged = self._privileged_records()
+        installs: list[tuple[int, Install]] = []
         for number, action in enumerate(self._plan.actions):
-            signals.check()
             match action:
                 case CreateTree(path=path):
                     trees[path] = number
-                case Install(path=path):
-                    with attempt("stage", path, now=STATE_UNTOUCHED):
-                        self._stage_install(number, action, privileged.get(action.record))
+                case Install():
+                    installs.append((number, action))
                 case Save() | Erase() | RemoveDirectory() | SetMetadata() | Keep():
                     pass
+        self._stage_installs(installs)
         with contextlib.closing(_Pristine(next(iter(self._areas.values())))) as store:
             if trees:
                 self._stage_trees(trees, store, kept)
@@ -156,12 +157,41 @@ class Stage:
         records = (manifest.parse_record(line) for line in lines if manifest.path_of(line) in paths)
         return {record.path: record for record in records}
 
-    def _stage_install(self, number: int, action: Install, privileged: Record | None) -> None:
+    def _stage_installs(self, installs: Sequence[tuple[int, Install]]) -> None:
+        """Stage what is installed by itself, much of it by two processes."""
+        privileged = self._privileged_records()
+
+        def stage(those: Iterable[tuple[int, Install]], *, whole: bool = True) -> None:
+            for number, action in those:
+                signals.check()
+                with attempt("stage", action.path, now=STATE_UNTOUCHED):
+                    self._stage_install(number, action, privileged.get(action.record), whole=whole)
+
+        if len(installs) < _PARALLEL_FROM_INSTALLS or parallel.processors() == 1:
+            stage(installs)
+            return
+        middle = len(installs) // 2
+        # As in _copy_files.
+        self._template.close()
+        with parallel.beside(lambda: stage(installs[middle:], whole=False)):
+            stage(installs[:middle])
+        # Names of one file come together here.
+        stage(one for one in installs[middle:] if not self._is_staged(*one))
+
+    def _is_staged(self, number: int, action: Install) -> bool:
+        return lstat(self._areas[mount_of(action.path, self._areas)].new, str(number)) is not None
+
+    def _stage_install(
+        self, number: int, action: Install, privileged: Record | None, *, whole: bool
+    ) -> None:
+        """Stage what an action installs; not *whole*: unless the file has other names, too."""
         parent, _, name = action.record.rpartition("/")
         source = self._template.directory(parent)
         st = None if source is None else lstat(source, name)
         if source is None or st is None or (action.bytes and not stat.S_ISREG(st.st_mode)):
             raise not_in_template(action.record)
+        if not whole and stat.S_ISREG(st.st_mode) and st.st_nlink > 1:
+            return
         area = self._areas[mount_of(action.path, self._areas)]
         key = (st.st_dev, st.st_ino, action.metadata)
         if stat.S_ISREG(st.st_mode) and st.st_nlink > 1 and key in self._links:

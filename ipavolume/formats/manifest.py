@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,8 @@ NEWER: Final = "newer-format"
 """Code of the error for a manifest that was made by a newer ipavolume."""
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 17
+"""How much is read at once of the records."""
 _MAX_SIZE: Final = (1 << 63) - 1
 MAX_PATH_CHARACTERS: Final = 4095
 """``PATH_MAX``: what else reads an image could not name anything longer."""
@@ -359,11 +362,16 @@ def read_lines(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         ManifestError: If a line is longer than a record can be or has no end.
     """
-    readline = stream.readline
-    while line := readline(MAX_RECORD_BYTES):
-        if not line.endswith(b"\n"):
-            raise ManifestError("the manifest is cut short or has a line that is too long")
-        yield line
+    rest = b""
+    while chunk := stream.read(_CHUNK_BYTES):
+        lines = io.BytesIO(rest + chunk).readlines()
+        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+        # Only the first can be longer than a chunk: the rest of those before is in it.
+        if len(rest) > MAX_RECORD_BYTES or (lines and len(lines[0]) > MAX_RECORD_BYTES):
+            break
+        yield from lines
+    if rest or chunk:
+        raise ManifestError("the manifest is cut short or has a line that is too long")
 
 
 def read_records(stream: BinaryIO) -> Iterator[Record]:

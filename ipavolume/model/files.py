@@ -52,6 +52,10 @@ class LinkStanding(enum.Enum):
 class FileFlags(enum.IntFlag):
     """What a package says of a file; the values are those of rpm's ``RPMFILE_*``."""
 
+    # What is asked is whether one is among them; the library would make flags of the answer, which
+    # costs more than all else that is asked of a path.
+    __and__ = int.__and__  # type: ignore[assignment]
+
     NONE = 0
     CONFIG = 1
     MISSINGOK = 8

@@ -33,7 +33,6 @@ from ipavolume.steps.api import (
     Refuse,
     When,
 )
-from ipavolume.steps.names import name_faults
 
 IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
 """Names in a directory of steps that may stand beside them; so may hidden files."""
@@ -287,6 +286,9 @@ def _declare(name: str, path: str, data: bytes) -> Declaration:
 
 
 def _name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int, str]]:
+    # Later, so that a run without steps does not load what looks into them.
+    from ipavolume.steps.names import name_faults
+
     try:
         yield from name_faults(text, module, path)
     except SyntaxError as err:

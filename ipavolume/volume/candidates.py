@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
 import stat
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
@@ -116,6 +118,7 @@ class Comparison:
         is_alone = self._new.records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1
         if is_alone or not self._old_index:
             found = self._look(self._pairs(counted), tree, itertools.count(), itertools.count())
+            found = _fetched(found, tree)
         else:
             found = self._look_in_two(volumes, tree, counted)
         for one in found:
@@ -162,6 +165,7 @@ class Comparison:
             numbers = itertools.count(first), itertools.count(share)
             with Tree({mount: volume.fd for mount, volume in volumes.items()}) as own:
                 for one in self._look(pairs, own, *numbers):
+                    _fetch(one, own)
                     if one.old_position >= 0:
                         old_marks[one.old_position] = 1
                     if one.new_position >= 0:
@@ -170,7 +174,7 @@ class Comparison:
         with parallel.beside(mark):
             pairs = itertools.takewhile(lambda pair: pair[0] < border, self._pairs(counted))
             old_numbers, new_numbers = itertools.count(), itertools.count()
-            yield from self._look(pairs, tree, old_numbers, new_numbers)
+            yield from _fetched(self._look(pairs, tree, old_numbers, new_numbers), tree)
         if (next(old_numbers), next(new_numbers)) != (*_NUMBER.unpack_from(before), share):
             # Nobody would look at what is between the two.
             raise ManifestError(f"the manifest is not sorted around {border!r}")
@@ -251,6 +255,37 @@ class Comparison:
             here = b""
 
 
+def _fetched(found: Iterator[_Found], tree: Tree) -> Iterator[_Found]:
+    """Yield *found*, a little later each than the kernel was asked for its content."""
+    waiting: deque[_Found] = deque()
+    for one in found:
+        _fetch(one, tree)
+        waiting.append(one)
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _fetch(one: _Found, tree: Tree) -> None:
+    """Have the kernel read, while other things are decided, what may have to be hashed.
+
+    On a host that was just booted nothing of it is in memory, nor are blocks that a file shares
+    with another one, though that is.
+    """
+    if one.old is None or one.new is None or one.st is None or not stat.S_ISREG(one.st.st_mode):
+        return
+    parent, _, name = manifest.path_of(one.new).rpartition("/")
+    # Who needs it says what is in the way.
+    with contextlib.suppress(OSError):
+        directory = tree.directory(parent)
+        if directory is not None:
+            fd = files.open_for_reading(directory, name)
+            try:
+                os.posix_fadvise(fd, 0, _FETCHED_BYTES, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
+
+
 def _paired_with_itself(lines: Iterable[bytes]) -> Iterator[Pair]:
     """Yield what :func:`ipavolume.formats.manifest.pair` does of a manifest and itself."""
     previous = b""
@@ -277,6 +312,10 @@ class _Found:
 
 _IS_DIRECTORY: Final = b'"type":"directory"'
 _HAS_ACL: Final = b'"system.posix_acl_'
+_AHEAD: Final = 32
+"""How many paths further on content is fetched."""
+_FETCHED_BYTES: Final = 1 << 18
+"""How much of a file; as it is read the kernel goes on by itself."""
 _PARALLEL_FROM_RECORDS: Final = 4000
 """Fewer records are compared before a second process has started."""
 
