@@ -13,13 +13,7 @@ class Owning:
 
     def __init__(self, volumes: Iterable[VolumeSpec]) -> None:
         """Begin with the volumes, of which mounts and entries are looked at."""
-        self._above = {
-            spec.mount + entry[:end]
-            for spec in volumes
-            for entry in spec.entries
-            for end in range(1, len(entry))
-            if entry[end] == "/"
-        }
+        self._above = {path for spec in volumes for path in spec.above_entries()}
         self._owners: dict[str, bool] = {}
 
     def add(self, record: Record) -> None:

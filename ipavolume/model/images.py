@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 
 from ipavolume.model.packages import Package
@@ -46,6 +46,13 @@ class VolumeSpec:
     entries: tuple[str, ...] = ()
     profile: tuple[str, ...] = ()
     top: tuple[TopLevel, ...] | None = None
+
+    def above_entries(self) -> Iterator[str]:
+        """Yield the directories between the mount and what is listed."""
+        for entry in self.entries:
+            for end in range(1, len(entry)):
+                if entry[end] == "/":
+                    yield self.mount + entry[:end]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,13 +84,7 @@ def find_lost(
             st = _look(tree, path) if tree.covers(path) else None
             if st is not None and _is_that(st, is_directory=is_directory):
                 looked[mount_of(path, volumes)].append((path, is_directory, st, uid, gid))
-    ways = {
-        spec.mount + entry[:end]
-        for spec in header.volumes
-        for entry in spec.entries
-        for end in range(1, len(entry))
-        if entry[end] == "/"
-    }
+    ways = {path for spec in header.volumes for path in spec.above_entries()}
     has_user, has_group = _mapped("uid"), _mapped("gid")
     for mount, found in looked.items():
         # What this user namespace does not have is nobody's to see: a right that is missing.
