@@ -30,7 +30,7 @@ def test_the_benchmark_runs_and_compares(tmp_path: Path) -> None:
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ipavolume "$@"\n')
     command.chmod(0o755)
     (tmp_path / "earlier").write_text(EARLIER)
-    words = [sys.executable, str(PROJECT / "scripts/benchmark.py"), "--quick"]
+    words = [sys.executable, str(PROJECT / "scripts/benchmark.py"), "--quick", "--floor"]
     words += ["--command", str(command), "--interpreter", sys.executable]
     words += ["--directory", str(tmp_path), "--against", str(tmp_path / "earlier")]
     done = subprocess.run(
@@ -42,6 +42,7 @@ def test_the_benchmark_runs_and_compares(tmp_path: Path) -> None:
     names = {row[1] for row in rows if row[-1] == "<--"}
     assert names >= {"populate", "check", "unchanged", "5 % changed", "start", "snapshot"}
     assert "owners translated" in names
+    assert [row[1] for row in rows].count("least") == 3
     assert any(row[0] == "check of 3 volumes 20" for row in rows)
     has_engine = "docker does not answer" not in done.stderr
     assert has_engine == any(row[0] == "populate in a container 20" for row in rows)
