@@ -64,6 +64,8 @@ def _with_slots(written: type, *, kw_only: bool) -> type:
     # What is not of a field would not be set.
     given = [one for one in own.values() if isinstance(one, dataclasses.Field)]
     assert all(one.init and one.hash is None for one in given), written
+    # All values would share it.
+    assert all(type(one).__hash__ for one in own.values()), written
 
     def first(self: object, *arguments: object, **named: object) -> None:
         _complete(cls, own, kw_only=kw_only)

@@ -118,10 +118,9 @@ class Comparison:
         is_alone = self._new.records < _PARALLEL_FROM_RECORDS or parallel.processors() == 1
         if is_alone or not self._old_index:
             found = self._look(self._pairs(counted), tree, itertools.count(), itertools.count())
-            found = _fetched(found, tree)
         else:
             found = self._look_in_two(volumes, tree, counted)
-        for one in found:
+        for one in _fetched(found, tree):
             path = manifest.path_of(one.new or one.old or b"")
             if one.failed is not None:
                 unreadable(path, one.failed)
@@ -165,7 +164,6 @@ class Comparison:
             numbers = itertools.count(first), itertools.count(share)
             with Tree({mount: volume.fd for mount, volume in volumes.items()}) as own:
                 for one in self._look(pairs, own, *numbers):
-                    _fetch(one, own)
                     if one.old_position >= 0:
                         old_marks[one.old_position] = 1
                     if one.new_position >= 0:
@@ -174,7 +172,7 @@ class Comparison:
         with parallel.beside(mark):
             pairs = itertools.takewhile(lambda pair: pair[0] < border, self._pairs(counted))
             old_numbers, new_numbers = itertools.count(), itertools.count()
-            yield from _fetched(self._look(pairs, tree, old_numbers, new_numbers), tree)
+            yield from self._look(pairs, tree, old_numbers, new_numbers)
         if (next(old_numbers), next(new_numbers)) != (*_NUMBER.unpack_from(before), share):
             # Nobody would look at what is between the two.
             raise ManifestError(f"the manifest is not sorted around {border!r}")
@@ -274,12 +272,16 @@ def _fetch(one: _Found, tree: Tree) -> None:
     """
     if one.old is None or one.new is None or one.st is None or not stat.S_ISREG(one.st.st_mode):
         return
+    size = b'"size":%d,' % one.st.st_size
+    if size not in one.old and size not in one.new:
+        return
     parent, _, name = manifest.path_of(one.new).rpartition("/")
     # Who needs it says what is in the way.
     with contextlib.suppress(OSError):
         directory = tree.directory(parent)
         if directory is not None:
-            fd = files.open_for_reading(directory, name)
+            # Not that way which waits for whoever has a lease on it.
+            fd = os.open(name, files.READ_FLAGS, dir_fd=directory)
             try:
                 os.posix_fadvise(fd, 0, _FETCHED_BYTES, os.POSIX_FADV_WILLNEED)
             finally:

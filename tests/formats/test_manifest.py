@@ -142,6 +142,42 @@ def test_what_an_earlier_version_recorded_of_a_file_system_s_own_is_not_taken_ov
     assert manifest.parse_record(line) == replace(PLAIN, xattrs=(acl,))
 
 
+LONGEST = manifest.MAX_RECORD_BYTES
+CHUNK = manifest._CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (), (1,), (1, 1, 1), (CHUNK,), (CHUNK - 1, 2, CHUNK + 1), (3, CHUNK - 3, 1), (2 * CHUNK, 5),
+        (LONGEST,), (7, LONGEST, 7), (CHUNK, LONGEST, LONGEST, 1),
+    ],
+)  # fmt: skip
+def test_lines_are_read_as_they_are_written_however_long(lengths: tuple[int, ...]) -> None:
+    # No end of a line: those are for other programs.
+    written = [b"\r\0\xff\x0b"[: length - 1].ljust(length - 1, b"x") + b"\n" for length in lengths]
+    assert list(manifest.read_lines(io.BytesIO(b"".join(written)))) == written
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1, LONGEST + 1), (LONGEST + 1, 1), (3 * LONGEST,), (5, LONGEST + CHUNK)]
+)
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_that_no_record_can_have_is_refused(lengths: tuple[int, ...], end: bytes) -> None:
+    data = b"".join(b"x" * (length - 1) + b"\n" for length in lengths).removesuffix(b"\n") + end
+    with pytest.raises(ManifestError, match="too long"):
+        list(manifest.read_lines(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("data", [b"x", b"x\nx", b"\n" * CHUNK + b"x"])
+def test_what_has_no_end_is_refused_after_what_has(data: bytes) -> None:
+    lines = manifest.read_lines(io.BytesIO(data))
+    for _ in range(data.count(b"\n")):
+        next(lines)
+    with pytest.raises(ManifestError, match="cut short"):
+        next(lines)
+
+
 @settings(max_examples=300)
 @given(position=st.integers(0, 400), byte=st.integers(0, 255))
 def test_an_altered_line_is_a_record_or_an_error_of_ours(position: int, byte: int) -> None:

@@ -120,6 +120,12 @@ def test_what_would_be_lost_is_refused() -> None:
         class Later:
             x: int = dataclasses.field(default=0, init=False)
 
+    with pytest.raises(AssertionError):
+
+        @values.dataclass(frozen=True, slots=True)
+        class Shared:
+            x: list[int] = []  # noqa: RUF012 # what is refused
+
 
 def test_the_values_after_the_first_few_are_as_those(kind: Any) -> None:
     many = [kind(name=f"{number}", groups=["b"]) for number in range(100)]

@@ -38,6 +38,9 @@ from support.worlds import (
     undisturbed,
 )
 
+from ipavolume.volume.index import opened_baseline, read_index
+from ipavolume.volume.members import open_volume
+
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
 
 CHUNKS: Final = 6
@@ -121,6 +124,28 @@ def came_to(world: World, place: Path, *images: str) -> dict[str, tuple[object, 
 def everything(place: Path) -> dict[str, object]:
     """Return all that is on the volumes, times included, to see that nothing was touched."""
     return {mount: picture(place / mount) for mount in MOUNTS}
+
+
+def test_an_index_that_a_power_cut_tore_is_not_that_of_the_run(world: World, place: Path) -> None:
+    """What was put in place is written beside the index, which it replaces once it is whole."""
+    points = undisturbed(world, "upgrade", place).changes
+    taken = tracing.find(points, lambda call: '"index.next"' in call.text and "rename" in call.name)
+    world.copy("edited", place)
+    tracing.killed(world.command("two", place), points[taken], env=world.environment)
+    torn = place / "data/.ipavolume/transaction/index.next"
+    with torn.open("r+b") as stream:
+        stream.truncate(torn.stat().st_size // 2)
+    world.run("two", place)
+    assert look(place) == undisturbed(world, "upgrade", place).result
+    state = place / "data/.ipavolume"
+    assert not list(state.rglob("index.next"))
+    volume = open_volume("/data", str(place / "data"))
+    try:
+        with opened_baseline(volume) as applied:
+            # That of another manifest would not be read, a torn one refused.
+            assert read_index(volume, applied.header)
+    finally:
+        os.close(volume.fd)
 
 
 @pytest.mark.slow

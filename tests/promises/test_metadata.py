@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,51 @@ def test_everything_that_a_file_can_have_survives_populate_and_upgrade(
     assert len(actions(outcome, "install")) == 7 + 1 + 1 + 6 + 2
     assert len(actions(outcome, "create-tree")) == 1
     assert world.upgrade(second)["state"] == "current"
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_what_two_processes_stage_is_as_one_would_have_staged_it(tmp_path: Path) -> None:
+    """Hard links whose names are on both sides, set-id bits and capabilities; what was altered."""
+    packages = [
+        build_rpm(
+            tmp_path,
+            "many",
+            [
+                *_packaged(version),
+                *(Packaged(path=f"/srv/app/m{n:03}", content=f"{n} {version}") for n in range(600)),
+            ],
+            version=version,
+        )
+        for version in ("1", "2")
+    ]
+    site = Site(top=tmp_path)
+    first, second = (
+        site.image(
+            version,
+            [rpm],
+            lists={"/data": ["/srv/app/"]},
+            edit=partial(_decorate, version=version),
+        )
+        for version, rpm in zip(("1", "2"), packages, strict=True)
+    )
+    site.upgrade(first)
+    before = picture(site.volume() / "srv")
+    template = second.root / "data-template/srv"
+    # By name the first half has what is capable, the second what is set-id.
+    for name in ("capable", "set-id"):
+        shipped = (template / "app" / name).rename(tmp_path / name)
+        (template / "app" / name).write_bytes(shipped.read_bytes().swapcase())
+        site.refused(second, "manifest", status=78)
+        assert picture(site.volume() / "srv") == before
+        shipped.rename(template / "app" / name)
+    outcome = site.upgrade(second)
+    assert len(actions(outcome, "install")) > 600
+    wanted, found = _seen(template), _seen(site.volume() / "srv")
+    left = {path for path in wanted if "/special.d" in path or "/odd" in path or "undecod" in path}
+    for path in {"/app", "/app/sub", "/app/fifo", *left}:
+        del found[path], wanted[path]
+    assert found == wanted
 
 
 @pytest.mark.root
