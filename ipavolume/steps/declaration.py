@@ -33,6 +33,7 @@ from ipavolume.steps.api import (
     Refuse,
     When,
 )
+from ipavolume.steps.names import name_faults
 
 IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
 """Names in a directory of steps that may stand beside them; so may hidden files."""
@@ -286,9 +287,6 @@ def _declare(name: str, path: str, data: bytes) -> Declaration:
 
 
 def _name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int, str]]:
-    # Later, so that a run without steps does not load what looks into them.
-    from ipavolume.steps.names import name_faults
-
     try:
         yield from name_faults(text, module, path)
     except SyntaxError as err:
