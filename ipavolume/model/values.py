@@ -2,9 +2,10 @@
 
 The standard library's writes six methods for each frozen class and compiles each of them whenever
 the module is imported: that was a third of what a run without anything to do cost. Here a class has
-nothing but its slots until its first value is made, as of most classes none is in a run; then one
-``__init__`` is written, and the other methods are functions that close over its fields. What is not
-a method (fields, ``replace``, ``asdict``, ``match``) is the standard library's own.
+nothing but its slots until its first value is made, as of most classes none is in a run; then its
+methods are functions that close over its fields, and an ``__init__`` is written once there are more
+than a few. What is not a method (fields, ``replace``, ``asdict``, ``match``) is the standard
+library's own.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from ipavolume.plan.tasks import Preview
 from ipavolume.plan.unowned import plan_rebuilt
 from ipavolume.plan.verdict import Verdict
 from ipavolume.steps.api import Warn
-from ipavolume.volume import extent, owners
+from ipavolume.volume import adopt, extent, owners
 from ipavolume.volume.candidates import Comparison, Listed
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
@@ -188,8 +188,6 @@ def recorded_of(volume: Volume, primary: Facts, *, came_from: str) -> ImageHeade
     if primary.stepped is not None:
         return primary.stepped
     if primary.legacy or primary.build_id is not None:
-        from ipavolume.volume import adopt
-
         return adopt.learn(volume, operator_says=came_from)
     return None
 
@@ -202,8 +200,6 @@ def learned_of(volume: Volume, *, came_from: str, build_id: str) -> ImageHeader:
         came_from: The release that the operator says it comes from, or "".
         build_id: The id that the volume had, or "".
     """
-    from ipavolume.volume import adopt
-
     known = adopt.learn(volume, operator_says=came_from)
     return replace(known, build_id=build_id or "unknown")
 
@@ -592,8 +588,6 @@ def _estranged(volumes: Volumes, facts: Mapping[str, Facts]) -> tuple[list[str],
 
 def _told(volume: Volume, *, came_from: str) -> tuple[ImageHeader | None, Listed, bytes]:
     """Return what can be learned of what a volume without our state was made from."""
-    from ipavolume.volume import adopt
-
     header = adopt.learn(volume, operator_says=came_from)
     lines = list(adopt.old_lines(volume, volume.mount))
     return header, Listed(records=len(lines), lines=lambda: lines), b""
