@@ -14,8 +14,9 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 from ipavolume.config import releases
@@ -263,6 +264,8 @@ def read_step(tree: ImageTree, directory: int, name: str) -> bytes:
 # -- reading a declaration ---------------------------------------------------------------
 
 
+# A preparation asks for the steps of its image four times, and this is most of its time.
+@lru_cache(maxsize=64)
 def _declare(name: str, path: str, data: bytes) -> Declaration:
     """Return what the source *data* declares.
 
@@ -278,17 +281,18 @@ def _declare(name: str, path: str, data: bytes) -> Declaration:
         raise FaultyError(f":{err.lineno or 1}: {err.msg}") from err
     except (ValueError, RecursionError, MemoryError) as err:
         raise FaultyError(f": cannot be read as Python: {err or 'nested too deeply'}") from err
-    source = _Source(module)
-    source.faults.update(_name_faults(text, module, path))
+    nodes = tuple(ast.walk(module))
+    source = _Source(module, nodes)
+    source.faults.update(_name_faults(text, nodes, path))
     found = source.declaration(name.removesuffix(".py"), path, hashlib.sha256(data).hexdigest())
     if source.faults or found is None:
         raise FaultyError(*(f":{line}: {fault}" for line, fault in sorted(source.faults)))
     return found
 
 
-def _name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int, str]]:
+def _name_faults(text: str, nodes: Collection[ast.AST], path: str) -> Iterator[tuple[int, str]]:
     try:
-        yield from name_faults(text, module, path)
+        yield from name_faults(text, nodes, path)
     except SyntaxError as err:
         yield err.lineno or 1, err.msg
 
@@ -296,8 +300,9 @@ def _name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int
 class _Source:
     """The text of one step, and what is wrong with it."""
 
-    def __init__(self, module: ast.Module) -> None:
+    def __init__(self, module: ast.Module, nodes: Iterable[ast.AST]) -> None:
         self._module = module
+        self._nodes = nodes
         self.faults: set[tuple[int, str]] = set()
         self._values: dict[str, tuple[ast.expr, int]] = {}
         self._functions: dict[str, ast.FunctionDef] = {}
@@ -404,7 +409,7 @@ class _Source:
         return texts
 
     def _check_names(self) -> None:
-        for node in ast.walk(self._module):
+        for node in self._nodes:
             match node:
                 case ast.Import(names=names):
                     for alias in names:

@@ -10,7 +10,7 @@ import ast
 import builtins
 import dataclasses
 import symtable
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from ipavolume import steps
@@ -23,12 +23,12 @@ _OF_EVERY_MODULE: Final = frozenset(
 _RETURNED: Final = {one.__name__: one for one in (Command, MakeLink, Refuse, Remove, Warn, Write)}
 
 
-def name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int, str]]:
+def name_faults(text: str, nodes: Collection[ast.AST], path: str) -> Iterator[tuple[int, str]]:
     """Return what is wrong with the names in a step, each with its line.
 
     Args:
         text: The source of the step.
-        module: The same, parsed.
+        nodes: What it consists of when parsed.
         path: Its path.
 
     Raises:
@@ -36,7 +36,7 @@ def name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int,
     """
     undefined = _undefined(symtable.symtable(text, path, "exec"))
     known: dict[str, type] = {}
-    for node in ast.walk(module):
+    for node in nodes:
         match node:
             case ast.Name(id=name, lineno=line) if name in undefined:
                 yield line, f"{name}: is not defined"
@@ -50,7 +50,7 @@ def name_faults(text: str, module: ast.Module, path: str) -> Iterator[tuple[int,
                 yield line, "catches every exception, that of having taken too long as well"
             case _:
                 pass
-    for node in ast.walk(module):
+    for node in nodes:
         match node:
             case ast.Call(func=ast.Name(id=name)) if name in known:
                 for fault in _call_faults(node, known[name]):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from support import killing
+from support import halting
 from support.requirements import need_tool
 
 CHANGING: Final = (
@@ -160,11 +160,8 @@ def killed(
     Raises:
         AssertionError: If it never came to that call.
     """
-    if platform.machine() == killing.MACHINE and call.name in killing.NUMBERS:
-        words = [sys.executable, "-I", "-S", killing.__file__]
-        words += [str(killing.NUMBERS[call.name]), str(call.number)]
-    else:
-        words = _injecting(call, "signal=KILL")
+    words = _halting(os.devnull, signal.SIGKILL, call.name, call.number)
+    words = words or _injecting(call, "signal=KILL")
     done = _run([*words, *command], env=env)
     assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (
         f"was not killed at {call}, but ended with {done.returncode}: {done.stderr}"
@@ -177,6 +174,14 @@ def failing(
 ) -> subprocess.CompletedProcess[str]:
     """Run *command*; instead of being carried out, *call* fails with *error*."""
     return _run([*_injecting(call, f"error={error}", *_FAST), *command], env=env)
+
+
+def _halting(log: str, halt: signal.Signals, name: str, number: int) -> list[str]:
+    """Return what halts the command that follows, nothing if that cannot be done here."""
+    if platform.machine() != halting.MACHINE or name not in halting.NUMBERS:
+        return []
+    words = [sys.executable, "-I", "-S", halting.__file__, log]
+    return [*words, str(int(halt)), str(halting.NUMBERS[name]), str(number)]
 
 
 def _injecting(call: Call, what: str, *options: str) -> list[str]:
@@ -213,13 +218,13 @@ class Stopped:
     """
 
     def __init__(self, tracer: subprocess.Popen[str], log: IO[str]) -> None:
-        """Take the running strace and what it reports."""
+        """Take what runs it, and what that reports."""
         self._tracer = tracer
         self._log = log
         self.processes: list[int] = []
 
     def wait_until_stopped(self, count: int = 1) -> None:
-        """Read on in strace's report until *count* processes stand still.
+        """Read on in the report until *count* processes stand still.
 
         Raises:
             AssertionError: If the program ended instead.
@@ -231,7 +236,7 @@ class Stopped:
                 message = f"ended with {self._tracer.returncode} instead of stopping: {errors}"
                 raise AssertionError(message)
             if "--- stopped by SIGSTOP ---" in line:
-                # Every line begins with the process, because strace follows children.
+                # Every line begins with the process, because children are followed.
                 self.processes.append(int(line.split()[0]))
 
     def kill(self, process: int) -> None:
@@ -283,11 +288,13 @@ def stopped(
         also: What else to inject there, such as ``retval=0``.
         path: Counted are the calls about this path only, as it is given to them.
     """
-    what = f"{also}:signal=STOP" if also else "signal=STOP"
     reader, writer = os.pipe()
-    words = [need_tool("strace"), "-f", "-o", f"/proc/self/fd/{writer}"]
-    words += ["-P", path] if path else []
-    words += ["-e", f"trace={name}", "-e", f"inject={name}:{what}:when={number}"]
+    words = [] if also or path else _halting(_out(writer), signal.SIGSTOP, name, number)
+    if not words:
+        what = f"{also}:signal=STOP" if also else "signal=STOP"
+        words = [need_tool("strace"), "-f", "-o", _out(writer)]
+        words += ["-P", path] if path else []
+        words += ["-e", f"trace={name}", "-e", f"inject={name}:{what}:when={number}"]
     with open(reader, encoding="utf-8", errors="surrogateescape") as log:
         tracer = subprocess.Popen(
             [*words, *command],
@@ -307,6 +314,10 @@ def stopped(
                 yield program
             finally:
                 _end(tracer, program.processes)
+
+
+def _out(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
 
 
 def _end(tracer: subprocess.Popen[str], processes: Sequence[int]) -> None:

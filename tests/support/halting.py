@@ -1,11 +1,13 @@
-"""Kill a program in the place of one of its system calls: ``killing.py CALL NUMBER COMMAND...``.
+"""Halt a program at one of its system calls: ``halting.py LOG SIGNAL CALL NUMBER COMMAND...``.
 
-CALL is the call's number in the kernel's table; NUMBER counts the calls of one process, from 1.
-Ends as COMMAND's first process did, once every process of it has ended.
+At SIGKILL the call is not carried out. At SIGSTOP it is; then the process stands still, and a line
+in the file LOG says so as strace's do. SIGNAL and CALL are numbers of the kernel's; NUMBER counts
+the calls of one process, from 1. Ends as COMMAND's first process did, once every process of
+it has ended.
 
 strace can do this, but it injects a signal only where the program is stopped at *every* call,
-which triples the time of a run that imports much. Here the kernel stops it at that one call alone
-(:manpage:`seccomp(2)`, ``SECCOMP_RET_TRACE``); the call is not carried out.
+which multiplies the time of a run that imports much. Here the kernel stops it at that one call
+alone (:manpage:`seccomp(2)`, ``SECCOMP_RET_TRACE``).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import signal
 import struct
 import sys
-from typing import Final
+from typing import Final, TextIO
 
 _TABLE: Final = """
     write=1 open=2 pwrite64=18 writev=20 sendfile=40 fsync=74 fdatasync=75 ftruncate=77 rename=82
@@ -36,10 +38,10 @@ _TRACE: Final = 0x7FF00000
 _ALLOW: Final = 0x7FFF0000
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER = 22, 38, 2
-_TRACEME, _CONT, _SETOPTIONS = 0, 7, 0x4200
+_CONT, _SEIZE, _LISTEN = 7, 0x4206, 0x4208
 # TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACESECCOMP and EXITKILL.
 _OPTIONS: Final = 0x2 | 0x4 | 0x8 | 0x10 | 0x80 | 0x100000
-_EVENT_SECCOMP: Final = 7
+_EVENT_SECCOMP, _EVENT_STOP = 7, 128
 _WALL: Final = 0x40000000
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -47,15 +49,18 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
-def main(call: int, number: int, command: list[str]) -> None:
+def main(log: str, halt: int, call: int, number: int, command: list[str]) -> None:
     """Run *command* and end as it did."""
+    may_begin, begin = os.pipe()
     first = os.fork()
     if not first:
+        os.close(begin)
+        os.read(may_begin, 1)
         _become(call, command)
-    os.waitpid(first, _WALL)
-    _ptrace(_SETOPTIONS, first, _OPTIONS)
-    _ptrace(_CONT, first, 0)
-    status = _follow(first, number)
+    _ptrace(_SEIZE, first, _OPTIONS)
+    os.close(begin)
+    with open(log, "a", encoding="ascii", buffering=1) as lines:
+        status = _follow(first, halt, number, lines)
     if os.WIFSIGNALED(status):
         ended_by = os.WTERMSIG(status)
         if ended_by != signal.SIGKILL:
@@ -64,7 +69,7 @@ def main(call: int, number: int, command: list[str]) -> None:
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
-def _follow(first: int, number: int) -> int:
+def _follow(first: int, halt: int, number: int, lines: TextIO) -> int:
     """Count the calls of every process; return how the first ended."""
     counts: dict[int, int] = {}
     ended = 0
@@ -77,20 +82,23 @@ def _follow(first: int, number: int) -> int:
             ended = status if process == first else ended
             continue
         event, what = status >> 16, os.WSTOPSIG(status)
+        request, passed = _CONT, 0
         if event == _EVENT_SECCOMP:
             counts[process] = counts.get(process, 0) + 1
             if counts[process] == number:
-                os.kill(process, signal.SIGKILL)
-                continue
-        # A new process begins with a stop of its own, which is no signal for it.
-        passed = 0 if event or what in (signal.SIGTRAP, signal.SIGSTOP) else what
-        _ptrace(_CONT, process, passed)
+                # Pending while the call is carried out, if it is.
+                os.kill(process, halt)
+        elif event == _EVENT_STOP and what != signal.SIGTRAP:
+            # It stands still, until somebody has it go on.
+            lines.write(f"{process} --- stopped by {signal.Signals(what).name} ---\n")
+            request = _LISTEN
+        elif not event:
+            passed = what
+        _ptrace(request, process, passed)
 
 
 def _become(call: int, command: list[str]) -> None:
     """Become *command*, stopped at each *call*."""
-    _ptrace(_TRACEME, 0, 0)
-    os.kill(os.getpid(), signal.SIGSTOP)
     program = b"".join(
         struct.pack("HBBI", *one)
         for one in (
@@ -113,4 +121,4 @@ def _ptrace(request: int, process: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
