@@ -55,10 +55,11 @@ def main(log: str, halt: int, call: int, number: int, command: list[str]) -> Non
     first = os.fork()
     if not first:
         os.close(begin)
-        os.read(may_begin, 1)
-        _become(call, command)
+        if os.read(may_begin, 1):
+            _become(call, command)
+        os._exit(125)
     _ptrace(_SEIZE, first, _OPTIONS)
-    os.close(begin)
+    os.write(begin, b"1")
     with open(log, "a", encoding="ascii", buffering=1) as lines:
         status = _follow(first, halt, number, lines)
     if os.WIFSIGNALED(status):
