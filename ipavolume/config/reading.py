@@ -7,6 +7,7 @@ makes no sense are faults; all of them are reported at once, each with its line.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -57,9 +58,6 @@ def parse_config(data: bytes | None) -> Config:
     """
     if data is None:
         return GENERIC
-    # Takes as long as all other modules of this directory; most images have no such file.
-    import tomllib
-
     hint = f"Correct {CONFIG_PATH} in the image."
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")

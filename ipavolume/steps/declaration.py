@@ -264,7 +264,7 @@ def read_step(tree: ImageTree, directory: int, name: str) -> bytes:
 # -- reading a declaration ---------------------------------------------------------------
 
 
-# A preparation asks for the steps of its image four times, and this is most of its time.
+# A preparation asks for the steps of its image four times; judging them was most of its time.
 @lru_cache(maxsize=64)
 def _declare(name: str, path: str, data: bytes) -> Declaration:
     """Return what the source *data* declares.

@@ -35,6 +35,7 @@ PROGRAM: Final = (
     "    sys.exit(err.exit_status)\n"
 )
 EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "3"))
+"""Of so many changing calls one fails. It is killed at each of them."""
 ERRORS: Final = ("ENOSPC", "EIO", "EROFS", "EPERM", "EDQUOT")
 CONFIGURATION: Final = (
     '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\nlists = ["/etc/volume-logs-list"]\n'

@@ -2,8 +2,8 @@
 
 At SIGKILL the call is not carried out. At SIGSTOP it is; then the process stands still, and a line
 in the file LOG says so as strace's do. SIGNAL and CALL are numbers of the kernel's; NUMBER counts
-the calls of one process, from 1. Ends as COMMAND's first process did, once every process of
-it has ended.
+the calls of one process, from 1. Ends as COMMAND's first process did, once every process of it has
+ended.
 
 strace can do this, but it injects a signal only where the program is stopped at *every* call,
 which multiplies the time of a run that imports much. Here the kernel stops it at that one call
