@@ -24,10 +24,14 @@ _FICLONE: Final = 0x40049409
 _NOT_CLONED: Final = frozenset(
     {
         *(errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM),
-        *(errno.ETXTBSY, errno.EISDIR, errno.EBADF),
+        *(errno.ETXTBSY, errno.EISDIR, errno.EBADF, errno.ENOSPC),
     }
 )
-"""By what ``ioctl_ficlone(2)`` says that this file, or none, can be cloned there."""
+"""By what ``ioctl_ficlone(2)`` says that this file, or none, can be cloned there.
+
+``ENOSPC`` is what xfs says where the allocation group of the original is full: a copy may have room
+in another one, and says the same if it has none.
+"""
 _COPY_BYTES: Final = 1 << 20
 _ATTEMPTS: Final = 3
 _IN_KERNEL_FROM_BYTES: Final = 256 << 10

@@ -495,23 +495,8 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def write_file(directory: int, name: str, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace *name* by a file with *data*, atomically and durably.
-
-    The temporary name is fixed because only one writer holds the lock: a leftover of a run
-    that was killed is overwritten instead of staying for ever.
-    """
-    temporary = f".{name}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=directory)
-    fd = os.open(temporary, CREATE_FLAGS, mode, dir_fd=directory)
-    try:
-        os.fchmod(fd, mode)
-        write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    os.fsync(directory)
+    """Replace *name* by a file with *data*, as :func:`write_stream` does."""
+    write_stream(directory, name, (data,), mode=mode)
 
 
 def overwrite_file(path: str, data: bytes) -> None:
@@ -674,19 +659,31 @@ def set_xattrs(fd: int, xattrs: Xattrs) -> None:
         os.setxattr(path, name, value)
 
 
-def write_stream(directory: int, name: str, content: Iterator[bytes], *, mode: int = 0o644) -> None:
-    """Replace *name* by a file with *content*, atomically and durably, in bounded memory."""
+def write_stream(
+    directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644
+) -> None:
+    """Replace *name* by a file with *content*, atomically and durably, in bounded memory.
+
+    The temporary name is fixed because only one writer holds the lock: a leftover of a run
+    that was killed is overwritten instead of staying for ever. What cannot be written whole is
+    taken away again: on a full disk it would keep what room there is.
+    """
     temporary = f".{name}.new"
     unlink(directory, temporary)
     fd = os.open(temporary, CREATE_FLAGS, mode, dir_fd=directory)
     try:
-        os.fchmod(fd, mode)
-        for data in content:
-            write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        try:
+            os.fchmod(fd, mode)
+            for data in content:
+                write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
     os.fsync(directory)
 
 

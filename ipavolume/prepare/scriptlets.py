@@ -264,7 +264,7 @@ def ship(tree: ImageTree, described: Described, *, make: Progress) -> bool:
             changed = _remove_others(directory, described)
             for name, content in _files(described):
                 if not _holds(directory, name, content):
-                    files.write_stream(directory, name, iter([content]), mode=_FILE_MODE)
+                    files.write_file(directory, name, content, mode=_FILE_MODE)
                     changed = True
         finally:
             os.close(directory)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support import tracing
+from support.command import clean_environment
 from support.filesystems import Filesystems
 from support.requirements import need_tool
 
@@ -23,6 +26,29 @@ def _copy(top: Path, name: str) -> None:
         copying.clone_file(directory, name, directory, f"{name}.copy")
     finally:
         os.close(directory)
+
+
+CLONE = """
+import os, sys
+from ipavolume.linux import copying
+directory = os.open(sys.argv[1], os.O_RDONLY)
+copying.clone_file(directory, "file", directory, "copy")
+"""
+
+
+def test_where_the_original_has_no_room_for_sharing_a_copy_is_made(
+    filesystem: Filesystems,
+) -> None:
+    """On xfs the allocation group of the original can be full, and another one is not."""
+    top = filesystem("xfs", 320)
+    content = os.urandom(300_000)
+    (top / "file").write_bytes(content)
+    sharing = tracing.Call(name="ioctl", number=1, text="", path=str(top / "copy"))
+    done = tracing.failing(
+        [sys.executable, "-c", CLONE, str(top)], sharing, "ENOSPC", env=clean_environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (top / "copy").read_bytes() == content
 
 
 def _free_bytes(top: Path) -> int:

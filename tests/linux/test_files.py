@@ -1,13 +1,17 @@
-"""Files that several processes make at one time."""
+"""Files that are made whole, or by several processes at one time."""
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 from support import tracing
 from support.command import clean_environment
+
+from ipavolume.linux import files
 
 APPEND = """
 import os, sys
@@ -29,3 +33,19 @@ def test_a_log_that_another_process_has_just_made_is_opened_as_well(tmp_path: Pa
     done = tracing.failing(command, look, "ENOENT", env=clean_environment())
     assert (done.returncode, done.stderr) == (0, "")
     assert log.read_text() == "theirs\nours\n"
+
+
+def test_of_what_cannot_be_written_whole_nothing_stays(tmp_path: Path) -> None:
+    """The kernel refuses what is larger than a process may write, as it does on a full disk."""
+    (tmp_path / "file").write_text("before\n")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            files.write_file(directory, "file", b"after\n" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        os.close(directory)
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "before\n"
