@@ -659,9 +659,7 @@ def set_xattrs(fd: int, xattrs: Xattrs) -> None:
         os.setxattr(path, name, value)
 
 
-def write_stream(
-    directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644
-) -> None:
+def write_stream(directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644) -> None:
     """Replace *name* by a file with *content*, atomically and durably, in bounded memory.
 
     The temporary name is fixed because only one writer holds the lock: a leftover of a run

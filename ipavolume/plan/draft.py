@@ -61,7 +61,6 @@ from ipavolume.volume.volumes import Volumes
 _MODE_AND_OWNERS: Final = re.compile(rb'"mode":"([0-7])...".*"uid":([0-9]+),"gid":([0-9]+)')
 """In a line of the manifest: set-id bits, owner, group."""
 _ORDINARY: Final = (b"0", b"0", b"0")
-_IN_NO_LINE: Final = b"\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,7 +409,7 @@ def _special_records(image: Image, plan: Plan) -> Iterator[Record]:
         return
     seen: set[tuple[bytes, ...]] = {_ORDINARY}
     # Most records have mode and owners of the one before.
-    same = _IN_NO_LINE
+    same = manifest.IN_NO_LINE
     for line in image.lines():
         is_plain = b'"xattrs":' not in line
         if is_plain and same in line:

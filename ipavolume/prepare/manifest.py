@@ -6,7 +6,7 @@ import datetime
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import BinaryIO, Final
 
@@ -35,7 +35,6 @@ from ipavolume.prepare.programs import Programs
 from ipavolume.prepare.records import Shipped
 from ipavolume.steps import known
 from ipavolume.steps.api import Declaration, When
-from ipavolume.steps.declaration import find_steps
 from ipavolume.steps.views import find_package
 
 _PRIVATE: Final = 0o600
@@ -60,6 +59,7 @@ class ImageFacts:
         locations: Locations of the templates by mount.
         scriptlets: Digest of what can run as scriptlets.
         before: Header of the manifest that it had, if any.
+        steps: Its steps.
         programs: Its programs.
     """
 
@@ -73,6 +73,7 @@ class ImageFacts:
     locations: Mapping[str, str]
     scriptlets: str
     before: ImageHeader | None
+    steps: tuple[Declaration, ...]
     programs: Programs
 
 
@@ -197,7 +198,7 @@ def describe(
     return replace(header, created=_now())
 
 
-def _start_data(facts: ImageFacts, header: ImageHeader, steps: Iterable[Declaration]) -> bytes:
+def _start_data(facts: ImageFacts, header: ImageHeader) -> bytes:
     """Return what a start on a current volume has to know, in a form that needs no parser.
 
     Without an id every start takes the long way: where a volatile volume has to be filled, a step
@@ -213,7 +214,7 @@ def _start_data(facts: ImageFacts, header: ImageHeader, steps: Iterable[Declarat
         and step.phase is not Phase.RUNNING
         and not step.masked
         and find_package(header.packages, step.component) is not None
-        for step in steps
+        for step in facts.steps
     )
     return fastpath.dump(
         b"" if busy or config.start_supervise else header.build_id.encode(),
@@ -265,11 +266,10 @@ def write(
     ):
         # Scripts that the project's users have compare with this one.
         files.append((of_template, iter([build_id])))
-    steps = find_steps(tree)
-    start = _start_data(facts, header, steps)
+    start = _start_data(facts, header)
     if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
         files.append((START_DATA_PATH, iter([start])))
-    declared = known.dump(steps)
+    declared = known.dump(facts.steps)
     if tree.read_file(known.PATH, limit_bytes=known.MAX_BYTES) != declared:
         files.append((known.PATH, iter([declared])))
     had = programs.recorded(tree)

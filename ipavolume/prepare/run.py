@@ -300,9 +300,9 @@ class _Run:
         tree.forget()
         self._progress("looking for links into the volumes")
         links = relocation.find_links(placements, points, facts, names)
-        steps_changed = ship_steps(tree, make=relocation.make, findings=found)
+        steps, steps_changed = ship_steps(tree, make=relocation.make, findings=found)
         scriptlets_changed = scriptlets.ship(tree, described, make=relocation.make)
-        running = running_steps(tree, packages)
+        running = running_steps(steps, packages)
         systemd.check_running(tree, self._config, running)
         if systemd.is_replaced(tree, self._config):
             self._progress(
@@ -339,11 +339,12 @@ class _Run:
             locations=relocation.locations,
             scriptlets=substance(described.catalogue),
             before=before,
+            steps=steps,
             programs=programs.look(tree, leave_out=points),
         )
         with temporary.anonymous_file() as spool:
             header = describe(tree, image, shipped, spool, build_id=build_id, image_name=image_name)
-            check_steps(tree, header)
+            check_steps(tree, steps, header)
             shipped.check_used()
             owners.check(tree, header, before)
             found.settle()

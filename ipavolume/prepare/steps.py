@@ -34,8 +34,10 @@ from ipavolume.volume.tree import Tree
 _LEFT_OVER: Final = ".new"
 
 
-def ship_steps(tree: ImageTree, *, make: Progress, findings: Findings) -> bool:
-    """Bring the shipped steps in an image to those of this version; check all that it has.
+def ship_steps(
+    tree: ImageTree, *, make: Progress, findings: Findings
+) -> tuple[tuple[Declaration, ...], bool]:
+    """Bring the shipped steps in an image to those of this version; read all that it has.
 
     What a derived image replaces or masks is in a directory of its own and stays. Killed at
     any instant, the next run finishes it.
@@ -46,7 +48,7 @@ def ship_steps(tree: ImageTree, *, make: Progress, findings: Findings) -> bool:
         findings: Takes each step that is removed.
 
     Returns:
-        Whether anything was changed.
+        The steps that the image has now, and whether anything was changed.
 
     Raises:
         ConfigurationError: If a step of the image is faulty, its own ones included.
@@ -67,16 +69,15 @@ def ship_steps(tree: ImageTree, *, make: Progress, findings: Findings) -> bool:
                 os.close(fd)
     if changed:
         tree.forget()
-    find_steps(tree)
-    return changed
+    return find_steps(tree), changed
 
 
-def running_steps(tree: ImageTree, packages: Iterable[Package]) -> list[Declaration]:
-    """Return the steps of an image that are asked once the application is ready."""
+def running_steps(steps: Iterable[Declaration], packages: Iterable[Package]) -> list[Declaration]:
+    """Return those of *steps* that are asked once the application is ready."""
     have = tuple(packages)
     return [
         step
-        for step in find_steps(tree)
+        for step in steps
         if step.phase is Phase.RUNNING
         and not step.masked
         and find_package(have, step.component) is not None
@@ -137,7 +138,7 @@ def _content(directory: int, name: str) -> bytes | None:
         return stream.read(MAX_STEP_BYTES + 1)
 
 
-def check_steps(tree: ImageTree, header: ImageHeader) -> None:
+def check_steps(tree: ImageTree, steps: Iterable[Declaration], header: ImageHeader) -> None:
     """Find out of the steps of an image what would otherwise show at an upgrade.
 
     A step of the image's own is for a package that the image has. In a container that is its own
@@ -146,17 +147,18 @@ def check_steps(tree: ImageTree, header: ImageHeader) -> None:
 
     Args:
         tree: The image.
+        steps: What it has.
         header: What its manifest is going to say.
 
     Raises:
         ConfigurationError: If a step is for a package that is not there, raises an exception,
             takes too long, or wants something done that cannot be done.
     """
-    steps = [step for step in find_steps(tree) if not step.masked]
+    asked = [step for step in steps if not step.masked]
     faults = [
         f"{step.source}: COMPONENT: no package of the image is called {step.component!r} or "
         "provides it"
-        for step in steps
+        for step in asked
         if not (step.is_optional or step.source.startswith(SHIPPED_STEPS))
         and find_package(header.packages, step.component) is None
     ]
@@ -177,7 +179,7 @@ def check_steps(tree: ImageTree, header: ImageHeader) -> None:
             stack.callback(os.close, templates[spec.mount])
         template = stack.enter_context(TemplateView(templates, header, tree))
         empty = stack.enter_context(Tree({}))
-        for declaration in steps:
+        for declaration in asked:
             if find_package(header.packages, declaration.component) is not None:
                 step = load_step(tree, declaration)
                 _try(step, empty, template, header, "a volume with nothing on it")

@@ -16,7 +16,6 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Final
 
 from ipavolume.config import releases
@@ -264,8 +263,6 @@ def read_step(tree: ImageTree, directory: int, name: str) -> bytes:
 # -- reading a declaration ---------------------------------------------------------------
 
 
-# A preparation asks for the steps of its image four times; judging them was most of its time.
-@lru_cache(maxsize=64)
 def _declare(name: str, path: str, data: bytes) -> Declaration:
     """Return what the source *data* declares.
 

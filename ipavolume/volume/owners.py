@@ -43,7 +43,6 @@ _SHOWN: Final = 3
 
 _OWNER: Final = re.compile(rb'"uid":([0-9]{1,10}),"gid":([0-9]{1,10})')
 _ABSENT: Final = b',"present":false}\n'
-_IN_NO_LINE: Final = b"\n\n"
 _IS_FILE: Final = b'"type":"file"'
 _IS_DIRECTORY: Final = b'"type":"directory"'
 
@@ -113,7 +112,7 @@ def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
     said: dict[bytes, tuple[bool, int, int] | None] = {}
     counts: Counter[tuple[bool, int, int]] = Counter()
     owned: tuple[bool, int, int] | None = None
-    text, width, number = _IN_NO_LINE, 0, 0
+    text, width, number = manifest.IN_NO_LINE, 0, 0
     for line in lines:
         mode = line.rfind(b',"mode":"')
         if not line.startswith(text, max(mode - width, 0)):
@@ -121,7 +120,7 @@ def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
                 counts[owned] = number
             start = line.rfind(b',"type":"', 0, max(mode, 0))
             end = line.find(b",", line.find(b',"gid":', mode) + 1)
-            text, width = line[start : end + 1 or -1] or _IN_NO_LINE, mode - start
+            text, width = line[start : end + 1 or -1] or manifest.IN_NO_LINE, mode - start
             if text not in said:
                 said[text] = _owned(text)
             owned = said[text]
