@@ -77,7 +77,7 @@ name_missing_commands() {
 
 # The environment is made anew for another interpreter, brought up to date for another
 # pyproject.toml, and otherwise left alone.
-update_environment() {
+make_environment() {
     local stamp=$venv/.made-for for_python for_project begin=$SECONDS
     for_python=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)' | tr '\n' ' ')
     for_project=$(cksum <pyproject.toml)
@@ -99,13 +99,6 @@ update_environment() {
     "$venv/bin/python" -m pip install -q --upgrade --editable . --group test --group lint
     printf '%s\n%s' "$for_python" "$for_project" >"$stamp"
     say "environment: ready, $((SECONDS - begin)) s"
-}
-
-make_environment() {
-    update_environment
-    # Where the environment forbids Python to write what it compiled (PYTHONDONTWRITEBYTECODE), each
-    # of the thousands of runs would compile all that it loads, which is two thirds of a small run.
-    "$venv/bin/python" -m compileall -q ipavolume
 }
 
 # start_engine: makes sure that docker's engine answers; what is started here is stopped at the end.

@@ -226,9 +226,7 @@ def make_world(base: Path) -> World:
     """Make the images and volumes below *base*, once a process."""
     directory = base / "world"
     directory.mkdir()
-    environment = clean_environment(
-        {"PYTHONPYCACHEPREFIX": str(directory / "pyc"), "PYTHONHASHSEED": "0"}
-    )
+    environment = clean_environment({"PYTHONHASHSEED": "0"})
     world = World(directory=directory, environment=environment)
     rpms = {
         version: build_rpm(directory / "rpms", "app", files, version=str(version))
@@ -242,11 +240,7 @@ def make_world(base: Path) -> World:
         for mount in MOUNTS:
             (directory / name / mount).mkdir(parents=True)
     _write(directory / "empty", "data/ipa-server-install-options")
-    # Compiled once; later runs neither compile nor write what was compiled.
-    warm = {key: value for key, value in environment.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run(
-        world.command("one", directory / "edited"), check=True, capture_output=True, env=warm
-    )
+    world.run("one", directory / "edited")
     edit(directory / "edited")
     return world
 
