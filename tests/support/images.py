@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import pytest
+
+from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.model.files import Record
 from ipavolume.model.images import ImageHeader
@@ -271,3 +274,13 @@ def picture(
             if name.endswith("/.ipavolume/lock"):
                 result[name] = (*result[name][:3], 0, "", xattrs, links, 0)
     return result
+
+
+def refuses(image: Image, error: type[IpaVolumeError], text: str) -> None:
+    """Assert that *image* is refused with *text*, and that nothing was written there."""
+    age(image.root)
+    before = picture(image.root)
+    with pytest.raises(error) as caught:
+        image.prepare()
+    assert text in str(caught.value)
+    assert picture(image.root) == before
