@@ -260,10 +260,12 @@ def rows(
     kind: str,
     *,
     floor: bool,
+    core: bool,
 ) -> list[tuple[str, ...]]:
     """Measure everything for one number of files; return the lines of the table.
 
-    With *floor* also what ``least.py`` does, a run of which is no volume of ours.
+    With *floor* also what ``least.py`` does, a run of which is no volume of ours; with *core*
+    populating, the two upgrades and the start alone.
     """
 
     def with_least(
@@ -314,24 +316,8 @@ def rows(
         race(area, race_, rounds)
         result += table(f"populate {count}", race_, "cp -a + sync -f", "populate")
 
-        with overlay(mount, first) as merged:
-            layered = merged / "data-template"
-
-            def copy_layer(where: Path) -> Sequence[str]:
-                return ["sh", "-c", f"cp -a {layered}/. {where} && sync -f {where}"]
-
-            def populate_layer(where: Path) -> Sequence[str]:
-                return [command, "upgrade", "-q", "--root", str(merged), "--volume", str(where)]
-
-            race_ = [
-                Contestant("cp -a + sync -f", copy_layer),
-                Contestant("populate", populate_layer),
-            ]
-            area = mount / "layer"
-            area.mkdir()
-            race(area, race_, rounds)
-            row = f"populate from an overlay's layer {count}"
-            result += table(row, race_, "cp -a + sync -f", "populate")
+        if not core:
+            result += from_a_layer(command, mount, first, count, rounds)
 
         volume, copied = mount / "volume", mount / "copied"
         for one in (volume, copied):
@@ -347,40 +333,8 @@ def rows(
             root = (first, rebuilt)[int(where.name.rpartition("-")[2]) % 2 == 0]
             return [command, "upgrade", "-q", "--root", str(root), "--volume", str(volume)]
 
-        def check(_where: Path) -> Sequence[str]:
-            return [command, "check", "--root", str(second), str(volume)]
-
-        race_ = [
-            Contestant("rsync -a --dry-run", dry_rsync),
-            Contestant("check", check, success=(WOULD_UPGRADE,)),
-        ]
-        area = mount / "check"
-        area.mkdir()
-        race(area, race_, rounds)
-        result += table(f"check, 5 % changed {count}", race_, "rsync -a --dry-run", "check")
-
-        if count <= MANY_UP_TO_FILES:
-            many = [mount / f"many-{number}" for number in range(MANY if rounds > 1 else 3)]
-            for one in many:
-                one.mkdir()
-                run(*populate(one))
-
-            def rsync_many(_where: Path) -> Sequence[str]:
-                runs = (f"rsync -a --dry-run {template}/ {one}/" for one in many)
-                return ["sh", "-ec", "; ".join(runs)]
-
-            def check_many(_where: Path) -> Sequence[str]:
-                return [command, "check", "--root", str(second), *map(str, many)]
-
-            race_ = [
-                Contestant("rsync -a --dry-run", rsync_many),
-                Contestant("check", check_many, success=(WOULD_UPGRADE,)),
-            ]
-            area = mount / "many"
-            area.mkdir()
-            race(area, race_, rounds)
-            row = f"check of {len(many)} volumes {count}"
-            result += table(row, race_, "rsync -a --dry-run", "check")
+        if not core:
+            result += checks(command, mount, volume, count, rounds)
 
         race_ = [Contestant("rsync -a --dry-run", dry_rsync), Contestant("unchanged", unchanged)]
         race_ = with_least(race_, ["unchanged", rebuilt], lambda _: copied)
@@ -433,6 +387,78 @@ def rows(
         area.mkdir()
         race(area, race_, 5 * rounds)
         result += table(f"start, current {count}", race_, "python3 -I -S", "start")
+    return result
+
+
+def from_a_layer(
+    command: str, mount: Path, first: Path, count: int, rounds: int
+) -> list[tuple[str, ...]]:
+    """Measure populating from a layer of an overlay, where there are no reflinks."""
+    with overlay(mount, first) as merged:
+        layered = merged / "data-template"
+
+        def copy_layer(where: Path) -> Sequence[str]:
+            return ["sh", "-c", f"cp -a {layered}/. {where} && sync -f {where}"]
+
+        def populate_layer(where: Path) -> Sequence[str]:
+            return [command, "upgrade", "-q", "--root", str(merged), "--volume", str(where)]
+
+        race_ = [
+            Contestant("cp -a + sync -f", copy_layer),
+            Contestant("populate", populate_layer),
+        ]
+        area = mount / "layer"
+        area.mkdir()
+        race(area, race_, rounds)
+        row = f"populate from an overlay's layer {count}"
+        return table(row, race_, "cp -a + sync -f", "populate")
+
+
+def checks(
+    command: str, mount: Path, volume: Path, count: int, rounds: int
+) -> list[tuple[str, ...]]:
+    """Measure ``check`` of *volume*, and of many like it, beside the second image."""
+    first, second = mount / "image-1", mount / "image-2"
+    template = first / "data-template"
+    result: list[tuple[str, ...]] = []
+
+    def dry_rsync(_where: Path) -> Sequence[str]:
+        return ["rsync", "-a", "--dry-run", f"{template}/", f"{volume}/"]
+
+    def check(_where: Path) -> Sequence[str]:
+        return [command, "check", "--root", str(second), str(volume)]
+
+    race_ = [
+        Contestant("rsync -a --dry-run", dry_rsync),
+        Contestant("check", check, success=(WOULD_UPGRADE,)),
+    ]
+    area = mount / "check"
+    area.mkdir()
+    race(area, race_, rounds)
+    result += table(f"check, 5 % changed {count}", race_, "rsync -a --dry-run", "check")
+
+    if count <= MANY_UP_TO_FILES:
+        many = [mount / f"many-{number}" for number in range(MANY if rounds > 1 else 3)]
+        for one in many:
+            one.mkdir()
+            run(command, "upgrade", "-q", "--root", str(first), "--volume", str(one))
+
+        def rsync_many(_where: Path) -> Sequence[str]:
+            runs = (f"rsync -a --dry-run {template}/ {one}/" for one in many)
+            return ["sh", "-ec", "; ".join(runs)]
+
+        def check_many(_where: Path) -> Sequence[str]:
+            return [command, "check", "--root", str(second), *map(str, many)]
+
+        race_ = [
+            Contestant("rsync -a --dry-run", rsync_many),
+            Contestant("check", check_many, success=(WOULD_UPGRADE,)),
+        ]
+        area = mount / "many"
+        area.mkdir()
+        race(area, race_, rounds)
+        row = f"check of {len(many)} volumes {count}"
+        result += table(row, race_, "rsync -a --dry-run", "check")
     return result
 
 
@@ -871,6 +897,9 @@ def main() -> None:
     parser.add_argument(
         "--floor", action="store_true", help="beside the least that any program had to do"
     )
+    parser.add_argument(
+        "--core", action="store_true", help="populating, the two upgrades and the start alone"
+    )
     parser.add_argument("--scale", action="store_true", help="each command once: 1000000 files")
     parser.add_argument(
         "--file-system",
@@ -903,11 +932,21 @@ def main() -> None:
         for kind in kinds:
             print(f"measuring {count} files, {kind} ...", file=sys.stderr, flush=True)
             measured = rows(
-                command, interpreter, directory, count, rounds, kind, floor=options.floor
+                command,
+                interpreter,
+                directory,
+                count,
+                rounds,
+                kind,
+                floor=options.floor,
+                core=options.core,
             )
-            measured += owners(command, directory, count, rounds, kind)
+            if not options.core:
+                measured += owners(command, directory, count, rounds, kind)
             # What an earlier table calls a row is what it was on the usual one.
             lines += measured if kind == USUAL else [named(kind, line) for line in measured]
+        if options.core:
+            continue
         if with_engine:
             lines += in_container(command, interpreter, directory, count, rounds)
         if count <= MANY_UP_TO_FILES:

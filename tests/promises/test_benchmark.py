@@ -21,25 +21,37 @@ populate 20: ratio 1.00 -> 49.01, CPU 1.000 -> 7.285 s
 """
 
 
-@pytest.mark.root
-@pytest.mark.rpm
-@pytest.mark.filesystem
-@pytest.mark.slow
-def test_the_benchmark_runs_and_compares(tmp_path: Path) -> None:
-    command = tmp_path / "ipavolume"
+pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.slow]
+
+
+def _measure(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = directory / "ipavolume"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ipavolume "$@"\n')
     command.chmod(0o755)
-    (tmp_path / "earlier").write_text(EARLIER)
-    words = [sys.executable, str(PROJECT / "scripts/benchmark.py"), "--quick", "--floor"]
+    words = [sys.executable, str(PROJECT / "scripts/benchmark.py"), "--quick"]
     words += ["--command", str(command), "--interpreter", sys.executable]
-    words += ["--directory", str(tmp_path), "--against", str(tmp_path / "earlier")]
+    words += ["--directory", str(directory), *options]
     done = subprocess.run(
         words, env=clean_environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def _rows(table: str) -> list[list[str]]:
+    return [re.split(" {2,}", line) for line in table.splitlines()]
+
+
+def _ours(rows: list[list[str]]) -> list[str]:
+    return [row[1] for row in rows if row[-1] == "<--"]
+
+
+def test_the_benchmark_runs_and_compares(tmp_path: Path) -> None:
+    (tmp_path / "earlier").write_text(EARLIER)
+    done = _measure(tmp_path, "--floor", "--against", str(tmp_path / "earlier"))
     table, _, changed = done.stdout.partition("\n\n")
-    rows = [re.split(" {2,}", line) for line in table.splitlines()]
-    names = {row[1] for row in rows if row[-1] == "<--"}
+    rows = _rows(table)
+    names = set(_ours(rows))
     assert names >= {"populate", "check", "unchanged", "5 % changed", "start", "snapshot"}
     assert "owners translated" in names
     assert [row[1] for row in rows].count("least") == 3
@@ -49,3 +61,8 @@ def test_the_benchmark_runs_and_compares(tmp_path: Path) -> None:
     ours = next(row for row in rows if row[1] == "populate")
     assert changed == f"populate 20: ratio 49.01 -> {ours[4]}, CPU 7.285 -> {ours[5]} s\n"
     assert not list(tmp_path.glob("*.img"))
+
+
+def test_what_every_change_is_held_against_is_measured_alone(tmp_path: Path) -> None:
+    done = _measure(tmp_path, "--core")
+    assert _ours(_rows(done.stdout)) == ["populate", "unchanged", "5 % changed", "start"]
