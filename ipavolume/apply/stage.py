@@ -60,10 +60,8 @@ from ipavolume.volume.index import INDEX_ENTRY, index_entry
 from ipavolume.volume.tree import Tree
 
 _UNPRIVILEGED: Final = Metadata(uid=0, gid=0, mode=0o600)
-_PARALLEL_FROM_FILES: Final = 2000
-"""Fewer files are copied before a second process has started."""
-_PARALLEL_FROM_INSTALLS: Final = 500
-"""Each of them costs more than one of many that are copied with their directory."""
+_PARALLEL_FROM_FILES: Final = 500
+"""For fewer files a second process does not pay, whether they come singly or by directories."""
 _SHARES: Final = 2
 _SAID_EVERY: Final = 64
 _COPIED: Final = struct.Struct("QQ")
@@ -167,7 +165,7 @@ class Stage:
                 with attempt("stage", action.path, now=STATE_UNTOUCHED):
                     self._stage_install(number, action, privileged.get(action.record), whole=whole)
 
-        if len(installs) < _PARALLEL_FROM_INSTALLS or parallel.processors() == 1:
+        if len(installs) < _PARALLEL_FROM_FILES or parallel.processors() == 1:
             stage(installs)
             return
         middle = len(installs) // 2
