@@ -909,6 +909,8 @@ def main() -> None:
     )
     parser.add_argument("sizes", type=int, nargs="*")
     options = parser.parse_args()
+    if options.core and (options.scale or options.peer):
+        parser.error("--core is neither of a million files nor beside a peer")
     usual = [20] if options.quick else [1_000_000] if options.scale else [1000, 5000, 20000, 100000]
     sizes = options.sizes or usual
     kinds = list(MAKE) if options.file_system == "all" else [options.file_system]

@@ -31,9 +31,9 @@ NEWER: Final = "newer-format"
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 1 << 20
 _CHUNK_BYTES: Final = 1 << 17
+"""How much is read at once of the records."""
 IN_NO_LINE: Final = b"\n\n"
 """What none contains: for who remembers a part of the line before."""
-"""How much is read at once of the records."""
 _MAX_SIZE: Final = (1 << 63) - 1
 MAX_PATH_CHARACTERS: Final = 4095
 """``PATH_MAX``: what else reads an image could not name anything longer."""

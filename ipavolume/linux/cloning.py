@@ -82,7 +82,7 @@ def can_reflink(directory: int, source: int | None = None) -> bool | None:
         for one in (directory if source is None else source, directory):
             opened.append(os.open(".", _NAMELESS_FLAGS, 0o600, dir_fd=one))
         files.write_all(opened[0], _TRIED)
-        return copying.reflink(opened[0], opened[1])
+        return copying.reflink(opened[0], opened[1], len(_TRIED))
     except OSError as err:
         return None if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else False
     finally:
@@ -388,7 +388,7 @@ def _fill(reader: int, writer: int, *, reflink: bool) -> bool:
     A copy that somebody wrote to meanwhile is made again, a few times at most.
     """
     st = files.fstat(reader)
-    if not st.st_size or (reflink and copying.reflink(reader, writer)):
+    if not st.st_size or (reflink and copying.reflink(reader, writer, st.st_size)):
         return bool(st.st_size)
     for _ in range(_ATTEMPTS):
         os.lseek(reader, 0, os.SEEK_SET)

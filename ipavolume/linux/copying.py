@@ -24,14 +24,10 @@ _FICLONE: Final = 0x40049409
 _NOT_CLONED: Final = frozenset(
     {
         *(errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM),
-        *(errno.ETXTBSY, errno.EISDIR, errno.EBADF, errno.ENOSPC),
+        *(errno.ETXTBSY, errno.EISDIR, errno.EBADF),
     }
 )
-"""By what ``ioctl_ficlone(2)`` says that this file, or none, can be cloned there.
-
-``ENOSPC`` is what xfs says where the allocation group of the original is full: a copy may have room
-in another one, and says the same if it has none.
-"""
+"""By what ``ioctl_ficlone(2)`` says that this file, or none, can be cloned there."""
 _COPY_BYTES: Final = 1 << 20
 _ATTEMPTS: Final = 3
 _IN_KERNEL_FROM_BYTES: Final = 256 << 10
@@ -127,17 +123,39 @@ def copy_content(reader: int, writer: int, st: os.stat_result) -> None:
 
     Where the file systems have reflinks, the two share their blocks.
     """
-    if st.st_size and not reflink(reader, writer):
+    if not st.st_size:
+        return
+    try:
+        is_shared = reflink(reader, writer, st.st_size)
+    except OSError as err:
+        # So says xfs where the allocation group of the original is full: a copy may have room in
+        # another one, and says the same if it has none.
+        if err.errno != errno.ENOSPC:
+            raise
+        os.ftruncate(writer, 0)
+        is_shared = False
+    if not is_shared:
         copy_bytes(reader, writer, st)
 
 
-def reflink(reader: int, writer: int) -> bool:
-    """Have *writer* share all blocks of *reader*; tell whether that can be done there."""
+def reflink(reader: int, writer: int, size: int) -> bool:
+    """Have the empty *writer* share all blocks of *reader*, which has *size* bytes.
+
+    Returns:
+        Whether it does; if not, it is as empty as before.
+
+    Raises:
+        OSError: Also ``ENOSPC``, after which the writer may share a part.
+    """
     try:
         fcntl.ioctl(writer, _FICLONE, reader)
     except OSError as err:
         if err.errno not in _NOT_CLONED:
             raise
+        return False
+    # Before Linux 6.13, xfs says nothing of an error that comes once a part is shared.
+    if fstat(writer).st_size < size:
+        os.ftruncate(writer, 0)
         return False
     return True
 

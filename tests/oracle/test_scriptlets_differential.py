@@ -22,7 +22,12 @@ from ipavolume.rpm import transaction
 from ipavolume.rpm.running import PATH, argv
 from ipavolume.rpm.scriptlets import Call, Catalogue
 
-pytestmark = [pytest.mark.root, pytest.mark.rpm]
+# The worlds are made once, not by each process that has one of these tests.
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.rpm,
+    pytest.mark.xdist_group("scriptlets-differential"),
+]
 
 WORLDS = 60
 EXECUTED = 12

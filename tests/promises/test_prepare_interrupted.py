@@ -6,9 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +17,7 @@ from support.filesystems import Filesystems
 from support.images import LONG_AGO, MANIFEST, Image, Packaged, age, build_rpm, make_image, picture
 from support.tracing import Call
 
-from ipavolume.errors import EXIT_IO
+from ipavolume.errors import EXIT_IO, IpaVolumeError
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.crash]
 
@@ -66,20 +64,18 @@ def _command(root: Path, package: Path) -> list[str]:
     return [sys.executable, "-I", "-c", _program(), str(root), str(package)]
 
 
-def _environment() -> dict[str, str]:
-    return clean_environment({"SOURCE_DATE_EPOCH": "1000000000"})
+@pytest.fixture(autouse=True)
+def _same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
 
 
-def _run(root: Path, package: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        _command(root, package),
-        check=False,
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        env=_environment(),
-        timeout=120,
-    )
+def _again(root: Path, package: Path, expected: dict[str, object]) -> list[object]:
+    """Prepare it once more, in this process; return what is wrong with what comes of it."""
+    try:
+        Image(root=root).prepare(build_id="the-build", rpms=[package])
+    except IpaVolumeError as err:
+        return [err]
+    return _differences(root, expected)
 
 
 def _program() -> str:
@@ -139,7 +135,9 @@ def _picture(root: Path, expected: dict[str, object] | None = None) -> dict[str,
 def _trace(place: Path, package: Path) -> tuple[list[Call], dict[str, object]]:
     """Run undisturbed; return the calls that change something, and the tree afterwards."""
     root = _fresh(place, "undisturbed")
-    done, calls = tracing.trace(_command(root, package), env=_environment(), log=place / "trace")
+    done, calls = tracing.trace(
+        _command(root, package), env=clean_environment(), log=place / "trace"
+    )
     assert done.returncode == 0, done.stderr
     assert (root / MANIFEST).is_file()
     first = calls[0].process
@@ -171,14 +169,16 @@ def _differences(root: Path, expected: dict[str, object]) -> list[object]:
 
 
 def _at_every(points: list[Call], attempt: Callable[[Call, int], list[object]]) -> list[object]:
-    """Call *attempt* for every point, several at a time; return what was wrong."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        found = pool.map(lambda point: (point[1], attempt(point[1], point[0])), enumerate(points))
-        return [one for one in found if one[1]]
-
-
-def _workplace() -> str:
-    return f"worker-{threading.get_ident()}"
+    """Call *attempt* for every point; return what was wrong."""
+    wrong: list[object] = []
+    for position, call in enumerate(points):
+        try:
+            found = attempt(call, position)
+        except Exception as err:
+            err.add_note(f"at {call}")
+            raise
+        wrong += [(call, found)] if found else []
+    return wrong
 
 
 @pytest.mark.slow
@@ -192,10 +192,9 @@ def test_killed_at_every_change_and_run_again(
     assert len(points) > least
 
     def attempt(call: Call, _: int) -> list[object]:
-        root = _fresh(place, _workplace())
-        tracing.killed(_command(root, package), call, env=_environment())
-        again = _run(root, package)
-        return [again.stderr] if again.returncode else _differences(root, expected)
+        root = _fresh(place, "again")
+        tracing.killed(_command(root, package), call, env=clean_environment())
+        return _again(root, package, expected)
 
     assert _at_every(points, attempt) == []
 
@@ -208,16 +207,15 @@ def test_an_error_at_any_change_and_run_again(place: Path, package: Path) -> Non
     points, expected = _trace(place, package)
 
     def attempt(call: Call, position: int) -> list[object]:
-        root = _fresh(place, _workplace())
+        root = _fresh(place, "again")
         error = ERRORS[position % len(ERRORS)]
-        failed = tracing.failing(_command(root, package), call, error, env=_environment())
+        failed = tracing.failing(_command(root, package), call, error, env=clean_environment())
         if failed.returncode == 0:
             # Copying by the kernel falls back to reading and writing, an attribute that is
             # not there need not be removed.
             return _differences(root, expected)
         if failed.returncode != EXIT_IO:
             return [failed.returncode, failed.stderr]
-        again = _run(root, package)
-        return [again.stderr] if again.returncode else _differences(root, expected)
+        return _again(root, package, expected)
 
     assert _at_every(points[::EVERY], attempt) == []

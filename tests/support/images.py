@@ -282,5 +282,5 @@ def refuses(image: Image, error: type[IpaVolumeError], text: str) -> None:
     before = picture(image.root)
     with pytest.raises(error) as caught:
         image.prepare()
-    assert text in str(caught.value)
-    assert picture(image.root) == before
+    assert text in str(caught.value), str(caught.value)
+    assert picture(image.root) == before, "something was written"

@@ -172,8 +172,9 @@ def killed(
 def failing(
     command: Sequence[str], call: Call, error: str, *, env: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run *command*; instead of being carried out, *call* fails with *error*."""
-    return _run([*_injecting(call, f"error={error}", *_FAST), *command], env=env)
+    """Run *command*; instead of being carried out, *call* fails with *error*, or says "0"."""
+    what = "retval=0" if error == "0" else f"error={error}"
+    return _run([*_injecting(call, what, *_FAST), *command], env=env)
 
 
 def _halting(log: str, halt: signal.Signals, name: str, number: int) -> list[str]:

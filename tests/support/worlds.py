@@ -23,6 +23,7 @@ from typing import Final
 
 from support import tracing
 from support.command import clean_environment
+from support.forked import Forked
 from support.images import Image, Packaged, age, build_rpm, make_image, picture
 from support.tracing import Call
 
@@ -168,11 +169,13 @@ class World:
 
     Attributes:
         directory: Where it is.
-        environment: Environment in which the program starts fast and does the same each time.
+        environment: Environment in which the program does the same each time.
+        forked: The program, for runs that are only to come to an end.
     """
 
     directory: Path
     environment: Mapping[str, str]
+    forked: Forked
 
     def image(self, name: str) -> Path:
         """Return the root of an image: ``one``, ``two``, ``rebuilt`` or ``three``."""
@@ -199,16 +202,8 @@ class World:
         self, image: str, place: Path, *words: str, status: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
         """Bring the volumes in *place* to *image* without disturbance."""
-        done = subprocess.run(
-            self.command(image, place, *words),
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            env=dict(self.environment),
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-        )
+        _, _, _, *arguments = self.command(image, place, *words)
+        done = self.forked.run(arguments, self.environment)
         if status is not None:
             assert done.returncode == status, f"{done.returncode}: {done.stdout}{done.stderr}"
         return done
@@ -227,7 +222,7 @@ def make_world(base: Path) -> World:
     directory = base / "world"
     directory.mkdir()
     environment = clean_environment({"PYTHONHASHSEED": "0"})
-    world = World(directory=directory, environment=environment)
+    world = World(directory=directory, environment=environment, forked=Forked())
     rpms = {
         version: build_rpm(directory / "rpms", "app", files, version=str(version))
         for version, files in PACKAGES.items()
