@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import mmap
 import os
 import stat
@@ -30,12 +29,12 @@ from ipavolume.linux.files import (
     make_symlink,
     open_at,
     open_regular,
-    reader,
     readlink,
     set_link_times,
     set_metadata,
     set_times,
     set_xattrs,
+    sha256,
     unlink,
 )
 from ipavolume.model.actions import (
@@ -446,9 +445,11 @@ def check_content(directory: int, name: str, record: Record) -> None:
     """
     fd = open_regular(directory, name)
     if fd is not None:
-        with reader(fd) as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == record.content:
+        try:
+            if sha256(fd) == record.content:
                 return
+        finally:
+            os.close(fd)
     unlink(directory, name)
     raise not_in_template(record.path)
 

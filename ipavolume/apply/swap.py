@@ -704,9 +704,12 @@ def _is_same_content(one: int, other: int) -> bool:
     return _digest(one) == _digest(other)
 
 
-def _digest(fd: int) -> bytes:
-    with files.reader(files.reopen(fd)) as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _digest(inode: int) -> str:
+    fd = files.reopen(inode)
+    try:
+        return files.sha256(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_same(before: DiskState, now: os.stat_result) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import os
 import stat
@@ -38,6 +39,7 @@ _TYPES: Final = {
     stat.S_IFIFO: FileType.FIFO,
 }
 _AT_EMPTY_PATH: Final = 0x1000
+_READ_BYTES: Final = 1 << 16
 _RENAME_NOREPLACE: Final = 1
 OWN_UID: Final = os.geteuid()
 OWN_GID: Final = os.getegid()
@@ -338,6 +340,22 @@ class _Reader(io.FileIO):
 def reader(fd: int, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
     """Return a stream that reads *fd* and closes it; its errors say which file it is."""
     return io.BufferedReader(_Reader(fd), buffer_bytes)
+
+
+def sha256(fd: int) -> str:
+    """Return the SHA-256, in hexadecimal, of the file behind *fd*, from where it is read.
+
+    Raises:
+        OSError: If it cannot be read; it says which file.
+    """
+    # Twice as fast for a small file as a stream and file_digest, which clears its buffer first.
+    digest = hashlib.sha256()
+    try:
+        while data := os.read(fd, _READ_BYTES):
+            digest.update(data)
+    except OSError as err:
+        raise placed(err, fd) from None
+    return digest.hexdigest()
 
 
 def read_xattrs(fd: int) -> Xattrs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -129,11 +128,13 @@ class Tree:
         fd = None if directory is None else files.open_regular(directory, name)
         if fd is None:
             return ""
-        with open(fd, "rb", buffering=0) as reader:
+        try:
             st = files.fstat(fd)
             if state is not None and (st.st_dev, st.st_ino) != (state.dev, state.ino):
                 return ""
-            return hashlib.file_digest(reader, "sha256").hexdigest()
+            return files.sha256(fd)
+        finally:
+            os.close(fd)
 
     def target(self, path: str) -> str:
         """Return the target of the symbolic link *path*, or "" when it is none."""
