@@ -153,7 +153,7 @@ def reflink(reader: int, writer: int, size: int) -> bool:
         if err.errno not in _NOT_CLONED:
             raise
         return False
-    # Before Linux 6.13, xfs says nothing of an error that comes once a part is shared.
+    # There are kernels whose xfs says nothing of an error that comes once a part is shared.
     if fstat(writer).st_size < size:
         os.ftruncate(writer, 0)
         return False
