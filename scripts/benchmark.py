@@ -104,12 +104,15 @@ class Contestant:
 
 
 def race(where: Path, contestants: Sequence[Contestant], rounds: int) -> None:
-    """Run every contestant in turn, *rounds* times and once more that is not counted."""
+    """Run every contestant in turn, *rounds* times and once more that is not counted.
+
+    Each run has a new directory below *where*, which is made where it is missing.
+    """
     for number in range(rounds + 1):
         order = contestants if number % 2 else list(reversed(contestants))
         for contestant in order:
             directory = where / f"{contestant.name.replace(' ', '-').replace('/', '-')}-{number}"
-            directory.mkdir()
+            directory.mkdir(parents=True)
             contestant.run(directory, count=number > 0)
 
 
@@ -311,9 +314,7 @@ def rows(
             Contestant("populate", populate),
         ]
         race_ = with_least(race_, ["populate", first], lambda where: where)
-        area = mount / "populate"
-        area.mkdir()
-        race(area, race_, rounds)
+        race(mount / "populate", race_, rounds)
         result += table(f"populate {count}", race_, "cp -a + sync -f", "populate")
 
         if not core:
@@ -334,14 +335,12 @@ def rows(
             return [command, "upgrade", "-q", "--root", str(root), "--volume", str(volume)]
 
         if not core:
-            result += checks(command, mount, volume, count, rounds)
+            result += checks(command, mount, dry_rsync, volume, count, rounds)
 
         race_ = [Contestant("rsync -a --dry-run", dry_rsync), Contestant("unchanged", unchanged)]
         race_ = with_least(race_, ["unchanged", rebuilt], lambda _: copied)
-        area = mount / "unchanged"
-        area.mkdir()
         # The round that is not counted brings the volume to the other image.
-        race(area, race_, rounds)
+        race(mount / "unchanged", race_, rounds)
         row = f"upgrade, nothing changed {count}"
         result += table(row, race_, "rsync -a --dry-run", "unchanged")
 
@@ -359,9 +358,7 @@ def rows(
 
         race_ = [Contestant("rsync -a", rsync_changed), Contestant("5 % changed", changed)]
         race_ = with_least(race_, ["changed", second], filled)
-        area = mount / "changed"
-        area.mkdir()
-        race(area, race_, min(rounds, 3))
+        race(mount / "changed", race_, min(rounds, 3))
         result += table(f"upgrade, 5 % changed {count}", race_, "rsync -a", "5 % changed")
 
         def bare(_where: Path) -> Sequence[str]:
@@ -383,9 +380,7 @@ def rows(
             Contestant("python3 -I -S", bare),
             Contestant("start", start),
         ]
-        area = mount / "start"
-        area.mkdir()
-        race(area, race_, 5 * rounds)
+        race(mount / "start", race_, 5 * rounds)
         result += table(f"start, current {count}", race_, "python3 -I -S", "start")
     return result
 
@@ -407,23 +402,23 @@ def from_a_layer(
             Contestant("cp -a + sync -f", copy_layer),
             Contestant("populate", populate_layer),
         ]
-        area = mount / "layer"
-        area.mkdir()
-        race(area, race_, rounds)
+        race(mount / "layer", race_, rounds)
         row = f"populate from an overlay's layer {count}"
         return table(row, race_, "cp -a + sync -f", "populate")
 
 
 def checks(
-    command: str, mount: Path, volume: Path, count: int, rounds: int
+    command: str,
+    mount: Path,
+    dry_rsync: Callable[[Path], Sequence[str]],
+    volume: Path,
+    count: int,
+    rounds: int,
 ) -> list[tuple[str, ...]]:
-    """Measure ``check`` of *volume*, and of many like it, beside the second image."""
+    """Measure ``check`` of *volume* beside *dry_rsync* of it, and of many volumes like it."""
     first, second = mount / "image-1", mount / "image-2"
     template = first / "data-template"
     result: list[tuple[str, ...]] = []
-
-    def dry_rsync(_where: Path) -> Sequence[str]:
-        return ["rsync", "-a", "--dry-run", f"{template}/", f"{volume}/"]
 
     def check(_where: Path) -> Sequence[str]:
         return [command, "check", "--root", str(second), str(volume)]
@@ -432,9 +427,7 @@ def checks(
         Contestant("rsync -a --dry-run", dry_rsync),
         Contestant("check", check, success=(WOULD_UPGRADE,)),
     ]
-    area = mount / "check"
-    area.mkdir()
-    race(area, race_, rounds)
+    race(mount / "check", race_, rounds)
     result += table(f"check, 5 % changed {count}", race_, "rsync -a --dry-run", "check")
 
     if count <= MANY_UP_TO_FILES:
@@ -454,9 +447,7 @@ def checks(
             Contestant("rsync -a --dry-run", rsync_many),
             Contestant("check", check_many, success=(WOULD_UPGRADE,)),
         ]
-        area = mount / "many"
-        area.mkdir()
-        race(area, race_, rounds)
+        race(mount / "many", race_, rounds)
         row = f"check of {len(many)} volumes {count}"
         result += table(row, race_, "rsync -a --dry-run", "check")
     return result
@@ -490,9 +481,7 @@ def owners(
             Contestant("chown -R --from + sync -f", chown),
             Contestant("owners translated", translated),
         ]
-        area = mount / "owners"
-        area.mkdir()
-        race(area, race_, min(rounds, 3))
+        race(mount / "owners", race_, min(rounds, 3))
         row = f"upgrade, a tenth given to another owner {count}"
         return table(row, race_, race_[0].name, race_[1].name)
 
@@ -553,9 +542,7 @@ def peers(
                 [Contestant("their script", their_upgrade), Contestant("upgrade", our_upgrade)],
             ),
         ):
-            area = mount / name.partition(",")[0]
-            area.mkdir()
-            race(area, race_, min(rounds, 3))
+            race(mount / name.partition(",")[0], race_, min(rounds, 3))
             row = f"{name}, beside a script {count}"
             result += table(row, race_, "their script", race_[1].name)
     return result
@@ -615,9 +602,7 @@ def engine_checks(command: str, directory: Path, count: int, rounds: int) -> lis
                 Contestant("check --root", of_tree, success=upgrade),
                 Contestant("check --image", of_image, success=upgrade),
             ]
-            area = mount / "engine"
-            area.mkdir()
-            race(area, race_, rounds)
+            race(mount / "engine", race_, rounds)
         row = f"check --image of {len(many)} volumes {count}"
         return table(row, race_, "rsync -a --dry-run", "check --image")
 
@@ -706,9 +691,7 @@ def snapshots(command: str, directory: Path, count: int, rounds: int) -> list[tu
                 Contestant("cp -a --reflink=auto + sync -f", copy),
                 Contestant("snapshot", create),
             ]
-            area = mount / "area"
-            area.mkdir()
-            race(area, race_, rounds)
+            race(mount / "area", race_, rounds)
             row = f"snapshot, {kind} {count}"
             result += table(row, race_, race_[0].name, race_[1].name)
     run("rm", "-rf", str(packages), str(image))

@@ -114,6 +114,8 @@ class Forked:
                             said[key.fd] += data
                         else:
                             selector.unregister(key.fd)
+        # It may have closed them, and go on.
+        self._asked.settimeout(max(1.0, deadline - time.monotonic()))
         status = self._asked.recv(64)
         if not status:
             raise ConnectionError("the server has ended")
