@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import time
@@ -575,13 +574,13 @@ class Swap:
                 files.set_link_times(area.new, staged, now.st_mtime_ns)
             case FileType.FILE:
                 copy, now = copying.copy_quiet_inode(fd, area.new, staged)
-                with open(copy, "rb") as stream:
+                with open(copy, "rb"):
                     # Looked at only now: whoever wrote what was copied took the bits away.
                     found = files.read_xattrs(fd)
                     other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
                     if not action.content:
                         new = _not_more_privileged(new, now.st_mode, found)
-                    elif hashlib.file_digest(stream, "sha256").hexdigest() != action.content:
+                    elif files.sha256(copy) != action.content:
                         self._notes.add(action.path, "")
                         return None
                     files.set_metadata(copy, replace(new, xattrs=(*other, *new.xattrs)))
