@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
+from typing import Final
 
 from ipavolume.engines import audit
-from ipavolume.engines.audit import Change, Declared, Finding, Kind, There
+from ipavolume.engines.audit import Change, Declared, Finding, Kind, Question, There
 from ipavolume.engines.copy import opened_image
-from ipavolume.engines.engine import find_container
-from ipavolume.errors import ConfigurationError, ManifestError
+from ipavolume.engines.engine import Engine, find_container
+from ipavolume.errors import CommandFailedError, ConfigurationError, ManifestError
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.values import dataclass
+
+_ATTEMPTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ def audit_container(choice: str, name: str) -> Audited:
 
     Raises:
         ManifestError: If its image was not prepared.
+        VolumeIOError: If it is removed meanwhile.
         IpaVolumeError: If no engine answers or has it, or the image cannot be read.
     """
     engine, container = find_container(choice, name)
@@ -74,20 +79,14 @@ def audit_container(choice: str, name: str) -> Audited:
                 )
                 for spec in image.header.volumes
             ]
-            question = audit.Question(
-                changes=[
-                    Change(letter=letter, path=path) for letter, path in engine.diff(container.id)
-                ],
+            of_image = Question(
+                changes=(),
                 mounted=frozenset(_location(tree, place) for place in mounted),
                 volumes=declared,
                 links=dict(image.header.links),
             )
             build_id = image.build_id
-        there = {}
-        for path in audit.places_to_look_at(question):
-            is_link = path in question.links
-            found = (engine.look if is_link else engine.kind)(container.id, path)
-            there[path] = _there(found)
+        question, there = _look(engine, container.id, of_image)
     findings = audit.audit(question, there)
     return Audited(
         name=container.name,
@@ -97,6 +96,33 @@ def audit_container(choice: str, name: str) -> Audited:
         findings=findings,
         lines=audit.lines(findings),
     )
+
+
+def _look(engine: Engine, container: str, of_image: Question) -> tuple[Question, dict[str, There]]:
+    """Ask what changed and what is there, anew where the container ended meanwhile."""
+    for _ in range(_ATTEMPTS):
+        state = engine.settled(container).state
+        try:
+            found = _look_once(engine, container, of_image)
+        except CommandFailedError:
+            if engine.settled(container).state == state:
+                raise
+        else:
+            if engine.settled(container).state == state:
+                return found
+    return _look_once(engine, container, of_image)
+
+
+def _look_once(
+    engine: Engine, container: str, of_image: Question
+) -> tuple[Question, dict[str, There]]:
+    changes = [Change(letter=letter, path=path) for letter, path in engine.diff(container)]
+    question = replace(of_image, changes=changes)
+    there = {}
+    for path in audit.places_to_look_at(question):
+        is_link = path in question.links
+        there[path] = _there((engine.look if is_link else engine.kind)(container, path))
+    return question, there
 
 
 def _location(tree: ImageTree, path: str) -> str:

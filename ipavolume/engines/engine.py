@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tarfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -40,6 +41,10 @@ _UNKNOWN: Final = (
     *("no such network", "network not found"),
 )
 _NOT_THERE: Final = ("could not find the file", "could not be found", "not a directory")
+_ENDING: Final = "stopped"
+"""What podman calls it; docker has no such state, and calls one that ended ``exited`` at once."""
+_UNMOUNTED_S: Final = 10.0
+_POLL_S: Final = 0.1
 _NOT_ALLOWED: Final = "permission denied while trying to connect"
 _NOT_RUNNING: Final = ("cannot connect to", "failed to connect to")
 _T = TypeVar("_T")
@@ -69,6 +74,7 @@ class Container:
         image_name: What its image was called when it was made, or "".
         mounts: What is mounted in it.
         is_systemd: podman mounts in it what systemd needs.
+        state: What it does, as the engine calls it, and when it last ended.
     """
 
     id: str
@@ -77,6 +83,12 @@ class Container:
     image_name: str
     mounts: tuple[Mount, ...]
     is_systemd: bool = False
+    state: tuple[str, str] = ("", "")
+
+    @property
+    def is_ending(self) -> bool:
+        """Its process has ended, and podman has yet to unmount its files."""
+        return self.state[0] == _ENDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +171,7 @@ class Engine:
             tmpfs = found.get("HostConfig", {}).get("Tmpfs") or {}
             mounts += [Mount(place=_text(place), kind="tmpfs") for place in tmpfs]
             config = found.get("Config", {})
+            state = found.get("State", {})
             return Container(
                 id=_text(found["Id"]),
                 name=_text(found["Name"]).lstrip("/"),
@@ -166,9 +179,38 @@ class Engine:
                 image_name=_text(found.get("ImageName") or config.get("Image") or ""),
                 mounts=tuple(mounts),
                 is_systemd=config.get("SystemdMode") is True,
+                state=(_text(state.get("Status") or ""), _text(state.get("FinishedAt") or "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise self._not_understood(f"the container {name!r}") from err
+
+    def settled(self, container: str) -> Container:
+        """Return what the engine says of a container, once it has unmounted one that ended.
+
+        podman does so in a process of its own that may come late, and without regard to who
+        reads the files: they are not there amid the reading (seen with 4.3.1). Where that
+        process does not come within some seconds, it will not.
+
+        Raises:
+            VolumeIOError: If the container was removed.
+        """
+        deadline = time.monotonic() + _UNMOUNTED_S
+        with self._being_there(container):
+            while (found := self.container(container)).is_ending and time.monotonic() < deadline:
+                signals.check()
+                time.sleep(_POLL_S)
+        return found
+
+    @contextlib.contextmanager
+    def _being_there(self, container: str) -> Iterator[None]:
+        try:
+            yield
+        except _UnknownError as err:
+            raise VolumeIOError(
+                f"{self.name} does not have the container {container!r} any more",
+                code="no-container",
+                hint=f"See what there is: {self.name} ps --all",
+            ) from err
 
     def volume(self, name: str) -> NamedVolume:
         """Return what the engine says of a named volume."""
@@ -299,10 +341,14 @@ class Engine:
         docker prints a path as it is, so that a newline in it can only be guessed at: what does
         not begin as a line of this list does goes on with the path before. Both engines put
         U+FFFD in the place of bytes that are not UTF-8.
+
+        Raises:
+            VolumeIOError: If the container was removed.
         """
-        if self.name == "podman":
-            return self._diff_as_data(container)
-        said = self._ask("diff", "--", container, timeout_s=_LONG_S)
+        with self._being_there(container):
+            if self.name == "podman":
+                return self._diff_as_data(container)
+            said = self._ask("diff", "--", container, timeout_s=_LONG_S)
         return parse_diff(said.decode("utf-8", "surrogateescape"))
 
     def _diff_as_data(self, container: str) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
 
 only_docker = pytest.mark.parametrize("host", ["docker"], indirect=True)
 """For what does not depend on the engine."""
+
+only_podman = pytest.mark.parametrize("host", ["podman"], indirect=True)
 
 NAME = f"ipavolume-audit-{os.getpid()}"
 CONFIGURATION = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
@@ -64,6 +67,12 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
 }
 
 
+LOOKED_FOR = "chmod 700 /opt/app\n"
+LOOKED_FOR_FOUND = {"/opt/app": ("changed", "/opt/app/")}
+"""That it is a directory is only known to who looked."""
+ENDS_LATER = "read -r x < /data/fifo\n"
+
+
 @dataclass(frozen=True)
 class Host:
     """An engine with the image, and the containers that were made of it."""
@@ -83,9 +92,8 @@ class Host:
 
     def call(self, *words: str) -> str:
         """Run a command of the engine."""
-        command = [need_docker()] if self.engine == "docker" else [need_podman()]
         return subprocess.run(
-            [*command, *words],
+            [self.engine, *words],
             check=True,
             capture_output=True,
             text=True,
@@ -102,22 +110,29 @@ class Host:
         self.call(*words, self.image, "sh", "-ec", script)
         return name
 
-    def audit(self, container: str, *words: str, status: int) -> Result:
+    def audit(
+        self, container: str, *words: str, status: int, env: Mapping[str, str] | None = None
+    ) -> Result:
         """Audit a container; nothing may be left of it."""
-        result = run_ipavolume("audit", container, "--engine", self.engine, *words, status=status)
+        options = ("--engine", self.engine, *words)
+        result = run_ipavolume("audit", container, *options, status=status, env=env)
         filters = ("label=ipavolume.reads-image", f"ancestor={self.image}")
         left = self.call("ps", "--all", "--quiet", *(f"--filter={word}" for word in filters))
         assert left.split() == []
         return result
 
-    def findings(self, container: str, *, status: int) -> dict[str, tuple[str, str]]:
+    def findings(
+        self, container: str, *, status: int, env: Mapping[str, str] | None = None
+    ) -> dict[str, tuple[str, str]]:
         """Return fault and line by path."""
-        said = self.data(container, status=status)
+        said = self.data(container, status=status, env=env)
         return {one["path"]: (one["fault"], one["line"]) for one in said["findings"]}
 
-    def data(self, container: str, *, status: int) -> dict[str, Any]:
+    def data(
+        self, container: str, *, status: int, env: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """Return what an audit says as data."""
-        return result_of(self.audit(container, "--json", status=status).stdout)
+        return result_of(self.audit(container, "--json", status=status, env=env).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +254,75 @@ def test_a_container_that_runs_is_audited_as_it_is(host: Host, volumes: list[str
         state = host.call("container", "inspect", "--format", "{{.State.Running}}", container)
         assert state.strip() == "true"
         fifo.write("x\n")
+
+
+@only_podman
+def test_a_container_that_ends_meanwhile_is_looked_at_again(
+    host: Host, volumes: list[str], tmp_path: Path
+) -> None:
+    """What ended is unmounted by podman while somebody reads it: it is not there, says podman."""
+    name = host.start(LOOKED_FOR + ENDS_LATER, "--detach", volumes=_with_fifo(volumes))
+    env = _podman(
+        tmp_path,
+        f"""
+        "cp "*":/opt/app -")
+            if [ ! -e {tmp_path}/ended ]; then
+                echo > {tmp_path}/ended
+                echo x > {tmp_path}/data/fifo
+                "$podman" wait --condition exited {name} > /dev/null
+                echo 'Error: "/opt/app" could not be found on container {name}' >&2
+                exit 125
+            fi;;
+        """,
+    )
+    assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
+    assert (tmp_path / "ended").exists()
+
+
+@only_podman
+def test_a_container_that_has_just_ended_is_looked_at_once_it_is_unmounted(
+    host: Host, volumes: list[str], tmp_path: Path
+) -> None:
+    """What comes to unmount it is started by podman with the path by which podman was called."""
+    late = tmp_path / "late" / "podman"
+    late.parent.mkdir()
+    shutil.copy(need_podman(), late)
+    script = LOOKED_FOR + ENDS_LATER
+    name = replace(host, engine=str(late)).start(script, "--detach", volumes=_with_fifo(volumes))
+    late.unlink()
+    os.mkfifo(tmp_path / "unmount")
+    _script(late, f'read -r x < {tmp_path}/unmount\nexec {need_podman()} "$@"\n')
+    (tmp_path / "data/fifo").write_text("x\n")
+    while "running" in host.call("inspect", "--format", "{{.State.Status}}", name):
+        pass
+    env = _podman(
+        tmp_path,
+        f"""
+        "container inspect "*)
+            echo >> {tmp_path}/asked
+            [ "$(wc -l < {tmp_path}/asked)" -ne 3 ] || echo x > {tmp_path}/unmount;;
+        "cp "*":/opt/app -")
+            if [ "$("$podman" inspect --format '{{{{.State.Status}}}}' {name})" = stopped ]; then
+                echo 'Error: "/opt/app" could not be found on container {name}' >&2
+                exit 125
+            fi;;
+        """,
+    )
+    assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
+
+
+def _podman(tmp_path: Path, cases: str) -> dict[str, str]:
+    """Return an environment whose podman does something of its own for some commands first."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    text = f'podman={need_podman()}\ncase "$*" in\n{cases}\nesac\nexec "$podman" "$@"\n'
+    _script(directory / "podman", text)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
 
 
 def _with_fifo(volumes: list[str]) -> list[str]:
