@@ -1,5 +1,6 @@
 """The command. A start on a current volume loads next to nothing; see ``fastpath``."""
 
+import gc
 import os
 import sys
 
@@ -28,6 +29,10 @@ def main() -> int:
         import site
 
         site.main()
+    # What a run loads and holds, some 40,000 objects, is there until its end. Of what it lets go,
+    # however many files there are, some 500 refer to each other, and need the collector; it
+    # looks for them when it would be worth it, not a hundred times amid the loading.
+    gc.set_threshold(100_000)
     from ipavolume.cli.main import run
 
     return run()
