@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Final
 
@@ -205,6 +205,26 @@ def parse_volume_option(value: str) -> tuple[str, str]:
     if not is_safe_path(mount) or not directory:
         raise UsageError(f"--volume {value!r}: write it as DIR or as /MOUNT=DIR")
     return mount, directory
+
+
+def parse_volume_options(values: Iterable[str]) -> dict[str, str]:
+    """Return the directory of each volume, by mount, of ``[MOUNT=]DIR`` each.
+
+    Raises:
+        UsageError: If one is malformed, or two are for one mount.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        mount, directory = parse_volume_option(value)
+        if mount in found:
+            raise UsageError(
+                f"the volume at {mount} is given twice"
+                if mount
+                else f"two directories are given for one volume: {found[mount]!r}, {directory!r}",
+                hint="Give a volume of its own mount with that: --volume /MOUNT=DIR.",
+            )
+        found[mount] = directory
+    return found
 
 
 def host_name() -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import click
 
 from ipavolume.cli import document, options, output
+from ipavolume.cli.advice import About
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
@@ -98,10 +99,11 @@ def check(
         looker = replace(looker, say=output.progress)
         for one in checks:
             found = looker.look(one, options)
+            about = About(volumes=one.volumes, names=one.names)
             if as_json:
-                document.current().add_volume(output.inspection_data(found))
+                document.current().add_volume(output.inspection_data(found, about=about))
             else:
-                output.print_inspection(found, full=verbose, verbose=verbose)
+                output.print_inspection(found, full=verbose, verbose=verbose, about=about)
             statuses.append(found.exit_status)
             signals.check()
     sys.exit(commands_check.worst(statuses))

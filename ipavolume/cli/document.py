@@ -54,7 +54,9 @@ class Document:
                 "path": err.path,
                 "volume": volume,
                 "state": err.state,
-                "hint": advice.fit_here(err.hint),
+                "hint": advice.fit_here(
+                    err.hint, about=advice.About(volumes=[volume]) if volume else None
+                ),
                 "details": list(err.details),
             }
         )

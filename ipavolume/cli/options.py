@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from ipavolume.config.model import ROLLBACK_WORDS, SNAPSHOT_WORDS
-from ipavolume.context import EXISTING, OVERRIDES, Options, parse_volume_option
+from ipavolume.context import EXISTING, OVERRIDES, Options, parse_volume_options
 from ipavolume.errors import UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -247,9 +247,9 @@ def places(volumes: Sequence[str]) -> dict[str, str]:
     """Return where each volume is, by mount, of ``[MOUNT=]DIR``.
 
     Raises:
-        UsageError: If one is malformed.
+        UsageError: If one is malformed, or two are for one mount.
     """
-    return dict(map(parse_volume_option, volumes))
+    return parse_volume_options(volumes)
 
 
 def codes(allow: Sequence[str]) -> frozenset[str]:

@@ -47,14 +47,17 @@ _FIELDS_BYTES: Final = 200
 _LEAST_CHARACTERS: Final = 200
 
 
-def show_error(err: IpaVolumeError, *, held: bool = False) -> None:
+def show_error(
+    err: IpaVolumeError, *, held: bool = False, about: advice.About | None = None
+) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do.
 
     Args:
         err: What failed.
         held: The container stays up and keeps the lock.
+        about: The volumes of which it is said, where there are several.
     """
-    hint = advice.fit_here(err.hint, held=held)
+    hint = advice.fit_here(err.hint, held=held, about=about)
     if hint and not isinstance(err, UsageError) and _is_explained(err.code):
         hint = f"{hint} (more: {advice.more_of(err.code)})"
     if fastpath.is_logged_as_json():
@@ -301,26 +304,36 @@ def rehearsed(found: Rehearsed) -> None:
     click.echo(f"\n{text.dump_json(text.rehearsed_data(found))}")
 
 
-def inspection_data(found: Inspection) -> dict[str, Any]:
-    """Return what a look at volumes found as plain data, with hints that can be used here."""
-    return text.inspection_data(_fitted(found))
+def inspection_data(found: Inspection, *, about: advice.About | None = None) -> dict[str, Any]:
+    """Return what a look at volumes found as plain data, with hints that can be used here.
+
+    Args:
+        found: What it found.
+        about: The volumes that it looked at, where there are several.
+    """
+    return text.inspection_data(_fitted(found, about))
 
 
-def _fitted(found: Inspection) -> Inspection:
-    findings = tuple(replace(item, hint=advice.fit_here(item.hint)) for item in found.findings)
+def _fitted(found: Inspection, about: advice.About | None) -> Inspection:
+    findings = tuple(
+        replace(item, hint=advice.fit_here(item.hint, about=about)) for item in found.findings
+    )
     return replace(found, findings=findings)
 
 
-def print_inspection(found: Inspection, *, full: bool, verbose: bool) -> None:
+def print_inspection(
+    found: Inspection, *, full: bool, verbose: bool, about: advice.About | None = None
+) -> None:
     """Print what a look at volumes found.
 
     Args:
         found: What it found.
         full: With every action of the plan.
         verbose: With what tasks would do, in full.
+        about: The volumes that it looked at, where there are several.
     """
     _teller().clear()
-    found = _fitted(found)
+    found = _fitted(found, about)
     click.echo(
         f"{text.escape(found.volume)}: {click.style(str(found.state or 'unknown'), bold=True)}"
     )

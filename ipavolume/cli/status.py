@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from ipavolume.cli import document, options, output, text
+from ipavolume.cli.advice import About
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
 from ipavolume.context import Context, Options
@@ -64,7 +65,7 @@ def status(
                 raise
             # One that cannot be read does not stop the others.
             said.add_error(err, volume=one or "")
-            output.show_error(err)
+            output.show_error(err, about=About(volumes=[one] if one else ()))
             statuses.append(err.exit_status)
             continue
         if form == "json":

@@ -16,7 +16,7 @@ from ipavolume.commands import check, status, unprepared
 from ipavolume.commands.check import Inspection
 from ipavolume.commands.places import mounts_of
 from ipavolume.commands.unprepared import UnpreparedImage
-from ipavolume.context import Options, parse_volume_option
+from ipavolume.context import Options, parse_volume_option, parse_volume_options
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import find_volume
 from ipavolume.errors import (
@@ -199,7 +199,7 @@ class Looker:
 
     def _inspect(self, places: Sequence[str], options: Options) -> Inspection:
         if self.unprepared is None:
-            volumes = dict(map(parse_volume_option, places))
+            volumes = parse_volume_options(places)
             return check.inspect(
                 replace(options, root=self.root, called=self.reference, volumes=volumes),
                 self.say,

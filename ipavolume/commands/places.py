@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ipavolume.context import parse_volume_option
+from ipavolume.context import parse_volume_options
 from ipavolume.errors import UsageError
 from ipavolume.image.image import Image
 from ipavolume.volume import members
@@ -33,14 +33,14 @@ def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:
     """Return the directory of the primary volume for commands that only read what it says.
 
     Raises:
-        UsageError: If it is given twice.
+        UsageError: If it is given twice, or malformed.
     """
     if directory is not None:
         if volumes:
             raise UsageError("give the volume either as an argument or with --volume")
         return directory
     if volumes:
-        return parse_volume_option(volumes[0])[1]
+        return next(iter(parse_volume_options(volumes).values()))
     with Image(root) as image:
         return image.mount_directory(
             next(volume.mount for volume in image.header.volumes if not volume.volatile)

@@ -8,7 +8,11 @@ import pytest
 
 from ipavolume.cli.advice import Place, Reader, fit, place_of
 
-HOST = Reader(place=Place.HOST, options=("--root", "/srv/image", "--volume", "/srv/ipa data"))
+HOST = Reader(place=Place.HOST, root="/srv/image", volumes=["/srv/ipa data"])
+WITH_IMAGE = Reader(place=Place.HOST, image="example/ipa:4.12", volumes=["/srv/ipa"])
+WITH_NAMES = Reader(
+    place=Place.HOST, image="example/ipa:4.12", names=["/data=ipa", "/logs=ipa-logs"]
+)
 CONTAINER = Reader(place=Place.CONTAINER)
 POD = Reader(place=Place.POD)
 
@@ -82,6 +86,70 @@ POD = Reader(place=Place.POD)
             "ipavolume check",
             "docker run --rm -v 'VOLUME:/my data' IMAGE ipavolume check",
         ),
+        # The options of a command stay with it, which is whole then.
+        (
+            CONTAINER,
+            "all the same: ipavolume rollback --allow first-run-since.",
+            "all the same: docker run --rm -v VOLUME:/data IMAGE ipavolume rollback --allow "
+            "first-run-since.",
+        ),
+        (
+            POD,
+            "all the same: ipavolume rollback --allow first-run-since.",
+            "all the same: a pod of this image with the same volume and args "
+            '["ipavolume", "rollback", "--allow", "first-run-since"].',
+        ),
+        (
+            HOST,
+            "all the same: ipavolume rollback --allow first-run-since.",
+            "all the same: ipavolume rollback --allow first-run-since --root /srv/image "
+            "--volume '/srv/ipa data'.",
+        ),
+        # What needs the files of an image has them in a container, where no tree was given.
+        (
+            WITH_IMAGE,
+            "ipavolume upgrade --retry. To look: ipavolume rollback --dry-run, or ipavolume check.",
+            "docker run --rm -v /srv/ipa:/data example/ipa:4.12 ipavolume upgrade --retry. To "
+            "look: ipavolume rollback --dry-run --volume /srv/ipa, or ipavolume check --image "
+            "example/ipa:4.12 --volume /srv/ipa.",
+        ),
+        (
+            WITH_NAMES,
+            "ipavolume upgrade --retry or ipavolume rollback",
+            "docker run --rm -v ipa:/data -v ipa-logs:/logs example/ipa:4.12 ipavolume upgrade "
+            "--retry or ipavolume rollback --volume /data=DIR --volume /logs=DIR",
+        ),
+        (
+            HOST,
+            "In a container of the image that began the upgrade: ipavolume rollback",
+            "In a container of the image that began the upgrade: docker run --rm -v "
+            "'/srv/ipa data:/data' IMAGE ipavolume rollback",
+        ),
+        (
+            WITH_IMAGE,
+            "In a container of the image that has the step: ipavolume rollback. Where",
+            "In a container of the image that has the step: docker run --rm -v /srv/ipa:/data "
+            "IMAGE ipavolume rollback. Where",
+        ),
+        (
+            replace(HOST, root=""),
+            "In a container of the image: ipavolume steps --try VOLUME",
+            "In a container of the image: docker run --rm -v '/srv/ipa data:/data' IMAGE "
+            "ipavolume steps --try /data",
+        ),
+        (
+            HOST,
+            "which there are: ipavolume snapshot list. To go back: ipavolume rollback RUN.",
+            "which there are: ipavolume snapshot list --root /srv/image --volume '/srv/ipa data'. "
+            "To go back: ipavolume rollback RUN --root /srv/image --volume '/srv/ipa data'.",
+        ),
+        (
+            CONTAINER,
+            "by ipavolume snapshot drop 0003-8c1f2a9b and ipavolume snapshot drop RUN; then",
+            "by docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop 0003-8c1f2a9b and "
+            "docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop RUN; then",
+        ),
+        (CONTAINER, "ipavolume prepare when the image is built", None),
         (CONTAINER, "Mount it at /data, without --read-only.", None),
         (CONTAINER, "start the container by ipavolume start, or stop it.", None),
     ],

@@ -590,6 +590,36 @@ def test_an_override_that_was_not_needed_is_not_recorded(meeting: Meeting) -> No
     assert [run["overrides"] for run in _history(meeting.volume)] == [[], []]
 
 
+def test_two_directories_for_one_volume_are_refused(meeting: Meeting, tmp_path: Path) -> None:
+    """Or one of them would be worked on, and which would be a matter of their order."""
+    other = tmp_path / "other"
+    _copy(meeting.volume, other)
+    before = [*meeting.pictures(), picture(other)]
+    for command in ("upgrade", "start", "rollback", "check", "status", "history", "snapshot"):
+        for mount in ("", "/data="):
+            words = [f"--volume={mount}{one}" for one in (meeting.volume, other)]
+            result = run_ipavolume(command, "--root", meeting.image, *words, status=2)
+            assert repr(str(other)) in result.stderr or "at /data is given twice" in result.stderr
+    assert [*meeting.pictures(), picture(other)] == before
+
+
+def test_a_hint_is_about_the_volume_it_is_given_for(
+    workshop: Workshop, meeting: Meeting, tmp_path: Path
+) -> None:
+    """Of several that are checked one by one each is told of itself alone."""
+    other = tmp_path / "other"
+    _copy(meeting.volume, other)
+    for place in (meeting.volume, other):
+        words = ("--root", workshop.two(), "--volume", place)
+        run_ipavolume("upgrade", *words, env={"IPAVOLUME_SNAPSHOT": "always"})
+    one = workshop.one()
+    said = run_ipavolume("check", "--json", "--root", one, meeting.volume, other, status=77).stdout
+    for found, place in zip(volumes_of(said), (meeting.volume, other), strict=True):
+        (hint,) = [item["hint"] for item in found["findings"] if item["code"] == "newer"]
+        assert f"ipavolume rollback --root {one} --volume {place}" in hint
+        assert hint.count("--volume") == 1
+
+
 IMAGE = {"id", "name", "packages", "os"}
 
 
