@@ -19,27 +19,38 @@ from typing import Final
 import click
 
 from ipavolume.commands import places
-from ipavolume.context import parse_volume_option
 from ipavolume.errors import IpaVolumeError
 from ipavolume.model.values import dataclass
 
 _USUAL_MOUNT: Final = "/data"
 _CODE: Final = r"[A-Za-z0-9]+(?:[:._-][A-Za-z0-9]+)*"
-_OPTIONS: Final = rf"--(?:allow|from) {_CODE}(?: --(?:allow|from) {_CODE})*"
-_RUN: Final = r"\d{4}-[0-9a-f]{8}(?![\w-])"
-_WORD: Final = rf"--(?:allow|from) {_CODE}|--[a-z-]+|[A-Z]+(?![\w-])|{_RUN}"
+_RELEASE: Final = r"[A-Za-z0-9_-]+:[^\s,;]*?(?=[.,;:]?(?:\s|$))"
+_OPTION: Final = rf"--allow {_CODE}|--from {_RELEASE}|--lock-timeout [A-Z]+"
+_OPTIONS: Final = rf"(?:{_OPTION})(?: (?:{_OPTION}))*"
+_RUN: Final = r"\d{4,}-[A-Za-z0-9]+(?![\w-])"
+"""As :func:`ipavolume.volume.snapshots` makes them."""
+_WORD: Final = rf"{_OPTION}|--[a-z-]+(?![\w=/])|[A-Z]{{2,}}(?![\w-])|{_RUN}"
 _COMMAND: Final = (
-    r"(?P<inside>In a container of the image[^:;]*: )?"
-    r"ipavolume (?P<name>upgrade|rollback|conflicts|history|status|check|snapshot|steps)"
-    rf"(?P<words>(?: (?:list|create|drop)(?![\w-]))?(?: (?:{_WORD}))*)"
+    r"(?P<inside>In a container of the image[^.:;]*: )?(?<![\w/.-])"
+    r"ipavolume (?P<name>upgrade|rollback|conflicts|history|status|check|steps|snapshot"
+    r"(?: (?:list|create|drop)(?![\w-]))?)(?![\w/=-])"
+    rf"(?P<words>(?: (?:{_WORD}))*)"
 )
-_ADVICE: Final = re.compile(rf"{_COMMAND}|(?P<options>{_OPTIONS})")
+_FITTED: Final = (
+    r"(?P<fitted>\b(?:docker|podman|kubectl) (?:run|exec) (?:(?![.;] ).)*?\bipavolume \w+)"
+)
+"""A command that somebody has put in its form already."""
+_ADVICE: Final = re.compile(rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})")
 _ANY_VOLUME: Final = "VOLUME"
 _ANY_DIRECTORY: Final = "DIR"
 _ANY_IMAGE: Final = "IMAGE"
-_OF_THE_IMAGE: Final = frozenset({"upgrade", "steps"})
+_OF_THE_IMAGE: Final = frozenset({"upgrade", "steps", "conflicts"})
 """Commands that need the files of an image, on a host its tree."""
-_VARIABLES: Final = {"--allow": "IPAVOLUME_ALLOW", "--from": "IPAVOLUME_FROM"}
+_VARIABLES: Final = {
+    "--allow": "IPAVOLUME_ALLOW",
+    "--from": "IPAVOLUME_FROM",
+    "--lock-timeout": "IPAVOLUME_LOCK_TIMEOUT",
+}
 
 
 class Place(enum.Enum):
@@ -59,6 +70,7 @@ class Reader:
         mounts: Where the image has its volumes.
         root: On a host, the tree of the image that the command was given, or "".
         image: On a host, the engine's image that it was given, or "".
+        engine: The engine, on a host.
         volumes: On a host, the volumes that it was given and the hint is about, ``[MOUNT=]DIR``.
         names: Those of them that are named volumes of the engine, ``[MOUNT=]NAME``.
         held: The container stays up and keeps the lock: what works is a command in it.
@@ -68,6 +80,7 @@ class Reader:
     mounts: Sequence[str] = (_USUAL_MOUNT,)
     root: str = ""
     image: str = ""
+    engine: str = "docker"
     volumes: Sequence[str] = ()
     names: Sequence[str] = ()
     held: bool = False
@@ -80,10 +93,12 @@ class About:
     Attributes:
         volumes: Directories, ``[MOUNT=]DIR``.
         names: Named volumes of an engine, ``[MOUNT=]NAME``.
+        root: Where the image is read that they are looked at with, or "".
     """
 
     volumes: Sequence[str] = ()
     names: Sequence[str] = ()
+    root: str = ""
 
 
 def fit_here(hint: str, *, held: bool = False, about: About | None = None) -> str:
@@ -99,6 +114,8 @@ def fit_here(hint: str, *, held: bool = False, about: About | None = None) -> st
     reader = replace(_reader(), held=held)
     if about is not None:
         reader = replace(reader, volumes=about.volumes, names=about.names)
+        if reader.place is Place.HOST and about.root not in ("", "/"):
+            reader = replace(reader, mounts=_mounts_of(about.root))
     return fit(hint, reader)
 
 
@@ -113,24 +130,37 @@ def _reader() -> Reader:
     called = click.get_current_context(silent=True)
     given = called.params if called is not None else {}
     root = given.get("root", "/")
-    mounts: Sequence[str] = ()
-    # What an image is wrong in is told by its own error.
-    with contextlib.suppress(IpaVolumeError, OSError):
-        mounts = places.mounts_of("/") if root == "/" else ()
+    mounts = _mounts_of(root)
     image = given.get("reference") or ""
     place = place_of(root, os.environ, prepared=bool(mounts), image=image)
     if place is not Place.HOST:
         return Reader(place=place, mounts=mounts or (_USUAL_MOUNT,))
-    # Of several that are looked at one by one it may be any.
+    # As an argument, which of several may be any where they are looked at one by one; for
+    # ``steps --try``; and ``rehearse`` calls what is no volume a directory.
     one = given.get("directory_of_volume" if "directory_of_volume" in given else "directory")
-    alone = [*([one] if one else ()), *(given.get("directories") or ())]
+    alone = [word for word in (one, given.get("volume")) if word] or given.get("directories") or ()
+    alone = alone if len(alone) < 2 else [_ANY_DIRECTORY]
+    # What has an equals sign would be taken for a mount and a directory.
+    usual = next(iter(mounts), _USUAL_MOUNT)
     return Reader(
         place=place,
+        mounts=mounts or (_USUAL_MOUNT,),
         root="" if root == "/" else root,
         image=image,
-        volumes=given.get("volumes") or (alone if len(alone) < 2 else [_ANY_DIRECTORY]),
+        engine=given.get("engine") or "docker",
+        volumes=(
+            *(f"{usual}={word}" if "=" in word else word for word in alone),
+            *(given.get("volumes") or ()),
+        ),
         names=given.get("names") or (),
     )
+
+
+def _mounts_of(root: str) -> tuple[str, ...]:
+    # What an image is wrong in is told by its own error.
+    with contextlib.suppress(IpaVolumeError, OSError):
+        return places.mounts_of(root)
+    return ()
 
 
 def place_of(
@@ -155,10 +185,13 @@ def fit(hint: str, to: Reader) -> str:
     """Return *hint* with its options and commands in the form that *to* can use."""
 
     def fitted(found: re.Match[str]) -> str:
+        if found["fitted"]:
+            return found["fitted"]
         if found["options"]:
             return _options(found["options"], to)
         inside = found["inside"] or ""
-        return inside + _command(found["name"], found["words"].split(), to, other=bool(inside))
+        words = [*found["name"].split(), *found["words"].split()]
+        return inside + _command(words, to, other=bool(inside))
 
     return _ADVICE.sub(fitted, hint)
 
@@ -191,32 +224,31 @@ def _options(text: str, to: Reader) -> str:
     return " ".join(f"-e {setting}" for setting in settings)
 
 
-def _command(name: str, words: Sequence[str], to: Reader, *, other: bool) -> str:
+def _command(words: Sequence[str], to: Reader, *, other: bool) -> str:
     """Return a command in the form that *to* can use.
 
     Args:
-        name: Its name.
-        words: Its arguments.
+        words: Its name and its arguments.
         to: Who reads it.
         other: It is one in a container of another image than the one at hand.
     """
-    is_inside = other or (name in _OF_THE_IMAGE and not to.root)
+    is_inside = other or (words[0] in _OF_THE_IMAGE and not to.root)
     if to.place is Place.HOST and not is_inside:
         # What names the volume itself takes no option that does.
-        options = () if _ANY_VOLUME in words else _located(name, to)
-        return shlex.join(["ipavolume", name, *words, *options])
-    mounts = [one for one, _ in _mounted_here(to)]
-    inside = shlex.join(["ipavolume", name, *_without_volume(words, mounts[0])])
-    if to.place is Place.HOST:
-        image = _ANY_IMAGE if other else shlex.quote(to.image or _ANY_IMAGE)
-        return f"docker run --rm {_mounted(_mounted_here(to))}{image} {inside}"
-    if to.held:
+        options = () if _ANY_VOLUME in words else _located(words[0], to)
+        return shlex.join(["ipavolume", *words, *options])
+    mounted = _mounted_here(to)
+    inside = ["ipavolume", *_without_volume(words, mounted[0][0])]
+    if to.held and not other:
         within = "kubectl exec POD --" if to.place is Place.POD else "docker exec CONTAINER"
-        return f"{within} {inside}"
+        return f"{within} {shlex.join(inside)}"
     if to.place is Place.POD:
-        args = ", ".join(f'"{word}"' for word in shlex.split(inside))
-        return f"a pod of this image with the same volume and args [{args}]"
-    return f"docker run --rm {_mounted(_mounted_here(to))}{_ANY_IMAGE} {inside}"
+        args = ", ".join(f'"{word}"' for word in inside)
+        which = "that" if other else "this"
+        return f"a pod of {which} image with the same volume and args [{args}]"
+    mounts = "".join(f"-v {shlex.quote(f'{source}:{mount}')} " for mount, source in mounted)
+    image = _ANY_IMAGE if other or not to.image else to.image
+    return f"{to.engine} run --rm {mounts}{shlex.quote(image)} {shlex.join(inside)}"
 
 
 def _located(command: str, to: Reader) -> Iterator[str]:
@@ -227,10 +259,14 @@ def _located(command: str, to: Reader) -> Iterator[str]:
         yield from ("--image", to.image)
     for volume in to.volumes:
         yield from ("--volume", volume)
-    for name in to.names:
-        # That takes no names.
-        mount, equals, _ = name.rpartition("=")
-        yield from ("--volume", f"{mount}{equals}{_ANY_DIRECTORY}")
+    if command == "check":
+        for name in to.names:
+            yield from ("--volume-name", name)
+        return
+    # No other command takes names; of several without a mount it may be any.
+    mounts = {name: name.rpartition("=")[0] for name in to.names}
+    for mount in dict.fromkeys(mounts.values()):
+        yield from ("--volume", f"{mount}={_ANY_DIRECTORY}" if mount else _ANY_DIRECTORY)
 
 
 def _without_volume(words: Sequence[str], mount: str) -> Iterator[str]:
@@ -245,12 +281,19 @@ def _without_volume(words: Sequence[str], mount: str) -> Iterator[str]:
 def _mounted_here(to: Reader) -> list[tuple[str, str]]:
     """Return each mount with what is to be mounted there."""
     if to.place is Place.HOST and (to.volumes or to.names):
-        given = [parse_volume_option(one) for one in (*to.volumes, *to.names)]
-        return [(mount or _USUAL_MOUNT, source) for mount, source in given]
+        usual = next(iter(to.mounts), _USUAL_MOUNT)
+        found = {}
+        for one in to.volumes:
+            mount, equals, directory = one.partition("=")
+            mount, directory = (mount, directory) if equals else ("", one)
+            # A relative one would be taken for the name of a volume, which would be made.
+            source = directory if directory == _ANY_DIRECTORY else os.path.abspath(directory)
+            # No engine mounts what has a colon in its path that way.
+            found[mount or usual] = _ANY_DIRECTORY if ":" in source else source
+        for one in to.names:
+            mount, _, name = one.rpartition("=")
+            found[mount or usual] = name if (mount or usual) not in found else _ANY_VOLUME
+        return list(found.items())
     if len(to.mounts) == 1:
         return [(to.mounts[0], _ANY_VOLUME)]
     return [(mount, f"{_ANY_VOLUME}{number}") for number, mount in enumerate(to.mounts, 1)]
-
-
-def _mounted(mounts: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"-v {shlex.quote(f'{source}:{mount}')} " for mount, source in mounts)

@@ -99,7 +99,7 @@ def check(
         looker = replace(looker, say=output.progress)
         for one in checks:
             found = looker.look(one, options)
-            about = About(volumes=one.volumes, names=one.names)
+            about = About(volumes=one.volumes, names=one.names, root=looker.root)
             if as_json:
                 document.current().add_volume(output.inspection_data(found, about=about))
             else:

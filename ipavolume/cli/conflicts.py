@@ -50,7 +50,7 @@ def conflicts(
     if directory is not None and (chosen or options.volumes):
         raise UsageError(
             "with VOLUME the copies are listed, and nothing else",
-            hint="To settle one: ipavolume conflicts --keep PATH in the container.",
+            hint="In a container of the image: ipavolume conflicts --keep PATH",
         )
     if chosen:
         streams.only_tell()

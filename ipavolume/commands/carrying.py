@@ -243,8 +243,7 @@ def _refuse_phase(
         raise LockedError(
             f"the application of this container works on the volume, which is {verdict.state}: "
             f"{verdict.reason}",
-            hint="Stop the container; the next start, or ipavolume upgrade as the command of "
-            "another one, does it.",
+            hint="Stop the container; its next start does it. Without a start: ipavolume upgrade",
             state=failures.STATE_UNTOUCHED,
         )
     if verdict.state is State.UPGRADING and Phase.ONLINE in phases:

@@ -121,8 +121,7 @@ def _refuse_in_use(work: Work) -> None:
     if work.lock.joined and not hold.is_on_hold():
         raise LockedError(
             "the application of this container works on the volume",
-            hint="Stop the container; then run ipavolume rollback as the command of another one "
-            "with the same volumes.",
+            hint="Stop the container. Then: ipavolume rollback",
             state=failures.STATE_UNTOUCHED,
         )
 

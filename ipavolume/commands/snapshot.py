@@ -164,7 +164,9 @@ def drop(options: Options, run: str, say: Progress, *, undone: bool, everything:
                 f"no rollback {run!r} has put anything aside"
                 if undone
                 else f"there is no snapshot of run {run!r}",
-                hint="ipavolume snapshot lists them." if known else "There is none at all.",
+                hint="See which there are: ipavolume snapshot list."
+                if known
+                else "There is none at all.",
             )
         facts = read_facts(volumes.primary)
         chosen: Sequence[str] = [run]

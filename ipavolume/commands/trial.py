@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ipavolume.commands.listing import ListedStep, list_steps
 from ipavolume.context import Context, Options
-from ipavolume.errors import ConfigurationError, ObstructedError, RefusedError
+from ipavolume.errors import ConfigurationError, ObstructedError, RefusedError, UsageError
 from ipavolume.model.values import dataclass
 from ipavolume.plan import draft
 from ipavolume.steps import judging
@@ -48,6 +48,11 @@ def try_steps(options: Options, volume: str) -> Iterator[TriedStep]:
             f"the steps of the image at {options.root!r} can only be asked in its container",
             code="needs-container",
             hint="In a container of the image: ipavolume steps --try VOLUME",
+        )
+    if "" in options.volumes:
+        raise UsageError(
+            f"two directories are given for one volume: {volume!r}, {options.volumes['']!r}",
+            hint="Give a volume of its own mount with that: --volume /MOUNT=DIR.",
         )
     options = replace(options, volumes={**options.volumes, "": volume})
     steps = [step for step in list_steps(options) if not step.declaration.masked]

@@ -191,5 +191,5 @@ def _no_manifest(where: str) -> ManifestError:
     return ManifestError(
         f"the image {where} has no manifest at {MANIFEST_PATH}",
         hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root. On "
-        "a host, ipavolume rollback and snapshot need none: --volume DIR.",
+        "a host the commands rollback and snapshot need none, only --volume DIR.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -145,9 +146,67 @@ POD = Reader(place=Place.POD)
         ),
         (
             CONTAINER,
-            "by ipavolume snapshot drop 0003-8c1f2a9b and ipavolume snapshot drop RUN; then",
-            "by docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop 0003-8c1f2a9b and "
+            "by ipavolume snapshot drop 0003-two and ipavolume snapshot drop RUN; then",
+            "by docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop 0003-two and "
             "docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop RUN; then",
+        ),
+        # In another container than the one at hand.
+        (
+            POD,
+            "In a container of the image that began the upgrade: ipavolume rollback",
+            "In a container of the image that began the upgrade: a pod of that image with the same "
+            'volume and args ["ipavolume", "rollback"]',
+        ),
+        (
+            replace(CONTAINER, held=True),
+            "In a container of the image that began the upgrade: ipavolume rollback",
+            "In a container of the image that began the upgrade: docker run --rm -v VOLUME:/data "
+            "IMAGE ipavolume rollback",
+        ),
+        # What an engine takes for what it is.
+        (
+            replace(WITH_IMAGE, volumes=["ipa-data"], engine="podman"),
+            "ipavolume upgrade --retry",
+            f"podman run --rm -v {os.getcwd()}/ipa-data:/data example/ipa:4.12 ipavolume upgrade "
+            "--retry",
+        ),
+        (
+            replace(WITH_IMAGE, volumes=["/srv/a:b"], mounts=("/srv/app",)),
+            "ipavolume upgrade --retry",
+            "docker run --rm -v DIR:/srv/app example/ipa:4.12 ipavolume upgrade --retry",
+        ),
+        (
+            replace(WITH_IMAGE, volumes=["/data=/srv/a=b"]),
+            "ipavolume upgrade",
+            "docker run --rm -v /srv/a=b:/data example/ipa:4.12 ipavolume upgrade",
+        ),
+        (
+            replace(WITH_NAMES, names=["ipa", "web"]),
+            "ipavolume check or ipavolume rollback",
+            "ipavolume check --image example/ipa:4.12 --volume-name ipa --volume-name web or "
+            "ipavolume rollback --volume DIR",
+        ),
+        (
+            replace(HOST, root=""),
+            "Settle the copies: ipavolume conflicts.",
+            "Settle the copies: docker run --rm -v '/srv/ipa data:/data' IMAGE ipavolume "
+            "conflicts.",
+        ),
+        # What has its form, or is no command.
+        (HOST, "inside: podman run --rm -v a:/data:ro example.org/i:1 ipavolume check", None),
+        (CONTAINER, "it ipavolume checks", None),
+        (CONTAINER, "'/srv/ipavolume rollback/x' is no directory", None),
+        (
+            HOST,
+            "ipavolume status list of",
+            "ipavolume status --root /srv/image --volume '/srv/ipa data' list of",
+        ),
+        (POD, "with --from arch:.", "with IPAVOLUME_FROM=arch: in the env of the pod's container."),
+        (CONTAINER, "with --from debian:13~rc1.", "with -e IPAVOLUME_FROM=debian:13~rc1."),
+        (
+            CONTAINER,
+            "wait with --lock-timeout SECONDS.",
+            "wait with -e IPAVOLUME_LOCK_TIMEOUT=SECONDS.",
         ),
         (CONTAINER, "ipavolume prepare when the image is built", None),
         (CONTAINER, "Mount it at /data, without --read-only.", None),
@@ -167,3 +226,9 @@ def test_where_a_command_runs_is_told_by_what_it_was_given_and_by_the_system() -
     assert place_of("/", {}, prepared=False) is Place.HOST
     assert place_of("/srv/image", pod, prepared=True) is Place.HOST
     assert place_of("/", {}, prepared=True, image="example/ipa") is Place.HOST
+
+
+def test_what_was_fitted_is_not_fitted_again() -> None:
+    hint = "ipavolume upgrade --retry. In a container of the image: ipavolume steps --try VOLUME"
+    for reader in (WITH_IMAGE, WITH_NAMES, CONTAINER, replace(CONTAINER, held=True), POD):
+        assert fit(fit(hint, reader), reader) == fit(hint, reader)
