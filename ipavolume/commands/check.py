@@ -165,7 +165,7 @@ def _look(
     try:
         facts = context.volumes.facts()
         index.check_records(context.volumes.primary, facts[context.volumes.primary.mount])
-        verdict = assess.judge(context, facts)
+        verdict = assess.asked_again(context, assess.judge(context, facts))
         for volume in context.volumes.values():
             lock.check_file_system(volume, context.options.allow)
         findings += _in_use(context.volumes, facts, inside=context.image.is_inside)

@@ -105,8 +105,8 @@ def bring_up(
     for _ in range(_MAX_ROUNDS):
         facts = context.volumes.facts()
         verdict = assess.judge(context, facts)
-        if verdict.state is State.CURRENT and context.options.again and not ends:
-            verdict = replace(verdict, state=State.OUTDATED, reason="everything is run again")
+        if not ends:
+            verdict = assess.asked_again(context, verdict)
         refuse(verdict)
         again = late and found is not None and found.state is verdict.state
         if again and found is not None:

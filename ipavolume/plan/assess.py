@@ -388,6 +388,13 @@ def _records(image: Image, mount: str) -> Iterator[Record]:
             yield record
 
 
+def asked_again(context: Context, found: Verdict) -> Verdict:
+    """Return what volumes are of which everything is to be run again (``--again``)."""
+    if found.state is State.CURRENT and context.options.again:
+        return replace(found, state=State.OUTDATED, reason="everything is run again")
+    return found
+
+
 def refuse(found: Verdict) -> None:
     """Raise what a start raises for *found*, if it refuses.
 

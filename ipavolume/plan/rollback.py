@@ -154,6 +154,11 @@ def draft_committed(
     )
 
 
+def overriding(made: Rollback, codes: Iterable[str]) -> Rollback:
+    """Return *made* with the refusals that were overridden to get to it, by code."""
+    return replace(made, plan=replace(made.plan, overrides=(*codes, *made.plan.overrides)))
+
+
 def not_here(volumes: Mapping[str, Volume], run: str, otherwise: str) -> IpaVolumeError:
     """Return what refuses to go back to the snapshot of *run*, which was made and is not here.
 

@@ -499,6 +499,13 @@ yield Command(words=("sh", "-c", "echo ran >>/data/{LOG}"), reason="to be seen")
     world.run(image, "upgrade")
     world.run(image, "upgrade")
     assert world.log() == ["ran"]
+    for words in (("upgrade", "--dry-run"), ("check",)):
+        assert "s5000_runs" not in world.run(image, *words).stdout
+    # What that would do is shown before.
+    shown = world.run(image, "upgrade", "--again", "--dry-run", status=100).stdout
+    assert "everything is run again" in shown
+    assert "s5000_runs" in shown
+    assert world.log() == ["ran"]
     world.run(image, "upgrade", "--again")
     assert world.log() == ["ran", "ran"]
 
