@@ -41,7 +41,7 @@ from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.values import dataclass
-from ipavolume.plan.rollback import Rollback, draft_open
+from ipavolume.plan.rollback import Rollback, draft_open, overriding
 from ipavolume.steps.api import Warn, told
 from ipavolume.volume import failures, history, layout, members, snapshots
 from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_identity
@@ -137,6 +137,7 @@ def go_back(
     speaker: Speaker,
     *,
     found: str,
+    overrides: Collection[str] = (),
     emptied: Collection[str] = (),
 ) -> Finish:
     """Undo the chain of runs that was never committed, or go on with that.
@@ -146,6 +147,7 @@ def go_back(
         facts: What was found on them.
         speaker: Where it says what it does.
         found: What it says first, once nothing refuses to go back; "" for nothing.
+        overrides: Refusals that were overridden to get here, by code.
         emptied: As for :func:`finish_undoing`.
 
     Raises:
@@ -156,6 +158,7 @@ def go_back(
     made = None
     if not is_begun:
         made = draft_open(context, primary, is_automatic=True, say=speaker.say)
+        made = overriding(made, overrides)
     if found:
         speaker.say(found)
     if made is None:

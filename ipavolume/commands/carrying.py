@@ -99,7 +99,14 @@ def carry(
         # No other run needs what a way back does.
         from ipavolume.apply import rollback
 
-        back = rollback.go_back(context, facts, speaker, found=told, emptied=verdict.refills)
+        back = rollback.go_back(
+            context,
+            facts,
+            speaker,
+            found=told,
+            overrides=verdict.overrides,
+            emptied=verdict.refills,
+        )
         return Carried(end=back)
     if not again:
         speaker.say(told)

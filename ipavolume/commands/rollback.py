@@ -38,6 +38,8 @@ from ipavolume.volume.snapshots import (
     uuid_of,
 )
 
+_OF_VOLUMES: Final = frozenset({State.FOREIGN, "kept-volume", "lost-secondary", "shared-path"})
+"""Refusals that keep off a rollback, too; the others are of going on with an image."""
 _SEE_WHICH: Final = (
     "See which there are: ipavolume snapshot list. An older one, or one made by hand, is gone back "
     "to by its name: ipavolume rollback RUN."
@@ -146,7 +148,8 @@ def _draft(
     Raises:
         IpaVolumeError: If there is nothing to go back to, or it is refused.
     """
-    _judged(context, facts)
+    verdict = _judged(context, facts)
+    overridden = [code for code in verdict.overrides if code in _OF_VOLUMES]
     primary = facts[context.volumes.primary.mount]
     is_open = primary.transaction is not None or primary.pending is not None
     snapshot = _of_open(context, primary, run) if is_open else _of_committed(context, primary, run)
@@ -157,11 +160,15 @@ def _draft(
             hint="Mount the volume that it was made of.",
         )
     since = planning.find_first_run_since(context.volumes.primary, snapshot)
-    if since is not None and planning.FIRST_RUN_SINCE not in context.options.allow:
-        raise since
+    if since is not None:
+        if planning.FIRST_RUN_SINCE not in context.options.allow:
+            raise since
+        overridden.append(planning.FIRST_RUN_SINCE)
     if is_open:
-        return planning.draft_open(context, primary, is_automatic=False, looking=looking, say=say)
-    return planning.draft_committed(context, primary, snapshot, looking=looking, say=say)
+        made = planning.draft_open(context, primary, is_automatic=False, looking=looking, say=say)
+    else:
+        made = planning.draft_committed(context, primary, snapshot, looking=looking, say=say)
+    return planning.overriding(made, overridden)
 
 
 def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:

@@ -562,7 +562,13 @@ def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
     content_.unlink()
     (snapshot / "elsewhere").rename(content_)
     assert stood_still(place, times=False) == untouched
-    world.run("one", place, "rollback")
+    # What was overridden by hand is recorded, as of any run.
+    record.write_text('{"state":"started","started":"2026-11-28T00:00:00Z"}\n')
+    place.chmod(0o777)
+    assert "[shared-path]" in world.run("one", place, "rollback", status=65).stderr
+    allow = ("--allow", "first-run-since,shared-path")
+    world.run("one", place, "rollback", *allow)
+    assert history(place)[-1]["overrides"] == ["shared-path", "first-run-since"]
     assert differences(seen(place), before) == []
 
 
