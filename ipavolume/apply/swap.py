@@ -24,7 +24,6 @@ from ipavolume.errors import (
 )
 from ipavolume.linux import copying, crossing, files, signals
 from ipavolume.model.actions import (
-    ROLLBACK,
     Action,
     CreateTree,
     Erase,
@@ -542,7 +541,7 @@ class Swap:
                 files.chown_inode(fd, new.uid, new.gid)
             else:
                 files.set_metadata(fd, new, acls=True)
-                if action.rule == ROLLBACK:
+                if action.rule == Rule.ROLLBACK:
                     files.remove_user_xattrs(fd, new.xattrs)
             return True
         finally:

@@ -16,7 +16,7 @@ from ipavolume.model.tasks import Task
 from ipavolume.model.values import dataclass
 
 ROLLBACK: Final = "rollback"
-"""The kind of a run that goes back to a snapshot, and why each of its actions is done."""
+"""The kind of a run that goes back to a snapshot."""
 
 
 class Rule(enum.StrEnum):
@@ -40,6 +40,7 @@ class Rule(enum.StrEnum):
     PACKAGE_UNCHANGED = "package-unchanged"
     UNKNOWN_OLD = "unknown-old"
     MOUNTED_OVER = "mounted-over"
+    ROLLBACK = "rollback"
 
 
 class IfEdited(enum.StrEnum):

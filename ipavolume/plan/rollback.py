@@ -16,6 +16,7 @@ from ipavolume.model.actions import (
     Install,
     Plan,
     RemoveDirectory,
+    Rule,
     Save,
     SetMetadata,
 )
@@ -479,7 +480,7 @@ def _settled(one: Difference, aside: Callable[[str], str]) -> Iterator[Action]:
             path=one.path,
             before=now,
             metadata=metadata,
-            rule=ROLLBACK,
+            rule=Rule.ROLLBACK,
             reason=was,
         )
         return
@@ -509,7 +510,7 @@ def _removed(one: Difference, aside: Callable[[str], str]) -> Iterator[Action]:
             path=one.path,
             to=aside(one.path),
             before=one.now,
-            rule=ROLLBACK,
+            rule=Rule.ROLLBACK,
             reason="the snapshot does not have it"
             if one.then is None
             else "the snapshot has something else there",
@@ -518,7 +519,7 @@ def _removed(one: Difference, aside: Callable[[str], str]) -> Iterator[Action]:
     yield RemoveDirectory(
         path=one.path,
         required=one.then is not None,
-        rule=ROLLBACK,
+        rule=Rule.ROLLBACK,
         reason="the snapshot does not have it",
     )
 
@@ -534,6 +535,6 @@ def _install(one: Difference, aside: Callable[[str], str], *, reason: str) -> In
         bytes=one.then.size if is_file else 0,
         before=one.now,
         save_to="" if one.now is None else aside(one.path),
-        rule=ROLLBACK,
+        rule=Rule.ROLLBACK,
         reason=reason,
     )

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ipavolume.errors import IpaVolumeError
+from ipavolume.errors import ConfigurationError
 from ipavolume.formats import checks
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.image.tree import ImageTree
@@ -60,7 +60,7 @@ def read_journal(top: int) -> list[Replacement]:
     """Return what an interrupted run was about to replace; nothing when there is none.
 
     Raises:
-        IpaVolumeError: If the journal is not one that this software wrote.
+        ConfigurationError: If the journal is not one that this software wrote.
     """
     st = files.lstat(top, WORK_DIRECTORY)
     if st is None or not stat.S_ISDIR(st.st_mode):
@@ -81,7 +81,7 @@ def read_journal(top: int) -> list[Replacement]:
             for location, target, inode in rows
         ]
     except checks.MalformedError as err:
-        raise IpaVolumeError(
+        raise ConfigurationError(
             f"the journal of an interrupted prepare, {WORK_DIRECTORY}/{_JOURNAL} in the "
             "template, is malformed",
             hint="Look what is missing in the image, remove the journal, run prepare again.",

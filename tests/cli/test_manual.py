@@ -10,7 +10,10 @@ from pathlib import Path
 import click
 import pytest
 from support.command import PROJECT, run_ipavolume
+from support.documents import MANUAL
 
+from ipavolume import errors
+from ipavolume.cli import streams
 from ipavolume.cli.main import main
 from ipavolume.commands import manual
 from ipavolume.context import OVERRIDES
@@ -105,6 +108,35 @@ def test_every_code_says_what_the_volume_is_and_what_to_do() -> None:
 
 def test_every_rule_of_the_planner_is_in_the_manual() -> None:
     assert set(manual.rules()) == set(Rule)
+    # Whoever plans takes the word from there.
+    given = [
+        ast.unparse(keyword.value)
+        for path in sorted((PROJECT / "ipavolume/plan").glob("*.py"))
+        for _, call in calls(path)
+        for keyword in call.keywords
+        if keyword.arg == "rule"
+    ]
+    assert "Rule.ROLLBACK" in given
+    assert [word for word in given if word.isupper() or word.startswith("'")] == []
+
+
+def test_every_error_is_of_a_class_that_has_a_status() -> None:
+    """Else it ends with 1, as a bug does, and without a traceback."""
+    plain = [
+        path.name
+        for path in (*SOURCES, *STEPS)
+        for _, call in calls(path)
+        if ast.unparse(call.func) == "IpaVolumeError"
+    ]
+    assert plain == []
+
+
+def test_the_table_of_statuses_has_every_one_that_an_error_has() -> None:
+    table = MANUAL["status"].partition("\n======  ")[2].partition("\n\n")[0]
+    said = {int(word) for word in re.findall(r"^(\d+)  ", table, re.MULTILINE)}
+    known = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert known | {streams.UnreadError.exit_status, 0} == said
+    assert "128+N" in table
 
 
 def test_what_a_build_finds_is_explained_as_well() -> None:
