@@ -51,8 +51,10 @@ def status(
     if probe is not None:
         if len(directories) > 1:
             raise UsageError("a probe is about the volumes of one container")
+        if form == "metrics":
+            raise UsageError("--probe and --format metrics exclude each other")
         where = options.places(directories or volumes)
-        _probe(Options(root=root, volumes=where), probe, silent=silent)
+        _probe(Options(root=root, volumes=where), probe, form=form, silent=silent)
     if form == "metrics":
         _print_metrics([places.place_of(root, volumes, one) for one in directories or (None,)])
     statuses = []
@@ -92,11 +94,14 @@ def _print_metrics(directories: Sequence[str]) -> NoReturn:
     sys.exit(fleet.status_of(rows))
 
 
-def _probe(asked: Options, name: str, *, silent: bool) -> NoReturn:
+def _probe(asked: Options, name: str, *, form: str, silent: bool) -> NoReturn:
     from ipavolume.commands import probe
 
     with Context(asked) as context:
         answer = probe.ask(context, probe.Probe(name))
-    if not silent:
+        volume = context.volumes.primary.directory
+    if form == "json":
+        document.current().add_volume(text.answer_data(answer, volume, name))
+    elif not silent:
         click.echo(text.escape(answer.text))
     sys.exit(answer.exit_status)

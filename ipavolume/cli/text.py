@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ipavolume.commands.check import Inspection
     from ipavolume.commands.conflicts import Conflict
     from ipavolume.commands.listing import ListedStep
+    from ipavolume.commands.probe import Answer
     from ipavolume.commands.rehearse import Report
     from ipavolume.commands.snapshot import Kept
     from ipavolume.commands.status import Card
@@ -341,6 +342,16 @@ def card_data(card: Card) -> dict[str, Any]:
         "verified": card.verified,
         "refused": list(card.refused),
         "running": list(card.running),
+    }
+
+
+def answer_data(answer: Answer, volume: str, asked: str) -> dict[str, Any]:
+    """Return as plain data what a probe found that was *asked* of the volumes of a container."""
+    return {
+        "volume": volume,
+        "probe": asked,
+        "exit_status": answer.exit_status,
+        "text": answer.text,
     }
 
 

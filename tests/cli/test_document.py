@@ -143,6 +143,11 @@ def test_every_command_prints_the_document_that_the_manual_has(scene: Scene) -> 
     upgraded = play("upgrade", env=ALWAYS)
     assert upgraded["result"]["plans"][0]["actions"][0]["verb"] == "rpmnew"
     play("status")
+    probe = ("status", "--probe", "startup")
+    for image, ends in (("2", 0), ("1", 75)):
+        asked = play(*probe, image=image, status=ends, chapter="status --probe")
+        (answer,) = asked["volumes"]
+        assert (answer["probe"], answer["exit_status"]) == ("startup", ends)
     play("history")
     play("conflicts")
     play("conflicts", "--diff")
@@ -262,8 +267,9 @@ def test_a_document_is_printed_once_and_where_it_can_be(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "out").read_text())["volumes"]) == 1
     failed = run_ipavolume("list", "--json", "--output", tmp_path, tmp_path, status=73)
     assert [one["code"] for one in json.loads(failed.stdout)["errors"]] == ["cannot-create"]
-    said = run_ipavolume("status", "--json", "--format", "metrics", status=2).stderr
-    assert "exclude each other" in said
+    for other in (("--json",), ("--probe", "ready")):
+        said = run_ipavolume("status", *other, "--format", "metrics", status=2).stderr
+        assert "exclude each other" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
