@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
+from support.documents import MANUAL, blocks
 
+from ipavolume.config import reading
 from ipavolume.config.model import (
     GENERIC,
     Config,
@@ -339,3 +344,66 @@ j = 1
         ("r", 1, "s"): 18,
         ("r", 1, "s", "j"): 19,
     }
+
+
+# -- the manual --------------------------------------------------------------------------
+
+EVERY_TABLE = b"""
+[[volume]]
+mount = "/data"
+[[package]]
+name = "p"
+version = "1"
+[scriptlets]
+packages = ["p"]
+substitute = [{ package = "p", find = "a", replace = "b" }]
+[first-run]
+command = ["setup"]
+[verify]
+command = ["test"]
+"""
+
+
+def keys(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of a table, and of those in it."""
+    for key, value in table.items():
+        yield (*path, key)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict):
+                yield from keys(one, (*path, key))
+
+
+def explained() -> Iterator[tuple[str, ...]]:
+    """Yield the keys that a page shows, and those that it names of the tables it shows."""
+    for text in MANUAL.values():
+        shown: set[tuple[str, ...]] = set()
+        for _, block in blocks(text):
+            try:
+                shown.update(keys(tomllib.loads(block)))
+            except tomllib.TOMLDecodeError:
+                # Most blocks are something else.
+                continue
+        yield from shown
+        named = re.findall(r"``([a-z_-]+)(?: = [^`]*)?``", text)
+        for table in {key[:-1] for key in shown}:
+            yield from ((*table, word) for word in named)
+
+
+def test_every_key_is_in_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own table: many have a ``timeout_s``."""
+    read: set[tuple[str, ...]] = set()
+
+    def noting(name: str) -> Any:
+        method = getattr(reading._Table, name)
+
+        def take(table: reading._Table, key: str, *args: Any, **more: Any) -> Any:
+            read.add((*(part for part in table.path if isinstance(part, str)), key))
+            return method(table, key, *args, **more)
+
+        return take
+
+    for name in ("text", "texts", "flag", "seconds", "number", "ports", "table", "tables"):
+        monkeypatch.setattr(reading._Table, name, noting(name))
+    parse_config(EVERY_TABLE)
+    assert {("volume", "mount"), ("verify", "on-failure"), ("first-run", "phase")} <= read
+    assert read - set(explained()) == set()
