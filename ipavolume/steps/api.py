@@ -150,7 +150,7 @@ class Command:
     """Run a command of the image; it runs at least once.
 
     Attributes:
-        words: The command, found by ``PATH``, and its arguments; no shell is involved.
+        words: The command, by its path or its name, and its arguments; no shell is involved.
         reason: Why, in an administrator's words.
         timeout_s: Seconds that it may take.
         may_fail: A failure is a warning and the run goes on.
