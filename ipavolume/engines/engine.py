@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tarfile
 import time
 import uuid
@@ -35,12 +36,14 @@ _LONG_S: Final = 900.0
 _ANSWER_BYTES: Final = 512 << 20
 _PARENT_BYTES: Final = 1 << 40
 _NEVER_STARTED: Final = "/ipavolume-never-starts-this"
-_UNKNOWN: Final = (
-    *("no such image", "no such container", "no such volume", "no such object"),
-    *("image not known", "no container with name", "no volume with name"),
-    *("no such network", "network not found"),
+_UNKNOWN: Final = re.compile(
+    r"no such (image|container|volume|object|network)|image not known"
+    r"|no (container|volume) with name|network (\S+ )?not found"
 )
 _NOT_THERE: Final = ("could not find the file", "could not be found", "not a directory")
+_GOING: Final = re.compile(r"removal of container .* is already in progress|already been removed")
+_STATUS: Final = re.compile(r"exit status [0-9]+")
+_LISTINGS: Final = 5
 _ENDING: Final = "stopped"
 """What podman calls it; docker has no such state, and calls one that ended ``exited`` at once."""
 _UNMOUNTED_S: Final = 10.0
@@ -223,12 +226,12 @@ class Engine:
 
     def volumes(self) -> list[NamedVolume]:
         """Return every named volume; one that goes meanwhile may be missing."""
-        names = self._ask("volume", "ls", "--quiet").decode("utf-8", "replace").split()
+        names = self.listed("volume", "ls", "--quiet")
         return self._of_each(names, ("volume", "inspect"), _volume)
 
     def users(self) -> list[User]:
         """Return every container that uses something, running or not."""
-        ids = self._ask("ps", "--all", "--quiet", "--no-trunc").decode("ascii", "replace").split()
+        ids = self.listed("ps", "--all", "--quiet", "--no-trunc")
         return self._of_each(ids, ("container", "inspect"), _user)
 
     def _of_each(
@@ -252,7 +255,7 @@ class Engine:
         """Return all that the engine says of something, or ``None`` when it does not have it.
 
         Args:
-            kind: ``container`` or ``image``.
+            kind: ``container``, ``image`` or ``network``.
             name: Its name or id.
         """
         try:
@@ -265,14 +268,31 @@ class Engine:
         return found if isinstance(found, dict) else None
 
     def listed(self, *words: str) -> list[str]:
-        """Return the lines of a list, of ids or names: ``ps --quiet``, ``network ls --quiet``."""
-        return self._ask(*words).decode("utf-8", "surrogateescape").split()
+        """Return the lines of a list, of ids or names: ``ps --quiet``, ``network ls --quiet``.
 
-    def order(self, *words: str, to_the_end: bool = False) -> str:
+        podman before 5.3 ends with an error where one of a list goes while it makes that.
+
+        Raises:
+            CommandFailedError: If it fails, or things go again and again.
+        """
+        for attempt in range(_LISTINGS):
+            if attempt:
+                time.sleep(_POLL_S)
+                signals.check()
+            with contextlib.suppress(_UnknownError):
+                return self._ask(*words).decode("utf-8", "surrogateescape").split()
+        raise CommandFailedError(
+            f"{self.name} {words[0]}: things go while they are listed, {_LISTINGS} times in a row",
+            code="engine",
+            hint=f"Try again once what removes them is done: {self.name} {' '.join(words)}",
+        )
+
+    def order(self, *words: str, about: str = "", to_the_end: bool = False) -> str:
         """Have the engine do something; return what it says.
 
         Args:
             words: The command's arguments.
+            about: What it is about, as people know it.
             to_the_end: Go on although a signal asked for an end.
 
         Raises:
@@ -282,8 +302,10 @@ class Engine:
         try:
             said = self._ask(*words, timeout_s=_LONG_S, to_the_end=to_the_end)
         except _UnknownError as err:
-            message = f"{self.name} {words[0]}: what it is about is not there any more"
-            raise VolumeIOError(message, code="engine") from err
+            about = about or "what it is about"
+            message = f"{self.name} {words[0]}: {about} is not there any more"
+            hint = "Look at what removes things there, a prune or somebody, then try again."
+            raise VolumeIOError(message, code="engine", hint=hint) from err
         return said.decode("utf-8", "surrogateescape").strip()
 
     def pause(self, container: str) -> bool:
@@ -297,7 +319,7 @@ class Engine:
             self.order("pause", container, to_the_end=True)
         except CommandFailedError as err:
             # docker: "Container ... is already paused"; podman: "... is already paused".
-            if "already paused" in "\n".join((str(err), *err.details)).lower():
+            if "already paused" in _said_by(err):
                 return False
             raise
         return True
@@ -384,11 +406,15 @@ class Engine:
             if status == 0:
                 return said
             lines = output.complaints()
-            if any(word in " ".join(lines).lower() for word in _UNKNOWN):
+            if _UNKNOWN.search(" ".join(lines).lower()):
                 raise _UnknownError
             raise self._failed(words, status, lines)
 
     def _failed(self, words: Sequence[str], status: int, lines: Sequence[str]) -> IpaVolumeError:
+        lines = list(lines)
+        while lines and _STATUS.fullmatch(lines[-1]):
+            # Of a program that the command runs, and so says nothing of what happened.
+            lines.pop()
         said = lines[-1] if lines else f"it ended with status {status}"
         text = " ".join(lines).lower()
         if _NOT_ALLOWED in text:
@@ -453,11 +479,16 @@ class Engine:
             yield name
 
     def _remove(self, name: str) -> None:
-        with contextlib.suppress(_UnknownError):
-            # docker kills it at once; podman asks it to stop first, and waits.
-            patience = ("--time", "0") if self.name == "podman" else ()
-            words = ("rm", "--force", "--volumes", *patience, "--", name)
-            self._ask(*words, timeout_s=_LONG_S, to_the_end=True)
+        # docker kills it at once; podman asks it to stop first, and waits.
+        patience = ("--time", "0") if self.name == "podman" else ()
+        words = ("rm", "--force", "--volumes", *patience, "--", name)
+        try:
+            with contextlib.suppress(_UnknownError):
+                self._ask(*words, timeout_s=_LONG_S, to_the_end=True)
+        except CommandFailedError as err:
+            # Somebody else does it, a prune: it goes all the same.
+            if not _GOING.search(_said_by(err)):
+                raise
 
     @contextlib.contextmanager
     def archive(
@@ -570,6 +601,10 @@ def _user(found: Mapping[str, Any]) -> User:
             if item.get("Type") in ("volume", "bind")
         ),
     )
+
+
+def _said_by(err: CommandFailedError) -> str:
+    return "\n".join((str(err), *err.details)).lower()
 
 
 def _text(value: object) -> str:

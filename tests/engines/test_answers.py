@@ -1,0 +1,125 @@
+"""What is made of an engine's answers, in words of several versions; scripts give them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ipavolume.engines.engine import Engine
+from ipavolume.errors import CommandFailedError, VolumeIOError
+
+Scripted = Callable[[str, str], Engine]
+
+DAEMON: Final = "Error response from daemon: "
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """An engine whose command is a ``case`` of what it is asked."""
+
+    def make(name: str, cases: str) -> Engine:
+        command = tmp_path / name
+        command.write_text(f'#!/bin/sh\ncd {tmp_path} || exit 9\ncase "$*" in\n{cases}\nesac\n')
+        command.chmod(0o755)
+        return Engine(name)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return make
+
+
+def says(*lines: str, status: int = 1) -> str:
+    """Return the command of a script that complains and ends."""
+    printed = "; ".join(f"echo {shlex.quote(line)} >&2" for line in lines)
+    return f"{printed}; exit {status}"
+
+
+# -- lists -------------------------------------------------------------------------------
+
+
+def test_a_list_is_asked_for_again_where_something_goes_meanwhile(scripted: Scripted) -> None:
+    gone = says("Error: inspecting volume b: no such volume", status=125)
+    engine = scripted(
+        "podman",
+        '"volume ls "*) echo >> asked; [ "$(wc -l < asked)" -gt 2 ] && echo a && exit 0; '
+        f"{gone};;\n"
+        '"volume inspect -- a") echo '
+        '\'[{"Name": "a", "Mountpoint": "/v/a", "Driver": "local"}]\';;\n',
+    )
+    assert [one.name for one in engine.volumes()] == ["a"]
+
+
+def test_where_things_go_whenever_they_are_listed_that_is_said(scripted: Scripted) -> None:
+    engine = scripted(
+        "podman", f'"volume ls "*|"ps "*) {says("Error: no such volume", status=125)};;'
+    )
+    for ask in (engine.volumes, engine.users, lambda: engine.listed("volume", "ls", "--quiet")):
+        with pytest.raises(CommandFailedError, match="things go while they are listed") as caught:
+            ask()
+        assert caught.value.code == "engine"
+        assert caught.value.hint
+
+
+# -- what it does not have ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param((f"{DAEMON}network n not found", "exit status 1"), id="docker 23"),
+        pytest.param(("Error: No such network: n",), id="docker 20.10"),
+        pytest.param(
+            ("Error: unable to find network with name or ID n: network not found",), id="podman"
+        ),
+    ],
+)
+def test_a_network_that_is_not_there_is_told_in_several_ways(
+    scripted: Scripted, said: tuple[str, ...]
+) -> None:
+    engine = scripted("docker", f'"network "*) {says(*said)};;')
+    engine.remove("network", "n")
+    assert engine.inspected("network", "n") is None
+
+
+def test_what_is_ordered_of_what_is_not_there_names_it(scripted: Scripted) -> None:
+    engine = scripted("docker", f"create*) {says(f'{DAEMON}No such image: sha256:1')};;")
+    with pytest.raises(VolumeIOError) as caught:
+        engine.order("create", "sha256:1", about="the image 'app:1' (sha256:1)")
+    assert "docker create: the image 'app:1' (sha256:1) is not there" in str(caught.value)
+    assert caught.value.hint
+
+
+def test_the_status_of_what_the_command_ran_is_not_what_the_engine_said(
+    scripted: Scripted,
+) -> None:
+    engine = scripted("docker", f"*) {says(f'{DAEMON}the disk is full', 'exit status 1')};;")
+    with pytest.raises(CommandFailedError) as caught:
+        engine.listed("ps")
+    assert str(caught.value) == f"docker ps: {DAEMON}the disk is full"
+
+
+# -- removing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{DAEMON}removal of container {'a' * 64} is already in progress",
+        "Error: container has already been removed",
+    ],
+)
+def test_what_somebody_else_removes_just_now_is_removed(scripted: Scripted, said: str) -> None:
+    engine = scripted("docker", f"rm*) {says(said)};;")
+    engine.remove("container", "x")
+    with engine.created("sha256:1") as name:
+        assert name
+
+
+def test_what_cannot_be_removed_is_an_error(scripted: Scripted) -> None:
+    engine = scripted("docker", f"rm*) {says(f'{DAEMON}driver failed to remove root')};;")
+    with pytest.raises(CommandFailedError, match="driver failed"):
+        engine.remove("container", "x")
