@@ -40,7 +40,12 @@ _UNKNOWN: Final = re.compile(
     r"no such (image|container|volume|object|network)|image not known"
     r"|no (container|volume) with name|network (\S+ )?not found"
 )
-_NOT_THERE: Final = ("could not find the file", "could not be found", "not a directory")
+_NOT_THERE: Final = re.compile(
+    r"could not find the file|not a directory"
+    # podman says so of whatever kept it from looking: what that was comes behind.
+    r"|could not be found on container \S+: "
+    r".*(no such file or directory|too many levels of symbolic links)"
+)
 _GOING: Final = re.compile(r"removal of container .* is already in progress|already been removed")
 _STATUS: Final = re.compile(r"exit status [0-9]+")
 _LISTINGS: Final = 5
@@ -133,6 +138,24 @@ class User:
 
 class _UnknownError(Exception):
     """The engine answers that it does not have what it was asked for."""
+
+
+class _Archive(tarfile.TarFile):
+    """An archive that is read as it comes.
+
+    What ends between two members looks complete; whether it is, only its writer knows.
+
+    Attributes:
+        has_ended: There was nothing after what was read last.
+    """
+
+    has_ended = False
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Return the next member, or ``None`` at the end."""
+        member = super().next()
+        self.has_ended = member is None
+        return member
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +516,7 @@ class Engine:
     @contextlib.contextmanager
     def archive(
         self, container: str, path: str, *, limit_bytes: int, whole: bool = True
-    ) -> Iterator[tarfile.TarFile | None]:
+    ) -> Iterator[_Archive | None]:
         """Give what is at *path* in a container as an archive, as it comes.
 
         The names in it begin with the last component of *path*, or of what that leads to.
@@ -502,7 +525,8 @@ class Engine:
             container: Name of the container.
             path: Absolute path in it.
             limit_bytes: What the archive may have at most.
-            whole: It has to be read to its end, and be complete.
+            whole: It is read to its end, whoever reads it or not, and has to be complete. Else
+                it has to be complete where who reads it comes to its end.
 
         Yields:
             The archive, or ``None`` when there is nothing at *path*.
@@ -516,20 +540,20 @@ class Engine:
             [self.name, *words], timeout_s=_LONG_S, limit_bytes=limit_bytes
         ) as output:
             try:
-                archive = tarfile.open(  # noqa: SIM115 - closed below; the process is what is held
+                archive = _Archive.open(
                     fileobj=output.stream, mode="r|", encoding="utf-8", errors="surrogateescape"
                 )
             except tarfile.TarError as err:
                 status = output.finish()
                 lines = output.complaints()
-                if any(word in " ".join(lines).lower() for word in _NOT_THERE):
+                if _NOT_THERE.search(" ".join(lines).lower()):
                     yield None
                     return
                 raise self._failed(words, status, lines) from err
             with archive:
                 try:
                     yield archive
-                    status = output.finish() if whole else 0
+                    status = output.finish() if whole or archive.has_ended else 0
                 except tarfile.TarError as err:
                     raise self._cut_short(path) from err
             if status != 0:

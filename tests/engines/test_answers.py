@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.pretended import archive
 
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import CommandFailedError, VolumeIOError
@@ -16,6 +17,7 @@ from ipavolume.errors import CommandFailedError, VolumeIOError
 Scripted = Callable[[str, str], Engine]
 
 DAEMON: Final = "Error response from daemon: "
+NOT_FOUND: Final = 'Error: "/a/b" could not be found on container x: '
 
 
 @pytest.fixture
@@ -123,3 +125,57 @@ def test_what_cannot_be_removed_is_an_error(scripted: Scripted) -> None:
     engine = scripted("docker", f"rm*) {says(f'{DAEMON}driver failed to remove root')};;")
     with pytest.raises(CommandFailedError, match="driver failed"):
         engine.remove("container", "x")
+
+
+# -- copying out of it -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("docker", f"{DAEMON}Could not find the file /a/b in container x"),
+        ("docker", f"{DAEMON}lstat /var/lib/docker/x/a/b: not a directory"),
+        ("podman", f"{NOT_FOUND}no such file or directory"),
+        ("podman", f"{NOT_FOUND}lstat /a/c: not a directory"),
+        (
+            "podman",
+            f'{NOT_FOUND}copier: stat: error resolving "/a/b": open /a/b: too many levels of '
+            "symbolic links",
+        ),
+    ],
+)
+def test_nothing_is_there_where_the_engine_says_so(
+    scripted: Scripted, name: str, said: str
+) -> None:
+    engine = scripted(name, f"cp*) {says(said)};;")
+    assert engine.kind("x", "/a/b") is None
+    assert engine.look("x", "/a/b") is None
+
+
+@pytest.mark.parametrize("why", ["permission denied", "input/output error", "EOF"])
+def test_what_podman_could_not_look_at_is_not_known_to_be_nothing(
+    scripted: Scripted, why: str
+) -> None:
+    engine = scripted("podman", f"cp*) {says(f'{NOT_FOUND}{why}', status=125)};;")
+    with pytest.raises(CommandFailedError, match=why):
+        engine.kind("x", "/a/b")
+
+
+@pytest.mark.parametrize("size", [512, 700, 1024])
+def test_a_link_is_not_known_to_be_gone_where_its_directory_was_cut_short(
+    scripted: Scripted, tmp_path: Path, size: int
+) -> None:
+    def plain(_: object) -> None:
+        """Leave a member as it is."""
+
+    whole = archive(("a", ""), ("a/first", "x"), ("a/link", "y"), edit=plain)
+    (tmp_path / "whole").write_bytes(whole)
+    (tmp_path / "cut").write_bytes(whole[:size])
+    failure = says("Error: copying from container: EOF", status=125)
+    engine = scripted("podman", f"*:/whole*) cat whole;; *) cat cut; {failure};;")
+    found = engine.look("x", "/whole/link")
+    assert found is not None
+    assert found.linkname == "y"
+    assert engine.look("x", "/whole/other") is None
+    with pytest.raises(CommandFailedError, match=r"EOF|cut short"):
+        engine.look("x", "/cut/link")
