@@ -220,7 +220,9 @@ def rehearse(wish: Wish, say: Progress) -> Report:
             return replace(report, rehearsed=refused)
         try:
             with clones.made(above, keep) as made:
-                rehearsing_ = _Rehearsal(wish, engine, header, profile, places, user, made, say)
+                rehearsing_ = _Rehearsal(
+                    wish, engine, copy.image_id, header, profile, places, user, made, say
+                )
                 report = rehearsing_.run(report, keep)
         except IpaVolumeError as err:
             if keep.path:
@@ -424,6 +426,7 @@ class _Rehearsal:
         self,
         wish: Wish,
         engine: Engine,
+        image_id: str,
         header: ImageHeader,
         profile: str,
         places: Mapping[str, str],
@@ -433,6 +436,7 @@ class _Rehearsal:
     ) -> None:
         self._wish = wish
         self._engine = engine
+        self._image_id = image_id
         self._header = header
         self._profile = profile
         self._places = places
@@ -620,8 +624,10 @@ class _Rehearsal:
 
     def _create(self, secret: str) -> tuple[str, tuple[LeftOut, ...]]:
         found = self._user.found
-        old = self._engine.inspected("image", str(found["Image"])) if "Image" in found else None
-        before = (old or {}).get("Config") or {}
+        before: Mapping[str, Any] | None = {}
+        if "Image" in found:
+            old = self._engine.inspected("image", str(found["Image"]))
+            before = None if old is None else old.get("Config") or {}
         network = self._network()
         relabel = os.access(_SELINUX, os.F_OK)
         like = likeness(
@@ -645,8 +651,11 @@ class _Rehearsal:
             *("--volume", f"{secret}:{rehearsing.DIRECTORY}:ro" + ",Z" * relabel),
             *like.options,
             *self._wish.run_options,
-            self._wish.image,
+            # The one that was read: its name may lead to another one by now.
+            self._image_id,
             *like.words,
+            about=f"the image {self._wish.image!r} ({self._image_id})"
+            + (f", or the network {network!r}," if network != "none" else ""),
             to_the_end=True,
         )
         given = {f"capability {name}" for name in _capabilities(self._wish.run_options)}

@@ -61,11 +61,13 @@ class ImageCopy:
     Attributes:
         root: The directory, an image tree.
         reference: What the operator calls the image.
+        image_id: Its id, to which the reference may not lead any more.
         is_prepared: It has a manifest, whole or not.
     """
 
     root: str
     reference: str
+    image_id: str
     is_prepared: bool
 
 
@@ -106,7 +108,7 @@ def copied(
                 f"temporary files: {err.strerror or err}",
                 hint="Make room there, or name another directory by TMPDIR.",
             ) from err
-        yield ImageCopy(root=root, reference=reference, is_prepared=is_prepared)
+        yield ImageCopy(root=root, reference=reference, image_id=image_id, is_prepared=is_prepared)
 
 
 class _Copier:

@@ -26,6 +26,14 @@ _OWN: Final = frozenset(
     }
 )
 """Variables that say how a start is to go in its own place, or that engines set."""
+_OF_BOTH: Final = {
+    "Env": "environment",
+    "Entrypoint": "entrypoint",
+    "Cmd": "command",
+    "User": "user",
+    "WorkingDir": "working directory",
+}
+"""What a container has of its image where it was not given its own, and what people call it."""
 _REACHING: Final = ("/run", "/var/run", "/dev", "/proc")
 """Directories of the host with sockets and devices, which are no less for being read-only."""
 _CGROUPS: Final = "/sys/fs/cgroup"
@@ -81,7 +89,7 @@ class Place:
 
 
 def likeness(
-    engine: str, found: Mapping[str, Any], image: Mapping[str, Any], place: Place
+    engine: str, found: Mapping[str, Any], image: Mapping[str, Any] | None, place: Place
 ) -> Likeness:
     """Return what makes a container like the one that was inspected.
 
@@ -89,11 +97,15 @@ def likeness(
         engine: Name of the engine.
         found: What its ``inspect`` says of the container; empty where there is none.
         image: What it says of the configuration of that container's image: what comes from there
-            the new image says itself.
+            the new image says itself; ``None``: nobody knows, as it is not there any more.
         place: What it gets instead.
     """
     options: list[str] = []
     left_out: list[LeftOut] = []
+    if image is None:
+        found, unknown = _without_what_both_say(found)
+        left_out += unknown
+        image = {}
     for kind, value in _taken(engine, found, image, place):
         if isinstance(value, str):
             options += (kind, value) if value else (kind,)
@@ -122,6 +134,22 @@ def likeness(
         environment=tuple(environment),
         left_out=tuple(left_out),
     )
+
+
+def _without_what_both_say(
+    found: Mapping[str, Any],
+) -> tuple[Mapping[str, Any], tuple[LeftOut, ...]]:
+    """Return *found* without what may be its image's, and what that is."""
+    config = _table(found, "Config")
+    said = [word for key, word in _OF_BOTH.items() if config.get(key)]
+    if not said:
+        return found, ()
+    why = (
+        "what of it its image said nobody knows, as that is not there any more: "
+        "--run-option=--env=NAME=VALUE, --run-option=--user=..."
+    )
+    kept = {key: value for key, value in config.items() if key not in _OF_BOTH}
+    return {**found, "Config": kept}, (LeftOut(what=f"its {', '.join(said)}", why=why),)
 
 
 def host_name(found: Mapping[str, Any]) -> str:

@@ -299,6 +299,11 @@ def test_what_is_kept_of_a_rehearsal_that_fails_is_marked_and_named_and_has_no_s
     )
     with pytest.raises(CommandFailedError) as caught:
         rehearse.rehearse(wish, say_nothing)
+    # Made of the image that was read, wherever its name leads to by then.
+    created = [call for call in engines.calls() if call[1] == "create"][-1]
+    assert "ipavolume-rehearsal-" in created[created.index("--name") + 1]
+    assert "two" not in created
+    assert "sha256:0123456789abcdef" in created
     (kept,) = tmp_path.glob("ipavolume-rehearsed-*")
     assert str(kept) in "\n".join(caught.value.details)
     assert (kept / "0/.ipavolume/rehearsal.json").exists()

@@ -158,6 +158,24 @@ def test_what_comes_from_the_old_image_does_not_hide_what_the_new_one_says() -> 
     assert found.options[-2:] == ("--entrypoint", "sh")
 
 
+def test_what_may_be_of_an_image_that_is_gone_is_left_out_and_named() -> None:
+    config: dict[str, Any] = {
+        "Hostname": "ipa.example.test",
+        "Env": ["VERSION=1", "PASSWORD=Secret.123"],
+        "Cmd": ["serve"],
+        "Entrypoint": ["/init"],
+        "User": "",
+        "WorkingDir": "/srv",
+    }
+    found = likeness("docker", {"Config": config}, None, PLACE)
+    assert found.options == ("--hostname", "ipa.example.test", *BARE)
+    assert (found.words, found.environment) == ((), ())
+    (left_out,) = found.left_out
+    assert left_out.what == "its environment, entrypoint, command, working directory"
+    assert "--run-option=--env=" in left_out.why
+    assert likeness("docker", {}, None, PLACE).left_out == ()
+
+
 def test_without_a_network_its_name_leads_to_itself() -> None:
     found = {
         "Config": {"Hostname": "ipa", "Domainname": "example.test"},
