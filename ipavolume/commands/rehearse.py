@@ -62,6 +62,9 @@ _LATER_S: Final = 120.0
 """The container ends by itself when its time is up; this much later it is ended."""
 _KEPT_LINES: Final = 20
 _TOLD: Final = '{"rehearsal": '
+_NEVER: Final = "0001-01-01T"
+"""The time of what has not happened."""
+_BEING_REMOVED: Final = ("removing", "dead")
 _SELINUX: Final = "/sys/fs/selinux/enforce"
 _NOT_COPIED: Final = tuple(f"{STATE_DIRECTORY}/{name}" for name in (SNAPSHOTS, UNDONE))
 """What going back is made of, which no rehearsal does; it may be as much as all else."""
@@ -721,18 +724,11 @@ class _Rehearsal:
             return told or failed(
                 message, code="not-ready", lines=last, seconds=time.monotonic() - begun
             )
-        found = self._engine.inspected("container", self._made.name) or {}
-        state = found.get("State")
-        state = state if isinstance(state, Mapping) else {}
         if told is not None:
             return told
-        ended = f"its container ended with status {state.get('ExitCode')}"
-        if state.get("OOMKilled") is True:
-            ended += ", killed for lack of memory"
-        if state.get("Error"):
-            ended += f": {state['Error']}"
+        found = self._engine.inspected("container", self._made.name)
         return failed(
-            f"{ended}, and did not say how it went",
+            f"{ended(self._engine.name, found, last)}, and did not say how it went",
             code="ended",
             lines=last,
             seconds=time.monotonic() - begun,
@@ -757,6 +753,51 @@ def _capabilities(options: Sequence[str]) -> Iterator[str]:
         name, _, value = option.partition("=")
         if name == "--cap-add":
             yield (value or following).removeprefix("CAP_").upper()
+
+
+def ended(engine: str, found: Mapping[str, Any] | None, lines: Iterable[str]) -> str:
+    """Return how the container ended that did not say what its rehearsal came to.
+
+    Args:
+        engine: Name of the engine.
+        found: What its ``inspect`` says of the container; ``None``: it is not there any more.
+        lines: What the engine printed last, of the container and itself.
+
+    Raises:
+        IpaVolumeError: If it did not end by itself: that says nothing of the upgrade.
+    """
+    lines = tuple(lines)
+    state = (found or {}).get("State")
+    state = state if isinstance(state, Mapping) else {}
+    if found is None or state.get("Status") in _BEING_REMOVED:
+        raise VolumeIOError(
+            f"the rehearsal's container was removed from {engine} before it said how it went",
+            code="no-container",
+            hint="Look at what removes containers there, a prune or somebody, then rehearse again.",
+            details=lines,
+        )
+    if _runs(found):
+        raise CommandFailedError(
+            f"{engine} start: nothing more is told of the rehearsal's container, though it runs",
+            code="engine",
+            hint=f"Was {engine} restarted meanwhile? Rehearse again.",
+            details=lines,
+        )
+    if str(state.get("StartedAt", "")).startswith(_NEVER):
+        said = state.get("Error") or next(reversed(lines), "it does not say why")
+        raise CommandFailedError(
+            f"{engine} start: the rehearsal's container was not started: {said}",
+            code="engine",
+            hint="Look at what the image starts, and at the options that the container has of the "
+            "other one and by --run-option.",
+            details=lines,
+        )
+    text = f"its container ended with status {state.get('ExitCode')}"
+    if state.get("OOMKilled") is True:
+        text += ", killed for lack of memory"
+    if state.get("Error"):
+        text += f": {state['Error']}"
+    return text
 
 
 def told_by(line: str) -> Rehearsed | None:

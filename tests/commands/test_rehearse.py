@@ -19,7 +19,7 @@ from ipavolume.commands import clones, rehearse
 from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Keep
 from ipavolume.engines.engine import Engine
-from ipavolume.errors import CommandFailedError, LockedError
+from ipavolume.errors import CommandFailedError, LockedError, VolumeIOError
 from ipavolume.model.progress import say_nothing
 from ipavolume.systemd import handover
 from ipavolume.volume.members import open_volume
@@ -163,6 +163,32 @@ def test_other_lines_are_no_result() -> None:
     assert rehearse.told_by("ready") is None
     assert rehearse.told_by('{"rehearsal": "fine"}') is None
     assert rehearse.told_by('it says {"rehearsal": ') is None
+
+
+def test_how_its_container_ended_is_told_where_it_ended_by_itself() -> None:
+    state = {"Status": "exited", "StartedAt": "2026-01-01T00:00:00Z", "ExitCode": 137}
+    assert rehearse.ended("docker", {"State": state}, ()) == "its container ended with status 137"
+    found = {"State": state | {"OOMKilled": True, "Error": "the cgroup is gone"}}
+    said = "its container ended with status 137, killed for lack of memory: the cgroup is gone"
+    assert rehearse.ended("docker", found, ()) == said
+
+
+def test_a_container_that_did_not_end_by_itself_says_nothing_of_the_upgrade() -> None:
+    lines = ("begins", "Error: what the engine says")
+    with pytest.raises(VolumeIOError, match="was removed from docker") as gone:
+        rehearse.ended("docker", None, lines)
+    assert (gone.value.code, gone.value.details) == ("no-container", lines)
+    state = {"StartedAt": "2026-01-01T00:00:00Z", "ExitCode": 137, "Status": "removing"}
+    with pytest.raises(VolumeIOError, match="was removed from docker"):
+        rehearse.ended("docker", {"State": state}, lines)
+    state = {"StartedAt": "2026-01-01T00:00:00Z", "ExitCode": 0, "Running": True}
+    with pytest.raises(CommandFailedError, match="though it runs"):
+        rehearse.ended("docker", {"State": state}, lines)
+    state = {"StartedAt": "0001-01-01T00:00:00Z", "ExitCode": 127, "Running": False}
+    with pytest.raises(CommandFailedError, match="was not started: Error: what the engine says"):
+        rehearse.ended("podman", {"State": state}, lines)
+    with pytest.raises(CommandFailedError, match="was not started: no such device"):
+        rehearse.ended("docker", {"State": state | {"Error": "no such device"}}, lines)
 
 
 def test_what_is_counted_is_what_is_copied(tmp_path: Path) -> None:

@@ -216,6 +216,16 @@ def test_who_interrupts_it_finds_nothing_left(volume: Volume) -> None:
     assert left(volume.place.parent) == []
 
 
+def test_a_container_that_somebody_removes_says_nothing_of_the_upgrade(volume: Volume) -> None:
+    with begun(volume) as process:
+        label = "label=ipavolume.rehearsal"
+        engine("rm", "--force", "--volumes", engine("ps", "--quiet", "--filter", label).strip())
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 74
+    assert "was removed from docker before it said how it went [no-container]" in said
+    assert left(volume.place.parent) == []
+
+
 def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
     volume: Volume, tmp_path: Path
 ) -> None:
