@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,10 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
 LOOKED_FOR = "chmod 700 /opt/app\n"
 LOOKED_FOR_FOUND = {"/opt/app": ("changed", "/opt/app/")}
 """That it is a directory is only known to who looked."""
-ENDS_LATER = "read -r x < /data/fifo\n"
+ENDS_LATER = "echo > /data/ready\nread -r x < /data/fifo\n"
+"""Says that all before was done, and ends when it is told to."""
+NOT_FOUND = "could not be found on container x: no such file or directory"
+LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -243,17 +248,10 @@ def test_a_container_that_keeps_to_its_volumes_is_clean(host: Host, volumes: lis
 
 
 def test_a_container_that_runs_is_audited_as_it_is(host: Host, volumes: list[str]) -> None:
-    container = host.start(
-        "echo x > /etc/single; read -r x < /data/fifo",
-        "--detach",
-        volumes=_with_fifo(volumes),
-    )
-    # Opened for writing once the script reads it, which is after all that it does.
-    with open(f"{volumes[0].partition(':')[0]}/fifo", "w") as fifo:
+    with _started(host, "echo x > /etc/single\n", volumes) as container:
         assert host.findings(container, status=78) == {"/etc/single": ("added", "/etc/single")}
         state = host.call("container", "inspect", "--format", "{{.State.Running}}", container)
         assert state.strip() == "true"
-        fifo.write("x\n")
 
 
 @only_podman
@@ -261,21 +259,21 @@ def test_a_container_that_ends_meanwhile_is_looked_at_again(
     host: Host, volumes: list[str], tmp_path: Path
 ) -> None:
     """What ended is unmounted by podman while somebody reads it: it is not there, says podman."""
-    name = host.start(LOOKED_FOR + ENDS_LATER, "--detach", volumes=_with_fifo(volumes))
-    env = _podman(
-        tmp_path,
-        f"""
-        "cp "*":/opt/app -")
-            if [ ! -e {tmp_path}/ended ]; then
-                echo > {tmp_path}/ended
-                echo x > {tmp_path}/data/fifo
-                "$podman" wait --condition exited {name} > /dev/null
-                echo 'Error: "/opt/app" could not be found on container {name}' >&2
-                exit 125
-            fi;;
-        """,
-    )
-    assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
+    with _started(host, LOOKED_FOR, volumes) as name:
+        env = _podman(
+            tmp_path,
+            f"""
+            "cp "*":/opt/app -")
+                if [ ! -e {tmp_path}/ended ]; then
+                    echo > {tmp_path}/ended
+                    echo x > {tmp_path}/data/fifo
+                    timeout 60 "$podman" wait --condition exited {name} > /dev/null
+                    echo 'Error: "/opt/app" {NOT_FOUND}' >&2
+                    exit 125
+                fi;;
+            """,
+        )
+        assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
     assert (tmp_path / "ended").exists()
 
 
@@ -287,28 +285,65 @@ def test_a_container_that_has_just_ended_is_looked_at_once_it_is_unmounted(
     late = tmp_path / "late" / "podman"
     late.parent.mkdir()
     shutil.copy(need_podman(), late)
-    script = LOOKED_FOR + ENDS_LATER
-    name = replace(host, engine=str(late)).start(script, "--detach", volumes=_with_fifo(volumes))
-    late.unlink()
-    os.mkfifo(tmp_path / "unmount")
-    _script(late, f'read -r x < {tmp_path}/unmount\nexec {need_podman()} "$@"\n')
-    (tmp_path / "data/fifo").write_text("x\n")
-    while "running" in host.call("inspect", "--format", "{{.State.Status}}", name):
-        pass
-    env = _podman(
-        tmp_path,
-        f"""
-        "container inspect "*)
-            echo >> {tmp_path}/asked
-            [ "$(wc -l < {tmp_path}/asked)" -ne 3 ] || echo x > {tmp_path}/unmount;;
-        "cp "*":/opt/app -")
-            if [ "$("$podman" inspect --format '{{{{.State.Status}}}}' {name})" = stopped ]; then
-                echo 'Error: "/opt/app" could not be found on container {name}' >&2
-                exit 125
-            fi;;
-        """,
-    )
-    assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
+    called = replace(host, engine=str(late))
+    with (
+        _pipe(tmp_path / "unmount") as unmount,
+        _started(called, LOOKED_FOR, volumes) as name,
+    ):
+        late.unlink()
+        _script(
+            late,
+            f"timeout 60 sh -c 'read -r x < {unmount}'\nexec {need_podman()} \"$@\"\n",
+        )
+        (tmp_path / "data/fifo").write_text("x\n")
+        state = ("inspect", "--format", "{{.State.Status}}", name)
+        _until(lambda: "running" not in host.call(*state))
+        env = _podman(
+            tmp_path,
+            f"""
+            "container inspect "*)
+                echo >> {tmp_path}/asked
+                [ "$(wc -l < {tmp_path}/asked)" -ne 3 ] || echo x > {unmount};;
+            "cp "*":/opt/app -")
+                if [ "$("$podman" {state[0]} {state[1]} '{state[2]}' {name})" = stopped ]; then
+                    echo 'Error: "/opt/app" {NOT_FOUND}' >&2
+                    exit 125
+                fi;;
+            """,
+        )
+        assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
+
+
+@contextlib.contextmanager
+def _started(host: Host, script: str, volumes: Sequence[str]) -> Iterator[str]:
+    """Give a container that has run a script and waits; it is told to end at the end.
+
+    Whoever writes a line to ``fifo`` on its first volume tells it, too.
+    """
+    data = Path(volumes[0].partition(":")[0])
+    with _pipe(data / "fifo"):
+        name = host.start(script + ENDS_LATER, "--detach", volumes=volumes)
+        _until((data / "ready").exists)
+        yield name
+
+
+@contextlib.contextmanager
+def _pipe(path: Path) -> Iterator[Path]:
+    """Make a pipe that nobody waits for to be opened, and whose readers are let go at the end."""
+    os.mkfifo(path)
+    # For both, so that there is always a reader, and what is written stays until it is read.
+    fd = os.open(path, os.O_RDWR)
+    try:
+        yield path
+    finally:
+        os.close(fd)
+
+
+def _until(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _podman(tmp_path: Path, cases: str) -> dict[str, str]:
@@ -323,11 +358,6 @@ def _podman(tmp_path: Path, cases: str) -> dict[str, str]:
 def _script(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/sh\n{text}")
     path.chmod(0o755)
-
-
-def _with_fifo(volumes: list[str]) -> list[str]:
-    os.mkfifo(f"{volumes[0].partition(':')[0]}/fifo")
-    return volumes
 
 
 def test_a_volume_that_was_not_mounted_is_said(host: Host, volumes: list[str]) -> None:
