@@ -9,13 +9,18 @@ from typing import Final
 from ipavolume.engines import audit
 from ipavolume.engines.audit import Change, Declared, Finding, Kind, Question, There
 from ipavolume.engines.copy import opened_image
-from ipavolume.engines.engine import Engine, find_container
-from ipavolume.errors import CommandFailedError, ConfigurationError, ManifestError
+from ipavolume.engines.engine import Container, Engine, find_container
+from ipavolume.errors import (
+    CommandFailedError,
+    ConfigurationError,
+    ManifestError,
+    VolumeIOError,
+)
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.values import dataclass
 
-_ATTEMPTS: Final = 2
+_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +58,25 @@ def audit_container(choice: str, name: str) -> Audited:
 
     Raises:
         ManifestError: If its image was not prepared.
-        VolumeIOError: If it is removed meanwhile.
+        VolumeIOError: If it is removed meanwhile, or its image is not there any more.
         IpaVolumeError: If no engine answers or has it, or the image cannot be read.
     """
     engine, container = find_container(choice, name)
+    try:
+        return _audited(engine, container)
+    except VolumeIOError as err:
+        if err.code != "no-image":
+            raise
+        # Nobody can pull what has an id and no name.
+        raise VolumeIOError(
+            f"the image {container.image_name or container.image_id!r} that the container "
+            f"{container.name!r} was made from is not there any more",
+            code="no-image",
+            hint="Make the container anew, from an image that is there, and audit that one.",
+        ) from err
+
+
+def _audited(engine: Engine, container: Container) -> Audited:
     mounted = [mount.place for mount in container.mounts]
     if container.is_systemd:
         mounted += audit.SYSTEMD
@@ -66,7 +86,7 @@ def audit_container(choice: str, name: str) -> Audited:
         called = container.image_name or container.image_id
         if not copy.is_prepared:
             raise ManifestError(
-                f"the image {called!r} of the container {name!r} has no manifest",
+                f"the image {called!r} of the container {container.name!r} has no manifest",
                 hint="Run ipavolume prepare when the image is built.",
             )
         with Image(copy.root, called=called) as image, ImageTree(copy.root, {}) as tree:
@@ -86,7 +106,7 @@ def audit_container(choice: str, name: str) -> Audited:
                 links=dict(image.header.links),
             )
             build_id = image.build_id
-        question, there = _look(engine, container.id, of_image)
+        question, there = _look(engine, container, of_image)
     findings = audit.audit(question, there)
     return Audited(
         name=container.name,
@@ -98,19 +118,40 @@ def audit_container(choice: str, name: str) -> Audited:
     )
 
 
-def _look(engine: Engine, container: str, of_image: Question) -> tuple[Question, dict[str, There]]:
-    """Ask what changed and what is there, anew where the container ended meanwhile."""
+def _look(
+    engine: Engine, container: Container, of_image: Question
+) -> tuple[Question, dict[str, There]]:
+    """Ask what changed and what is there, anew where the container ended meanwhile.
+
+    Raises:
+        CommandFailedError: If it does so every time.
+    """
     for _ in range(_ATTEMPTS):
-        state = engine.settled(container).state
+        state = _state(engine, container)
         try:
-            found = _look_once(engine, container, of_image)
+            found = _look_once(engine, container.id, of_image)
         except CommandFailedError:
-            if engine.settled(container).state == state:
+            if _state(engine, container) == state:
                 raise
         else:
-            if engine.settled(container).state == state:
+            if _state(engine, container) == state:
                 return found
-    return _look_once(engine, container, of_image)
+    raise CommandFailedError(
+        f"the container {container.name!r} ends and starts again and again, and {engine.name} does "
+        "not show reliably what is in it meanwhile",
+        code="engine",
+        hint=f"Stop it, then audit it: {engine.name} stop {container.name}",
+    )
+
+
+def _state(engine: Engine, container: Container) -> tuple[str, str]:
+    """Return what of a container's state matters to who reads its files: with docker nothing.
+
+    Raises:
+        VolumeIOError: If it was removed.
+    """
+    state = engine.settled(container.id).state
+    return state if engine.name == "podman" else ("", "")
 
 
 def _look_once(

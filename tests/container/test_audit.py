@@ -278,6 +278,26 @@ def test_a_container_that_ends_meanwhile_is_looked_at_again(
 
 
 @only_podman
+def test_a_container_that_ends_and_starts_again_and_again_is_not_audited(
+    host: Host, volumes: list[str], tmp_path: Path
+) -> None:
+    name = host.start(LOOKED_FOR, volumes=volumes)
+    env = _podman(
+        tmp_path,
+        f"""
+        "container inspect "*)
+            echo >> {tmp_path}/asked
+            count=$(wc -l < {tmp_path}/asked)
+            "$podman" "$@" | sed 's/"FinishedAt": .*/"FinishedAt": "'$count'",/'
+            exit;;
+        """,
+    )
+    said = host.audit(name, status=13, env=env).stderr
+    assert f"the container '{name}' ends and starts again and again" in said
+    assert f"podman stop {name}" in said
+
+
+@only_podman
 def test_a_container_that_has_just_ended_is_looked_at_once_it_is_unmounted(
     host: Host, volumes: list[str], tmp_path: Path
 ) -> None:

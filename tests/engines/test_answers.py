@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 from support.pretended import archive
 
+from ipavolume.commands.audit import audit_container
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import CommandFailedError, VolumeIOError
 
@@ -102,6 +103,23 @@ def test_the_status_of_what_the_command_ran_is_not_what_the_engine_said(
     with pytest.raises(CommandFailedError) as caught:
         engine.listed("ps")
     assert str(caught.value) == f"docker ps: {DAEMON}the disk is full"
+
+
+def test_a_container_whose_image_is_gone_is_told_so_and_nobody_is_to_pull_an_id(
+    scripted: Scripted,
+) -> None:
+    container = '[{"Id": "1", "Name": "/dns", "Image": "sha256:1", "Config": {"Image": "app:1"}}]'
+    scripted(
+        "docker",
+        f"container*) echo {shlex.quote(container)};;\n"
+        f"image*) {says('Error: No such image: sha256:1')};;",
+    )
+    with pytest.raises(VolumeIOError) as caught:
+        audit_container("docker", "dns")
+    assert str(caught.value) == (
+        "the image 'app:1' that the container 'dns' was made from is not there any more"
+    )
+    assert "pull" not in caught.value.hint
 
 
 # -- removing ----------------------------------------------------------------------------
