@@ -226,6 +226,13 @@ def test_a_container_that_somebody_removes_says_nothing_of_the_upgrade(volume: V
     assert left(volume.place.parent) == []
 
 
+def test_a_container_that_is_not_started_says_nothing_of_the_upgrade(volume: Volume) -> None:
+    said = rehearse(volume, "--run-option=--entrypoint=/no-such-file", status=13).stderr
+    assert "the rehearsal's container was not started: " in said
+    assert 'exec: "/no-such-file"' in said
+    assert left(volume.place.parent) == []
+
+
 def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
     volume: Volume, tmp_path: Path
 ) -> None:
