@@ -213,9 +213,17 @@ def parse_volume_options(values: Iterable[str]) -> dict[str, str]:
     Raises:
         UsageError: If one is malformed, or two are for one mount.
     """
+    return volumes_by_mount(map(parse_volume_option, values))
+
+
+def volumes_by_mount(given: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the directory of each volume, by mount.
+
+    Raises:
+        UsageError: If two are for one mount.
+    """
     found: dict[str, str] = {}
-    for value in values:
-        mount, directory = parse_volume_option(value)
+    for mount, directory in given:
         if mount in found:
             raise UsageError(
                 f"the volume at {mount} is given twice"

@@ -22,7 +22,7 @@ from ipavolume.commands import check, check_image, clones, rehearsing, status
 from ipavolume.commands.check import Inspection, Severity
 from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Clones, Keep
-from ipavolume.context import Options, parse_volume_option
+from ipavolume.context import Options, parse_volume_option, volumes_by_mount
 from ipavolume.engines.copy import opened_image
 from ipavolume.engines.engine import Engine
 from ipavolume.engines.likeness import LeftOut, Place, likeness
@@ -237,11 +237,11 @@ def rehearse(wish: Wish, say: Progress) -> Report:
 def _places(engine: Engine, wanted: Wanted, header: ImageHeader) -> dict[str, str]:
     """Return where the volumes are that the operator named, by mount, the primary one first."""
     known = [one.mount for one in header.volumes if not one.volatile]
-    found = dict(map(parse_volume_option, wanted.volumes))
+    given = list(map(parse_volume_option, wanted.volumes))
     for one in wanted.names:
         mount, _, name = one.rpartition("=")
-        found[mount] = check_image.directory_of(engine.name, name)
-    found = {mount or known[0]: os.path.realpath(place) for mount, place in found.items()}
+        given.append((mount, check_image.directory_of(engine.name, name)))
+    found = volumes_by_mount((mount or known[0], os.path.realpath(place)) for mount, place in given)
     unknown = set(found) - set(known)
     if unknown:
         raise UsageError(

@@ -14,12 +14,13 @@ from support.images import Packaged, build_rpm
 from support.pretended import Pretended
 from support.requirements import need_root
 from support.upgrades import Site
+from support.values import image as image_header
 
 from ipavolume.commands import clones, rehearse
 from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Keep
 from ipavolume.engines.engine import Engine
-from ipavolume.errors import CommandFailedError, LockedError, VolumeIOError
+from ipavolume.errors import CommandFailedError, LockedError, UsageError, VolumeIOError
 from ipavolume.model.progress import say_nothing
 from ipavolume.systemd import handover
 from ipavolume.volume.members import open_volume
@@ -189,6 +190,14 @@ def test_a_container_that_did_not_end_by_itself_says_nothing_of_the_upgrade() ->
         rehearse.ended("podman", {"State": state}, lines)
     with pytest.raises(CommandFailedError, match="was not started: no such device"):
         rehearse.ended("docker", {"State": state | {"Error": "no such device"}}, lines)
+
+
+@pytest.mark.parametrize("volumes", [("/a", "/b"), ("/a", "/data=/b"), ("/data=/a", "/data=/b")])
+def test_two_directories_for_one_volume_are_refused(volumes: tuple[str, ...]) -> None:
+    """Or another volume than the one that is meant would be rehearsed."""
+    wanted = Wanted(volumes=volumes)
+    with pytest.raises(UsageError, match="/data is given twice"):
+        rehearse._places(Engine("docker"), wanted, image_header())
 
 
 def test_what_is_counted_is_what_is_copied(tmp_path: Path) -> None:
