@@ -129,7 +129,11 @@ def carry(
             emptied=verdict.refills,
         )
         return Carried(end=end)
-    _refuse_while_waiting(context.image, context.volumes, verdict)
+    if context.image.config.first_run is not None:
+        # Nobody else needs what a first run does.
+        from ipavolume.firstrun import standing
+
+        standing.refuse_new_files(context.image, context.volumes, verdict)
     if planned is not None and (planned.verdict, planned.facts) == (verdict, facts):
         made = planned.made
     else:
@@ -191,27 +195,6 @@ def _goes_on(does: Does) -> bool:
         case Does.PLAN | Does.GO_BACK | Does.REFUSE | Does.FIRST_RUN | Does.NOTHING:
             # What would be refused was overridden; the first run comes after the volumes.
             return False
-
-
-def _refuse_while_waiting(image: Image, volumes: Volumes, verdict: Verdict) -> None:
-    """Refuse new files under an installation that waits for an answer from outside.
-
-    Raises:
-        RefusedError: If there is one.
-    """
-    if not conduct(verdict.state).replaces_files or image.config.first_run is None:
-        return
-    if verdict.refills:
-        # Of the image that waits.
-        return
-    from ipavolume.firstrun import standing
-
-    if standing.standing(image, volumes) is standing.Standing.WAITING:
-        raise RefusedError(
-            f"the first run waits for an answer, and the volume is {verdict.reason}",
-            code="waiting",
-            hint="Finish the first run with the image that began it, then upgrade.",
-        )
 
 
 def _refuse_phase(

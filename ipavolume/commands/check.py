@@ -285,6 +285,7 @@ def _inspect(
             # Where there is nothing to do, nothing of what plans is loaded.
             from ipavolume.commands import foreseen
 
+            standing.refuse_new_files(context.image, context.volumes, verdict)
             made = foreseen.foresee(context, verdict, facts, say)
         except ConfigurationError:
             raise

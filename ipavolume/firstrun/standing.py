@@ -17,6 +17,7 @@ from collections.abc import Callable
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import (
     IpaVolumeError,
+    RefusedError,
     UnsafeVolumeError,
 )
 from ipavolume.firstrun.command import application_of
@@ -24,6 +25,8 @@ from ipavolume.firstrun.looking import There
 from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.image.image import Image
 from ipavolume.model.values import dataclass
+from ipavolume.plan.conduct import conduct
+from ipavolume.plan.verdict import Verdict
 from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_held
 from ipavolume.volume.members import Volume
@@ -234,6 +237,29 @@ def standing(image: Image, volumes: Volumes) -> Standing:
     """
     found = look(image, volumes)
     return Standing.DONE if found is None else found.judgement.standing
+
+
+def refuse_new_files(image: Image, volumes: Volumes, verdict: Verdict) -> None:
+    """Refuse new files under an installation that waits for an answer from outside.
+
+    Args:
+        image: The image that would bring them.
+        volumes: Where they would be put.
+        verdict: What these are.
+
+    Raises:
+        RefusedError: If there is one.
+        UnsafeVolumeError: If what has to be looked at is not what it can be.
+    """
+    # What was emptied is filled with the files of the image that waits.
+    if not conduct(verdict.state).replaces_files or verdict.refills:
+        return
+    if standing(image, volumes) is Standing.WAITING:
+        raise RefusedError(
+            f"the first run waits for an answer, and the volume is {verdict.reason}",
+            code="waiting",
+            hint="Finish the first run with the image that began it, then upgrade.",
+        )
 
 
 def _is_adopted(volume: Volume) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
+from support.command import run_ipavolume
 from support.firstrun import CONFIG, NAME, FirstRun, build_package, make
 from support.images import picture
 from support.requirements import need_root, need_tool
@@ -387,6 +388,21 @@ def test_the_two_stages_of_an_external_ca(fresh: FirstRun) -> None:
     said = fresh.run("-U", "--external-cert-file=/data/ipa.crt").stdout
     assert "standing: done" in said
     assert (fresh.record()["state"], fresh.record()["attempts"]) == ("done", 3)
+
+
+@pytest.mark.root
+def test_no_upgrade_comes_between_the_two_stages(fresh: FirstRun, tmp_path: Path) -> None:
+    """Whoever asks before is told so."""
+    fresh.run("-U", "--external-ca")
+    before = picture(fresh.volume)
+    package = build_package(tmp_path, version="2")
+    newer = make(package, tmp_path / "newer", build_id="two").image.root
+    where = ("--root", newer, "--volume", fresh.volume)
+    for words in (("check",), ("upgrade", "--dry-run"), ("upgrade",)):
+        done = run_ipavolume(*words, *where, status=77)
+        assert "[waiting]" in done.stdout + done.stderr
+        assert "Finish the first run with the image that began it" in done.stdout + done.stderr
+    assert picture(fresh.volume) == before
 
 
 @pytest.mark.root

@@ -115,13 +115,13 @@ class FirstRun:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def build_package(top: Path) -> Path:
+def build_package(top: Path, *, version: str = "1") -> Path:
     """Build a package with a configuration of FreeIPA's."""
     content = Packaged(path="/etc/ipa/default.conf", words="%config(noreplace)", content="x")
-    return build_rpm(top, "freeipa-server", [content])
+    return build_rpm(top, "freeipa-server", [content], version=version)
 
 
-def make(package: Path, top: Path, *, config: str = CONFIG) -> FirstRun:
+def make(package: Path, top: Path, *, config: str = CONFIG, build_id: str = "one") -> FirstRun:
     """Make an image with an installer, and populate its volume."""
 
     def edit(image: Image) -> None:
@@ -137,7 +137,7 @@ def make(package: Path, top: Path, *, config: str = CONFIG) -> FirstRun:
             (image.root / directory).mkdir(parents=True)
 
     site = Site(top=top)
-    image = site.image("one", [package], lists=LISTS, config=config, edit=edit)
+    image = site.image(build_id, [package], lists=LISTS, config=config, edit=edit)
     volume = site.volume()
     site.upgrade(image)
     return FirstRun(image=image, volume=volume)
