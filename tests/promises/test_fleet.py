@@ -206,12 +206,9 @@ def test_status_and_conflicts_need_nothing_but_the_volume(fleet: tuple[Path, Ima
     assert said == "rpmnew   /data/etc/app.conf  /data/etc/app.conf.rpmnew\n"
     diff = run_ipavolume("conflicts", "--diff", top / "edited").stdout
     assert "-edited" in diff
-    assert (
-        "in the container"
-        in run_ipavolume(
-            "conflicts", "--keep", "/data/etc/app.conf", top / "edited", status=2
-        ).stderr
-    )
+    refused = run_ipavolume("conflicts", "--keep", "/data/etc/app.conf", top / "edited", status=2)
+    inside = f"docker run --rm -v {top / 'edited'}:/data IMAGE ipavolume conflicts --keep PATH"
+    assert f"In a container of the image: {inside}" in refused.stderr
     done = run_ipavolume("status", top / "old", top / "gone", top / "current", status=74)
     cards = done.stdout.split("\n\n")
     assert [card.splitlines()[1] for card in cards] == [
