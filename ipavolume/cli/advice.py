@@ -115,7 +115,7 @@ def fit_here(hint: str, *, held: bool = False, about: About | None = None) -> st
     if about is not None:
         reader = replace(reader, volumes=about.volumes, names=about.names)
         if reader.place is Place.HOST and about.root not in ("", "/"):
-            reader = replace(reader, mounts=_mounts_of(about.root))
+            reader = replace(reader, mounts=_mounts_of(about.root) or reader.mounts)
     return fit(hint, reader)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ipavolume.cli import advice, document, options, text
+from ipavolume.cli import document, options, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
 
@@ -27,4 +27,4 @@ def history(*, root: str, volumes: tuple[str, ...], as_json: bool, directory: st
         document.current().set_result({"runs": runs})
         return
     for line in text.history_lines(runs):
-        click.echo(advice.fit_here(line))
+        click.echo(line)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from ipavolume.cli import advice, document, options, output, text
+from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 
@@ -47,7 +47,7 @@ def rollback(
             document.current().set_result({**text.plan_data(plan), "warnings": told})
             return
         for line in text.rollback_lines(plan):
-            click.echo(advice.fit_here(line))
+            click.echo(line)
         for warning in warnings:
             click.echo(f"warning: {text.escape(api.told(warning))}")
         return

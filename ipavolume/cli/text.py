@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ipavolume.cli import advice
 from ipavolume.formats.checks import dump
 from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
@@ -531,10 +532,10 @@ def rollback_lines(plan: Plan) -> list[str]:
 
 def _undone_line(plan: Plan) -> str:
     """Say where that is which was there."""
-    place = f"{STATE_DIRECTORY}/{layout.UNDONE}/{escape(plan.run)}"
-    return (
-        f"what it removes or replaces is kept in {place} of its volume; to be rid of it: "
-        f"ipavolume snapshot drop {escape(plan.run)} --undone"
+    place = f"{STATE_DIRECTORY}/{layout.UNDONE}/{plan.run}"
+    drop = advice.fit_here(f"ipavolume snapshot drop {plan.run} --undone")
+    return escape(
+        f"what it removes or replaces is kept in {place} of its volume; to be rid of it: {drop}"
     )
 
 
@@ -629,9 +630,10 @@ def _undone_lines(run: Mapping[str, Any]) -> list[str]:
     undone = run["undone"]
     place = f"{STATE_DIRECTORY}/{layout.UNDONE}/{run['run']}"
     size = size_text(undone.get("bytes", 0))
+    drop = advice.fit_here(f"ipavolume snapshot drop {run['run']} --undone")
     lines = [
         f"    back to the snapshot of run {undone.get('snapshot', '')}; {size} put aside in "
-        f"{place} (ipavolume snapshot drop {run['run']} --undone)"
+        f"{place} ({drop})"
     ]
     for path, to in undone.get("changed", ()):
         lines.append(f"    changed since: {path}" + (f", now {to}" if to else ""))

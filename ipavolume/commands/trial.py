@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ipavolume.commands.listing import ListedStep, list_steps
-from ipavolume.context import Context, Options
-from ipavolume.errors import ConfigurationError, ObstructedError, RefusedError, UsageError
+from ipavolume.context import Context, Options, volumes_by_mount
+from ipavolume.errors import ConfigurationError, ObstructedError, RefusedError
 from ipavolume.model.values import dataclass
 from ipavolume.plan import draft
 from ipavolume.steps import judging
@@ -41,6 +41,7 @@ def try_steps(options: Options, volume: str) -> Iterator[TriedStep]:
         volume: Where the primary volume is.
 
     Raises:
+        UsageError: If the primary volume is given twice.
         IpaVolumeError: If the image is another one, or a volume is not there or not to be trusted.
     """
     if options.root != "/":
@@ -49,12 +50,8 @@ def try_steps(options: Options, volume: str) -> Iterator[TriedStep]:
             code="needs-container",
             hint="In a container of the image: ipavolume steps --try VOLUME",
         )
-    if "" in options.volumes:
-        raise UsageError(
-            f"two directories are given for one volume: {volume!r}, {options.volumes['']!r}",
-            hint="Give a volume of its own mount with that: --volume /MOUNT=DIR.",
-        )
-    options = replace(options, volumes={**options.volumes, "": volume})
+    given = (*options.volumes.items(), ("", volume))
+    options = replace(options, volumes=volumes_by_mount(given))
     steps = [step for step in list_steps(options) if not step.declaration.masked]
     with Context(options) as context:
         primary = context.volumes.primary

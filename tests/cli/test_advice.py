@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -167,8 +168,8 @@ POD = Reader(place=Place.POD)
         (
             replace(WITH_IMAGE, volumes=["ipa-data"], engine="podman"),
             "ipavolume upgrade --retry",
-            f"podman run --rm -v {os.getcwd()}/ipa-data:/data example/ipa:4.12 ipavolume upgrade "
-            "--retry",
+            f"podman run --rm -v {shlex.quote(f'{os.getcwd()}/ipa-data:/data')} example/ipa:4.12 "
+            "ipavolume upgrade --retry",
         ),
         (
             replace(WITH_IMAGE, volumes=["/srv/a:b"], mounts=("/srv/app",)),

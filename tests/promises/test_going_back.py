@@ -214,12 +214,17 @@ def test_on_a_host_without_any_image_the_volumes_are_enough(world: World, place:
     assert "before the run, of build-one" in snapshot
     assert "say where the one of /logs is" in run("rollback", mounts=["data"], status=2)
     assert "says of which image it is" in run("rollback", mounts=["logs"], status=2)
-    assert "save      /data/etc/app/new.conf" in run("rollback", "--dry-run")
+    shown = run("rollback", "--dry-run")
+    assert "save      /data/etc/app/new.conf" in shown
+    # As it can be typed where it is read.
+    drop = f"--undone --volume /data={place}/data --volume /logs={place}/logs"
+    assert drop in shown
     assert stood_still(place) == untouched
     said = run("rollback")
     assert "the volume at /data is what build-one left" in said
     assert differences(seen(place), before) == []
     undone = history(place)[-1]["run"]
+    assert f"(ipavolume snapshot drop {undone} {drop})" in run("history")
     assert f"{undone}  undone" in run("snapshot")
     assert f"{undone} is removed" in run("snapshot", "drop", undone, "--undone")
     assert "current" in world.run("one", place, "check").stdout
