@@ -24,25 +24,28 @@ _STATE_WAITING: Final = "the volume is in the middle of an upgrade; the next try
 
 
 def around(context: Context) -> tuple[tuple[str, str], ...]:
-    """Return what it depends on whether what failed may succeed: no more than a digest of each."""
+    """Return what it depends on whether what failed may succeed: no more than a digest of each.
+
+    How much room there is, is :func:`free`.
+    """
     volumes = context.volumes
     options = context.options
     mounts = [(one.mount, one.file_system, _is_read_only(one.fd)) for one in volumes.values()]
-    space = []
-    for one in volumes.values():
-        room = files.statvfs(one.fd)
-        # Twice as much is another class.
-        space.append(
-            ((room.f_bavail * room.f_frsize >> 20).bit_length(), room.f_favail.bit_length())
-        )
     said = (context.image.config, sorted(options.allow), options.came_from, options.snapshot)
     values = {
         "configuration": hashlib.sha256(repr(said).encode("utf-8", "replace")).hexdigest()[:16],
         "mounts": encodable(repr((mounts, sorted(volumes.mounted_below()))))[:4096],
         "rights": f"{os.geteuid()} {effective_capabilities():x}",
-        "space": repr(space),
     }
     return tuple(values.items())
+
+
+def free(context: Context) -> tuple[int, ...]:
+    """Return how much room there is for each volume: MiB, then inodes."""
+    rooms = [files.statvfs(one.fd) for one in context.volumes.values()]
+    return tuple(
+        number for room in rooms for number in (room.f_bavail * room.f_frsize >> 20, room.f_favail)
+    )
 
 
 def _is_read_only(fd: int) -> bool:
@@ -56,7 +59,7 @@ def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
     An end that somebody asked for is none, nor is what is refused before.
     """
     volume = context.volumes.primary
-    before = around(context)
+    before, room = around(context), free(context)
     try:
         yield
     except (StoppedError, LockedError):
@@ -69,6 +72,7 @@ def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
             run=run,
             message=encodable(redactor.text(str(err)))[:MAX_MESSAGE_CHARACTERS],
             around=before,
+            free=room,
         )
         recorded = read_attempts(volume)
         attempts = failure if recorded is None else recorded.followed_by(failure)
@@ -89,7 +93,9 @@ def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
 def wait_of(context: Context) -> tuple[Attempts, int] | None:
     """Return the failures after which the next try is not yet due, and when that is."""
     recorded = read_attempts(context.volumes.primary)
-    if recorded is None or not recorded.is_of(context.image.build_id, around(context)):
+    if recorded is None or not recorded.is_like(
+        context.image.build_id, around(context), free(context)
+    ):
         return None
     until = backoff.due_s(recorded, now_s=clock.seconds())
     return None if until is None else (recorded, until)

@@ -38,6 +38,8 @@ class Attempts:
         run: Id of the run that failed last, or another word for what did.
         message: What was said of it.
         around: What a further failure depends on, by name: if one changes, it starts anew.
+        free: How much room there was, in MiB and in inodes of each file system: others take and
+            give it all the time, so that it is another only where it is twice as much, or half.
     """
 
     image: str
@@ -46,6 +48,7 @@ class Attempts:
     run: str
     message: str
     around: tuple[tuple[str, str], ...]
+    free: tuple[int, ...]
 
     @property
     def is_of_run(self) -> bool:
@@ -57,13 +60,18 @@ class Attempts:
         """Time of the last one in seconds since 1970."""
         return clock.seconds_of(self.at)
 
-    def is_of(self, image: str, around: tuple[tuple[str, str], ...]) -> bool:
+    def is_like(
+        self, image: str, around: tuple[tuple[str, str], ...], free: tuple[int, ...]
+    ) -> bool:
         """Tell whether another failure of *image* now would be one more of these."""
-        return (self.image, self.around) == (image, around)
+        return (self.image, self.around, len(self.free)) == (image, around, len(free)) and all(
+            max(then, now) < 2 * min(then, now) + 2
+            for then, now in zip(self.free, free, strict=True)
+        )
 
     def followed_by(self, failure: Attempts) -> Attempts:
         """Return what is recorded after one more *failure*."""
-        if not self.is_of(failure.image, failure.around):
+        if not self.is_like(failure.image, failure.around, failure.free):
             return failure
         return replace(failure, count=min(self.count + 1, _MAX_COUNT))
 

@@ -15,7 +15,8 @@ FAILED = Attempts(
     at="2026-11-28T12:00:00Z",
     run="0002-two",
     message="no",
-    around=(("space", "9"),),
+    around=(("rights", "0"),),
+    free=(900, 40_000),
 )
 
 
@@ -50,3 +51,24 @@ def test_what_has_changed_is_counted_anew() -> None:
     assert FAILED.followed_by(replace(again, image="three")).count == 1
     for around in ((("space", "10"),), ()):
         assert FAILED.followed_by(replace(again, around=around)).count == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "same"),
+    [
+        ((1023, 40_000), (1024, 40_000), True),
+        ((1024, 65_536), (1023, 65_535), True),
+        ((900, 40_000), (900, 80_002), False),
+        ((900, 40_000), (440, 40_000), False),
+        ((0, 40_000), (1, 40_000), True),
+        ((0, 40_000), (2, 40_000), False),
+        ((900, 40_000), (900, 40_000, 7, 8), False),
+    ],
+)
+def test_room_that_others_take_and_give_is_the_same_until_it_is_twice_as_much_or_half(
+    then: tuple[int, ...], now: tuple[int, ...], *, same: bool
+) -> None:
+    """At a power of two, one MiB more or less had started the counting anew."""
+    failed = replace(FAILED, free=then)
+    assert failed.is_like("two", FAILED.around, now) is same
+    assert failed.followed_by(replace(failed, count=1, free=now)).count == (4 if same else 1)

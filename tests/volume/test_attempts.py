@@ -19,7 +19,8 @@ FAILED = Attempts(
     at="2026-11-28T12:00:00Z",
     run="0002-two",
     message="no \udcff",
-    around=(("space", "9"),),
+    around=(("rights", "0"),),
+    free=(900, 40_000),
 )
 
 
@@ -59,10 +60,12 @@ DATA: dict[str, Any] = {
     "run": "r",
     "message": "m",
     "around": [["a", "b"]],
+    "free": [1, 2],
 }
 NO_COUNTS: list[Any] = [0, -1, 10**30, "3", 2.5, True, None]
 NO_TIMES: list[Any] = ["", "yesterday", 7, "2026-11-28 12:00:00", "9" * 40]
 NO_PAIRS: list[Any] = [{}, [["a"]], [[1, 2]]]
+NO_ROOM: list[Any] = [None, 1, ["1"], [-1]]
 ALTERED = {
     "cut short": b'{"image": "tw',
     "no object": b"[]",
@@ -75,6 +78,7 @@ ALTERED = {
             *[("count", value) for value in NO_COUNTS],
             *[("at", value) for value in NO_TIMES],
             *[("around", value) for value in NO_PAIRS],
+            *[("free", value) for value in NO_ROOM],
             ("image", "\ud800"),
         )
     },
