@@ -626,7 +626,7 @@ class _Run:
         image, run = self._context.image, self._transaction
         is_wanted = image.config.verify is not None
         was = files.lstat(self._first.state, layout.VERIFIED) is not None
-        if run.kind not in (Kind.REBUILT, Kind.REFILL) and (is_wanted or was):
+        if run.kind not in history.REPLACING_NOTHING and (is_wanted or was):
             # Later, so that a run without tasks does not load what only they need.
             from ipavolume.steps import verify
 

@@ -26,7 +26,7 @@ from ipavolume.plan.verdict import State, Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import failures
 from ipavolume.volume.facts import UNDOING, Facts
-from ipavolume.volume.history import read_history
+from ipavolume.volume.history import REPLACING_NOTHING, read_history
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.snapshots import (
     chain_run,
@@ -180,6 +180,15 @@ def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
             made,
             f"Start the image {known.image_name or known.build_id} again, which can finish its "
             "upgrade, or restore a backup.",
+        )
+    open_ = primary.transaction
+    if snapshot is None and open_ is not None and open_.kind in REPLACING_NOTHING:
+        raise RefusedError(
+            f"run {open_.run} to {known.build_id} is not completed",
+            code="open-transaction",
+            hint=f"Start the image {known.image_name or known.build_id} again, which finishes it. "
+            "It has replaced nothing: what comes before it can be undone then, by ipavolume "
+            "rollback.",
         )
     if snapshot is None:
         raise RefusedError(

@@ -19,6 +19,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.plan.snapshot import is_mounted, missing
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, Transaction
+from ipavolume.volume.history import REPLACING_NOTHING
 from ipavolume.volume.layout import REHEARSAL
 from ipavolume.volume.refused import UNDONE, UNVERIFIED, Refused
 from ipavolume.volume.room import NOT_MOUNTED
@@ -719,6 +720,8 @@ def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdi
                 f"or undo it, which goes back to the snapshot of run {way.run} ({way.made}), of "
                 f"the image {way.from_build or way.build_id}: ipavolume rollback"
             )
+        elif open_.kind in REPLACING_NOTHING:
+            back = "and then go back, where that is wanted: ipavolume rollback"
         error = RefusedError(
             f"the volume is in the middle of an upgrade to {open_.to_build}, which has "
             f"{newer[0]}; this image has {newer[1]}",

@@ -32,7 +32,7 @@ from ipavolume.volume.members import Volume, damaged, read_of_state
 
 TAKEN_OVER: Final = "taken over"
 """The result of a run that was finished without its tasks, as another image does."""
-_REPLACING_NOTHING: Final = ("rebuilt", "refill")
+REPLACING_NOTHING: Final = ("rebuilt", "refill")
 """Kinds of runs after which the one before them still stands: nothing of it was replaced."""
 _MAX_HISTORY_BYTES: Final = 256 << 20
 _MAX_KEPT: Final = 1000
@@ -63,7 +63,7 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
 
 def last_replacing(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the last of the recorded *runs* that may have replaced something, or ``None``."""
-    return next((run for run in reversed(runs) if run.get("kind") not in _REPLACING_NOTHING), None)
+    return next((run for run in reversed(runs) if run.get("kind") not in REPLACING_NOTHING), None)
 
 
 _TEXTS: Final = (

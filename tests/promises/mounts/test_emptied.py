@@ -103,6 +103,26 @@ def test_an_emptied_volume_of_logs_leaves_the_data_its_way_back(
     assert (logs / "var/log/app/app.log").read_text() == "what happened"
 
 
+def test_the_way_back_of_a_run_amid_which_nothing_was_replaced_is_told(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """What a killed filling of emptied logs says: the upgrade before it has its snapshot."""
+    first, second = two_images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    site.upgrade(second, env=ALWAYS)
+    _empty(site)
+    _killed_amid(site, second)
+    for said in (
+        site.run("upgrade", first, status=77).stderr,
+        site.run("rollback", second, status=77).stderr,
+    ):
+        assert "Start the image two again, which" in said
+        assert "backup" not in said
+    site.upgrade(second)
+    site.run("rollback", second)
+    assert site.upgrade(first)["recorded"] == "one"
+
+
 def test_a_part_on_a_disk_that_is_not_mounted_is_not_lost(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
