@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from support.command import run_ipavolume
 from support.images import make_image
@@ -646,6 +646,20 @@ def build_packages(
     return {name: top / "RPMS/noarch" / f"{name}-{version}-1.noarch.rpm" for name in packages}
 
 
+def build_tree(
+    place: Path,
+    version: int,
+    tree: Tree,
+    packages: Mapping[str, Sequence[str]],
+    headers: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Build packages of what is in *tree* below ``/f``."""
+    content = place / f"content-{version}"
+    (content / "f").mkdir(parents=True)
+    make_tree(content / "f", tree)
+    return list(build_packages(place, version, content, packages, headers=headers).values())
+
+
 def run_rpm(root: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the real rpm on the tree *root*; nothing is forced."""
     need_root()
@@ -753,3 +767,14 @@ def upgrade_both_ways(
     edit(volume)
     run_ipavolume("upgrade", "-q", "--root", new, "--volume", volume)
     return Pair(host=host, volume=volume, saved=volume / ".ipavolume/saved/0002-buildtwo")
+
+
+def table(counts: Mapping[Any, int], title: str) -> str:
+    """Return counts as lines."""
+    lines = [f"{number:>7}  {name}" for name, number in sorted(counts.items())]
+    return "\n".join([title, *lines, f"{sum(counts.values()):>7}  in all"])
+
+
+def first(wrong: Sequence[str]) -> str:
+    """Return a few of many lines."""
+    return "\n".join([f"{len(wrong)} cases:", *wrong[:20]])
