@@ -182,6 +182,12 @@ def judge(question: Question) -> Verdict:
     if foreign is not None and State.FOREIGN not in question.allow:
         return Verdict(state=State.FOREIGN, reason=str(foreign), error=foreign)
     found = back or _judge_primary(question, primary, foreign=foreign is not None)
+    # What would have been refused above was overridden, whatever the state: a rollback does not
+    # ask for what is refused below.
+    taken = () if foreign is None else (str(State.FOREIGN),)
+    kept = ("kept-volume",) if any(question.kept.values()) else ()
+    lost = ("lost-secondary",) if _has_lost(question, primary, wanted=False) else ()
+    found = replace(found, overrides=(*kept, *lost, *taken, *found.overrides))
     if copied is not None:
         return replace(found, reason=str(copied), error=copied)
     if found.error is None and (other := _judge_identity(question, primary)) is not None:
@@ -192,20 +198,16 @@ def judge(question: Question) -> Verdict:
         return found
     occupied = _judge_strangers(question)
     if occupied is not None and State.OCCUPIED not in question.allow:
-        return Verdict(state=State.OCCUPIED, reason=str(occupied), error=occupied)
+        return replace(found, state=State.OCCUPIED, reason=str(occupied), error=occupied)
     regrouped = _judge_fs_group(question)
     if regrouped is not None and FS_GROUP not in question.allow:
         return replace(found, reason=str(regrouped), error=regrouped)
-    # What would have been refused above was overridden, whatever the state.
-    taken = () if foreign is None else (str(State.FOREIGN),)
     beside = () if occupied is None else (str(State.OCCUPIED),)
-    kept = ("kept-volume",) if any(question.kept.values()) else ()
-    lost = ("lost-secondary",) if _has_lost(question, primary, wanted=False) else ()
     grouped = (FS_GROUP,) if regrouped is not None else ()
     return replace(
         found,
         reason=found.reason + _becoming_roots(question),
-        overrides=(*kept, *lost, *taken, *beside, *grouped, *found.overrides),
+        overrides=(*beside, *grouped, *found.overrides),
     )
 
 

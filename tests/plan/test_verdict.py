@@ -707,6 +707,15 @@ def test_what_an_override_makes_of_a_refusal(
     assert judge(asked) == Verdict(state=state, reason=reason, overrides=overrides)
 
 
+def test_what_was_overridden_is_known_where_something_else_is_refused() -> None:
+    """A rollback goes on where an upgrade does not, and records that it was asked to."""
+    found = judge(
+        question(of(replace(NEWER, application="dns")), application=("ipa",), allow={"foreign"})
+    )
+    assert (found.state, found.overrides) == (State.NEWER, ("foreign",))
+    assert found.error is not None
+
+
 # -- which row comes first, and what tells them apart ------------------------------------
 
 SECONDARY: Final = of(OLD, identity=identity("s", "p"))
