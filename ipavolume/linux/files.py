@@ -534,15 +534,21 @@ def overwrite_file(path: str, data: bytes) -> None:
 def write_complete(directory: int, name: str, data: bytes, metadata: Metadata) -> None:
     """Create the file *name* afresh with owner, mode and attributes, durably, for a rename.
 
-    The directory has to be one in which nobody else can write; an old file is removed.
+    The directory has to be one in which nobody else can write; an old file is removed, and one
+    that could not be written whole.
     """
     fd = create_file(directory, name)
     try:
-        write_all(fd, data)
-        set_metadata(fd, metadata, acls=True)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        try:
+            write_all(fd, data)
+            set_metadata(fd, metadata, acls=True)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+        raise
 
 
 def write_new(

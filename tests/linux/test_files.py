@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support import tracing
 from support.command import clean_environment
 
 from ipavolume.linux import files
+from ipavolume.model.files import Metadata
 
 APPEND = """
 import os, sys
@@ -35,7 +37,19 @@ def test_a_log_that_another_process_has_just_made_is_opened_as_well(tmp_path: Pa
     assert log.read_text() == "theirs\nours\n"
 
 
-def test_of_what_cannot_be_written_whole_nothing_stays(tmp_path: Path) -> None:
+def _whole(directory: int, data: bytes) -> None:
+    own = Metadata(uid=os.getuid(), gid=os.getgid(), mode=0o600)
+    files.write_complete(directory, "made", data, own)
+
+
+def _replaced(directory: int, data: bytes) -> None:
+    files.write_file(directory, "file", data)
+
+
+@pytest.mark.parametrize("write", [_replaced, _whole])
+def test_of_what_cannot_be_written_whole_nothing_stays(
+    tmp_path: Path, write: Callable[[int, bytes], None]
+) -> None:
     """The kernel refuses what is larger than a process may write, as it does on a full disk."""
     (tmp_path / "file").write_text("before\n")
     directory = os.open(tmp_path, os.O_RDONLY)
@@ -43,7 +57,7 @@ def test_of_what_cannot_be_written_whole_nothing_stays(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            files.write_file(directory, "file", b"after\n" * 1000)
+            write(directory, b"after\n" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         os.close(directory)
