@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -459,6 +459,11 @@ def _stage_files(plan: Plan, tree: Tree, inner: Mapping[str, Area], speaker: Spe
     linked: dict[tuple[int, int], tuple[int, str]] = {}
     count = sum(isinstance(action, Install) for action in plan.actions)
     meter = Meter(speaker.say, "taking files from the snapshot", total=count)
+
+    def amid(size: int) -> None:
+        signals.check()
+        meter.amid(size)
+
     for number, action in enumerate(plan.actions):
         signals.check()
         if not isinstance(action, Install):
@@ -470,12 +475,16 @@ def _stage_files(plan: Plan, tree: Tree, inner: Mapping[str, Area], speaker: Spe
             if directory is None:
                 raise FileNotFoundError(2, "the snapshot has lost it", action.path)
             with files.inode(directory, name) as fd:
-                _stage_one(fd, area.new, str(number), linked)
+                _stage_one(fd, area.new, str(number), linked, amid)
         meter.add(action.bytes)
 
 
 def _stage_one(
-    fd: int, directory: int, name: str, linked: dict[tuple[int, int], tuple[int, str]]
+    fd: int,
+    directory: int,
+    name: str,
+    linked: dict[tuple[int, int], tuple[int, str]],
+    amid: Callable[[int], None],
 ) -> None:
     st = files.fstat(fd)
     if stat.S_ISDIR(st.st_mode):
@@ -491,7 +500,7 @@ def _stage_one(
     if st.st_nlink > 1 and key in linked and linked[key][0] == directory:
         files.link(directory, linked[key][1], directory, name)
         return
-    clone_inode(fd, directory, name)
+    clone_inode(fd, directory, name, amid=amid)
     linked[key] = (directory, name)
 
 

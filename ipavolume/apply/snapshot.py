@@ -190,6 +190,7 @@ class _Making:
                     path == STATE_DIRECTORY or f"{mount}/{path}" in mounted or is_left_out(path)
                 ),
                 each=each,
+                amid=self._amid,
                 reflink=self._way.method is Method.REFLINK,
             )
             files.write_all(stream.fileno(), b"".join(lines))
@@ -206,6 +207,10 @@ class _Making:
         self._meter.add(st.st_blocks * 512 // st.st_nlink)
         if self._count % _CHECKED_EVERY == 0:
             signals.check()
+
+    def _amid(self, size: int) -> None:
+        signals.check()
+        self._meter.amid(size)
 
     def _keep_state(self, volume: Volume, inside: int) -> None:
         """Put what the state directory has beside the content, as far as it goes with it."""

@@ -576,6 +576,11 @@ class _Rehearsal:
             hurry()
             meter.add(st.st_blocks * 512)
 
+        def amid(size: int) -> None:
+            signals.check()
+            hurry()
+            meter.amid(size)
+
         found = []
         for volume in volumes:
             # What shares the device with what is around, a descriptor does not tell.
@@ -588,6 +593,7 @@ class _Rehearsal:
                         self._names[volume.mount],
                         is_left_out=out.__contains__,
                         each=each,
+                        amid=amid,
                     )
                 )
         return found

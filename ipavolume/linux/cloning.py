@@ -97,6 +97,7 @@ def clone_tree(
     *,
     is_left_out: Callable[[str], bool] | None = None,
     each: Callable[[str, os.stat_result], None] | None = None,
+    amid: Callable[[int], None] | None = None,
     reflink: bool = True,
 ) -> Cloned:
     """Clone the directory *source* with what is below it to the new directory *name*.
@@ -117,6 +118,8 @@ def clone_tree(
             below it. Of mounts that share the device with what is around, only the caller knows.
         each: Told of each path that is done but directories, and what the original was when its
             content was read. What it raises ends the clone.
+        amid: Told every now and then, of a large file that is not done, how many bytes of it have
+            been copied. What it raises ends the clone.
         reflink: Try to clone before anything is copied.
 
     Raises:
@@ -128,7 +131,7 @@ def clone_tree(
     made = os.open(name, DIRECTORY_FLAGS, dir_fd=directory)
     table = os.open(name + _LINKS, DIRECTORY_FLAGS, dir_fd=directory)
     try:
-        clone = _Clone(table, each, reflink=reflink)
+        clone = _Clone(table, each, amid, reflink=reflink)
         clone.run(source, made, is_left_out or (lambda _: False))
     finally:
         os.close(table)
@@ -137,13 +140,21 @@ def clone_tree(
     return clone.result()
 
 
-def clone_inode(fd: int, directory: int, name: str, *, reflink: bool = True) -> os.stat_result:
+def clone_inode(
+    fd: int,
+    directory: int,
+    name: str,
+    *,
+    amid: Callable[[int], None] | None = None,
+    reflink: bool = True,
+) -> os.stat_result:
     """Clone the file, link or FIFO behind *fd* to the new name *name*, complete, not yet durable.
 
     Args:
         fd: Descriptor, ``O_PATH`` included.
         directory: Directory of the clone, in which nobody else can write.
         name: Its name.
+        amid: As of :func:`clone_tree`.
         reflink: Try to clone before anything is copied.
 
     Returns:
@@ -153,7 +164,7 @@ def clone_inode(fd: int, directory: int, name: str, *, reflink: bool = True) -> 
         OSError: ``EXDEV`` if it is something else; ``EPERM`` and the like where an attribute
             cannot be read or kept.
     """
-    _clone_inode(fd, files.fstat(fd), directory, name, _refuse, reflink=reflink)
+    _clone_inode(fd, files.fstat(fd), directory, name, _refuse, amid, reflink=reflink)
     made = files.lstat(directory, name)
     if made is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
@@ -168,10 +179,16 @@ class _Clone:
     """One tree on the way to another place."""
 
     def __init__(
-        self, table: int, each: Callable[[str, os.stat_result], None] | None, *, reflink: bool
+        self,
+        table: int,
+        each: Callable[[str, os.stat_result], None] | None,
+        amid: Callable[[int], None] | None,
+        *,
+        reflink: bool,
     ) -> None:
         self._table = table
         self._each = each
+        self._amid = amid
         self._reflink = reflink
         self._files = self._bytes = self._copied = self._devices = 0
         self._lacks: list[tuple[str, str]] = []
@@ -300,7 +317,9 @@ class _Clone:
     def _clone(
         self, fd: int, st: os.stat_result, below: int, name: str, path: str
     ) -> os.stat_result:
-        st, shared = _clone_inode(fd, st, below, name, self._note(path), reflink=self._reflink)
+        st, shared = _clone_inode(
+            fd, st, below, name, self._note(path), self._amid, reflink=self._reflink
+        )
         self._files += 1
         if stat.S_ISREG(st.st_mode):
             self._bytes += st.st_blocks * 512
@@ -342,6 +361,7 @@ def _clone_inode(
     directory: int,
     name: str,
     note: Callable[[OSError], None],
+    amid: Callable[[int], None] | None,
     *,
     reflink: bool,
 ) -> tuple[os.stat_result, bool]:
@@ -354,7 +374,7 @@ def _clone_inode(
                 writer = files.create_file(directory, name)
                 try:
                     _set_flags(reader, writer, note)
-                    shared = _fill(reader, writer, reflink=reflink)
+                    shared = _fill(reader, writer, amid, reflink=reflink)
                     # As it is once it was read: the kernel takes set-id bits and capabilities away
                     # before somebody's text is in a file.
                     st = files.fstat(reader)
@@ -382,7 +402,7 @@ def _clone_inode(
     return st, shared
 
 
-def _fill(reader: int, writer: int, *, reflink: bool) -> bool:
+def _fill(reader: int, writer: int, amid: Callable[[int], None] | None, *, reflink: bool) -> bool:
     """Fill the empty *writer*; tell whether it shares its blocks with *reader*.
 
     A copy that somebody wrote to meanwhile is made again, a few times at most.
@@ -394,7 +414,7 @@ def _fill(reader: int, writer: int, *, reflink: bool) -> bool:
         os.lseek(reader, 0, os.SEEK_SET)
         os.lseek(writer, 0, os.SEEK_SET)
         os.ftruncate(writer, 0)
-        copying.copy_bytes(reader, writer, st)
+        copying.copy_bytes(reader, writer, st, amid=amid)
         now = files.fstat(reader)
         if now.st_ctime_ns == st.st_ctime_ns:
             break

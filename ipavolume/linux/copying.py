@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from ipavolume.linux.files import (
@@ -29,6 +30,8 @@ _NOT_CLONED: Final = frozenset(
 )
 """By what ``ioctl_ficlone(2)`` says that this file, or none, can be cloned there."""
 _COPY_BYTES: Final = 1 << 20
+_IN_KERNEL_BYTES: Final = 64 << 20
+"""So many at a time: until it is back from the kernel, a process takes note of nothing."""
 _ATTEMPTS: Final = 3
 _IN_KERNEL_FROM_BYTES: Final = 256 << 10
 """Below this a read and a write beat ``copy_file_range``, which has a fixed cost."""
@@ -160,8 +163,18 @@ def reflink(reader: int, writer: int, size: int) -> bool:
     return True
 
 
-def copy_bytes(reader: int, writer: int, st: os.stat_result) -> None:
-    """Copy the bytes of *reader* as :func:`copy_content` does, sharing no blocks on purpose."""
+def copy_bytes(
+    reader: int, writer: int, st: os.stat_result, *, amid: Callable[[int], None] | None = None
+) -> None:
+    """Copy the bytes of *reader* as :func:`copy_content` does, sharing no blocks on purpose.
+
+    Args:
+        reader: Descriptor of the original.
+        writer: Descriptor of the empty copy.
+        st: What ``fstat`` says of the original.
+        amid: Told every now and then, of a large file, how many bytes have been copied. What it
+            raises ends the copy.
+    """
     size = st.st_size
     if size < _IN_KERNEL_FROM_BYTES and st.st_blocks * 512 >= size:
         done = 0
@@ -169,7 +182,14 @@ def copy_bytes(reader: int, writer: int, st: os.stat_result) -> None:
             write_all(writer, data)
             done += len(data)
         return
-    position = 0
+    position = copied = 0
+
+    def tell(count: int) -> None:
+        nonlocal copied
+        copied += count
+        if amid is not None:
+            amid(copied)
+
     while position < size:
         try:
             start = os.lseek(reader, position, os.SEEK_DATA)
@@ -178,17 +198,20 @@ def copy_bytes(reader: int, writer: int, st: os.stat_result) -> None:
                 break
             raise
         end = os.lseek(reader, start, os.SEEK_HOLE)
-        _copy_range(reader, writer, start, end)
+        _copy_range(reader, writer, start, end, tell)
         position = end
     os.ftruncate(writer, max(size, position))
 
 
-def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+def _copy_range(
+    reader: int, writer: int, start: int, end: int, tell: Callable[[int], None]
+) -> None:
     in_kernel = True
     while start < end:
         if in_kernel:
             try:
-                copied = os.copy_file_range(reader, writer, end - start, start, start)
+                count = min(_IN_KERNEL_BYTES, end - start)
+                copied = os.copy_file_range(reader, writer, count, start, start)
             except OSError as err:
                 # EXDEV: from an image layer (overlay) to a volume, the usual case.
                 if err.errno not in (
@@ -208,6 +231,7 @@ def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
             copied = len(data)
         if not copied:
             return
+        tell(copied)
         start += copied
 
 

@@ -72,6 +72,12 @@ class Meter:
         """Take note of one more, of *size* bytes."""
         self.reached(self._count + 1, self._bytes + size)
 
+    def amid(self, size: int) -> None:
+        """Take note of *size* bytes of the next one, which is not done."""
+        done = self._bytes
+        self.reached(self._count, done + size)
+        self._bytes = done
+
     def counted(self, items: Iterable[_T]) -> Iterator[_T]:
         """Yield *items*, and count them."""
         for count, item in enumerate(items):

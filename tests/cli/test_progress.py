@@ -100,6 +100,13 @@ def test_few_but_large_files_are_told_as_well() -> None:
     for _ in range(4):
         meter.add(10 * MIB)
     assert said == ["copying: 2, 20.0 MiB", "copying: 4, 40.0 MiB"]
+    meter.amid(20 * MIB)
+    meter.amid(40 * MIB)
+    meter.add(50 * MIB)
+    assert said[2:] == [
+        "copying: 4, 60.0 MiB",
+        "copying: 4, 80.0 MiB",
+    ]
 
 
 def test_what_is_counted_is_what_was_given() -> None:

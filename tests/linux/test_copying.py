@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.command import clean_environment
 from support.filesystems import Filesystems
 from support.requirements import need_tool
 
+from ipavolume.errors import StoppedError
 from ipavolume.linux import copying
 
 pytestmark = [pytest.mark.root, pytest.mark.filesystem]
@@ -30,6 +32,7 @@ def _copy(top: Path, name: str) -> None:
 
 CLONE = """
 import os, sys
+from ipavolume.errors import StoppedError
 from ipavolume.linux import copying
 directory = os.open(sys.argv[1], os.O_RDONLY)
 copying.clone_file(directory, "file", directory, "copy")
@@ -90,3 +93,27 @@ def test_what_cannot_be_shared_whole_is_copied(filesystem: Filesystems, said: st
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (top / "copy").read_bytes() == (top / "file").read_bytes()
+
+
+def test_of_a_large_file_it_is_told_how_much_is_done_and_it_can_be_ended(
+    filesystem: Filesystems,
+) -> None:
+    top = filesystem("ext4", 320)
+    (top / "large").write_bytes(bytes(100 << 20))
+    with (top / "large").open("rb") as original, (top / "copy").open("wb") as copy:
+        told: list[int] = []
+        st = os.fstat(original.fileno())
+        copying.copy_bytes(original.fileno(), copy.fileno(), st, amid=told.append)
+        assert told == [64 << 20, 100 << 20]
+    assert (top / "copy").read_bytes() == (top / "large").read_bytes()
+
+    def end(_: int) -> None:
+        raise StoppedError("end", signal=signal.SIGTERM)
+
+    with (
+        (top / "large").open("rb") as original,
+        (top / "copy").open("wb") as copy,
+        pytest.raises(StoppedError),
+    ):
+        copying.copy_bytes(original.fileno(), copy.fileno(), st, amid=end)
+    assert (top / "copy").stat().st_size == 64 << 20

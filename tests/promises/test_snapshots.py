@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -818,6 +819,30 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_of_it(site: Site, images:
             assert "way back: none: cannot make a snapshot" in done.stderr
             assert "snapshot" not in site.history()[-1]
             assert not _snapshots(site.volume()).exists()
+
+
+@pytest.mark.filesystem
+def test_a_stop_is_heard_amid_a_large_file(
+    filesystem: Filesystems, tmp_path: Path, images: Images
+) -> None:
+    """All state may be in one file (LMDB), which takes as long as all others together."""
+    made = images()
+    site = Site(top=tmp_path, volumes=_on(filesystem, "ext4"))
+    volume = site.volume()
+    site.upgrade(made["1"])
+    (volume / "var/lib/app/data.mdb").write_bytes(bytes(200 << 20))
+    before = _seen(volume)
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(made["2"])]
+    # Who went on would not get to the end of the file.
+    limited = ["sh", "-c", f'ulimit -f {(150 << 20) // 512} && exec "$@"', "sh", *command]
+    with tracing.stopped(limited, "copy_file_range", 2, env=clean_environment(ALWAYS)) as program:
+        os.kill(program.processes[0], signal.SIGTERM)
+        program.go_on(program.processes[0])
+        done = program.wait()
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert not _snapshots(volume).exists()
+    assert _seen(volume) == before
+    site.upgrade(made["2"], env=ALWAYS)
 
 
 @pytest.mark.parametrize("plant", ["link", "fifo", "service's"])
