@@ -20,6 +20,7 @@ from support.taskworlds import World, build_packages, logs, step
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
+LONG_S: Final = 600
 CONFIG: Final = """
 [start]
 supervise = true
@@ -27,7 +28,7 @@ supervise = true
 command = ["sh", "-c", "{command}"]
 on-failure = "{then}"
 ready-within-s = {within}
-timeout-s = 1
+timeout-s = {timeout}
 [ready]
 command = ["test", "-e", "/data/var/lib/svc/ready"]
 """
@@ -92,10 +93,17 @@ def world(tmp_path: Path, rpms: Mapping[str, Path]) -> World:
 
 
 def _image(
-    world: World, command: str, *, within: int = 60, then: str = "keep", more: str = ""
+    world: World,
+    command: str,
+    *,
+    within: int = LONG_S,
+    timeout: int = LONG_S,
+    then: str = "keep",
+    more: str = "",
 ) -> Image:
+    """Make the next image; a *command* that fails is asked until *timeout*."""
     steps = {"s5000_logs": step(logs("done")) + STEP_VERIFIES + more}
-    config = CONFIG.format(command=command, within=within, then=then)
+    config = CONFIG.format(command=command, within=within, timeout=timeout, then=then)
     return world.image("2", steps, config=config)
 
 
@@ -188,7 +196,8 @@ def test_one_that_was_killed_before_the_answer_is_asked_again(world: World) -> N
 def test_what_is_not_right_is_told_and_the_container_goes_on(
     world: World, *, is_ready: bool, cause: str
 ) -> None:
-    image = _image(world, "echo nobody answers; exit 3", within=1)
+    within = LONG_S if is_ready else 1
+    image = _image(world, "echo nobody answers; exit 3", within=within, timeout=1)
     if is_ready:
         (world.volume / "var/lib/svc/ready").write_text("")
     with _started(world, image) as container:
@@ -206,7 +215,7 @@ def test_what_is_not_right_is_told_and_the_container_goes_on(
     assert "unverified" not in world.run(image, "start", "--", "true").stderr
     if is_ready:
         # Its snapshot stays, whatever comes of the next one.
-        config = CONFIG.format(command="true", within=1, then="keep")
+        config = CONFIG.format(command="true", within=1, timeout=1, then="keep")
         world.run(world.image("3", {}, config=config), "upgrade")
         assert (_verified(world)["run"], _verified(world)["earlier"]) == ("0003-v3", ["0002-v2"])
 
@@ -238,9 +247,8 @@ def test_what_is_not_right_is_taken_from_the_image_and_the_one_before_goes_back(
 ) -> None:
     """The application is told to end, the container ends with 13, and nothing written is lost."""
     old = Image(root=world.site.top / "v1")
-    image = _image(
-        world, "echo nobody answers; exit 3", then="rollback", more=REACHES_OUT if refuses else ""
-    )
+    more = REACHES_OUT if refuses else ""
+    image = _image(world, "echo nobody answers; exit 3", timeout=1, then="rollback", more=more)
     (world.volume / "var/lib/svc/ready").write_text("")
     env = {"IPAVOLUME_SNAPSHOT": snapshot}
     with _started(world, image, env=env) as container:
