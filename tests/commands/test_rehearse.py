@@ -26,6 +26,8 @@ from ipavolume.systemd import handover
 from ipavolume.volume.members import open_volume
 
 DOCKER: Final = Engine("docker")
+in_the_machines_memory = pytest.mark.xdist_group("containers")
+"""Another process of the tests would take what this leaves for what its own rehearsals left."""
 SCRIPT: Final = """#!/bin/sh
 cd {here} || exit 9
 echo "$1" >> calls
@@ -240,6 +242,7 @@ def test_only_copies_that_say_so_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+@in_the_machines_memory
 def test_what_a_killed_rehearsal_left_in_memory_is_removed_wherever_its_copies_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +301,7 @@ def test_a_container_that_works_where_nothing_is_seen_from_here_is_left_alone(
 
 @pytest.mark.root
 @pytest.mark.rpm
+@in_the_machines_memory
 def test_what_is_kept_of_a_rehearsal_that_fails_is_marked_and_named_and_has_no_snapshots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

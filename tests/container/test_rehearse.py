@@ -26,7 +26,8 @@ SYSTEMD: Final = (
     *("--hostname", "server.example.test", "--cap-add", "SYS_ADMIN"),
     *("-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro", "-e", "PASSWORD=Secret.123", *READ_ONLY),
 )
-WISH: Final = ("--run-option=--cap-add=SYS_ADMIN", "--timeout", "90s")
+LIMIT_S: Final = 900
+WISH: Final = ("--run-option=--cap-add=SYS_ADMIN", "--timeout", f"{LIMIT_S}s")
 STEP: Final = '''"""Convert what the service keeps.
 
 Symptom: none, it is a test.
@@ -44,14 +45,14 @@ PHASE = "online"
 SAID = {
     b"step": "echo the records are of another version; exit 3",
     b"network": "echo connect: Network is unreachable; exit 4",
-    b"wait": "sleep 300",
+    b"wait": "sleep infinity",
 }
 
 
 def plan(volume, template):
     mode = (volume.read("/var/lib/svc/mode") or b"").strip()
     if mode in SAID:
-        yield Command(words=("sh", "-c", SAID[mode]), reason="to convert it", timeout_s=300)
+        yield Command(words=("sh", "-c", SAID[mode]), reason="to convert it", timeout_s=900)
 '''
 UNIT: Final = """[Unit]
 Description=A service that may fail
@@ -107,7 +108,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
 def rehearse(volume: Volume, *words: str, status: int = 0) -> Result:
     """Rehearse with the second image."""
     fixed = ("rehearse", "--image", IMAGE, "--json", *WISH)
-    return run_ipavolume(*fixed, *words, str(volume.place), status=status)
+    return run_ipavolume(*fixed, *words, str(volume.place), status=status, timeout_s=LIMIT_S)
 
 
 def came_to(volume: Volume, mode: str, *words: str, status: int) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def begun(volume: Volume, words: Sequence[str] = ()) -> subprocess.Popen[str]:
 def test_who_interrupts_it_finds_nothing_left(volume: Volume) -> None:
     with begun(volume) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 128 + signal.SIGINT
+        assert process.wait(timeout=LIMIT_S) == 128 + signal.SIGINT
     assert left(volume.place.parent) == []
 
 
@@ -220,7 +221,7 @@ def test_a_container_that_somebody_removes_says_nothing_of_the_upgrade(volume: V
     with begun(volume) as process:
         label = "label=ipavolume.rehearsal"
         engine("rm", "--force", "--volumes", engine("ps", "--quiet", "--filter", label).strip())
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 74
     assert "was removed from docker before it said how it went [no-container]" in said
     assert left(volume.place.parent) == []
@@ -253,5 +254,5 @@ def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
         assert "a rehearsal has left" in done.stderr
         assert engine("ps", "--quiet", "--filter", "label=ipavolume.rehearsal") == name
         colleague.send_signal(signal.SIGTERM)
-        assert colleague.wait(timeout=60) == 128 + signal.SIGTERM
+        assert colleague.wait(timeout=LIMIT_S) == 128 + signal.SIGTERM
     assert left(volume.place.parent) + left(tmp_path) == []
