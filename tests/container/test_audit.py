@@ -75,7 +75,7 @@ LOOKED_FOR_FOUND = {"/opt/app": ("changed", "/opt/app/")}
 ENDS_LATER = "echo > /data/ready\nread -r x < /data/fifo\n"
 """Says that all before was done, and ends when it is told to."""
 NOT_FOUND = "could not be found on container x: no such file or directory"
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.command import clean_environment
+from support.processes import LONG_S
 from support.requirements import need_tool
 
 from ipavolume.linux import watching
@@ -54,7 +55,7 @@ def test_it_is_done_when_time_is_up_and_not_when_it_is_dismissed(
 ) -> None:
     done = tmp_path / "done"
     guard = watching.guard(("sh", "-c", f"echo > {done}"), within_s=0.05 if needed else 60)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LONG_S
     while needed and not done.exists():
         assert time.monotonic() < deadline
     watching.dismiss(guard)
@@ -73,7 +74,7 @@ def test_who_is_not_the_first_process_ends_nobody_else() -> None:
         capture_output=True,
         encoding="utf-8",
         env=clean_environment(),
-        timeout=30,
+        timeout=LONG_S,
     )
     assert (done.returncode, done.stdout) == (0, "it lives\n"), done.stderr
 
@@ -98,7 +99,7 @@ def test_an_onlooker_that_was_killed_ends_the_application_if_it_had_done_it(
         [sys.executable, "-c", code, str(did)],
         check=False,
         env=clean_environment(),
-        timeout=30,
+        timeout=LONG_S,
         start_new_session=True,
     )
     assert done.returncode == status
@@ -116,7 +117,7 @@ def test_a_supervisor_whose_starter_ignored_ends_of_children_hears_of_them() -> 
         ["sh", "-c", script, sys.executable, code],
         check=False,
         env=clean_environment(),
-        timeout=30,
+        timeout=LONG_S,
         start_new_session=True,
     )
     assert done.returncode == 3

@@ -71,5 +71,5 @@ def test_signals_reach_process_1_and_nothing_is_left_running(image: Image, volum
         (left,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
         container.send(signal.SIGTERM)
         assert container.process.stdout.readline() == "term\n"
-        assert container.process.wait(timeout=30) == 5
+        assert container.process.wait(timeout=120) == 5
     assert not Path(f"/proc/{left}").exists()

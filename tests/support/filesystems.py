@@ -19,7 +19,7 @@ _MKFS: Final = {
 _LEAST_MB: Final = {"ext4": 8, "xfs": 300, "btrfs": 128, "tmpfs": 1}
 """What each kind refuses to be smaller than."""
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 300.0
 """How long a file system may be busy after its test; then the test left something open."""
 
 

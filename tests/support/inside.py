@@ -90,7 +90,7 @@ def run(
             out, err = process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             container.send(signal.SIGKILL)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=120)
             message = f"{shlex.join(argv)} hangs\n--- stdout\n{out}\n--- stderr\n{err}"
             raise AssertionError(message) from None
     return Result(list(argv), process.returncode, out, err)
@@ -136,7 +136,7 @@ def started(
         finally:
             if process.poll() is None:
                 process.kill()
-                process.wait(timeout=30)
+                process.wait(timeout=120)
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None and not stream.closed:
                     stream.close()
