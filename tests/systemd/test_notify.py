@@ -21,7 +21,7 @@ UNIT: Final = """\
 [Service]
 Type=notify
 NotifyAccess=all
-TimeoutStartSec=30s
+TimeoutStartSec=10min
 Environment=PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 ExecStart=/usr/local/bin/ipavolume start -- /bin/sh -c 'while :; do read line </data/never; done'
 StandardOutput=tty
