@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 METHODS: Final[Mapping[str, Callable[[Container], object]]] = {
     "docker kill": lambda container: container.kill(signal.SIGKILL),
     "kill -9 from the host": lambda container: container.kill_from_host(),
-    "docker stop": lambda container: container.stop(),
+    "docker stop": lambda container: container.stop(patience_s=10),
 }
 
 

@@ -112,6 +112,7 @@ def test_the_volume_is_the_containers_and_the_command_has_nothing_of_it(
         with containers.container("plain:1", volume, options=options, command=("true",)) as second:
             assert second.wait() == 75
             assert f"container {first.inspect()['Id'][:12]} of host " in second.logs()
-        first.stop()
+        first.kill()
+        first.wait()
     with containers.container("plain:1", volume, options=options, command=("true",)) as third:
         assert third.wait() == 0

@@ -18,7 +18,7 @@ def test_who_says_that_it_is_ready_is_there_until_that_is_read(tmp_path: Path) -
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
-        manager.settimeout(60)
+        manager.settimeout(300)
         env = clean_environment({"NOTIFY_SOCKET": address})
         with subprocess.Popen([sys.executable, "-c", TELLS], env=env) as process:
             assert manager.recv(4096) == b"READY=1\nSTATUS=ready"

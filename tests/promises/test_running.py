@@ -28,6 +28,7 @@ CONFIG: Final = """
 supervise = true
 [ready]
 command = ["test", "-e", "/data/var/lib/svc/ready"]
+timeout_s = 60
 """
 SCRIPT: Final = (
     "cd /data/var/lib/svc; echo begun >begun; read status <go; "
@@ -87,7 +88,7 @@ def test_a_step_comes_once_ready_at_every_start_whatever_became_of_it_before(
         os.mkfifo(place / name)
     words = [*inside.IPAVOLUME, "start", "--", "sh", "-c", f"cd /data/var/lib/svc; {APPLICATION}"]
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    manager.settimeout(60)
+    manager.settimeout(300)
     # In an address without a name the kernel chooses one.
     manager.bind("")
     address = f"@{manager.getsockname()[1:].decode()}"
@@ -171,7 +172,8 @@ def test_under_systemd_a_unit_does_it_and_the_default_target_does_not_wait_for_t
         add_systemd(image)
         image.write(f"{OWN}/{NAME}.py", STEP)
 
-    config = f'[start]\nexec = ["{SYSTEMD}"]\n[ready]\ncommand = ["test", "-e", "/data/ready"]\n'
+    ready = '[ready]\ncommand = ["test", "-e", "/data/ready"]\ntimeout_s = 60\n'
+    config = f'[start]\nexec = ["{SYSTEMD}"]\n{ready}'
     lists = {"/data": ["/etc/svc/", "/var/lib/svc/"]}
     image = site.image("one", [rpm], lists=lists, config=config, edit=edit)
     volume = site.volume()

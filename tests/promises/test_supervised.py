@@ -27,6 +27,7 @@ CONFIG = """
 packages = ["svc"]
 [ready]
 command = ["sh", "-c", "{ready}"]
+timeout_s = 60
 [first-run]
 command = ["sh", "-c", "{first}; : >/data/var/lib/svc/installed"]
 phase = "offline"

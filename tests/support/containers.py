@@ -166,9 +166,9 @@ class Container:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def stop(self) -> int:
-        """Stop it with the engine's default patience; return its status."""
-        engine("stop", self.name)
+    def stop(self, patience_s: int = 120) -> int:
+        """Stop it; return its status, which is that of a kill where it takes longer."""
+        engine("stop", "--time", str(patience_s), self.name)
         return int(self.inspect()["State"]["ExitCode"])
 
     def remove(self) -> None:
