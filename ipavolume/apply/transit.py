@@ -36,6 +36,9 @@ class Transit:
         self._beside = crossing.Beside(area.volume.fd)
         self._made = ("", 0, 0)
         """What was staged that was copied last, and the inodes of it and of the copy."""
+        self._placed: dict[int, tuple[int, int]] = {}
+        """Where a copy of what is staged was put, as the number of its action, and its inode; by
+        the inode of what is staged, which may have further names."""
 
     # -- into a region ---------------------------------------------------------------------
 
@@ -70,11 +73,11 @@ class Transit:
             trees.remove_tree(inside, COPY)
             if stat.S_ISDIR(st.st_mode):
                 crossing.copy_tree(self._area.new, staged, inside, COPY)
-            else:
+            elif not self._link_placed(st, inside):
                 with files.inode(self._area.new, staged) as fd:
                     crossing.copy_inode(fd, inside, COPY)
             files.sync(inside)
-            self._made = (staged, st.st_ino, self._write_down(staged, inside, COPY))
+            self._made = (staged, st.st_ino, self._write_down(staged, inside, COPY, of=st))
         if not files.is_same(expected, files.lstat(directory, name)):
             return False
         if replace:
@@ -83,8 +86,39 @@ class Transit:
             files.rename_noreplace(inside, COPY, directory, name)
         # It is in place before the next call can say so.
         files.sync(directory)
+        if st.st_nlink > 1:
+            self._note_placed(staged, st.st_ino, self._made[2])
         self._drop(staged)
         return True
+
+    def _note_placed(self, staged: str, of: int, copy: int) -> None:
+        # What is not of the plan may have an inode that something of it had before.
+        if staged.isdecimal():
+            self._placed[of] = (int(staged), copy)
+
+    def _link_placed(self, st: os.stat_result, inside: int) -> bool:
+        """Make the copy another name of the one that was put in place of the same file.
+
+        Returns:
+            False if there is none, it is in another region, or somebody has touched it since.
+        """
+        number, inode = self._placed.get(st.st_ino, (-1, 0))
+        if number < 0:
+            return False
+        with self._parent_of(number) as found:
+            if found is None:
+                return False
+            try:
+                files.link(*found, inside, COPY)
+            except OSError as err:
+                if err.errno not in (errno.EXDEV, errno.EMLINK, errno.ENOENT, errno.EPERM):
+                    raise
+                return False
+        other = os.stat(COPY, dir_fd=inside, follow_symlinks=False)
+        if other.st_ino == inode and _looks(other) == _looks(st):
+            return True
+        files.unlink(inside, COPY)
+        return False
 
     def close(self) -> None:
         """Leave nothing beside the last place."""
@@ -101,7 +135,7 @@ class Transit:
         staged = _copy_name(number)
         files.unlink(self._area.new, staged)
         crossing.copy_inode(fd, self._area.new, staged)
-        self._write_down(staged, self._area.new, staged)
+        self._write_down(staged, self._area.new, staged, of=files.fstat(fd))
         try:
             files.rename_noreplace(self._area.new, staged, directory, name)
         except OSError as err:
@@ -114,7 +148,7 @@ class Transit:
     def is_copy(self, number: int, st: os.stat_result, of: os.stat_result) -> bool:
         """Tell whether *st* is what :meth:`copy` made of *of* for this action."""
         return (
-            self._read(_COPY_OF + _copy_name(number)) == str(st.st_ino)
+            self._read(_COPY_OF + _copy_name(number)).partition(" ")[0] == str(st.st_ino)
             and stat.S_IFMT(st.st_mode) == stat.S_IFMT(of.st_mode)
             and (st.st_size, st.st_mtime_ns) == (of.st_size, of.st_mtime_ns)
         )
@@ -133,9 +167,15 @@ class Transit:
                 continue
             with self._parent_of(int(staged)) as found:
                 st = None if found is None else files.lstat(*found)
-            if st is not None and self._read(name) == str(st.st_ino):
+            copy, _, of = self._read(name).partition(" ")
+            is_placed = st is not None and copy == str(st.st_ino)
+            if is_placed:
                 self._drop(staged)
-            files.unlink(self._area.old, name)
+            if is_placed and of.isdecimal():
+                # Further names of it may be staged still: what is written down stays for them.
+                self._note_placed(staged, int(of), int(copy))
+            else:
+                files.unlink(self._area.old, name)
         self._beside.settle()
 
     @contextlib.contextmanager
@@ -151,10 +191,10 @@ class Transit:
 
     # -- what is written down --------------------------------------------------------------
 
-    def _write_down(self, staged: str, directory: int, name: str) -> int:
-        """Write down which inode it is that will be found in place of *staged*; return it."""
+    def _write_down(self, staged: str, directory: int, name: str, *, of: os.stat_result) -> int:
+        """Write down which inode will be found in place of *staged*, and of which it is a copy."""
         st = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        self._note(_COPY_OF + staged, str(st.st_ino))
+        self._note(_COPY_OF + staged, f"{st.st_ino} {of.st_ino}")
         return st.st_ino
 
     def _note(self, name: str, text: str) -> None:
@@ -181,6 +221,10 @@ class Transit:
             # An overlay renames no directory of its lower layers. Killed in the middle of this,
             # the next start finds the copy in its place, and goes on here.
             trees.remove_tree(self._area.new, staged)
+
+
+def _looks(st: os.stat_result) -> tuple[int, ...]:
+    return st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns
 
 
 def _copy_name(number: int) -> str:

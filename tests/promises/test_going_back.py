@@ -731,6 +731,7 @@ def test_what_lies_in_a_subvolume_is_brought_back_as_well(
     (library / "changed").chmod(0o4750)
     (library / "removed").mkdir()
     (library / "removed/file").write_text("before")
+    (library / "removed/another name").hardlink_to(library / "changed")
     before = picture(place, times=False, leave_out=lambda path: path.startswith("/.ipavolume"))
     world.site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
     (library / "changed").write_text("after")

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Final
 
 import pytest
 from support import tracing
+from support.command import clean_environment
 from support.filesystems import Filesystems
-from support.images import picture
+from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool, unavailable
 from support.steps import Scene
+from support.upgrades import Site
 from support.worlds import (
     EDITED,
     MOUNTS,
@@ -582,6 +585,62 @@ def test_an_open_run_in_a_lower_layer_is_finished(
             assert _different(place, expected, "lower layers") == []
             assert not (place / "data/.ipavolume/transaction").exists()
             assert ": current" in world.run(run.image, place, "check").stdout
+
+
+@pytest.mark.crash
+def test_a_file_of_several_names_is_one_file_in_a_region_too(
+    filesystem: Filesystems, tmp_path: Path
+) -> None:
+    """F3: also where the run is killed between the names, or when one of them is to be made."""
+    place = filesystem("xfs", 400)
+    site = Site(top=tmp_path, volumes={"/data": place / "volume"})
+
+    def ship(image: Image) -> None:
+        for name in ("a", "z"):
+            image.write(f"/etc/app/{name} 1", name)
+            for number in (2, 3):
+                (image.root / f"etc/app/{name} {number}").hardlink_to(
+                    image.root / f"etc/app/{name} 1"
+                )
+
+    lists = {"/data": ["/etc/app/"]}
+    rpm = build_rpm(tmp_path, "app", [Packaged(path="/etc/app", directory=True)])
+    one = site.image("one", [rpm], lists=lists)
+    two = site.image("two", [rpm], lists=lists, edit=ship)
+    app = place / "volume/etc/app"
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(two)]
+
+    def begin() -> None:
+        shutil.rmtree(place / "volume", ignore_errors=True)
+        (place / "volume").mkdir()
+        site.upgrade(one)
+        _do("chattr", "+P", "-p", "70", app)
+
+    def names() -> list[list[str]]:
+        found: dict[int, list[str]] = {}
+        for path in sorted(app.iterdir()):
+            found.setdefault(path.stat().st_ino, []).append(path.name)
+        return list(found.values())
+
+    whole = [["a 1", "a 2", "a 3"], ["z 1", "z 2", "z 3"]]
+    begin()
+    done, calls = tracing.trace(command, env=clean_environment(), log=tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    assert names() == whole
+    changes = [call for call in calls if tracing.is_change(call)]
+    renames = [
+        number
+        for number, call in enumerate(changes)
+        if call.name.startswith("rename") and "/.ipavolume-" in call.text.partition(", ")[0]
+    ]
+    assert len(renames) == 6
+    for number in renames:
+        for call in changes[number : number + 2]:
+            begin()
+            tracing.killed(command, call, env=clean_environment())
+            site.upgrade(two)
+            assert names() == whole
+            assert not list(place.glob("**/.ipavolume-*"))
 
 
 # -- who owns the directory around is hostile --------------------------------------------
