@@ -59,6 +59,7 @@ from ipavolume.volume.refused import UNDONE, UNVERIFIED
 from ipavolume.volume.snapshots import (
     open_content,
     open_kept_state,
+    open_snapshot,
     read_originals,
     snapshot_runs,
 )
@@ -69,6 +70,7 @@ _UNDO: Final = "undo.json"
 _SWAPPED: Final = "swapped"
 _FORMAT: Final = 1
 _KEPT: Final = "state"
+_OF_THE_FILE_SYSTEM: Final = "lost+found"
 _BROUGHT_BACK: Final = (
     layout.PENDING,
     layout.FIRST_RUN,
@@ -654,7 +656,11 @@ class _WayBack:
         application = self._application()
         for mount in list(self._outer)[1:]:
             with commit.changing_records("commit to", self._outer[mount]):
-                self._settle_identity(self._outer[mount], application)
+                self._settle_identity(
+                    self._outer[mount],
+                    application,
+                    was_nobodys=not build_ids.get(mount, "") and self._was_empty(mount),
+                )
                 self._volumes.check_lock()
                 commit.put_build_id(self._inner[mount], build_ids.get(mount, ""))
                 commit.close_transaction(self._outer[mount], now=STATE_OPEN)
@@ -727,9 +733,20 @@ class _WayBack:
             os.close(kept)
         return ""
 
-    def _settle_identity(self, area: Area, application: str) -> None:
+    def _was_empty(self, mount: str) -> bool:
+        """Tell whether a volume that an image has filled again was about to be filled then."""
+        snapshot = open_snapshot(self._volumes, self._record.snapshot)
+        if snapshot is None or mount not in snapshot.refilled:
+            return False
+        content = open_content(self._volumes[mount], snapshot.run)
+        try:
+            return set(files.listdir(content)) <= {_OF_THE_FILE_SYSTEM}
+        finally:
+            os.close(content)
+
+    def _settle_identity(self, area: Area, application: str, *, was_nobodys: bool = False) -> None:
         """Where nothing was ours before, the volume is nobody's again."""
-        if layout.BASELINE not in self._record.had:
+        if was_nobodys or layout.BASELINE not in self._record.had:
             files.unlink(area.state, layout.IDENTITY)
             return
         identity = read_identity(area.state, area.volume)

@@ -73,7 +73,7 @@ class Transit:
             trees.remove_tree(inside, COPY)
             if stat.S_ISDIR(st.st_mode):
                 crossing.copy_tree(self._area.new, staged, inside, COPY)
-            elif not self._link_placed(st, inside):
+            elif not self._link_placed(staged, st, inside):
                 with files.inode(self._area.new, staged) as fd:
                     crossing.copy_inode(fd, inside, COPY)
             files.sync(inside)
@@ -92,18 +92,18 @@ class Transit:
         return True
 
     def _note_placed(self, staged: str, of: int, copy: int) -> None:
-        # What is not of the plan may have an inode that something of it had before.
         if staged.isdecimal():
             self._placed[of] = (int(staged), copy)
 
-    def _link_placed(self, st: os.stat_result, inside: int) -> bool:
+    def _link_placed(self, staged: str, st: os.stat_result, inside: int) -> bool:
         """Make the copy another name of the one that was put in place of the same file.
 
         Returns:
             False if there is none, it is in another region, or somebody has touched it since.
         """
         number, inode = self._placed.get(st.st_ino, (-1, 0))
-        if number < 0:
+        # What is not of the plan may have an inode that something of it had before.
+        if number < 0 or not staged.isdecimal():
             return False
         with self._parent_of(number) as found:
             if found is None:

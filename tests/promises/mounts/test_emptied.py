@@ -123,6 +123,32 @@ def test_the_way_back_of_a_run_amid_which_nothing_was_replaced_is_told(
     assert site.upgrade(first)["recorded"] == "one"
 
 
+def test_logs_that_the_undone_upgrade_had_filled_are_filled_by_the_image_of_before(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """And by a run for that alone: nothing is asked, and no step runs once more."""
+    first, second = two_images(site, versions, config=f"{BOTH}refill = true\n")
+    site.upgrade(first)
+    _empty(site)
+    site.upgrade(second, env=ALWAYS)
+    kept, env = _kept(site), clean_environment()
+    command = [sys.executable, "-m", "ipavolume", "rollback", *site.arguments(second)]
+    points = _points(site, command, env)
+    nobodys = tracing.find(
+        points, lambda call: call.name == "unlinkat" and '"identity.json"' in call.text
+    )
+    for point in (None, *points[nobodys : nobodys + 8 : 2]):
+        if point is not None:
+            _filled(site, kept)
+            tracing.killed(command, point, env=env)
+            site.run("rollback", second)
+        assert not (site.volumes["/logs"] / "var").exists()
+        site.upgrade(first, env={"IPAVOLUME_UPGRADE": "refuse"})
+        assert site.history()[-1]["kind"] == "refill"
+        assert picture(site.volumes["/logs"] / "var") == picture(first.root / "logs-template/var")
+        assert build_ids(site) == {"one"}
+
+
 def test_a_part_on_a_disk_that_is_not_mounted_is_not_lost(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
