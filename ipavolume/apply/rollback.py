@@ -599,12 +599,34 @@ class _WayBack:
             check_lock=self._volumes.check_lock,
         )
         swap.run(self._speaker.say)
+        self._settle_times()
         with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
             self._settle_index(installed)
         for area in self._inner.values():
             sync_area(area.volume, now=STATE_OPEN)
         with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
             files.write_file(self._first.work, _SWAPPED, b"")
+
+    def _settle_times(self) -> None:
+        """Give directories that came back their times, which what was put into them has changed."""
+        installs = [one for one in self._plan.actions if isinstance(one, Install)]
+        with contextlib.ExitStack() as stack:
+            contents = {}
+            for mount in sorted({mount_of(one.path, self._inner) for one in installs}):
+                contents[mount] = open_content(self._volumes[mount], self._record.snapshot)
+                stack.callback(os.close, contents[mount])
+            then, now = (
+                stack.enter_context(Tree(contents)),
+                stack.enter_context(self._volumes.tree()),
+            )
+            for action in installs:
+                with attempt("change", action.path, now=STATE_OPEN):
+                    st = then.stat(action.path)
+                    if st is None or not stat.S_ISDIR(st.st_mode):
+                        continue
+                    directory = now.directory(action.path)
+                    if directory is not None:
+                        files.set_times(directory, st.st_mtime_ns)
 
     def _settle_index(self, installed: Mapping[str, bytes]) -> None:
         """Leave in the index what was untouched when the snapshot was made, and still is.

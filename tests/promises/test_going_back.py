@@ -537,6 +537,37 @@ def test_what_a_snapshot_leaves_out_gets_its_owners_back(tmp_path: Path) -> None
         assert owners() == before
 
 
+def test_a_directory_that_comes_back_has_its_times(tmp_path: Path) -> None:
+    """One of the image's that became a file, and one that somebody removed after the upgrade."""
+    site = Site(top=tmp_path)
+    directory, was = (
+        Packaged(path="/etc/app/changing", directory=True),
+        Packaged(path="/etc/app/changing/inner", content="inner"),
+    )
+    now = Packaged(path="/etc/app/changing", content="a file")
+    one, two = (
+        site.image(
+            name,
+            [build_rpm(tmp_path, "app", files, version=number)],
+            lists={"/data": ["/etc/app/"]},
+        )
+        for name, number, files in (("one", "1", [directory, was]), ("two", "2", [now]))
+    )
+    site.upgrade(one)
+    app = site.volume() / "etc/app"
+    (app / "own/deep").mkdir(parents=True)
+    (app / "own/deep/file").write_text("own")
+    times = {"changing": 1_000_000_001, "own/deep": 1_000_000_002, "own": 1_000_000_003}
+    for path, time_s in times.items():
+        os.utime(app / path, (time_s, time_s))
+    site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    shutil.rmtree(app / "own")
+    site.run("rollback", two)
+    assert (app / "changing/inner").read_text() == "inner"
+    assert (app / "own/deep/file").read_text() == "own"
+    assert {path: (app / path).stat().st_mtime for path in times} == times
+
+
 def test_a_policy_a_first_run_and_damage_keep_it_from_going_back_by_itself(
     world: World, place: Path
 ) -> None:
