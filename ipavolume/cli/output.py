@@ -378,7 +378,7 @@ def print_difference(lines: Iterable[str], *, indented: str) -> None:
     """Print the lines of a difference in the colours that they have elsewhere."""
     for line in lines:
         colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-        click.echo(click.style(f"{indented}{text.escape(line)}", fg=colour))
+        click.echo(click.style(f"{indented}{text.escape_content(line)}", fg=colour))
 
 
 def _colour_of(severity: Severity) -> str:

@@ -73,6 +73,16 @@ def escape(text: str) -> str:
     return "".join(result)
 
 
+def escape_content(text: str) -> str:
+    """Return a line of a file fit for a terminal, as one has to write it to find or change it.
+
+    Tabs and backslashes, which configurations are full of, are what they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter in "\t\\" else escape(letter) for letter in text)
+
+
 def audit_heading(found: Audited) -> str:
     """Return in one line what an audit came to."""
     wrong = sum(finding.paths for finding in found.findings if finding.is_wrong)

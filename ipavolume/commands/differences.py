@@ -111,7 +111,7 @@ def _content_of(tree: Tree, path: str) -> Content:
     if found.type is FileType.SYMLINK:
         return [f"-> {tree.target(path)}"]
     if found.type is not FileType.FILE:
-        return f"is a {found.type.value}"
+        return f"is {found.type.noun}"
     if found.size > _MAX_SHOWN_BYTES:
         return f"has {found.size} bytes, too many to show"
     parent, _, name = path.rpartition("/")

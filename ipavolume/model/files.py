@@ -29,6 +29,11 @@ class FileType(enum.StrEnum):
     OTHER = "other"
     """A socket or device node: never shipped, only found on a volume."""
 
+    @property
+    def noun(self) -> str:
+        """What a sentence calls it, with its article."""
+        return "a socket or a device" if self is FileType.OTHER else f"a {self.value}"
+
 
 class LinkStanding(enum.Enum):
     """What is to be thought of a symbolic link in a directory's place.

@@ -134,7 +134,7 @@ def _parent_fault(path: str, volume: VolumeView, mounts: Sequence[VolumeSpec]) -
                 is_missing=True,
             )
         if kind != FileType.DIRECTORY:
-            text = f"wants to put {path!r}, and {above!r} is a {kind}"
+            text = f"wants to put {path!r}, and {above!r} is {FileType(kind).noun}"
             return _Fault(text=text, path=above, command=_away(above))
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -207,6 +209,26 @@ def test_a_difference_goes_from_yours_to_the_packages(site: tuple[Site, Image]) 
     assert "/data/etc/app/noreplace: is a binary file of 6 bytes" in said
     assert "  -edited" in said
     assert "\x1b" not in said
+
+
+def test_what_a_line_has_is_shown_as_it_is_written(site: tuple[Site, Image]) -> None:
+    """But for what would change the terminal, and what is no text."""
+    _real(site[0], "/data/etc/app/noreplace").write_bytes(
+        b"\tmatch = ^(\\d+)\\.conf$\r\ntitle = \x1b]0;x\x07 caf\xe9\nno end"
+    )
+    path = _real(site[0], "/data/etc/app/plain.rpmsave")
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)
+    said = site[0].run("conflicts", site[1], "--diff").stdout.splitlines()
+    for line in (
+        r"  -" "\t" r"match = ^(\d+)\.conf$\r",
+        r"  -title = \x1b]0;x\x07 caf\xe9",
+        r"  -no end",
+        r"  \ No newline at end of file",
+        r"  /data/etc/app/plain.rpmsave: is a socket or a device",
+    ):
+        assert line in said
 
 
 @pytest.mark.parametrize(
