@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ipavolume.apply.stage import not_in_template, place_record
 from ipavolume.formats import manifest
@@ -11,10 +11,10 @@ from ipavolume.image.image import Image
 from ipavolume.linux import files, mounts, trees
 from ipavolume.model.files import FileType, Record
 from ipavolume.model.progress import Progress
-from ipavolume.volume import failures
-from ipavolume.volume.failures import attempt
+from ipavolume.volume import held
+from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
 from ipavolume.volume.members import Volume
-from ipavolume.volume.tree import Tree
+from ipavolume.volume.tree import Tree, walk
 
 
 def _empty(directory: int, points: Sequence[str]) -> None:
@@ -35,16 +35,28 @@ def _empty(directory: int, points: Sequence[str]) -> None:
             os.close(inside)
 
 
+def _below(volume: Volume, points: Sequence[str]) -> Iterator[held.Touched]:
+    """Yield what is emptied, as far as it can be looked at."""
+    yield volume.mount, True
+    mounted = {f"{volume.mount}/{point}" for point in points}
+    walked = walk(volume.fd, volume.mount, mounted=mounted, unreadable=lambda _path, _err: None)
+    for path, _, _, _ in walked:
+        yield path, True
+
+
 def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progress) -> None:
     """Empty every volatile volume and fill it from its template.
 
     Raises:
+        ObstructedError: If something there is immutable.
         VolumeIOError: If that fails.
     """
     for mount, volume in volatile.items():
         progress(f"filling {volume.directory}")
         points = mounts.mount_points_below(volume.directory)
-        with failures.attempt("empty", volume.directory):
+        with held.explained(
+            "empty", volume.directory, {mount: volume}, _below(volume, points), now=STATE_UNTOUCHED
+        ):
             _empty(volume.fd, points)
         fill(image, mount, volume.fd)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.command import PROJECT
+from support.filesystems import Filesystems
 from support.images import Image, picture
 from support.mounts import BOTH, LISTS
+from support.requirements import need_tool
 from support.upgrades import Site, owner, set_acl
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -98,6 +101,26 @@ def test_what_is_mounted_in_a_volatile_volume_stays(
         assert sorted(path.name for path in tmp.iterdir()) == ["run", "var"]
         assert [path.name for path in (tmp / "run").iterdir()] == ["secrets"]
         assert (tmp / "var/cache/app/index").read_text() == "as shipped"
+
+
+@pytest.mark.filesystem
+def test_an_immutable_file_in_a_volatile_volume_is_named(
+    volatile: tuple[Site, Image], filesystem: Filesystems
+) -> None:
+    site, image = volatile
+    site.volumes["/tmp"] = filesystem("ext4")
+    left = site.volume("/tmp") / "a b/left"
+    left.parent.mkdir()
+    left.write_text("left")
+    subprocess.run([need_tool("chattr"), "+i", str(left)], check=True, timeout=60)
+    try:
+        said = site.run("start", image, "--", "true", status=65).stderr
+    finally:
+        subprocess.run([need_tool("chattr"), "-i", str(left)], check=True, timeout=60)
+    assert "'/tmp/a b/left' has to change, but is immutable (chattr +i) [immutable]" in said
+    assert f"chattr -i '{left}'. Then start again." in said
+    site.run("start", image, "--", "true")
+    assert not left.exists()
 
 
 def test_freeipas_two_lists_lead_every_path_to_a_place_that_exists(
