@@ -9,7 +9,7 @@ entry of another volume becomes a link inside that volume.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -97,6 +97,7 @@ def place_entries(
     )
     faults: list[str] = []
     found: dict[str, list[Placement]] = {}
+    inherited: set[tuple[str, str]] = set()
     for item in listed:
         path = item.entry.path
         where = f"{item.name}:{item.entry.line}: {path!r}" if item.entry.line else repr(path)
@@ -106,11 +107,13 @@ def place_entries(
             faults.append(f"{where} {err}")
             continue
         found.setdefault(placement.location, []).append(placement)
+        if not item.entry.line:
+            inherited.add((placement.location, placement.volume.mount))
     chosen: dict[str, Placement] = {}
     for location, candidates in sorted(found.items()):
         mounts = sorted({candidate.volume.mount for candidate in candidates})
         if len(mounts) > 1:
-            faults.append(f"{location!r} is listed for {' and for '.join(mounts)}")
+            faults.append(_twice(location, mounts, inherited))
             continue
         chosen[location] = _choose(candidates)
     for location, placement in chosen.items():
@@ -121,6 +124,19 @@ def place_entries(
     if faults:
         raise ConfigurationError("; ".join(faults), hint="Correct the path lists.")
     return _waves(chosen)
+
+
+def _twice(location: str, mounts: Sequence[str], inherited: Collection[tuple[str, str]]) -> str:
+    """Return what is wrong with a location that is kept on several volumes."""
+    before = [mount for mount in mounts if (location, mount) in inherited]
+    now = [mount for mount in mounts if mount not in before]
+    if not before or not now:
+        return f"{location!r} is listed for {' and for '.join(mounts)}"
+    return (
+        f"{location!r} is listed for {' and for '.join(now)}, and on {' and on '.join(before)} "
+        "since an earlier prepare of this image, or of the one that it derives from, which "
+        "nothing takes back: build the image without that, or list it there"
+    )
 
 
 def _locate(

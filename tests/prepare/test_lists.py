@@ -143,6 +143,21 @@ def test_an_entry_inside_that_of_another_volume_in_a_derived_image(
     assert not bare.prepare().changed
 
 
+def test_an_entry_that_an_earlier_prepare_has_put_on_another_volume_is_told_as_that(
+    bare: Image,
+) -> None:
+    bare.write("/srv/moved/x", "x")
+    bare.write("/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n')
+    bare.list("/srv/moved/")
+    bare.list("# none yet", name="logs")
+    bare.prepare()
+    bare.list("# moved")
+    bare.list("/srv/moved/", name="logs")
+    refuses(bare, ConfigurationError, "'/srv/moved' is listed for /logs, and on /data since an")
+    bare.list("/srv/moved/")
+    refuses(bare, ConfigurationError, "'/srv/moved' is listed for /data and for /logs")
+
+
 def test_volumes_that_nest_back_and_forth_are_refused(bare: Image) -> None:
     bare.write("/a/b/c/x")
     bare.write("/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n')
