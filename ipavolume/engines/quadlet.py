@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,10 @@ _BUILD_SUFFIX: Final = ".build"
 _DROPINS_SUFFIX: Final = ".d"
 _DROPIN_SUFFIX: Final = ".conf"
 _MAX_BYTES: Final = 1 << 20
+_KEPT_TYPES: Final = ("volume", "bind")
+_SOURCES: Final = ("source", "src")
+_PLACES: Final = ("destination", "dst", "target")
+"""Names that an option of ``--mount`` has, podman-run(1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +71,27 @@ def read_quadlets(directories: Sequence[str]) -> list[Quadlet]:
         if not image or "%" in image:
             continue
         volumes = {}
-        for value in values.get("Volume", []):
-            source, _, rest = value.partition(":")
-            mount = rest.partition(":")[0].rstrip("/")
+        for source, place in _mounted(values):
             whose = files.volume(source, os.path.dirname(path))
-            if mount.startswith("/") and whose:
-                volumes[mount] = whose
+            if place.startswith("/") and whose:
+                volumes[place.rstrip("/")] = whose
         found.append(Quadlet(path=path, image=image, volumes=volumes))
     return found
+
+
+def _mounted(values: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """Yield what is mounted where, by either of the two keys."""
+    for value in values.get("Volume", ()):
+        source, _, rest = value.partition(":")
+        yield source, rest.partition(":")[0]
+    for value in values.get("Mount", ()):
+        options = {key: text for key, _, text in (one.partition("=") for one in value.split(","))}
+        if options.get("type") in _KEPT_TYPES:
+            source, place = (
+                next((options[name] for name in names if name in options), "")
+                for names in (_SOURCES, _PLACES)
+            )
+            yield source, place
 
 
 class _Files:

@@ -26,6 +26,10 @@ Volume=other.volume:/other
 Volume=missing.volume:/missing
 Volume=%h/home:/home
 Volume=/anonymous
+Mount=type=volume,source=keys.volume,destination=/keys/,ro
+Mount=type=bind,src=./certs,dst=/certs
+Mount=type=tmpfs,target=/scratch
+Mount=type=image,source=data:1,destination=/image
 Exec=ipa-server-install \\
 # a word on it
   -U Volume=no:/no
@@ -40,7 +44,8 @@ def directory(tmp_path: Path) -> Path:
     below.mkdir()
     (below / "ipa.container").write_text(SERVER)
     (tmp_path / "state.volume").write_text("[Volume]\nVolumeName=ipa-state\n")
-    (tmp_path / "other.volume").write_text("[Volume]\n")
+    for name in ("other", "keys"):
+        (tmp_path / f"{name}.volume").write_text("[Volume]\n")
     for name, image in (("built", "x.build"), ("by-systemd", "x:%i"), ("none", "")):
         (tmp_path / f"{name}.container").write_text(
             f"[Container]\nImage={image}\nVolume=ipa-data:/data\n"
@@ -65,6 +70,8 @@ def test_image_and_volumes_are_those_that_podman_reads(directory: Path) -> None:
         "/beside,": str(directory / "team/beside"),
         "/state": "ipa-state",
         "/other": "systemd-other",
+        "/keys": "systemd-keys",
+        "/certs": str(directory / "team/certs"),
     }
     assert read_quadlets([str(directory / "none")]) == []
 
