@@ -73,3 +73,13 @@ def test_signals_reach_process_1_and_nothing_is_left_running(image: Image, volum
         assert container.process.stdout.readline() == "term\n"
         assert container.process.wait(timeout=120) == 5
     assert not Path(f"/proc/{left}").exists()
+
+
+def test_when_a_test_leaves_it_nothing_is_left_running(image: Image, volume: Path) -> None:
+    """What still had the lock, or changed the volume, was in the way of what came next."""
+    script = "for _ in 1 2 3 4 5; do sleep infinity & done; echo ready; wait"
+    with inside.started(image.root, volume, ["sh", "-c", script]) as container:
+        assert container.process.stdout is not None
+        assert container.process.stdout.readline() == "ready\n"
+        first = container.pid()
+    assert not Path(f"/proc/{first}").exists()

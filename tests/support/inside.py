@@ -131,11 +131,15 @@ def started(
             env=environment,
             start_new_session=True,
         )
+        container = Container(process)
         try:
-            yield Container(process)
+            yield container
         finally:
             if process.poll() is None:
-                process.kill()
+                # What made it ends when it has ended, with all that is in it; killed itself it
+                # would leave it to end some time later.
+                with contextlib.suppress(AssertionError, ProcessLookupError):
+                    container.send(signal.SIGKILL)
                 process.wait(timeout=120)
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None and not stream.closed:
