@@ -61,9 +61,10 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
             "no command there does what failed again. The next start (docker restart NAME) does, "
             "where the lines above say that it can."
         )
-    say(f"on hold: the application is not started. Look around in the container; {then}")
     with _noted():
         lock.pause()
+        # Who reads it may ask for it, or do what it says, at once.
+        say(f"on hold: the application is not started. Look around in the container; {then}")
         told = False
         while True:
             # A signal does not end the sleep, but is seen right after it.

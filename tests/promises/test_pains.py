@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -334,6 +335,30 @@ def test_on_hold_after_a_step_of_every_start_nothing_is_ready_and_no_upgrade_is_
             )
             assert done.returncode == 13, done.stdout + done.stderr
             assert done.stdout.startswith("on hold: ")
+
+
+ASKED_AT_ONCE = """
+from ipavolume.__main__ import end
+from ipavolume.commands import hold
+
+def asking(volumes, lock, say, **more):
+    held(volumes, lock, lambda line: say(f"{line} Asked: {hold.is_on_hold()}"), **more)
+
+held, hold.hold = hold.hold, asking
+end()
+"""
+
+
+def test_who_reads_that_it_is_on_hold_and_asks_is_told_so(world: World) -> None:
+    """A probe at that very instant said that the start takes long."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": FAILS})
+    start = ["start", "--on-failure", "hold", "--", "true"]
+    argv = [sys.executable, "-c", ASKED_AT_ONCE, *start]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert next(line for line in lines if "on hold" in line).endswith(" Asked: True\n")
 
 
 def test_p18_an_installer_that_meets_a_read_only_path_is_told_about_the_list(world: World) -> None:
