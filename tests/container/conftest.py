@@ -21,7 +21,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def work() -> Iterator[Path]:
     """A directory that every user can look into, for engines to keep their files in."""
-    with tempfile.TemporaryDirectory(prefix="ipavolume-", dir="/var/tmp") as directory:
+    # What an engine still writes there while it is removed is nobody's fault.
+    with tempfile.TemporaryDirectory(
+        prefix="ipavolume-", dir="/var/tmp", ignore_cleanup_errors=True
+    ) as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
 
