@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,17 +125,22 @@ class Container:
         ).stdout
 
     def lines(self) -> Iterator[str]:
-        """Yield each line that it prints, until it ends."""
+        """Yield each line that it prints, until it ends, or has been listened to for too long."""
         with subprocess.Popen(
             [self._docker, "logs", "--follow", self.name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ) as process:
+            # A line that does not come is a failed test, not one without an end.
+            patience = threading.Timer(2 * LIMIT_S, process.kill)
+            patience.daemon = True
+            patience.start()
             try:
                 assert process.stdout is not None
                 yield from process.stdout
             finally:
+                patience.cancel()
                 process.kill()
 
     def wait(self) -> int:
