@@ -30,6 +30,8 @@ _CGROUPS: Final = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 _SYSTEM: Final = "/etc/systemd/system"
 LIMIT_S: Final = 300.0
 """A limit that only a test which hangs reaches."""
+_END: Final = b"\0"
+"""Nobody prints this."""
 
 UNITS: Final = {
     "application.target": (
@@ -68,10 +70,12 @@ def add_systemd(image: Image) -> None:
 class Machine:
     """A running container with a console."""
 
-    def __init__(self, container: inside.Container, console: int) -> None:
-        """Take the container and the other end of its console."""
+    def __init__(self, container: inside.Container, console: int, screen: int = -1) -> None:
+        """Take the container, the other end of its console, and the console itself."""
         self.container = container
         self._console = console
+        self._screen = screen
+        self._has_ended = False
         self.seen = ""
 
     def wait_for(self, text: str) -> str:
@@ -89,8 +93,13 @@ class Machine:
             ready, _, _ = select.select([self._console, ended], [], [], LIMIT_S)
         finally:
             os.close(ended)
+        if ready == [ended] and not self._has_ended:
+            # What it wrote last may be on its way still (pty(7)): this comes behind it.
+            self._has_ended = True
+            os.write(self._screen, _END)
+            ready, _, _ = select.select([self._console], [], [], LIMIT_S)
         if self._console in ready:
-            data = os.read(self._console, 4096)
+            data = os.read(self._console, 4096).replace(_END, b"")
             self.seen += data.decode("utf-8", "replace").replace("\r\n", "\n")
         return self._console in ready
 
@@ -169,7 +178,7 @@ def machine(
     command = ["sh", "-ec", "; ".join(first)]
     try:
         with inside.started(image.root, volume, command, env=environment) as container:
-            yield Machine(container, keyboard)
+            yield Machine(container, keyboard, screen)
     finally:
         os.close(keyboard)
         os.close(screen)
