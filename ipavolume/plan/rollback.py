@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Final
@@ -54,7 +54,7 @@ from ipavolume.volume.snapshots import (
     lost_mounts,
     next_run,
 )
-from ipavolume.volume.tree import walk
+from ipavolume.volume.tree import Tree, walk
 
 PARTIAL: Final = "partial-snapshot"
 FIRST_RUN_SINCE: Final = "first-run-since"
@@ -385,7 +385,7 @@ def _owners_left_out(
     snapshot: Snapshot,
     undoes: ImageHeader,
 ) -> Iterator[SetMetadata]:
-    """Yield what gives back to its accounts what the snapshot leaves out, as logs.
+    """Yield what gives back to its accounts what the snapshot leaves out: logs, sockets, devices.
 
     The upgrade has given all that was theirs to the numbers that they have in its image. Of one
     that was stopped amid that nobody knows how far it got: it stays as it is. What was mounted
@@ -399,6 +399,19 @@ def _owners_left_out(
         return
     passed = {one.removeprefix(EXACTLY) for one in snapshot.left_out if one.startswith(EXACTLY)}
     globs = [one for one in snapshot.left_out if not one.startswith(EXACTLY)]
+    with opened(volumes, snapshot) as contents, Tree(contents) as then:
+        yield from _given_back(context, volumes, globs, passed, then, users, groups)
+
+
+def _given_back(
+    context: Context,
+    volumes: Mapping[str, Volume],
+    globs: Sequence[str],
+    passed: Collection[str],
+    then: Tree,
+    users: Mapping[int, int],
+    groups: Mapping[int, int],
+) -> Iterator[SetMetadata]:
     for mount, volume in volumes.items():
         is_left_out = left_out(globs, mount)
         ours = f"{mount}/{STATE_DIRECTORY}"
@@ -417,9 +430,10 @@ def _owners_left_out(
                     over = path
                     continue
                 if not (out and is_within(path, out)):
-                    if not is_left_out(path[len(mount) + 1 :]):
+                    if is_left_out(path[len(mount) + 1 :]):
+                        out = path
+                    elif files.disk_state(st).type is not FileType.OTHER or then.stat(path):
                         continue
-                    out = path
                 action = renumbered(
                     path,
                     files.disk_state(st),
