@@ -127,7 +127,7 @@ def _version(tree: ImageTree, one: DeclaredPackage) -> str:
         raise _NoVersionError(f"{where} has {found} where one with the version is expected")
     version = lines[0].strip()
     if fault := version_fault(version):
-        raise _NoVersionError(f"{where} has {fault}")
+        raise _NoVersionError(f"{where}: {fault}")
     return version
 
 
