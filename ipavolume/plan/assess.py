@@ -187,7 +187,9 @@ def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
     if old is None:
         return found
     image = context.image.header
-    error = left_behind(old, image, context.volumes, _shipped(context.volumes.primary, primary))
+    emptied = {mount for mount, volume in context.volatile.items() if mark_of_kept(volume)}
+    shipped = _shipped(context.volumes.primary, primary)
+    error = left_behind(old, image, context.volumes, shipped, emptied=emptied)
     if error is None:
         return found
     if LEFT_BEHIND not in context.options.allow:

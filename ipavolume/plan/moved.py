@@ -110,7 +110,12 @@ def _covering(specs: Iterable[VolumeSpec], path: str) -> VolumeSpec | None:
 
 
 def left_behind(
-    old: ImageHeader, new: ImageHeader, volumes: Volumes, shipped: Iterator[bytes]
+    old: ImageHeader,
+    new: ImageHeader,
+    volumes: Volumes,
+    shipped: Iterator[bytes],
+    *,
+    emptied: Collection[str] = (),
 ) -> IpaVolumeError | None:
     """Return what refuses *new* because of what nobody would find any more.
 
@@ -120,11 +125,17 @@ def left_behind(
         volumes: The volumes.
         shipped: The record lines of all that an image has put on the volumes; read only if
             it is needed.
+        emptied: Mounts of volumes that were kept, and whose content may be lost: what stays there
+            is not asked for once more.
 
     Raises:
         VolumeIOError: If something cannot be looked at.
     """
-    moved = moved_paths(old, new)
+    moved = [
+        one
+        for one in moved_paths(old, new)
+        if not (one.volume is not None and one.volume.mount == one.before in emptied)
+    ]
     if not moved:
         return None
     records = _records_of(moved, shipped)
@@ -151,11 +162,21 @@ def left_behind(
         hint=" ".join(
             [
                 *(_advice(volumes, old, new, one) for one, _ in found[:_MAX_NAMED]),
-                *([_AFTERWARDS] if any(one.volume is not None for one, _ in found) else ()),
-                f"To leave it where it is: --allow {LEFT_BEHIND}.",
+                *([_AFTERWARDS] if any(_is_kept(one.volume) for one, _ in found) else ()),
+                f"{_lost_or_left(found, emptied)}: --allow {LEFT_BEHIND}.",
             ]
         ),
     )
+
+
+def _is_kept(volume: VolumeSpec | None) -> bool:
+    return volume is not None and not volume.volatile
+
+
+def _lost_or_left(found: Iterable[tuple[Moved, list[str]]], emptied: Collection[str]) -> str:
+    if any(not one.mount and one.before in emptied for one, _ in found):
+        return "To have it emptied all the same"
+    return "To leave it where it is"
 
 
 def _records_of(moved: Sequence[Moved], lines: Iterable[bytes]) -> Mapping[str, list[Record]]:

@@ -251,6 +251,31 @@ def test_what_was_volatile_is_not_asked(site: Site, rpms: dict[str, Path]) -> No
     site.upgrade(_image(site, "2", rpms, {"/data": LISTS[:2]}))
 
 
+def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    site.volume()
+    rows = site.volume("/vt") / "var/lib/acme/rows"
+    kept = VOLATILE.replace("volatile = true\n", "")
+    lists = {"/data": LISTS[:2], "/vt": LISTS[2:]}
+    site.upgrade(_image(site, "1", rpms, lists, kept))
+    rows.write_text("mine")
+    allow = ("--allow", "kept-volume", "--", "true")
+    # What the image looks for on the volume that stays would be lost: that is another question.
+    moved = {"/data": [*LISTS[:2], "/var/lib/acme/"], "/vt": ["/srv/acme/"]}
+    elsewhere = _image(site, "2", rpms, moved, VOLATILE, name="elsewhere")
+    said = site.run("start", elsewhere, *allow, status=77).stderr
+    assert "To have it emptied all the same: --allow left-behind." in said
+    assert "where it is" not in said
+    assert rows.read_text() == "mine"
+    two = _image(site, "2", rpms, lists, VOLATILE)
+    assert "[kept-volume]" in site.run("start", two, "--", "true", status=65).stderr
+    assert rows.read_text() == "mine"
+    site.run("start", two, *allow)
+    assert not rows.exists()
+    assert site.history()[-1]["overrides"] == ["kept-volume"]
+
+
 def test_a_volume_that_the_image_has_no_more_is_told(site: Site, rpms: dict[str, Path]) -> None:
     """F25: what is on it cannot be looked at; it is asked until something is in the new place."""
     lists = {"/data": LISTS[:2], "/db": LISTS[2:]}
