@@ -20,6 +20,7 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
+from ipavolume.firstrun import standing
 from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
@@ -34,7 +35,7 @@ from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
 from ipavolume.volume import failures, lock, rehearsal
 from ipavolume.volume.attempts import FIRST_RUN, START
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.logs import Speaker
 
 _PATIENCE_S: Final = 3600.0
@@ -263,6 +264,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
+        _plan_before_emptying(context, verdict, speaker)
         if context.options.rehearsal:
             _mark_copies(context)
         volatile.fill_volatile(context.image, context.volatile, speaker.say)
@@ -280,6 +282,21 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     if outcome.waiting:
         return outcome
     return _after(context, beginning, outcome, speaker, phases, begin=begin)
+
+
+def _plan_before_emptying(context: Context, verdict: Verdict, speaker: Speaker) -> None:
+    """Let what refuses an upgrade do so before a volume is emptied whose content was kept.
+
+    Of one that is volatile nothing can be missed.
+    """
+    does = conduct(verdict.state).does
+    if does in (Does.PLAN, Does.RESUME, Does.GO_BACK) and any(
+        mark_of_kept(volume) for volume in context.volatile.values()
+    ):
+        from ipavolume.commands import foreseen
+
+        standing.refuse_new_files(context.image, context.volumes, verdict)
+        foreseen.foresee(context, verdict, context.volumes.facts(), speaker.say)
 
 
 def _mark_copies(context: Context) -> None:

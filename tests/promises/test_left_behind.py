@@ -270,7 +270,14 @@ def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there
     assert rows.read_text() == "mine"
     two = _image(site, "2", rpms, lists, VOLATILE)
     assert "[kept-volume]" in site.run("start", two, "--", "true", status=65).stderr
+    # What is in the way of the upgrade is told first.
+    (site.volume() / "etc/acme/more.conf").unlink()
+    (site.volume() / "etc/acme").rmdir()
+    (site.volume() / "etc/acme").symlink_to("nowhere")
+    os.lchown(site.volume() / "etc/acme", 250, 250)
+    assert "[unsafe-link]" in site.run("start", two, *allow, status=65).stderr
     assert rows.read_text() == "mine"
+    (site.volume() / "etc/acme").unlink()
     site.run("start", two, *allow)
     assert not rows.exists()
     assert site.history()[-1]["overrides"] == ["kept-volume"]
