@@ -108,3 +108,8 @@ class ImageHeader:
     records_digest: str = ""
     application: str = ""
     owning: tuple[tuple[str, bool], ...] | None = None
+
+    @property
+    def kept_mounts(self) -> frozenset[str]:
+        """Where the volumes are whose content stays; a volatile one has no state of ours."""
+        return frozenset(volume.mount for volume in self.volumes if not volume.volatile)

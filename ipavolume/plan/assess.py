@@ -319,8 +319,8 @@ def _is_nobodys(facts: Facts) -> bool:
 
 def _may_be_refilled(context: Context, mount: str, recorded: ImageHeader | None) -> bool:
     """Tell whether an empty volume may take the place of the one at *mount*, which was known."""
-    known = recorded.volumes if recorded is not None else ()
-    return mount in context.image.config.refilled and any(one.mount == mount for one in known)
+    known = recorded.kept_mounts if recorded is not None else ()
+    return mount in context.image.config.refilled and mount in known
 
 
 def _content(context: Context, mount: str) -> str:

@@ -325,7 +325,7 @@ def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verd
     image = question.image
     if primary.baseline is not None:
         # A volume that is new to the image has nothing to agree with.
-        known = {question.mounts[0], *(volume.mount for volume in primary.baseline.volumes)}
+        known = {question.mounts[0], *primary.baseline.kept_mounts}
         ids = {question.facts[mount].build_id for mount in question.mounts if mount in known}
         # A lost secondary may have its id still; it is filled, and gets its state again.
         consistent = ids == {primary.baseline.build_id} and not _has_lost(question, primary)
@@ -572,7 +572,7 @@ def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
         and (facts.transaction is None or mount in question.refilled)
         and primary.transaction is None
         and primary.baseline is not None
-        and any(volume.mount == mount for volume in primary.baseline.volumes)
+        and mount in primary.baseline.kept_mounts
     )
 
 
@@ -581,11 +581,10 @@ def _unknowing(question: Question, primary: Facts) -> Iterator[str]:
     open_, target = primary.transaction, primary.target
     if open_ is None or target is None:
         return
-    known = {volume.mount for volume in target.volumes}
     for mount in question.mounts[1:]:
         facts = question.facts[mount]
         knows = facts.transaction is not None and facts.transaction.run == open_.run
-        if mount in known and not knows and facts.build_id != open_.to_build:
+        if mount in target.kept_mounts and not knows and facts.build_id != open_.to_build:
             yield mount
 
 
@@ -596,7 +595,7 @@ def _is_emptied(question: Question, primary: Facts, mount: str) -> bool:
         _has_nothing(question, mount)
         and primary.transaction is not None
         and recorded is not None
-        and any(volume.mount == mount for volume in recorded.volumes)
+        and mount in recorded.kept_mounts
     )
 
 

@@ -251,6 +251,26 @@ def test_what_was_volatile_is_not_asked(site: Site, rpms: dict[str, Path]) -> No
     site.upgrade(_image(site, "2", rpms, {"/data": LISTS[:2]}))
 
 
+@pytest.mark.parametrize("how", ["the same", "another"])
+def test_what_was_volatile_is_no_lost_volume_where_it_is_kept_now(
+    site: Site, rpms: dict[str, Path], how: str
+) -> None:
+    site.volume()
+    rows = site.volume("/vt") / "var/lib/acme/rows"
+    lists = {"/data": LISTS[:2], "/vt": LISTS[2:]}
+    site.run("start", _image(site, "1", rpms, lists, VOLATILE), "--", "true")
+    rows.write_text("mine")
+    if how == "another":
+        site.volumes["/vt"] = site.top / "another"
+        site.volumes["/vt"].mkdir()
+    two = _image(site, "2", rpms, lists, VOLATILE.replace("volatile = true\n", ""))
+    site.upgrade(two)
+    assert site.history()[-1]["overrides"] == []
+    assert (site.volumes["/vt"] / "build-id").read_text() == "image-2\n"
+    assert (site.volumes["/vt"] / "var/lib/acme/schema").read_text() == "2"
+    assert rows.read_text() == "mine"
+
+
 def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there(
     site: Site, rpms: dict[str, Path]
 ) -> None:
