@@ -18,12 +18,13 @@ from dataclasses import field, replace
 from typing import Any, Final
 
 from ipavolume.apply import replication
-from ipavolume.commands import check, check_image, clones, rehearsing, status
+from ipavolume.commands import check, check_image, clones, pausing, rehearsing, status
 from ipavolume.commands.check import Inspection, Severity
 from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Clones, Keep
+from ipavolume.commands.pausing import Use, User
 from ipavolume.context import Options, parse_volume_option, volumes_by_mount
-from ipavolume.engines.copy import opened_image
+from ipavolume.engines.copy import copied, opened_image
 from ipavolume.engines.engine import Engine
 from ipavolume.engines.likeness import LeftOut, Place, likeness
 from ipavolume.errors import (
@@ -32,12 +33,13 @@ from ipavolume.errors import (
     ConfigurationError,
     IpaVolumeError,
     LockedError,
+    StoppedError,
     UnsafeVolumeError,
     UsageError,
     VolumeIOError,
 )
 from ipavolume.image.image import Image
-from ipavolume.linux import clock, cloning, files, mounts, signals, trees, watching
+from ipavolume.linux import clock, cloning, files, mounts, signals, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import Meter, Progress, count_text, size_text
@@ -52,8 +54,6 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 
 _PAUSE_S: Final = 10.0
-_GUARD_S: Final = 15.0
-"""Then it goes on by another process, whatever has become of this one."""
 _PAUSED_BYTES: Final = 100 << 20
 """What is copied in that time on any disk; with reflinks it may be more."""
 _SPARE: Final = 0.1
@@ -62,8 +62,6 @@ _LATER_S: Final = 120.0
 """The container ends by itself when its time is up; this much later it is ended."""
 _KEPT_LINES: Final = 20
 _TOLD: Final = '{"rehearsal": '
-_NEVER: Final = "0001-01-01T"
-"""The time of what has not happened."""
 _BEING_REMOVED: Final = ("removing", "dead")
 _SELINUX: Final = "/sys/fs/selinux/enforce"
 _NOT_COPIED: Final = tuple(f"{STATE_DIRECTORY}/{name}" for name in (SNAPSHOTS, UNDONE))
@@ -224,7 +222,7 @@ def rehearse(wish: Wish, say: Progress) -> Report:
         try:
             with clones.made(above, keep) as made:
                 rehearsing_ = _Rehearsal(
-                    wish, engine, copy.image_id, header, profile, places, user, made, say
+                    wish, engine, copy.image_id, header, profile, given, places, user, made, say
                 )
                 report = rehearsing_.run(report, keep)
         except IpaVolumeError as err:
@@ -293,130 +291,13 @@ def _refused(wish: Wish, root: str, places: Mapping[str, str], say: Progress) ->
 # -- who uses the volumes ----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
-    """The containers that use the volumes.
-
-    Attributes:
-        found: What the engine says of the one that the rehearsal is to be like; empty: none.
-        running: Ids of those that run.
-    """
-
-    found: Mapping[str, Any]
-    running: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """What that one is called, or ""."""
-        name = self.found.get("Name")
-        return name.lstrip("/") if isinstance(name, str) else ""
-
-    @classmethod
-    def of(cls, engine: Engine, places: Mapping[str, str]) -> User:
-        """Return the containers that use the directories *places*, which are named by mount."""
-        wanted = set(places.values())
-        users = []
-        for one in engine.listed("ps", "--all", "--quiet", "--no-trunc"):
-            found = engine.inspected("container", one) or {}
-            used = [(m["Destination"], os.path.realpath(m["Source"])) for m in _mounts(found)]
-            if wanted & {source for _, source in used}:
-                # A backup has the volume as well, and mounts it elsewhere.
-                users.append((any(one in places.items() for one in used), found))
-        # One that runs before one that was used last.
-        users.sort(key=lambda one: (one[0], _runs(one[1]), str(one[1].get("Created", ""))))
-        running = tuple(str(found.get("Id")) for _, found in users if _runs(found))
-        return cls(found=users[-1][1] if users else {}, running=running)
-
-
-def _runs(found: Mapping[str, Any]) -> bool:
-    state = found.get("State")
-    # One that is paused runs with docker, and does not with podman.
-    return isinstance(state, Mapping) and True in (state.get("Running"), state.get("Paused"))
-
-
-def _mounts(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [
-        one
-        for one in found.get("Mounts") or ()
-        if isinstance(one, Mapping)
-        and isinstance(one.get("Source"), str)
-        and isinstance(one.get("Destination"), str)
-        and one["Source"].startswith("/")
-    ]
-
-
 def _places_in(user: User, header: ImageHeader) -> dict[str, str]:
     wanted = [one.mount for one in header.volumes if not one.volatile]
-    found = {one["Destination"]: os.path.realpath(one["Source"]) for one in _mounts(user.found)}
+    found = {
+        one["Destination"]: os.path.realpath(one["Source"])
+        for one in pausing.mounted_in(user.found)
+    }
     return {mount: found[mount] for mount in wanted if mount in found}
-
-
-@contextlib.contextmanager
-def paused(engine: Engine, container: str, name: str, say: Progress) -> Iterator[None]:
-    """Have a container paused meanwhile, and go on afterwards whatever becomes of this process.
-
-    Args:
-        engine: Its engine.
-        container: Its id.
-        name: What it is called.
-        say: Told of it.
-
-    Raises:
-        LockedError: If somebody else pauses it or lets it go on.
-        IpaVolumeError: If it cannot be paused, or stays paused.
-    """
-    if _is_paused(engine, container):
-        raise _others(name, "somebody else has paused")
-    say(f"pausing {name} for the copy")
-    guard = watching.guard((engine.name, "unpause", container), within_s=_GUARD_S)
-    with contextlib.ExitStack() as stack:
-        stack.callback(watching.dismiss, guard)
-        try:
-            is_ours = engine.pause(container)
-        except BaseException:
-            # It may have been done all the same.
-            _unpause(engine, container)
-            raise
-        if not is_ours:
-            raise _others(name, "somebody else has paused")
-        try:
-            yield
-        except BaseException:
-            _unpause(engine, container)
-            raise
-        if not _unpause(engine, container):
-            raise _others(name, "did not stay paused while it was copied")
-
-
-def _unpause(engine: Engine, container: str) -> bool:
-    """Let a container go on; return whether it was paused until now.
-
-    Raises:
-        IpaVolumeError: If it stays paused.
-    """
-    try:
-        engine.order("unpause", container, to_the_end=True)
-    except IpaVolumeError:
-        # The guard may have been first, or somebody; whether it goes on is what matters.
-        if _is_paused(engine, container):
-            raise
-        return False
-    return True
-
-
-def _is_paused(engine: Engine, container: str) -> bool:
-    state = (engine.inspected("container", container) or {}).get("State")
-    return isinstance(state, Mapping) and state.get("Paused") is True
-
-
-def _others(name: str, what: str) -> LockedError:
-    return LockedError(
-        f"the volume is in use by {name}, which {what}",
-        code="in-use",
-        hint="Is there another rehearsal, or a backup? Try again once that is done, or copy "
-        "without a pause: --live.",
-        state="the volume was not touched",
-    )
 
 
 # -- one rehearsal -----------------------------------------------------------------------
@@ -432,6 +313,7 @@ class _Rehearsal:
         image_id: str,
         header: ImageHeader,
         profile: str,
+        given: Mapping[str, str],
         places: Mapping[str, str],
         user: User,
         made: Clones,
@@ -442,6 +324,7 @@ class _Rehearsal:
         self._image_id = image_id
         self._header = header
         self._profile = profile
+        self._given = given
         self._places = places
         self._user = user
         self._made = made
@@ -482,19 +365,13 @@ class _Rehearsal:
     # -- copies ----------------------------------------------------------------------
 
     def _copy(self, volumes: Sequence[Volume], lock: Lock) -> Copied:
-        size = self._check_room(volumes)
+        size, shares = self._check_room(volumes)
         begun = time.monotonic()
         if self._wish.live:
             how = "live"
             found = self._clone_all(volumes, size, lambda: None)
-        elif self._user.running:
-            how = "paused"
-            found = self._clone_paused(volumes, size)
         else:
-            how = "locked"
-            lock.take(volumes, self._say, timeout_s=0, allow=self._wish.options.allow)
-            lock.only_copy()
-            found = self._clone_all(volumes, size, lambda: None)
+            how, found = self._clone_at_rest(volumes, size, lock, shares=shares)
         self._say(
             f"copied {count_text(sum(one.files for one in found), 'file')}, "
             f"{size_text(sum(one.bytes for one in found))}: {HOW[how]}"
@@ -507,26 +384,17 @@ class _Rehearsal:
             seconds=round(time.monotonic() - begun),
         )
 
-    def _check_room(self, volumes: Sequence[Volume]) -> int:
-        """Return how much the volumes take.
+    def _check_room(self, volumes: Sequence[Volume]) -> tuple[int, bool]:
+        """Return how much the volumes take, and whether a copy shares that with them.
 
         Raises:
             VolumeIOError: If there is no room for the copies.
         """
         size = sum(map(size_of, volumes))
-        shares = cloning.can_reflink(self._made.fd) and all(
+        shares = cloning.can_reflink(self._made.fd) is True and all(
             files.statvfs(volume.fd).f_fsid == files.statvfs(self._made.fd).f_fsid
             for volume in volumes
         )
-        if self._user.running and not self._wish.live and not shares and size > _PAUSED_BYTES:
-            raise LockedError(
-                f"the volume is in use by {self._user.name}, and a copy of "
-                f"{size_text(size)} takes longer than its container can be paused",
-                code="in-use",
-                hint="Stop it first; or copy it while it is written to (--live), with files that "
-                "may not fit each other; or keep volumes on xfs with reflinks or btrfs.",
-                state="the volume was not touched",
-            )
         room = files.statvfs(self._made.fd)
         free = room.f_bavail * room.f_frsize
         needed = int(size * (_SPARE if shares else 1 + _SPARE)) + _SPARE_BYTES
@@ -539,32 +407,103 @@ class _Rehearsal:
                 path=self._made.above,
                 state="the volume was not touched",
             )
-        return size
+        return size, shares
 
-    def _clone_paused(self, volumes: Sequence[Volume], size: int) -> list[cloning.Cloned]:
-        """Clone while the containers that use the volumes are paused, or not at all.
+    def _clone_at_rest(
+        self, volumes: Sequence[Volume], size: int, lock: Lock, *, shares: bool
+    ) -> tuple[str, list[cloning.Cloned]]:
+        """Clone what nobody changes meanwhile, or not at all; return how, and the clones.
+
+        Who uses the volumes is asked anew: since it was asked first they were judged and counted.
 
         Raises:
-            LockedError: If it takes too long.
+            LockedError: If somebody changes them, or those who do cannot be paused that long.
         """
         began = time.monotonic()
+        first = self._still_used_alike()
+        names = " and ".join(one.name for one in first.running)
+        if names and not shares and size > _PAUSED_BYTES:
+            raise LockedError(
+                f"the volume is in use by {names}, and a copy of "
+                f"{size_text(size)} takes longer than its container can be paused",
+                code="in-use",
+                hint="Stop it first; or copy it while it is written to (--live), with files that "
+                "may not fit each other; or keep volumes on xfs with reflinks or btrfs.",
+                state="the volume was not touched",
+            )
 
         def hurry() -> None:
-            if time.monotonic() - began > _PAUSE_S:
+            if before.running and time.monotonic() - began > _PAUSE_S:
                 raise LockedError(
-                    f"the volume is in use by {self._user.name}, and could not be copied within "
+                    f"the volume is in use by {names}, and could not be copied within "
                     f"the {_PAUSE_S:.0f} s that its container can be paused",
                     code="in-use",
                     hint="Stop it first; or copy it while it is written to: --live.",
                     state="the volume was not touched",
                 )
 
-        with contextlib.ExitStack() as stack:
-            for one in self._user.running:
-                stack.enter_context(paused(self._engine, one, self._user.name, self._say))
+        with pausing.all_paused(self._engine, first, self._places, self._say) as before:
+            names = " and ".join(one.name for one in before.running)
+            if not before.running:
+                lock.take(volumes, self._say, timeout_s=0, allow=self._wish.options.allow)
+                lock.only_copy()
+            self._refuse_changes(before, before)
             found = self._clone_all(volumes, size, hurry)
+            after = self._users()
             hurry()
-            return found
+            self._refuse_changes(before, after)
+        return "paused" if before.running else "locked", found
+
+    def _users(self) -> User:
+        return User.of(self._engine, self._given, self._places)
+
+    def _still_used_alike(self) -> User:
+        """Return who uses the volumes now.
+
+        Raises:
+            LockedError: If that is another container than the one that the rehearsal is to be like.
+        """
+        now = self._users()
+        if pausing.runs(now.found) and now.found.get("Id") != self._user.found.get("Id"):
+            raise LockedError(
+                f"{now.name} was started while the volume was looked at, and is who uses it now",
+                code="in-use",
+                hint="Rehearse again, then it will be like that one.",
+                state="the volume was not touched",
+            )
+        return now
+
+    def _refuse_changes(self, before: User, after: User) -> None:
+        """Make sure that nobody changed the volumes between two looks.
+
+        Raises:
+            LockedError: If a container may have.
+        """
+        is_paused = bool(before.running)
+        for one, what in pausing.changed(before, after, paused=is_paused):
+            if not is_paused and self._waits_for_locks(one):
+                self._say(f"{one.name} {what} while the volume was copied, and finds it locked")
+                continue
+            raise LockedError(
+                f"{one.name} {what} while the volume was copied: the files of the copy may not "
+                "fit each other",
+                code="in-use",
+                hint="Rehearse again once nobody starts or ends it; or copy the volume while it "
+                "is written to: --live.",
+                state="the volume was not touched",
+            )
+
+    def _waits_for_locks(self, one: Use) -> bool:
+        """Tell whether a container is of an image that takes the lock before it writes."""
+        if not one.at_place:
+            return False
+        try:
+            with copied(self._engine, one.image_id, one.image_id) as copy:
+                return copy.is_prepared
+        except StoppedError:
+            raise
+        except IpaVolumeError:
+            return False
 
     def _clone_all(
         self, volumes: Sequence[Volume], size: int, hurry: Callable[[], None]
@@ -647,7 +586,9 @@ class _Rehearsal:
                 volumes={mount: f"{self._made.path}/{name}" for mount, name in self._names.items()},
                 volatile=[one.mount for one in self._header.volumes if one.volatile],
                 networked=network != "none",
-                sockets=[one["Source"] for one in _mounts(found) if _is_socket(one["Source"])],
+                sockets=[
+                    one["Source"] for one in pausing.mounted_in(found) if _is_socket(one["Source"])
+                ],
                 relabel=relabel,
             ),
         )
@@ -773,8 +714,7 @@ def ended(engine: str, found: Mapping[str, Any] | None, lines: Iterable[str]) ->
         IpaVolumeError: If it did not end by itself: that says nothing of the upgrade.
     """
     lines = tuple(lines)
-    state = (found or {}).get("State")
-    state = state if isinstance(state, Mapping) else {}
+    state = pausing.state_of(found)
     if found is None or state.get("Status") in _BEING_REMOVED:
         raise VolumeIOError(
             f"the rehearsal's container was removed from {engine} before it said how it went",
@@ -782,14 +722,14 @@ def ended(engine: str, found: Mapping[str, Any] | None, lines: Iterable[str]) ->
             hint="Look at what removes containers there, a prune or somebody, then rehearse again.",
             details=lines,
         )
-    if _runs(found):
+    if pausing.runs(found):
         raise CommandFailedError(
             f"{engine} start: nothing more is told of the rehearsal's container, though it runs",
             code="engine",
             hint=f"Was {engine} restarted meanwhile? Rehearse again.",
             details=lines,
         )
-    if str(state.get("StartedAt", "")).startswith(_NEVER):
+    if not pausing.has_started(state):
         said = state.get("Error") or next(reversed(lines), "it does not say why")
         raise CommandFailedError(
             f"{engine} start: the rehearsal's container was not started: {said}",

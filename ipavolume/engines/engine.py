@@ -257,6 +257,11 @@ class Engine:
         ids = self.listed("ps", "--all", "--quiet", "--no-trunc")
         return self._of_each(ids, ("container", "inspect"), _user)
 
+    def containers(self) -> list[Mapping[str, Any]]:
+        """Return all that the engine says of every container; one that goes may be missing."""
+        ids = self.listed("ps", "--all", "--quiet", "--no-trunc")
+        return self._of_each(ids, ("container", "inspect"), _as_data)
+
     def _of_each(
         self, names: Sequence[str], words: Sequence[str], parse: Callable[[Mapping[str, Any]], _T]
     ) -> list[_T]:
@@ -274,15 +279,16 @@ class Engine:
                 found += self._of_each([name], words, parse)
             return found
 
-    def inspected(self, kind: str, name: str) -> dict[str, Any] | None:
+    def inspected(self, kind: str, name: str, *, to_the_end: bool = False) -> dict[str, Any] | None:
         """Return all that the engine says of something, or ``None`` when it does not have it.
 
         Args:
             kind: ``container``, ``image`` or ``network``.
             name: Its name or id.
+            to_the_end: Go on although a signal asked for an end.
         """
         try:
-            said = self._ask(kind, "inspect", "--", name)
+            said = self._ask(kind, "inspect", "--", name, to_the_end=to_the_end)
             (found,) = json.loads(said)
         except _UnknownError:
             return None
@@ -310,20 +316,27 @@ class Engine:
             hint=f"Try again once what removes them is done: {self.name} {' '.join(words)}",
         )
 
-    def order(self, *words: str, about: str = "", to_the_end: bool = False) -> str:
+    def order(
+        self,
+        *words: str,
+        about: str = "",
+        to_the_end: bool = False,
+        kept_open: Sequence[int] = (),
+    ) -> str:
         """Have the engine do something; return what it says.
 
         Args:
             words: The command's arguments.
             about: What it is about, as people know it.
             to_the_end: Go on although a signal asked for an end.
+            kept_open: Descriptors that its command has open as long as it lives.
 
         Raises:
             CommandFailedError: If it fails.
             VolumeIOError: If the engine does not have what it is about.
         """
         try:
-            said = self._ask(*words, timeout_s=_LONG_S, to_the_end=to_the_end)
+            said = self._ask(*words, timeout_s=_LONG_S, to_the_end=to_the_end, kept_open=kept_open)
         except _UnknownError as err:
             about = about or "what it is about"
             message = f"{self.name} {words[0]}: {about} is not there any more"
@@ -331,15 +344,19 @@ class Engine:
             raise VolumeIOError(message, code="engine", hint=hint) from err
         return said.decode("utf-8", "surrogateescape").strip()
 
-    def pause(self, container: str) -> bool:
+    def pause(self, container: str, *, kept_open: int) -> bool:
         """Pause a container; return ``False`` where somebody else has done so.
+
+        Args:
+            container: Its id.
+            kept_open: A descriptor that the engine's command has open as long as it lives.
 
         Raises:
             CommandFailedError: If it fails; whether the container is paused is not known then.
             VolumeIOError: If the engine does not have it.
         """
         try:
-            self.order("pause", container, to_the_end=True)
+            self.order("pause", container, to_the_end=True, kept_open=(kept_open,))
         except CommandFailedError as err:
             # docker: "Container ... is already paused"; podman: "... is already paused".
             if "already paused" in _said_by(err):
@@ -408,13 +425,20 @@ class Engine:
         except (ValueError, TypeError, AttributeError) as err:
             raise self._not_understood(f"the changes of {container!r}") from err
 
-    def _ask(self, *words: str, timeout_s: float = _ANSWER_S, to_the_end: bool = False) -> bytes:
+    def _ask(
+        self,
+        *words: str,
+        timeout_s: float = _ANSWER_S,
+        to_the_end: bool = False,
+        kept_open: Sequence[int] = (),
+    ) -> bytes:
         """Return what the engine answers.
 
         Args:
             words: The command's arguments.
             timeout_s: Seconds that it may take.
             to_the_end: Go on although a signal asked for an end.
+            kept_open: Descriptors that its command has open.
 
         Raises:
             _UnknownError: If it does not have what it is asked for.
@@ -422,7 +446,11 @@ class Engine:
         """
         command = [self.name, *words]
         with capture.output_of(
-            command, timeout_s=timeout_s, limit_bytes=_ANSWER_BYTES, to_the_end=to_the_end
+            command,
+            timeout_s=timeout_s,
+            limit_bytes=_ANSWER_BYTES,
+            to_the_end=to_the_end,
+            kept_open=kept_open,
         ) as output:
             said = output.stream.read()
             status = output.finish()
@@ -625,6 +653,12 @@ def _user(found: Mapping[str, Any]) -> User:
             if item.get("Type") in ("volume", "bind")
         ),
     )
+
+
+def _as_data(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(found, dict):
+        raise TypeError
+    return found
 
 
 def _said_by(err: CommandFailedError) -> str:

@@ -72,6 +72,7 @@ def output_of(
     limit_bytes: int,
     to_the_end: bool = False,
     merged: bool = False,
+    kept_open: Sequence[int] = (),
 ) -> Iterator[Output]:
     """Run a program of the host for its output, in bounded time and memory.
 
@@ -85,6 +86,7 @@ def output_of(
         limit_bytes: What it may write to standard output at most.
         to_the_end: Go on although a signal asked for an end: for what undoes things.
         merged: What it writes to standard error is output, too.
+        kept_open: Descriptors of this process that it has open, too.
 
     Yields:
         Its output.
@@ -115,6 +117,7 @@ def output_of(
                 env={**os.environ, "LC_ALL": "C"},
                 cwd="/",
                 start_new_session=True,
+                pass_fds=tuple(kept_open),
             )
         except (OSError, ValueError) as err:
             cause = err.strerror if isinstance(err, OSError) else str(err)

@@ -158,8 +158,9 @@ def end_of(child: int) -> int:
 def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
     """Leave a process that executes a command unless it is told in time that it is not needed.
 
-    It does so when this process is killed, too; :func:`dismiss` tells it. No signal that asks for
-    an end ends it before.
+    It does so when this process is killed, too, and so is whoever else has the descriptor open;
+    :func:`dismiss` tells it. No signal that asks for an end ends it before. What the command prints
+    nobody sees, but its complaints.
 
     Args:
         words: The command.
@@ -189,6 +190,8 @@ def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
         for number in _ASKING:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # What the command prints is no result of this one's.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         if not hear(heard, within_s=within_s):
             os.execvp(words[0], list(words))  # noqa: S606 - no shell is what is wanted
     finally:

@@ -1,11 +1,10 @@
-"""Pieces of a rehearsal: the pause, with an engine that is a script, the room, the result."""
+"""Pieces of a rehearsal: the room, what is left of others, the result."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,7 @@ from ipavolume.commands import clones, rehearse
 from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Keep
 from ipavolume.engines.engine import Engine
-from ipavolume.errors import CommandFailedError, LockedError, UsageError, VolumeIOError
+from ipavolume.errors import CommandFailedError, UsageError, VolumeIOError
 from ipavolume.model.progress import say_nothing
 from ipavolume.systemd import handover
 from ipavolume.volume.members import open_volume
@@ -28,127 +27,6 @@ from ipavolume.volume.members import open_volume
 DOCKER: Final = Engine("docker")
 in_the_machines_memory = pytest.mark.xdist_group("containers")
 """Another process of the tests would take what this leaves for what its own rehearsals left."""
-SCRIPT: Final = """#!/bin/sh
-cd {here} || exit 9
-echo "$1" >> calls
-case "$1" in
-container) echo "[{{\\"State\\": {{\\"Running\\": true, \\"Paused\\": $(cat paused)}}}}]" ;;
-pause)
-    if test -e first; then rm first; echo true > paused; fi
-    if test "$(cat paused)" = true; then echo "Error: Container x is already paused" >&2; exit 1; fi
-    echo true > paused
-    if test -e fails; then echo "error during connect: EOF" >&2; exit 1; fi ;;
-unpause)
-    if test "$(cat paused)" = false; then echo "Error: Container x is not paused" >&2; exit 1; fi
-    echo false > paused ;;
-esac
-"""
-
-
-class Pausing:
-    """An engine whose one container is paused and goes on.
-
-    Attributes:
-        here: What it works on.
-    """
-
-    def __init__(self, here: Path) -> None:
-        """Make its command."""
-        self.here = here
-        here.mkdir()
-        command = here / "docker"
-        command.write_text(SCRIPT.format(here=here))
-        command.chmod(0o755)
-        self.set(paused=False)
-
-    def set(self, *, paused: bool) -> None:
-        (self.here / "paused").write_text(f"{json.dumps(paused)}\n")
-
-    @property
-    def is_paused(self) -> bool:
-        return (self.here / "paused").read_text() == "true\n"
-
-    def copy(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        with rehearse.paused(DOCKER, "x", "ipa", say_nothing):
-            assert self.is_paused
-            meanwhile()
-
-
-@pytest.fixture
-def pausing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pausing:
-    found = Pausing(tmp_path / "engine")
-    monkeypatch.setenv("PATH", f"{found.here}:{os.environ['PATH']}")
-    return found
-
-
-def test_a_container_is_paused_for_the_copy_and_goes_on(pausing: Pausing) -> None:
-    pausing.copy()
-    assert not pausing.is_paused
-
-    def fail() -> None:
-        raise ValueError("the copy failed")
-
-    with pytest.raises(ValueError, match="the copy failed"):
-        pausing.copy(fail)
-    assert not pausing.is_paused
-
-
-def test_who_has_paused_a_container_is_the_one_to_let_it_go_on(pausing: Pausing) -> None:
-    pausing.set(paused=True)
-    with pytest.raises(LockedError, match="somebody else has paused"):
-        pausing.copy()
-    assert pausing.is_paused
-    # Also somebody who was faster by so little that nothing was seen of it.
-    pausing.set(paused=False)
-    (pausing.here / "first").touch()
-    with pytest.raises(LockedError, match="somebody else has paused"):
-        pausing.copy()
-    assert pausing.is_paused
-    assert "unpause" not in (pausing.here / "calls").read_text().split()
-
-
-def test_a_copy_during_which_somebody_let_the_container_go_on_is_none(pausing: Pausing) -> None:
-    with pytest.raises(LockedError, match="did not stay paused"):
-        pausing.copy(lambda: pausing.set(paused=False))
-
-
-def test_a_container_that_was_paused_although_the_engine_failed_goes_on(pausing: Pausing) -> None:
-    (pausing.here / "fails").touch()
-    with pytest.raises(CommandFailedError, match="error during connect"):
-        pausing.copy()
-    assert not pausing.is_paused
-
-
-USERS: Final = """#!/bin/sh
-case "$1" in
-ps) echo server; echo backup ;;
-*) for last; do :; done; cat {here}/$last.json ;;
-esac
-"""
-
-
-@pytest.mark.parametrize("backup_runs", [True, False])
-def test_the_server_is_who_has_the_volume_at_its_place_and_no_backup_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, backup_runs: bool
-) -> None:
-    volume = tmp_path / "volume"
-    for name, runs, where, created in (
-        ("server", False, "/data", "2026-01-01T00:00:00Z"),
-        ("backup", backup_runs, "/backup/data", "2026-02-01T00:00:00Z"),
-    ):
-        mounts = [{"Source": str(volume), "Destination": where}]
-        told = {"Id": name, "Name": f"/{name}", "Created": created, "Mounts": mounts}
-        state = {"State": {"Running": runs}}
-        (tmp_path / f"{name}.json").write_text(json.dumps([told | state]))
-    (tmp_path / "docker").write_text(USERS.format(here=tmp_path))
-    (tmp_path / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = rehearse.User.of(DOCKER, {"/data": str(volume)})
-    assert found.name == "server"
-    # Whoever runs is paused for the copy.
-    assert found.running == ("backup",) * backup_runs
-
-
 LINE: Final = json.dumps(
     {"rehearsal": "fine", "code": "", "message": "ready", "unit": "", "step": "", "lines": []}
     | {"seconds": 3}

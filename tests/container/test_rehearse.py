@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from support.command import PROJECT, Result, clean_environment, result_of, run_ipavolume
-from support.containers import PREFIX, READ_ONLY, container, engine, need_images
+from support.containers import LIMIT_S, PREFIX, READ_ONLY, container, engine, need_images
 from support.engines import need_docker
 from support.images import picture
 
@@ -105,10 +107,13 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
     engine("rmi", "--force", IMAGE, check=False)
 
 
-def rehearse(volume: Volume, *words: str, status: int = 0) -> Result:
+def rehearse(
+    volume: Volume, *words: str, status: int = 0, env: Mapping[str, str] | None = None
+) -> Result:
     """Rehearse with the second image."""
     fixed = ("rehearse", "--image", IMAGE, "--json", *WISH)
-    return run_ipavolume(*fixed, *words, str(volume.place), status=status, timeout_s=LIMIT_S)
+    words = (*fixed, *words, str(volume.place))
+    return run_ipavolume(*words, status=status, env=env, timeout_s=LIMIT_S)
 
 
 def came_to(volume: Volume, mode: str, *words: str, status: int) -> dict[str, Any]:
@@ -178,6 +183,121 @@ def test_a_container_that_runs_is_paused_and_goes_on(volume: Volume) -> None:
         assert (user["State"]["Running"], user["State"]["Paused"]) == (True, False)
     finally:
         engine("stop", volume.user)
+
+
+MEANWHILE: Final = """#!/bin/sh
+docker={docker}
+case "$*" in
+"pause "*) echo >> {here}/paused ;;
+"ps --all --quiet --no-trunc") [ ! -e {here}/{since} ] || echo >> {here}/looks ;;
+esac
+if [ "$1" = ps ] && [ -e {here}/looks ] && [ "$(wc -l < {here}/looks)" = {look} ]; then
+    echo >> {here}/looks
+    {{ {what}; }} > /dev/null
+fi
+exec "$docker" "$@"
+"""
+
+
+def meanwhile(here: Path, what: str, *, pauses: bool = True) -> dict[str, str]:
+    """Return an environment in which a shell's commands are done just when all was copied."""
+    here.mkdir()
+    (here / "begun").touch()
+    # In a pause it is looked once more, when all are paused; else at the beginning.
+    since, look = ("paused", 2) if pauses else ("begun", 3)
+    docker = need_docker()
+    text = MEANWHILE.format(docker=docker, here=here, since=since, look=look, what=what)
+    (here / "docker").write_text(text)
+    (here / "docker").chmod(0o755)
+    return {"PATH": f"{here}:{os.environ['PATH']}"}
+
+
+@contextlib.contextmanager
+def running(volume: Volume) -> Iterator[None]:
+    """Have the container of the volume run; at the end it must not be paused."""
+    (volume.place / "var/lib/svc/mode").write_text("")
+    engine("start", volume.user)
+    try:
+        yield
+        (user,) = json.loads(engine("inspect", volume.user))
+        assert user["State"]["Paused"] is False
+    finally:
+        engine("unpause", volume.user, check=False)
+        engine("stop", volume.user)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        pytest.param('"$docker" kill {user}', "{user} ended while", id="killed"),
+        pytest.param('"$docker" unpause {user}', "{user} did not stay paused while", id="let go"),
+        pytest.param(
+            '"$docker" kill {user}; "$docker" start {user}', "{user} was started while", id="anew"
+        ),
+        pytest.param(
+            '"$docker" run --rm --detach --name {user}-b --volume {place}:/b {image} sleep 300',
+            "{user}-b was started while",
+            id="another",
+        ),
+    ],
+)
+def test_what_happens_to_the_containers_while_they_are_copied_is_told_as_it_was(
+    volume: Volume, tmp_path: Path, what: str, said: str
+) -> None:
+    known = {"user": volume.user, "place": volume.place, "image": f"{PREFIX}/debian:bookworm"}
+    env = meanwhile(tmp_path / "bin", what.format(**known))
+    try:
+        with running(volume):
+            found = rehearse(volume, status=75, env=env).stderr
+    finally:
+        engine("rm", "--force", f"{volume.user}-b", check=False)
+    assert f"{said.format(**known)} the volume was copied: " in found
+    assert "[in-use]" in found
+    assert left(volume.place.parent) == []
+
+
+def test_a_start_that_waits_for_the_copy_does_not_disturb_it(
+    volume: Volume, tmp_path: Path
+) -> None:
+    (volume.place / "var/lib/svc/mode").write_text("")
+    env = meanwhile(tmp_path / "bin", f'"$docker" start {volume.user}', pauses=False)
+    try:
+        done = rehearse(volume, env=env)
+    finally:
+        engine("stop", volume.user)
+    found = result_of(done.stdout)
+    assert (found["rehearsal"], found["copies"]["taken"]) == ("fine", "locked")
+    assert f"{volume.user} was started while the volume was copied, and finds it lo" in done.stderr
+
+
+def test_one_that_knows_of_no_lock_and_starts_during_the_copy_disturbs_it(
+    volume: Volume, tmp_path: Path
+) -> None:
+    name = f"{volume.user}-b"
+    words = f"--name {name} --volume {volume.place}:/data {PREFIX}/debian:bookworm sleep 300"
+    env = meanwhile(tmp_path / "bin", f'"$docker" run --detach {words}', pauses=False)
+    try:
+        said = rehearse(volume, status=75, env=env).stderr
+    finally:
+        engine("rm", "--force", name)
+    assert f"{name} was started while the volume was copied" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_who_ends_it_while_the_container_is_paused_finds_that_going_on(
+    volume: Volume, tmp_path: Path, number: signal.Signals
+) -> None:
+    env = meanwhile(tmp_path / "bin", f"kill -{number} $PPID")
+    with running(volume):
+        status = -9 if number == signal.SIGKILL else 128 + number
+        rehearse(volume, status=status, env=env)
+        assert (tmp_path / "bin/looks").exists()
+        deadline = time.monotonic() + LIMIT_S
+        while json.loads(engine("inspect", volume.user))[0]["State"]["Paused"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    # What it left, the next one removes.
+    came_to(volume, "", status=0)
 
 
 def test_copies_are_made_in_no_volume_and_no_image_is_rehearsed_that_is_not_prepared(
