@@ -350,7 +350,9 @@ class _Rehearsal:
         ):
             network, left_out = self._create(secret)
             self._say(f"the rehearsal begins, in a container with network {network}")
-            rehearsed = self._follow()
+            rehearsed = follow(
+                self._engine, self._made.name, limit_s=self._wish.limit_s, say=self._say
+            )
         taken = sum(map(self._taken, self._names.values()))
         return replace(
             report,
@@ -644,43 +646,6 @@ class _Rehearsal:
         finally:
             os.close(directory)
 
-    def _follow(self) -> Rehearsed:
-        """Start the container, and follow it to its end."""
-        begun = time.monotonic()
-        last: deque[str] = deque(maxlen=_KEPT_LINES)
-        told: Rehearsed | None = None
-        try:
-            limit_s = self._wish.limit_s + _LATER_S
-            with self._engine.attached(self._made.name, timeout_s=limit_s) as output:
-                for raw in output.stream:
-                    line = raw.decode("utf-8", "replace").rstrip("\r\n")
-                    came_to = told_by(line)
-                    if came_to is not None:
-                        # Who fails tells it before who looks on sees it, and has a beginning
-                        # of its own.
-                        passed_s = round(time.monotonic() - begun)
-                        told = told or replace(came_to, seconds=passed_s)
-                        continue
-                    last.append(line)
-                    self._say(f"| {line}")
-                output.finish()
-        except CommandFailedError as err:
-            if err.code == "no-command":
-                raise
-            message = f"it did not end within {self._wish.limit_s} s, and was ended: {err}"
-            return told or failed(
-                message, code="not-ready", lines=last, seconds=time.monotonic() - begun
-            )
-        if told is not None:
-            return told
-        found = self._engine.inspected("container", self._made.name)
-        return failed(
-            f"{ended(self._engine.name, found, last)}, and did not say how it went",
-            code="ended",
-            lines=last,
-            seconds=time.monotonic() - begun,
-        )
-
     # -- what came of it ---------------------------------------------------------------
 
     def _known_runs(self) -> set[str]:
@@ -702,13 +667,82 @@ def _capabilities(options: Sequence[str]) -> Iterator[str]:
             yield (value or following).removeprefix("CAP_").upper()
 
 
-def ended(engine: str, found: Mapping[str, Any] | None, lines: Iterable[str]) -> str:
+def follow(engine: Engine, container: str, *, limit_s: float, say: Progress) -> Rehearsed:
+    """Start the container of a rehearsal, and follow it to its end.
+
+    Args:
+        engine: Its engine.
+        container: Its name.
+        limit_s: Seconds after which it ends by itself.
+        say: Told what it prints.
+
+    Returns:
+        What it came to.
+
+    Raises:
+        IpaVolumeError: If that is not known, and what happened says nothing of the upgrade.
+    """
+    begun = time.monotonic()
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    told: Rehearsed | None = None
+    status = None
+    wrong = ""
+    try:
+        with engine.attached(container, timeout_s=limit_s + _LATER_S) as output:
+            for raw in output.stream:
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                came_to = told_by(line)
+                if came_to is not None:
+                    # Who fails tells it before who looks on sees it, and has a beginning
+                    # of its own.
+                    told = told or replace(came_to, seconds=round(time.monotonic() - begun))
+                    continue
+                last.append(line)
+                say(f"| {line}")
+            status = output.finish()
+    except CommandFailedError as err:
+        wrong = err.code
+        if told is None and wrong not in ("timeout", "too-much-output"):
+            raise
+    if told is not None:
+        return told
+    passed_s = time.monotonic() - begun
+    if wrong == "too-much-output":
+        message = "its container printed more than can be right, and was ended"
+        return failed(message, code=wrong, lines=last, seconds=passed_s)
+    found = engine.inspected("container", container)
+    if pausing.state_of(found).get("Paused") is True:
+        raise LockedError(
+            f"somebody has paused the rehearsal's container {container}, and it did not end",
+            code="in-use",
+            hint="Look at who pauses containers there, then rehearse again.",
+            details=tuple(last),
+        )
+    if passed_s >= limit_s and pausing.runs(found):
+        message = f"it did not end within {limit_s:.0f} s, and was ended"
+        return failed(message, code="not-ready", lines=last, seconds=passed_s)
+    return failed(
+        f"{ended(engine.name, found, last, status=status)}, and did not say how it went",
+        code="ended",
+        lines=last,
+        seconds=passed_s,
+    )
+
+
+def ended(
+    engine: str,
+    found: Mapping[str, Any] | None,
+    lines: Iterable[str],
+    *,
+    status: int | None = None,
+) -> str:
     """Return how the container ended that did not say what its rehearsal came to.
 
     Args:
         engine: Name of the engine.
         found: What its ``inspect`` says of the container; ``None``: it is not there any more.
         lines: What the engine printed last, of the container and itself.
+        status: That of its command, where that has ended; it is the container's.
 
     Raises:
         IpaVolumeError: If it did not end by itself: that says nothing of the upgrade.
@@ -736,6 +770,15 @@ def ended(engine: str, found: Mapping[str, Any] | None, lines: Iterable[str]) ->
             code="engine",
             hint="Look at what the image starts, and at the options that the container has of the "
             "other one and by --run-option.",
+            details=lines,
+        )
+    if status not in (None, state.get("ExitCode")):
+        said = next(reversed(lines), "it does not say why")
+        raise CommandFailedError(
+            f"{engine} start broke off with status {status} before the rehearsal's container, "
+            f"which ended with status {state.get('ExitCode')}: {said}",
+            code="engine",
+            hint=f"Was {engine} restarted meanwhile? Rehearse again.",
             details=lines,
         )
     text = f"its container ended with status {state.get('ExitCode')}"
