@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from ipavolume.errors import CommandFailedError, IpaVolumeError, VolumeIOError
+from ipavolume.errors import CommandFailedError, IpaVolumeError, StoppedError, VolumeIOError
 from ipavolume.linux import capture, signals
 from ipavolume.model.values import dataclass
 
@@ -508,6 +508,7 @@ class Engine:
 
         Raises:
             CommandFailedError: If it cannot be created.
+            VolumeIOError: If it was removed by somebody else.
             StoppedError: If a signal asked for an end; it is removed all the same.
         """
         name = f"ipavolume-{uuid.uuid4()}"
@@ -527,19 +528,52 @@ class Engine:
                     f"{self.name} has no image {image_id!r} any more", code="no-image"
                 ) from err
             signals.check()
-            yield name
+            stack.pop_all()
+            with self._removed(name):
+                yield name
 
-    def _remove(self, name: str) -> None:
+    @contextlib.contextmanager
+    def _removed(self, name: str) -> Iterator[None]:
+        """Have the container by which an image is read removed at the end; by nobody else before.
+
+        Without it the engine may say of what is in the image that it is not there.
+        """
+        failure: IpaVolumeError | None = None
+        try:
+            yield
+        except IpaVolumeError as err:
+            failure = err
+        finally:
+            was_there = self._remove(name)
+        if isinstance(failure, StoppedError) or (failure is not None and was_there):
+            raise failure
+        if not was_there:
+            raise VolumeIOError(
+                f"the container {name} of {self.name}, by which the image was read, was removed "
+                "meanwhile",
+                code="no-container",
+                hint="Look at what removes containers there, a prune or somebody, then try again.",
+            ) from failure
+
+    def _remove(self, name: str) -> bool:
+        """Remove a container; return ``False`` where there was none, or somebody else removes it.
+
+        Raises:
+            CommandFailedError: If it fails.
+        """
         # docker kills it at once; podman asks it to stop first, and waits.
         patience = ("--time", "0") if self.name == "podman" else ()
         words = ("rm", "--force", "--volumes", *patience, "--", name)
         try:
-            with contextlib.suppress(_UnknownError):
-                self._ask(*words, timeout_s=_LONG_S, to_the_end=True)
+            # Both print what they removed, and either may be content with nothing.
+            return bool(self._ask(*words, timeout_s=_LONG_S, to_the_end=True).strip())
+        except _UnknownError:
+            return False
         except CommandFailedError as err:
             # Somebody else does it, a prune: it goes all the same.
             if not _GOING.search(_said_by(err)):
                 raise
+            return False
 
     @contextlib.contextmanager
     def archive(

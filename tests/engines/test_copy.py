@@ -356,6 +356,24 @@ def test_when_it_is_stopped_nothing_is_left_behind(
     assert listing(place / "temporary") == []
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error response from daemon: No such container: CONTAINER",
+        "Error response from daemon: Could not find the file /x in container CONTAINER",
+    ],
+)
+def test_a_prune_that_takes_the_container_away_is_told_as_that(
+    engines: Pretended, place: Path, said: str
+) -> None:
+    """And not as an image that has nothing in it."""
+    engines.install("docker", a_tree(place))
+    engines.prune(said)
+    told = check(engines, place, status=74).stderr
+    assert "of docker, by which the image was read, was removed meanwhile [no-container]" in told
+    assert "a prune or somebody, then try again" in told
+
+
 def test_a_container_that_is_being_made_is_waited_for_and_removed(
     engines: Pretended, place: Path
 ) -> None:

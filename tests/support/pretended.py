@@ -34,6 +34,10 @@ elif words[0] == "create" and os.path.exists(here + "/create-waits"):
     open(here + "/create-waits").read()
     with open(here + "/calls", "a") as log:
         log.write(json.dumps([me, "created"]) + "\\n")
+elif words[0] == "rm" and not os.path.exists(here + "/pruned"):
+    print(words[-1])
+elif words[0] == "cp" and os.path.exists(here + "/pruned"):
+    sys.exit(open(here + "/pruned").read().replace("CONTAINER", words[1].partition(":")[0]))
 elif words[0] == "cp":
     path = words[1].partition(":")[2]
     instead = here + "/archives/" + path.replace("/", "%")
@@ -76,6 +80,10 @@ class Pretended:
     def fail(self, text: str, name: str = "docker") -> None:
         """Let the command fail with *text* whatever it is asked."""
         (self.directory / f"{name}-says").write_text(text)
+
+    def prune(self, text: str) -> None:
+        """Let somebody remove each container once it is made; ``cp`` says *text* of it then."""
+        (self.directory / "pruned").write_text(text)
 
     def let_create_wait(self) -> Path:
         """Let ``create`` wait until the pipe that is returned was opened and closed."""
