@@ -59,8 +59,39 @@ def check_places(copy: ImageCopy, given: Sequence[str]) -> None:
         )
 
 
-def directory_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -> str:
-    """Return the directory of a named volume.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPlace:
+    """Where a named volume is on this host.
+
+    Attributes:
+        directory: Its directory.
+        identity: Device and inode of that.
+        gone: What is said once it is not there any more.
+    """
+
+    directory: str
+    identity: tuple[int, int]
+    gone: VolumeIOError
+
+    def check(self, fd: int | None = None) -> None:
+        """Make sure that what was opened there is the volume; what is not mounted looks empty.
+
+        Args:
+            fd: What was opened, or ``None`` for what is there now.
+
+        Raises:
+            VolumeIOError: If it was unmounted, or removed, meanwhile.
+        """
+        try:
+            st = os.stat(self.directory if fd is None else fd)
+        except OSError as err:
+            raise self.gone from err
+        if (st.st_dev, st.st_ino) != self.identity:
+            raise self.gone
+
+
+def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -> NamedPlace:
+    """Return where a named volume is.
 
     Args:
         choice: Name of the engine, or "" for the first that has the volume.
@@ -85,7 +116,7 @@ def directory_of(choice: str, name: str, *, image: str = "", mount: str = "/data
             hint=f"Check it from inside: {inside}",
         )
     try:
-        os.close(os.open(volume.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        fd = os.open(volume.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError as err:
         raise VolumeIOError(
             f"this user cannot look into the volume {name!r} at {volume.directory!r}: "
@@ -102,7 +133,26 @@ def directory_of(choice: str, name: str, *, image: str = "", mount: str = "/data
             path=volume.directory,
             hint=f"Check it from inside: {inside}",
         ) from err
-    return volume.directory
+    try:
+        st = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if volume.is_directory:
+        gone = VolumeIOError(
+            f"the volume {name!r} of {engine.name} was removed meanwhile",
+            code="no-volume",
+            path=volume.directory,
+            hint=f"See what there is: {engine.name} volume ls",
+        )
+    else:
+        gone = VolumeIOError(
+            f"the volume {name!r} of {engine.name} was unmounted meanwhile: it is only mounted "
+            "while a container uses it",
+            code="not-mounted",
+            path=volume.directory,
+            hint=f"Try again while one does, or check it from inside: {inside}",
+        )
+    return NamedPlace(directory=volume.directory, identity=(st.st_dev, st.st_ino), gone=gone)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,18 +232,24 @@ class Looker:
             StoppedError: If a signal asked for an end.
         """
         places = list(one.volumes)
+        named = []
         shown = ""
         for name in one.names:
             mount, equals, alone = name.rpartition("=")
             try:
-                directory = self._directory_of(alone, mount)
+                named.append(self._place_of(alone, mount))
             except StoppedError:
                 raise
             except IpaVolumeError as err:
                 return check.failed(alone, self._image_data(), err)
-            places.append(mount + equals + directory)
+            places.append(mount + equals + named[-1].directory)
             shown = alone
         found = self._inspect(places, options)
+        try:
+            for place in named:
+                place.check()
+        except VolumeIOError as err:
+            return check.failed(shown, self._image_data(), err)
         # People and scripts know it by the name that they gave.
         return replace(found, volume=shown) if one.names == (shown,) else found
 
@@ -212,10 +268,10 @@ class Looker:
             )
         return unprepared.inspect(self.unprepared, parse_volume_option(places[0])[1])
 
-    def _directory_of(self, name: str, mount: str) -> str:
+    def _place_of(self, name: str, mount: str) -> NamedPlace:
         if not mount:
             mount = "/data" if self.unprepared else mounts_of(self.root)[0]
-        return directory_of(self.engine, name, image=self.reference, mount=mount)
+        return place_of(self.engine, name, image=self.reference, mount=mount)
 
     def _image_data(self) -> Mapping[str, Any]:
         if self.unprepared is not None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from ipavolume.apply import replication
 from ipavolume.commands import check, check_image, clones, pausing, rehearsing, status
 from ipavolume.commands.check import Inspection, Severity
-from ipavolume.commands.check_image import Wanted
+from ipavolume.commands.check_image import NamedPlace, Wanted
 from ipavolume.commands.clones import Clones, Keep
 from ipavolume.commands.pausing import Use, User
 from ipavolume.context import Options, parse_volume_option, volumes_by_mount
@@ -198,9 +198,13 @@ def rehearse(wish: Wish, say: Progress) -> Report:
             )
         with Image(copy.root, called=wish.image) as image:
             header, profile = image.header, image.config.profile
-        given = _places(engine, wish.volumes, header)
+        given, named = _places(engine, wish.volumes, header)
         user = User.of(engine, given)
-        places = {**_places_in(user, header), **given}
+        more, more_named = _places_in(engine, user, header, given)
+        named |= more_named
+        everywhere = {**given, **more}
+        known = [one.mount for one in header.volumes]
+        places = {mount: everywhere[mount] for mount in known if mount in everywhere}
         missing = [one.mount for one in header.volumes if not one.volatile]
         missing = [mount for mount in missing if mount not in places]
         if missing:
@@ -217,12 +221,25 @@ def rehearse(wish: Wish, say: Progress) -> Report:
         )
         above = _above(wish.directory, places)
         clones.clean(engine, above, say)
-        if (refused := _refused(wish, copy.root, places, say)) is not None:
+        refused = _refused(wish, copy.root, places, say)
+        for one in named.values():
+            one.check()
+        if refused is not None:
             return replace(report, rehearsed=refused)
         try:
             with clones.made(above, keep) as made:
                 rehearsing_ = _Rehearsal(
-                    wish, engine, copy.image_id, header, profile, given, places, user, made, say
+                    wish,
+                    engine,
+                    copy.image_id,
+                    header,
+                    profile,
+                    given,
+                    places,
+                    named,
+                    user,
+                    made,
+                    say,
                 )
                 report = rehearsing_.run(report, keep)
         except IpaVolumeError as err:
@@ -232,20 +249,29 @@ def rehearse(wish: Wish, say: Progress) -> Report:
         return replace(report, kept=keep.path)
 
 
-def _places(engine: Engine, wanted: Wanted, header: ImageHeader) -> dict[str, str]:
-    """Return where the volumes are that the operator named, by mount, the primary one first."""
+def _places(
+    engine: Engine, wanted: Wanted, header: ImageHeader
+) -> tuple[dict[str, str], dict[str, NamedPlace]]:
+    """Return where the volumes are that the operator named, by mount, the primary one first.
+
+    Returns:
+        All of them, and those that have names.
+    """
     known = [one.mount for one in header.volumes if not one.volatile]
     given = list(map(parse_volume_option, wanted.volumes))
+    named = {}
     for one in wanted.names:
         mount, _, name = one.rpartition("=")
-        given.append((mount, check_image.directory_of(engine.name, name)))
+        place = check_image.place_of(engine.name, name)
+        named[mount or known[0]] = place
+        given.append((mount, place.directory))
     found = volumes_by_mount((mount or known[0], os.path.realpath(place)) for mount, place in given)
     unknown = set(found) - set(known)
     if unknown:
         raise UsageError(
             f"the image has no volume {sorted(unknown)[0]!r}; it has " + ", ".join(known)
         )
-    return {mount: found[mount] for mount in known if mount in found}
+    return {mount: found[mount] for mount in known if mount in found}, named
 
 
 def _above(directory: str, places: Mapping[str, str]) -> str:
@@ -291,13 +317,26 @@ def _refused(wish: Wish, root: str, places: Mapping[str, str], say: Progress) ->
 # -- who uses the volumes ----------------------------------------------------------------
 
 
-def _places_in(user: User, header: ImageHeader) -> dict[str, str]:
-    wanted = [one.mount for one in header.volumes if not one.volatile]
-    found = {
-        one["Destination"]: os.path.realpath(one["Source"])
-        for one in pausing.mounted_in(user.found)
-    }
-    return {mount: found[mount] for mount in wanted if mount in found}
+def _places_in(
+    engine: Engine, user: User, header: ImageHeader, given: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, NamedPlace]]:
+    """Return where the volumes are that a container uses and the operator did not name, as above.
+
+    Raises:
+        VolumeIOError: If one is only mounted while the container runs, and it does not.
+    """
+    wanted = {one.mount for one in header.volumes if not one.volatile} - set(given)
+    found = {}
+    named = {}
+    for one in pausing.mounted_in(user.found):
+        mount, source, name = one["Destination"], one["Source"], one.get("Name")
+        if mount not in wanted:
+            continue
+        if one.get("Type") == "volume" and isinstance(name, str) and name:
+            named[mount] = check_image.place_of(engine.name, name)
+            source = named[mount].directory
+        found[mount] = os.path.realpath(source)
+    return found, named
 
 
 # -- one rehearsal -----------------------------------------------------------------------
@@ -315,6 +354,7 @@ class _Rehearsal:
         profile: str,
         given: Mapping[str, str],
         places: Mapping[str, str],
+        named: Mapping[str, NamedPlace],
         user: User,
         made: Clones,
         say: Progress,
@@ -326,6 +366,7 @@ class _Rehearsal:
         self._profile = profile
         self._given = given
         self._places = places
+        self._named = named
         self._user = user
         self._made = made
         self._say = say
@@ -340,6 +381,8 @@ class _Rehearsal:
                 volume = members.open_volume(mount, place)
                 stack.callback(os.close, volume.fd)
                 volumes.append(volume)
+                if mount in self._named:
+                    self._named[mount].check(volume.fd)
             known = self._known_runs()
             copied = self._copy(volumes, lock)
             disabled = self._prepare(volumes)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from support import containers
@@ -19,6 +20,9 @@ from support.hostile import Workshop, upgrade
 from support.images import MANIFEST, picture
 from support.ordinary import User, docker_group, make_user
 from support.requirements import need_tool
+
+from ipavolume.commands import check, check_image
+from ipavolume.context import Options
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
 
@@ -87,13 +91,19 @@ class Shelf:
         """Return the name of an image in the engine."""
         return f"{self._name}:{image}"
 
-    def check(self, image: str, *words: str | Path, status: int | None) -> Result:
+    def check(
+        self,
+        image: str,
+        *words: str | Path,
+        status: int | None,
+        env: Mapping[str, str] | None = None,
+    ) -> Result:
         """Check with an image; nothing may be left of it."""
         result = run_ipavolume(
             *("check", "--engine", self.engine, "--image", self.reference(image)),
             *words,
             status=status,
-            env={"TMPDIR": str(self._temporary)},
+            env={"TMPDIR": str(self._temporary), **(env or {})},
         )
         assert list(self._temporary.iterdir()) == []
         if image in self.trees:
@@ -383,6 +393,83 @@ def test_a_volume_that_only_a_container_mounts_is_not_taken_for_an_empty_one(
     assert "is only mounted while a container uses it [not-mounted]" in said
     reference = docker_shelf.reference("two")
     assert f"docker run --rm -v {name}:/data:ro {reference} ipavolume check" in said
+
+
+@contextlib.contextmanager
+def mounted_on_demand(volume: Path) -> Iterator[tuple[str, str]]:
+    """Give a named volume that is mounted, and the command that unmounts it."""
+    name = f"{NAME}-demand"
+    options = [f"--opt={word}" for word in ("type=none", "o=bind", f"device={volume}")]
+    engine("docker", "volume", "create", *options, name)
+    place = _place("docker", name)
+    try:
+        subprocess.run([need_tool("mount"), "--bind", volume, place], check=True)
+        yield name, f"{need_tool('umount')} --lazy {place}"
+    finally:
+        subprocess.run([need_tool("umount"), place], check=False, capture_output=True)
+        engine("docker", "volume", "rm", name)
+
+
+UNMOUNTED: Final = "was unmounted meanwhile: it is only mounted while a container uses it"
+
+
+def test_a_volume_that_is_unmounted_before_it_is_looked_at_is_not_taken_for_an_empty_one(
+    docker_shelf: Shelf, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inspect(*words: Any, **more: Any) -> check.Inspection:
+        subprocess.run(unmount.split(), check=True)
+        return original(*words, **more)
+
+    original = check.inspect
+    monkeypatch.setattr(check, "inspect", inspect)
+    with mounted_on_demand(volume) as (name, unmount):
+        looker = check_image.Looker(root=str(docker_shelf.trees["two"]), engine="docker")
+        found = looker.look(check_image.Wanted(names=(name,)), Options())
+    (finding,) = found.findings
+    assert (found.volume, finding.code, found.state) == (name, "not-mounted", None)
+    assert f"the volume '{name}' of docker {UNMOUNTED}" in finding.message
+    assert "ipavolume check" in finding.hint
+
+
+def test_a_volume_that_is_unmounted_is_not_rehearsed_as_an_empty_one(
+    docker_shelf: Shelf, volume: Path, top: Path
+) -> None:
+    with mounted_on_demand(volume) as (name, unmount):
+        env = interposed("docker", top, f'"ps --all --quiet --no-trunc") {unmount};;')
+        words = ("--image", docker_shelf.reference("two"), "--engine", "docker")
+        said = run_ipavolume("rehearse", *words, "--volume-name", name, status=74, env=env).stderr
+    assert f"the volume '{name}' of docker {UNMOUNTED} [not-mounted]" in said
+
+
+def interposed(name: str, top: Path, cases: str) -> dict[str, str]:
+    """Return an environment whose engine does something of its own for some commands."""
+    directory = top / "bin"
+    directory.mkdir()
+    real = need_docker() if name == "docker" else need_podman()
+    text = f'#!/bin/sh\nengine={real}\ncase "$*" in\n{cases}\nesac\nexec "$engine" "$@"\n'
+    (directory / name).write_text(text)
+    (directory / name).chmod(0o755)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def test_a_container_that_somebody_removes_while_the_image_is_read_is_told_as_that(
+    shelf: Shelf, volume: Path, top: Path
+) -> None:
+    """At whatever moment: what the engine does not find then is not missing in the image."""
+    label = "label=ipavolume.reads-image"
+    remove = f'"$engine" rm --force $("$engine" ps --all --quiet --filter {label}) > {top}/removed'
+    for moment in (1, 3, 6):
+        shutil.rmtree(top / "bin", ignore_errors=True)
+        (top / "count").write_text("")
+        env = interposed(
+            shelf.engine,
+            top,
+            f'"cp "*) echo >> {top}/count; [ "$(wc -l < {top}/count)" != {moment} ] || {remove};;',
+        )
+        said = shelf.check("two", volume, status=74, env=env).stderr
+        assert (top / "removed").read_text().strip()
+        assert "by which the image was read, was removed meanwhile [no-container]" in said
+        (top / "removed").unlink()
 
 
 def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_label(
