@@ -28,7 +28,6 @@ SYSTEMD: Final = (
     *("--hostname", "server.example.test", "--cap-add", "SYS_ADMIN"),
     *("-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro", "-e", "PASSWORD=Secret.123", *READ_ONLY),
 )
-LIMIT_S: Final = 900
 WISH: Final = ("--run-option=--cap-add=SYS_ADMIN", "--timeout", f"{LIMIT_S}s")
 STEP: Final = '''"""Convert what the service keeps.
 
