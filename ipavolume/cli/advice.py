@@ -91,11 +91,13 @@ class About:
     """The volumes that a hint is about, where a command was given several.
 
     Attributes:
+        directories: Those of primary volumes, as they are called.
         volumes: Directories, ``[MOUNT=]DIR``.
         names: Named volumes of an engine, ``[MOUNT=]NAME``.
         root: Where the image is read that they are looked at with, or "".
     """
 
+    directories: Sequence[str] = ()
     volumes: Sequence[str] = ()
     names: Sequence[str] = ()
     root: str = ""
@@ -113,9 +115,10 @@ def fit_here(hint: str, *, held: bool = False, about: About | None = None) -> st
         return hint
     reader = replace(_reader(), held=held)
     if about is not None:
-        reader = replace(reader, volumes=about.volumes, names=about.names)
         if reader.place is Place.HOST and about.root not in ("", "/"):
             reader = replace(reader, mounts=_mounts_of(about.root) or reader.mounts)
+        volumes = (*_as_volumes(about.directories, reader.mounts), *about.volumes)
+        reader = replace(reader, volumes=volumes, names=about.names)
     return fit(hint, reader)
 
 
@@ -140,20 +143,23 @@ def _reader() -> Reader:
     one = given.get("directory_of_volume" if "directory_of_volume" in given else "directory")
     alone = [word for word in (one, given.get("volume")) if word] or given.get("directories") or ()
     alone = alone if len(alone) < 2 else [_ANY_DIRECTORY]
-    # What has an equals sign would be taken for a mount and a directory.
-    usual = next(iter(mounts), _USUAL_MOUNT)
     return Reader(
         place=place,
         mounts=mounts or (_USUAL_MOUNT,),
         root="" if root == "/" else root,
         image=image,
         engine=given.get("engine") or "docker",
-        volumes=(
-            *(f"{usual}={word}" if "=" in word else word for word in alone),
-            *(given.get("volumes") or ()),
-        ),
+        volumes=(*_as_volumes(alone, mounts), *(given.get("volumes") or ())),
         names=given.get("names") or (),
     )
+
+
+def _as_volumes(directories: Sequence[str], mounts: Sequence[str]) -> Iterator[str]:
+    """Yield directories of primary volumes as ``--volume`` takes them."""
+    usual = next(iter(mounts), _USUAL_MOUNT)
+    for directory in directories:
+        # What has an equals sign would be taken for a mount and a directory.
+        yield f"{usual}={directory}" if "=" in directory else directory
 
 
 def _mounts_of(root: str) -> tuple[str, ...]:

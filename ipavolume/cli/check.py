@@ -100,7 +100,12 @@ def check(
         looker = replace(looker, say=output.progress)
         for one in checks:
             found = looker.look(one, options)
-            about = About(volumes=one.volumes, names=one.names, root=looker.root)
+            about = About(
+                directories=one.directories,
+                volumes=one.volumes,
+                names=one.names,
+                root=looker.root,
+            )
             if as_json:
                 document.current().add_volume(output.inspection_data(found, about=about))
             else:

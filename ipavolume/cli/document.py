@@ -55,7 +55,7 @@ class Document:
                 "volume": volume,
                 "state": err.state,
                 "hint": advice.fit_here(
-                    err.hint, about=advice.About(volumes=[volume]) if volume else None
+                    err.hint, about=advice.About(directories=[volume]) if volume else None
                 ),
                 "details": list(err.details),
             }

@@ -98,7 +98,7 @@ def rehearse(
         commands_rehearse.Wish(
             image=reference,
             engine=engine or "",
-            volumes=Wanted(volumes=(*given, *volumes), names=names),
+            volumes=Wanted(directories=given, volumes=volumes, names=names),
             directory=directory,
             live=live,
             keep=keep,

@@ -53,7 +53,9 @@ def status(
             raise UsageError("a probe is about the volumes of one container")
         if form == "metrics":
             raise UsageError("--probe and --format metrics exclude each other")
-        where = options.places(directories or volumes)
+        if directories and volumes:
+            raise UsageError("give the volume either as an argument or with --volume")
+        where = {"": directories[0]} if directories else options.places(volumes)
         _probe(Options(root=root, volumes=where), probe, form=form, silent=silent)
     if form == "metrics":
         _print_metrics([places.place_of(root, volumes, one) for one in directories or (None,)])
@@ -67,7 +69,7 @@ def status(
                 raise
             # One that cannot be read does not stop the others.
             said.add_error(err, volume=one or "")
-            output.show_error(err, about=About(volumes=[one] if one else ()))
+            output.show_error(err, about=About(directories=[one] if one else ()))
             statuses.append(err.exit_status)
             continue
         if form == "json":

@@ -16,7 +16,7 @@ from ipavolume.commands import check, status, unprepared
 from ipavolume.commands.check import Inspection
 from ipavolume.commands.places import mounts_of
 from ipavolume.commands.unprepared import UnpreparedImage
-from ipavolume.context import Options, parse_volume_option, parse_volume_options
+from ipavolume.context import Options, parse_volume_option, volumes_by_mount
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import find_volume
 from ipavolume.errors import (
@@ -160,19 +160,30 @@ class Wanted:
     """The volumes of one check.
 
     Attributes:
+        directories: Those of primary volumes, as they are called.
         volumes: Directories, ``[MOUNT=]DIR``.
         names: Named volumes, ``[MOUNT=]NAME``.
     """
 
+    directories: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
     @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Mount and path of each directory; the mount is "" for the primary volume's.
+
+        Raises:
+            UsageError: If one is malformed.
+        """
+        alone = (("", directory) for directory in self.directories)
+        return (*alone, *map(parse_volume_option, self.volumes))
+
+    @property
     def mounts(self) -> tuple[str, ...]:
         """The mounts that are named; "" for the primary one."""
-        return tuple(
-            one.partition("=")[0] if "=" in one else "" for one in (*self.volumes, *self.names)
-        )
+        places = [mount for mount, _ in self.places]
+        return (*places, *(name.rpartition("=")[0] for name in self.names))
 
 
 def wanted(
@@ -186,9 +197,9 @@ def wanted(
         names: Named volumes, each alone; with ``MOUNT=`` they belong to *volumes*.
 
     Raises:
-        UsageError: If both are given.
+        UsageError: If both are given, or one is malformed.
     """
-    alone = [Wanted(volumes=(directory,)) for directory in directories]
+    alone = [Wanted(directories=(directory,)) for directory in directories]
     alone += [Wanted(names=(name,)) for name in names if "=" not in name]
     together = Wanted(volumes=tuple(volumes), names=tuple(name for name in names if "=" in name))
     if alone and together.mounts:
@@ -231,18 +242,18 @@ class Looker:
                 wrong with the volumes is in the result.
             StoppedError: If a signal asked for an end.
         """
-        places = list(one.volumes)
+        places = list(one.places)
         named = []
         shown = ""
         for name in one.names:
-            mount, equals, alone = name.rpartition("=")
+            mount, _, alone = name.rpartition("=")
             try:
                 named.append(self._place_of(alone, mount))
             except StoppedError:
                 raise
             except IpaVolumeError as err:
                 return check.failed(alone, self._image_data(), err)
-            places.append(mount + equals + named[-1].directory)
+            places.append((mount, named[-1].directory))
             shown = alone
         found = self._inspect(places, options)
         try:
@@ -253,9 +264,9 @@ class Looker:
         # People and scripts know it by the name that they gave.
         return replace(found, volume=shown) if one.names == (shown,) else found
 
-    def _inspect(self, places: Sequence[str], options: Options) -> Inspection:
+    def _inspect(self, places: Sequence[tuple[str, str]], options: Options) -> Inspection:
         if self.unprepared is None:
-            volumes = parse_volume_options(places)
+            volumes = volumes_by_mount(places)
             return check.inspect(
                 replace(options, root=self.root, called=self.reference, volumes=volumes),
                 self.say,
@@ -266,7 +277,7 @@ class Looker:
                 f"the image {self.reference!r} has no manifest: it can be compared with single "
                 "volumes only"
             )
-        return unprepared.inspect(self.unprepared, parse_volume_option(places[0])[1])
+        return unprepared.inspect(self.unprepared, places[0][1])
 
     def _place_of(self, name: str, mount: str) -> NamedPlace:
         if not mount:

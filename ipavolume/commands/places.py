@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ipavolume.context import parse_volume_options
-from ipavolume.errors import UsageError
+from ipavolume.errors import IpaVolumeError, UsageError
 from ipavolume.image.image import Image
+from ipavolume.linux import files
 from ipavolume.volume import members
 from ipavolume.volume.facts import read_facts
+from ipavolume.volume.failures import attempt
+from ipavolume.volume.layout import BASELINE, TRANSACTION
 from ipavolume.volume.volumes import Volumes
 
 _USUAL_MOUNT: Final = "/data"
@@ -33,18 +36,69 @@ def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:
     """Return the directory of the primary volume for commands that only read what it says.
 
     Raises:
-        UsageError: If it is given twice, or malformed.
+        UsageError: If it is given twice, or malformed; or if none of several volumes is known to be
+            the primary one, or more than one is.
     """
     if directory is not None:
         if volumes:
             raise UsageError("give the volume either as an argument or with --volume")
         return directory
-    if volumes:
-        return next(iter(parse_volume_options(volumes).values()))
-    with Image(root) as image:
-        return image.mount_directory(
-            next(volume.mount for volume in image.header.volumes if not volume.volatile)
+    given = parse_volume_options(volumes)
+    if "" in given:
+        return given[""]
+    if not given:
+        with Image(root) as image:
+            return image.mount_directory(_primary_mount(image))
+    return _place_by_image(root, given) or _place_by_records(given)
+
+
+def _primary_mount(image: Image) -> str:
+    return next(volume.mount for volume in image.header.volumes if not volume.volatile)
+
+
+def _place_by_image(root: str, given: Mapping[str, str]) -> str:
+    """Return where the primary volume is of the image below *root*, or "".
+
+    On a host there mostly is no image, and it may be one of something else.
+    """
+    with contextlib.suppress(IpaVolumeError, OSError), Image(root) as image:
+        if set(given) <= {volume.mount for volume in image.header.volumes}:
+            mount = _primary_mount(image)
+            return given.get(mount) or image.mount_directory(mount)
+    return ""
+
+
+def _place_by_records(given: Mapping[str, str]) -> str:
+    """Return the directory of that volume which has the records of all of them."""
+    if len(given) == 1:
+        return next(iter(given.values()))
+    found = [directory for directory in given.values() if _has_records(directory)]
+    if len(found) != 1:
+        which = ", ".join(map(repr, found or given.values()))
+        raise UsageError(
+            f"which one is the primary volume of these? Each has records of its own: {which}"
+            if found
+            else f"none of these is known to be the primary volume: {which}",
+            hint="Name that one alone, as an argument.",
         )
+    return found[0]
+
+
+def _has_records(directory: str) -> bool:
+    """Tell whether a volume says what was applied, or is being applied, to it and to others."""
+    volume = members.open_named(directory)
+    try:
+        with attempt("look at", directory):
+            state = members.open_state(volume)
+            if state is None:
+                return False
+            try:
+                names = (BASELINE, f"{TRANSACTION}/{BASELINE}")
+                return any(files.lstat(state, name) is not None for name in names)
+            finally:
+                os.close(state)
+    finally:
+        os.close(volume.fd)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from ipavolume.commands.check import Inspection, Severity
 from ipavolume.commands.check_image import NamedPlace, Wanted
 from ipavolume.commands.clones import Clones, Keep
 from ipavolume.commands.pausing import Use, User
-from ipavolume.context import Options, parse_volume_option, volumes_by_mount
+from ipavolume.context import Options, volumes_by_mount
 from ipavolume.engines.copy import copied, opened_image
 from ipavolume.engines.engine import Engine
 from ipavolume.engines.likeness import LeftOut, Place, likeness
@@ -258,7 +258,7 @@ def _places(
         All of them, and those that have names.
     """
     known = [one.mount for one in header.volumes if not one.volatile]
-    given = list(map(parse_volume_option, wanted.volumes))
+    given = list(wanted.places)
     named = {}
     for one in wanted.names:
         mount, _, name = one.rpartition("=")

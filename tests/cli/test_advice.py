@@ -6,9 +6,11 @@ import os
 import shlex
 from dataclasses import replace
 
+import click
 import pytest
 
-from ipavolume.cli.advice import Place, Reader, fit, place_of
+from ipavolume.cli.advice import About, Place, Reader, fit, fit_here, place_of
+from ipavolume.cli.main import main
 
 HOST = Reader(place=Place.HOST, root="/srv/image", volumes=["/srv/ipa data"])
 WITH_IMAGE = Reader(place=Place.HOST, image="example/ipa:4.12", volumes=["/srv/ipa"])
@@ -233,3 +235,11 @@ def test_what_was_fitted_is_not_fitted_again() -> None:
     hint = "ipavolume upgrade --retry. In a container of the image: ipavolume steps --try VOLUME"
     for reader in (WITH_IMAGE, WITH_NAMES, CONTAINER, replace(CONTAINER, held=True), POD):
         assert fit(fit(hint, reader), reader) == fit(hint, reader)
+
+
+def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -> None:
+    with click.Context(main.commands["status"]) as called:
+        called.params = {"root": "/", "directories": ("/srv/app=1", "/srv/app=2")}
+        about = About(directories=["/srv/app=2"])
+        hint = fit_here("ipavolume rollback --dry-run", about=about)
+    assert hint == "ipavolume rollback --dry-run --volume /data=/srv/app=2"

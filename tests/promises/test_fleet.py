@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import run_ipavolume, volumes_of
+from support.command import run_ipavolume, volume_of, volumes_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.upgrades import Site
@@ -109,6 +109,23 @@ def test_people_get_a_table(fleet: tuple[Path, Image]) -> None:
     assert "1 to look at" in shown["edited"]
     assert shown["damaged:"].endswith("[damaged-state]")
     assert len({len(line[: line.index(" app ")]) for line in lines if " app " in line}) == 1
+
+
+def test_a_directory_with_an_equals_sign_in_its_name_is_a_directory(
+    fleet: tuple[Path, Image],
+) -> None:
+    top, image = fleet
+    place = top / "app=1"
+    place.symlink_to(top / "current")
+    try:
+        assert volume_of(run_ipavolume("status", "--json", place).stdout)["volume"] == str(place)
+        words = ("--root", image.root, place)
+        assert run_ipavolume("check", *words).stdout.startswith(f"{place}: current")
+        assert run_ipavolume("status", "--probe", "startup", *words).stdout.startswith("current")
+        several = run_ipavolume("check", "--json", *words, top / "old", status=100).stdout
+        assert [one["volume"] for one in volumes_of(several)] == [str(place), str(top / "old")]
+    finally:
+        place.unlink()
 
 
 def test_metrics_are_what_prometheus_takes(fleet: tuple[Path, Image], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.command import listed_in, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.images import Image, picture
 from support.mounts import BOTH, LISTS, ONE_LIST, build_ids, identity, make_by_hand, two_images
@@ -337,3 +338,45 @@ def test_an_empty_directory_where_a_volume_should_be_mounted(
     }
     site.upgrade(first)
     site.run("upgrade", first, env=expecting)
+
+
+def test_of_several_volumes_the_primary_one_is_looked_at_wherever_it_is_named(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, _ = two_images(site, versions)
+    site.upgrade(first)
+    data, logs = site.volumes.values()
+    for words in (
+        ("--volume", f"/logs={logs}", "--volume", f"/data={data}"),
+        ("--volume", f"/logs={logs}", "--volume", data),
+        ("--root", first.root, "--volume", f"/logs={logs}", "--volume", f"/data={data}"),
+    ):
+        assert len(listed_in(run_ipavolume("history", *words, "--json").stdout)) == 1
+        assert volume_of(run_ipavolume("status", *words, "--json").stdout)["volume"] == str(data)
+        metrics = run_ipavolume("status", *words, "--format", "metrics").stdout
+        assert f'ipavolume_readable{{volume="{data}",engine=""}} 1' in metrics
+
+    # What an image is asked of is not what the records of another one say.
+    other = ("--volume", f"/logs={logs}", "--volume", f"/var={data}")
+    assert listed_in(run_ipavolume("history", "--root", first.root, *other, "--json").stdout)
+
+
+def test_which_of_several_volumes_is_the_primary_one_is_not_guessed(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    first, _ = two_images(site, versions)
+    site.upgrade(first)
+    data, logs = site.volumes.values()
+    empty, again = site.top / "empty", site.top / "again"
+    empty.mkdir()
+    shutil.copytree(data, again)
+    for one, other, said in (
+        (logs, empty, "none of these is known to be the primary volume"),
+        (data, again, "which one is the primary volume of these?"),
+    ):
+        words = ("--volume", f"/one={one}", "--volume", f"/other={other}")
+        for command in ("history", "status"):
+            done = run_ipavolume(command, *words, status=2)
+            assert said in done.stderr
+            assert f"{str(one)!r}, {str(other)!r}" in done.stderr
+            assert done.stdout == ""
