@@ -37,7 +37,8 @@ _COMMAND: Final = (
     rf"(?P<words>(?: (?:{_WORD}))*)"
 )
 _FITTED: Final = (
-    r"(?P<fitted>\b(?:docker|podman|kubectl) (?:run|exec) (?:(?![.;] ).)*?\bipavolume \w+)"
+    r"(?P<fitted>\b(?:docker|podman|kubectl) (?:run|exec) (?:(?![.;] ).)*?\bipavolume \w+"
+    rf"(?: (?:{_WORD}))*)"
 )
 """A command that somebody has put in its form already."""
 _ADVICE: Final = re.compile(rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})")
@@ -46,6 +47,8 @@ _ANY_DIRECTORY: Final = "DIR"
 _ANY_IMAGE: Final = "IMAGE"
 _OF_THE_IMAGE: Final = frozenset({"upgrade", "steps", "conflicts"})
 """Commands that need the files of an image, on a host its tree."""
+_OF_EACH_START: Final = frozenset({"hostname", "kept-volume", "partial"})
+"""Refusals that no command overrides for a start: it asks again, whatever was done before."""
 _VARIABLES: Final = {
     "--allow": "IPAVOLUME_ALLOW",
     "--from": "IPAVOLUME_FROM",
@@ -74,6 +77,8 @@ class Reader:
         volumes: On a host, the volumes that it was given and the hint is about, ``[MOUNT=]DIR``.
         names: Those of them that are named volumes of the engine, ``[MOUNT=]NAME``.
         held: The container stays up and keeps the lock: what works is a command in it.
+        again: On hold: such a command tries again what failed; otherwise only a start does.
+        allowed: Codes of refusals that are overridden already.
     """
 
     place: Place
@@ -84,6 +89,8 @@ class Reader:
     volumes: Sequence[str] = ()
     names: Sequence[str] = ()
     held: bool = False
+    again: bool = True
+    allowed: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +110,21 @@ class About:
     root: str = ""
 
 
-def fit_here(hint: str, *, held: bool = False, about: About | None = None) -> str:
+def fit_here(
+    hint: str, *, held: bool = False, again: bool = True, about: About | None = None
+) -> str:
     """Return *hint* in the form that can be used where the command at hand runs.
 
     Args:
         hint: As on a host.
         held: The container stays up and keeps the lock.
+        again: A command in it tries again what failed then.
         about: What it is about; ``None``: all that the command was given.
     """
     if not _ADVICE.search(hint):
         return hint
-    reader = replace(_reader(), held=held)
+    reader = _reader()
+    reader = replace(reader, held=held or reader.held, again=again)
     if about is not None:
         if reader.place is Place.HOST and about.root not in ("", "/"):
             reader = replace(reader, mounts=_mounts_of(about.root) or reader.mounts)
@@ -136,8 +147,19 @@ def _reader() -> Reader:
     mounts = _mounts_of(root)
     image = given.get("reference") or ""
     place = place_of(root, os.environ, prepared=bool(mounts), image=image)
+    allowed = tuple(
+        code for one in given.get("allow") or () for code in one.replace(",", " ").split()
+    )
     if place is not Place.HOST:
-        return Reader(place=place, mounts=mounts or (_USUAL_MOUNT,))
+        # The first thing that is said in a container is not in need of it.
+        from ipavolume.commands import hold
+
+        return Reader(
+            place=place,
+            mounts=mounts or (_USUAL_MOUNT,),
+            held=hold.is_on_hold(),
+            allowed=allowed,
+        )
     # As an argument, which of several may be any where they are looked at one by one; for
     # ``steps --try``; and ``rehearse`` calls what is no volume a directory.
     one = given.get("directory_of_volume" if "directory_of_volume" in given else "directory")
@@ -151,6 +173,7 @@ def _reader() -> Reader:
         engine=given.get("engine") or "docker",
         volumes=(*_as_volumes(alone, mounts), *(given.get("volumes") or ())),
         names=given.get("names") or (),
+        allowed=allowed,
     )
 
 
@@ -197,7 +220,13 @@ def fit(hint: str, to: Reader) -> str:
             return _options(found["options"], to)
         inside = found["inside"] or ""
         words = [*found["name"].split(), *found["words"].split()]
-        return inside + _command(words, to, other=bool(inside))
+        if "--allow" in words:
+            # What was overridden to come so far has to be, again.
+            for code in to.allowed:
+                words += () if code in words else ("--allow", code)
+        if inside and to.held:
+            inside = f"{inside.removesuffix(': ')}, once this one is stopped: "
+        return inside + _command(words, to, other=bool(found["inside"]))
 
     return _ADVICE.sub(fitted, hint)
 
@@ -223,11 +252,18 @@ def _options(text: str, to: Reader) -> str:
     words = text.split()
     values: dict[str, list[str]] = {}
     for option, value in zip(words[::2], words[1::2], strict=True):
-        values.setdefault(_VARIABLES[option], []).append(value)
-    settings = [f"{name}={','.join(value)}" for name, value in values.items()]
+        values.setdefault(option, []).append(value)
+    is_of_start = not _OF_EACH_START.isdisjoint(values.get("--allow", ()))
+    if "--allow" in values:
+        # A variable has one value, and an option is heeded in the place of its variable.
+        values["--allow"] = list(dict.fromkeys((*to.allowed, *values["--allow"])))
+    if to.held and to.again and not is_of_start:
+        given = [word for option, each in values.items() for one in each for word in (option, one)]
+        return _command(["upgrade", "--retry", *given], to, other=False)
+    settings = [f"{_VARIABLES[option]}={','.join(each)}" for option, each in values.items()]
     if to.place is Place.POD:
         return f"{' and '.join(settings)} in the env of the pod's container"
-    return " ".join(f"-e {setting}" for setting in settings)
+    return "a new container with " * to.held + " ".join(f"-e {setting}" for setting in settings)
 
 
 def _command(words: Sequence[str], to: Reader, *, other: bool) -> str:

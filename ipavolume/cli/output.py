@@ -48,16 +48,21 @@ _LEAST_CHARACTERS: Final = 200
 
 
 def show_error(
-    err: IpaVolumeError, *, held: bool = False, about: advice.About | None = None
+    err: IpaVolumeError,
+    *,
+    held: bool = False,
+    again: bool = True,
+    about: advice.About | None = None,
 ) -> None:
     """Print what failed, the last lines of the command that did, the state, and what to do.
 
     Args:
         err: What failed.
         held: The container stays up and keeps the lock.
+        again: A command in it tries again what failed then.
         about: The volumes of which it is said, where there are several.
     """
-    hint = advice.fit_here(err.hint, held=held, about=about)
+    hint = advice.fit_here(err.hint, held=held, again=again, about=about)
     if hint and not isinstance(err, UsageError) and _is_explained(err.code):
         hint = f"{hint} (more: {advice.more_of(err.code)})"
     if fastpath.is_logged_as_json():

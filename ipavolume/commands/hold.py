@@ -56,7 +56,7 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
         "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "
         "itself."
     )
-    if not before.is_open and (before.build_id or b"").strip() == build_id.encode():
+    if not is_tried_by_command(primary, build_id):
         then = (
             "no command there does what failed again. The next start (docker restart NAME) does, "
             "where the lines above say that it can."
@@ -85,6 +85,17 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
                 if not standing(primary).is_open:
                     return
                 lock.pause()
+
+
+def is_tried_by_command(primary: Volume, build_id: str) -> bool:
+    """Tell whether what failed is an upgrade, which a command tries again as well as a start.
+
+    Args:
+        primary: The primary volume.
+        build_id: Id of the image: where the volume has it, no upgrade is left to be tried.
+    """
+    now = standing(primary)
+    return now.is_open or (now.build_id or b"").strip() != build_id.encode()
 
 
 def is_on_hold() -> bool:

@@ -213,7 +213,7 @@ def online(options: Options, beginning: Beginning, shown: Shown, *, hold: bool) 
             if hold or not options.waits or err.failures <= FREE:
                 raise
             # What waits does so under the lock that its container has.
-            shown.held(err)
+            shown.held(err, again=True)
             backoff.wait(options, notify.telling(shown.say))
             options = _patient(options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Protocol, Self
 
 from ipavolume.commands import hold as on_hold
 from ipavolume.commands.upgrade import Outcome
@@ -25,6 +25,13 @@ from ipavolume.volume.lock import Lock
 from ipavolume.volume.logs import Speaker
 
 
+class Held(Protocol):
+    """Told of a failure after which the container stays up and keeps the lock."""
+
+    def __call__(self, err: IpaVolumeError, *, again: bool) -> None:
+        """Say it; with *again* a command in the container tries again what failed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
     """Where a command says what happens.
@@ -41,7 +48,7 @@ class Shown:
     say: Progress
     tell: Progress
     error: Callable[[IpaVolumeError], None]
-    held: Callable[[IpaVolumeError], None]
+    held: Held
     summary: Callable[[Outcome], Sequence[str]]
     result: Callable[[Outcome, Sequence[str]], None]
 
@@ -100,6 +107,11 @@ class Work:
         else:
             err.state = failures.STATE_OPEN if now.is_open else failures.STATE_COMPLETE
 
+    def is_tried_by_command(self) -> bool:
+        """Tell whether a command, and not only a start, tries again what failed."""
+        build_id = self.context.image.build_id
+        return on_hold.is_tried_by_command(self.context.volumes.primary, build_id)
+
     def take(self, say: Progress) -> None:
         """Take the lock, and the umask of the container out of the way.
 
@@ -149,7 +161,7 @@ class Work:
                 self._say_state(err)
                 if not hold or not on_hold.is_held_on(err):
                     raise
-                shown.held(err)
+                shown.held(err, again=self.is_tried_by_command())
                 on_hold.hold(
                     tuple(self.context.volumes.values()),
                     self.lock,

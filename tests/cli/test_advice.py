@@ -62,8 +62,43 @@ POD = Reader(place=Place.POD)
         (
             replace(CONTAINER, held=True),
             "then: ipavolume upgrade --retry. To try it anyway: --allow newer.",
-            "then: docker exec CONTAINER ipavolume upgrade --retry. To try it anyway: "
-            "-e IPAVOLUME_ALLOW=newer.",
+            "then: docker exec CONTAINER ipavolume upgrade --retry. To try it anyway: docker exec "
+            "CONTAINER ipavolume upgrade --retry --allow newer.",
+        ),
+        (
+            replace(CONTAINER, held=True),
+            "over with --allow stateless --from debian:12.",
+            "over with docker exec CONTAINER ipavolume upgrade --retry --allow stateless --from "
+            "debian:12.",
+        ),
+        # No command does that, which comes after the upgrade.
+        (
+            replace(CONTAINER, held=True),
+            "all the same: --allow partial.",
+            "all the same: a new container with -e IPAVOLUME_ALLOW=partial.",
+        ),
+        (
+            replace(CONTAINER, held=True, again=False),
+            "all the same: --allow s5010:no.",
+            "all the same: a new container with -e IPAVOLUME_ALLOW=s5010:no.",
+        ),
+        # What was overridden to come so far is not refused the next time.
+        (
+            replace(CONTAINER, allowed=["foreign"]),
+            "anyway: --allow newer.",
+            "anyway: -e IPAVOLUME_ALLOW=foreign,newer.",
+        ),
+        (
+            replace(CONTAINER, held=True, allowed=["foreign"]),
+            "anyway: --allow newer.",
+            "anyway: docker exec CONTAINER ipavolume upgrade --retry --allow foreign --allow "
+            "newer.",
+        ),
+        (
+            replace(HOST, allowed=["shared-path", "newer"]),
+            "all the same: ipavolume rollback --allow newer.",
+            "all the same: ipavolume rollback --allow newer --allow shared-path --root /srv/image "
+            "--volume '/srv/ipa data'.",
         ),
         (
             replace(POD, held=True),
@@ -163,8 +198,8 @@ POD = Reader(place=Place.POD)
         (
             replace(CONTAINER, held=True),
             "In a container of the image that began the upgrade: ipavolume rollback",
-            "In a container of the image that began the upgrade: docker run --rm -v VOLUME:/data "
-            "IMAGE ipavolume rollback",
+            "In a container of the image that began the upgrade, once this one is stopped: docker "
+            "run --rm -v VOLUME:/data IMAGE ipavolume rollback",
         ),
         # What an engine takes for what it is.
         (
@@ -233,8 +268,12 @@ def test_where_a_command_runs_is_told_by_what_it_was_given_and_by_the_system() -
 
 def test_what_was_fitted_is_not_fitted_again() -> None:
     hint = "ipavolume upgrade --retry. In a container of the image: ipavolume steps --try VOLUME"
-    for reader in (WITH_IMAGE, WITH_NAMES, CONTAINER, replace(CONTAINER, held=True), POD):
+    inside = (CONTAINER, replace(CONTAINER, held=True), POD)
+    for reader in (WITH_IMAGE, WITH_NAMES, *inside):
         assert fit(fit(hint, reader), reader) == fit(hint, reader)
+    for options in ("To go on: --allow newer.", "ipavolume rollback --allow first-run-since"):
+        for reader in inside:
+            assert fit(fit(options, reader), reader) == fit(options, reader)
 
 
 def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -> None:

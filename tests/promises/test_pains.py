@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import run_ipavolume, volume_of
+from support.command import clean_environment, run_ipavolume, volume_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.requirements import need_tool
 from support.taskworlds import LOG, World, build_packages, logs, step
@@ -308,6 +308,63 @@ def test_on_hold_after_a_failed_first_run_the_way_to_try_it_again_is_said(world:
     assert "upgrade --retry" not in said
 
 
+def test_on_hold_what_overrides_a_refusal_is_a_command_that_the_container_can_be_given(
+    world: World,
+) -> None:
+    guarded = '[accept]\nguard = ["svc"]\n'
+    world.run(world.image("2", {}, config=guarded), "upgrade", "-q")
+    image = world.image("1", {}, config=guarded)
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "echo", "started"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = []
+        for line in iter(container.process.stderr.readline, ""):
+            lines.append(line)
+            if "on hold" in line:
+                break
+        (hint,) = [line for line in lines if "hint: " in line]
+        told = hint.partition("docker exec CONTAINER ipavolume ")[2].partition(".")[0]
+        assert told == "upgrade --retry --allow newer"
+        done = _execute(container, *told.split(), "--lock-timeout", "60")
+        assert done.returncode == 0, done.stderr
+        assert container.process.communicate(timeout=60)[0] == "started\n"
+    assert world.build_id() == image.header().build_id
+    assert world.last_run()["overrides"] == ["newer"]
+
+
+def test_on_hold_after_a_refused_first_run_no_command_is_said_to_override_that(
+    world: World,
+) -> None:
+    """An upgrade in the container does no first run; a variable is one of a new container."""
+    image = world.image("1", {}, config=FIRST_RUN)
+    setup = "#!/bin/sh\nmkdir -p /var/lib/svc; touch /var/lib/svc/half; exit 1\n"
+    image.write("/usr/bin/svc-setup", setup, mode=0o755)
+    world.run(image, "start", "--", "true", status=13)
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        hint = next(line for line in lines if "hint: " in line)
+        assert "a new container with -e IPAVOLUME_ALLOW=partial." in hint
+        # Who looks around in it reads the same.
+        assert any("on hold" in line for line in lines)
+        done = _execute(container, "rollback", "--dry-run")
+        assert "docker exec CONTAINER ipavolume snapshot list" in done.stderr
+
+
+def _execute(container: inside.Container, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ipavolume in a container, as an engine's exec does."""
+    enter = [need_tool("nsenter"), "--target", str(container.pid())]
+    enter += ["--mount", "--pid", "--root", "--wd", "--", *inside.IPAVOLUME]
+    return subprocess.run(
+        [*enter, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment({"PATH": inside.PATH}),
+    )
+
+
 def test_on_hold_after_a_step_of_every_start_nothing_is_ready_and_no_upgrade_is_promised(
     world: World,
 ) -> None:
@@ -323,16 +380,8 @@ def test_on_hold_after_a_step_of_every_start_nothing_is_ready_and_no_upgrade_is_
         lines = iter(container.process.stderr.readline, "")
         said = next(line for line in lines if "on hold" in line)
         assert "upgrade --retry" not in said
-        enter = [need_tool("nsenter"), "--target", str(container.pid())]
-        enter += ["--mount", "--pid", "--root", "--wd", "--", *inside.IPAVOLUME]
         for probe in ("startup", "ready"):
-            done = subprocess.run(
-                [*enter, "status", "--probe", probe],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={"PATH": inside.PATH},
-            )
+            done = _execute(container, "status", "--probe", probe)
             assert done.returncode == 13, done.stdout + done.stderr
             assert done.stdout.startswith("on hold: ")
 
