@@ -31,7 +31,8 @@ _RUN: Final = r"\d{4,}-[A-Za-z0-9]+(?![\w-])"
 """As :func:`ipavolume.volume.snapshots` makes them."""
 _WORD: Final = rf"{_OPTION}|--[a-z-]+(?![\w=/])|[A-Z]{{2,}}(?![\w-])|{_RUN}"
 _COMMAND: Final = (
-    r"(?P<inside>In a container of the image[^.:;]*: )?(?<![\w/.-])"
+    r"(?P<asked>Is the mount at (?P<lost>[^?]*) missing\? )?"
+    r"(?P<inside>In a container (?P<whose>of the image|that has it)[^.:;]*: )?(?<![\w/.-])"
     r"ipavolume (?P<name>upgrade|rollback|conflicts|history|status|check|steps|snapshot"
     r"(?: (?:list|create|drop)(?![\w-]))?)(?![\w/=-])"
     rf"(?P<words>(?: (?:{_WORD}))*)"
@@ -43,6 +44,7 @@ _FITTED: Final = (
 """A command that somebody has put in its form already."""
 _ADVICE: Final = re.compile(rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})")
 _ANY_VOLUME: Final = "VOLUME"
+_ANY_SNAPSHOTS: Final = "SNAPSHOTS"
 _ANY_DIRECTORY: Final = "DIR"
 _ANY_IMAGE: Final = "IMAGE"
 _OF_THE_IMAGE: Final = frozenset({"upgrade", "steps", "conflicts"})
@@ -218,7 +220,7 @@ def fit(hint: str, to: Reader) -> str:
             return found["fitted"]
         if found["options"]:
             return _options(found["options"], to)
-        inside = found["inside"] or ""
+        asked, inside = found["asked"] or "", found["inside"] or ""
         words = [*found["name"].split(), *found["words"].split()]
         if "--allow" in words:
             # What was overridden to come so far has to be, again.
@@ -226,7 +228,9 @@ def fit(hint: str, to: Reader) -> str:
                 words += () if code in words else ("--allow", code)
         if inside and to.held:
             inside = f"{inside.removesuffix(': ')}, once this one is stopped: "
-        return inside + _command(words, to, other=bool(found["inside"]))
+        lost = found["lost"].split(" and ") if asked else ()
+        is_other = found["whose"] == "of the image"
+        return asked + inside + _command(words, to, other=is_other, lost=lost)
 
     return _ADVICE.sub(fitted, hint)
 
@@ -259,35 +263,41 @@ def _options(text: str, to: Reader) -> str:
         values["--allow"] = list(dict.fromkeys((*to.allowed, *values["--allow"])))
     if to.held and to.again and not is_of_start:
         given = [word for option, each in values.items() for one in each for word in (option, one)]
-        return _command(["upgrade", "--retry", *given], to, other=False)
+        return _command(["upgrade", "--retry", *given], to)
     settings = [f"{_VARIABLES[option]}={','.join(each)}" for option, each in values.items()]
     if to.place is Place.POD:
         return f"{' and '.join(settings)} in the env of the pod's container"
     return "a new container with " * to.held + " ".join(f"-e {setting}" for setting in settings)
 
 
-def _command(words: Sequence[str], to: Reader, *, other: bool) -> str:
+def _command(
+    words: Sequence[str], to: Reader, *, other: bool = False, lost: Sequence[str] = ()
+) -> str:
     """Return a command in the form that *to* can use.
 
     Args:
         words: Its name and its arguments.
         to: Who reads it.
         other: It is one in a container of another image than the one at hand.
+        lost: Where something was mounted for snapshots that it needs, and nothing is.
     """
-    is_inside = other or (words[0] in _OF_THE_IMAGE and not to.root)
+    is_new = other or bool(lost)
+    is_inside = is_new or (words[0] in _OF_THE_IMAGE and not to.root)
     if to.place is Place.HOST and not is_inside:
         # What names the volume itself takes no option that does.
         options = () if _ANY_VOLUME in words else _located(words[0], to)
         return shlex.join(["ipavolume", *words, *options])
     mounted = _mounted_here(to)
     inside = ["ipavolume", *_without_volume(words, mounted[0][0])]
-    if to.held and not other:
+    if to.held and not is_new:
         within = "kubectl exec POD --" if to.place is Place.POD else "docker exec CONTAINER"
         return f"{within} {shlex.join(inside)}"
     if to.place is Place.POD:
         args = ", ".join(f'"{word}"' for word in inside)
         which = "that" if other else "this"
-        return f"a pod of {which} image with the same volume and args [{args}]"
+        also = f", what was mounted at {' and '.join(lost)}," if lost else ""
+        return f"a pod of {which} image with the same volume{also} and args [{args}]"
+    mounted += zip(lost, _numbered(_ANY_SNAPSHOTS, len(lost)), strict=True)
     mounts = "".join(f"-v {shlex.quote(f'{source}:{mount}')} " for mount, source in mounted)
     image = _ANY_IMAGE if other or not to.image else to.image
     return f"{to.engine} run --rm {mounts}{shlex.quote(image)} {shlex.join(inside)}"
@@ -336,6 +346,9 @@ def _mounted_here(to: Reader) -> list[tuple[str, str]]:
             mount, _, name = one.rpartition("=")
             found[mount or usual] = name if (mount or usual) not in found else _ANY_VOLUME
         return list(found.items())
-    if len(to.mounts) == 1:
-        return [(to.mounts[0], _ANY_VOLUME)]
-    return [(mount, f"{_ANY_VOLUME}{number}") for number, mount in enumerate(to.mounts, 1)]
+    return list(zip(to.mounts, _numbered(_ANY_VOLUME, len(to.mounts)), strict=True))
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    """Return names for so many, with a number where there are several."""
+    return [name] if count == 1 else [f"{name}{number}" for number in range(1, count + 1)]

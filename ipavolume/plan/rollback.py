@@ -173,10 +173,7 @@ def not_here(volumes: Mapping[str, Volume], run: str, otherwise: str) -> IpaVolu
     """
     hint = otherwise
     if asked := is_mounted(lost_mounts(volumes)):
-        hint = (
-            f"{asked} Start a container with it, and go back there: ipavolume rollback. "
-            f"Otherwise: {otherwise}"
-        )
+        hint = f"{asked} In a container that has it: ipavolume rollback. Otherwise: {otherwise}"
     return RefusedError(missing(run), code=NO_WAY_BACK, hint=hint)
 
 

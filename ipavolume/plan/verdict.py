@@ -755,7 +755,7 @@ def _find_missing(question: Question) -> str:
     said = missing(question.missing)
     text = f"{said[:1].upper()}{said[1:]}. "
     if asked := is_mounted(question.lost_mounts):
-        text += f"{asked} With it the way back is ipavolume rollback. Otherwise: "
+        text += f"{asked} In a container that has it: ipavolume rollback. Otherwise: "
     return text
 
 
@@ -881,9 +881,9 @@ def _refuse_direction(
             restore = "or restore the backup made before that"
             if (way := question.undoable) is not None:
                 restore = (
-                    "or undo that with the container stopped, which goes back to the snapshot of "
-                    f"run {way.run} ({way.made}), of the image {way.from_build or way.build_id}: "
-                    "ipavolume rollback"
+                    "or undo that while the application is stopped, which goes back to the "
+                    f"snapshot of run {way.run} ({way.made}), of the image "
+                    f"{way.from_build or way.build_id}: ipavolume rollback"
                 )
             # What the application says of itself names no image.
             older = name_of(recorded) if recorded.build_id else "that the volume comes from"

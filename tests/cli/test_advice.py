@@ -188,6 +188,40 @@ POD = Reader(place=Place.POD)
             "by docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop 0003-two and "
             "docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop RUN; then",
         ),
+        # A mount that is missing is one of the command that needs it.
+        (
+            CONTAINER,
+            "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it: "
+            "ipavolume rollback. Otherwise: Start it.",
+            "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it: "
+            "docker run --rm -v VOLUME:/data -v SNAPSHOTS:/data/.ipavolume/snapshots IMAGE "
+            "ipavolume rollback. Otherwise: Start it.",
+        ),
+        (
+            WITH_IMAGE,
+            "Is the mount at /data/.ipavolume/snapshots and /logs/.ipavolume/snapshots missing? In "
+            "a container that has it: ipavolume rollback",
+            "Is the mount at /data/.ipavolume/snapshots and /logs/.ipavolume/snapshots missing? In "
+            "a container that has it: docker run --rm -v /srv/ipa:/data -v "
+            "SNAPSHOTS1:/data/.ipavolume/snapshots -v SNAPSHOTS2:/logs/.ipavolume/snapshots "
+            "example/ipa:4.12 ipavolume rollback",
+        ),
+        (
+            POD,
+            "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it: "
+            "ipavolume rollback",
+            "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it: a pod "
+            "of this image with the same volume, what was mounted at /data/.ipavolume/snapshots, "
+            'and args ["ipavolume", "rollback"]',
+        ),
+        (
+            replace(CONTAINER, held=True),
+            "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it: "
+            "ipavolume rollback",
+            "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it, once "
+            "this one is stopped: docker run --rm -v VOLUME:/data -v "
+            "SNAPSHOTS:/data/.ipavolume/snapshots IMAGE ipavolume rollback",
+        ),
         # In another container than the one at hand.
         (
             POD,
@@ -271,9 +305,14 @@ def test_what_was_fitted_is_not_fitted_again() -> None:
     inside = (CONTAINER, replace(CONTAINER, held=True), POD)
     for reader in (WITH_IMAGE, WITH_NAMES, *inside):
         assert fit(fit(hint, reader), reader) == fit(hint, reader)
-    for options in ("To go on: --allow newer.", "ipavolume rollback --allow first-run-since"):
+    for one in (
+        "To go on: --allow newer.",
+        "ipavolume rollback --allow first-run-since",
+        "Is the mount at /data/.ipavolume/snapshots missing? In a container that has it: ipavolume "
+        "rollback.",
+    ):
         for reader in inside:
-            assert fit(fit(options, reader), reader) == fit(options, reader)
+            assert fit(fit(one, reader), reader) == fit(one, reader)
 
 
 def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -> None:
