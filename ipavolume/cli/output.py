@@ -260,8 +260,9 @@ def _teller() -> Teller:
 
 
 def progress(line: str) -> None:
-    """Print a line of progress."""
-    _teller().tell(line)
+    """Print a line of progress; a command in it is one that can be typed here."""
+    is_ours = not isinstance(line, Printed | Tick)
+    _teller().tell(advice.fit_here(line) if is_ours else line)
 
 
 def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
@@ -323,7 +324,11 @@ def _fitted(found: Inspection, about: advice.About | None) -> Inspection:
     findings = tuple(
         replace(item, hint=advice.fit_here(item.hint, about=about)) for item in found.findings
     )
-    return replace(found, findings=findings)
+    draft = found.draft
+    if draft is not None and (way := draft.way_back) is not None:
+        way = replace(way, hint=advice.fit_here(way.hint, about=about))
+        draft = replace(draft, way_back=way)
+    return replace(found, findings=findings, draft=draft)
 
 
 def print_inspection(

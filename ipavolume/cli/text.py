@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ipavolume.cli import advice
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from ipavolume.rpm.transaction import Explanation
 
 _MAX_LEFT_ALONE: Final = 20
+_DIFFERENCES: Final = "ipavolume conflicts --diff"
+_FILES_OF_RUNS: Final = "ipavolume history --json"
 """More paths are not named at the end of a run."""
 _MAX_UNOWNED: Final = 5
 
@@ -272,7 +275,7 @@ def report_data(report: Report) -> dict[str, Any]:
     return {
         "volume": report.volume,
         "image": report.image,
-        **rehearsed_data(report.rehearsed),
+        **rehearsed_data(replace(report.rehearsed, lines=_last_lines(report))),
         "container": {
             "like": report.like,
             "network": report.network,
@@ -291,7 +294,7 @@ def report_data(report: Report) -> dict[str, Any]:
         },
         "runs": [dict(run) for run in report.runs],
         "review": [{"path": path, "copy": copy} for path, copy in report.review],
-        "warnings": report.warnings,
+        "warnings": list(map(advice.fit_here, report.warnings)),
         "agreements_disabled": list(report.agreements),
         "not_shown": list(report.not_shown),
     }
@@ -302,12 +305,12 @@ def report_lines(report: Report, *, verbose: bool) -> list[str]:
     found = report.rehearsed
     lines = [escape(f"{report.volume}: {found.ending} after {found.seconds} s: {found.message}")]
     lines += [f"  {label}: {escape(what)}" for label, what in _whose_fault(found)]
-    lines += [f"    | {escape(line)}" for line in found.lines]
+    lines += [f"    | {escape(line)}" for line in _last_lines(report)]
     lines += [f"  {line}" for line in history_lines(report.runs)]
     if report.review:
-        lines.append("  to review after the upgrade (ipavolume conflicts --diff):")
+        lines.append(escape(f"  to review after the upgrade ({advice.fit_here(_DIFFERENCES)}):"))
         lines += [f"    {escape(path)}: {escape(copy)}" for path, copy in report.review]
-    lines += [f"  warning: {escape(one)}" for one in report.warnings]
+    lines += [f"  warning: {escape(advice.fit_here(one))}" for one in report.warnings]
     if report.copies is not None:
         copies = report.copies
         lines.append(
@@ -334,6 +337,12 @@ def report_lines(report: Report, *, verbose: bool) -> list[str]:
     lines.append("  what a rehearsal cannot show:")
     lines += [f"    {one}" for one in report.not_shown]
     return lines
+
+
+def _last_lines(report: Report) -> tuple[str, ...]:
+    """Return what a rehearsal printed last; where none was started that is what can be done."""
+    lines = report.rehearsed.lines
+    return lines if report.network else tuple(map(advice.fit_here, lines))
 
 
 def _whose_fault(found: Rehearsed) -> list[tuple[str, str]]:
@@ -501,7 +510,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
         lines += _end_lines(end)
     if outcome.warnings:
         lines.append(f"  {count_text(len(outcome.warnings), 'warning')}:")
-        lines += [f"    {escape(text)}" for text in outcome.warnings]
+        lines += [f"    {escape(advice.fit_here(text))}" for text in outcome.warnings]
     if outcome.waiting:
         lines.append("  left to the online phase:")
         lines += [f"    {escape(task.name)}: {escape(task.summary)}" for task in outcome.waiting]
@@ -515,7 +524,8 @@ def _end_lines(end: Finish) -> list[str]:
     if end.put:
         lines += _file_lines(plan)
     else:
-        lines.append("  its files were put in place before (ipavolume history says which)")
+        known = escape(advice.fit_here(_FILES_OF_RUNS))
+        lines.append(f"  its files were put in place before (what became of them: {known})")
     for path, to in end.notes:
         if to.startswith(f"{path}.rpmnew"):
             left = f"{escape(path)}; the image's is {escape(to)}"
@@ -564,7 +574,7 @@ def _file_lines(plan: Plan) -> list[str]:
         if isinstance(action, Install) and action.path == action.record and action.save_to
     ]
     if review:
-        lines.append("  to review (ipavolume conflicts --diff):")
+        lines.append(escape(f"  to review ({advice.fit_here(_DIFFERENCES)}):"))
         lines += [f"    {escape(describe(action))}" for action in review]
     special = [
         action
@@ -575,7 +585,8 @@ def _file_lines(plan: Plan) -> list[str]:
         lines.append("  left alone:")
         lines += [f"    {escape(describe(action))}" for action in special[:_MAX_LEFT_ALONE]]
         if len(special) > _MAX_LEFT_ALONE:
-            lines.append(f"    and {len(special) - _MAX_LEFT_ALONE} more (ipavolume history)")
+            known = escape(advice.fit_here(_FILES_OF_RUNS))
+            lines.append(f"    and {len(special) - _MAX_LEFT_ALONE} more ({known})")
     return lines
 
 
@@ -597,7 +608,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
             }
             for record in outcome.tasks
         ],
-        "warnings": list(outcome.warnings),
+        "warnings": list(map(advice.fit_here, outcome.warnings)),
         "waiting": [task_data(task) for task in outcome.waiting],
     }
 
@@ -627,7 +638,9 @@ def history_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             for key, phase, result, _, seconds in run.get("tasks", [])
         ]
         lines += [escape(f"    failed at {at}: {text}") for at, text in run.get("failures", [])]
-        lines += [escape(f"    warning: {text}") for text in run.get("warnings", [])]
+        lines += [
+            escape(f"    warning: {advice.fit_here(text)}") for text in run.get("warnings", [])
+        ]
         if run.get("overrides"):
             lines.append(escape(f"    overridden: {', '.join(run['overrides'])}"))
         if run.get("undone"):

@@ -52,10 +52,7 @@ def hold(volumes: Sequence[Volume], lock: Lock, say: Progress, *, build_id: str)
     with contextlib.suppress(OSError):
         note_held(primary)
     before = standing(primary)
-    then = (
-        "'ipavolume upgrade --retry' there tries again, and if that succeeds the start goes on by "
-        "itself."
-    )
+    then = "to try again: ipavolume upgrade --retry; if that succeeds, the start goes on by itself."
     if not is_tried_by_command(primary, build_id):
         then = (
             "no command there does what failed again. The next start (docker restart NAME) does, "

@@ -129,7 +129,7 @@ def due(context: Context, asked: Request, *, say: Progress) -> Ready | None:
     if standing is Standing.PARTIAL and "partial" in allow:
         overrides = ("partial",)
     if overrides and found.complete:
-        say(f"taken for configured (--allow partial): {found.judgement.reason}")
+        say(f"taken for configured, as 'partial' is allowed: {found.judgement.reason}")
         standing = Standing.DONE
     elif found.judgement.error is not None and not overrides:
         raise found.judgement.error

@@ -406,7 +406,7 @@ class Lock:
             if (seen := self._stale.pop(volume.mount, None)) and lockfile.look(volume) == seen:
                 self._progress(
                     f"taking the lock of the volume {volume.directory!r} from its holder"
-                    f"{_holder(volume)} (--allow stale-lock)"
+                    f"{_holder(volume)}, as 'stale-lock' is allowed"
                 )
                 lockfile.remove(volume)
             return lockfile.make(volume)

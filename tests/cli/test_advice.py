@@ -9,8 +9,16 @@ from dataclasses import replace
 import click
 import pytest
 
+from ipavolume.cli import output, text
 from ipavolume.cli.advice import About, Place, Reader, fit, fit_here, place_of
 from ipavolume.cli.main import main
+from ipavolume.commands.check import Inspection
+from ipavolume.commands.rehearse import Report
+from ipavolume.model.actions import Plan
+from ipavolume.plan.draft import Draft
+from ipavolume.plan.rehearsed import Ending, Rehearsed
+from ipavolume.plan.snapshot import WayBack
+from ipavolume.plan.verdict import State
 
 HOST = Reader(place=Place.HOST, root="/srv/image", volumes=["/srv/ipa data"])
 WITH_IMAGE = Reader(place=Place.HOST, image="example/ipa:4.12", volumes=["/srv/ipa"])
@@ -321,3 +329,64 @@ def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -
         about = About(directories=["/srv/app=2"])
         hint = fit_here("ipavolume rollback --dry-run", about=about)
     assert hint == "ipavolume rollback --dry-run --volume /data=/srv/app=2"
+
+
+def test_what_refuses_a_rehearsal_is_told_with_the_volume_that_was_to_be_rehearsed_with() -> None:
+    refused = Report(
+        volume="/srv/ipa",
+        image={},
+        rehearsed=Rehearsed(
+            ending=Ending.FAILED,
+            code="no-snapshot",
+            message="a start is refused",
+            lines=("Make room by ipavolume snapshot drop 0001-one. To see: ipavolume rollback",),
+        ),
+    )
+    started = replace(refused, network="internal")
+    with click.Context(main.commands["rehearse"]) as called:
+        called.params = {"reference": "example/ipa:4.13", "directory_of_volume": "/srv/ipa"}
+        shown, data = text.report_lines(refused, verbose=False), text.report_data(refused)
+        as_printed = text.report_data(started)["lines"]
+    fitted = (
+        "Make room by ipavolume snapshot drop 0001-one --volume /srv/ipa. To see: ipavolume "
+        "rollback --volume /srv/ipa"
+    )
+    assert f"    | {fitted}" in shown
+    assert data["lines"] == [fitted]
+    # What a container printed stays as it is.
+    assert as_printed == list(refused.rehearsed.lines)
+
+
+def test_what_is_to_be_reviewed_after_a_rehearsal_is_shown_by_the_image_that_was_tried() -> None:
+    copies = {"copies": [["/data/etc/app.conf", "/data/etc/app.conf.rpmnew", "rpmnew"]]}
+    rehearsed = Rehearsed(ending=Ending.FINE, message="ready")
+    report = Report(volume="ipa", image={}, rehearsed=rehearsed, runs=({"run": "r", **copies},))
+    with click.Context(main.commands["rehearse"]) as called:
+        called.params = {"reference": "example/ipa:4.13", "names": ("ipa",)}
+        shown = text.report_lines(report, verbose=False)
+    inside = "docker run --rm -v ipa:/data example/ipa:4.13 ipavolume conflicts --diff"
+    assert f"  to review after the upgrade ({inside}):" in shown
+
+
+def test_what_there_is_to_go_back_to_is_told_with_commands_that_can_be_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    way = WayBack(why="no room", hint="Make room, for instance by ipavolume snapshot drop 0001-one")
+    plan = Plan(run="0002-two", kind="upgrade", from_build="one", to_build="two", fingerprint="")
+    found = Inspection(
+        volume="/srv/ipa",
+        state=State.OUTDATED,
+        reason="",
+        recorded=None,
+        image={},
+        draft=Draft(plan=plan, positions={}, way_back=way),
+        findings=(),
+        exit_status=100,
+    )
+    drop = "ipavolume snapshot drop 0001-one --volume /srv/ipa"
+    with click.Context(main.commands["check"]) as called:
+        called.params = {"root": "/", "directories": ("/srv/ipa",)}
+        told = output.inspection_data(found)["way_back"]["hint"]
+        output.print_inspection(found, full=False, verbose=False)
+    assert told == f"Make room, for instance by {drop}"
+    assert f"way back: none: no room. {told}\n" in capsys.readouterr().out

@@ -288,7 +288,7 @@ def test_a_failure_behind_the_certificate_is_not_taken_for_the_end(fresh: FirstR
     assert f"left {CA!r}, and says of itself that it is not complete" in said
     assert "the volume is taken for configured" in said
     said = fresh.run("-U", allow=["partial"]).stdout
-    assert "say: taken for configured (--allow partial)" in said
+    assert "say: taken for configured, as 'partial' is allowed" in said
     assert fresh.runs() == 1
     assert fresh.record()["state"] == "done"
     (entry,) = fresh.history()

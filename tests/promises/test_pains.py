@@ -322,6 +322,8 @@ def test_on_hold_what_overrides_a_refusal_is_a_command_that_the_container_can_be
             lines.append(line)
             if "on hold" in line:
                 break
+        again = "docker exec CONTAINER ipavolume upgrade --retry"
+        assert f"to try again: {again}; if that succeeds" in lines[-1]
         (hint,) = [line for line in lines if "hint: " in line]
         told = hint.partition("docker exec CONTAINER ipavolume ")[2].partition(".")[0]
         assert told == "upgrade --retry --allow newer"

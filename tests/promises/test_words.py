@@ -44,9 +44,25 @@ def test_each_run_says_what_it_executed(world: World) -> None:
     said = world.run(image, "start", "--", "true").stderr
     finished, _, upgraded = said.partition("upgrade v1 -> v2\n")[2].partition("upgrade v2 -> v3\n")
     assert "its files were put in place before" in finished
+    assert "docker run --rm -v VOLUME:/data IMAGE ipavolume history --json" in finished
     assert "s5020_then" not in finished
     assert "    step s5020_then: done" in upgraded
     assert "s5010_fails" not in upgraded
+
+
+def test_a_summary_names_the_command_that_can_be_typed_where_it_is_read(world: World) -> None:
+    world.populate()
+    conf = world.volume / "etc/svc/svc.conf"
+    conf.write_text("edited\n")
+    # On the host the image is a tree, and in a container's log there is neither tree nor shell.
+    two = world.image("2", {})
+    said = world.site.run("upgrade", two).stdout
+    where = f"--root {two.root} --volume /data={world.volume}"
+    assert f"  to review (ipavolume conflicts --diff {where}):\n" in said
+    conf.write_text("edited again\n")
+    said = world.run(world.image("3", {}), "start", "--", "true").stderr
+    inside = "docker run --rm -v VOLUME:/data IMAGE ipavolume conflicts --diff"
+    assert f"  to review ({inside}):\n" in said
 
 
 def test_steps_for_packages_of_another_application_are_not_in_the_way(world: World) -> None:
