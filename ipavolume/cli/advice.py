@@ -56,6 +56,7 @@ _VARIABLES: Final = {
     "--from": "IPAVOLUME_FROM",
     "--lock-timeout": "IPAVOLUME_LOCK_TIMEOUT",
 }
+_PARAMETERS: Final = {"--allow": "allow", "--from": "came_from", "--lock-timeout": "lock_timeout"}
 
 
 class Place(enum.Enum):
@@ -81,6 +82,8 @@ class Reader:
         held: The container stays up and keeps the lock: what works is a command in it.
         again: On hold: such a command tries again what failed; otherwise only a start does.
         allowed: Codes of refusals that are overridden already.
+        options: What the command at hand takes of the options that hints name.
+        typed: On hold: it is such a command, and so takes them itself.
     """
 
     place: Place
@@ -93,6 +96,8 @@ class Reader:
     held: bool = False
     again: bool = True
     allowed: Sequence[str] = ()
+    options: frozenset[str] = frozenset(_VARIABLES)
+    typed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +131,9 @@ def fit_here(
     if not _ADVICE.search(hint):
         return hint
     reader = _reader()
-    reader = replace(reader, held=held or reader.held, again=again)
+    # Who works in a container on hold types commands; who reads its log does not.
+    typed = reader.held and not held
+    reader = replace(reader, held=held or reader.held, again=again, typed=typed)
     if about is not None:
         if reader.place is Place.HOST and about.root not in ("", "/"):
             reader = replace(reader, mounts=_mounts_of(about.root) or reader.mounts)
@@ -149,6 +156,9 @@ def _reader() -> Reader:
     mounts = _mounts_of(root)
     image = given.get("reference") or ""
     place = place_of(root, os.environ, prepared=bool(mounts), image=image)
+    options = frozenset(
+        option for option, name in _PARAMETERS.items() if called is None or name in given
+    )
     allowed = tuple(
         code for one in given.get("allow") or () for code in one.replace(",", " ").split()
     )
@@ -161,6 +171,7 @@ def _reader() -> Reader:
             mounts=mounts or (_USUAL_MOUNT,),
             held=hold.is_on_hold(),
             allowed=allowed,
+            options=options,
         )
     # As an argument, which of several may be any where they are looked at one by one; for
     # ``steps --try``; and ``rehearse`` calls what is no volume a directory.
@@ -176,6 +187,7 @@ def _reader() -> Reader:
         volumes=(*_as_volumes(alone, mounts), *(given.get("volumes") or ())),
         names=given.get("names") or (),
         allowed=allowed,
+        options=options,
     )
 
 
@@ -251,9 +263,10 @@ def forms(hint: str) -> list[tuple[str, str]]:
 
 
 def _options(text: str, to: Reader) -> str:
-    if to.place is Place.HOST:
-        return text
     words = text.split()
+    is_typed = to.place is Place.HOST or to.typed
+    if is_typed and to.options.issuperset(words[::2]):
+        return text
     values: dict[str, list[str]] = {}
     for option, value in zip(words[::2], words[1::2], strict=True):
         values.setdefault(option, []).append(value)
@@ -261,9 +274,9 @@ def _options(text: str, to: Reader) -> str:
     if "--allow" in values:
         # A variable has one value, and an option is heeded in the place of its variable.
         values["--allow"] = list(dict.fromkeys((*to.allowed, *values["--allow"])))
-    if to.held and to.again and not is_of_start:
+    if is_typed or (to.held and to.again and not is_of_start):
         given = [word for option, each in values.items() for one in each for word in (option, one)]
-        return _command(["upgrade", "--retry", *given], to)
+        return _command(["upgrade", *["--retry"] * to.held, *given], to)
     settings = [f"{_VARIABLES[option]}={','.join(each)}" for option, each in values.items()]
     if to.place is Place.POD:
         return f"{' and '.join(settings)} in the env of the pod's container"

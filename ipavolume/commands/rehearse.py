@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ from ipavolume.volume import attempts, members, rehearsal, ways
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import SNAPSHOTS, UNDONE
-from ipavolume.volume.lock import Lock
+from ipavolume.volume.lock import WAIT, Lock
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 
@@ -314,6 +314,21 @@ def _refused(wish: Wish, root: str, places: Mapping[str, str], say: Progress) ->
     )
 
 
+def take(
+    lock: Lock, volumes: Sequence[Volume], say: Progress, *, allow: Collection[str] = ()
+) -> None:
+    """Take the lock for the copy.
+
+    Raises:
+        LockedError: If another one has it: a rehearsal waits for nobody.
+    """
+    try:
+        lock.take(volumes, say, timeout_s=0, allow=allow)
+    except LockedError as err:
+        err.hint = err.hint.replace(WAIT, "copy while it is written to (--live)")
+        raise
+
+
 # -- who uses the volumes ----------------------------------------------------------------
 
 
@@ -490,7 +505,7 @@ class _Rehearsal:
         with pausing.all_paused(self._engine, first, self._places, self._say) as before:
             names = " and ".join(one.name for one in before.running)
             if not before.running:
-                lock.take(volumes, self._say, timeout_s=0, allow=self._wish.options.allow)
+                take(lock, volumes, self._say, allow=self._wish.options.allow)
                 lock.only_copy()
             self._refuse_changes(before, before)
             found = self._clone_all(volumes, size, hurry)

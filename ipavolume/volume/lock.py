@@ -35,6 +35,8 @@ DIRECTORY_LOCKED: Final = "directory-locked"
 NO_LOCK: Final = "no-lock"
 LOCAL_LOCK: Final = "local-lock"
 STALE_LOCK: Final = "stale-lock"
+WAIT: Final = "wait for it with --lock-timeout SECONDS"
+"""What can be done about one that is held, by commands that wait."""
 NFS: Final = "nfs"
 _KNOWN: Final = frozenset(
     (
@@ -450,7 +452,7 @@ class Lock:
 
 
 def _locked(busy: Busy) -> LockedError:
-    hint = "Stop that container or command first, or wait for it with --lock-timeout SECONDS."
+    hint = f"Stop that container or command first, or {WAIT}."
     if busy.code == DIRECTORY_LOCKED:
         hint = (
             "Only the root directory is locked: an older ipavolume does that, and anybody can who "

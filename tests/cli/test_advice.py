@@ -90,6 +90,19 @@ POD = Reader(place=Place.POD)
             "all the same: --allow s5010:no.",
             "all the same: a new container with -e IPAVOLUME_ALLOW=s5010:no.",
         ),
+        # Who typed a command can type it again, if it has such an option.
+        (replace(CONTAINER, held=True, typed=True), "anyway: --allow newer.", None),
+        (
+            replace(CONTAINER, held=True, typed=True, options=frozenset()),
+            "anyway: --allow newer.",
+            "anyway: docker exec CONTAINER ipavolume upgrade --retry --allow newer.",
+        ),
+        (
+            replace(HOST, options=frozenset({"--allow"})),
+            "over with --allow stateless --from debian:12.",
+            "over with ipavolume upgrade --allow stateless --from debian:12 --root /srv/image "
+            "--volume '/srv/ipa data'.",
+        ),
         # What was overridden to come so far is not refused the next time.
         (
             replace(CONTAINER, allowed=["foreign"]),
@@ -329,6 +342,22 @@ def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -
         about = About(directories=["/srv/app=2"])
         hint = fit_here("ipavolume rollback --dry-run", about=about)
     assert hint == "ipavolume rollback --dry-run --volume /data=/srv/app=2"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("check", "--allow stateless --from debian:12"),
+        (
+            "rollback",
+            "docker run --rm -v /srv/ipa:/data IMAGE ipavolume upgrade --allow stateless --from "
+            "debian:12",
+        ),
+    ],
+)
+def test_options_that_a_command_has_not_are_those_of_an_upgrade(command: str, told: str) -> None:
+    with main.commands[command].make_context(command, ["--volume", "/srv/ipa"]):
+        assert fit_here("--allow stateless --from debian:12") == told
 
 
 def test_what_refuses_a_rehearsal_is_told_with_the_volume_that_was_to_be_rehearsed_with() -> None:

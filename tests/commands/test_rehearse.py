@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ from ipavolume.errors import CommandFailedError, LockedError, UsageError, Volume
 from ipavolume.model.progress import say_nothing
 from ipavolume.plan.rehearsed import Rehearsed
 from ipavolume.systemd import handover
+from ipavolume.volume.lock import Lock
 from ipavolume.volume.members import open_volume
 
 DOCKER: Final = Engine("docker")
@@ -168,6 +170,21 @@ def test_two_directories_for_one_volume_are_refused(volumes: tuple[str, ...]) ->
     wanted = Wanted(volumes=volumes)
     with pytest.raises(UsageError, match="/data is given twice"):
         rehearse._places(Engine("docker"), wanted, image_header())
+
+
+@pytest.mark.root
+def test_who_cannot_wait_for_a_lock_is_not_told_to(tmp_path: Path) -> None:
+    volume = open_volume("/data", str(tmp_path), file_system="tmpfs")
+    other = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with Lock(inside=False) as lock, pytest.raises(LockedError) as refused:
+            rehearse.take(lock, [volume], say_nothing)
+    finally:
+        os.close(other)
+        os.close(volume.fd)
+    assert "or copy while it is written to (--live)." in refused.value.hint
+    assert "--lock-timeout" not in refused.value.hint
 
 
 def test_what_is_counted_is_what_is_copied(tmp_path: Path) -> None:
