@@ -204,6 +204,13 @@ def test_each_step_can_be_tried_on_a_volume_that_is_there(world: World) -> None:
     assert tried["s5020_done"]["fault"] == ""
     assert "ZeroDivisionError" in tried["s5000_raises"]["fault"]
     assert picture(world.volume) == before
+    for again, why in (
+        ("/tmp", "two directories are given for one volume: '/tmp', '/data'"),
+        ("/data=/tmp", "--volume says twice where the volume at /data is"),
+    ):
+        twice = world.run(image, "steps", "--try", "/data", "--volume", again, status=2)
+        assert why in twice.stderr
+        assert twice.stdout == ""
     outside = run_ipavolume("steps", "--root", image.root, "--try", world.volume, status=77)
     assert "can only be asked in its container" in outside.stderr
 

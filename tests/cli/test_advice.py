@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
+from support.images import MANIFEST
 
 from ipavolume.cli import output, text
 from ipavolume.cli.advice import About, Place, Reader, fit, fit_here, place_of
@@ -342,6 +345,42 @@ def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -
         about = About(directories=["/srv/app=2"])
         hint = fit_here("ipavolume rollback --dry-run", about=about)
     assert hint == "ipavolume rollback --dry-run --volume /data=/srv/app=2"
+
+
+def _nothing(root: Path) -> None:
+    root.rmdir()
+
+
+def _no_tree(root: Path) -> None:
+    root.rmdir()
+    root.write_text("an archive")
+
+
+def _damaged(root: Path) -> None:
+    (root / MANIFEST).parent.mkdir(parents=True)
+    (root / MANIFEST).write_text("{}\n")
+
+
+def _a_directory(root: Path) -> None:
+    (root / MANIFEST).mkdir(parents=True)
+
+
+def _a_loop(root: Path) -> None:
+    (root / "usr").symlink_to("usr")
+
+
+@pytest.mark.parametrize("spoil", [_nothing, _no_tree, _damaged, _a_directory, _a_loop])
+def test_a_hint_is_told_whatever_ails_the_image(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    root = tmp_path / "image"
+    root.mkdir()
+    spoil(root)
+    words = ["--root", str(root), "--volume", "/srv/ipa"]
+    with main.commands["rollback"].make_context("rollback", words):
+        told = fit_here("ipavolume rollback, or ipavolume upgrade --retry")
+    where = f"--root {root} --volume /srv/ipa"
+    assert told == f"ipavolume rollback {where}, or ipavolume upgrade --retry {where}"
 
 
 @pytest.mark.parametrize(
