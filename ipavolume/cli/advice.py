@@ -33,8 +33,8 @@ _WORD: Final = rf"{_OPTION}|--[a-z-]+(?![\w=/])|[A-Z]{{2,}}(?![\w-])|{_RUN}"
 _COMMAND: Final = (
     r"(?P<asked>Is the mount at (?P<lost>[^?]*) missing\? )?"
     r"(?P<inside>In a container (?P<whose>of the image|that has it)[^.:;]*: )?(?<![\w/.-])"
-    r"ipavolume (?P<name>upgrade|rollback|conflicts|history|status|check|steps|snapshot"
-    r"(?: (?:list|create|drop)(?![\w-]))?)(?![\w/=-])"
+    r"ipavolume (?P<name>upgrade|rollback|conflicts|history|status|check|steps|running|snapshot"
+    r"(?: (?:list|create|drop)(?![\w-]))?|manual [a-z][a-z-]*)(?![\w/=-])"
     rf"(?P<words>(?: (?:{_WORD}))*)"
 )
 _FITTED: Final = (
@@ -42,7 +42,11 @@ _FITTED: Final = (
     rf"(?: (?:{_WORD}))*)"
 )
 """A command that somebody has put in its form already."""
-_ADVICE: Final = re.compile(rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})")
+_SETTING: Final = r"IPAVOLUME_(?:SNAPSHOT=never|UPGRADE=auto)(?![\w-])"
+"""What a command heeds that tries again what failed, and what asks for it no more then."""
+_ADVICE: Final = re.compile(
+    rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})|(?P<setting>{_SETTING})"
+)
 _ANY_VOLUME: Final = "VOLUME"
 _ANY_SNAPSHOTS: Final = "SNAPSHOTS"
 _ANY_DIRECTORY: Final = "DIR"
@@ -144,9 +148,12 @@ def fit_here(
 
 def more_of(code: str) -> str:
     """Return the command that says more of *code* where the command at hand runs."""
-    command = f"ipavolume manual {code}"
-    is_in_container = _reader().place is Place.CONTAINER
-    return f"docker run --rm IMAGE {command}" if is_in_container else command
+    return _manual(code, _reader())
+
+
+def _manual(topic: str, to: Reader) -> str:
+    command = f"ipavolume manual {topic}"
+    return f"docker run --rm {_ANY_IMAGE} {command}" if to.place is Place.CONTAINER else command
 
 
 def _reader() -> Reader:
@@ -232,6 +239,8 @@ def fit(hint: str, to: Reader) -> str:
             return found["fitted"]
         if found["options"]:
             return _options(found["options"], to)
+        if found["setting"]:
+            return _setting(found["setting"], to)
         asked, inside = found["asked"] or "", found["inside"] or ""
         words = [*found["name"].split(), *found["words"].split()]
         if "--allow" in words:
@@ -249,7 +258,8 @@ def fit(hint: str, to: Reader) -> str:
 
 def forms(hint: str) -> list[tuple[str, str]]:
     """Return each place and what of *hint* is put in another form there, if anything is."""
-    found = [match.group() for match in _ADVICE.finditer(hint)]
+    # A variable is the same everywhere but on hold.
+    found = [match.group() for match in _ADVICE.finditer(hint) if not match["setting"]]
     return [
         (
             place.value,
@@ -283,6 +293,15 @@ def _options(text: str, to: Reader) -> str:
     return "a new container with " * to.held + " ".join(f"-e {setting}" for setting in settings)
 
 
+def _setting(text: str, to: Reader) -> str:
+    """Return a variable of the environment in the form that *to* can use."""
+    if not (to.held and to.again):
+        return text
+    if to.place is Place.POD:
+        return f"kubectl exec POD -- env {text} ipavolume upgrade --retry"
+    return f"docker exec -e {text} CONTAINER ipavolume upgrade --retry"
+
+
 def _command(
     words: Sequence[str], to: Reader, *, other: bool = False, lost: Sequence[str] = ()
 ) -> str:
@@ -294,6 +313,12 @@ def _command(
         other: It is one in a container of another image than the one at hand.
         lost: Where something was mounted for snapshots that it needs, and nothing is.
     """
+    if words[0] == "manual":
+        return _manual(words[1], to)
+    within = "kubectl exec POD --" if to.place is Place.POD else f"{to.engine} exec CONTAINER"
+    if words[0] == "running":
+        # What is done once the application of that container is ready.
+        return f"{within} {shlex.join(['ipavolume', *words])}"
     is_new = other or bool(lost)
     is_inside = is_new or (words[0] in _OF_THE_IMAGE and not to.root)
     if to.place is Place.HOST and not is_inside:
@@ -301,9 +326,9 @@ def _command(
         options = () if _ANY_VOLUME in words else _located(words[0], to)
         return shlex.join(["ipavolume", *words, *options])
     mounted = _mounted_here(to)
-    inside = ["ipavolume", *_without_volume(words, mounted[0][0])]
-    if to.held and not is_new:
-        within = "kubectl exec POD --" if to.place is Place.POD else "docker exec CONTAINER"
+    inside = ["ipavolume", *_without_volume(words, next(iter(to.mounts), _USUAL_MOUNT))]
+    # Which volume that is need not be the one that this container has.
+    if to.held and not is_new and _ANY_VOLUME not in words:
         return f"{within} {shlex.join(inside)}"
     if to.place is Place.POD:
         args = ", ".join(f'"{word}"' for word in inside)

@@ -202,8 +202,8 @@ def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
         raise RefusedError(
             f"the upgrade to {known.build_id} is not completed: that comes before run {run}",
             code="open-transaction",
-            hint="Undo it first, with ipavolume rollback and no run, or start the image that can "
-            "finish it.",
+            hint="Undo it first, which takes no RUN: ipavolume rollback. Or start the image that "
+            "can finish it.",
         )
     return snapshot
 

@@ -93,6 +93,26 @@ POD = Reader(place=Place.POD)
             "all the same: --allow s5010:no.",
             "all the same: a new container with -e IPAVOLUME_ALLOW=s5010:no.",
         ),
+        (
+            replace(CONTAINER, held=True),
+            "go on without a snapshot: IPAVOLUME_SNAPSHOT=never",
+            "go on without a snapshot: docker exec -e IPAVOLUME_SNAPSHOT=never CONTAINER ipavolume "
+            "upgrade --retry",
+        ),
+        (
+            replace(POD, held=True),
+            "let it happen with IPAVOLUME_UPGRADE=auto.",
+            "let it happen with kubectl exec POD -- env IPAVOLUME_UPGRADE=auto ipavolume upgrade "
+            "--retry.",
+        ),
+        (CONTAINER, "go on without a snapshot: IPAVOLUME_SNAPSHOT=never", None),
+        # Another volume than the one that is mounted there.
+        (
+            replace(CONTAINER, held=True),
+            "Mount the right volume; ipavolume status VOLUME says the uuid of one.",
+            "Mount the right volume; docker run --rm -v VOLUME:/data IMAGE ipavolume status says "
+            "the uuid of one.",
+        ),
         # Who typed a command can type it again, if it has such an option.
         (replace(CONTAINER, held=True, typed=True), "anyway: --allow newer.", None),
         (
@@ -212,6 +232,30 @@ POD = Reader(place=Place.POD)
             "by docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop 0003-two and "
             "docker run --rm -v VOLUME:/data IMAGE ipavolume snapshot drop RUN; then",
         ),
+        (
+            replace(HOST, mounts=("/data", "/logs"), volumes=["/logs=/srv/l", "/data=/srv/d"]),
+            "In a container of the image: ipavolume steps --try VOLUME",
+            "In a container of the image: docker run --rm -v /srv/l:/logs -v /srv/d:/data IMAGE "
+            "ipavolume steps --try /data",
+        ),
+        # What is done in the container that runs, whoever reads it.
+        (
+            WITH_IMAGE,
+            "in the container that runs: ipavolume running.",
+            "in the container that runs: docker exec CONTAINER ipavolume running.",
+        ),
+        (
+            POD,
+            "in the container that runs: ipavolume running.",
+            "in the container that runs: kubectl exec POD -- ipavolume running.",
+        ),
+        (
+            CONTAINER,
+            "see ipavolume manual freeipa",
+            "see docker run --rm IMAGE ipavolume manual freeipa",
+        ),
+        (HOST, "see ipavolume manual freeipa", None),
+        (HOST, "(ipavolume manual CODE explains it)", None),
         # A mount that is missing is one of the command that needs it.
         (
             CONTAINER,

@@ -334,6 +334,25 @@ def test_on_hold_what_overrides_a_refusal_is_a_command_that_the_container_can_be
     assert world.last_run()["overrides"] == ["newer"]
 
 
+def test_on_hold_an_upgrade_that_waits_for_consent_is_let_happen_by_what_is_said(
+    world: World,
+) -> None:
+    world.populate()
+    image = world.image("2", {})
+    argv = [*inside.IPAVOLUME, "start", "--on-failure", "hold", "--", "echo", "started"]
+    refuse, auto = ({"IPAVOLUME_UPGRADE": word} for word in ("refuse", "auto"))
+    with inside.started(image.root, world.volume, argv, env=refuse) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        hint = next(line for line in lines if "hint: " in line)
+        assert "docker exec CONTAINER ipavolume upgrade --dry-run; let it happen with" in hint
+        assert "docker exec -e IPAVOLUME_UPGRADE=auto CONTAINER ipavolume upgrade --retry." in hint
+        assert any("on hold" in line for line in lines)
+        done = _execute(container, "upgrade", "--retry", "--lock-timeout", "60", env=auto)
+        assert done.returncode == 0, done.stderr
+        assert container.process.communicate(timeout=60)[0] == "started\n"
+
+
 def test_on_hold_after_a_refused_first_run_no_command_is_said_to_override_that(
     world: World,
 ) -> None:
@@ -354,7 +373,9 @@ def test_on_hold_after_a_refused_first_run_no_command_is_said_to_override_that(
         assert "docker exec CONTAINER ipavolume snapshot list" in done.stderr
 
 
-def _execute(container: inside.Container, *words: str) -> subprocess.CompletedProcess[str]:
+def _execute(
+    container: inside.Container, *words: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ipavolume in a container, as an engine's exec does."""
     enter = [need_tool("nsenter"), "--target", str(container.pid())]
     enter += ["--mount", "--pid", "--root", "--wd", "--", *inside.IPAVOLUME]
@@ -363,7 +384,7 @@ def _execute(container: inside.Container, *words: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        env=clean_environment({"PATH": inside.PATH}),
+        env=clean_environment({"PATH": inside.PATH} | dict(env or {})),
     )
 
 
