@@ -53,18 +53,22 @@ def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:
 
 
 def _primary_mount(image: Image) -> str:
-    return next(volume.mount for volume in image.header.volumes if not volume.volatile)
+    kept = next((volume.mount for volume in image.header.volumes if not volume.volatile), "")
+    if not kept:
+        raise UsageError("every volume of the image is volatile: nothing to keep")
+    return kept
 
 
 def _place_by_image(root: str, given: Mapping[str, str]) -> str:
     """Return where the primary volume is of the image below *root*, or "".
 
-    On a host there mostly is no image, and it may be one of something else.
+    On a host there mostly is no image, and it may be one of something else. What is not given is at
+    its mount only in a container.
     """
     with contextlib.suppress(IpaVolumeError, OSError), Image(root) as image:
         if set(given) <= {volume.mount for volume in image.header.volumes}:
             mount = _primary_mount(image)
-            return given.get(mount) or image.mount_directory(mount)
+            return given.get(mount) or image.mount_directory(mount) * image.is_inside
     return ""
 
 

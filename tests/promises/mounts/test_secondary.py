@@ -356,6 +356,9 @@ def test_of_several_volumes_the_primary_one_is_looked_at_wherever_it_is_named(
         metrics = run_ipavolume("status", *words, "--format", "metrics").stdout
         assert f'ipavolume_readable{{volume="{data}",engine=""}} 1' in metrics
 
+    # On a host one that is named alone is the one that is meant.
+    alone = ("--root", first.root, "--volume", f"/logs={logs}")
+    assert volume_of(run_ipavolume("status", *alone, "--json").stdout)["volume"] == str(logs)
     # What an image is asked of is not what the records of another one say.
     other = ("--volume", f"/logs={logs}", "--volume", f"/var={data}")
     assert listed_in(run_ipavolume("history", "--root", first.root, *other, "--json").stdout)
