@@ -49,6 +49,7 @@ class Code(enum.StrEnum):
     RPM_LEFTOVER = "rpm-leftover"
     RUNTIME_LISTED = "runtime-listed"
     SAME_VERSION = "same-version"
+    SHIPPED_DATABASE = "shipped-database"
     SINGLE_FILE = "single-file"
     SNAPSHOT_NOT_SURE = "snapshot-not-sure"
     SPECIAL_FILE = "special-file"
@@ -160,6 +161,14 @@ MEANINGS: Final[dict[Code, str]] = {
         "A [[package]] has the version that it had when the image was prepared before, and other "
         "configuration files. Steps are chosen by versions, and people tell images by them: count "
         "its version up, or add a release (2.4.1-2)."
+    ),
+    Code.SHIPPED_DATABASE: (
+        "A listed directory holds a database that was made while the image was built, as packages "
+        "of Debian do when they are installed. Each volume begins with the same one, its accounts "
+        "and keys included. At an upgrade the volume's files stay, and those that only the newer "
+        "image's database has are put among them (MariaDB's undo logs, the mark that it was "
+        "upgraded), which damages it. Remove its content when the image is built, and have the "
+        "first run make it ([first-run]). A volume that is there keeps its own."
     ),
     Code.SINGLE_FILE: (
         "Listed files whose directories are not listed. Each is a link in a directory of the "

@@ -34,6 +34,7 @@ from ipavolume.model.paths import CONFIG_PATH, MANIFEST_PATH, is_within
 from ipavolume.model.progress import Progress, count_text
 from ipavolume.model.values import dataclass
 from ipavolume.prepare import (
+    databases,
     mentioned,
     pathlists,
     predecessor,
@@ -282,6 +283,14 @@ class _Run:
         )
         pathlists.note_single_files(
             tree, placements, relocation.locations, profile=own, findings=found
+        )
+        databases.check(
+            tree,
+            placements,
+            relocation.locations,
+            facts,
+            refresh=self._config.files_refresh,
+            findings=found,
         )
         mentioned.check(tree, self._config, packages, findings=found)
         self._find_leftovers(placements)

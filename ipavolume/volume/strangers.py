@@ -125,14 +125,20 @@ def is_named(path: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(path, glob) for glob in globs)
 
 
-def _whose(path: str, st: os.stat_result) -> str:
-    """Return whose data *path* is; "" where that is not known."""
+def layout_of(path: str, st: os.stat_result) -> str:
+    """Return which service lays out its data with a thing like *path*, or ""."""
     above, _, name = path.rpartition("/")
     if stat.S_ISDIR(st.st_mode):
         last = f"{above.rpartition('/')[2]}/{name}"
         return DIRECTORIES.get(name) or DIRECTORIES.get(last, "")
-    if stat.S_ISREG(st.st_mode) and name in FILES:
-        return FILES[name]
+    return FILES.get(name, "") if stat.S_ISREG(st.st_mode) else ""
+
+
+def _whose(path: str, st: os.stat_result) -> str:
+    """Return whose data *path* is; "" where that is not known."""
+    layout = layout_of(path, st)
+    if layout or stat.S_ISDIR(st.st_mode):
+        return layout
     if stat.S_ISREG(st.st_mode) and not st.st_size:
         # A ``.gitkeep`` of the host's user; nobody's data is empty.
         return ""

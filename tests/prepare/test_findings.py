@@ -290,3 +290,32 @@ def test_a_derived_image_keeps_the_packages_that_were_read_from_files(
     assert (edited.package, edited.flags) == ("app", shipped.flags)
     assert edited.rpm_digest == f"sha256:{shipped.content}"
     assert new["/data/etc/own.conf"].package == ""
+
+
+def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_is_moved(
+    image: Image,
+) -> None:
+    """Debian's ``mariadb-server`` makes one; an upgrade would mix that of the next image in."""
+    for name in ("ibdata1", "undo001", "mysql/user.frm"):
+        image.write(f"/var/lib/mysql/{name}", "x")
+    image.write("/srv/cache/dump.rdb", "")
+    image.write("/srv/ui/data.mdb", "x")
+    image.write("/tmp/app/PG_VERSION", "15\n")
+    image.write(
+        "/etc/ipavolume.toml",
+        '[files]\nrefresh = ["/srv/ui/*"]\n'
+        '[[volume]]\nmount = "/data"\n'
+        '[[volume]]\nmount = "/scratch"\nlists = ["/etc/volume-scratch-list"]\nvolatile = true\n',
+    )
+    image.list("/var/lib/mysql/", "/srv/cache/", "/srv/ui/")
+    image.write("/etc/volume-scratch-list", "/tmp/app/\n")
+    before = picture(image.root)
+    with pytest.raises(UnfitImageError) as caught:
+        image.prepare(strict=True)
+    assert [(one.code, one.path) for one in caught.value.refused] == [
+        ("shipped-database", "/var/lib/mysql")
+    ]
+    assert "'ibdata1', MySQL or MariaDB" in str(caught.value)
+    assert picture(image.root) == before
+    # It is named again by a build on top of this one, which finds it in the template.
+    assert codes(image) == [("shipped-database", "/var/lib/mysql")] == codes(image)
