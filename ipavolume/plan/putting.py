@@ -79,6 +79,7 @@ class Putting:
                 return
         parent = path.rpartition("/")[0]
         tree = self._created.get(parent)
+        had = old is not None and old.present and not old.flags & FileFlags.GHOST
         if tree is None and new.type is not FileType.DIRECTORY:
             self._collected.install(
                 path,
@@ -86,7 +87,7 @@ class Putting:
                 new.metadata,
                 None,
                 if_edited=self.if_edited(path, old, new),
-                reason="missing on the volume",
+                reason="deleted here; the image has it" if had else "missing on the volume",
             )
             return
         if tree is None:

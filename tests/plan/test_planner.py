@@ -12,6 +12,7 @@ from support.plans import (
     BESIDE,
     BROKER,
     CONFIG,
+    DELETED,
     DIRECTORY,
     EDITED,
     ELSEWHERE,
@@ -102,7 +103,13 @@ from ipavolume.volume.candidates import Candidate
             id="new noreplace, another there",
         ),
         # In both, never a config file.
-        pytest.param(at(was(), None, now()), [install(now(), MISSING)], id="missing"),
+        pytest.param(at(was(), None, now()), [install(now(), DELETED)], id="deleted"),
+        pytest.param(
+            at(was(present=False), None, now()), [install(now(), MISSING)], id="never was there"
+        ),
+        pytest.param(
+            at(was(flags=GHOST), None, now()), [install(now(), MISSING)], id="was a ghost, missing"
+        ),
         pytest.param(at(was(), OLD, now()), [install(now(), REPLACED, before=OLD)], id="unedited"),
         pytest.param(at(was(), NEW, now()), [], id="there already"),
         pytest.param(
@@ -121,8 +128,8 @@ from ipavolume.volume.candidates import Candidate
         # In both, a config file.
         pytest.param(
             at(was(flags=CONFIG), None, now(flags=CONFIG)),
-            [install(now(flags=CONFIG), MISSING)],
-            id="config, missing",
+            [install(now(flags=CONFIG), DELETED)],
+            id="config, deleted",
         ),
         pytest.param(at(was(flags=MISSINGOK), None, now(flags=MISSINGOK)), [], id="missingok"),
         pytest.param(

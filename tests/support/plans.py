@@ -34,6 +34,7 @@ DIRECTORY: Final = FileType.DIRECTORY
 LINK: Final = FileType.SYMLINK
 
 MISSING: Final = "missing on the volume"
+DELETED: Final = "deleted here; the image has it"
 REPLACED: Final = "not edited; the image has another"
 EDITED: Final = "edited, and replaced"
 CHANGED: Final = "not a config file, but it was changed"
