@@ -99,14 +99,23 @@ def find(volumes: Volumes, path: str, *, shown: Callable[[str], str]) -> Conflic
 
     Args:
         volumes: The volumes.
-        path: The path, as it is or as it is listed.
+        path: The path: on the volume or as the image has it, as it is or as it is listed.
         shown: Returns how a path is listed.
 
     Raises:
         UsageError: If there is none.
     """
     known = conflicts(volumes)
-    for spelled in (lambda name: name, shown):
+
+    def in_the_image(name: str) -> str:
+        return name[len(mount_of(name, volumes)) :]
+
+    for spelled in (
+        lambda name: name,
+        shown,
+        in_the_image,
+        lambda name: shown(in_the_image(name)),
+    ):
         for conflict in reversed(known):
             if path == spelled(conflict.copy):
                 return conflict

@@ -282,6 +282,15 @@ def test_a_path_can_be_written_as_it_is_listed(site: tuple[Site, Image]) -> None
     assert len(_listed(*site)) == len(COPIES) - 2
 
 
+def test_a_path_can_be_written_as_the_image_has_it(site: tuple[Site, Image]) -> None:
+    """Who edits ``/etc/app/plain`` in a container knows no other path of it."""
+    _settle(site, "--take-new", "/etc/app/new\\nline")
+    assert _content(_real(site[0], "/data/etc/app/new\nline")) == "version 2\n"
+    _settle(site, "--keep", "/etc/app/plain.rpmsave")
+    assert _content(_real(site[0], "/data/etc/app/plain")) == MINE["plain"]
+    assert len(_listed(*site)) == len(COPIES) - 2
+
+
 def test_work_on_the_packages_copy_is_not_thrown_away(site: tuple[Site, Image]) -> None:
     copy = _real(site[0], "/data/etc/app/noreplace.rpmnew")
     copy.write_text("both merged by hand, but in the wrong file\n")
@@ -355,7 +364,7 @@ def test_a_directory_in_the_way_is_left_for_a_person(option: str, site: tuple[Si
 
 def test_what_has_no_copy_or_makes_no_sense_is_refused(site: tuple[Site, Image]) -> None:
     before = picture(site[0].volume())
-    for path in ("/data/etc/app/other", "/etc/app/plain", "plain", "/data/../etc/passwd"):
+    for path in ("/data/etc/app/other", "/etc/app/other", "plain", "/data/../etc/passwd"):
         assert "has no recorded copy" in _settle(site, "--keep", path, status=2).stderr
     both = ["--keep", "/data/etc/app/plain", "--take-new", "/data/etc/app/plain"]
     site[0].run("conflicts", site[1], *both, status=2)
