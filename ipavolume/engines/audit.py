@@ -51,6 +51,20 @@ ACCOUNTS: Final = frozenset(
 _BYTECODE: Final = "__pycache__"
 """Python writes there what it compiled, and makes it anew where it is missing: no state."""
 
+FROM_THE_IMAGE: Final = (
+    *("/etc/.updated", "/var/.updated", "/etc/ld.so.cache", "/var/cache/ldconfig"),
+    *("/etc/udev/hwdb.bin", "/var/lib/systemd/catalog/database"),
+)
+"""What systemd makes of the image's own files at the first boot of each container: no state.
+
+On a volume it would be that of another image: a linker's cache that knows none of its libraries,
+and the mark that nothing has to be made.
+
+Sources: systemd ``systemd-update-done.service(8)``, ``ConditionNeedsUpdate=`` of
+``systemd.unit(5)``; the units ``ldconfig``, ``systemd-hwdb-update`` and
+``systemd-journal-catalog-update``.
+"""
+
 _OF_ONE_MACHINE: Final = re.compile(r"/[0-9a-f]{32}(?:\.[^/]*)?(?=/|$)")
 """A directory or file of one machine, named by its id (``machine-id(5)``), for a journal's
 namespace with that behind it: another container has another one."""
@@ -226,11 +240,11 @@ class _World:
             for change in question.changes
             if change.path != "/"
             and not any(is_within(change.path, place) for place in (*ENGINE, *self._mounted))
-            and not _is_bytecode(change.path)
+            and not _is_made_anew(change.path)
         ]
         # Above these the engine had to make directories, or something to mount on; above
-        # bytecode nothing need have changed but for it.
-        left_out = (*ENGINE, *self._mounted, *filter(_is_bytecode, places))
+        # what is made anew nothing need have changed but for it.
+        left_out = (*ENGINE, *self._mounted, *filter(_is_made_anew, places))
         made_way = {above for place in left_out for above in _above(place)}
         self._written_below = {
             above
@@ -425,9 +439,9 @@ def _usable(line: str) -> str:
     return ""
 
 
-def _is_bytecode(path: str) -> bool:
-    """Tell whether *path* is in a directory of Python's bytecode, or is one."""
-    return f"/{_BYTECODE}/" in f"{path}/"
+def _is_made_anew(path: str) -> bool:
+    """Tell whether *path* is, or is in, Python's bytecode or what systemd makes of the image."""
+    return f"/{_BYTECODE}/" in f"{path}/" or any(is_within(path, one) for one in FROM_THE_IMAGE)
 
 
 def is_within(path: str, place: str) -> bool:

@@ -147,6 +147,19 @@ def test_compiled_python_is_nothing_that_was_written() -> None:
     assert one("C /opt\nA /opt/my__pycache__\n").line == "/opt/my__pycache__"
 
 
+def test_what_systemd_makes_of_the_image_is_nothing_that_was_written() -> None:
+    """On a volume it would be another image's: a linker's cache without its libraries."""
+    diff = (
+        "C /etc\nA /etc/.updated\nC /etc/ld.so.cache\nC /etc/udev\nA /etc/udev/hwdb.bin\n"
+        "C /var\nA /var/.updated\nC /var/cache\nA /var/cache/ldconfig\n"
+        "A /var/cache/ldconfig/aux-cache\nC /var/lib\nC /var/lib/systemd\n"
+        "C /var/lib/systemd/catalog\nC /var/lib/systemd/catalog/database\n"
+    )
+    assert found(diff) == ()
+    assert one(diff + "A /var/lib/systemd/linger\n").line == "/var/lib/systemd/linger"
+    assert one(diff + "C /etc/ld.so.conf\n").line == "/etc/ld.so.conf"
+
+
 def test_accounts_are_never_to_be_listed() -> None:
     findings = found("C /etc\nC /etc/passwd\nA /etc/shadow-\nA /etc/.pwd.lock\n")
     assert [finding.line for finding in findings] == ["", "", ""]
