@@ -216,6 +216,7 @@ def test_on_a_host_without_any_image_the_volumes_are_enough(world: World, place:
     assert "before the run, of build-one" in snapshot
     assert "say where the one of /logs is" in run("rollback", mounts=["data"], status=2)
     assert "says of which image it is" in run("rollback", mounts=["logs"], status=2)
+    assert "(create) takes a container of the image" in run("snapshot", "create", status=78)
     shown = run("rollback", "--dry-run")
     assert "save      /data/etc/app/new.conf" in shown
     # As it can be typed where it is read.
