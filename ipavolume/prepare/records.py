@@ -6,7 +6,7 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ipavolume.config.pathlist import normalise
 from ipavolume.errors import ConfigurationError
@@ -30,6 +30,7 @@ from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.globs import matches
 from ipavolume.prepare.packages import PackagedFile, PackageFacts
 from ipavolume.prepare.placement import is_reserved
+from ipavolume.prepare.relatives import is_harmless
 
 
 def packaged_metadata(file: RpmFile, names: AccountNames) -> Metadata:
@@ -58,6 +59,7 @@ class Shipped:
         digests: DigestCache,
         refresh: Sequence[str],
         declared: Owners,
+        harmless: Collection[str],
         findings: Findings,
     ) -> None:
         """Keep what records are made of.
@@ -69,6 +71,7 @@ class Shipped:
             digests: Digests of files that were read already.
             refresh: Globs of the configuration.
             declared: Whose configuration files are what no other package owns.
+            harmless: Links, by their path in the image, that nothing needs.
             findings: Takes what is left out, and links that lead nowhere on a volume.
         """
         self._tree = tree
@@ -78,6 +81,7 @@ class Shipped:
         self._refresh = refresh
         self._used: set[str] = set()
         self._declared = declared
+        self._harmless = harmless
         self._findings = findings
         self._top: dict[str, dict[str, list[int]]] = {}
         self.unowned: list[str] = []
@@ -260,6 +264,8 @@ class Shipped:
         # From where it was: the directory that is there now is a link to the one on the volume.
         led = normalise(posixpath.join(posixpath.dirname(below), target))
         leads = normalise(posixpath.join(posixpath.dirname(path), target))
+        if is_harmless(below, led, self._harmless):
+            return
         if not self._tree.exists(leads) and self._tree.exists(led):
             self._findings.add(
                 Code.RELATIVE_LINK,

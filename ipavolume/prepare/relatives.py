@@ -57,14 +57,10 @@ def check(
         with reported(f"look for links in {placement.location!r}"):
             for path, target in _links(tree, placement.location, places):
                 location = f"{placement.location}/{path}"
-                if location in harmless or posixpath.dirname(location).endswith(_BY_NAME):
-                    continue
                 led = _led(tree, f"{posixpath.dirname(location)}/{target}")
                 moved = posixpath.join(posixpath.dirname(f"{placement.target}/{path}"), target)
                 leads = _location(posixpath.normpath(moved), placements, templates)
-                if led is None or led == _led(tree, leads):
-                    continue
-                if any(is_within(led, place) for place in _TO_BE_READ):
+                if led is None or led == _led(tree, leads) or is_harmless(location, led, harmless):
                     continue
                 # What leads nowhere as it is loses nothing.
                 if tree.lstat(led) or any(is_within(led, place) for place in _FILLED_LATER):
@@ -78,6 +74,15 @@ def check(
             hint="Make them absolute before ipavolume prepare, each with the target that would do: "
             "ln -sfn TARGET LINK.",
         )
+
+
+def is_harmless(location: str, led: str, harmless: Collection[str]) -> bool:
+    """Tell whether nothing is lost where a link at *location*, which led to *led*, dangles."""
+    return (
+        location in harmless
+        or posixpath.dirname(location).endswith(_BY_NAME)
+        or any(is_within(led, place) for place in _TO_BE_READ)
+    )
 
 
 def _links(tree: ImageTree, location: str, places: Collection[str]) -> Iterator[tuple[str, str]]:

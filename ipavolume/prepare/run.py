@@ -212,6 +212,7 @@ class _Run:
         self._config = config
         self._progress = progress
         self._findings = findings
+        self._harmless = profile.HARMLESS_LINKS.get(config.profile, ())
         self._digests = DigestCache()
         self._check_templates()
         self._relocation = Relocation(
@@ -245,7 +246,7 @@ class _Run:
             tree,
             placements,
             relocation.locations,
-            harmless=profile.HARMLESS_LINKS.get(self._config.profile, ()),
+            harmless=self._harmless,
         )
         entries = len({(item.volume.mount, item.entry.path) for item in listed})
         self._progress(count_text(entries, "listed path"))
@@ -335,6 +336,7 @@ class _Run:
             digests=self._digests,
             refresh=self._config.files_refresh,
             declared=owners,
+            harmless=self._harmless,
             findings=found,
         )
         image = ImageFacts(
