@@ -191,6 +191,6 @@ def _no_manifest(where: str) -> ManifestError:
     return ManifestError(
         f"the image {where} has no manifest at {MANIFEST_PATH}",
         hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root. On "
-        "a host rollback, and snapshot to list and to drop, need none, only --volume DIR; to make a "
-        "snapshot by hand (create) takes a container of the image.",
+        "a host rollback, and snapshot to list and to drop, need none, only --volume DIR; to make "
+        "a snapshot by hand (create) takes a container of the image.",
     )
