@@ -552,13 +552,24 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
             )
         is_lost = _is_lost(question, primary, mount) and not _is_refilled(question, mount)
         if is_lost and "lost-secondary" not in question.allow:
-            return UnsafeVolumeError(
-                f"the volume at {where} is not the one that belongs to {first}: it "
-                "has no state of ours",
-                code="lost-secondary",
-                hint="Mount the right volume, or have this one filled with --allow lost-secondary.",
-            )
+            return _lost_secondary(question, mount)
     return None
+
+
+def _lost_secondary(question: Question, mount: str) -> UnsafeVolumeError:
+    where, first = question.place(mount), question.place(question.mounts[0])
+    if mount in question.unmounted:
+        return UnsafeVolumeError(
+            f"nothing is mounted at {mount}, where a volume was that belongs to {first}",
+            code="lost-secondary",
+            hint=f"Mount it: -v NAME:{mount}. To fill the container's own directory, which is "
+            "lost with it, all the same: --allow lost-secondary.",
+        )
+    return UnsafeVolumeError(
+        f"the volume at {where} is not the one that belongs to {first}: it has no state of ours",
+        code="lost-secondary",
+        hint="Mount the right volume, or have this one filled with --allow lost-secondary.",
+    )
 
 
 def _is_lost(question: Question, primary: Facts, mount: str) -> bool:
@@ -686,10 +697,15 @@ def _judge_unknowing(question: Question, primary: Facts, found: Verdict) -> Verd
     emptied = [one for one in question.mounts[1:] if _is_emptied(question, primary, one)]
     for mount in _unknowing(question, primary) if open_.phase != UNDOING else ():
         if mount not in emptied:
+            where = question.place(mount)
             error = UnsafeVolumeError(
-                f"the volume at {question.place(mount)} does not know of the open run {open_.run}",
+                f"nothing is mounted at {mount}, where a volume was of the open run {open_.run}"
+                if mount in question.unmounted
+                else f"the volume at {where} does not know of the open run {open_.run}",
                 code="foreign-volume",
-                hint="Mount the volumes that belong together.",
+                hint=f"Mount it: -v NAME:{mount}"
+                if mount in question.unmounted
+                else "Mount the volumes that belong together.",
             )
             return replace(found, reason=str(error), error=error)
     if not emptied:

@@ -463,6 +463,20 @@ def test_each_refusal(asked: Question, code: str, exit_status: int, state: State
     assert found.error.hint
 
 
+@pytest.mark.parametrize("primary", [of(OLD), amid(NEW)], ids=["lost", "amid a run"])
+def test_where_a_mount_was_forgotten_that_is_said_and_not_that_a_volume_is_a_wrong_one(
+    primary: Facts,
+) -> None:
+    forgotten = judge(question(primary, NOTHING, unmounted=[SECOND])).error
+    assert forgotten is not None
+    assert str(forgotten).startswith(f"nothing is mounted at {SECOND}, ")
+    assert f"-v NAME:{SECOND}" in forgotten.hint
+    wrong = judge(question(primary, NOTHING)).error
+    assert wrong is not None
+    assert wrong.code == forgotten.code
+    assert "nothing is mounted" not in str(wrong)
+
+
 @pytest.mark.parametrize(
     ("asked", "state"),
     [
