@@ -317,8 +317,8 @@ def path_of_member(fd: int, name: str) -> str:
 
 _RESTORE: Final = (
     "Restore the volume from a backup. Without one, move all but 'lock' out of the state "
-    "directory: the volume can then be taken over by ipavolume upgrade --allow stateless --from "
-    "ID:VERSION, with ID and VERSION_ID of the os-release of the image that it was last used with."
+    "directory: the volume can then be taken over with --allow stateless --from ID:VERSION, "
+    "ID and VERSION_ID of the os-release of the image that it was last used with."
 )
 
 

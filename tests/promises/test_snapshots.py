@@ -575,7 +575,7 @@ def test_what_cannot_be_understood_on_a_shared_disk_stays_and_is_named(
     tracing.killed(back, calls[swapped + 1], env=env)
     (disk.place / run / "record.json").write_text("{")
     said = site.run("upgrade", made["1"]).stderr
-    drop = f"ipavolume snapshot drop {run} --undone --root {made['1'].root} --volume /data="
+    drop = f"ipavolume snapshot drop {run} --root {made['1'].root} --volume /data="
     assert drop in said
     assert _content(site.volume()) == before
     assert disk.ours() == [run]
