@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from typing import Any, BinaryIO, Final
 
@@ -190,14 +191,15 @@ def untrusted(path: str, *, uid: int, mode: int) -> UnsafeVolumeError | None:
         return UnsafeVolumeError(
             f"{path!r} belongs to user {uid}, not to root",
             path=path,
-            hint=f"After making sure that nothing on it was planted: chown root {path}",
+            hint="After making sure that nothing on it was planted: chown root "
+            f"{shlex.quote(path)}",
         )
     if mode & 0o022:
         return UnsafeVolumeError(
             f"{path!r} can be written by others than root (mode {stat.S_IMODE(mode):04o})",
             path=path,
             hint=_FS_GROUP * (mode & FS_GROUP_BITS == FS_GROUP_BITS)
-            + f"After making sure that nothing on it was planted: chmod go-w {path}",
+            + f"After making sure that nothing on it was planted: chmod go-w {shlex.quote(path)}",
         )
     return None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -291,5 +292,5 @@ def _error(
         hint="Copy it once more from the original, as root and with everything, which also mends "
         "what is there: rsync -aHAX --numeric-ids ORIGINAL/ VOLUME/ (and no podman -v ...:U, no "
         "fsGroup, and the user mapping that it had). For a single file: "
-        f"{option} {first.recorded} {where}. If it is meant: --allow {CODE}.",
+        f"{option} {first.recorded} {shlex.quote(where)}. If it is meant: --allow {CODE}.",
     )

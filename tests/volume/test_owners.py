@@ -258,3 +258,28 @@ def test_what_an_administrator_gives_to_another_account_is_his_to_give(
     site.upgrade(images[1])
     now = {path: owner(path) for path in given if path.exists()}
     assert now == {path: was for path, was in given.items() if path.exists()}
+
+
+def test_what_a_hint_names_can_be_typed_whatever_the_volume_is_called(
+    tmp_path: Path, images: list[Image]
+) -> None:
+    volume = tmp_path / "it's my data"
+    volume.mkdir()
+    site = Site(top=tmp_path, volumes={"/data": volume})
+    site.upgrade(images[0])
+    _reown(_of(SVC, 996))(volume)
+    lost = [path for path in volume.rglob("*") if path.stat().st_uid == 996]
+    said = site.run("upgrade", images[1], status=65).stderr
+    command = said.partition("For a single file: ")[2].partition(". If it is meant")[0]
+    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    assert [path.stat().st_uid for path in lost].count(996) == len(lost) - 1
+
+    state = volume / ".ipavolume"
+    state.chmod(0o777)
+    for mend, uid in (("chmod go-w", 0), ("chown root", SVC)):
+        os.chown(state, uid, 0)
+        said = run_ipavolume("history", volume, status=65).stderr
+        command = said.partition("nothing on it was planted: ")[2].partition(" (more:")[0].strip()
+        assert command.startswith(mend)
+        subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    assert len(site.history()) == 1
