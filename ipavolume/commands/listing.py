@@ -128,14 +128,15 @@ def _known(options: Options) -> Known | None:
         with Context(options) as context:
             facts = context.volumes.facts()
             verdict = assess.judge(context, facts)
+            recorded = draft.recorded_of(
+                context.volumes.primary,
+                facts[context.volumes.primary.mount],
+                came_from=options.came_from,
+            )
             return Known(
                 state=verdict.state,
-                recorded=draft.recorded_of(
-                    context.volumes.primary,
-                    facts[context.volumes.primary.mount],
-                    came_from=options.came_from,
-                ),
-                complete=conduct(verdict.state).is_known,
+                recorded=recorded,
+                complete=conduct(verdict.state).is_known and draft.is_complete(recorded),
             )
     except VolumeIOError as err:
         # While an image is built there is none, and that is no fault.

@@ -144,7 +144,7 @@ def draft(
         context,
         made.plan,
         recorded,
-        complete=conducted.is_known and not is_learned(recorded),
+        complete=conducted.is_known and is_complete(recorded),
     )
     decided = tasks.with_choice(made.plan, choice)
     overrides = preflight.check(
@@ -206,6 +206,14 @@ def learned_of(volume: Volume, *, came_from: str, build_id: str) -> ImageHeader:
 def is_learned(recorded: ImageHeader | None) -> bool:
     """Tell whether *recorded* is :func:`learned_of`, which names some packages, not all."""
     return recorded is not None and bool(recorded.build_id) and not recorded.fingerprint
+
+
+def is_complete(recorded: ImageHeader | None) -> bool:
+    """Tell whether *recorded* names every package that the volume came from.
+
+    An image without any says nothing of the software that was copied into it.
+    """
+    return not is_learned(recorded) and (recorded is None or bool(recorded.packages))
 
 
 def _way_back(

@@ -11,6 +11,7 @@ from support import inside
 from support.command import run_ipavolume, volume_of
 from support.documents import MANUAL, blocks, chapter
 from support.images import Image, Packaged, build_rpm, make_image, picture
+from support.steps import put_step, step_text
 from support.upgrades import Site
 
 from ipavolume.config.reading import parse_config
@@ -229,6 +230,34 @@ def test_other_configuration_under_one_version_is_warned_of(tmp_path: Path) -> N
 
 
 # -- from populate to upgrades -----------------------------------------------------------
+
+
+def test_a_step_is_asked_of_a_volume_whose_image_had_no_packages(tmp_path: Path) -> None:
+    """Nothing is known of what had been copied into that one; of another one all packages are."""
+    site = Site(top=tmp_path)
+    bare, other, declared = (
+        make(tmp_path / "bare"),
+        make(tmp_path / "other"),
+        make(tmp_path / "two"),
+    )
+    bare.write("/etc/ipavolume.toml", "")
+    bare.prepare(build_id="bare", no_packages=True)
+    other.write("/etc/ipavolume.toml", declare('version = "1"').replace('"app"', '"library"'))
+    other.prepare(build_id="other")
+    declared.write("/etc/ipavolume.toml", declare('version = "2"'))
+    put_step(declared.root, "s5100_step.py", step_text(applies_from="<2"), own=True)
+    declared.prepare(build_id="two")
+    for image, why in (
+        (bare, "the version of app is not known"),
+        (other, "app is not on the volume"),
+    ):
+        site.volumes.clear()
+        site.volumes["/data"] = tmp_path / f"volume-{image.root.name}"
+        site.volumes["/data"].mkdir()
+        site.upgrade(image)
+        assert why in site.run("steps", declared).stdout
+        planned = site.run("upgrade", declared, "--dry-run", "--allow", "foreign", status=100)
+        assert ("s5100_step" in planned.stdout) is (image is bare)
 
 
 def recipe(start: str, title: str) -> str:
