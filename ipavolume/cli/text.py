@@ -144,7 +144,7 @@ def unowned_line(result: PrepareResult, *, verbose: bool) -> str:
     tail = f" and {more} more (all with -v)" if more else ""
     files = count_text(len(result.unowned), "listed file")
     return (
-        f"{files} that no package owns: {', '.join(escape(name) for name in names)}{tail}. "
+        f"{files} that no package owns: {', '.join(names)}{tail}. "
         "On a volume that has such a file it stays, whatever a newer image has, unless [files] "
         "refresh names it"
     )

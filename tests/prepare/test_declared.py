@@ -232,6 +232,14 @@ def test_other_configuration_under_one_version_is_warned_of(tmp_path: Path) -> N
 # -- from populate to upgrades -----------------------------------------------------------
 
 
+def test_an_odd_name_that_no_package_has_is_escaped_once(tmp_path: Path) -> None:
+    image = make(tmp_path / "image")
+    image.write("/etc/ipavolume.toml", "")
+    image.write("/etc/app/back\\slash\n")
+    said = run_ipavolume("prepare", "--root", str(image.root), "--no-packages").stderr
+    assert r"no package owns: /etc/app/app.conf, /etc/app/back\\slash\n, /etc/app/page" in said
+
+
 def test_a_step_is_asked_of_a_volume_whose_image_had_no_packages(tmp_path: Path) -> None:
     """Nothing is known of what had been copied into that one; of another one all packages are."""
     site = Site(top=tmp_path)
