@@ -609,17 +609,23 @@ class _WayBack:
 
     def _settle_times(self) -> None:
         """Give directories that came back their times, which what was put into them has changed."""
-        installs = [one for one in self._plan.actions if isinstance(one, Install)]
+        mounts = {
+            mount_of(one.path, self._inner)
+            for one in self._plan.actions
+            if isinstance(one, Install)
+        }
         with contextlib.ExitStack() as stack:
             contents = {}
-            for mount in sorted({mount_of(one.path, self._inner) for one in installs}):
+            for mount in sorted(mounts):
                 contents[mount] = open_content(self._volumes[mount], self._record.snapshot)
                 stack.callback(os.close, contents[mount])
             then, now = (
                 stack.enter_context(Tree(contents)),
                 stack.enter_context(self._volumes.tree()),
             )
-            for action in installs:
+            for action in self._plan.actions:
+                if not isinstance(action, Install):
+                    continue
                 with attempt("change", action.path, now=STATE_OPEN):
                     st = then.stat(action.path)
                     if st is None or not stat.S_ISDIR(st.st_mode):
