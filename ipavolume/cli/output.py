@@ -411,5 +411,5 @@ def _colour(word: Verb) -> str:
             return "red"
         case Verb.METADATA:
             return "cyan"
-        case Verb.KEEP | Verb.LEFT:
+        case Verb.KEEP | Verb.LEFT | Verb.ACL:
             return "blue"

@@ -581,12 +581,19 @@ def _file_lines(plan: Plan) -> list[str]:
         for action in others
         if isinstance(action, Keep) and action.rule not in ("rpm", "package-unchanged")
     ]
-    if special:
-        lines.append("  left alone:")
-        lines += [f"    {escape(describe(action))}" for action in special[:_MAX_LEFT_ALONE]]
-        if len(special) > _MAX_LEFT_ALONE:
-            known = escape(advice.fit_here(_FILES_OF_RUNS))
-            lines.append(f"    and {len(special) - _MAX_LEFT_ALONE} more ({known})")
+    dropped = [action for action in special if verb(action) is Verb.ACL]
+    left = [action for action in special if verb(action) is not Verb.ACL]
+    return [*lines, *_named("ACLs dropped:", dropped), *_named("left alone:", left)]
+
+
+def _named(heading: str, actions: Sequence[Action]) -> list[str]:
+    if not actions:
+        return []
+    lines = [f"  {heading}"]
+    lines += [f"    {escape(describe(action))}" for action in actions[:_MAX_LEFT_ALONE]]
+    if len(actions) > _MAX_LEFT_ALONE:
+        known = escape(advice.fit_here(_FILES_OF_RUNS))
+        lines.append(f"    and {len(actions) - _MAX_LEFT_ALONE} more ({known})")
     return lines
 
 

@@ -25,6 +25,7 @@ class Rule(enum.StrEnum):
     CREATE = "create"
     RPM = "rpm"
     METADATA = "metadata-merge"
+    ACL_DROPPED = "acl-dropped"
     COPIES = "numbered-copies"
     DATA_KEPT = "data-kept"
     LIST_LOST = "list-lost"
@@ -239,6 +240,7 @@ class Verb(enum.StrEnum):
     ERASE = "erase"
     RMDIR = "rmdir"
     METADATA = "metadata"
+    ACL = "acl"
     KEEP = "keep"
     LEFT = "left"
 
@@ -264,6 +266,8 @@ def verb(action: Action) -> Verb:
             return Verb.CREATE
         case Keep(rule=Rule.UNOWNED | Rule.LEFT):
             return Verb.LEFT
+        case Keep(rule=Rule.ACL_DROPPED):
+            return Verb.ACL
         case Keep():
             return Verb.KEEP
 
@@ -286,6 +290,8 @@ def past(word: Verb, number: int) -> str:
             return f"{'directory' if is_one else 'directories'} removed if empty"
         case Verb.METADATA:
             return "given another owner, mode or ACL"
+        case Verb.ACL:
+            return f"{'ACL' if is_one else 'ACLs'} dropped that had been set here"
         case Verb.KEEP:
             return f"kept as {'it is' if is_one else 'they are'}"
         case Verb.LEFT:

@@ -158,7 +158,7 @@ class Owners:
         if dropped:
             self._collected.keep(
                 path,
-                Rule.METADATA,
+                Rule.ACL_DROPPED,
                 "the package changed owner or mode; the ACL set here is dropped",
             )
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from ipavolume.apply.run import Finish
 from ipavolume.cli.output import Teller
-from ipavolume.model.actions import CreateTree, Verb, describe, past
+from ipavolume.cli.text import summary_lines
+from ipavolume.commands.upgrade import Outcome
+from ipavolume.model.actions import CreateTree, Keep, Plan, Rule, Verb, describe, past
 from ipavolume.model.progress import Meter, Tick, count_text, size_text
 from ipavolume.model.snapshots import Method
 from ipavolume.plan.snapshot import WayBack
+from ipavolume.plan.verdict import State
 from ipavolume.steps import api
 
 MIB = 1 << 20
@@ -144,3 +148,27 @@ def test_one_is_called_otherwise_than_many(count: int, text: str) -> None:
 )
 def test_no_message_speaks_of_one_as_of_many(said: str, text: str) -> None:
     assert said == text
+
+
+def test_where_an_acl_was_dropped_nothing_was_left_alone() -> None:
+    plan = Plan(
+        run="0002-b",
+        kind="upgrade",
+        from_build="a",
+        to_build="b",
+        fingerprint="",
+        actions=(
+            Keep(path="/data/acl", rule=Rule.ACL_DROPPED, reason="dropped"),
+            Keep(path="/data/mounted", rule=Rule.MOUNTED_OVER, reason="mounted over"),
+        ),
+    )
+    end = Finish(plan=plan)
+    assert summary_lines(Outcome(state=State.OUTDATED, reason="", recorded="b", ends=(end,))) == [
+        "upgrade a -> b",
+        "       1 ACL dropped that had been set here",
+        "       1 kept as it is",
+        "  ACLs dropped:",
+        "    /data/acl (dropped)",
+        "  left alone:",
+        "    /data/mounted (mounted over)",
+    ]

@@ -98,7 +98,7 @@ _DROPPED: Final = "the package changed owner or mode; the ACL set here is droppe
                     before=thing("old", mode=0o664, xattrs=_NAMED),
                     metadata=Metadata(uid=0, gid=0, mode=0o640),
                 ),
-                keep(Rule.METADATA, _DROPPED),
+                keep(Rule.ACL_DROPPED, _DROPPED),
             ],
             id="an ACL of the administrator is dropped and said",
         ),
@@ -130,7 +130,7 @@ _DROPPED: Final = "the package changed owner or mode; the ACL set here is droppe
             ),
             [
                 metadata(thing("edited", mode=0o664, xattrs=_NAMED), mode=0o640, xattrs=()),
-                keep(Rule.METADATA, _DROPPED),
+                keep(Rule.ACL_DROPPED, _DROPPED),
                 keep(Rule.RPM, KEPT),
             ],
             id="an ACL of the administrator is dropped from edited content",
@@ -171,10 +171,7 @@ _DROPPED: Final = "the package changed owner or mode; the ACL set here is droppe
             at(None, thing("", DIRECTORY, xattrs=(acl(u7=7),)), now("", DIRECTORY)),
             [
                 metadata(thing("", DIRECTORY, xattrs=(acl(u7=7),)), xattrs=(), reason=WAS_THERE),
-                keep(
-                    Rule.METADATA,
-                    "the package changed owner or mode; the ACL set here is dropped",
-                ),
+                keep(Rule.ACL_DROPPED, _DROPPED),
             ],
             id="a directory that was there with an ACL",
         ),

@@ -301,6 +301,17 @@ RULES: Final[Mapping[Rule, tuple[World, list[Action]]]] = {
         at(was(), OLD, now("old", mode=0o600)),
         [metadata(OLD, mode=0o600, content="old")],
     ),
+    Rule.ACL_DROPPED: (
+        at(was(), thing("old", mode=0o664, xattrs=(acl(u7=6),)), was(mode=0o640)),
+        [
+            metadata(
+                thing("old", mode=0o664, xattrs=(acl(u7=6),)), mode=0o640, xattrs=(), content="old"
+            ),
+            keep(
+                Rule.ACL_DROPPED, "the package changed owner or mode; the ACL set here is dropped"
+            ),
+        ],
+    ),
     Rule.COPIES: (
         World(
             old=(was(flags=CONFIG),),

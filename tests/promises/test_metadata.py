@@ -1022,5 +1022,5 @@ def test_what_the_package_and_the_administrator_changed_is_merged(story: Story, 
 def test_a_dropped_acl_is_said_beforehand(story: Story) -> None:
     path = "/data" + NUMBERED["the package gives away what has an ACL"]
     (line,) = [one for one in story.said.splitlines() if "the ACL set here is dropped" in one]
-    assert path in line
+    assert line.split()[:2] == ["acl", path]
     assert [one for one in actions(story.outcome, "keep") if one == path]
