@@ -74,11 +74,14 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
     Raises:
         VolumeIOError: If it is no directory or cannot be opened.
     """
-    fd = _open(
-        directory,
-        called=f" {mount!r}",
-        hint=f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR.",
-    )
+    hint = f"Mount a volume at {mount}, or say where it is with --volume {mount}=DIR."
+    if directory != mount:
+        hint = (
+            f"Name the directory of the volume: --volume {mount}=DIR. Of one that docker or podman "
+            "has, 'volume inspect' of the engine says it; ipavolume check and ipavolume rehearse "
+            "take its name, too (--volume-name)."
+        )
+    fd = _open(directory, called=f" {mount!r}", hint=hint)
     return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)
 
 
@@ -90,8 +93,8 @@ def open_named(directory: str) -> Volume:
     """
     fd = _open(
         directory,
-        hint="Name the directory of a volume, as ipavolume list or the engine's 'volume inspect' "
-        "has it.",
+        hint="Name the directory of a volume, as 'volume inspect' of the engine or ipavolume list "
+        "--format json has it.",
     )
     return Volume(mount=_NO_MOUNT, directory=directory, fd=fd)
 

@@ -87,6 +87,10 @@ def test_what_volumes_say_of_themselves(fleet: tuple[Path, Image]) -> None:
     assert current["bytes"] is None
     assert found["edited"]["conflicts"] == 1
     assert found["empty"]["recorded"]["id"] == ""
+    # The table has no directories: the hint names what has them.
+    assert found["current"]["directory"] == str(fleet[0] / "current")
+    said = run_ipavolume("history", fleet[0] / "gone", status=74).stderr
+    assert "ipavolume list --format json" in said
     # Nobody said by which image.
     assert {row["state"] for row in found.values()} == {None}
 

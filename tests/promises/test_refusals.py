@@ -490,6 +490,9 @@ def test_a_volume_that_is_not_there_is_refused(workshop: Workshop, tmp_path: Pat
             assert f"'{place}'" in said
             assert "[no-volume]" in said
             assert "--volume /data=DIR" in said
+            # Whoever knows a name only is told where the directory, or the name, is of use.
+            assert "'volume inspect'" in said
+            assert "--volume-name" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
