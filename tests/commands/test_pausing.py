@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 from support.command import clean_environment
+from support.processes import LONG_S
 from support.requirements import need_root, need_tool
 
 from ipavolume.commands import pausing
@@ -88,6 +89,7 @@ class Pausing:
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pausing:
     found = Pausing(tmp_path / "engine")
     monkeypatch.setenv("PATH", f"{found.here}:{os.environ['PATH']}")
+    monkeypatch.setattr(pausing, "_GUARD_S", LONG_S)
     return found
 
 
@@ -145,6 +147,7 @@ def test_an_engine_that_is_started_anew_lets_the_container_go_on_a_little_later(
     engine: Pausing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pausing, "_AGAIN_S", 0)
+    monkeypatch.setattr(pausing, "_LET_GO_S", LONG_S)
     engine.copy(engine.lose)
     assert not engine.is_paused
 
@@ -162,6 +165,7 @@ PAUSES: Final = """
 import sys
 from ipavolume.commands import pausing
 from ipavolume.engines.engine import Engine
+pausing._GUARD_S = 300
 with pausing.paused(Engine("docker"), "x", "ipa", lambda _: None):
     sys.stdin.read()
 """
@@ -189,7 +193,7 @@ def test_killed_while_the_engine_pauses_a_container_it_goes_on_all_the_same(
     # Who would let it go on waits for the end of this pipe: it is not only its writer's.
     files = (engine.here / "files").read_text().splitlines()
     assert [one for one in files if "pipe:" in one and 2 < int(one.split()[-3]) < 10]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LONG_S
     while (engine.here / "calls").read_text().split()[-1] != "unpause" or engine.is_paused:
         assert time.monotonic() < deadline
         time.sleep(0.01)
