@@ -479,7 +479,6 @@ class _Rehearsal:
         Raises:
             LockedError: If somebody changes them, or those who do cannot be paused that long.
         """
-        began = time.monotonic()
         first = self._still_used_alike()
         names = " and ".join(one.name for one in first.running)
         if names and not shares and size > _PAUSED_BYTES:
@@ -502,6 +501,7 @@ class _Rehearsal:
                     state="the volume was not touched",
                 )
 
+        began = time.monotonic()
         with pausing.all_paused(self._engine, first, self._places, self._say) as before:
             names = " and ".join(one.name for one in before.running)
             if not before.running:
@@ -509,9 +509,8 @@ class _Rehearsal:
                 lock.only_copy()
             self._refuse_changes(before, before)
             found = self._clone_all(volumes, size, hurry)
-            after = self._users()
             hurry()
-            self._refuse_changes(before, after)
+            self._refuse_changes(before, self._users())
         return "paused" if before.running else "locked", found
 
     def _users(self) -> User:

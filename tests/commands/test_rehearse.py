@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,13 @@ from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Keep
 from ipavolume.engines import engine
 from ipavolume.engines.engine import Engine
-from ipavolume.errors import CommandFailedError, LockedError, UsageError, VolumeIOError
+from ipavolume.errors import (
+    CommandFailedError,
+    IpaVolumeError,
+    LockedError,
+    UsageError,
+    VolumeIOError,
+)
 from ipavolume.model.progress import say_nothing
 from ipavolume.plan.rehearsed import Rehearsed
 from ipavolume.systemd import handover
@@ -334,3 +341,67 @@ def test_what_is_kept_of_a_rehearsal_that_fails_is_marked_and_named_and_has_no_s
     assert (kept / "0/etc/app/app.conf").read_text().strip() == "1"
     assert not (kept / "0/.ipavolume/snapshots").exists()
     assert (snapshots / "content").exists()
+
+
+SLOW: Final = """#!/bin/sh
+cd {here} || exit 9
+case "$*" in
+"ps --all --quiet --no-trunc") echo >> looks; [ "$(wc -l < looks)" != {look} ] || touch late ;;
+esac
+case "$1" in
+ps) case "$*" in *--filter*) ;; *) echo server ;; esac ;;
+container) cat "$([ -e late ] && cat after || cat state).json" ;;
+pause) echo paused > state ;;
+unpause) echo running > state ;;
+*) exec {docker} "$@" ;;
+esac
+"""
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@in_the_machines_memory
+@pytest.mark.parametrize(
+    ("look", "after", "said"),
+    [
+        pytest.param(2, "state", "nothing more is told of the rehearsal's container", id="before"),
+        pytest.param(4, "changed", "server was started while the volume was copied", id="behind"),
+    ],
+)
+def test_an_engine_that_is_slow_to_tell_who_uses_a_volume_is_no_copy_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int, after: str, said: str
+) -> None:
+    need_root()
+    conf = Packaged(path="/etc/app/app.conf", words="%config", content="x")
+    site = Site(top=tmp_path)
+    rpm = build_rpm(tmp_path, "app", [conf])
+    image = site.image("one", [rpm], lists={"/data": ["/etc/app/"]})
+    site.upgrade(image)
+    engine, front = tmp_path / "engine", tmp_path / "front"
+    for directory in (engine / "bin", front):
+        directory.mkdir(parents=True)
+    Pretended(engine).install(tree=image.root)
+    mounts = [{"Source": str(site.volume()), "Destination": "/data", "RW": True}]
+    for name, started, is_paused in (
+        ("running", "10:00", False),
+        ("paused", "10:00", True),
+        ("anew", "10:01", True),
+    ):
+        state = {"Running": True, "Paused": is_paused, "Status": "running", "StartedAt": started}
+        told = {"Id": "server", "Name": "/server", "Mounts": mounts, "State": state}
+        (front / f"{name}.json").write_text(json.dumps([told]))
+    (front / "state").write_text("running\n")
+    (front / "changed").write_text("anew\n")
+    (front / "after").symlink_to(after)
+    text = SLOW.format(here=front, look=look, docker=engine / "bin/docker")
+    (front / "docker").write_text(text)
+    (front / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{front}:{os.environ['PATH']}")
+    monotonic = time.monotonic
+    late = front / "late"
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 20 * late.exists())
+    wish = rehearse.Wish(
+        image="one", engine="docker", volumes=Wanted(volumes=(str(site.volume()),))
+    )
+    with pytest.raises(IpaVolumeError, match=said):
+        rehearse.rehearse(wish, say_nothing)
