@@ -28,7 +28,7 @@ SYSTEMD: Final = (
     *("--hostname", "server.example.test", "--cap-add", "SYS_ADMIN"),
     *("-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro", "-e", "PASSWORD=Secret.123", *READ_ONLY),
 )
-WISH: Final = ("--run-option=--cap-add=SYS_ADMIN", "--timeout", f"{LIMIT_S}s")
+WISH: Final = ("--run-option=--cap-add=SYS_ADMIN", "--timeout", "15m")
 STEP: Final = '''"""Convert what the service keeps.
 
 Symptom: none, it is a test.
@@ -112,7 +112,7 @@ def rehearse(
     """Rehearse with the second image."""
     fixed = ("rehearse", "--image", IMAGE, "--json", *WISH)
     words = (*fixed, *words, str(volume.place))
-    return run_ipavolume(*words, status=status, env=env, timeout_s=LIMIT_S)
+    return run_ipavolume(*words, status=status, env=env, timeout_s=2 * LIMIT_S)
 
 
 def came_to(volume: Volume, mode: str, *words: str, status: int) -> dict[str, Any]:
