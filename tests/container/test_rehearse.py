@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -127,14 +128,36 @@ def came_to(volume: Volume, mode: str, *words: str, status: int) -> dict[str, An
 
 
 def left(above: Path) -> list[str]:
-    """Return what there is of rehearsals: directories, containers, networks, files in memory."""
-    labelled = ("--quiet", "--filter", "label=ipavolume.rehearsal")
+    """Return what is left of rehearsals: directories, containers, networks, files in memory."""
     return [
         *(str(path) for path in above.glob(".ipavolume-rehears*")),
-        *engine("ps", "--all", *labelled).split(),
-        *engine("network", "ls", *labelled).split(),
-        *(str(path) for path in Path("/run").glob("ipavolume-rehears*")),
+        *of_rehearsals(above, "ps", "--all"),
+        *of_rehearsals(above, "network", "ls"),
+        *(str(path) for path in Path("/run").glob("ipavolume-rehears*") if not is_locked(path)),
     ]
+
+
+def of_rehearsals(above: Path, *listing: str) -> list[str]:
+    """Return the ids of containers or networks of rehearsals whose copies are below *above*."""
+    form = '{{.ID}} {{.Label "ipavolume.rehearsal.directory"}}'
+    words = ("--filter", "label=ipavolume.rehearsal", "--format", form)
+    lines = [line.split(" ", 1) for line in engine(*listing, *words).splitlines()]
+    return [number for number, place in lines if place.startswith(f"{above}/")]
+
+
+def is_locked(directory: Path) -> bool:
+    """Tell whether somebody who rehearses has a directory."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def test_what_goes_well_says_what_changes_and_is_kept_for_no_other_start(volume: Volume) -> None:
@@ -338,8 +361,7 @@ def test_who_interrupts_it_finds_nothing_left(volume: Volume) -> None:
 
 def test_a_container_that_somebody_removes_says_nothing_of_the_upgrade(volume: Volume) -> None:
     with begun(volume) as process:
-        label = "label=ipavolume.rehearsal"
-        engine("rm", "--force", "--volumes", engine("ps", "--quiet", "--filter", label).strip())
+        engine("rm", "--force", "--volumes", *of_rehearsals(volume.place.parent, "ps"))
         _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 74
     assert "was removed from docker before it said how it went [no-container]" in said
@@ -371,7 +393,8 @@ def test_killed_it_is_cleaned_by_the_next_which_leaves_a_colleagues(
         done = rehearse(volume, "--live")
         assert result_of(done.stdout)["copies"]["taken"] == "live"
         assert "a rehearsal has left" in done.stderr
-        assert engine("ps", "--quiet", "--filter", "label=ipavolume.rehearsal") == name
+        assert of_rehearsals(volume.place.parent, "ps", "--all") == []
+        assert of_rehearsals(tmp_path, "ps") == [name]
         colleague.send_signal(signal.SIGTERM)
         assert colleague.wait(timeout=LIMIT_S) == 128 + signal.SIGTERM
     assert left(volume.place.parent) + left(tmp_path) == []
