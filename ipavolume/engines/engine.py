@@ -49,6 +49,9 @@ _NOT_THERE: Final = re.compile(
 _GOING: Final = re.compile(r"removal of container .* is already in progress|already been removed")
 _STATUS: Final = re.compile(r"exit status [0-9]+")
 _LISTINGS: Final = 5
+_PAUSES: Final = 3
+_NOT_FROZEN: Final = "unable to freeze"
+"""What runc says, with control groups of version 1, of processes that begin or end just then."""
 _ENDING: Final = "stopped"
 """What podman calls it; docker has no such state, and calls one that ended ``exited`` at once."""
 _UNMOUNTED_S: Final = 10.0
@@ -355,14 +358,19 @@ class Engine:
             CommandFailedError: If it fails; whether the container is paused is not known then.
             VolumeIOError: If the engine does not have it.
         """
-        try:
-            self.order("pause", container, to_the_end=True, kept_open=(kept_open,))
-        except CommandFailedError as err:
-            # docker: "Container ... is already paused"; podman: "... is already paused".
-            if "already paused" in _said_by(err):
-                return False
-            raise
-        return True
+        for attempt in range(_PAUSES):
+            try:
+                self.order("pause", container, to_the_end=True, kept_open=(kept_open,))
+            except CommandFailedError as err:
+                said = _said_by(err)
+                # docker: "Container ... is already paused"; podman: "... is already paused".
+                if "already paused" in said:
+                    return False
+                if attempt + 1 == _PAUSES or _NOT_FROZEN not in said:
+                    raise
+            else:
+                return True
+        raise AssertionError
 
     def remove(self, kind: str, name: str) -> None:
         """Remove a container, with its anonymous volumes, or a network; none of that name is fine.

@@ -35,6 +35,9 @@ container)
     echo "[{{\\"State\\": {{\\"Running\\": true, \\"Paused\\": $(cat paused)}}}}]" ;;
 pause)
     if test -e begun; then ls -l /proc/$$/fd > files; echo > begun; read -r x < go; fi
+    if test -s restless; then
+        sed -i 1d restless; echo "OCI runtime pause failed: unable to freeze: unknown" >&2; exit 1
+    fi
     if test -e first; then rm first; echo true > paused; fi
     if test "$(cat paused)" = true; then echo "Error: Container x is already paused" >&2; exit 1; fi
     echo true > paused
@@ -140,6 +143,20 @@ def test_a_container_that_was_paused_although_the_engine_failed_goes_on(engine: 
     (engine.here / "fails").touch()
     with pytest.raises(CommandFailedError, match="error during connect"):
         engine.copy()
+    assert not engine.is_paused
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_container_in_which_much_begins_just_then_is_paused_all_the_same(
+    engine: Pausing, times: int
+) -> None:
+    (engine.here / "restless").write_text("again\n" * times)
+    if times == 2:
+        engine.copy()
+    else:
+        with pytest.raises(CommandFailedError, match="unable to freeze"):
+            engine.copy()
+    assert (engine.here / "calls").read_text().split().count("pause") == 3
     assert not engine.is_paused
 
 
