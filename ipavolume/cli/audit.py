@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ipavolume.cli import document, options, text
+from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.errors import EXIT_CONFIGURATION
 
@@ -30,7 +30,7 @@ def audit(*, engine: str | None, as_json: bool, container: str) -> None:
     """
     from ipavolume.commands.audit import audit_container
 
-    found = audit_container(engine or "", container)
+    found = audit_container(engine or "", container, output.progress)
     if as_json:
         document.current().set_result(text.audit_data(found))
     else:

@@ -18,6 +18,7 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.image.tree import ImageTree
+from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.values import dataclass
 
 _ATTEMPTS: Final = 3
@@ -49,12 +50,13 @@ class Audited:
         return not any(finding.is_wrong for finding in self.findings)
 
 
-def audit_container(choice: str, name: str) -> Audited:
+def audit_container(choice: str, name: str, say: Progress = say_nothing) -> Audited:
     """Say what a container, running or not, wrote outside its volumes.
 
     Args:
         choice: Name of the engine, or "" for the first that has the container.
         name: Name or id of the container.
+        say: Told of what is waited for.
 
     Raises:
         ManifestError: If its image was not prepared.
@@ -63,7 +65,7 @@ def audit_container(choice: str, name: str) -> Audited:
     """
     engine, container = find_container(choice, name)
     try:
-        return _audited(engine, container)
+        return _audited(engine, container, say)
     except VolumeIOError as err:
         if err.code != "no-image":
             raise
@@ -76,7 +78,7 @@ def audit_container(choice: str, name: str) -> Audited:
         ) from err
 
 
-def _audited(engine: Engine, container: Container) -> Audited:
+def _audited(engine: Engine, container: Container, say: Progress) -> Audited:
     mounted = [mount.place for mount in container.mounts]
     if container.is_systemd:
         mounted += audit.SYSTEMD
@@ -106,7 +108,7 @@ def _audited(engine: Engine, container: Container) -> Audited:
                 links=dict(image.header.links),
             )
             build_id = image.build_id
-        question, there = _look(engine, container, of_image)
+        question, there = _look(engine, container, of_image, say)
     findings = audit.audit(question, there)
     return Audited(
         name=container.name,
@@ -119,39 +121,36 @@ def _audited(engine: Engine, container: Container) -> Audited:
 
 
 def _look(
-    engine: Engine, container: Container, of_image: Question
+    engine: Engine, container: Container, of_image: Question, say: Progress
 ) -> tuple[Question, dict[str, There]]:
     """Ask what changed and what is there, anew where the container ended meanwhile.
 
     Raises:
         CommandFailedError: If it does so every time.
     """
+    state = engine.settled(container.id, say=say).state
     for _ in range(_ATTEMPTS):
-        state = _state(engine, container)
+        found: tuple[Question, dict[str, There]] | None = None
+        failure = None
         try:
             found = _look_once(engine, container.id, of_image)
-        except CommandFailedError:
-            if _state(engine, container) == state:
-                raise
-        else:
-            if _state(engine, container) == state:
-                return found
+        except CommandFailedError as err:
+            failure = err
+        before = state
+        # An end that was waited for once is not waited for again.
+        state = engine.settled(container.id, in_vain=before, say=say).state
+        # With docker it does not matter to who reads the files.
+        if state == before or engine.name != "podman":
+            if found is None:
+                assert failure is not None
+                raise failure
+            return found
     raise CommandFailedError(
         f"the container {container.name!r} ends and starts again and again, and {engine.name} does "
         "not show reliably what is in it meanwhile",
         code="engine",
         hint=f"Stop it, then audit it: {engine.name} stop {container.name}",
     )
-
-
-def _state(engine: Engine, container: Container) -> tuple[str, str]:
-    """Return what of a container's state matters to who reads its files: with docker nothing.
-
-    Raises:
-        VolumeIOError: If it was removed.
-    """
-    state = engine.settled(container.id).state
-    return state if engine.name == "podman" else ("", "")
 
 
 def _look_once(

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from ipavolume.errors import CommandFailedError, IpaVolumeError, StoppedError, VolumeIOError
 from ipavolume.linux import capture, signals
+from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.values import dataclass
 
 NAMES: Final = ("docker", "podman")
@@ -213,19 +214,37 @@ class Engine:
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise self._not_understood(f"the container {name!r}") from err
 
-    def settled(self, container: str) -> Container:
+    def settled(
+        self,
+        container: str,
+        *,
+        in_vain: tuple[str, str] = ("", ""),
+        say: Progress = say_nothing,
+    ) -> Container:
         """Return what the engine says of a container, once it has unmounted one that ended.
 
         podman does so in a process of its own that may come late, and without regard to who
         reads the files: they are not there amid the reading (seen with 4.3.1). Where that
         process does not come within some seconds, it will not.
 
+        Args:
+            container: Its id.
+            in_vain: A state in which it was waited for already.
+            say: Told of what is waited for.
+
         Raises:
             VolumeIOError: If the container was removed.
         """
         deadline = time.monotonic() + _UNMOUNTED_S
         with self._being_there(container):
-            while (found := self.container(container)).is_ending and time.monotonic() < deadline:
+            while (found := self.container(container)).is_ending and found.state != in_vain:
+                if time.monotonic() >= deadline:
+                    break
+                say(
+                    f"waiting until {self.name} has unmounted {found.name}, which has ended, "
+                    f"{_UNMOUNTED_S:.0f} s at most"
+                )
+                say = say_nothing
                 signals.check()
                 time.sleep(_POLL_S)
         return found

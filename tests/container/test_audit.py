@@ -334,6 +334,24 @@ def test_a_container_that_has_just_ended_is_looked_at_once_it_is_unmounted(
         assert host.findings(name, status=78, env=env) == LOOKED_FOR_FOUND
 
 
+@only_podman
+def test_a_container_that_podman_never_unmounts_is_waited_for_once(
+    host: Host, volumes: list[str], tmp_path: Path
+) -> None:
+    name = host.start(LOOKED_FOR, volumes=volumes)
+    env = _podman(
+        tmp_path,
+        """
+        "container inspect "*)
+            "$podman" "$@" | sed 's/"Status": "exited"/"Status": "stopped"/'
+            exit;;
+        """,
+    )
+    result = host.audit(name, status=78, env=env)
+    assert "changed: /opt/app" in result.stdout
+    assert result.stderr.count(f"waiting until podman has unmounted {name}, which has ended") == 1
+
+
 @contextlib.contextmanager
 def _started(host: Host, script: str, volumes: Sequence[str]) -> Iterator[str]:
     """Give a container that has run a script and waits; it is told to end at the end.

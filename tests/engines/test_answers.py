@@ -12,6 +12,7 @@ import pytest
 from support.pretended import archive
 
 from ipavolume.commands.audit import audit_container
+from ipavolume.engines import engine as engine_module
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import CommandFailedError, VolumeIOError
 
@@ -120,6 +121,31 @@ def test_a_container_whose_image_is_gone_is_told_so_and_nobody_is_to_pull_an_id(
         "the image 'app:1' that the container 'dns' was made from is not there any more"
     )
     assert "pull" not in caught.value.hint
+
+
+STOPPED: Final = (
+    '{"Id": "1", "Name": "dns", "Image": "sha256:1", "State": {"Status": "stopped", "FinishedAt": '
+    '"10:0%s"}}'
+)
+
+
+def test_an_end_that_podman_never_is_done_with_is_waited_for_once_and_said(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_UNMOUNTED_S", 0.3)
+    (tmp_path / "told").write_text(f"[{STOPPED % 0}]")
+    engine = scripted("podman", "container*) cat told;;")
+    said: list[str] = []
+    state = engine.settled("1", say=said.append).state
+    assert state == ("stopped", "10:00")
+    assert said == ["waiting until podman has unmounted dns, which has ended, 0 s at most"]
+    # Not again, but for another end.
+    monkeypatch.setattr(engine_module, "_UNMOUNTED_S", 600)
+    assert engine.settled("1", in_vain=state, say=said.append).state == state
+    monkeypatch.setattr(engine_module, "_UNMOUNTED_S", 0.3)
+    (tmp_path / "told").write_text(f"[{STOPPED % 1}]")
+    assert engine.settled("1", in_vain=state, say=said.append).state == ("stopped", "10:01")
+    assert len(said) == 2
 
 
 # -- removing ----------------------------------------------------------------------------
