@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ipavolume.engines.engine import Engine
-from ipavolume.errors import CannotCreateError, IpaVolumeError
+from ipavolume.engines.engine import Engine, runs
+from ipavolume.errors import CannotCreateError, CommandFailedError, IpaVolumeError
 from ipavolume.linux import files, locking, trees
 from ipavolume.model.progress import Progress
 from ipavolume.model.values import dataclass
@@ -189,24 +189,22 @@ def clean(engine: Engine, above: str, say: Progress) -> None:
             found = engine.inspected(kind, one)
             labels = _labels(found)
             number, path = labels.get(LABEL, ""), labels.get(PLACE, "")
-            if _runs(found) and not os.path.lexists(path):
+            if runs(found) and not os.path.lexists(path):
                 # It ends by itself; who rehearses may see other directories than this process.
                 working.add(number)
             if path.endswith(f"/{_PREFIX}{number}") and number.isalnum() and number not in working:
                 with _left(path) as is_left:
                     if is_left:
                         say(f"removing the {kind} that a rehearsal has left: {_NAME}{number}")
-                        engine.remove(kind, one)
+                        try:
+                            engine.remove(kind, one)
+                        except CommandFailedError as err:
+                            say(f"it cannot be removed: {err}")
     for place, prefix in ((above, _PREFIX), *((one, _NAME) for one in handover.places())):
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(place)):
                 if name.startswith(prefix):
                     _remove_left(f"{place.rstrip('/')}/{name}", say)
-
-
-def _runs(found: Mapping[str, Any] | None) -> bool:
-    state = (found or {}).get("State")
-    return isinstance(state, Mapping) and True in (state.get("Running"), state.get("Paused"))
 
 
 def _labels(found: Mapping[str, Any] | None) -> Mapping[str, str]:

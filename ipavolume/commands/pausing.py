@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from ipavolume.engines.engine import Engine
+from ipavolume.engines.engine import STOPPING, Engine, runs, state_of
 from ipavolume.errors import CommandFailedError, IpaVolumeError, LockedError, VolumeIOError
 from ipavolume.linux import mounts, watching
 from ipavolume.model.progress import Progress
@@ -23,8 +23,6 @@ _GUARD_S: Final = 15.0
 _LET_GO_S: Final = 10.0
 """An engine that is started anew answers again within that time."""
 _AGAIN_S: Final = 0.5
-_ENDING: Final = "stopping"
-"""podman has asked its processes to end, says that it does not run, and cannot pause it."""
 _NEVER: Final = "0001-01-01T"
 _WRITTEN_BY_ENGINES: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
@@ -32,19 +30,6 @@ _WRITTEN_BY_ENGINES: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 def has_started(state: Mapping[str, Any]) -> bool:
     """Tell whether a container that is in this state has ever run."""
     return not str(state.get("StartedAt", "")).startswith(_NEVER)
-
-
-def state_of(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return what an engine says of a container's state; empty: nothing."""
-    state = (found or {}).get("State")
-    return state if isinstance(state, Mapping) else {}
-
-
-def runs(found: Mapping[str, Any] | None) -> bool:
-    """Tell whether there are processes of a container, paused or not."""
-    state = state_of(found)
-    # One that is paused runs with docker, and does not with podman.
-    return True in (state.get("Running"), state.get("Paused")) or state.get("Status") == _ENDING
 
 
 def mounted_in(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -174,7 +159,7 @@ def _use(found: Mapping[str, Any], *, at_place: bool) -> Use:
         since=str(state.get("StartedAt", "")) if has_started(state) else "",
         runs=runs(found),
         is_paused=state.get("Paused") is True,
-        is_ending=state.get("Status") == _ENDING,
+        is_ending=state.get("Status") == STOPPING,
         at_place=at_place,
     )
 

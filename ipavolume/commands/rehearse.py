@@ -25,7 +25,7 @@ from ipavolume.commands.clones import Clones, Keep
 from ipavolume.commands.pausing import Use, User
 from ipavolume.context import Options, volumes_by_mount
 from ipavolume.engines.copy import copied, opened_image
-from ipavolume.engines.engine import Engine
+from ipavolume.engines.engine import Engine, runs, state_of
 from ipavolume.engines.likeness import LeftOut, Place, likeness
 from ipavolume.errors import (
     EXIT_UPGRADE_NEEDED,
@@ -48,7 +48,7 @@ from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.volume import attempts, members, rehearsal, ways
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.layout import SNAPSHOTS, UNDONE
+from ipavolume.volume.layout import REHEARSAL, SNAPSHOTS, UNDONE
 from ipavolume.volume.lock import WAIT, Lock
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
@@ -523,7 +523,7 @@ class _Rehearsal:
             LockedError: If that is another container than the one that the rehearsal is to be like.
         """
         now = self._users()
-        if pausing.runs(now.found) and now.found.get("Id") != self._user.found.get("Id"):
+        if runs(now.found) and now.found.get("Id") != self._user.found.get("Id"):
             raise LockedError(
                 f"{now.name} was started while the volume was looked at, and is who uses it now",
                 code="in-use",
@@ -667,9 +667,35 @@ class _Rehearsal:
             + (f", or the network {network!r}," if network != "none" else ""),
             to_the_end=True,
         )
+        self._check_seen()
         given = {f"capability {name}" for name in _capabilities(self._wish.run_options)}
         left_out = tuple(one for one in like.left_out if one.what not in given)
         return "none" if network == "none" else "internal", left_out
+
+    def _check_seen(self) -> None:
+        """Make sure that the container has the copies.
+
+        An engine makes an empty directory of a path that it does not have, and one that is on
+        another host, or sees other directories than this process, does not have this one.
+
+        Raises:
+            VolumeIOError: If it does not.
+        """
+        for mount, name in self._names.items():
+            try:
+                found = self._engine.kind(self._made.name, f"{mount}/{STATE_DIRECTORY}/{REHEARSAL}")
+            except CommandFailedError:
+                # What is wrong with the container its start tells.
+                return
+            if found is None:
+                raise VolumeIOError(
+                    f"{self._engine.name} does not see the copy in {self._made.path}/{name}: it "
+                    "is on another host, or sees other directories than this command",
+                    code="no-volume",
+                    path=f"{self._made.path}/{name}",
+                    hint="Run it on the engine's host and not in a container, or name a directory "
+                    "that both see: --directory DIR.",
+                )
 
     def _overrides(self) -> Iterator[str]:
         """Yield the variables by which a start is asked for what this command is."""
@@ -768,14 +794,14 @@ def follow(engine: Engine, container: str, *, limit_s: float, say: Progress) -> 
         message = "its container printed more than can be right, and was ended"
         return failed(message, code=wrong, lines=last, seconds=passed_s)
     found = engine.inspected("container", container)
-    if pausing.state_of(found).get("Paused") is True:
+    if state_of(found).get("Paused") is True:
         raise LockedError(
             f"somebody has paused the rehearsal's container {container}, and it did not end",
             code="in-use",
             hint="Look at who pauses containers there, then rehearse again.",
             details=tuple(last),
         )
-    if passed_s >= limit_s and pausing.runs(found):
+    if passed_s >= limit_s and runs(found):
         message = f"it did not end within {limit_s:.0f} s, and was ended"
         return failed(message, code="not-ready", lines=last, seconds=passed_s)
     return failed(
@@ -805,7 +831,7 @@ def ended(
         IpaVolumeError: If it did not end by itself: that says nothing of the upgrade.
     """
     lines = tuple(lines)
-    state = pausing.state_of(found)
+    state = state_of(found)
     if found is None or state.get("Status") in _BEING_REMOVED:
         raise VolumeIOError(
             f"the rehearsal's container was removed from {engine} before it said how it went",
@@ -813,7 +839,7 @@ def ended(
             hint="Look at what removes containers there, a prune or somebody, then rehearse again.",
             details=lines,
         )
-    if pausing.runs(found):
+    if runs(found):
         raise CommandFailedError(
             f"{engine} start: nothing more is told of the rehearsal's container, though it runs",
             code="engine",

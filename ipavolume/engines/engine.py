@@ -55,6 +55,8 @@ _NOT_FROZEN: Final = "unable to freeze"
 """What runc says, with control groups of version 1, of processes that begin or end just then."""
 _ENDING: Final = "stopped"
 """What podman calls it; docker has no such state, and calls one that ended ``exited`` at once."""
+STOPPING: Final = "stopping"
+"""podman has asked its processes to end, and waits for that."""
 _UNMOUNTED_S: Final = 10.0
 _POLL_S: Final = 0.1
 _NOT_ALLOWED: Final = "permission denied while trying to connect"
@@ -296,10 +298,13 @@ class Engine:
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise self._not_understood(f"{words[0]}s") from err
         except _UnknownError:
-            found = []
-            for name in names if len(names) > 1 else ():
-                found += self._of_each([name], words, parse)
-            return found
+            if len(names) == 1:
+                return []
+            half = len(names) // 2
+            return [
+                *self._of_each(names[:half], words, parse),
+                *self._of_each(names[half:], words, parse),
+            ]
 
     def inspected(self, kind: str, name: str, *, to_the_end: bool = False) -> dict[str, Any] | None:
         """Return all that the engine says of something, or ``None`` when it does not have it.
@@ -314,7 +319,7 @@ class Engine:
             (found,) = json.loads(said)
         except _UnknownError:
             return None
-        except ValueError as err:
+        except (ValueError, TypeError) as err:
             raise self._not_understood(f"the {kind} {name!r}") from err
         return found if isinstance(found, dict) else None
 
@@ -707,13 +712,26 @@ def _user(found: Mapping[str, Any]) -> User:
         name=_text(found["Name"]).lstrip("/"),
         image_id=_text(found["Image"]),
         image_name=_text(found.get("ImageName") or found.get("Config", {}).get("Image") or ""),
-        is_running=found.get("State", {}).get("Running") is True,
+        is_running=runs(found),
         volumes=tuple(
             (_text(item["Destination"]), _text(item.get("Name") or item.get("Source") or ""))
             for item in found.get("Mounts") or ()
             if item.get("Type") in ("volume", "bind")
         ),
     )
+
+
+def state_of(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what an engine says of a container's state; empty: nothing."""
+    state = (found or {}).get("State")
+    return state if isinstance(state, Mapping) else {}
+
+
+def runs(found: Mapping[str, Any] | None) -> bool:
+    """Tell whether there are processes of a container, paused or not."""
+    state = state_of(found)
+    # podman says of one that is paused, or is being stopped, that it does not run.
+    return True in (state.get("Running"), state.get("Paused")) or state.get("Status") == STOPPING
 
 
 def _as_data(found: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 from support.images import Packaged, build_rpm
-from support.pretended import Pretended
+from support.pretended import Pretended, archive
 from support.requirements import need_root
 from support.upgrades import Site
 from support.values import image as image_header
@@ -291,6 +291,29 @@ def test_a_container_that_works_where_nothing_is_seen_from_here_is_left_alone(
         assert "network rm" in removed
 
 
+def test_what_cannot_be_removed_of_others_ends_no_rehearsal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {
+        "ipavolume.rehearsal": "abc",
+        "ipavolume.rehearsal.directory": f"{tmp_path}/.ipavolume-rehearsal-abc",
+    }
+    (tmp_path / "container.json").write_text(json.dumps([{"Config": {"Labels": labels}}]))
+    (tmp_path / "network.json").write_text(json.dumps([{"Labels": labels}]))
+    failing = 'case "$*" in *" rm n1") echo \'Error: it has active endpoints\' >&2; exit 1;; esac'
+    text = INSPECTED.format(here=tmp_path).replace("cd ", f"{failing}\ncd ", 1)
+    (tmp_path / "docker").write_text(text)
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said: list[str] = []
+    clones.clean(DOCKER, str(tmp_path), said.append)
+    assert said == [
+        "removing the container that a rehearsal has left: ipavolume-rehearsal-abc",
+        "removing the network that a rehearsal has left: ipavolume-rehearsal-abc",
+        "it cannot be removed: docker network: Error: it has active endpoints",
+    ]
+
+
 @pytest.mark.root
 @pytest.mark.rpm
 @in_the_machines_memory
@@ -323,6 +346,8 @@ def test_what_is_kept_of_a_rehearsal_that_fails_is_marked_and_named_and_has_no_s
     (snapshots / "content").write_bytes(b"as it was")
     engines = Pretended(engine)
     engines.install(tree=two.root)
+    marked = archive(("rehearsal.json", b"{}"), edit=lambda _: None)
+    engines.instead("/data/.ipavolume/rehearsal.json").write_bytes(marked)
     # Its container does not say how it went.
     monkeypatch.setenv("PATH", f"{engines.path()}:{os.environ['PATH']}")
     wish = rehearse.Wish(

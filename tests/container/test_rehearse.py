@@ -24,7 +24,7 @@ from support.images import picture
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-IMAGE: Final = f"{PREFIX}/rehearsed:2"
+IMAGE: Final = f"{PREFIX}/rehearsed-{os.getpid()}:2"
 SYSTEMD: Final = (
     *("--hostname", "server.example.test", "--cap-add", "SYS_ADMIN"),
     *("-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro", "-e", "PASSWORD=Secret.123", *READ_ONLY),
@@ -329,6 +329,29 @@ def test_copies_are_made_in_no_volume_and_no_image_is_rehearsed_that_is_not_prep
     assert "in the volume itself" in rehearse(volume, "--directory", inside, status=2).stderr
     words = ("rehearse", "--image", f"{PREFIX}/debian:bookworm", str(volume.place))
     assert "[no-manifest]" in run_ipavolume(*words, status=78).stderr
+
+
+def test_an_engine_that_does_not_see_the_copy_rehearses_no_empty_volume(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """As one on another host, or asked from inside a container."""
+    script = 'mount -t tmpfs copies "$0" && exec "$@"'
+    words = ("rehearse", "--image", IMAGE, *WISH, "--directory", str(tmp_path), str(volume.place))
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", script, str(tmp_path)),
+            *(sys.executable, "-m", "ipavolume", *words),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+        cwd=PROJECT,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 74, done.stderr
+    assert f"docker does not see the copy in {tmp_path}/.ipavolume-rehearsal-" in done.stderr
+    assert "--directory DIR" in done.stderr
 
 
 def begun(volume: Volume, words: Sequence[str] = ()) -> subprocess.Popen[str]:

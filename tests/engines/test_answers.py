@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable
@@ -66,6 +67,42 @@ def test_where_things_go_whenever_they_are_listed_that_is_said(scripted: Scripte
             ask()
         assert caught.value.code == "engine"
         assert caught.value.hint
+
+
+def test_one_that_goes_among_many_costs_no_question_for_each_of_them(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    """Who is paused meanwhile waits for the answers."""
+    gone = says("Error: No such container: c7")
+    engine = scripted(
+        "docker",
+        '"ps "*) seq -f c%g 16;;\n'
+        f'*c7|*"c7 "*) echo >> asked; {gone};;\n'
+        '*) echo >> asked; shift 3; echo "["; between=; '
+        'for name; do echo "$between{\\"Id\\": \\"$name\\"}"; between=,; done; echo "]";;\n',
+    )
+    assert [one["Id"] for one in engine.containers()] == [f"c{n}" for n in range(1, 17) if n != 7]
+    assert len((tmp_path / "asked").read_text().splitlines()) < 10
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"Status": "running", "Running": True}, True),
+        ({"Status": "paused", "Running": False, "Paused": True}, True),
+        ({"Status": "stopping", "Running": False, "Paused": False}, True),
+        ({"Status": "stopped", "Running": False, "Paused": False}, False),
+        ({"Status": "exited", "Running": False, "Paused": False}, False),
+    ],
+)
+def test_who_is_paused_or_being_stopped_runs_as_podman_tells_it_too(
+    scripted: Scripted, tmp_path: Path, state: dict[str, object], *, expected: bool
+) -> None:
+    found = {"Id": "1", "Name": "dns", "Image": "sha256:1", "State": state}
+    (tmp_path / "told").write_text(json.dumps([found]))
+    engine = scripted("podman", '"ps "*) echo 1;; *) cat told;;')
+    (user,) = engine.users()
+    assert user.is_running == expected
 
 
 # -- what it does not have ---------------------------------------------------------------
@@ -146,6 +183,17 @@ def test_an_end_that_podman_never_is_done_with_is_waited_for_once_and_said(
     (tmp_path / "told").write_text(f"[{STOPPED % 1}]")
     assert engine.settled("1", in_vain=state, say=said.append).state == ("stopped", "10:01")
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("said", ["null", "[]", "1", "no JSON"])
+def test_an_answer_that_is_none_is_told_as_that(scripted: Scripted, said: str) -> None:
+    engine = scripted("podman", f"*) echo '{said}';;")
+    with pytest.raises(CommandFailedError, match="cannot be understood"):
+        engine.inspected("container", "x")
+    with pytest.raises(CommandFailedError, match="cannot be understood"):
+        engine.container("x")
+    with pytest.raises(CommandFailedError, match="cannot be understood"):
+        engine.volume("x")
 
 
 # -- removing ----------------------------------------------------------------------------
