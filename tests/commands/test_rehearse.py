@@ -389,7 +389,7 @@ esac
 @pytest.mark.parametrize(
     ("look", "after", "said"),
     [
-        pytest.param(2, "state", "nothing more is told of the rehearsal's container", id="before"),
+        pytest.param(2, "state", "docker does not see the copy", id="before"),
         pytest.param(4, "changed", "server was started while the volume was copied", id="behind"),
     ],
 )
