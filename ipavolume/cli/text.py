@@ -53,10 +53,10 @@ if TYPE_CHECKING:
     from ipavolume.rpm.transaction import Explanation
 
 _MAX_LEFT_ALONE: Final = 20
-_DIFFERENCES: Final = "ipavolume conflicts --diff"
-_FILES_OF_RUNS: Final = "ipavolume history --json"
 """More paths are not named at the end of a run."""
 _MAX_UNOWNED: Final = 5
+_DIFFERENCES: Final = "ipavolume conflicts --diff"
+_FILES_OF_RUNS: Final = "ipavolume history --json"
 
 
 def escape(text: str) -> str:
