@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import struct
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -44,7 +46,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.plan.rollback import Rollback, draft_open, overriding
 from ipavolume.steps.api import Warn, told
 from ipavolume.volume import failures, history, layout, members, snapshots
-from ipavolume.volume.facts import UNDOING, Facts, Transaction, read_identity
+from ipavolume.volume.facts import UNDOING, Facts, Identity, Transaction, read_identity
 from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.index import (
     INDEX_ENTRY,
@@ -59,7 +61,6 @@ from ipavolume.volume.refused import UNDONE, UNVERIFIED
 from ipavolume.volume.snapshots import (
     open_content,
     open_kept_state,
-    open_snapshot,
     read_originals,
     snapshot_runs,
 )
@@ -70,7 +71,9 @@ _UNDO: Final = "undo.json"
 _SWAPPED: Final = "swapped"
 _FORMAT: Final = 1
 _KEPT: Final = "state"
-_OF_THE_FILE_SYSTEM: Final = "lost+found"
+_TIME: Final = struct.Struct("=qq")
+_TIMES: Final = "times"
+"""Of each directory that comes back the number of its action and its time, both 64 bits."""
 _BROUGHT_BACK: Final = (
     layout.PENDING,
     layout.FIRST_RUN,
@@ -106,6 +109,7 @@ class Undo:
         overrides: Refusals that were overridden.
         changed: What was changed after the last thing that the undone run recorded, and where that
             goes.
+        nobodys: Mounts of volumes that were empty, and that what is undone made the image's.
         format: Of this; a larger one is not understood.
     """
 
@@ -127,6 +131,7 @@ class Undo:
     holder: str
     overrides: tuple[str, ...]
     changed: tuple[tuple[str, str], ...]
+    nobodys: tuple[str, ...]
     format: int = _FORMAT
 
 
@@ -221,7 +226,7 @@ def undo(
                     for mount in made.snapshot.mounts:
                         outer[mount] = _outer(volumes, mount, primary, facts)
                     transaction = primary.transaction or _transaction(made, primary)
-                    record = _record(volumes, made, primary)
+                    record = _record(volumes, made, facts)
                     _stage(volumes, outer, made, record, transaction, speaker)
                 signals.check()
                 speaker.say("making it durable")
@@ -372,7 +377,8 @@ def _transaction(made: Rollback, primary: Facts) -> Transaction:
     )
 
 
-def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
+def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Undo:
+    primary = facts[volumes.primary.mount]
     undone = primary.target if primary.transaction is not None else primary.baseline
     undone = undone or ImageHeader(build_id=made.plan.from_build)
     kept = open_kept_state(volumes.primary, made.snapshot.run)
@@ -386,13 +392,14 @@ def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
                     then = manifest.read_header(stream)
     finally:
         os.close(kept)
+    build_ids = {mount: _build_id(volumes, mount, made) for mount in made.snapshot.mounts}
     return Undo(
         run=made.plan.run,
         snapshot=made.snapshot.run,
         is_automatic=made.is_automatic,
         was_open=primary.transaction is not None or primary.pending is not None,
         is_unverified=primary.transaction is not None and primary.transaction.kind == UNVERIFIED,
-        build_ids=tuple((mount, _build_id(volumes, mount, made)) for mount in made.snapshot.mounts),
+        build_ids=tuple(build_ids.items()),
         had=had,
         image=undone.build_id,
         fingerprint=undone.fingerprint,
@@ -405,7 +412,19 @@ def _record(volumes: Volumes, made: Rollback, primary: Facts) -> Undo:
         holder=host_name(),
         overrides=made.plan.overrides,
         changed=made.changed,
+        nobodys=tuple(
+            mount
+            for mount in made.snapshot.refilled
+            if mount in facts
+            and not build_ids.get(mount)
+            and _is_since(made.snapshot.made, facts[mount].identity)
+        ),
     )
+
+
+def _is_since(made: str, identity: Identity | None) -> bool:
+    """Tell whether a volume became somebody's after a snapshot was *made*."""
+    return identity is not None and identity.created >= made
 
 
 def _build_id(volumes: Volumes, mount: str, made: Rollback) -> str:
@@ -446,9 +465,10 @@ def _stage(
             contents[mount] = open_content(volumes[mount], made.snapshot.run)
             stack.callback(os.close, contents[mount])
         with Tree(contents) as tree:
-            _stage_files(made.plan, tree, inner, speaker)
+            times = _stage_files(made.plan, tree, inner, speaker)
         first = next(iter(inner.values()))
         with attempt("write to", first.volume.directory, now=STATE_UNTOUCHED):
+            journal.write_bytes(first.work, _TIMES, times.tobytes())
             _stage_state(volumes, made, record, first)
             journal.write_plan(first.work, dump_lines(made.plan))
             journal.write_bytes(first.work, _UNDO, dump_line(checks.dump(record)))
@@ -457,7 +477,9 @@ def _stage(
                     journal.stage_progress(area.work, replace(transaction, phase=UNDOING))
 
 
-def _stage_files(plan: Plan, tree: Tree, inner: Mapping[str, Area], speaker: Speaker) -> None:
+def _stage_files(plan: Plan, tree: Tree, inner: Mapping[str, Area], speaker: Speaker) -> array[int]:
+    """Stage what comes back; return what :data:`_TIMES` has."""
+    times = array("q")
     linked: dict[tuple[int, int], tuple[int, str]] = {}
     count = sum(isinstance(action, Install) for action in plan.actions)
     meter = Meter(speaker.say, "taking files from the snapshot", total=count)
@@ -478,7 +500,11 @@ def _stage_files(plan: Plan, tree: Tree, inner: Mapping[str, Area], speaker: Spe
                 raise FileNotFoundError(2, "the snapshot has lost it", action.path)
             with files.inode(directory, name) as fd:
                 _stage_one(fd, area.new, str(number), linked, amid)
+                st = files.fstat(fd)
+            if stat.S_ISDIR(st.st_mode):
+                times.extend((number, st.st_mtime_ns))
         meter.add(action.bytes)
+    return times
 
 
 def _stage_one(
@@ -609,30 +635,22 @@ class _WayBack:
 
     def _settle_times(self) -> None:
         """Give directories that came back their times, which what was put into them has changed."""
-        mounts = {
-            mount_of(one.path, self._inner)
-            for one in self._plan.actions
-            if isinstance(one, Install)
-        }
-        with contextlib.ExitStack() as stack:
-            contents = {}
-            for mount in sorted(mounts):
-                contents[mount] = open_content(self._volumes[mount], self._record.snapshot)
-                stack.callback(os.close, contents[mount])
-            then, now = (
-                stack.enter_context(Tree(contents)),
-                stack.enter_context(self._volumes.tree()),
-            )
-            for action in self._plan.actions:
-                if not isinstance(action, Install):
-                    continue
+        with attempt("read", self._first.volume.directory, now=STATE_OPEN):
+            stream = members.open_member(self._first.work, _TIMES, self._first.volume)
+        # An ipavolume that knew nothing of it may have begun to go back.
+        if stream is None:
+            return
+        with stream, self._volumes.tree() as tree:
+            actions = enumerate(self._plan.actions)
+            while data := stream.read(_TIME.size):
+                number, mtime_ns = _TIME.unpack(data) if len(data) == _TIME.size else (-1, 0)
+                action = next((one for position, one in actions if position == number), None)
+                if action is None:
+                    raise members.damaged(self._first.work, _TIMES, "was altered")
                 with attempt("change", action.path, now=STATE_OPEN):
-                    st = then.stat(action.path)
-                    if st is None or not stat.S_ISDIR(st.st_mode):
-                        continue
-                    directory = now.directory(action.path)
+                    directory = tree.directory(action.path)
                     if directory is not None:
-                        files.set_times(directory, st.st_mtime_ns)
+                        files.set_times(directory, mtime_ns)
 
     def _settle_index(self, installed: Mapping[str, bytes]) -> None:
         """Leave in the index what was untouched when the snapshot was made, and still is.
@@ -687,7 +705,7 @@ class _WayBack:
                 self._settle_identity(
                     self._outer[mount],
                     application,
-                    was_nobodys=not build_ids.get(mount, "") and self._was_empty(mount),
+                    was_nobodys=mount in self._record.nobodys,
                 )
                 self._volumes.check_lock()
                 commit.put_build_id(self._inner[mount], build_ids.get(mount, ""))
@@ -761,17 +779,6 @@ class _WayBack:
             os.close(kept)
         return ""
 
-    def _was_empty(self, mount: str) -> bool:
-        """Tell whether a volume that an image has filled again was about to be filled then."""
-        snapshot = open_snapshot(self._volumes, self._record.snapshot)
-        if snapshot is None or mount not in snapshot.refilled:
-            return False
-        content = open_content(self._volumes[mount], snapshot.run)
-        try:
-            return set(files.listdir(content)) <= {_OF_THE_FILE_SYSTEM}
-        finally:
-            os.close(content)
-
     def _settle_identity(self, area: Area, application: str, *, was_nobodys: bool = False) -> None:
         """Where nothing was ours before, the volume is nobody's again."""
         if was_nobodys or layout.BASELINE not in self._record.had:
@@ -825,7 +832,7 @@ def _read_undo(first: Area) -> Undo:
                 "was written by a newer ipavolume",
                 hint="Start the image that began to go back, or a newer one.",
             )
-        undo_: Undo = _load(data)
+        undo_: Undo = _load({"nobodys": [], **data})
     except checks.MalformedError as err:
         raise members.damaged(first.work, _UNDO, "was altered") from err
     return undo_
