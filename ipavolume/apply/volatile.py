@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from ipavolume.apply.stage import not_in_template, place_record
 from ipavolume.formats import manifest
@@ -12,9 +13,12 @@ from ipavolume.linux import files, mounts, trees
 from ipavolume.model.files import FileType, Record
 from ipavolume.model.progress import Progress
 from ipavolume.volume import held
-from ipavolume.volume.failures import STATE_UNTOUCHED, attempt
+from ipavolume.volume.facts import mark_of_kept
+from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree, walk
+
+_STATE_EMPTYING: Final = "a volatile volume may be emptied in part; the others are as they were"
 
 
 def _empty(directory: int, points: Sequence[str]) -> None:
@@ -47,15 +51,23 @@ def _below(volume: Volume, points: Sequence[str]) -> Iterator[held.Touched]:
 def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progress) -> None:
     """Empty every volatile volume and fill it from its template.
 
+    What forbids that on one whose content was kept until now is told before anything is removed.
+
     Raises:
         ObstructedError: If something there is immutable.
         VolumeIOError: If that fails.
     """
+    mounted = {
+        mount: mounts.mount_points_below(volume.directory) for mount, volume in volatile.items()
+    }
+    for mount, volume in volatile.items():
+        if mark_of_kept(volume):
+            held.check_changeable({mount: volume}, _below(volume, mounted[mount]))
     for mount, volume in volatile.items():
         progress(f"filling {volume.directory}")
-        points = mounts.mount_points_below(volume.directory)
+        points = mounted[mount]
         with held.explained(
-            "empty", volume.directory, {mount: volume}, _below(volume, points), now=STATE_UNTOUCHED
+            "empty", volume.directory, {mount: volume}, _below(volume, points), now=_STATE_EMPTYING
         ):
             _empty(volume.fd, points)
         fill(image, mount, volume.fd)

@@ -20,7 +20,6 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
 from ipavolume.firstrun import run as first_run
-from ipavolume.firstrun import standing
 from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
@@ -37,6 +36,7 @@ from ipavolume.volume import failures, lock, rehearsal
 from ipavolume.volume.attempts import FIRST_RUN, START
 from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.members import Volume
 
 _PATIENCE_S: Final = 3600.0
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
@@ -256,6 +256,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
         IpaVolumeError: If it is refused or fails.
     """
     context = work.context
+    kept: dict[str, Volume] = {}
 
     def begin(facts: Facts | None = None, *, of: str = "") -> None:
         if patient:
@@ -264,10 +265,22 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     def first(verdict: Verdict) -> None:
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
-        _plan_before_emptying(context, verdict, speaker)
         if context.options.rehearsal:
             _mark_copies(context)
-        volatile.fill_volatile(context.image, context.volatile, speaker.say)
+        # Of one that is volatile nothing can be missed. What was kept until now is emptied when
+        # nothing refuses any more what is done to the others.
+        kept.update(
+            (mount, volume) for mount, volume in context.volatile.items() if mark_of_kept(volume)
+        )
+        others = {one: volume for one, volume in context.volatile.items() if one not in kept}
+        volatile.fill_volatile(context.image, others, speaker.say)
+
+    def secure() -> bool:
+        if work.lock.secure():
+            return True
+        volatile.fill_volatile(context.image, kept, speaker.say)
+        kept.clear()
+        return False
 
     phases = (Phase.OFFLINE,) if beginning.systemd else RUN_PHASES
     outcome = upgrade.bring_up(
@@ -275,28 +288,13 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
         speaker,
         phases=phases,
         joined=work.lock.joined,
-        secure=work.lock.secure,
+        secure=secure,
         first=first,
         begin=begin,
     )
     if outcome.waiting:
         return outcome
     return _after(context, beginning, outcome, speaker, phases, begin=begin)
-
-
-def _plan_before_emptying(context: Context, verdict: Verdict, speaker: Speaker) -> None:
-    """Let what refuses an upgrade do so before a volume is emptied whose content was kept.
-
-    Of one that is volatile nothing can be missed.
-    """
-    does = conduct(verdict.state).does
-    if does in (Does.PLAN, Does.RESUME, Does.GO_BACK) and any(
-        mark_of_kept(volume) for volume in context.volatile.values()
-    ):
-        from ipavolume.commands import foreseen
-
-        standing.refuse_new_files(context.image, context.volumes, verdict)
-        foreseen.foresee(context, verdict, context.volumes.facts(), speaker.say)
 
 
 def _mark_copies(context: Context) -> None:

@@ -187,7 +187,8 @@ def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
     if old is None:
         return found
     image = context.image.header
-    emptied = {mount for mount, volume in context.volatile.items() if mark_of_kept(volume)}
+    # Who was let empty them and was killed then has left no mark of it.
+    emptied = frozenset(context.volatile) if "kept-volume" in context.options.allow else ()
     shipped = _shipped(context.volumes.primary, primary)
     error = left_behind(old, image, context.volumes, shipped, emptied=emptied)
     if error is None:

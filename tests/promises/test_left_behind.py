@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -271,8 +272,9 @@ def test_what_was_volatile_is_no_lost_volume_where_it_is_kept_now(
     assert rows.read_text() == "mine"
 
 
+@pytest.mark.parametrize("was_killed", [False, True])
 def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there(
-    site: Site, rpms: dict[str, Path]
+    site: Site, rpms: dict[str, Path], *, was_killed: bool
 ) -> None:
     site.volume()
     rows = site.volume("/vt") / "var/lib/acme/rows"
@@ -297,10 +299,21 @@ def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there
     os.lchown(site.volume() / "etc/acme", 250, 250)
     assert "[unsafe-link]" in site.run("start", two, *allow, status=65).stderr
     assert rows.read_text() == "mine"
+    # Also where all that is known of the volume was overridden.
+    (site.volume() / ".ipavolume").rename(site.top / "state")
+    words = ("--allow", "stateless", "--from", "fedora:43", *allow)
+    assert "[unsafe-link]" in site.run("start", two, *words, status=65).stderr
+    assert rows.read_text() == "mine"
+    shutil.rmtree(site.volume() / ".ipavolume", ignore_errors=True)
+    (site.top / "state").rename(site.volume() / ".ipavolume")
     (site.volume() / "etc/acme").unlink()
+    if was_killed:
+        # The volume is empty then, and says nothing of what it was.
+        for path in site.volume("/vt").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     site.run("start", two, *allow)
     assert not rows.exists()
-    assert site.history()[-1]["overrides"] == ["kept-volume"]
+    assert site.history()[-1]["overrides"] == ["kept-volume"] * (not was_killed)
 
 
 def test_a_volume_that_the_image_has_no_more_is_told(site: Site, rpms: dict[str, Path]) -> None:
