@@ -36,9 +36,9 @@ class Transit:
         self._beside = crossing.Beside(area.volume.fd)
         self._made = ("", 0, 0)
         """What was staged that was copied last, and the inodes of it and of the copy."""
-        self._placed: dict[int, tuple[int, int]] = {}
-        """Where a copy of what is staged was put, as the number of its action, and its inode; by
-        the inode of what is staged, which may have further names."""
+        self._placed: dict[int, list[tuple[int, int]]] = {}
+        """Where copies of what is staged were put, as numbers of actions, and their inodes, one in
+        each region; by the inode of what is staged, which has further names."""
 
     # -- into a region ---------------------------------------------------------------------
 
@@ -88,23 +88,27 @@ class Transit:
         files.sync(directory)
         if st.st_nlink > 1:
             self._note_placed(staged, st.st_ino, self._made[2])
+        else:
+            # Its number is free for what is made next.
+            self._placed.pop(st.st_ino, None)
         self._drop(staged)
         return True
 
     def _note_placed(self, staged: str, of: int, copy: int) -> None:
         if staged.isdecimal():
-            self._placed[of] = (int(staged), copy)
+            self._placed.setdefault(of, []).append((int(staged), copy))
 
     def _link_placed(self, staged: str, st: os.stat_result, inside: int) -> bool:
-        """Make the copy another name of the one that was put in place of the same file.
+        """Make the copy another name of one that was put in place of the same file.
 
         Returns:
             False if there is none, it is in another region, or somebody has touched it since.
         """
-        number, inode = self._placed.get(st.st_ino, (-1, 0))
         # What is not of the plan may have an inode that something of it had before.
-        if number < 0 or not staged.isdecimal():
-            return False
+        known = self._placed.get(st.st_ino, ()) if staged.isdecimal() else ()
+        return any(self._link(staged, st, inside, *one) for one in known)
+
+    def _link(self, staged: str, st: os.stat_result, inside: int, number: int, inode: int) -> bool:
         with self._parent_of(number) as found:
             if found is None:
                 return False
@@ -115,10 +119,20 @@ class Transit:
                     raise
                 return False
         other = os.stat(COPY, dir_fd=inside, follow_symlinks=False)
-        if other.st_ino == inode and _looks(other) == _looks(st):
+        is_it = other.st_ino == inode and _looks(other) == _looks(st)
+        # A run that was killed may have made another file of that number since.
+        if is_it and self._has_content(staged, inside):
             return True
         files.unlink(inside, COPY)
         return False
+
+    def _has_content(self, staged: str, inside: int) -> bool:
+        st = os.stat(staged, dir_fd=self._area.new, follow_symlinks=False)
+        if not stat.S_ISREG(st.st_mode):
+            return stat.S_ISLNK(st.st_mode) and (
+                os.readlink(staged, dir_fd=self._area.new) == os.readlink(COPY, dir_fd=inside)
+            )
+        return _digest(self._area.new, staged) == _digest(inside, COPY)
 
     def close(self) -> None:
         """Leave nothing beside the last place."""
@@ -192,9 +206,13 @@ class Transit:
     # -- what is written down --------------------------------------------------------------
 
     def _write_down(self, staged: str, directory: int, name: str, *, of: os.stat_result) -> int:
-        """Write down which inode will be found in place of *staged*, and of which it is a copy."""
+        """Write down which inode will be found in place of *staged*.
+
+        And of which it is a copy, where that has further names.
+        """
         st = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        self._note(_COPY_OF + staged, f"{st.st_ino} {of.st_ino}")
+        note = f"{st.st_ino} {of.st_ino}" if of.st_nlink > 1 else str(st.st_ino)
+        self._note(_COPY_OF + staged, note)
         return st.st_ino
 
     def _note(self, name: str, text: str) -> None:
@@ -221,6 +239,14 @@ class Transit:
             # An overlay renames no directory of its lower layers. Killed in the middle of this,
             # the next start finds the copy in its place, and goes on here.
             trees.remove_tree(self._area.new, staged)
+
+
+def _digest(directory: int, name: str) -> str:
+    fd = files.open_for_reading(directory, name)
+    try:
+        return files.sha256(fd)
+    finally:
+        os.close(fd)
 
 
 def _looks(st: os.stat_result) -> tuple[int, ...]:
