@@ -42,7 +42,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, cloning, files, mounts, signals, trees
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.progress import Meter, Progress, count_text, size_text
+from ipavolume.model.progress import Meter, Printed, Progress, count_text, size_text
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
 from ipavolume.volume import attempts, members, rehearsal, ways
@@ -781,7 +781,9 @@ def follow(engine: Engine, container: str, *, limit_s: float, say: Progress) -> 
                     told = told or replace(came_to, seconds=round(time.monotonic() - begun))
                     continue
                 last.append(line)
-                say(f"| {line}")
+                shown = Printed(f"| {line}")
+                shown.line = line
+                say(shown)
             status = output.finish()
     except CommandFailedError as err:
         wrong = err.code

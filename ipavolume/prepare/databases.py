@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux.trees import walk
+from ipavolume.model.paths import is_within
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.globs import matches
@@ -55,7 +56,7 @@ def check(
         top = placement.location
         if placement.linked or tree.lstat(top) is None:
             top = templates[mount] + placement.place
-        for path, service in _marks(tree, top, places):
+        for path, service in _marks(tree, top, placement.path, places):
             target = f"{placement.target}/{path}"
             if target in facts.files or any(matches(target, mount, glob) for glob in refresh):
                 continue
@@ -72,15 +73,28 @@ def check(
         )
 
 
-def _marks(tree: ImageTree, top: str, places: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield what only a certain service makes below *top*, and which; nothing empty."""
+def _marks(
+    tree: ImageTree, top: str, path: str, places: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield what only a certain service makes below *top*, and which; nothing empty.
+
+    Args:
+        tree: The image.
+        top: Where the entry is.
+        path: What the image calls it.
+        places: Where other entries are.
+    """
     with reported(f"look for databases in {top!r}"):
         fd = tree.open_directory(top)
         try:
             for visit in walk(fd, skip=lambda path: f"{top}/{path}" in places):
                 if visit.leaving or not visit.st.st_size:
                     continue
-                if service := layout_of(visit.path, visit.st):
+                where = f"{path}/{visit.path}"
+                # No database is there, and its directories' names have other meanings.
+                if stat.S_ISDIR(visit.st.st_mode) and is_within(where, "/etc"):
+                    continue
+                if service := layout_of(where, visit.st):
                     yield visit.path, service
         finally:
             os.close(fd)

@@ -65,7 +65,7 @@ class Attempts:
     ) -> bool:
         """Tell whether another failure of *image* now would be one more of these."""
         return (self.image, self.around, len(self.free)) == (image, around, len(free)) and all(
-            max(then, now) < 2 * min(then, now) + 2
+            max(then, now) < 2 * min(then, now) or abs(then - now) <= 1
             for then, now in zip(self.free, free, strict=True)
         )
 

@@ -300,6 +300,9 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
         image.write(f"/var/lib/mysql/{name}", "x")
     image.write("/srv/cache/dump.rdb", "")
     image.write("/srv/ui/data.mdb", "x")
+    # A configuration, and what is named by two directories one of which is listed.
+    image.write("/etc/docker/registry/config.yml", "x")
+    image.write("/var/lib/docker/registry/x", "x")
     image.write("/tmp/app/PG_VERSION", "15\n")
     image.write(
         "/etc/ipavolume.toml",
@@ -307,15 +310,14 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
         '[[volume]]\nmount = "/data"\n'
         '[[volume]]\nmount = "/scratch"\nlists = ["/etc/volume-scratch-list"]\nvolatile = true\n',
     )
-    image.list("/var/lib/mysql/", "/srv/cache/", "/srv/ui/")
+    image.list("/var/lib/mysql/", "/srv/cache/", "/srv/ui/", "/etc/docker/", "/var/lib/docker/")
     image.write("/etc/volume-scratch-list", "/tmp/app/\n")
     before = picture(image.root)
     with pytest.raises(UnfitImageError) as caught:
         image.prepare(strict=True)
-    assert [(one.code, one.path) for one in caught.value.refused] == [
-        ("shipped-database", "/var/lib/mysql")
-    ]
-    assert "'ibdata1', MySQL or MariaDB" in str(caught.value)
+    named = [("shipped-database", f"/var/lib/{name}") for name in ("docker", "mysql")]
+    assert [(one.code, one.path) for one in caught.value.refused] == named
+    assert "'ibdata1', MySQL or MariaDB" in caught.value.refused[1].message
     assert picture(image.root) == before
     # It is named again by a build on top of this one, which finds it in the template.
-    assert codes(image) == [("shipped-database", "/var/lib/mysql")] == codes(image)
+    assert codes(image) == named == codes(image)
