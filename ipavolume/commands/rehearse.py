@@ -553,16 +553,28 @@ class _Rehearsal:
             )
 
     def _waits_for_locks(self, one: Use) -> bool:
-        """Tell whether a container is of an image that takes the lock before it writes."""
+        """Tell whether a container takes the lock before it writes, as its image does."""
         if not one.at_place:
             return False
         try:
+            if not self._begins_as_its_image(one):
+                return False
             with copied(self._engine, one.image_id, one.image_id) as copy:
                 return copy.is_prepared
         except StoppedError:
             raise
         except IpaVolumeError:
             return False
+
+    def _begins_as_its_image(self, one: Use) -> bool:
+        """Tell whether a container executes what its image begins with, and no shell or backup."""
+        found = self._engine.inspected("container", one.id) or {}
+        image = self._engine.inspected("image", one.image_id) or {}
+        config = image.get("Config")
+        if not isinstance(config, Mapping):
+            return False
+        words = config.get("Entrypoint") or config.get("Cmd") or []
+        return words[:1] == [found.get("Path")]
 
     def _clone_all(
         self, volumes: Sequence[Volume], size: int, hurry: Callable[[], None]
