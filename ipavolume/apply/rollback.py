@@ -647,6 +647,9 @@ class _WayBack:
                 action = next((one for position, one in actions if position == number), None)
                 if action is None:
                     raise members.damaged(self._first.work, _TIMES, "was altered")
+                if not isinstance(action, Install):
+                    # Its volume was emptied since.
+                    continue
                 with attempt("change", action.path, now=STATE_OPEN):
                     directory = tree.directory(action.path)
                     if directory is not None:
