@@ -42,6 +42,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress
+from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rollback import Rollback, draft_open, overriding
 from ipavolume.steps.api import Warn, told
@@ -72,6 +73,7 @@ _SWAPPED: Final = "swapped"
 _FORMAT: Final = 1
 _KEPT: Final = "state"
 _TIME: Final = struct.Struct("=qq")
+_OF_THE_FILE_SYSTEM: Final = "lost+found"
 _TIMES: Final = "times"
 """Of each directory that comes back the number of its action and its time, both 64 bits."""
 _BROUGHT_BACK: Final = (
@@ -109,7 +111,7 @@ class Undo:
         overrides: Refusals that were overridden.
         changed: What was changed after the last thing that the undone run recorded, and where that
             goes.
-        nobodys: Mounts of volumes that were empty, and that what is undone made the image's.
+        nobodys: Mounts of volumes that nothing of ours was on, until what is undone filled them.
         format: Of this; a larger one is not understood.
     """
 
@@ -417,14 +419,21 @@ def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Und
             for mount in made.snapshot.refilled
             if mount in facts
             and not build_ids.get(mount)
-            and _is_since(made.snapshot.made, facts[mount].identity)
+            and _was_nobodys(volumes[mount], made.snapshot, facts[mount].identity)
         ),
     )
 
 
-def _is_since(made: str, identity: Identity | None) -> bool:
-    """Tell whether a volume became somebody's after a snapshot was *made*."""
-    return identity is not None and identity.created >= made
+def _was_nobodys(volume: members.Volume, snapshot: Snapshot, identity: Identity | None) -> bool:
+    """Tell whether a volume became somebody's after a snapshot, or had nothing in it then."""
+    if identity is not None and identity.created >= snapshot.made:
+        return True
+    # Clocks are set back.
+    content = open_content(volume, snapshot.run)
+    try:
+        return set(files.listdir(content)) <= {_OF_THE_FILE_SYSTEM}
+    finally:
+        os.close(content)
 
 
 def _build_id(volumes: Volumes, mount: str, made: Rollback) -> str:

@@ -36,6 +36,8 @@ class Transit:
         self._beside = crossing.Beside(area.volume.fd)
         self._made = ("", 0, 0)
         """What was staged that was copied last, and the inodes of it and of the copy."""
+        self._is_linked = False
+        """That copy is another name of one that was placed."""
         self._placed: dict[int, list[tuple[int, int]]] = {}
         """Where copies of what is staged were put, as numbers of actions, and their inodes, one in
         each region; by the inode of what is staged, which has further names."""
@@ -71,13 +73,15 @@ class Transit:
         copy = files.lstat(inside, COPY)
         if copy is None or self._made != (staged, st.st_ino, copy.st_ino):
             trees.remove_tree(inside, COPY)
+            linked = False
             if stat.S_ISDIR(st.st_mode):
                 crossing.copy_tree(self._area.new, staged, inside, COPY)
-            elif not self._link_placed(staged, st, inside):
+            elif not (linked := self._link_placed(staged, st, inside)):
                 with files.inode(self._area.new, staged) as fd:
                     crossing.copy_inode(fd, inside, COPY)
             files.sync(inside)
             self._made = (staged, st.st_ino, self._write_down(staged, inside, COPY, of=st))
+            self._is_linked = linked
         if not files.is_same(expected, files.lstat(directory, name)):
             return False
         if replace:
@@ -87,7 +91,8 @@ class Transit:
         # It is in place before the next call can say so.
         files.sync(directory)
         if st.st_nlink > 1:
-            self._note_placed(staged, st.st_ino, self._made[2])
+            if not self._is_linked:
+                self._note_placed(staged, st.st_ino, self._made[2])
         else:
             # Its number is free for what is made next.
             self._placed.pop(st.st_ino, None)

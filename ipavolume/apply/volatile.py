@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ipavolume.apply.stage import not_in_template, place_record
+from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files, mounts, trees
@@ -18,7 +19,9 @@ from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree, walk
 
-_STATE_EMPTYING: Final = "a volatile volume may be emptied in part; the others are as they were"
+_STATE_EMPTYING: Final = (
+    "a volatile volume was emptied, or a part of it, and is not filled; the others are as they were"
+)
 
 
 def _empty(directory: int, points: Sequence[str]) -> None:
@@ -48,29 +51,38 @@ def _below(volume: Volume, points: Sequence[str]) -> Iterator[held.Touched]:
         yield path, True
 
 
+def check_kept(volatile: Mapping[str, Volume]) -> None:
+    """Make sure that what was kept until now can be emptied.
+
+    Raises:
+        ObstructedError: If something there is immutable; nothing was changed.
+    """
+    for mount, volume in volatile.items():
+        if mark_of_kept(volume):
+            points = mounts.mount_points_below(volume.directory)
+            held.check_changeable({mount: volume}, _below(volume, points))
+
+
 def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progress) -> None:
     """Empty every volatile volume and fill it from its template.
-
-    What forbids that on one whose content was kept until now is told before anything is removed.
 
     Raises:
         ObstructedError: If something there is immutable.
         VolumeIOError: If that fails.
     """
-    mounted = {
-        mount: mounts.mount_points_below(volume.directory) for mount, volume in volatile.items()
-    }
-    for mount, volume in volatile.items():
-        if mark_of_kept(volume):
-            held.check_changeable({mount: volume}, _below(volume, mounted[mount]))
+    check_kept(volatile)
     for mount, volume in volatile.items():
         progress(f"filling {volume.directory}")
-        points = mounted[mount]
+        points = mounts.mount_points_below(volume.directory)
         with held.explained(
             "empty", volume.directory, {mount: volume}, _below(volume, points), now=_STATE_EMPTYING
         ):
             _empty(volume.fd, points)
-        fill(image, mount, volume.fd)
+        try:
+            fill(image, mount, volume.fd)
+        except IpaVolumeError as err:
+            err.state = err.state or _STATE_EMPTYING
+            raise
 
 
 def fill_empty(image: Image, volatile: Mapping[str, Volume], progress: Progress) -> None:

@@ -573,8 +573,10 @@ class _Rehearsal:
         config = image.get("Config")
         if not isinstance(config, Mapping):
             return False
-        words = config.get("Entrypoint") or config.get("Cmd") or []
-        return words[:1] == [found.get("Path")]
+        words = [found.get("Path"), *(found.get("Args") or ())]
+        if entrypoint := config.get("Entrypoint"):
+            return bool(words[: len(entrypoint)] == entrypoint)
+        return bool(words == config.get("Cmd"))
 
     def _clone_all(
         self, volumes: Sequence[Volume], size: int, hurry: Callable[[], None]

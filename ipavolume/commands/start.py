@@ -39,6 +39,8 @@ from ipavolume.volume.logs import Speaker
 from ipavolume.volume.members import Volume
 
 _PATIENCE_S: Final = 3600.0
+_PLANNED_LATER: Final = (Does.RESUME, Does.GO_BACK)
+"""What is planned, and may be refused, once the locks are secured."""
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
 
 
@@ -257,12 +259,15 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     """
     context = work.context
     kept: dict[str, Volume] = {}
+    judged: Verdict | None = None
 
     def begin(facts: Facts | None = None, *, of: str = "") -> None:
         if patient:
             attempts.refuse_early(context, facts, of=of)
 
     def first(verdict: Verdict) -> None:
+        nonlocal judged
+        judged = verdict
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
         if context.options.rehearsal:
@@ -272,12 +277,17 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
         kept.update(
             (mount, volume) for mount, volume in context.volatile.items() if mark_of_kept(volume)
         )
+        volatile.check_kept(kept)
         others = {one: volume for one, volume in context.volatile.items() if one not in kept}
         volatile.fill_volatile(context.image, others, speaker.say)
 
     def secure() -> bool:
         if work.lock.secure():
             return True
+        if kept and judged is not None and conduct(judged.state).does in _PLANNED_LATER:
+            from ipavolume.commands import foreseen
+
+            foreseen.foresee(context, judged, context.volumes.facts(), speaker.say)
         volatile.fill_volatile(context.image, kept, speaker.say)
         kept.clear()
         return False

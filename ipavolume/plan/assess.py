@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -189,9 +189,15 @@ def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
     image = context.image.header
     # Who was let empty them and was killed then has left no mark of it.
     emptied = frozenset(context.volatile) if "kept-volume" in context.options.allow else ()
-    shipped = _shipped(context.volumes.primary, primary)
-    error = left_behind(old, image, context.volumes, shipped, emptied=emptied)
+
+    def asked(emptied: Collection[str] = ()) -> IpaVolumeError | None:
+        shipped = _shipped(context.volumes.primary, primary)
+        return left_behind(old, image, context.volumes, shipped, emptied=emptied)
+
+    error = asked(emptied)
     if error is None:
+        if "kept-volume" not in found.overrides and emptied and asked() is not None:
+            return replace(found, overrides=(*found.overrides, "kept-volume"))
         return found
     if LEFT_BEHIND not in context.options.allow:
         return replace(found, reason=str(error), error=error)

@@ -255,7 +255,8 @@ def test_a_volume_of_before_applications_were_recorded_is_read(
 def interrupt(site: Site, image: Image) -> None:
     """Kill an upgrade when it is marked and nothing is recorded as swapped."""
     strace = [need_tool("strace"), "-f", "-qq", "-o", "/dev/null", "-e", "trace=syncfs"]
-    strace += ["-e", "inject=syncfs:signal=KILL:when=2"]
+    # Each volume is synced before the mark.
+    strace += ["-e", f"inject=syncfs:signal=KILL:when={len(site.volumes) + 1}"]
     command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(image)]
     subprocess.run(
         [*strace, *command], check=False, capture_output=True, env=clean_environment({}), timeout=60
