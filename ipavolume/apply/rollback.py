@@ -417,8 +417,7 @@ def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Und
         nobodys=tuple(
             mount
             for mount in made.snapshot.refilled
-            if mount in facts
-            and not build_ids.get(mount)
+            if build_ids.get(mount) == ""
             and _was_nobodys(volumes[mount], made.snapshot, facts[mount].identity)
         ),
     )
