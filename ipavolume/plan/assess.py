@@ -195,16 +195,16 @@ def _judge_moved(context: Context, primary: Facts, found: Verdict) -> Verdict:
         return left_behind(old, image, context.volumes, shipped, emptied=emptied)
 
     error = asked(emptied)
-    if error is None:
-        if "kept-volume" not in found.overrides and emptied and asked() is not None:
-            return replace(found, overrides=(*found.overrides, "kept-volume"))
-        return found
-    if LEFT_BEHIND not in context.options.allow:
+    if error is not None and LEFT_BEHIND not in context.options.allow:
         return replace(found, reason=str(error), error=error)
     if found.state is State.TAKEN_OVER:
         # Recorded by the upgrade that follows.
         return found
-    return replace(found, overrides=(*found.overrides, LEFT_BEHIND))
+    if error is not None:
+        return replace(found, overrides=(*found.overrides, LEFT_BEHIND))
+    if emptied and "kept-volume" not in found.overrides and asked() is not None:
+        return replace(found, overrides=(*found.overrides, "kept-volume"))
+    return found
 
 
 def _shipped(volume: Volume, primary: Facts) -> Iterator[bytes]:

@@ -227,6 +227,8 @@ def test_a_line_that_is_lost_for_what_images_shipped_is_not_refused(
 
 
 VOLATILE: Final = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/vt"\nvolatile = true\n'
+KEPT: Final = VOLATILE.replace("volatile = true\n", "")
+ON_TWO: Final = {"/data": LISTS[:2], "/vt": LISTS[2:]}
 
 
 def test_data_that_a_new_image_would_empty_at_each_start_is_not_left_behind(
@@ -272,16 +274,20 @@ def test_what_was_volatile_is_no_lost_volume_where_it_is_kept_now(
     assert rows.read_text() == "mine"
 
 
+def _first_of_two(site: Site, rpms: Mapping[str, Path]) -> Path:
+    """Have an image keep data on a second volume; return a file of its service there."""
+    site.volume()
+    rows = site.volume("/vt") / "var/lib/acme/rows"
+    site.upgrade(_image(site, "1", rpms, ON_TWO, KEPT))
+    rows.write_text("mine")
+    return rows
+
+
 @pytest.mark.parametrize("was_killed", [False, True])
 def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there(
     site: Site, rpms: dict[str, Path], *, was_killed: bool
 ) -> None:
-    site.volume()
-    rows = site.volume("/vt") / "var/lib/acme/rows"
-    kept = VOLATILE.replace("volatile = true\n", "")
-    lists = {"/data": LISTS[:2], "/vt": LISTS[2:]}
-    site.upgrade(_image(site, "1", rpms, lists, kept))
-    rows.write_text("mine")
+    rows = _first_of_two(site, rpms)
     allow = ("--allow", "kept-volume", "--", "true")
     # What the image looks for on the volume that stays would be lost: that is another question.
     moved = {"/data": [*LISTS[:2], "/var/lib/acme/"], "/vt": ["/srv/acme/"]}
@@ -290,7 +296,7 @@ def test_who_lets_a_kept_volume_be_emptied_is_not_told_that_anything_stays_there
     assert "To have it emptied all the same: --allow left-behind." in said
     assert "where it is" not in said
     assert rows.read_text() == "mine"
-    two = _image(site, "2", rpms, lists, VOLATILE)
+    two = _image(site, "2", rpms, ON_TWO, VOLATILE)
     assert "[kept-volume]" in site.run("start", two, "--", "true", status=65).stderr
     # What is in the way of the upgrade is told first.
     (site.volume() / "etc/acme/more.conf").unlink()
@@ -379,15 +385,10 @@ def test_a_kept_volume_is_not_emptied_where_it_is_a_part_of_what_is_gone_on_with
     site: Site, rpms: dict[str, Path]
 ) -> None:
     """What is not finished, and needs what lies there, is planned and refused before that."""
-    site.volume()
-    rows = site.volume("/vt") / "var/lib/acme/rows"
-    kept = VOLATILE.replace("volatile = true\n", "")
-    lists = {"/data": LISTS[:2], "/vt": LISTS[2:]}
-    site.upgrade(_image(site, "1", rpms, lists, kept))
-    rows.write_text("mine")
-    two = _image(site, "2", rpms, lists, kept)
+    rows = _first_of_two(site, rpms)
+    two = _image(site, "2", rpms, ON_TWO, KEPT)
     interrupt(site, two)
-    three = _image(site, "3", rpms, lists, VOLATILE)
+    three = _image(site, "3", rpms, ON_TWO, VOLATILE)
     allow = ("--allow", "kept-volume", "--", "true")
     assert "nothing was changed now" in site.run("start", three, *allow, status=65).stderr
     assert rows.read_text() == "mine"
