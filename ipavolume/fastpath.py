@@ -435,7 +435,8 @@ def _keep(
                 _end_container(told, is_first=parent == 1)
             return
     while True:
-        work = _take_work()
+        # Asked once without: others of the container are not kept off by who only looks.
+        work = _take_work() if not _is_used(places) else None
         if work is not None and not _is_used(places):
             break
         if work is not None and work >= 0:

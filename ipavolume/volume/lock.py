@@ -299,33 +299,34 @@ class Lock:
                 files.sync(fd)
 
     def _wait(self, *, make: bool) -> None:
-        begun = last = time.monotonic()
+        begun = last = tried = time.monotonic()
         deadline = begun + max(self._timeout_s, _END_S)
         waiting = False
-        while (busy := self._try(make=make, ends=begun + _END_S)) is not None:
+        # An attempt is judged by when it began: on a busy machine one takes longer than it is
+        # waited for, and what it found may have been said to be too early.
+        while (busy := self._try(make=make, early=tried < begun + _END_S)) is not None:
             passed, last = time.monotonic() - last, time.monotonic()
             if copied := self._is_copied(busy):
                 deadline += passed
-            if time.monotonic() >= deadline and not (
-                time.monotonic() < begun + _GONE_S and self._is_left(busy)
-            ):
+            if tried >= deadline and not (tried < begun + _GONE_S and self._is_left(busy)):
                 raise _locked(busy)
-            if not waiting and time.monotonic() >= begun + _END_S:
+            if not waiting and tried >= begun + _END_S:
                 use = "which is being copied for a rehearsal" if copied else f"in use{busy.holder}"
                 self._progress(f"waiting for {busy.what}, {use}")
                 waiting = True
             time.sleep(_LOCK_POLL_S)
             signals.check()
+            tried = time.monotonic()
         for volume in self._volumes:
             if make or network_of(volume) == NFS:
                 self._name_holder(volume)
 
-    def _try(self, *, make: bool, ends: float) -> Busy | None:
+    def _try(self, *, make: bool, early: bool) -> Busy | None:
         """Take the locks; return what is in use, and by whom, or ``None`` when all are taken.
 
         Args:
             make: Make a lock file where there is none.
-            ends: Until then what is left of an application of this container may end.
+            early: What is left of an application of this container may yet end: it is not joined.
         """
         if not self.go_on(self._volumes):
             return Busy(
@@ -343,7 +344,7 @@ class Lock:
             here = self._inside and lockfile.is_held_here(
                 volume, directory=busy.code == DIRECTORY_LOCKED
             )
-            if not here or (time.monotonic() < ends and not _has_living_holder(volume)):
+            if not here or (early and not _has_living_holder(volume)):
                 # Others may have the lock of those who work here meanwhile: what ends takes it.
                 # Nothing that was got only now is kept then: they would join one that only waits.
                 self._drop(*before)

@@ -155,13 +155,18 @@ def test_a_shell_can_start_one_command_after_the_other(site: Site, image: Image)
     assert done.stdout == "first\nsecond\nboth\n", done.stderr
 
 
+SERVICE = "setpriv --reuid=250 --regid=251 --clear-groups sh -c 'read line < /tmp/end'"
+LEAVING = (
+    *("sh", "-c", f'{" ".join(START)} sh -c "$1"; echo it runs; read line', "sh"),
+    f"mkfifo -m 666 /tmp/end; cd /data; {SERVICE} > /dev/null 2>&1 & :",
+)
+"""A container whose command has ended and left a service running, which has the volume open."""
+
+
 def test_what_a_command_has_left_running_keeps_the_volume_for_the_container(
     site: Site, image: Image
 ) -> None:
-    service = "setpriv --reuid=250 --regid=251 --clear-groups sh -c 'read line < /tmp/end'"
-    daemon = f"mkfifo -m 666 /tmp/end; cd /data; {service} > /dev/null 2>&1 & :"
-    script = f'{" ".join(START)} sh -c "$1"; echo it runs; read line'
-    with running(site, image, "sh", "-c", script, "sh", daemon) as container:
+    with running(site, image, *LEAVING) as container:
         assert elsewhere(site, image).returncode == 75
         done = beside(container, *inside.IPAVOLUME, "upgrade")
         assert done.returncode == 0, done.stderr
@@ -171,6 +176,17 @@ def test_what_a_command_has_left_running_keeps_the_volume_for_the_container(
         waited = [*inside.IPAVOLUME, "upgrade", "--lock-timeout", "60"]
         assert inside.run(image.root, site.volume(), waited).returncode == 0
         assert container.process.poll() is None
+
+
+def test_on_a_machine_on_which_looking_takes_long_it_is_looked_again(
+    site: Site, image: Image
+) -> None:
+    """Who came early, to a holder that might yet end, had no time left when that was known."""
+    slowly = [need_tool("strace"), "-f", "-qq", "-o", "/dev/null", "-P", "/proc/locks"]
+    slowly += ["-e", "trace=openat", "-e", "inject=openat:delay_enter=200000"]
+    with running(site, image, *LEAVING) as container:
+        done = beside(container, *slowly, *inside.IPAVOLUME, "upgrade")
+        assert done.returncode == 0, done.stderr
 
 
 def test_under_an_init_the_volume_is_held_until_the_command_ends(site: Site, image: Image) -> None:
