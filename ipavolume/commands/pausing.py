@@ -70,7 +70,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class User:
+class Users:
     """The containers that use the volumes.
 
     Attributes:
@@ -94,7 +94,7 @@ class User:
     @classmethod
     def of(
         cls, engine: Engine, given: Mapping[str, str], places: Mapping[str, str] | None = None
-    ) -> User:
+    ) -> Users:
         """Return the containers that use volumes, without the one that this process is in.
 
         Args:
@@ -179,7 +179,7 @@ def _own_files() -> list[str]:
     return [origin for path, (where, origin) in found if where == path]
 
 
-def changed(before: User, after: User, *, paused: bool) -> list[tuple[Use, str]]:
+def changed(before: Users, after: Users, *, paused: bool) -> list[tuple[Use, str]]:
     """Return which containers came, went or went on between two looks, and what they did.
 
     One that was made, started and removed in between is not seen.
@@ -211,8 +211,8 @@ def changed(before: User, after: User, *, paused: bool) -> list[tuple[Use, str]]
 
 @contextlib.contextmanager
 def all_paused(
-    engine: Engine, first: User, places: Mapping[str, str], say: Progress
-) -> Iterator[User]:
+    engine: Engine, first: Users, places: Mapping[str, str], say: Progress
+) -> Iterator[Users]:
     """Have every container paused meanwhile that runs and can write to the volumes.
 
     Args:
@@ -239,7 +239,7 @@ def all_paused(
                     _refuse_who_runs(engine, places, one, err)
                 else:
                     held.add(one.id)
-            seen = User.of(engine, places)
+            seen = Users.of(engine, places)
         yield seen
 
 
@@ -254,7 +254,7 @@ def _refuse_who_runs(
     """
     now = None
     with contextlib.suppress(IpaVolumeError):
-        now = User.of(engine, places)
+        now = Users.of(engine, places)
     if now is None:
         raise err
     found = next((also for also in now.running if also.id == one.id), None)

@@ -28,7 +28,7 @@ from ipavolume.commands import (
 from ipavolume.commands.check import Inspection, Severity
 from ipavolume.commands.check_image import NamedPlace, Wanted
 from ipavolume.commands.clones import Clones, Keep
-from ipavolume.commands.pausing import Use, User
+from ipavolume.commands.pausing import Use, Users
 from ipavolume.context import Options, volumes_by_mount
 from ipavolume.engines.copy import copied, opened_image
 from ipavolume.engines.engine import Engine, runs
@@ -200,8 +200,8 @@ def rehearse(wish: Wish, say: Progress) -> Report:
         with Image(copy.root, called=wish.image) as image:
             header, profile = image.header, image.config.profile
         given, named = _places(engine, wish.volumes, header)
-        user = User.of(engine, given)
-        more, more_named = _places_in(engine, user, header, given)
+        users = Users.of(engine, given)
+        more, more_named = _places_in(engine, users, header, given)
         named |= more_named
         everywhere = {**given, **more}
         known = [one.mount for one in header.volumes]
@@ -218,7 +218,7 @@ def rehearse(wish: Wish, say: Progress) -> Report:
             volume=next(iter(given.values())) if not wish.volumes.names else wish.volumes.names[0],
             image=status.image_data(header),
             rehearsed=Rehearsed(ending=Ending.FAILED, message=""),
-            like=user.name,
+            like=users.name,
         )
         above = _above(wish.directory, places)
         clones.clean(engine, above, say)
@@ -238,7 +238,7 @@ def rehearse(wish: Wish, say: Progress) -> Report:
                     given,
                     places,
                     named,
-                    user,
+                    users,
                     made,
                     say,
                 )
@@ -334,7 +334,7 @@ def take(
 
 
 def _places_in(
-    engine: Engine, user: User, header: ImageHeader, given: Mapping[str, str]
+    engine: Engine, users: Users, header: ImageHeader, given: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, NamedPlace]]:
     """Return where the volumes are that a container uses and the operator did not name, as above.
 
@@ -344,7 +344,7 @@ def _places_in(
     wanted = {one.mount for one in header.volumes if not one.volatile} - set(given)
     found = {}
     named = {}
-    for one in pausing.mounted_in(user.found):
+    for one in pausing.mounted_in(users.found):
         mount, source, name = one["Destination"], one["Source"], one.get("Name")
         if mount not in wanted:
             continue
@@ -371,7 +371,7 @@ class _Rehearsal:
         given: Mapping[str, str],
         places: Mapping[str, str],
         named: Mapping[str, NamedPlace],
-        user: User,
+        users: Users,
         made: Clones,
         say: Progress,
     ) -> None:
@@ -383,7 +383,7 @@ class _Rehearsal:
         self._given = given
         self._places = places
         self._named = named
-        self._user = user
+        self._first = users
         self._made = made
         self._say = say
         self._names = {mount: str(number) for number, mount in enumerate(places)}
@@ -514,17 +514,17 @@ class _Rehearsal:
             self._refuse_changes(before, self._users())
         return "paused" if before.running else "locked", found
 
-    def _users(self) -> User:
-        return User.of(self._engine, self._given, self._places)
+    def _users(self) -> Users:
+        return Users.of(self._engine, self._given, self._places)
 
-    def _still_used_alike(self) -> User:
+    def _still_used_alike(self) -> Users:
         """Return who uses the volumes now.
 
         Raises:
             LockedError: If that is another container than the one that the rehearsal is to be like.
         """
         now = self._users()
-        if runs(now.found) and now.found.get("Id") != self._user.found.get("Id"):
+        if runs(now.found) and now.found.get("Id") != self._first.found.get("Id"):
             raise LockedError(
                 f"{now.name} was started while the volume was looked at, and is who uses it now",
                 code="in-use",
@@ -533,7 +533,7 @@ class _Rehearsal:
             )
         return now
 
-    def _refuse_changes(self, before: User, after: User) -> None:
+    def _refuse_changes(self, before: Users, after: Users) -> None:
         """Make sure that nobody changed the volumes between two looks.
 
         Raises:
@@ -645,7 +645,7 @@ class _Rehearsal:
     # -- the container ---------------------------------------------------------------
 
     def _create(self, secret: str) -> tuple[str, tuple[LeftOut, ...]]:
-        found = self._user.found
+        found = self._first.found
         before: Mapping[str, Any] | None = {}
         if "Image" in found:
             old = self._engine.inspected("image", str(found["Image"]))

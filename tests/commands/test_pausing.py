@@ -18,7 +18,7 @@ from support.processes import LONG_S
 from support.requirements import need_root, need_tool
 
 from ipavolume.commands import pausing
-from ipavolume.commands.pausing import Use, User
+from ipavolume.commands.pausing import Use, Users
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import CommandFailedError, LockedError
 from ipavolume.linux import mounts
@@ -243,7 +243,7 @@ def test_the_server_is_who_has_the_volume_at_its_place_and_no_backup_of_it(
     (tmp_path / "docker").write_text(USERS.format(here=tmp_path))
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = pausing.User.of(DOCKER, {"/data": str(volume)})
+    found = pausing.Users.of(DOCKER, {"/data": str(volume)})
     assert found.name == "server"
     # Whoever runs is paused for the copy.
     assert [one.name for one in found.running] == ["backup"] * backup_runs
@@ -252,7 +252,9 @@ def test_the_server_is_who_has_the_volume_at_its_place_and_no_backup_of_it(
 # -- who can write -----------------------------------------------------------------------
 
 
-def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *containers: Mapping[str, Any]) -> User:
+def listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *containers: Mapping[str, Any]
+) -> Users:
     """Return the users of ``tmp_path/volume`` among containers that an engine tells of."""
     names = [one["Id"] for one in containers]
     for one in containers:
@@ -261,7 +263,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *containers: Mapping
     (tmp_path / "docker").write_text(text.format(here=tmp_path))
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return User.of(DOCKER, {"/data": str(tmp_path / "volume")})
+    return Users.of(DOCKER, {"/data": str(tmp_path / "volume")})
 
 
 def has(source: Path, destination: str = "/data", *, writable: bool = True) -> dict[str, Any]:
@@ -356,7 +358,7 @@ def use(*, since: str = "10:00", runs: bool = True, is_paused: bool = True) -> U
 def test_what_containers_did_between_two_looks_is_told(
     before: list[Use], after: list[Use], expected: list[str]
 ) -> None:
-    looks = [User(found={}, uses=tuple(uses)) for uses in (before, after)]
+    looks = [Users(found={}, uses=tuple(uses)) for uses in (before, after)]
     assert [what for _, what in pausing.changed(*looks, paused=True)] == expected
 
 
@@ -404,7 +406,7 @@ class Changing:
     def pause_all(self) -> list[str]:
         """Return who was paused."""
         places = {"/data": str(self.here / "volume")}
-        first = User.of(DOCKER, places)
+        first = Users.of(DOCKER, places)
         with pausing.all_paused(DOCKER, first, places, say_nothing) as seen:
             assert all(self.state(one.name) == "paused" for one in seen.running)
             return [one.name for one in seen.running]
