@@ -101,9 +101,7 @@ def test_an_error_at_any_call_is_reported_loses_nothing_and_the_next_start_finis
     wrong: list[tuple[object, object]] = []
     for call, error in points[chunk::CHUNKS]:
         world.copy(run.volumes, place)
-        failed = tracing.failing(
-            world.command(run.image, place), call, error, env=world.environment
-        )
+        failed = world.failing(run.image, place, call, error)
         if failed.returncode == 0:
             # What the run does not need may fail: then everything is as it should be.
             problems = [str(item) for item in differences(look(place), expected.result)]

@@ -312,7 +312,7 @@ def test_killed_at_a_change_it_ends_in_one_of_the_two_states_whoever_comes_next(
     for number, call in (*enumerate(points[::EVERY]), (1, last)):
         begin()
         was = recorded(place, "data")
-        tracing.killed(world.command(image, place, *words), call, env=world.environment)
+        world.killed(image, place, call, *words)
         is_marked = is_open(place, "data") and recorded(place, "data") is None
         after = ("one", "two", "three")[number % 3]
         if kind == "completed" and not is_marked and recorded(place, "data") == was:
@@ -910,7 +910,7 @@ def test_taken_away_or_given_back_and_killed_it_ends_in_one_of_the_two_states(
     for number, call in enumerate(points[:: max(EVERY // 3, 1)]):
         image = ("one", "two", "three")[number % 3]
         begin()
-        tracing.killed(command, call, env=environment)
+        world.forked.killed(command, call, env=environment)
         was_taken = is_open(place, "data")
         again = world.run(image, place, status=None)
         expected = {"one": before if was_taken else after, "two": after, "three": further}[image]

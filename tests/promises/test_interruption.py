@@ -22,6 +22,7 @@ from support.tracing import Call
 from support.worlds import (
     MOUNTS,
     RUNS,
+    STATE,
     World,
     broken_promises,
     content_of,
@@ -73,7 +74,7 @@ def test_killed_at_any_change_a_run_has_lost_nothing_and_the_next_start_finishes
     wrong: list[tuple[object, object]] = []
     for call in points[chunk::CHUNKS]:
         world.copy(run.volumes, place)
-        tracing.killed(world.command(run.image, place), call, env=world.environment)
+        world.killed(run.image, place, call)
         wrong += [
             (call, problem)
             for problem in (
@@ -94,6 +95,38 @@ def test_killed_at_any_change_a_run_has_lost_nothing_and_the_next_start_finishes
         elif found := differences(look(place), expected.result):
             wrong.append((call, found))
     assert not wrong, tell(wrong)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_fork_of_the_program_is_killed_where_one_that_users_start_is(
+    world: World, place: Path, kind: str
+) -> None:
+    """Sweeps kill forks, at calls that were counted in a run as users start it.
+
+    Where the last call of each name is the same one, all before it are.
+    """
+    run = RUNS[kind]
+
+    def left(kill: Callable[[Call], None], call: Call) -> dict[str, tuple[object, ...]]:
+        world.copy(run.volumes, place)
+        kill(call)
+        # What we write has numbers of inodes in it.
+        return {
+            path: value[:3] if f"/{STATE}/" in path else value
+            for path, value in look(place).items()
+        }
+
+    def as_users_start_it(call: Call) -> None:
+        tracing.killed(world.command(run.image, place), call, env=world.environment)
+
+    def in_a_fork(call: Call) -> None:
+        world.killed(run.image, place, call)
+
+    last = {call.name: call for call in undisturbed(world, kind, place).changes}
+    assert len(last) > 8
+    for call in last.values():
+        found = differences(left(in_a_fork, call), left(as_users_start_it, call))
+        assert not found, (call, found)
 
 
 # -- phases ------------------------------------------------------------------------------
@@ -302,12 +335,11 @@ def lost_late(place: Path) -> list[str]:
 def stop_after_mark(world: World, place: Path, edit: Callable[[Path], None] = edit_late) -> None:
     """Leave an upgrade that was planned and marked, then killed, and edited after that."""
     expected = undisturbed(world, "upgrade", place)
-    mark = expected.changes[phases(expected)["second recorded id moved"]]
+    # Killed in the place of the next change, so that the mark is the last.
+    after = expected.changes[phases(expected)["second recorded id moved"] + 1]
     world.copy("edited", place)
-    command = world.command("two", place)
-    with tracing.stopped(command, mark.name, mark.number, env=world.environment) as program:
-        edit(place)
-        program.kill(program.processes[0])
+    world.killed("two", place, after)
+    edit(place)
 
 
 SAVED_BY_RUN: Final = ".ipavolume/saved/0002-buildtwo"
@@ -444,7 +476,7 @@ def test_what_was_written_between_plan_and_swap_is_saved_however_often_the_swap_
     wrong: list[tuple[object, object]] = []
     for call in changes[:recorded][chunk :: CHUNKS // 2]:
         stop_after_mark(world, place)
-        tracing.killed(command, call, env=world.environment)
+        world.killed("two", place, call)
         if missing := lost_late(place):
             wrong.append((call, missing))
         again = world.run("two", place, status=None)

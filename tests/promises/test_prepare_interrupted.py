@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -11,27 +12,17 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support import tracing
-from support.command import PROJECT, clean_environment
+from support import forked, tracing
+from support.command import clean_environment
 from support.filesystems import Filesystems
 from support.images import LONG_AGO, MANIFEST, Image, Packaged, age, build_rpm, make_image, picture
 from support.tracing import Call
 
 from ipavolume.errors import EXIT_IO, IpaVolumeError
+from ipavolume.steps import declaration
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.crash]
 
-PROGRAM: Final = (
-    "import sys\n"
-    "from ipavolume.errors import IpaVolumeError\n"
-    "from ipavolume.prepare.run import prepare\n"
-    "try:\n"
-    "    prepare(sys.argv[1], lists=(), mount=None, template=None, rpms=sys.argv[2:],\n"
-    "            build_id='the-build', image_name=None, progress=lambda text: None)\n"
-    "except IpaVolumeError as err:\n"
-    "    sys.stderr.write(f'{err}\\n')\n"
-    "    sys.exit(err.exit_status)\n"
-)
 EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "3"))
 """Of so many changing calls one fails. It is killed at each of them."""
 CHUNKS: Final = 3
@@ -63,12 +54,19 @@ def place(filesystem: Filesystems) -> Path:
 
 
 def _command(root: Path, package: Path) -> list[str]:
-    return [sys.executable, "-I", "-c", _program(), str(root), str(package)]
+    options = ["--root", str(root), "--rpm", str(package), "--build-id", "the-build"]
+    return [sys.executable, "-m", "ipavolume", "prepare", *options]
 
 
 @pytest.fixture(autouse=True)
 def _same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+
+
+@pytest.fixture(autouse=True)
+def _steps_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Understand the text of a step once: that is most of a preparation, and the same each time."""
+    monkeypatch.setattr(declaration, "_declare", functools.cache(declaration._declare))
 
 
 def _again(root: Path, package: Path, expected: dict[str, object]) -> list[object]:
@@ -78,12 +76,6 @@ def _again(root: Path, package: Path, expected: dict[str, object]) -> list[objec
     except IpaVolumeError as err:
         return [err]
     return _differences(root, expected)
-
-
-def _program() -> str:
-    return f"import sys; sys.path.insert(0, {str(PROJECT)!r}); sys.dont_write_bytecode = True\n" + (
-        PROGRAM
-    )
 
 
 def _make(root: Path) -> Image:
@@ -196,7 +188,7 @@ def test_killed_at_every_change_and_run_again(
 
     def attempt(call: Call, _: int) -> list[object]:
         root = _fresh(place, "again")
-        tracing.killed(_command(root, package), call, env=clean_environment())
+        forked.loaded().killed(_command(root, package), call, env=clean_environment())
         return _again(root, package, expected)
 
     assert _at_every(points[chunk::CHUNKS], attempt) == []
@@ -212,7 +204,8 @@ def test_an_error_at_any_change_and_run_again(place: Path, package: Path) -> Non
     def attempt(call: Call, position: int) -> list[object]:
         root = _fresh(place, "again")
         error = ERRORS[position % len(ERRORS)]
-        failed = tracing.failing(_command(root, package), call, error, env=clean_environment())
+        command = _command(root, package)
+        failed = forked.loaded().failing(command, call, error, env=clean_environment())
         if failed.returncode == 0:
             # Copying by the kernel falls back to reading and writing, an attribute that is
             # not there need not be removed.

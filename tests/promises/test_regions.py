@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support import tracing
+from support import forked, tracing
 from support.command import clean_environment
 from support.filesystems import Filesystems
 from support.images import Image, Packaged, build_rpm, picture
@@ -253,7 +253,7 @@ def test_killed_at_any_change_a_run_with_regions_has_lost_nothing_and_is_finishe
     wrong: list[tuple[object, object]] = []
     for call in points[::EVERY][chunk::CHUNKS]:
         with _begun(world, place, make):
-            tracing.killed(world.command(run.image, place), call, env=world.environment)
+            world.killed(run.image, place, call)
             found = [
                 *broken_promises(place, before=before, after=after, old=run.old, new=run.new),
                 *lost(place, before=run.written),
@@ -637,7 +637,7 @@ def test_a_file_of_several_names_is_one_file_in_a_region_too(
     for number in renames:
         for call in changes[number : number + 2]:
             begin()
-            tracing.killed(command, call, env=clean_environment())
+            forked.loaded().killed(command, call, env=clean_environment())
             site.upgrade(two)
             assert names() == whole
             assert not list(place.glob("**/.ipavolume-*"))
@@ -741,7 +741,7 @@ def test_what_a_killed_command_made_beside_a_place_is_removed_by_the_next(
         shutil.rmtree(place / "data")
         _do("cp", "-a", spare, place / "data")
         _do("chattr", "+P", "-p", "71", program.parent)
-        tracing.killed(world.command("two", place, *words), call, env=world.environment)
+        world.killed("two", place, call, *words)
         left += len(_staging_areas(place))
         listed = world.run("two", place, "conflicts").stdout
         if "/data/var/lib/app/program" in listed:

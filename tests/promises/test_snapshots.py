@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support import tracing
+from support import forked, tracing
 from support.command import clean_environment, listed_in, result_of
 from support.filesystems import Filesystems
 from support.images import USERS, Image, Packaged, build_rpm, picture
@@ -472,7 +472,7 @@ def test_killed_with_snapshots_on_the_disk_of_two_volumes_each_keeps_its_own(
     _, points = _points(site, upgrade, env)
     for call in points:
         current()
-        tracing.killed(upgrade, call, env=env)
+        forked.loaded().killed(upgrade, call, env=env)
         site.run("upgrade", made["1"], status=None)
         assert disk.theirs() == theirs, call
         if (volume / "build-id").read_text() == "image-1\n":
@@ -499,7 +499,7 @@ def test_killed_with_snapshots_on_the_disk_of_two_volumes_each_keeps_its_own(
     assert disk.ours() == []
     for call in points:
         half_done()
-        tracing.killed(back, call, env=env)
+        forked.loaded().killed(back, call, env=env)
         site.upgrade(made["1"])
         assert _content(volume) == before, call
         assert disk.theirs() == theirs, call
@@ -775,7 +775,7 @@ def test_killed_at_a_change_it_is_there_whole_or_not_at_all(
     assert len(making) > 30
     for call in points[making[0] : making[-1] + 12 : EVERY]:
         fresh()
-        tracing.killed(command, call, env=env)
+        forked.loaded().killed(command, call, env=env)
         found = list(_snapshots(volume).glob("*/record.json"))
         for record in found:
             if record.parent.name != ".making":

@@ -1,14 +1,20 @@
 """The program loaded once and started many times: each start is a fork of what is loaded.
 
-Loading is two thirds of a small run, and sweeps start thousands that are only to come to an end.
-What is to be killed, to fail or to be traced is started as users start it, and loads all it needs.
+Loading is two thirds of a small run, and sweeps start thousands that are only to come to an end, or
+to be killed or to fail at one of the calls that change files. At which, is found out by a run that
+is started as users start it, and traced; ``tests/promises/test_interruption.py`` has a test that a
+fork makes the same ones. What fails where it only looks, and what stands still for a while, is
+started as users start it, and loads all it needs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import os
+import platform
 import selectors
 import signal
 import socket
@@ -17,17 +23,22 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
-from support.command import clean_environment
+from support import halting, tracing
+from support.command import PROJECT, clean_environment
+from support.tracing import Call
 
 _LIMIT_S: Final = 120.0
 _REQUEST_BYTES: Final = 1 << 17
+_PATH: Final = os.pathsep.join(map(str, (PROJECT, Path(__file__).parents[1])))
 
 _SERVER: Final = """
 import gc, importlib, json, os, pkgutil, socket, sys
 import ipavolume
 from ipavolume.__main__ import end
+from support.halting import follow
 
 for module in pkgutil.walk_packages(ipavolume.__path__, "ipavolume."):
     importlib.import_module(module.name)
@@ -37,34 +48,43 @@ while True:
     request, outputs, _, _ = socket.recv_fds(asking, int(sys.argv[2]), 2)
     if not request:
         break
-    child = os.fork()
-    if not child:
+    words, environment, disturbed = json.loads(request)
+
+    def begin():
         asking.close()
         for number, fd in enumerate(outputs, 1):
             os.dup2(fd, number)
             os.close(fd)
-        words, environment = json.loads(request)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = ["ipavolume", *words]
         end()
+
+    if disturbed:
+        status = follow(begin, *disturbed, creating=True)
+    elif child := os.fork():
+        status = None
+    else:
+        begin()
     for fd in outputs:
         os.close(fd)
-    asking.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+    if status is None:
+        status = os.waitpid(child, 0)[1]
+    asking.send(str(os.waitstatus_to_exitcode(status)).encode())
 """
 
 
 class Forked:
     """Runs of ``ipavolume``, one after the other."""
 
-    def __init__(self) -> None:
-        """Load the program."""
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """Load the program in *environment*, which decides the order of what has none."""
         self._asked, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with asking:
             words = [sys.executable, "-c", _SERVER, str(asking.fileno()), str(_REQUEST_BYTES)]
             server = subprocess.Popen(
                 words,
-                env=clean_environment(),
+                env={**(environment or clean_environment()), "PYTHONPATH": _PATH},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[asking.fileno()],
                 start_new_session=True,
@@ -72,16 +92,45 @@ class Forked:
         # Also at the end of this process.
         self._end = weakref.finalize(self, _end, self._asked, server)
 
+    def killed(
+        self, command: Sequence[str], call: Call, *, env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Do as :func:`support.tracing.killed` does."""
+        if not _can_be_halted(call):
+            return tracing.killed(command, call, env=env)
+        done = self.run(_words(command), env, _at(call, signal.SIGKILL))
+        tracing.check_killed(done, call)
+        return done
+
+    def failing(
+        self, command: Sequence[str], call: Call, error: str, *, env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Do as :func:`support.tracing.failing` does."""
+        if not _can_be_halted(call):
+            return tracing.failing(command, call, error, env=env)
+        return self.run(_words(command), env, _at(call, -getattr(errno, error)))
+
     def run(
-        self, words: Sequence[str], environment: Mapping[str, str]
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        disturbed: tuple[int, int, int] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run it with the arguments *words*; return its exit status and what it printed.
+
+        Args:
+            words: Its arguments.
+            environment: Its environment.
+            disturbed: What happens to it, at which system call, and at which of those; see
+                :func:`support.halting.follow`.
 
         Raises:
             TimeoutError: If it does not come to an end; then nothing else can be run.
         """
         try:
-            status, said = self._run(json.dumps([list(words), dict(environment)]).encode())
+            status, said = self._run(
+                json.dumps([list(words), dict(environment), disturbed]).encode()
+            )
         except BaseException:
             # A later run would be told the status of this one.
             self._end()
@@ -120,6 +169,25 @@ class Forked:
         if not status:
             raise ConnectionError("the server has ended")
         return int(status), [*said.values()]
+
+
+@functools.cache
+def loaded() -> Forked:
+    """Return the program, loaded once a process."""
+    return Forked()
+
+
+def _words(command: Sequence[str]) -> Sequence[str]:
+    assert list(command[:3]) == [sys.executable, "-m", "ipavolume"]
+    return command[3:]
+
+
+def _can_be_halted(call: Call) -> bool:
+    return platform.machine() == halting.MACHINE and call.name in halting.NUMBERS
+
+
+def _at(call: Call, what: int) -> tuple[int, int, int]:
+    return what, halting.NUMBERS[call.name], call.creating or call.number
 
 
 def _end(asked: socket.socket, server: subprocess.Popen[bytes]) -> None:

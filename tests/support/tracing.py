@@ -66,6 +66,7 @@ class Call:
         text: Arguments and result, as strace prints them.
         process: Number of the process, 0 when there was only one.
         path: Where it is counted among the calls about one path only, that path.
+        creating: Of an open that can create or empty a file, its number among those alone.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Call:
     text: str
     process: int = 0
     path: str = ""
+    creating: int = 0
 
     def __str__(self) -> str:
         """Return it as a report of a failed test shows it."""
@@ -87,6 +89,7 @@ def trace(
     words = _strace(log, f"trace={_KNOWN_TO_STRACE}", options=options)
     done = _run([*words, *command], env=env)
     counts: dict[tuple[str, str], int] = {}
+    creating: dict[tuple[str, str], int] = {}
     calls = []
     for line in log.read_text(errors="surrogateescape").splitlines():
         match = _LINE.match(line)
@@ -95,8 +98,19 @@ def trace(
         process, name, text = match.groups()
         key = (process, name)
         counts[key] = counts.get(key, 0) + 1
-        if _matters(name, text):
-            calls.append(Call(name=name, number=counts[key], text=text, process=int(process or 0)))
+        if not _matters(name, text):
+            continue
+        if name in _OPENS_ONLY:
+            creating[key] = creating.get(key, 0) + 1
+        calls.append(
+            Call(
+                name=name,
+                number=counts[key],
+                text=text,
+                process=int(process or 0),
+                creating=creating.get(key, 0),
+            )
+        )
     return done, calls
 
 
@@ -164,10 +178,15 @@ def killed(
     words = _halting(os.devnull, signal.SIGKILL, call.name, call.number)
     words = words or _injecting(call, "signal=KILL")
     done = _run([*words, *command], env=env)
+    check_killed(done, call)
+    return done
+
+
+def check_killed(done: subprocess.CompletedProcess[str], call: Call) -> None:
+    """Assert that a run was killed at *call*."""
     assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (
         f"was not killed at {call}, but ended with {done.returncode}: {done.stderr}"
     )
-    return done
 
 
 def failing(

@@ -170,7 +170,7 @@ class World:
     Attributes:
         directory: Where it is.
         environment: Environment in which the program does the same each time.
-        forked: The program, for runs that are only to come to an end.
+        forked: The program, for runs that come to an end, and for sweeps over all calls.
     """
 
     directory: Path
@@ -208,6 +208,16 @@ class World:
             assert done.returncode == status, f"{done.returncode}: {done.stdout}{done.stderr}"
         return done
 
+    def killed(self, image: str, place: Path, call: Call, *words: str) -> None:
+        """Bring the volumes in *place* to *image*, killed in the place of *call*."""
+        self.forked.killed(self.command(image, place, *words), call, env=self.environment)
+
+    def failing(
+        self, image: str, place: Path, call: Call, error: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Bring the volumes in *place* to *image*, where *call* fails with *error*."""
+        return self.forked.failing(self.command(image, place), call, error, env=self.environment)
+
     def copy(self, name: str, place: Path) -> None:
         """Put fresh copies of the volumes *name* in *place*."""
         for mount in MOUNTS:
@@ -222,7 +232,7 @@ def make_world(base: Path) -> World:
     directory = base / "world"
     directory.mkdir()
     environment = clean_environment({"PYTHONHASHSEED": "0"})
-    world = World(directory=directory, environment=environment, forked=Forked())
+    world = World(directory=directory, environment=environment, forked=Forked(environment))
     rpms = {
         version: build_rpm(directory / "rpms", "app", files, version=str(version))
         for version, files in PACKAGES.items()

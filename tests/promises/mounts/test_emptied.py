@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import tracing
+from support import forked, tracing
 from support.command import clean_environment, document_of
 from support.filesystems import Filesystems
 from support.images import Image, build_rpm, picture
@@ -231,7 +231,7 @@ def test_a_run_is_finished_whose_volume_of_logs_was_emptied_since(
     wrong, found_open = [], 0
     for call in points[::EVERY]:
         _filled(site, kept)
-        tracing.killed(command, call, env=env)
+        forked.loaded().killed(command, call, env=env)
         found_open += (data / ".ipavolume/transaction").is_dir()
         _empty(site, mode=OF_AN_ENGINE)
         done = site.run("upgrade", second, env=env, status=None)
