@@ -910,7 +910,7 @@ def test_taken_away_or_given_back_and_killed_it_ends_in_one_of_the_two_states(
     for number, call in enumerate(points[:: max(EVERY // 3, 1)]):
         image = ("one", "two", "three")[number % 3]
         begin()
-        world.forked.killed(command, call, env=environment)
+        tracing.killed(command, call, env=environment)
         was_taken = is_open(place, "data")
         again = world.run(image, place, status=None)
         expected = {"one": before if was_taken else after, "two": after, "three": further}[image]

@@ -219,11 +219,10 @@ def cut_power(
         live = disks.picture(base)
         with disks.mounted_once(live) as place:
             command = world.command(run.image, place)
-            with tracing.stopped(command, call.name, call.number, env=world.environment) as it:
+            with world.forked.stopped(command, call, env=world.environment):
                 if commits:
                     commit_journals(place)
                 picture = disks.picture(live)
-                it.kill(it.processes[0])
             # Both are mounted, so the picture is on another device: only inode numbers stay.
             with disks.mounted_once(picture) as found:
                 wrong += [(call, problem) for problem in problems_of(found, run, expected)]

@@ -3,8 +3,8 @@
 Loading is two thirds of a small run, and sweeps start thousands that are only to come to an end, or
 to be killed or to fail at one of the calls that change files. At which, is found out by a run that
 is started as users start it, and traced; ``tests/promises/test_interruption.py`` has a test that a
-fork makes the same ones. What fails where it only looks, and what stands still for a while, is
-started as users start it, and loads all it needs.
+fork makes the same ones. What is killed once, what fails where it only looks, and what goes on
+after it stood still is started as users start it, and loads all it needs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,29 +46,34 @@ for module in pkgutil.walk_packages(ipavolume.__path__, "ipavolume."):
 gc.freeze()
 asking = socket.socket(fileno=int(sys.argv[1]))
 while True:
-    request, outputs, _, _ = socket.recv_fds(asking, int(sys.argv[2]), 2)
+    request, received, _, _ = socket.recv_fds(asking, int(sys.argv[2]), 3)
     if not request:
         break
     words, environment, disturbed = json.loads(request)
+    outputs, lines = received[:2], [open(fd, "w", buffering=1) for fd in received[2:]]
 
     def begin():
         asking.close()
         for number, fd in enumerate(outputs, 1):
             os.dup2(fd, number)
             os.close(fd)
+        for stream in lines:
+            stream.close()
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = ["ipavolume", *words]
         end()
 
     if disturbed:
-        status = follow(begin, *disturbed, creating=True)
+        status = follow(begin, *disturbed, *lines, creating=True)
     elif child := os.fork():
         status = None
     else:
         begin()
     for fd in outputs:
         os.close(fd)
+    for stream in lines:
+        stream.close()
     if status is None:
         status = os.waitpid(child, 0)[1]
     asking.send(str(os.waitstatus_to_exitcode(status)).encode())
@@ -109,6 +115,29 @@ class Forked:
         if not _can_be_halted(call):
             return tracing.failing(command, call, error, env=env)
         return self.run(_words(command), env, _at(call, -getattr(errno, error)))
+
+    @contextlib.contextmanager
+    def stopped(
+        self, command: Sequence[str], call: Call, *, env: Mapping[str, str]
+    ) -> Iterator[None]:
+        """Run *command* until it stands still right after *call*; at the end it is killed."""
+        if not _can_be_halted(call):
+            with tracing.stopped(command, call.name, call.number, env=env):
+                yield
+            return
+        asked = json.dumps([list(_words(command)), dict(env), _at(call, signal.SIGSTOP)])
+        with tempfile.TemporaryFile() as said:
+            process = self._until_it_stands(asked.encode(), said.fileno())
+            if process is None:
+                status = self._status(_LIMIT_S)
+                said.seek(0)
+                message = f"ended with {status} instead of stopping at {call}: {said.read()!r}"
+                raise AssertionError(message)
+        try:
+            yield
+        finally:
+            os.kill(process, signal.SIGKILL)
+            self._status(_LIMIT_S)
 
     def run(
         self,
@@ -164,11 +193,25 @@ class Forked:
                         else:
                             selector.unregister(key.fd)
         # It may have closed them, and go on.
-        self._asked.settimeout(max(1.0, deadline - time.monotonic()))
+        return self._status(max(1.0, deadline - time.monotonic())), [*said.values()]
+
+    def _until_it_stands(self, request: bytes, output: int) -> int | None:
+        """Return the process that stands still, ``None`` where the run has ended instead."""
+        reader, writer = os.pipe()
+        with open(reader, encoding="ascii") as lines:
+            try:
+                socket.send_fds(self._asked, [request], [output, output, writer])
+            finally:
+                os.close(writer)
+            line = lines.readline()
+        return int(line.split()[0]) if line else None
+
+    def _status(self, limit_s: float) -> int:
+        self._asked.settimeout(limit_s)
         status = self._asked.recv(64)
         if not status:
             raise ConnectionError("the server has ended")
-        return int(status), [*said.values()]
+        return int(status)
 
 
 @functools.cache
