@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ipavolume.config.model import ROLLBACK_WORDS, SNAPSHOT_WORDS
 from ipavolume.context import EXISTING, OVERRIDES, Options, parse_volume_options
@@ -97,6 +98,7 @@ def on_failure(function: _F) -> _F:
         "--on-failure",
         type=click.Choice(("exit", "hold")),
         envvar="IPAVOLUME_ON_FAILURE",
+        show_envvar=True,
         default="exit",
         show_default=True,
         help="When it fails: end the container, or keep it for a look around.",
@@ -109,6 +111,7 @@ def engine(function: _F) -> _F:
         "--engine",
         type=click.Choice(("docker", "podman")),
         envvar="IPAVOLUME_ENGINE",
+        show_envvar=True,
         default=None,
         help="The container engine.  [default: the first that has what is asked for]",
     )(function)
@@ -119,6 +122,7 @@ def lock_timeout(function: _F) -> _F:
     return click.option(
         "--lock-timeout",
         envvar="IPAVOLUME_LOCK_TIMEOUT",
+        show_envvar=True,
         type=click.FloatRange(min=0),
         default=0.0,
         metavar="SECONDS",
@@ -167,8 +171,9 @@ _ALLOW: Final = click.option(
     "--allow",
     multiple=True,
     envvar="IPAVOLUME_ALLOW",
+    show_envvar=True,
     metavar="CODE",
-    help="Override a refusal; recorded in the history. Several: once each; in IPAVOLUME_ALLOW "
+    help="Override a refusal; recorded in the history. Several: once each; in the variable "
     "separated by commas or blanks. Codes: " + ", ".join(sorted(OVERRIDES)),
 )
 
@@ -205,6 +210,7 @@ def judging(function: _F) -> _F:
                 "--from",
                 "came_from",
                 envvar="IPAVOLUME_FROM",
+                show_envvar=True,
                 default="",
                 metavar="ID:VERSION",
                 help="The release that a volume of unknown origin comes from, as fedora:43.",
@@ -228,7 +234,8 @@ def decided(
         UsageError: If something of it makes no sense.
     """
     if came_from and (":" not in came_from or came_from.startswith(":")):
-        raise UsageError(f"--from {came_from!r}: write it as ID:VERSION, for example fedora:43")
+        given = _given("--from", "came_from", "IPAVOLUME_FROM")
+        raise UsageError(f"{given}{came_from!r}: write it as ID:VERSION, for example fedora:43")
     return Options(
         allow=codes(allow),
         came_from=came_from,
@@ -262,10 +269,18 @@ def codes(allow: Sequence[str]) -> frozenset[str]:
     unknown = {code for code in found - set(OVERRIDES) if not _is_code_of_step(code)}
     if unknown:
         raise UsageError(
-            f"--allow {sorted(unknown)[0]!r}: there is no such refusal",
+            f"{_given('--allow', 'allow', 'IPAVOLUME_ALLOW')}{sorted(unknown)[0]!r}: there is no "
+            "such refusal",
             hint="Known: " + ", ".join(sorted(OVERRIDES)),
         )
     return found
+
+
+def _given(option: str, parameter: str, variable: str) -> str:
+    """Return how a value was given, in front of it: by an option or by its variable."""
+    called = click.get_current_context(silent=True)
+    source = called.get_parameter_source(parameter) if called is not None else None
+    return f"{variable}=" if source is ParameterSource.ENVIRONMENT else f"{option} "
 
 
 def _is_code_of_step(code: str) -> bool:

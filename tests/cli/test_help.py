@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import click
 import pytest
 from support.command import run_ipavolume
 
@@ -24,3 +25,39 @@ def test_the_examples_stand_on_lines_of_their_own(command: str) -> None:
     said = run_ipavolume(command, "--help").stdout
     assert "\\b" not in said
     assert re.search(r"^  Example(s|, in a Dockerfile)?:\n      \S", said, re.MULTILINE), said
+
+
+def test_an_option_that_a_variable_can_give_says_which() -> None:
+    found = {
+        (name, str(option.envvar))
+        for name in COMMANDS
+        for option in main.commands[name].params
+        if isinstance(option, click.Option) and option.envvar
+    }
+    assert ("start", "IPAVOLUME_ON_FAILURE") in found
+    assert ("list", "IPAVOLUME_ENGINE") in found
+    for name in sorted({name for name, _ in found}):
+        said = " ".join(run_ipavolume(name, "--help").stdout.split())
+        for variable in (one for command, one in found if command == name):
+            assert f"env var: {variable}" in said, (name, variable)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "variable"),
+    [
+        ("start", "--on-failure", "IPAVOLUME_ON_FAILURE"),
+        ("start", "--lock-timeout", "IPAVOLUME_LOCK_TIMEOUT"),
+        ("start", "--allow", "IPAVOLUME_ALLOW"),
+        ("start", "--from", "IPAVOLUME_FROM"),
+        ("snapshot", "--allow", "IPAVOLUME_ALLOW"),
+        ("list", "--engine", "IPAVOLUME_ENGINE"),
+    ],
+)
+def test_what_a_variable_has_wrong_is_named_by_the_variable(
+    command: str, option: str, variable: str
+) -> None:
+    # Who sets it in a container has typed no option.
+    assert variable in run_ipavolume(command, status=2, env={variable: "none-such"}).stderr
+    typed = run_ipavolume(command, option, "none-such", status=2).stderr
+    assert option in typed
+    assert f"{variable}=" not in typed
