@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -110,6 +111,7 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
 
     Raises:
         CommandFailedError: If an engine does not answer, or none is installed.
+        VolumeIOError: If the volumes of an engine are on another host.
     """
     quadlets = read_quadlets(directories_of_user())
     if directories:
@@ -122,7 +124,9 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
         engine = Engine(name)
         try:
             users = engine.users()
-            for one in engine.volumes():
+            volumes = engine.volumes()
+            _check_host(engine, volumes)
+            for one in volumes:
                 place = _place(engine, one, users, image)
                 if engine.name == _WITH_QUADLETS and not (place.container or image):
                     # What its label says counts where no quadlet says anything.
@@ -137,6 +141,29 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
     if len(absent) == len(names):
         raise absent[0]
     return found
+
+
+def _check_host(engine: Engine, volumes: Sequence[NamedVolume]) -> None:
+    """Make sure that the directories of an engine's volumes are on this host: there at any time.
+
+    Raises:
+        VolumeIOError: If none is here.
+    """
+    gone = {one.name for one in volumes if one.is_directory and _is_absent(one.directory)}
+    if not gone or any(one.is_directory and one.name not in gone for one in volumes):
+        return
+    # All that there were may have been removed just now.
+    for one in engine.volumes():
+        if one.name in gone:
+            raise VolumeIOError(
+                f"the volumes of {engine.name} are not on this host ({one.directory!r}): it is on "
+                "another one, or sees other directories than this command",
+                code="no-volume",
+                path=one.directory,
+                hint="Run it on the engine's host and not in a container. One of them says what it "
+                f"is from inside: {engine.name} run --rm -v {shlex.quote(one.name)}:/data:ro IMAGE "
+                "ipavolume status",
+            )
 
 
 def _place(engine: Engine, volume: NamedVolume, users: Sequence[User], image: str) -> Place:

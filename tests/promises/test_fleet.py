@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,57 @@ def test_an_engine_that_does_not_answer_is_no_empty_list(tmp_path: Path) -> None
     assert said.returncode not in (0, 1)
     assert "docker" in said.stderr
     assert said.stdout == ""
+
+
+def _engine_with(top: Path, *volumes: dict[str, Any]) -> dict[str, str]:
+    """Return an environment with an engine that has these volumes, and no container."""
+    inspected = shlex.quote(json.dumps(volumes))
+    script = f"""\
+case "$*" in
+    "ps "*) ;;
+    "volume ls "*) printf '%s\\n' {" ".join(one["Name"] for one in volumes)} ;;
+    "volume inspect "*) printf '%s\\n' {inspected} ;;
+    *) exit 1 ;;
+esac
+"""
+    (top / "bin").mkdir()
+    (top / "bin/docker").write_text(f"#!/bin/sh\n{script}")
+    (top / "bin/docker").chmod(0o755)
+    return {"PATH": f"{top}/bin"}
+
+
+@pytest.mark.parametrize("form", ["table", "json", "metrics"])
+def test_an_engine_of_another_host_is_no_empty_list(tmp_path: Path, form: str) -> None:
+    there = [
+        {"Name": name, "Driver": "local", "Mountpoint": str(tmp_path / name), "Options": None}
+        for name in ("one", "two")
+    ]
+    # It is only mounted while a container uses it.
+    share = {"type": "nfs", "device": ":/x"}
+    mounted = {"Name": "nfs", "Driver": "local", "Mountpoint": "/no/such", "Options": share}
+    env = _engine_with(tmp_path, mounted, *there)
+    said = run_ipavolume("list", "--format", form, status=74, env=env)
+    assert "[no-volume]" in said.stderr
+    assert str(tmp_path / "one") in said.stderr
+    assert "docker run --rm -v one:/data:ro" in said.stderr
+    if form == "json":
+        (err,) = json.loads(said.stdout)["errors"]
+        assert (err["code"], err["exit_status"]) == ("no-volume", 74)
+    else:
+        assert said.stdout == ""
+
+    # With one of them the host is the right one; the other has just been removed.
+    (tmp_path / "two").mkdir()
+    said = run_ipavolume("list", "--format", form, env=env)
+    assert said.stderr == ""
+
+
+def test_an_engine_whose_volumes_are_all_for_its_containers_alone_is_not_elsewhere(
+    tmp_path: Path,
+) -> None:
+    share = {"type": "nfs", "device": ":/x"}
+    mounted = {"Name": "nfs", "Driver": "local", "Mountpoint": "/no/such", "Options": share}
+    assert run_ipavolume("list", env=_engine_with(tmp_path, mounted)).stderr == ""
 
 
 def test_a_volume_is_judged_by_the_image_of_the_container_that_has_it_as_its_own() -> None:
