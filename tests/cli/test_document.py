@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ import click
 import pytest
 from support.command import Result, run_ipavolume
 from support.images import Image, Packaged, build_rpm
-from support.schema import faults
+from support.schema import MEANING, faults
 from support.upgrades import Site
 
 from ipavolume import errors
@@ -28,11 +29,17 @@ from ipavolume.cli.document import OF_VOLUMES, Document, with_bytes
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.main import main
 from ipavolume.commands.audit import Audited
-from ipavolume.commands.rehearse import Copied, Report
+from ipavolume.commands.check import Severity
+from ipavolume.commands.probe import Probe
+from ipavolume.commands.rehearse import HOW, Copied, Report
 from ipavolume.engines.audit import Fault, Finding
 from ipavolume.engines.likeness import LeftOut
 from ipavolume.errors import IpaVolumeError, StoppedError
+from ipavolume.firstrun.record import DONE, STARTED, WAITING
+from ipavolume.formats.plan import ACTIONS
+from ipavolume.model.tasks import RUN_PHASES, Phase, TaskKind, TaskState
 from ipavolume.plan.rehearsed import Ending, Rehearsed
+from ipavolume.volume.verified import FAILED, PASSED, PENDING
 
 
 def check(said: str, chapter: str, *, seen: set[str]) -> dict[str, Any]:
@@ -138,8 +145,11 @@ def test_every_command_prints_the_document_that_the_manual_has(scene: Scene) -> 
     assert checked["volumes"][0]["state"] == "outdated"
     assert checked["errors"] == []
     play("upgrade", "--dry-run", image="3", status=100, chapter="upgrade --dry-run", env=ALWAYS)
-    play("steps", image="3")
-    play("scriptlets", image="3")
+    for step in play("steps", image="3")["result"]["steps"]:
+        assert MEANING["step"]["source"] == "its file"
+        assert step["source"].endswith(f"/{step['name']}.py")
+    (scriptlet,) = play("scriptlets", image="3")["result"]["scriptlets"]
+    assert f"``{scriptlet['kind']}``" in MEANING["scriptlet"]["kind"]
     upgraded = play("upgrade", env=ALWAYS)
     assert upgraded["result"]["plans"][0]["actions"][0]["verb"] == "rpmnew"
     play("status")
@@ -190,6 +200,33 @@ def test_every_command_prints_the_document_that_the_manual_has(scene: Scene) -> 
     assert played == _with_json()
     assert {"run", "action", "task", "recorded", "finding", "conflict"} <= seen
     assert {"step", "scriptlet", "kept", "snapshot_of", "way_back", "lock"} <= seen
+
+
+_WORDS: Final = (
+    ("action", "op", ACTIONS),
+    ("conflict", "kind", ("rpmnew", "rpmsave", "rpmorig", "saved")),
+    ("executed", "result", set(TaskState) - {TaskState.STARTED}),
+    ("finding", "severity", Severity),
+    ("first_run", "state", (STARTED, WAITING, DONE)),
+    ("found", "severity", Severity),
+    ("rehearse", "copies", HOW),
+    ("rehearse", "rehearsal", Ending),
+    ("running", "result", TaskState),
+    ("status --probe", "probe", Probe),
+    ("step", "phase", Phase),
+    ("task", "kind", TaskKind),
+    ("task", "phase", RUN_PHASES),
+    ("verified", "result", (PENDING, PASSED, FAILED)),
+    ("written", "fault", Fault),
+)
+
+
+@pytest.mark.parametrize(("kind", "field", "words"), _WORDS, ids=[".".join(w[:2]) for w in _WORDS])
+def test_the_words_that_a_field_can_have_are_in_the_manual(
+    kind: str, field: str, words: Iterable[str]
+) -> None:
+    said = set(re.findall(r"[\w-]+", MEANING[kind][field]))
+    assert set(map(str, words)) <= said
 
 
 def _error_classes() -> list[type[IpaVolumeError]]:

@@ -12,8 +12,8 @@ OPEN: Final = "``...``"
 """The row of an object that has further fields."""
 
 
-def _tables() -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the title of each chapter that has a table, and the types of its fields."""
+def _tables() -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
+    """Yield the title of each chapter that has a table; type and meaning of its fields."""
     _, *rest = re.split(r"^(.+)\n-{3,}\n", MANUAL["json"], flags=re.MULTILINE)
     for title, chapter in zip(rest[::2], rest[1::2], strict=True):
         border = re.search(r"^(=+)  (=+)  =+$", chapter, re.MULTILINE)
@@ -21,13 +21,23 @@ def _tables() -> Iterator[tuple[str, dict[str, str]]]:
         first = len(border[1]) + 2
         second = first + len(border[2])
         rows = chapter[border.end() :].partition("\n==")[0].splitlines()
-        fields = {row[:first].strip(): row[first:second].strip() for row in rows if row}
-        fields.pop("", None)
+        fields: dict[str, tuple[str, str]] = {}
+        field = ""
+        for row in filter(None, rows):
+            field = row[:first].strip() or field
+            kind, meaning = fields.get(field, (row[first:second].strip(), ""))
+            fields[field] = kind, f"{meaning} {row[second:].strip()}".strip()
         for name in title.split(", "):
             yield name, fields
 
 
-SCHEMA: Final[Mapping[str, Mapping[str, str]]] = dict(_tables())
+_TABLES: Final = dict(_tables())
+SCHEMA: Final[Mapping[str, Mapping[str, str]]] = {
+    name: {field: kind for field, (kind, _) in fields.items()} for name, fields in _TABLES.items()
+}
+MEANING: Final[Mapping[str, Mapping[str, str]]] = {
+    name: {field: said for field, (_, said) in fields.items()} for name, fields in _TABLES.items()
+}
 PLAIN: Final[Mapping[str, type]] = {
     "string": str,
     "integer": int,
