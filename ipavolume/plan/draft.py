@@ -56,6 +56,7 @@ from ipavolume.volume.snapshots import (
     uuid_of,
 )
 from ipavolume.volume.tree import walk
+from ipavolume.volume.verified import read_verified
 from ipavolume.volume.volumes import Volumes
 
 _MODE_AND_OWNERS: Final = re.compile(rb'"mode":"([0-7])...".*"uid":([0-9]+),"gid":([0-9]+)')
@@ -114,6 +115,8 @@ def draft(
     """
     image = context.image.header
     primary = facts[context.volumes.primary.mount]
+    # The commit reads it, when it is too late to refuse.
+    read_verified(context.volumes.primary)
     run = next_run(context.volumes, primary, image.build_id)
     conducted = conduct(verdict.state)
     kind = conducted.kind

@@ -19,6 +19,7 @@ from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import read_history
 from ipavolume.volume.layout import BASELINE, INDEX, TRANSACTION
 from ipavolume.volume.members import Volume, damaged, not_readable, open_member, open_state
+from ipavolume.volume.verified import read_verified
 
 INDEX_ENTRY: Final = struct.Struct("<QQQQ")
 """Size, mtime and ctime in nanoseconds, inode; all zero: nothing is known."""
@@ -145,9 +146,10 @@ def check_records(volume: Volume, facts: Facts) -> None:
     A start reads of it only what it needs.
 
     Raises:
-        UnsafeVolumeError: If baseline, index or history is cut short or altered.
+        UnsafeVolumeError: If baseline, index, history or verification is cut short or altered.
     """
     read_history(volume)
+    read_verified(volume)
     if facts.baseline is not None:
         header, stream = read_baseline(volume)
         stream.close()
@@ -235,7 +237,8 @@ def read_index_of(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
             fd,
             INDEX,
             "is cut short or was altered",
-            hint="Find out who did that. It only saves work: without it every file is read.",
+            hint="Find out who did that, and remove it. It only saves work: without it every file "
+            "is read.",
         )
     return body
 

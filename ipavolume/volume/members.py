@@ -244,8 +244,14 @@ def open_state(volume: Volume) -> int | None:
         return None
 
 
-def read_json(fd: int, name: str, volume: Volume) -> dict[str, Any] | None:
+def read_json(fd: int, name: str, volume: Volume, *, hint: str = "") -> dict[str, Any] | None:
     """Return the object in a small file of a directory of ours, or ``None``.
+
+    Args:
+        fd: Descriptor of the directory.
+        name: The file's name.
+        volume: The volume.
+        hint: What is to be done where it is damaged; "": what is done with the volume then.
 
     Raises:
         UnsafeVolumeError: If the file is not a JSON object.
@@ -256,7 +262,7 @@ def read_json(fd: int, name: str, volume: Volume) -> dict[str, Any] | None:
     try:
         return checks.decode(data)
     except checks.MalformedError as err:
-        raise damaged(fd, name, "is cut short or was altered") from err
+        raise damaged(fd, name, "is cut short or was altered", hint=hint or _RESTORE) from err
 
 
 def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes | None:

@@ -41,13 +41,16 @@ def read_rehearsal(fd: int, volume: Volume) -> str | None:
     Raises:
         UnsafeVolumeError: If the mark was altered.
     """
-    data = read_json(fd, REHEARSAL, volume)
+    hint = (
+        "It makes the volume a copy for a rehearsal: if it is one, remove the volume; if it is the "
+        "original, remove that file."
+    )
+    data = read_json(fd, REHEARSAL, volume, hint=hint)
     if data is None:
         return None
     try:
         return checks.load(Mark, data).rehearsal_of
     except checks.MalformedError as err:
-        hint = "It makes the volume a copy for a rehearsal: if it is one, remove the volume."
         raise damaged(fd, REHEARSAL, "was altered", hint=hint) from err
 
 

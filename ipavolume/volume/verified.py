@@ -53,17 +53,20 @@ def _result(value: object) -> str:
     return checks.one_of(value, ("", PENDING, PASSED, FAILED))
 
 
+_HINT: Final = "Find out who did that, and remove it: what it records is asked again."
+
+
 def read_verified(volume: Volume) -> Verified | None:
     """Return what is recorded of the last verification, or ``None``.
 
     Raises:
-        UnsafeVolumeError: If it was altered.
+        UnsafeVolumeError: If it is cut short or was altered.
     """
     fd = open_state(volume)
     if fd is None:
         return None
     try:
-        data = read_json(fd, VERIFIED, volume)
+        data = read_json(fd, VERIFIED, volume, hint=_HINT)
         if data is None:
             return None
         try:
@@ -71,8 +74,7 @@ def read_verified(volume: Volume) -> Verified | None:
                 Verified, {"result": "", "cause": "", "earlier": [], **data}, {"result": _result}
             )
         except checks.MalformedError as err:
-            hint = "Find out who did that, and remove it: what it records is asked again."
-            raise damaged(fd, VERIFIED, "was altered", hint=hint) from err
+            raise damaged(fd, VERIFIED, "was altered", hint=_HINT) from err
     finally:
         os.close(fd)
 

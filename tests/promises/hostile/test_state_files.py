@@ -338,6 +338,44 @@ def test_an_upgrade_refuses_a_state_file_that_was_cut_short_or_altered(
     assert "hint:" in said
 
 
+@pytest.mark.parametrize("data", [b"garbage\n", b"[1]\n", b'{"run":1}\n'])
+@pytest.mark.parametrize("name", ["index", "history.jsonl", "verified.json"])
+def test_what_can_be_done_without_is_refused_in_time_and_moved_away_as_the_hint_says(
+    scene: Scene, name: str, data: bytes
+) -> None:
+    path = scene.at(f".ipavolume/{name}")
+    path.write_bytes(data)
+    before = picture(scene.volume)
+    for image in (scene.workshop.one(), scene.workshop.two()):
+        (found,) = volumes_of(check(image, scene.volume, "--json", status=65).stdout)
+        (finding,) = found["findings"]
+        assert (finding["code"], finding["path"]) == ("damaged-state", str(path))
+    said = upgrade(scene.workshop.two(), scene.volume, status=65).stderr
+    assert picture(scene.volume) == before
+    assert f"'{path}'" in said
+    (hint,) = (line for line in said.splitlines() if "hint:" in line)
+    assert "remove it" in hint or "move it away" in hint
+    # That would lose what is known of every file.
+    assert "stateless" not in hint
+
+    path.unlink()
+    upgrade(scene.workshop.two(), scene.volume)
+
+
+@pytest.mark.parametrize("data", [b"garbage\n", b'{"x":1}\n'])
+def test_a_damaged_mark_of_a_copy_says_what_the_volume_is_taken_for(
+    scene: Scene, data: bytes
+) -> None:
+    path = scene.at(".ipavolume/rehearsal.json")
+    path.write_bytes(data)
+    before = picture(scene.volume)
+    said = upgrade(scene.workshop.two(), scene.volume, status=65).stderr
+    assert picture(scene.volume) == before
+    assert "remove the volume; if it is the original, remove that file" in said
+    path.unlink()
+    upgrade(scene.workshop.two(), scene.volume)
+
+
 @pytest.fixture(scope="session")
 def interrupted(
     workshop: Workshop, populated: Path, tmp_path_factory: pytest.TempPathFactory
