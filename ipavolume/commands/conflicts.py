@@ -317,8 +317,9 @@ def settle_one(
     with Work(replace(options, lock_timeout_s=timeout_s)) as work:
         work.take(progress)
         volumes = work.context.volumes
-        conflict = find(volumes, path, shown=shown)
+        # What an open run leaves is recorded at its end, and cannot be found before.
         refuse_open(volumes)
+        conflict = find(volumes, path, shown=shown)
         if work.lock.secure():
             conflict = find(volumes, path, shown=shown)
         return settle(volumes, conflict, take_new=take_new)
