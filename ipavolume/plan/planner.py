@@ -299,19 +299,23 @@ class _Planner:
 
     def _of_no_package(self, path: str, old: Record | None, found: Found, new: Record) -> None:
         if new.type is FileType.DIRECTORY and found.type is FileType.DIRECTORY:
-            if old is not None:
+            if old is not None and not unowned.says_nothing(old, new):
                 self._owners.merge_in_place(path, old, found, new)
             elif self._populate or path.startswith(self._fresh):
                 self._owners.give(path, found, new)
-            elif self._owners.differs(path, found, new):
-                self._collected.keep(
-                    path, Rule.UNOWNED, "no package owns it; the image has another owner or mode"
-                )
+            else:
+                self._leave_attributes(path, found, new)
             return
         if new.type is FileType.DIRECTORY:
             self._stays_for_now(path, old, found.disk, new, Rule.UNOWNED, unowned.ANOTHER)
             return
         self._unowned.present(path, old, found, new)
+
+    def _leave_attributes(self, path: str, found: Found, new: Record) -> None:
+        if self._owners.differs(path, found, new):
+            self._collected.keep(
+                path, Rule.UNOWNED, "no package owns it; the image has another owner or mode"
+            )
 
     def _present(
         self, position: int, path: str, old: Record | None, found: Found, new: Record
@@ -323,6 +327,8 @@ class _Planner:
                 gone = self._putting.save_and_put(path, old, found, new, ".rpmsave", reason)
                 # Where it stays because of a mount, so does what is below it.
                 (self._vacated if gone else self._relocated).append(path + "/")
+            elif old is not None and unowned.says_nothing(old, new):
+                self._leave_attributes(path, found, new)
             elif old is not None:
                 self._owners.merge_in_place(path, old, found, new)
             else:

@@ -7,13 +7,25 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from ipavolume.model.actions import Action, IfEdited, Keep, Rule
-from ipavolume.model.files import FileType, Record
+from ipavolume.model.files import FileType, Metadata, Record
 from ipavolume.model.units import OWN_PLACE, UnitLink, unit_link
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
 from ipavolume.plan.fate import same_content
 
 ANOTHER: Final = "no package owns it; the image has another"
+_AS_MADE: Final = Metadata(uid=0, gid=0, mode=0o755)
+
+
+def says_nothing(old: Record, new: Record) -> bool:
+    """Tell whether owner and mode that the image has are nobody's decision.
+
+    A listed directory that the image lacks is made by ``prepare``, as ``mkdir`` would: where a
+    package no longer brings it, because the service makes it at run time, the service's own must
+    not become root's, nor open to everybody.
+    """
+    given = old.package or (old.uid, old.gid) != (0, 0)
+    return bool(not new.package and new.metadata == _AS_MADE and given)
 
 
 class Unowned:

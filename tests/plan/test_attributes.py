@@ -157,6 +157,42 @@ _DROPPED: Final = "the package changed owner or mode; the ACL set here is droppe
             id="a directory of no package",
         ),
         pytest.param(
+            at(
+                was("", DIRECTORY, uid=5, gid=5, mode=0o750),
+                thing("", DIRECTORY, uid=5, gid=5, mode=0o750, xattrs=_NAMED),
+                now("", DIRECTORY, package="", mode=0o755),
+            ),
+            [keep(Rule.UNOWNED, "no package owns it; the image has another owner or mode")],
+            id="a package gave the directory up, and the image has what prepare made",
+        ),
+        pytest.param(
+            at(
+                was("", DIRECTORY, mode=0o700),
+                thing("", DIRECTORY, mode=0o700),
+                now("", DIRECTORY, package="", mode=0o755),
+            ),
+            [keep(Rule.UNOWNED, "no package owns it; the image has another owner or mode")],
+            id="a package gave root's directory up: not opened",
+        ),
+        pytest.param(
+            at(
+                was("", DIRECTORY, package="", uid=5, mode=0o750),
+                thing("", DIRECTORY, uid=5, mode=0o750),
+                now("", DIRECTORY, package="", mode=0o755),
+            ),
+            [keep(Rule.UNOWNED, "no package owns it; the image has another owner or mode")],
+            id="an image forgot what the last one gave a service",
+        ),
+        pytest.param(
+            at(
+                was("", DIRECTORY, uid=5, mode=0o750),
+                thing("", DIRECTORY, uid=5, mode=0o750),
+                now("", DIRECTORY, package="", uid=6, mode=0o750),
+            ),
+            [metadata(thing("", DIRECTORY, uid=5, mode=0o750), uid=6)],
+            id="a package gave the directory up, and the image gives it to another account",
+        ),
+        pytest.param(
             at(None, FOLDER, now("", DIRECTORY, mode=0o700, uid=5)),
             [metadata(FOLDER, mode=0o700, uid=5, reason=WAS_THERE)],
             id="a directory that was there",

@@ -1024,3 +1024,44 @@ def test_a_dropped_acl_is_said_beforehand(story: Story) -> None:
     (line,) = [one for one in story.said.splitlines() if "the ACL set here is dropped" in one]
     assert line.split()[:2] == ["acl", path]
     assert [one for one in actions(story.outcome, "keep") if one == path]
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize("made", ["by prepare", "by the Dockerfile"])
+def test_a_directory_that_its_package_leaves_to_the_service_stays_the_services(
+    tmp_path: Path, made: str
+) -> None:
+    """As with StateDirectory= and tmpfiles.d: version 2 makes it where it runs."""
+    path = "/var/lib/svc"
+    directory = Packaged(path=path, words="%dir %attr(0750, svc, svc)", directory=True)
+    config = [
+        Packaged(path="/etc/svc.conf", words="%config", content=version) for version in ("1", "2")
+    ]
+    site = Site(top=tmp_path)
+    lists = {"/data": ["/etc/svc.conf", f"{path}/"]}
+    site.upgrade(
+        site.image("one", [build_rpm(tmp_path, "svc", [directory, config[0]])], lists=lists)
+    )
+    state = site.volume() / path[1:]
+    (state / "data").write_text("of the service\n")
+    set_acl(state, "u:999:r-x")
+
+    second = site.image(
+        "two",
+        [build_rpm(tmp_path, "svc", [config[1]], version="2")],
+        lists=lists,
+        edit=lambda image: (
+            None if made == "by prepare" else (image.root / path[1:]).mkdir(mode=0o755)
+        ),
+    )
+    said = site.run("upgrade", second, "--dry-run", status=100).stdout
+    outcome = site.upgrade(second)
+
+    assert owner(state) == (SVC, SVC_GROUP, 0o750)
+    assert "user:999:r-x" in acl(state)
+    assert f"/data{path} (no package owns it; the image has another owner or mode)" in said
+    assert f"/data{path}" not in actions(outcome, "metadata")
+    # Nor does anybody take it for damage.
+    assert site.upgrade(second)["state"] == "current"
+    assert not site.run("check", second, status=0).stderr
