@@ -17,6 +17,10 @@ _EXISTS: Final = "ile exists"
 _MISSING: Final = "o such file or directory"
 _KEPT: Final = 64
 _LAST_LINES: Final = 5
+_OF_ITS_OWN: Final = 2
+"""How deep a directory lies that may be one program's own."""
+_SHARED: Final = ("/var/cache", "/var/lib", "/var/spool")
+"""Directories of that depth that are everybody's."""
 
 
 @functools.cache
@@ -107,7 +111,7 @@ class Suspects:
         links = dict(image.header.links)
         link = path if path in links else self._beside(path, links)
         hint = (
-            _replaced_link_hint(link, links[link]) if link else _read_only_hint(path, image.config)
+            _replaced_link_hint(link, links[link], image) if link else _read_only_hint(path, image)
         )
         return Cause(code="read-only-path", path=link or path, hint=hint)
 
@@ -119,24 +123,45 @@ class Suspects:
         return next(iter(named), "") if len(named) == 1 and named <= links.keys() else ""
 
 
-def _replaced_link_hint(link: str, target: str) -> str:
+def _replaced_link_hint(link: str, target: str, image: Image) -> str:
+    itself, instead = repr(target), ", or use an image that lists the directory"
+    if image.tree.exists(f"{link}/."):
+        # With / behind it a program takes what the link leads to.
+        itself, instead = f"{target!r} or {link + '/'!r}", ""
     return (
         f"{link!r} is listed, so it is a link of the image to {target!r}, and what writes another "
         "file and renames it (sed -i, mv, install), or changes or removes what it is given (chown, "
         "rm), does that to the link, which a read-only image does "
-        f"not let it. Nothing was written. Have it work on {target!r} itself (for a scriptlet: "
-        "[scriptlets] substitute), or use an image that lists the directory."
+        f"not let it. Nothing was written. Have it work on {itself} itself (for a scriptlet: "
+        f"[scriptlets] substitute){instead}."
     )
 
 
-def _read_only_hint(path: str, config: Config) -> str:
-    lists = [name for volume in config.volumes for name in volume.lists]
+def _read_only_hint(path: str, image: Image) -> str:
+    lists = [name for volume in image.config.volumes for name in volume.lists]
     where = " or ".join(lists) or "the path list"
+    line, made = _line(path, image)
     return (
         f"{path!r} is not on this image's volume list, so it is read-only. Use an image with the "
-        f"line {path!r} in {where} (ipavolume prepare after it); until then mount a tmpfs or a "
-        "volume there."
+        f"line {line!r} in {where} ({made}ipavolume prepare after it); until then mount a tmpfs or "
+        "a volume there."
     )
+
+
+def _line(path: str, image: Image) -> tuple[str, str]:
+    """Return the line of a path list by which a program can write what it could not.
+
+    What is not there yet it makes, or makes under another name and renames: neither goes through a
+    link to what is missing, so the directory has to be on the volume, or the image has to have it.
+    """
+    if image.tree.exists(f"{path}/."):
+        return f"{path}/", ""
+    directory = path.rpartition("/")[0]
+    if image.tree.exists(path):
+        return path, ""
+    if directory in _SHARED or directory.count("/") < _OF_ITS_OWN or directory.startswith("/usr/"):
+        return path, "the path made there by touch, or by mkdir and with / behind it; "
+    return f"{directory}/", ""
 
 
 def _missing_target_hint(path: str, target: str, config: Config) -> str:

@@ -302,11 +302,28 @@ def test_on_a_read_only_root_the_listed_file_is_named(world: World) -> None:
     assert world.last_run()["tasks"][0][2] == "warned"
 
 
-def test_on_a_read_only_root_a_path_off_the_lists_is_named(world: World) -> None:
-    """F22."""
-    image = world.image("2", {"s5000_writes": runs("echo new >/etc/other || true")})
+@pytest.mark.parametrize(
+    ("command", "path", "line"),
+    [
+        pytest.param("echo new >", "/etc/other", "'/etc/other'", id="in everybody's directory"),
+        pytest.param("mkdir", "/var/lib/other", "'/var/lib/other'", id="a directory of its own"),
+        pytest.param("echo new >", "/etc/passwd", "'/etc/passwd'", id="a file that is there"),
+        pytest.param("chmod 700", "/var/lib/links", "'/var/lib/links/'", id="a directory"),
+        # As update-alternatives does: renamed then, so no link to a file will do.
+        pytest.param("echo >", "/var/lib/links/mta.tmp", "'/var/lib/links/'", id="in its own"),
+    ],
+)
+def test_on_a_read_only_root_a_path_off_the_lists_is_named(
+    world: World, command: str, path: str, line: str
+) -> None:
+    """F22; and the line by which the program can write."""
+    image = world.image("2", {"s5000_writes": runs(f"{command} {path} || true")})
+    (image.root / "var/lib/links").mkdir(parents=True)
     done = world.run(image, "upgrade", before="mount -o remount,ro /")
-    assert "'/etc/other' is not on this image's volume list" in done.stdout
+    assert f"{path!r} is not on this image's volume list" in done.stdout
+    assert f"Use an image with the line {line} in /etc/volume-data-list" in done.stdout
+    is_made_in_time = "the path made there by touch" in done.stdout
+    assert is_made_in_time == (path in ("/etc/other", "/var/lib/other"))
     assert world.last_run()["tasks"][0][2] == "warned"
 
 
@@ -318,6 +335,18 @@ def test_on_a_read_only_root_a_tool_that_fails_names_the_link(world: World, tool
     said = world.run(image, "upgrade", status=13, before="mount -o remount,ro /").stderr
     assert "[read-only-path]" in said
     assert "hint: '/etc/single.conf' is listed" in said
+
+
+def test_on_a_read_only_root_a_tool_that_stops_at_the_link_of_a_directory_is_told_how(
+    world: World,
+) -> None:
+    """As ``chown -R DIR`` in a scriptlet, which without / does not follow DIR."""
+    command = "chown -R 0:0 /etc/tree"
+    image = world.image("2", {"s5000_gives": runs(f"{command} || true; {command}/")})
+    done = world.run(image, "upgrade", before="mount -o remount,ro /")
+    assert "Have it work on '/data/etc/tree' or '/etc/tree/' itself" in done.stdout
+    assert "use an image that lists" not in done.stdout
+    assert world.last_run()["tasks"][0][2] == "warned"
 
 
 def test_what_was_replaced_before_the_run_is_told_and_left(world: World) -> None:
