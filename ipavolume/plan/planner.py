@@ -153,6 +153,7 @@ class _Planner:
             unknown=options.unknown,
         )
         self._unowned = Unowned(self._collected, self._owners, new.units)
+        self._units_before = old.units if old is not None else ()
         self._directories = Directories(self._collected, self._copies)
         self._relocated: list[str] = []
         self._vacated: list[str] = []
@@ -450,6 +451,7 @@ class _Planner:
                 anything that the old manifest does not know.
         """
         self._directories.finish()
+        self._unowned.own_links(self._units_before)
         self._collected.keeps += [one.keep for one in self._in_the_way.values()]
         for mounted in self._collected.mounted if self.renumbering.renumbered else ():
             self._collected.keep(

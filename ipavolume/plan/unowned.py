@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from ipavolume.model.actions import Action, IfEdited, Keep, Rule
 from ipavolume.model.files import FileType, Metadata, Record
-from ipavolume.model.units import OWN_PLACE, UnitLink, unit_link
+from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UnitLink, unit_link
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
 from ipavolume.plan.fate import same_content
@@ -85,6 +85,48 @@ class Unowned:
             )
             return
         self._collected.keep(path, Rule.LEFT, "no package owns it; the image no longer has it")
+
+    def own_links(self, before: Collection[str]) -> None:
+        """Name the links of an administrator to units that the last image had, and this one not.
+
+        Nothing is done to them; an instance that was enabled would be missing without a word.
+
+        Args:
+            before: The units of the last image.
+        """
+        gone = frozenset(before) - self._units
+        if not gone or not self._units:
+            return
+        told = {action.path for action in self._collected.keeps} | self._collected.going
+        told |= {action.path for action in self._collected.installs}
+        for mount in self._collected.entries:
+            for kind in UNIT_KINDS:
+                # Nothing is done to them, so what cannot be read is in nobody's way.
+                with contextlib.suppress(OSError):
+                    for path in self._links_below(f"{mount}{OWN_PLACE}/{kind}"):
+                        if path not in told and self._led_to(path, mount, gone):
+                            self._collected.keep(
+                                path, Rule.LEFT, "it leads to a unit that the image no longer has"
+                            )
+
+    def _links_below(self, directory: str) -> Iterator[str]:
+        view = self._collected.view
+        place = view.state(directory)
+        if place is None or place.type is not FileType.DIRECTORY:
+            return
+        for path in view.content_below(directory):
+            state = view.state(path)
+            if state is not None and state.type is FileType.SYMLINK:
+                yield path
+
+    def _led_to(self, path: str, mount: str, gone: Collection[str]) -> bool:
+        """Tell whether a link was to a unit of *gone*, and nothing has that name now."""
+        link = unit_link(path[len(mount) :], self._collected.view.target(path))
+        return (
+            link is not None
+            and any(f"{link.kind}/{name}" in gone for name in link.names)
+            and not self._has_unit(mount, link, ())
+        )
 
     def _leads_to_no_unit(self, path: str, found: Found) -> bool:
         """Tell whether a link is to a unit that neither the image nor the volume has."""

@@ -210,3 +210,61 @@ def test_a_link_of_the_last_image_to_a_unit_that_is_nowhere_goes(
     other = record(path, f"{UNITS}/another.service", LINK, package="")
     (action,) = replace(world, new=(other,)).plan()
     assert isinstance(action, Install if gone else Keep)
+
+
+_INSTANCE: Final = f"{WANTS}/cache@one.service"
+CACHE: Final = "system/cache@.service"
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "more", "told"),
+    [
+        pytest.param(_INSTANCE, f"{UNITS}/cache@.service", {}, True, id="an instance"),
+        pytest.param(
+            f"{SYSTEM}/own.service", "/lib/systemd/system/cache.service", {}, True, id="an alias"
+        ),
+        pytest.param(_INSTANCE, f"{UNITS}/other@.service", {}, True, id="by its own name"),
+        pytest.param(f"{WANTS}/a.service", f"{UNITS}/a.service", {}, False, id="still there"),
+        pytest.param(f"{WANTS}/b.service", f"{UNITS}/b.service", {}, False, id="never there"),
+        pytest.param(f"{SYSTEM}/cache.service", "/dev/null", {}, False, id="a mask"),
+        pytest.param(
+            _INSTANCE,
+            f"{UNITS}/cache@.service",
+            {f"{SYSTEM}/cache@.service": OWN},
+            False,
+            id="a unit on the volume",
+        ),
+    ],
+)
+def test_an_administrators_link_to_a_unit_that_went_with_the_last_image_is_named(
+    path: str,
+    target: str,
+    more: Mapping[str, Thing],
+    told: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    """What was enabled would not come up any more, and nothing would say so."""
+    old = image("old", units=("system/a.service", "system/cache.service", CACHE))
+    world = World(
+        disk={SYSTEM: FOLDER, WANTS: FOLDER, path: thing(target, LINK), **more},
+        before=old,
+        after=image(units=("system/a.service",)),
+    )
+    named = Keep(
+        path=path, rule=Rule.LEFT, reason="it leads to a unit that the image no longer has"
+    )
+    assert world.plan() == ((named,) if told else ())
+    assert replace(world, after=image()).plan() == ()
+    assert replace(world, before=None).plan() == ()
+    assert replace(world, after=old).plan() == ()
+
+
+def test_a_link_of_the_last_image_to_a_unit_that_went_with_it_is_named_once() -> None:
+    link = record(_INSTANCE, f"{UNITS}/cache@.service", LINK, package="")
+    world = World(
+        old=(link,),
+        disk={SYSTEM: FOLDER, WANTS: FOLDER, _INSTANCE: thing(link.content, LINK)},
+        before=image("old", units=(CACHE,)),
+        after=image(units=("system/a.service",)),
+    )
+    (action,) = world.plan()
+    assert isinstance(action, Erase)
