@@ -7,16 +7,19 @@ asked again when its turn comes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
+from os import fsencode
 from typing import TYPE_CHECKING, Final
 
 from ipavolume.context import Context
 from ipavolume.errors import RefusedError
 from ipavolume.image.image import Image
-from ipavolume.model.actions import Plan
+from ipavolume.model.actions import CreateTree, Erase, Install, Plan, Save
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import without_metadata
+from ipavolume.model.paths import mount_of
 from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskKind
 from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 LATE_STEPS: Final = "s9000"
 """Steps from this name on run after the scriptlets."""
+_PATHS: Final = re.compile(r"/[\w./+@-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +102,10 @@ def choose(context: Context, plan: Plan, recorded: ImageHeader | None, *, comple
     image, again = context.image, context.options.again
     steps = list(_chosen_steps(image, when, recorded, complete=complete, again=again))
     calls = _chosen_calls(image, when, recorded, complete=complete, again=again)
+    gone = _gone(image, plan) if calls else {}
     planned = without_metadata(plan.actions)
     with opened_views(image, context.volumes, recorded, planned=planned) as (template, volume):
-        chooser = _Chooser(context, template, volume)
+        chooser = _Chooser(context, template, volume, gone)
         for phase in RUN_PHASES:
             for declaration, why in steps:
                 if declaration.phase is phase and declaration.name < LATE_STEPS:
@@ -236,8 +241,15 @@ def _chosen_calls(
 class _Chooser:
     """Collects tasks, asking each step that can be asked."""
 
-    def __init__(self, context: Context, template: TemplateView, volume: VolumeView) -> None:
+    def __init__(
+        self,
+        context: Context,
+        template: TemplateView,
+        volume: VolumeView,
+        gone: Mapping[str, str],
+    ) -> None:
         self._context = context
+        self._gone = gone
         self._template = template
         self._volume = volume
         self._after_command = False
@@ -302,10 +314,12 @@ class _Chooser:
             text = running.substituted(body, call.scriptlet, config)
             task = scriptlet_task(call, phase)
             turn = 1 + sum(replace(one, turn=1) == task for one in self.tasks)
+            shown = text.decode("utf-8", "surrogateescape")
+            self.warnings += _miss(task, shown, self._gone)
             self._add(
                 replace(task, turn=turn),
                 Preview(
-                    text=tuple(text.decode("utf-8", "surrogateescape").splitlines()),
+                    text=tuple(shown.splitlines()),
                     changed=tuple(running.difference(body, call.scriptlet, config)),
                 ),
             )
@@ -314,6 +328,40 @@ class _Chooser:
     def _add(self, task: Task, preview: Preview) -> None:
         self.tasks.append(task)
         self.previews[task.key] = preview
+
+
+def _gone(image: Image, plan: Plan) -> dict[str, str]:
+    """Return what the image no longer ships, by the application's paths, and what it is called now.
+
+    rpm removes that after ``%post``, which may take over what is in it; here it is gone before.
+    """
+    gone, put = {}, set()
+    mounts = [volume.mount for volume in image.header.volumes]
+    for action in without_metadata(plan.actions):
+        match action:
+            case Save(path=path, to=to):
+                gone[path] = to
+            case Erase(path=path):
+                gone[path] = ""
+            case Install(path=path) | CreateTree(path=path):
+                put.add(path)
+            case _:
+                pass
+    return {path[len(mount_of(path, mounts)) :]: to for path, to in gone.items() if path not in put}
+
+
+def _miss(task: Task, text: str, gone: Mapping[str, str]) -> Iterator[Warn]:
+    """Yield a warning of each path of *gone* that a scriptlet's *text* names."""
+    named = {found.rstrip("./") for found in _PATHS.findall(text)} & gone.keys()
+    for path in sorted(named, key=fsencode):
+        now = f"is {gone[path]!r} by then" if gone[path] else "is removed before it"
+        yield Warn(
+            code="gone-before",
+            text=f"{task.summary} names {path!r}, which the image no longer ships and which {now}; "
+            "rpm would remove it afterwards",
+            hint="Where it takes over what is in that file, have it read the other name "
+            "([scriptlets] substitute), or do it in an upgrade step.",
+        )
 
 
 def scriptlet_task(call: Call, phase: str) -> Task:

@@ -194,3 +194,45 @@ def test_steps_lists_all_of_them_and_whether_the_volume_needs_them(
     said = site.run("steps", second, "-v").stdout
     assert "online, at upgrade, freeipa-server (every version)" in said
     assert "/usr/share/ipavolume/upgrade_steps/s9000_ipa_server_upgrade.py" in said
+
+
+TAKES_OVER = """%post
+for file in /etc/svc/own.conf /etc/svc/plain.conf; do
+    test ! -e $file || cp $file /etc/svc/conf.d/
+done
+"""
+
+
+@pytest.mark.parametrize("substituted", [False, True])
+def test_a_scriptlet_that_wants_what_its_package_gave_up_is_told_of_where_it_is(
+    tmp_path: Path, *, substituted: bool
+) -> None:
+    """One file became a directory; rpm removes the file when %post has run."""
+    site = Site(top=tmp_path)
+    names = ("own", "plain")
+    old = [Packaged(path=f"/etc/svc/{name}.conf", content="1", words="%config") for name in names]
+    new = [Packaged(path="/etc/svc/conf.d/main.conf", content="2", words="%config")]
+    way = "{ package = 'svc', find = '/own.conf', replace = '/own.conf.rpmsave' }"
+    config = f"[scriptlets]\npackages = ['svc']\nsubstitute = [{way if substituted else ''}]\n"
+    first, second = (
+        site.image(
+            f"v{version}",
+            [build_rpm(tmp_path, "svc", files, version=version, scriptlets=TAKES_OVER)],
+            lists={"/data": ["/etc/svc/"]},
+            config=config,
+            edit=give_shell,
+        )
+        for version, files in (("1", old), ("2", new))
+    )
+    inside.run(first.root, site.volume(), [*inside.IPAVOLUME, "upgrade", "-q"])
+    (site.volume() / "etc/svc/own.conf").write_text("mine")
+
+    said = site.run("check", second, status=100).stdout
+    assert ("names '/etc/svc/own.conf', which the image no longer ships" in said) != substituted
+    assert ("which is '/data/etc/svc/own.conf.rpmsave' by then" in said) != substituted
+    assert "names '/etc/svc/plain.conf', which the image no longer ships" in said
+    assert "is removed before it" in said
+    done = inside.run(second.root, site.volume(), [*inside.IPAVOLUME, "upgrade"])
+    assert "names '/etc/svc/plain.conf'" in done.stdout
+    taken = site.volume() / "etc/svc/conf.d/own.conf.rpmsave"
+    assert taken.exists() == substituted
