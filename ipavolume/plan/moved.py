@@ -258,7 +258,10 @@ def _advice(volumes: Volumes, old: ImageHeader, new: ImageHeader, moved: Moved) 
         volume, entry = likely
         guess = f" if the application looks for it at {entry} now"
     if volume is None or volume.volatile:
-        return f"Copy what is needed of {source} to where the application looks for it now."
+        return (
+            f"Move what is in {source} to where the application looks for it now; as long as it is "
+            "there, also if it was copied, this is said."
+        )
     target = _below(volumes[volume.mount], entry)
     if not moved.mount:
         return (
@@ -277,6 +280,9 @@ def _likely(old: ImageHeader, new: ImageHeader, moved: Moved) -> tuple[VolumeSpe
         for entry in spec.entries
         if not spec.volatile and _covering(old.volumes, entry) is None
     ]
-    name = moved.entry.rpartition("/")[2]
+    above, _, name = moved.entry.rpartition("/")
     named = [one for one in fresh if one[1].rpartition("/")[2] == name]
-    return next(iter(named or (fresh if len(fresh) == 1 else ())), None)
+    # As where /var/lib/redis became /var/lib/valkey, and /etc/redis likewise.
+    beside = [one for one in fresh if one[1].rpartition("/")[0] == above]
+    likely = named or (beside if len(beside) == 1 else fresh)
+    return likely[0] if named or len(likely) == 1 else None

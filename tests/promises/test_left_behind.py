@@ -118,6 +118,36 @@ def test_a_directory_that_moves_on_its_volume_is_not_left_behind(
     assert (new / "rows").read_text() == "mine"
 
 
+def test_a_service_that_got_another_name_is_told_where_its_directory_goes(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """As redis became valkey: two new lines, and only one in the place of the old one."""
+    _first(site, rpms)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": [*LISTS[:2], "/etc/apex/", "/var/lib/apex/"]})
+    refused_everywhere(site, two, "left-behind", "outdated", "/var/lib/apex now")
+    subprocess.run(["sh", "-ec", _advised(site, two)], check=True, timeout=60)
+    site.upgrade(two)
+    assert (site.volume() / "var/lib/apex/rows").read_text() == "mine"
+
+
+def test_what_was_only_copied_is_still_left_behind_and_the_hint_says_so(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """Who copied it, as it was put, met the same refusal again."""
+    _first(site, rpms)
+    old, elsewhere = site.volume() / "var/lib/acme", site.volume() / "etc/acme/state"
+    (old / "rows").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": LISTS[:2]})
+    shutil.copytree(old, elsewhere)
+    said = site.run("upgrade", two, status=77).stderr
+    assert f"Move what is in {old} to where the application looks for it now" in said
+    assert "also if it was copied" in said
+    shutil.rmtree(old)
+    site.upgrade(two)
+    assert (elsewhere / "rows").read_text() == "mine"
+
+
 def test_inside_a_container_both_places_are_those_that_it_has(
     site: Site, rpms: dict[str, Path]
 ) -> None:
