@@ -244,6 +244,7 @@ def test_it_runs_once_and_is_recorded(fresh: FirstRun) -> None:
     before = picture(fresh.volume)
     # The arguments of the first time are there at every start.
     assert "output:" not in fresh.run("-U", "--bad").stdout
+    assert "standing: done" in fresh.run("no-installer").stdout
     assert "due: False" in fresh.ask("-U").stdout
     assert picture(fresh.volume) == before
     assert fresh.runs() == 1

@@ -295,6 +295,23 @@ def test_what_is_left_of_a_first_run_that_is_over_is_told_on_hold_as_well(
         assert "under way" not in said
 
 
+def test_what_nobody_in_the_container_could_mend_is_not_held_on(world: World) -> None:
+    image = world.image("1", {}, config=FIRST_RUN)
+    image.write("/usr/bin/svc-setup", "#!/bin/sh\nexit 1\n", mode=0o755)
+    hold = {"IPAVOLUME_ON_FAILURE": "hold"}
+    argv = [*inside.IPAVOLUME, "start", "--", "true"]
+    wrong = {**hold, "IPAVOLUME_EXPECT": "none-such"}
+    assert "[usage]" in world.run(image, *argv[3:], status=2, env=wrong).stderr
+    with inside.started(image.root, world.volume, argv, env=hold) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("on hold" in line for line in lines)
+        second = inside.run(image.root, world.volume, argv, env=hold)
+    assert second.returncode == 75
+    assert "[locked]" in second.stderr
+    assert "on hold" not in second.stderr
+
+
 def test_on_hold_after_a_failed_first_run_the_way_to_try_it_again_is_said(world: World) -> None:
     """F70: it was said that an upgrade tries again, which does no first run."""
     image = world.image("1", {}, config=FIRST_RUN)
