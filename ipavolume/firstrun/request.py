@@ -159,10 +159,13 @@ def base_name(path: str) -> str:
 def redactor() -> Redactor:
     """Return what takes out secrets that the environment gives, for other commands than a start.
 
-    Raises:
-        UsageError: If the environment makes no sense.
+    Whether what is given makes sense is no matter of theirs.
     """
-    return Redactor(make_request((), os.environ).secrets())
+    return Redactor(Request(environment=_known(os.environ)).secrets())
+
+
+def _known(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: environment[name] for name in VARIABLES if environment.get(name)}
 
 
 def make_request(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
@@ -175,7 +178,7 @@ def make_request(arguments: Sequence[str], environment: Mapping[str, str]) -> Re
     Raises:
         UsageError: If a secret is given twice.
     """
-    known = {name: environment[name] for name in VARIABLES if environment.get(name)}
+    known = _known(environment)
     for name in SECRETS:
         if name in known and f"{name}_FILE" in known:
             raise UsageError(

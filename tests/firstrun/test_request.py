@@ -13,7 +13,13 @@ from support.requirements import need_tool
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import UsageError
 from ipavolume.firstrun.command import command
-from ipavolume.firstrun.request import FirstRunCommand, Request, make_request, split_words
+from ipavolume.firstrun.request import (
+    FirstRunCommand,
+    Request,
+    make_request,
+    redactor,
+    split_words,
+)
 
 SERVER = FirstRunConfig(command=("/usr/sbin/ipa-server-install",), done_when="/etc/ipa/ca.crt")
 REPLICA = FirstRunConfig(command=("/usr/sbin/ipa-replica-install",))
@@ -227,6 +233,10 @@ def test_secrets_come_from_files_and_never_from_both() -> None:
         with pytest.raises(UsageError, match=f"both {name} and {name}_FILE are set") as caught:
             make_request((), {name: "s3cret", f"{name}_FILE": "/run/secrets/p"})
         assert "s3cret" not in str(caught.value)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, "--dirsrv-pin=s3cret" if name != "PASSWORD" else "s3cret")
+            patch.setenv(f"{name}_FILE", "/run/secrets/p")
+            assert redactor().text("it is s3cret") == "it is ***"
 
 
 @pytest.mark.parametrize(

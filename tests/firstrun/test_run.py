@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
+from support import inside
 from support.command import run_ipavolume
 from support.firstrun import CONFIG, NAME, FirstRun, build_package, make
 from support.images import picture
@@ -543,6 +545,22 @@ def test_a_secret_in_a_file_is_read_and_not_kept(fresh: FirstRun) -> None:
     assert holds(fresh.volume, "Pa55word") == [str(secret)]
     other = fresh.run(env={"PASSWORD_FILE": "/data/none", "PASSWORD": "x"}, status=2).stdout
     assert "both PASSWORD and PASSWORD_FILE are set" in other
+
+
+@pytest.mark.root
+def test_who_asks_an_installed_server_has_no_use_for_its_first_password(
+    package: Path, tmp_path: Path
+) -> None:
+    probe = shlex.join([*inside.IPAVOLUME, "status", "--probe", "ready"])
+    execute = json.dumps(["/bin/sh", "-c", probe])
+    ready = f"[start]\nexec = {execute}\n[ready]\nunits = []\nports = []\n"
+    site = make(package, tmp_path, config=CONFIG + ready)
+    site.run("-U")
+    argv = ["unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', NAME, *inside.IPAVOLUME]
+    both = {"PASSWORD_FILE": "/data/none", "PASSWORD": "x"}
+    done = inside.run(site.image.root, site.volume, [*argv, "start", "--", "-U"], env=both)
+    assert (done.returncode, done.stdout) == (0, "current (one)\n"), done.stderr
+    assert "both PASSWORD" not in done.stderr
 
 
 @pytest.mark.root
