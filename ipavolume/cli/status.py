@@ -24,7 +24,8 @@ from ipavolume.errors import IpaVolumeError, UsageError
     "--probe",
     type=click.Choice(("startup", "ready")),
     default=None,
-    help="Only answer by the exit status: 0 yes, 75 not yet, 13 it failed.",
+    help="Only answer, by a line (not with -q) and the exit status: 0 yes, 75 not yet, 13 it "
+    "failed.",
 )
 @click.argument("directories", nargs=-1, metavar="[VOLUME]...")
 def status(

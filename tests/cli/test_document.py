@@ -202,6 +202,25 @@ def test_every_command_prints_the_document_that_the_manual_has(scene: Scene) -> 
     assert {"step", "scriptlet", "kept", "snapshot_of", "way_back", "lock"} <= seen
 
 
+@pytest.mark.root
+@pytest.mark.rpm
+def test_a_probe_answers_by_a_line_and_its_status_and_quietly_by_that_alone(
+    scene: Scene, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o755)
+    root = ("--root", str(scene.images["1"].root))
+    run_ipavolume("upgrade", "-q", *root, "--volume", volume)
+    for version, ends, said in (("1", 0, "current (v1)\n"), ("2", 75, "not yet: ")):
+        root = ("--root", str(scene.images[version].root))
+        words = ("status", "--probe", "startup", *root, volume)
+        assert run_ipavolume(*words, status=ends).stdout.startswith(said)
+        quiet = run_ipavolume(*words, "-q", status=ends)
+        assert (quiet.stdout, quiet.stderr) == ("", "")
+    told = " ".join(run_ipavolume("status", "--help").stdout.split())
+    assert "by a line (not with -q) and the exit status" in told
+
+
 _WORDS: Final = (
     ("action", "op", ACTIONS),
     ("conflict", "kind", ("rpmnew", "rpmsave", "rpmorig", "saved")),
