@@ -61,6 +61,13 @@ _UNMOUNTED_S: Final = 10.0
 _POLL_S: Final = 0.1
 _NOT_ALLOWED: Final = "permission denied while trying to connect"
 _NOT_RUNNING: Final = ("cannot connect to", "failed to connect to")
+_ELSEWHERE: Final = re.compile(r"\b(tcp|ssh|https?)://(?!%2f)", re.IGNORECASE)
+"""How the address of an engine begins that is not asked by a socket of this host."""
+_OF_A_USER: Final = "/run/user/"
+_LED_BY: Final = {
+    "docker": "DOCKER_HOST, or a context (docker context ls),",
+    "podman": "CONTAINER_HOST, or a connection (podman system connection list),",
+}
 _T = TypeVar("_T")
 
 
@@ -510,7 +517,7 @@ class Engine:
             return CommandFailedError(
                 f"the engine of {self.name} does not answer: {said}",
                 code="no-engine",
-                hint=f"Start it: systemctl start {self.name}",
+                hint=self._how_to_start(said),
             )
         return CommandFailedError(
             f"{self.name} {words[0]}: {said}",
@@ -518,6 +525,12 @@ class Engine:
             hint=f"Look at what {self.name} info says.",
             details=lines[:-1],
         )
+
+    def _how_to_start(self, said: str) -> str:
+        if _ELSEWHERE.search(said):
+            return f"{_LED_BY[self.name]} leads there: correct that, or start the engine there."
+        user = "--user " if _OF_A_USER in said else ""
+        return f"Start it: systemctl {user}start {self.name}"
 
     def _not_understood(self, what: str) -> CommandFailedError:
         return CommandFailedError(

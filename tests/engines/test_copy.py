@@ -144,6 +144,18 @@ def test_an_image_that_nobody_has_is_not_pulled(engines: Pretended, place: Path)
             "systemctl start docker",
         ),
         (
+            "Cannot connect to the Docker daemon at unix:///run/user/1000/docker.sock. "
+            "Is the docker daemon running?",
+            "the engine of docker does not answer",
+            "systemctl --user start docker",
+        ),
+        (
+            "Cannot connect to the Docker daemon at tcp://192.0.2.7:2376. Is the docker daemon "
+            "running?",
+            "the engine of docker does not answer",
+            "hint: DOCKER_HOST, or a context (docker context ls), leads there",
+        ),
+        (
             "permission denied while trying to connect to the Docker daemon socket at "
             "unix:///var/run/docker.sock",
             "docker does not let this user in",
