@@ -244,10 +244,19 @@ def decided(
         consent=_choice("IPAVOLUME_UPGRADE", ("", "auto", "refuse")) != "refuse",
         retry_run=os.environ.get("IPAVOLUME_RETRY", ""),
         waits=_choice("IPAVOLUME_BACKOFF", ("", "wait", "exit")) != "exit",
-        rehearsal=_choice("IPAVOLUME_REHEARSAL", ("", "1")) == "1",
+        rehearsal=is_rehearsal(),
         rollback=_choice("IPAVOLUME_ROLLBACK", ("", *ROLLBACK_WORDS)),
         snapshot=_choice("IPAVOLUME_SNAPSHOT", ("", *SNAPSHOT_WORDS)),
     )
+
+
+def is_rehearsal() -> bool:
+    """Tell whether a start is a rehearsal, as its variable says.
+
+    Raises:
+        UsageError: If that makes no sense.
+    """
+    return _choice("IPAVOLUME_REHEARSAL", ("", "1")) == "1"
 
 
 def places(volumes: Sequence[str]) -> dict[str, str]:

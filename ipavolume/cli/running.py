@@ -6,7 +6,7 @@ import click
 
 from ipavolume.cli import options, output
 from ipavolume.cli.group import HelpedCommand
-from ipavolume.context import Context
+from ipavolume.context import Context, Options
 
 
 @click.command(cls=HelpedCommand, hidden=True)
@@ -19,5 +19,6 @@ def running() -> None:
     environment.take_over()
     console.show_by_engine(console.find_keeper())
     shown = output.shown(as_json=False, silent=False, one_stream=True)
-    with Context(options.decided(allow=())) as context:
+    # What decides on an upgrade is no matter of it, as of a start on a current volume.
+    with Context(Options(rehearsal=options.is_rehearsal())) as context:
         commands_running.run_when_ready(context, shown, redactor())

@@ -156,6 +156,20 @@ def test_without_anything_of_ours_that_stays_prepare_refuses_it(
     assert (err.value.code, err.value.exit_status) == ("not-supervised", 78)
 
 
+def test_what_decides_on_an_upgrade_is_no_matter_of_it(
+    tmp_path: Path, rpms: Mapping[str, Path]
+) -> None:
+    world = World(tmp_path, rpms)
+    image = world.image("1", {})
+    world.run(image, "upgrade", "-q")
+    wrong = {"IPAVOLUME_UPGRADE": "none-such", "IPAVOLUME_SNAPSHOT": "none-such"}
+    # By the short way, which does not look at them.
+    assert world.run(image, "start", "--", "echo", "served", env=wrong).stdout == "served\n"
+    assert world.run(image, "running", env=wrong).stderr == ""
+    wrong = {"IPAVOLUME_REHEARSAL": "2"}
+    assert "[usage]" in world.run(image, "running", status=2, env=wrong).stderr
+
+
 @pytest.mark.slow
 def test_under_systemd_a_unit_does_it_and_the_default_target_does_not_wait_for_that(
     tmp_path: Path,
