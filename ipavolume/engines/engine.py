@@ -528,7 +528,8 @@ class Engine:
 
     def _how_to_start(self, said: str) -> str:
         if _ELSEWHERE.search(said):
-            return f"{_LED_BY[self.name]} leads there: correct that, or start the engine there."
+            what = "the one that does not answer"
+            return f"{_LED_BY[self.name]} leads to {what}: correct that, or start it there."
         user = "--user " if _OF_A_USER in said else ""
         return f"Start it: systemctl {user}start {self.name}"
 
@@ -829,7 +830,7 @@ def _find(
 ) -> tuple[Engine, _T]:
     """Return the first engine that knows what it is asked for, with its answer."""
     without: list[str] = []
-    failed: list[IpaVolumeError] = []
+    failed: dict[str, IpaVolumeError] = {}
     for name in (choice,) if choice else NAMES:
         engine = Engine(name)
         try:
@@ -838,12 +839,14 @@ def _find(
             without.append(name)
         except CommandFailedError as err:
             if err.code != "no-command" or choice:
-                failed.append(err)
+                failed[name] = err
     if failed and not without:
-        raise failed[0]
+        raise next(iter(failed.values()))
     if without:
         error = unknown(without)
-        error.details = tuple(str(err) for err in failed)
+        error.details = tuple(map(str, failed.values()))
+        others = (f"If {name} has it: {err.hint.rstrip('.')}." for name, err in failed.items())
+        error.hint = " ".join((*others, error.hint))
         raise error
     raise CommandFailedError(
         "there is no container engine: neither docker nor podman is installed",

@@ -153,7 +153,7 @@ def test_an_image_that_nobody_has_is_not_pulled(engines: Pretended, place: Path)
             "Cannot connect to the Docker daemon at tcp://192.0.2.7:2376. Is the docker daemon "
             "running?",
             "the engine of docker does not answer",
-            "hint: DOCKER_HOST, or a context (docker context ls), leads there",
+            "DOCKER_HOST, or a context (docker context ls), leads to the one that does not answer",
         ),
         (
             "permission denied while trying to connect to the Docker daemon socket at "
@@ -173,7 +173,12 @@ def test_an_engine_that_does_not_answer_is_said(
     assert said in error
     assert hint in error
     engines.install("podman")
-    assert text in check(engines, place, status=74).stderr
+    error = check(engines, place, status=74).stderr
+    assert text in error
+    # Most likely it is the one that does not answer that has it.
+    assert "hint: If docker has it: " in error
+    assert hint in error
+    assert "podman pull app:1" in error
 
 
 # -- what an image may not hold ----------------------------------------------------------
