@@ -548,6 +548,20 @@ def test_a_secret_in_a_file_is_read_and_not_kept(fresh: FirstRun) -> None:
 
 
 @pytest.mark.root
+def test_a_container_whose_first_run_waits_ends_well_and_starts_nothing(
+    package: Path, tmp_path: Path
+) -> None:
+    execute = '[start]\nexec = ["/bin/echo", "served"]\n'
+    site = make(package, tmp_path, config=CONFIG + execute)
+    argv = ["unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', NAME, *inside.IPAVOLUME]
+    for words, status, code in ((("--external-ca",), 0, ""), (("-U",), 77, "[waiting]")):
+        done = inside.run(site.image.root, site.volume, [*argv, "start", "--", *words])
+        assert (done.returncode, done.stdout) == (status, ""), done.stderr
+        assert code in done.stderr
+    assert site.record()["state"] == "waiting"
+
+
+@pytest.mark.root
 def test_who_asks_an_installed_server_has_no_use_for_its_first_password(
     package: Path, tmp_path: Path
 ) -> None:
