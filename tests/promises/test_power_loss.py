@@ -121,9 +121,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(params=["ext4", "xfs"])
-def disks(request: pytest.FixtureRequest, filesystem: Filesystems, tmp_path: Path) -> Disks:
-    """Disks with the file system under test."""
-    return Disks(filesystem("xfs", 2048), tmp_path / "mounted", request.param)
+def disks(
+    request: pytest.FixtureRequest, filesystem: Filesystems, tmp_path: Path
+) -> Iterator[Disks]:
+    """Disks with the file system under test.
+
+    The xfs is in memory, of which it takes some 100 MB: what reaches a disk is what reaches it.
+    """
+    in_memory = Filesystems(filesystem("tmpfs", 2200))
+    yield Disks(in_memory("xfs", 2048), tmp_path / "mounted", request.param)
+    in_memory.unmount_all()
 
 
 def begin(
