@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import click
 
@@ -67,6 +68,12 @@ def conflicts(
         else:
             click.echo(text.escape(done))
         return
+    if directory is not None and os.path.isfile(directory):
+        raise UsageError(
+            f"VOLUME is a directory, and {directory!r} is a file; all copies are listed, with "
+            "--diff all that is different in them",
+            hint="To settle one: ipavolume conflicts --keep PATH, or --take-new PATH",
+        )
     listed = []
     with contextlib.ExitStack() as stack:
         if directory is None:

@@ -418,3 +418,12 @@ def test_nothing_is_settled_while_a_run_is_not_finished(
     site.upgrade(third)
     site.run("conflicts", third, "--keep=/data/etc/app/plain")
     assert (site.volume() / "etc/app/plain").read_text() == MINE["plain"]
+
+
+def test_who_names_a_file_is_told_that_all_are_listed(tmp_path: Path) -> None:
+    """``--diff PATH`` is what hands type after ``--keep PATH``."""
+    file = tmp_path / "main.cf"
+    file.write_text("mine")
+    said = run_ipavolume("conflicts", "--diff", str(file), status=2).stderr
+    assert f"'{file}' is a file" in said
+    assert "--keep PATH" in said
