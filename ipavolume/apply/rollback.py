@@ -140,62 +140,100 @@ class Undo:
 # -- beginning -----------------------------------------------------------------------------
 
 
-def go_back(
+def plan_way_back(
     context: Context,
     facts: Mapping[str, Facts],
-    speaker: Speaker,
     *,
-    found: str,
     overrides: Collection[str] = (),
     emptied: Collection[str] = (),
-) -> Finish:
-    """Undo the chain of runs that was never committed, or go on with that.
+    say: Progress,
+) -> Rollback | None:
+    """Plan what undoes the chain of runs that was never committed. Changes nothing.
 
     Args:
         context: The volumes.
         facts: What was found on them.
-        speaker: Where it says what it does.
-        found: What it says first, once nothing refuses to go back; "" for nothing.
         overrides: Refusals that were overridden to get here, by code.
+        emptied: As for :func:`finish_undoing`.
+        say: Told of how far it is.
+
+    Returns:
+        What is done, or ``None``: the way back is begun, and can be gone on with.
+
+    Raises:
+        IpaVolumeError: If it is refused, or what it needs is missing or altered.
+    """
+    primary = facts[context.volumes.primary.mount]
+    if _is_begun(primary):
+        _look_at_begun(context.volumes, facts, emptied)
+        return None
+    made = draft_open(context, primary, is_automatic=True, say=say)
+    return overriding(made, overrides)
+
+
+def go_back(
+    context: Context,
+    made: Rollback | None,
+    facts: Mapping[str, Facts],
+    speaker: Speaker,
+    *,
+    emptied: Collection[str] = (),
+) -> Finish:
+    """Do what :func:`plan_way_back` has returned.
+
+    Args:
+        context: The volumes.
+        made: That.
+        facts: What was found on them.
+        speaker: Where it says what it does.
         emptied: As for :func:`finish_undoing`.
 
     Raises:
-        IpaVolumeError: If it is refused or fails; the message says in which state the volumes are.
+        IpaVolumeError: If it fails; the message says in which state the volumes are.
     """
-    primary = facts[context.volumes.primary.mount]
-    is_begun = primary.transaction is not None and primary.transaction.phase == UNDOING
-    made = None
-    if not is_begun:
-        made = draft_open(context, primary, is_automatic=True, say=speaker.say)
-        made = overriding(made, overrides)
-    if found:
-        speaker.say(found)
     if made is None:
         return finish_undoing(context, facts, speaker, emptied=emptied)
     return undo(context, made, facts, speaker)
 
 
 def left(
-    context: Context, facts: Mapping[str, Facts], say: Progress
+    context: Context,
+    facts: Mapping[str, Facts],
+    say: Progress,
+    *,
+    emptied: Collection[str] = (),
 ) -> tuple[Plan, tuple[Warn, ...]]:
     """Return what going back does, or what is left of it, and warnings. Changes nothing.
 
     Raises:
         IpaVolumeError: If it cannot be done, or what it needs is missing or altered.
     """
-    volumes = context.volumes
-    primary = facts[volumes.primary.mount]
-    if primary.transaction is None or primary.transaction.phase != UNDOING:
-        made = draft_open(context, primary, is_automatic=True, looking=True, say=say)
-        return made.plan, made.warnings
-    with contextlib.ExitStack() as stack:
-        outer = open_area(volumes.primary)
-        stack.callback(outer.close)
-        inner = open_inside(outer, layout.ROLLBACK)
-        stack.callback(inner.close)
-        plan = commit.read_plan(inner, volumes)
-        is_swapped = files.lstat(inner.work, _SWAPPED) is not None
-    return replace(plan, actions=()) if is_swapped else plan, ()
+    primary = facts[context.volumes.primary.mount]
+    if _is_begun(primary):
+        return _look_at_begun(context.volumes, facts, emptied), ()
+    made = draft_open(context, primary, is_automatic=True, looking=True, say=say)
+    return made.plan, made.warnings
+
+
+def _is_begun(primary: Facts) -> bool:
+    return primary.transaction is not None and primary.transaction.phase == UNDOING
+
+
+def _look_at_begun(volumes: Volumes, facts: Mapping[str, Facts], emptied: Collection[str]) -> Plan:
+    """Return what is left of the way back that the volumes are on.
+
+    Raises:
+        UnsafeVolumeError: If a volume of it is missing, or what it needs is missing or altered.
+    """
+    _mounts_undoing(volumes, facts, emptied)
+    with contextlib.closing(open_area(volumes.primary)) as outer:
+        with attempt("open", outer.volume.directory, now=failures.STATE_STILL_OPEN):
+            inner = open_inside(outer, layout.ROLLBACK)
+        with contextlib.closing(inner):
+            plan = commit.read_plan(inner, volumes)
+            Notes(inner, volumes)
+            is_swapped = files.lstat(inner.work, _SWAPPED) is not None
+    return replace(plan, actions=()) if is_swapped else plan
 
 
 def undo(
@@ -285,7 +323,7 @@ def finish_undoing(
     if transaction is None:
         raise AssertionError("nothing to finish")
     speaker.say(f"going on with the rollback of run {transaction.run}")
-    mounts = _mounts_undoing(volumes, facts, transaction, emptied)
+    mounts = _mounts_undoing(volumes, facts, emptied)
     outer: dict[str, Area] = {}
     try:
         for mount in mounts:
@@ -305,16 +343,16 @@ def finish_undoing(
 
 
 def _mounts_undoing(
-    volumes: Volumes,
-    facts: Mapping[str, Facts],
-    transaction: Transaction,
-    emptied: Collection[str],
+    volumes: Volumes, facts: Mapping[str, Facts], emptied: Collection[str]
 ) -> list[str]:
     """Return the mounts of the volumes that are on the way back still, the primary one first.
 
     Raises:
         UnsafeVolumeError: If a volume that belongs to them is missing, or another one is there.
     """
+    transaction = facts[volumes.primary.mount].transaction
+    if transaction is None:
+        raise AssertionError("nothing to finish")
     with contextlib.ExitStack() as stack:
         outer = open_area(volumes.primary)
         stack.callback(outer.close)
@@ -331,26 +369,43 @@ def _mounts_undoing(
             continue
         if mount in emptied:
             continue
-        if (
-            found is not None
-            and theirs is None
-            and (found.build_id or "") == build_id
+        unmounted: Collection[str] = ()
+        if found is not None and theirs is None and (found.build_id or "") == build_id:
+            volume = volumes[mount]
             # Its part of the snapshot stays until all are what they were.
-            and record.snapshot in snapshot_runs(volumes[mount])
-        ):
-            continue
-        raise UnsafeVolumeError(
-            f"the volume at {volumes[mount].directory} does not know of the rollback of run "
-            f"{transaction.run}, of which it was a part"
-            if mount in volumes
-            else f"run {transaction.run} is being undone on a volume {mount!r}, which this image "
-            "does not have",
-            code="foreign-volume",
-            hint="Mount the volumes that belong together, in a container of the image that began "
-            "to go back: it finishes that.",
-            state=STATE_OPEN,
-        )
+            if record.snapshot in snapshot_runs(volume):
+                continue
+            # That may be on what is not mounted now, and nothing of it is needed any more.
+            unmounted = snapshots.lost_mounts({mount: volume})
+            identity = found.identity
+            if unmounted and identity is not None and identity.primary == transaction.primary:
+                continue
+        raise _missing_part(volumes, mount, transaction.run, unmounted)
     return mounts
+
+
+def _missing_part(
+    volumes: Volumes, mount: str, run: str, unmounted: Collection[str]
+) -> UnsafeVolumeError:
+    """Return what refuses to go on where the volume at *mount* cannot be told to be of the run."""
+    hint = (
+        "Mount the volumes that belong together, in a container of the image that began to go "
+        "back: it finishes that."
+    )
+    for place in unmounted:
+        hint = (
+            f"Its snapshots were on what was mounted at {place}, and tell that it is the right "
+            "volume: mount that again, and start again."
+        )
+    return UnsafeVolumeError(
+        f"the volume at {volumes[mount].directory} does not know of the rollback of run {run}, of "
+        "which it was a part"
+        if mount in volumes
+        else f"run {run} is being undone on a volume {mount!r}, which this image does not have",
+        code="foreign-volume",
+        hint=hint,
+        state=STATE_OPEN,
+    )
 
 
 def _outer(volumes: Volumes, mount: str, primary: Facts, facts: Mapping[str, Facts]) -> Area:

@@ -263,22 +263,77 @@ def left_out(
     Raises:
         IpaVolumeError: If that cannot be looked at.
     """
-    left = set(emptied)
+    left = {*emptied, *_refilled(context, facts, transaction)}
+    if transaction.phase != COMMITTING:
+        # What is committed has it no more, either.
+        found = ((mount, facts[mount].transaction) for mount in context.volumes)
+        left.update(mount for mount, one in found if one is None or one.run != transaction.run)
+    return left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What is left of the open run.
+
+    Attributes:
+        plan: Its plan.
+        out: Mounts to which nothing of it is done any more: see :func:`left_out`.
+        fills: What fills those of them that this image fills, by mount.
+    """
+
+    plan: Plan
+    out: Collection[str]
+    fills: Mapping[str, Plan]
+
+
+def look(
+    context: Context,
+    facts: Mapping[str, Facts],
+    *,
+    emptied: Collection[str] = (),
+    looking: bool = False,
+) -> Left:
+    """Return what is left of the open run, after a look at all that it needs. Changes nothing.
+
+    Args:
+        context: The volumes.
+        facts: What was found on them.
+        emptied: Mounts of volumes that were emptied since it began. The image that began it fills
+            them, and goes on; another one finishes it without them.
+        looking: It is only shown.
+
+    Raises:
+        UnsafeVolumeError: If what it needs is missing or altered.
+        IpaVolumeError: If what fills a volume that was emptied would not fit there.
+    """
+    plan = read_open_plan(context.volumes, facts)
+    transaction = facts[context.volumes.primary.mount].transaction
+    if transaction is None:
+        raise AssertionError("nothing to resume")
+    fills = {}
+    if transaction.fingerprint == context.image.header.fingerprint:
+        wanted = (*_refilled(context, facts, transaction), *emptied)
+        fills = {mount: draft_fill(context, mount, plan.run, looking=looking) for mount in wanted}
+    out = left_out(context, facts, transaction, emptied)
+    return Left(plan=plan, out=out, fills=fills)
+
+
+def _refilled(
+    context: Context, facts: Mapping[str, Facts], transaction: Transaction
+) -> Iterator[str]:
+    """Yield the mounts of emptied volumes that an earlier start began to fill."""
     for mount, volume in context.volumes.items():
         theirs = facts[mount].transaction
         if theirs is None or theirs.run != transaction.run:
-            # What is committed has it no more, either.
-            if transaction.phase != COMMITTING:
-                left.add(mount)
             continue
         with contextlib.closing(open_area(volume)) as area:
             if refill.is_refilled(area):
-                left.add(mount)
-    return left
+                yield mount
 
 
 def resume(
     context: Context,
+    left: Left,
     facts: Mapping[str, Facts],
     speaker: Speaker,
     *,
@@ -294,12 +349,12 @@ def resume(
 
     Args:
         context: The volumes.
+        left: What is left of it.
         facts: What was found on them.
         speaker: Where it says what it does.
         phases: Phases whose tasks are executed now; with others the run stays open.
         overrides: Refusals that were overridden to get here, by code.
-        emptied: Mounts of volumes that were emptied since it began. The image that began it fills
-            them, and goes on; another one finishes it without them.
+        emptied: As for :func:`look`.
 
     Raises:
         IpaVolumeError: If it cannot be finished.
@@ -308,8 +363,7 @@ def resume(
     transaction = primary.transaction
     if transaction is None:
         raise AssertionError("nothing to resume")
-    plan = read_open_plan(context.volumes, facts)
-    plan = replace(plan, overrides=tuple(dict.fromkeys((*plan.overrides, *overrides))))
+    plan = replace(left.plan, overrides=tuple(dict.fromkeys((*left.plan.overrides, *overrides))))
     speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
     if run := transaction.snapshot:
         _, way = inherited(context.volumes, run, transaction.primary)
@@ -324,8 +378,7 @@ def resume(
             for mount, volume in context.volumes.items()
             if (theirs := facts[mount].transaction) is not None and theirs.run == transaction.run
         }
-        left = left_out(context, facts, transaction, emptied)
-        _fill_emptied(context, areas, facts, transaction, plan, emptied, speaker)
+        _fill_emptied(context, areas, facts, transaction, left, emptied, speaker)
         for area in areas.values():
             directory = area.volume.directory
             with failures.attempt("change", directory, now=failures.STATE_OPEN):
@@ -333,8 +386,8 @@ def resume(
         if transaction.phase == MARKED:
             commit.move_build_ids(areas.values())
         going_on = _Run(context, areas, transaction, plan, facts, speaker, phases)
-        if left:
-            going_on.leave_out(left)
+        if left.out:
+            going_on.leave_out(left.out)
         return going_on.finish(None)
 
 
@@ -343,7 +396,7 @@ def _fill_emptied(
     areas: dict[str, Area],
     facts: Mapping[str, Facts],
     transaction: Transaction,
-    plan: Plan,
+    left: Left,
     emptied: Collection[str],
     speaker: Speaker,
 ) -> None:
@@ -354,30 +407,26 @@ def _fill_emptied(
     Raises:
         IpaVolumeError: If one cannot be filled; the run is open as it was.
     """
-    refilled = [mount for mount, area in areas.items() if refill.is_refilled(area)]
-    wanted = (*refilled, *emptied)
-    if wanted and transaction.fingerprint == context.image.header.fingerprint:
-        try:
-            with told_as(unforeseen), contextlib.ExitStack() as stack:
-                fills = {mount: draft_fill(context, mount, transaction.run) for mount in wanted}
-                for mount, fill in fills.items():
-                    volume = context.volumes[mount]
-                    if mount in emptied:
-                        refill.join(volume, transaction)
-                        area = stack.enter_context(contextlib.closing(open_area(volume)))
-                    else:
-                        area = areas.pop(mount)
-                    header = context.image.header
-                    identity = _identity(facts[mount], transaction, header, plan, primary=False)
-                    refill.fill(context, area, fill, identity, speaker.say)
-                    # As it is now it stays, should the run be taken back.
-                    commit.commit_secondary(
-                        area, None, transaction.to_build, check_lock=context.volumes.check_lock
-                    )
-        except IpaVolumeError as err:
-            # What is staged for one volume says that it is as it was; the run is not.
-            err.state = failures.STATE_OPEN
-            raise
+    try:
+        with told_as(unforeseen), contextlib.ExitStack() as stack:
+            for mount, fill in left.fills.items():
+                volume = context.volumes[mount]
+                if mount in emptied:
+                    refill.join(volume, transaction)
+                    area = stack.enter_context(contextlib.closing(open_area(volume)))
+                else:
+                    area = areas.pop(mount)
+                header = context.image.header
+                identity = _identity(facts[mount], transaction, header, left.plan, primary=False)
+                refill.fill(context, area, fill, identity, speaker.say)
+                # As it is now it stays, should the run be taken back.
+                commit.commit_secondary(
+                    area, None, transaction.to_build, check_lock=context.volumes.check_lock
+                )
+    except IpaVolumeError as err:
+        # What is staged for one volume says that it is as it was; the run is not.
+        err.state = failures.STATE_OPEN
+        raise
 
 
 class _Run:

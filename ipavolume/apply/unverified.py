@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from ipavolume.apply import commit, journal, refused
 from ipavolume.apply.area import Area, discard_staging, make_area, open_area, sync_area
-from ipavolume.apply.run import Finish, read_open_plan
+from ipavolume.apply.run import Finish
 from ipavolume.context import Context, host_name
 from ipavolume.errors import IpaVolumeError, LockLostError, told_as, unforeseen
 from ipavolume.formats.plan import dump_lines
@@ -111,10 +111,16 @@ def _stage(area: Area, transaction: Transaction, cause: str) -> None:
     sync_area(area.volume)
 
 
-def give_back(context: Context, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:
+def give_back(context: Context, plan: Plan, facts: Mapping[str, Facts], speaker: Speaker) -> Finish:
     """Have the volumes be of their image again, as its run has left them.
 
     Where that is this image, it is asked once more whether the run is right.
+
+    Args:
+        context: The volumes.
+        plan: That of the open transaction.
+        facts: What was found on the volumes.
+        speaker: Where it says what it does.
 
     Raises:
         IpaVolumeError: If that cannot be.
@@ -123,7 +129,6 @@ def give_back(context: Context, facts: Mapping[str, Facts], speaker: Speaker) ->
     transaction = primary.transaction
     if transaction is None:
         raise AssertionError("nothing was moved away")
-    plan = read_open_plan(context.volumes, facts)
     volume, header = context.volumes.primary, context.image.header
     speaker.say(f"the volume is taken as {transaction.to_build} has left it")
     area = open_area(volume)

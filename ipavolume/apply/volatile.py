@@ -11,12 +11,12 @@ from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files, mounts, trees
-from ipavolume.model.files import FileType, Record
+from ipavolume.model.files import STATE_DIRECTORY, FileType, Record
 from ipavolume.model.progress import Progress
-from ipavolume.volume import held
+from ipavolume.volume import held, layout
 from ipavolume.volume.facts import mark_of_kept
 from ipavolume.volume.failures import attempt
-from ipavolume.volume.members import Volume
+from ipavolume.volume.members import Volume, open_state
 from ipavolume.volume.tree import Tree, walk
 
 _STATE_EMPTYING: Final = (
@@ -40,6 +40,25 @@ def _empty(directory: int, points: Sequence[str]) -> None:
                     trees.remove_tree(inside, name)
         finally:
             os.close(inside)
+
+
+def _disown(volume: Volume) -> None:
+    """Take from a volume that was kept what says whose it is.
+
+    Who is killed amid emptying it leaves a part of what it had, which an image that keeps it would
+    take for all of it.
+    """
+    if mark_of_kept(volume) != STATE_DIRECTORY:
+        return
+    fd = open_state(volume)
+    if fd is None:
+        return
+    try:
+        for name in (layout.BASELINE, layout.IDENTITY):
+            files.unlink(fd, name)
+            files.sync(fd)
+    finally:
+        os.close(fd)
 
 
 def _below(volume: Volume, points: Sequence[str]) -> Iterator[held.Touched]:
@@ -77,6 +96,7 @@ def fill_volatile(image: Image, volatile: Mapping[str, Volume], progress: Progre
         with held.explained(
             "empty", volume.directory, {mount: volume}, _below(volume, points), now=_STATE_EMPTYING
         ):
+            _disown(volume)
             _empty(volume.fd, points)
         try:
             fill(image, mount, volume.fd)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ipavolume.apply import commit, roots
 from ipavolume.apply.area import open_area
-from ipavolume.apply.run import Finish, carry_out, open_log, read_open_plan, resume
+from ipavolume.apply.run import Finish, carry_out, look, open_log, read_open_plan, resume
 from ipavolume.commands import hold
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError, LockedError, RefusedError
@@ -94,34 +94,33 @@ def carry(
     _refuse_phase(context.volumes, verdict, facts, phases, joined=joined, root=context.options.root)
     told = f"the volume is {verdict.state}: {verdict.reason}"
     if does is Does.GO_BACK:
-        if roots.take(context.volumes, facts) or secure():
-            return None
         # No other run needs what a way back does.
         from ipavolume.apply import rollback
 
-        back = rollback.go_back(
-            context,
-            facts,
-            speaker,
-            found=told,
-            overrides=verdict.overrides,
-            emptied=verdict.refills,
+        way = rollback.plan_way_back(
+            context, facts, overrides=verdict.overrides, emptied=verdict.refills, say=speaker.say
         )
+        if roots.take(context.volumes, facts) or secure():
+            return None
+        speaker.say(told)
+        back = rollback.go_back(context, way, facts, speaker, emptied=verdict.refills)
         return Carried(end=back)
     if not again:
         speaker.say(told)
     if _goes_on(does):
         if begin is not None:
             begin(primary)
+        left = look(context, facts, emptied=verdict.refills)
         if roots.take(context.volumes, facts) or secure():
             return None
         if primary.transaction is not None and primary.transaction.kind == UNVERIFIED:
             # Later: no other run needs it.
             from ipavolume.apply import unverified
 
-            return Carried(end=unverified.give_back(context, facts, speaker))
+            return Carried(end=unverified.give_back(context, left.plan, facts, speaker))
         end = resume(
             context,
+            left,
             facts,
             speaker,
             phases=phases,

@@ -10,7 +10,7 @@ from ipavolume.context import Context
 from ipavolume.model.progress import Progress
 from ipavolume.model.tasks import pending
 from ipavolume.plan.conduct import Does, conduct
-from ipavolume.plan.draft import Draft, draft, draft_fill
+from ipavolume.plan.draft import Draft, draft
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume.facts import COMMITTING, MARKED, Facts
 
@@ -32,7 +32,7 @@ def foresee(context: Context, verdict: Verdict, facts: Mapping[str, Facts], say:
         left = _left(context, facts, emptied=verdict.refills)
         return replace(left, is_followed=verdict.state is State.TAKEN_OVER)
     if does is Does.GO_BACK:
-        plan, warnings = rollback.left(context, facts, say)
+        plan, warnings = rollback.left(context, facts, say, emptied=verdict.refills)
         return Draft(plan=plan, positions={}, warnings=warnings)
     return draft(context, verdict, facts, looking=True, say=say)
 
@@ -44,7 +44,8 @@ def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[s
         UnsafeVolumeError: If what it needs is missing or altered.
         VolumeIOError: If what fills a volume that was emptied would not fit there.
     """
-    plan = run.read_open_plan(context.volumes, facts)
+    left = run.look(context, facts, emptied=emptied, looking=True)
+    plan = left.plan
     primary = facts[context.volumes.primary.mount]
     open_ = primary.transaction
     if open_ is None or open_.phase != MARKED:
@@ -54,10 +55,7 @@ def _left(context: Context, facts: Mapping[str, Facts], *, emptied: Collection[s
         and open_.phase != COMMITTING
         and open_.fingerprint == context.image.header.fingerprint
     )
-    if open_ is not None and (left := run.left_out(context, facts, open_, emptied)):
-        plan = run.without(plan, left, context.volumes)
-    if open_ is not None and open_.fingerprint == context.image.header.fingerprint:
-        for mount in emptied:
-            draft_fill(context, mount, plan.run, looking=True)
+    if left.out:
+        plan = run.without(plan, left.out, context.volumes)
     tasks = tuple(pending(plan.tasks, primary.tasks)) if ours else ()
     return Draft(plan=replace(plan, tasks=tasks), positions={})

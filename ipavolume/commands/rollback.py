@@ -61,7 +61,8 @@ def look(options: Options, run: str, say: Progress) -> tuple[Plan, tuple[Warn, .
         facts = context.volumes.facts()
         primary = facts[context.volumes.primary.mount]
         if _is_undoing(primary):
-            return back.left(context, facts, say)
+            emptied = _judged(context, facts).refills
+            return back.left(context, facts, say, emptied=emptied)
         made = _draft(context, facts, run, looking=True, say=say)
         return made.plan, made.warnings
 

@@ -18,7 +18,13 @@ from ipavolume.commands import backoff, timekeeping, upgrade
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
-from ipavolume.errors import BackoffError, CannotCreateError, IpaVolumeError
+from ipavolume.errors import (
+    BackoffError,
+    CannotCreateError,
+    IpaVolumeError,
+    told_as,
+    unforeseen,
+)
 from ipavolume.firstrun import run as first_run
 from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
@@ -39,8 +45,6 @@ from ipavolume.volume.logs import Speaker
 from ipavolume.volume.members import Volume
 
 _PATIENCE_S: Final = 3600.0
-_PLANNED_LATER: Final = (Does.RESUME, Does.GO_BACK)
-"""What is planned, and may be refused, once the locks are secured."""
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
 
 
@@ -259,15 +263,13 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     """
     context = work.context
     kept: dict[str, Volume] = {}
-    judged: Verdict | None = None
+    emptied: list[str] = []
 
     def begin(facts: Facts | None = None, *, of: str = "") -> None:
         if patient:
             attempts.refuse_early(context, facts, of=of)
 
     def first(verdict: Verdict) -> None:
-        nonlocal judged
-        judged = verdict
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
         if context.options.rehearsal:
@@ -284,24 +286,29 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     def secure() -> bool:
         if work.lock.secure():
             return True
-        if kept and judged is not None and conduct(judged.state).does in _PLANNED_LATER:
-            from ipavolume.commands import foreseen
-
-            foreseen.foresee(context, judged, context.volumes.facts(), speaker.say)
         volatile.fill_volatile(context.image, kept, speaker.say)
+        emptied.extend(volume.directory for volume in kept.values())
         kept.clear()
         return False
 
     phases = (Phase.OFFLINE,) if beginning.systemd else RUN_PHASES
-    outcome = upgrade.bring_up(
-        context,
-        speaker,
-        phases=phases,
-        joined=work.lock.joined,
-        secure=secure,
-        first=first,
-        begin=begin,
-    )
+    try:
+        with told_as(unforeseen):
+            outcome = upgrade.bring_up(
+                context,
+                speaker,
+                phases=phases,
+                joined=work.lock.joined,
+                secure=secure,
+                first=first,
+                begin=begin,
+            )
+    except IpaVolumeError as err:
+        if emptied:
+            # It is of the volumes that are kept.
+            work.say_state(err)
+            err.state += f"; but {' and '.join(emptied)} was emptied, as --allow kept-volume asks"
+        raise
     if outcome.waiting:
         return outcome
     return _after(context, beginning, outcome, speaker, phases, begin=begin)

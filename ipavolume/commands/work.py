@@ -89,10 +89,10 @@ class Work:
     def __exit__(self, _: object, err: object, __: object) -> None:
         """Say of a failure what it left, close the volumes, and give up the lock."""
         if isinstance(err, IpaVolumeError):
-            self._say_state(err)
+            self.say_state(err)
         self._stack.close()
 
-    def _say_state(self, err: IpaVolumeError) -> None:
+    def say_state(self, err: IpaVolumeError) -> None:
         """Have *err* say what the volumes are now, by a look, where who raised it did not."""
         # That nothing was touched is true of a round of a run, and one before may have ended well.
         if err.state not in ("", failures.STATE_UNTOUCHED):
@@ -158,7 +158,7 @@ class Work:
             except IpaVolumeError as err:
                 if not isinstance(err, LockedError | StoppedError):
                     self.lock.refuse_if_in_use()
-                self._say_state(err)
+                self.say_state(err)
                 if not hold or not on_hold.is_held_on(err):
                     raise
                 shown.held(err, again=self.is_tried_by_command())

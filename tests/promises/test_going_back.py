@@ -37,6 +37,7 @@ from support.worlds import (
 )
 
 from ipavolume.apply.journal import note_held
+from ipavolume.volume.layout import SNAPSHOTS_MOUNTED
 from ipavolume.volume.members import open_volume
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
@@ -421,12 +422,41 @@ def test_without_a_volume_of_its_own_a_rollback_is_not_gone_on_with(
         untouched = picture(place / "data")
         assert "[foreign-volume]" in world.run("one", place, status=65).stderr
         assert picture(place / "data") == untouched
-        assert [path.name for path in (place / "logs").rglob("*")] == [STATE, "lock"]
+        assert list((place / "logs").iterdir()) == []
         shutil.rmtree(place / "logs")
         (place / "elsewhere").rename(place / "logs")
         world.run("one", place)
         assert differences(seen(place), before) == []
         assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
+
+
+def test_what_is_not_mounted_any_more_is_not_needed_where_only_recording_it_is_left(
+    world: World, place: Path
+) -> None:
+    """Snapshots of the second volume, on a disk of their own; who it is says that it is the one."""
+    half_done(world, place)
+    points = changes(world, place, image="one")
+    closed = [call for call in points if '"transaction"' in call.text and '"trash"' in call.text]
+    between = points.index(closed[0]) + 1
+    before = half_done(world, place)
+    tracing.killed(world.command("one", place), points[between], env=world.environment)
+    assert (is_open(place, "data"), is_open(place, "logs")) == (True, False)
+    state = place / "logs" / STATE
+    shutil.rmtree(state / "snapshots")
+    assert "[foreign-volume]" in world.run("one", place, "check", status=65).stdout
+    (state / SNAPSHOTS_MOUNTED).touch()
+    # Of one that had no state of ours, nothing else says it.
+    (state / "identity.json").rename(place / "identity.json")
+    for command in ("check", "upgrade"):
+        done = world.run("one", place, command, status=65)
+        said = done.stdout + done.stderr
+        assert "foreign-volume" in said
+        assert "mounted at /logs/.ipavolume/snapshots" in said
+    (place / "identity.json").rename(state / "identity.json")
+    world.run("one", place)
+    assert differences(seen(place), before) == []
+    assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
+    assert history(place)[-1]["result"] == "undone"
 
 
 def _marked(points: Sequence[Call]) -> Call:

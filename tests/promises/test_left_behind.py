@@ -6,14 +6,19 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
 from promises.test_whose_volumes import interrupt, refused_everywhere
-from support import inside
-from support.images import Image, Packaged, build_rpm
+from support import inside, tracing
+from support.command import clean_environment
+from support.filesystems import Filesystems
+from support.images import Image, Packaged, build_rpm, picture
+from support.requirements import need_tool
+from support.tracing import Call
 from support.upgrades import Site
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -424,3 +429,153 @@ def test_a_kept_volume_is_not_emptied_where_it_is_a_part_of_what_is_gone_on_with
     assert rows.read_text() == "mine"
     site.upgrade(two)
     assert rows.read_text() == "mine"
+
+
+ALWAYS: Final = {"IPAVOLUME_SNAPSHOT": "always"}
+AND_DB: Final = VOLATILE + '[[volume]]\nmount = "/db"\n'
+ON_THREE: Final = {"/data": LISTS[:1], "/vt": LISTS[2:], "/db": LISTS[1:2]}
+ALLOW: Final = ("--allow", "kept-volume", "--", "true")
+
+
+@pytest.fixture
+def roomy(tmp_path: Path, filesystem: Filesystems) -> Iterator[Site]:
+    """As *site*; on the volumes' file system files can be made immutable, and snapshots fit."""
+    place = filesystem("ext4", 2600)
+    site = Site(top=tmp_path)
+    for mount in ("/data", "/vt", "/db"):
+        site.volumes[mount] = place / mount[1:]
+        site.volumes[mount].mkdir(mode=0o755)
+    yield site
+    subprocess.run([need_tool("chattr"), "-R", "-f", "-i", place], check=False, timeout=60)
+
+
+def _kill(
+    site: Site, image: Image, *words: str, at: Callable[[Call], bool], after: int = 1
+) -> None:
+    """Run a command, killed some calls after the last change that *at* is of.
+
+    It is found by running it to its end on the same volumes, which are put back then.
+    """
+    command = [sys.executable, "-m", "ipavolume", words[0], *site.arguments(image), *words[1:]]
+    env = clean_environment(ALWAYS)
+    kept = site.top / "kept"
+    places = list(site.volumes.values())
+    kept.mkdir()
+    subprocess.run(["cp", "-a", *places, kept], check=True, timeout=60)
+    _, calls = tracing.trace(command, env=env, log=site.top / "log")
+    changes = [call for call in calls if tracing.is_change(call)]
+    found = [number for number, call in enumerate(changes) if at(call)]
+    _put_back(site, kept)
+    shutil.rmtree(kept)
+    tracing.killed(command, changes[found[-1] + after], env=env)
+
+
+def _put_back(site: Site, kept: Path) -> None:
+    for place in site.volumes.values():
+        shutil.rmtree(place)
+        subprocess.run(["cp", "-a", kept / place.name, place], check=True, timeout=60)
+
+
+def _is_mark(call: Call) -> bool:
+    return '"staging"' in call.text and '"transaction"' in call.text
+
+
+def _is_undoing(call: Call) -> bool:
+    return call.name.startswith("rename") and ".progress.json.new" in call.text
+
+
+def _half_done(site: Site, rpms: Mapping[str, Path]) -> tuple[Image, Path]:
+    """Leave an upgrade half done; return the image that goes back, and data on a kept volume.
+
+    That is where the image has a volatile one.
+    """
+    one, two = (_image(site, version, rpms, ON_THREE, AND_DB) for version in "12")
+    site.run("start", one, "--", "true")
+    _kill(site, two, "upgrade", at=_is_mark, after=8)
+    rows = site.volume("/vt") / "var/lib/acme/rows"
+    rows.write_text("mine")
+    (site.volume("/vt") / "build-id").write_text("of something else\n")
+    return one, rows
+
+
+@pytest.mark.filesystem
+@pytest.mark.crash
+def test_a_kept_volume_is_not_emptied_where_going_back_is_refused(
+    roomy: Site, rpms: dict[str, Path]
+) -> None:
+    one, rows = _half_done(roomy, rpms)
+    held = roomy.volume() / "etc/acme.conf"
+    subprocess.run([need_tool("chattr"), "+i", held], check=True, timeout=60)
+    said = roomy.run("start", one, *ALLOW, status=65).stderr
+    assert "[immutable]" in said
+    assert "nothing was changed now" in said
+    assert rows.read_text() == "mine"
+    subprocess.run(["chattr", "-i", held], check=True, timeout=60)
+    roomy.run("start", one, *ALLOW)
+    assert held.read_text() == "1"
+    assert not rows.exists()
+    assert roomy.history()[-1]["result"] == "undone"
+
+
+@pytest.mark.filesystem
+@pytest.mark.crash
+def test_a_kept_volume_is_not_emptied_where_a_rollback_cannot_be_gone_on_with(
+    roomy: Site, rpms: dict[str, Path]
+) -> None:
+    """Another volume is there than the one that is on the way back."""
+    one, rows = _half_done(roomy, rpms)
+    _kill(roomy, one, "start", *ALLOW, at=_is_undoing)
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows.write_text("mine")
+    (roomy.volume("/vt") / "build-id").write_text("of something else\n")
+    roomy.volume("/db").rename(roomy.volume("/db").with_name("elsewhere"))
+    roomy.volume("/db").mkdir()
+    assert "[foreign-volume]" in roomy.run("start", one, *ALLOW, status=65).stderr
+    assert rows.read_text() == "mine"
+    roomy.volume("/db").rmdir()
+    roomy.volume("/db").with_name("elsewhere").rename(roomy.volume("/db"))
+    roomy.run("start", one, *ALLOW)
+    assert (roomy.volume("/db") / "etc/acme/more.conf").read_text() == "1"
+    assert not rows.exists()
+
+
+@pytest.mark.crash
+def test_who_is_killed_amid_emptying_leaves_no_part_that_an_image_takes_for_all(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    _first_of_two(site, rpms)
+    one = Image(root=site.top / "image-1")
+    two = _image(site, "2", rpms, ON_TWO, VOLATILE)
+    command = [sys.executable, "-m", "ipavolume", "start", *site.arguments(two), *ALLOW]
+    env = clean_environment()
+    kept = site.top / "kept"
+    kept.mkdir()
+    subprocess.run(["cp", "-a", *site.volumes.values(), kept], check=True, timeout=60)
+    _, calls = tracing.trace(command, env=env, log=site.top / "log")
+    inside_ = f"<{site.volume('/vt')}"
+    removals = [call for call in calls if call.name == "unlinkat" and inside_ in call.text]
+    ends = set()
+    for call in removals:
+        _put_back(site, kept)
+        tracing.killed(command, call, env=env)
+        has_all = picture(site.volume("/vt"), times=False) == picture(
+            kept / site.volume("/vt").name, times=False
+        )
+        said = site.run("start", one, "--", "true", status=0 if has_all else 65).stderr
+        assert has_all or "[lost-secondary]" in said
+        ends.add(has_all)
+    assert ends == {True, False}
+
+
+@pytest.mark.crash
+def test_who_fails_once_a_kept_volume_was_emptied_says_that_it_was(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    rows = _first_of_two(site, rpms)
+    two = _image(site, "2", rpms, ON_TWO, VOLATILE)
+    command = [sys.executable, "-m", "ipavolume", "start", *site.arguments(two), *ALLOW]
+    sync = Call(name="syncfs", number=1, text="")
+    done = tracing.failing(command, sync, "EIO", env=clean_environment())
+    assert done.returncode == 74
+    assert not rows.exists()
+    assert f"{site.volume('/vt')} was emptied, as --allow kept-volume asks" in done.stderr
