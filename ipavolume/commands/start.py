@@ -40,9 +40,10 @@ from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
 from ipavolume.volume import failures, lock, rehearsal
 from ipavolume.volume.attempts import FIRST_RUN, START
-from ipavolume.volume.facts import Facts, mark_of_kept
+from ipavolume.volume.facts import Facts, facts_of_member, mark_of_kept
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.members import Volume
+from ipavolume.volume.snapshots import uuid_of
 
 _PATIENCE_S: Final = 3600.0
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
@@ -264,12 +265,15 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     context = work.context
     kept: dict[str, Volume] = {}
     emptied: list[str] = []
+    goes_back = False
 
     def begin(facts: Facts | None = None, *, of: str = "") -> None:
         if patient:
             attempts.refuse_early(context, facts, of=of)
 
     def first(verdict: Verdict) -> None:
+        nonlocal goes_back
+        goes_back = verdict.state is State.GOING_BACK
         if verdict.state is State.EMPTY:
             first_run.check_request(context.image, context.volumes, beginning.request)
         if context.options.rehearsal:
@@ -286,9 +290,17 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     def secure() -> bool:
         if work.lock.secure():
             return True
-        volatile.fill_volatile(context.image, kept, speaker.say)
-        emptied.extend(volume.directory for volume in kept.values())
-        kept.clear()
+        # What was volatile until the run that is undone is let go of by the rollback.
+        uuid = uuid_of(context.volumes.facts()[context.volumes.primary.mount]) if goes_back else ""
+        ready = {
+            mount: volume for mount, volume in kept.items() if facts_of_member(volume, uuid) is None
+        }
+        marked = [volume.directory for volume in ready.values() if mark_of_kept(volume)]
+        volatile.fill_volatile(context.image, ready, speaker.say)
+        if "kept-volume" in context.options.allow:
+            emptied.extend(marked)
+        for mount in ready:
+            del kept[mount]
         return False
 
     phases = (Phase.OFFLINE,) if beginning.systemd else RUN_PHASES
