@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -833,6 +834,112 @@ def test_what_lies_in_a_subvolume_is_brought_back_as_well(
     aside = place / ".ipavolume/undone" / world.last_run()["run"] / "var/lib/svc"
     assert (aside / "came/deep/file").read_text() == "after"
     assert (aside / "changed").read_text() == "after"
+
+
+def _bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)
+
+
+def _fill_with_every_kind(top: Path) -> None:
+    """Make two files of three names each, two more that look the same, and what is no file."""
+    for name in ("h", "k"):
+        (top / f"{name}1").write_text(name)
+        (top / f"{name}2").hardlink_to(top / f"{name}1")
+        (top / f"{name}3").hardlink_to(top / f"{name}1")
+        (top / f"{name} alone").write_text(name)
+    os.mkfifo(top / "fifo", 0o640)
+    _bind(top / "socket")
+    os.mknod(top / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (top / "link").symlink_to("h1")
+    (top / "directory").mkdir(mode=0o710)
+    (top / "directory/file").write_text("x")
+    (top / "directory/another name").hardlink_to(top / "directory/file")
+    (top / "directory/h4").hardlink_to(top / "h1")
+    for path in top.rglob("*"):
+        # Nothing but their names tells them apart.
+        os.utime(path, (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+
+
+def _change_every_kind(top: Path) -> None:
+    """Take names from files, and have other kinds in the places of some."""
+    for name in ("h1", "h2", "k2", "fifo", "link"):
+        (top / name).unlink()
+    (top / "h1").write_text("changed")
+    (top / "k2").write_text("k")
+    os.mknod(top / "link", 0o600 | stat.S_IFBLK, os.makedev(7, 99))
+    shutil.rmtree(top / "directory")
+    _bind(top / "directory")
+    (top / "came").mkdir()
+    (top / "came/one").write_text("n")
+    (top / "came/two").hardlink_to(top / "came/one")
+    os.mkfifo(top / "came/fifo")
+
+
+def _kinds(top: Path) -> tuple[dict[str, tuple[object, ...]], list[list[str]]]:
+    """Return what is below *top*, and the names that are of one file."""
+    found = {
+        path: value[:-1] if str(value[0]).startswith("d") and path != "/directory" else value
+        for path, value in picture(top).items()
+    }
+    files: dict[int, list[str]] = {}
+    for path in sorted(top.rglob("*")):
+        files.setdefault(path.lstat().st_ino, []).append(str(path.relative_to(top)))
+    return found, sorted(files.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["beside", "in a region"])
+def test_killed_at_a_change_every_kind_of_file_comes_back(
+    filesystem: Filesystems, tmp_path: Path, where: str
+) -> None:
+    """At every change with IPAVOLUME_CRASH_EVERY=1."""
+    place = filesystem("xfs", ROOMY_MB)
+    site = Site(top=tmp_path, volumes={"/data": place / "volume"})
+    site.volume().mkdir()
+    one, two = (
+        site.image(
+            name,
+            [
+                build_rpm(
+                    tmp_path, "app", [Packaged(path="/etc/app/c", content=name)], version=number
+                )
+            ],
+            lists={"/data": ["/etc/app/"]},
+        )
+        for name, number in (("one", "1"), ("two", "2"))
+    )
+    site.upgrade(one)
+    own = site.volume() / "etc/app/own"
+    own.mkdir()
+    _fill_with_every_kind(own)
+    before = _kinds(own)
+    kept = place / "kept"
+
+    def put_back() -> None:
+        shutil.rmtree(site.volume())
+        subprocess.run(["cp", "-a", kept, site.volume()], check=True, timeout=60)
+        if where == "in a region":
+            # It is not copied.
+            words = ["-type", "d", "-exec", "chattr", "+P", "-p", "70", "{}", "+"]
+            subprocess.run(["find", own, *words], check=True, timeout=60)
+
+    site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    _change_every_kind(own)
+    subprocess.run(["cp", "-a", site.volume(), kept], check=True, timeout=60)
+    command = [sys.executable, "-m", "ipavolume", "rollback", *site.arguments(two)]
+    put_back()
+    done, calls = tracing.trace(command, env=clean_environment(), log=tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    assert _kinds(own) == before
+    for call in [call for call in calls if tracing.is_change(call)][::EVERY]:
+        put_back()
+        tracing.killed(command, call, env=clean_environment())
+        again = site.run("rollback", two, status=None)
+        # Killed at its very end, there is nothing more to go back to.
+        assert again.returncode == 0 or "[no-way-back]" in again.stderr, (call, again.stderr)
+        assert _kinds(own) == before, call
+        assert not list(site.volume().glob("**/.ipavolume-*"))
 
 
 # As what a container asks itself does it, see test_verified.
