@@ -35,15 +35,14 @@ from ipavolume.model.tasks import RUN_PHASES, Phase, tasks_text
 from ipavolume.model.values import dataclass
 from ipavolume.plan.backoff import FREE
 from ipavolume.plan.conduct import Does, conduct
-from ipavolume.plan.verdict import State, Verdict
+from ipavolume.plan.verdict import State, Verdict, leads_elsewhere
 from ipavolume.systemd import handover
 from ipavolume.systemd.boot import Boot
 from ipavolume.volume import failures, lock, rehearsal
 from ipavolume.volume.attempts import FIRST_RUN, START
-from ipavolume.volume.facts import Facts, facts_of_member, mark_of_kept
+from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.members import Volume
-from ipavolume.volume.snapshots import uuid_of
 
 _PATIENCE_S: Final = 3600.0
 """After a wait, as long as somebody may take who was told to try it at once, and does."""
@@ -290,17 +289,12 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     def secure() -> bool:
         if work.lock.secure():
             return True
-        # What was volatile until the run that is undone is let go of by the rollback.
-        uuid = uuid_of(context.volumes.facts()[context.volumes.primary.mount]) if goes_back else ""
-        ready = {
-            mount: volume for mount, volume in kept.items() if facts_of_member(volume, uuid) is None
-        }
-        marked = [volume.directory for volume in ready.values() if mark_of_kept(volume)]
-        volatile.fill_volatile(context.image, ready, speaker.say)
-        if "kept-volume" in context.options.allow:
-            emptied.extend(marked)
-        for mount in ready:
-            del kept[mount]
+        if kept and not _is_followed(context, goes_back=goes_back):
+            marked = [volume.directory for volume in kept.values() if mark_of_kept(volume)]
+            volatile.fill_volatile(context.image, kept, speaker.say)
+            if "kept-volume" in context.options.allow:
+                emptied.extend(marked)
+            kept.clear()
         return False
 
     phases = (Phase.OFFLINE,) if beginning.systemd else RUN_PHASES
@@ -324,6 +318,16 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
     if outcome.waiting:
         return outcome
     return _after(context, beginning, outcome, speaker, phases, begin=begin)
+
+
+def _is_followed(context: Context, *, goes_back: bool) -> bool:
+    """Tell whether a run of another image is finished or undone, and the volumes judged anew then.
+
+    That may refuse what comes next; and who goes back lets go of what was volatile until that run.
+    """
+    primary = context.volumes.facts()[context.volumes.primary.mount]
+    is_first = primary.transaction is not None or goes_back
+    return is_first and leads_elsewhere(context.image.header, primary)
 
 
 def _mark_copies(context: Context) -> None:

@@ -546,6 +546,33 @@ def test_a_kept_volume_is_not_emptied_where_a_rollback_cannot_be_gone_on_with(
     assert not rows.exists()
 
 
+@pytest.mark.filesystem
+@pytest.mark.crash
+def test_a_kept_volume_is_not_emptied_where_what_follows_a_takeover_is_refused(
+    roomy: Site, rpms: dict[str, Path]
+) -> None:
+    """The run of another image is finished first, and only then what comes after it is planned."""
+    _, rows = _half_done(roomy, rpms)
+    more = Packaged(path="/etc/acme/more.d/file", content="more")
+    three = roomy.image(
+        "image-3",
+        [rpms["3"], build_rpm(roomy.top / "rpms", "more", [more])],
+        lists=ON_THREE,
+        config=AND_DB,
+        edit=lambda image: image.mask_steps(),
+    )
+    held = roomy.volume("/db") / "etc/acme/more.d"
+    held.mkdir()
+    subprocess.run([need_tool("chattr"), "+i", held], check=True, timeout=60)
+    said = roomy.run("start", three, *ALLOW, status=65).stderr
+    assert "[immutable]" in said
+    assert "a run was completed" in said
+    assert rows.read_text() == "mine"
+    subprocess.run(["chattr", "-i", held], check=True, timeout=60)
+    roomy.run("start", three, *ALLOW)
+    assert not rows.exists()
+
+
 @pytest.mark.crash
 def test_who_is_killed_amid_emptying_leaves_no_part_that_an_image_takes_for_all(
     site: Site, rpms: dict[str, Path]
