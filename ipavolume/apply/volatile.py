@@ -18,6 +18,7 @@ from ipavolume.volume import held, layout
 from ipavolume.volume.facts import facts_of_member, mark_of_kept
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.members import Volume, open_state
+from ipavolume.volume.room import check_room
 from ipavolume.volume.tree import Tree, walk
 
 _STATE_EMPTYING: Final = (
@@ -110,9 +111,11 @@ def check_kept(volatile: Mapping[str, Volume]) -> None:
 
     Raises:
         ObstructedError: If something there is immutable; nothing was changed.
+        VolumeIOError: If it is read-only.
     """
     for mount, volume in volatile.items():
         if mark_of_kept(volume):
+            check_room(volume, 0, 0)
             points = mounts.mount_points_below(volume.directory)
             held.check_changeable({mount: volume}, _below(volume, points))
 

@@ -547,6 +547,30 @@ def test_a_kept_volume_is_not_emptied_where_a_rollback_cannot_be_gone_on_with(
 
 
 @pytest.mark.filesystem
+def test_no_kept_volume_is_emptied_where_another_cannot_be(
+    roomy: Site, rpms: dict[str, Path], filesystem: Filesystems
+) -> None:
+    """The second one is mounted read-only."""
+    second = filesystem("tmpfs", 50)
+    roomy.volumes["/db"] = second
+    volatile = VOLATILE + '[[volume]]\nmount = "/db"\nvolatile = true\n'
+    one = _image(roomy, "1", rpms, ON_THREE, volatile)
+    roomy.run("start", one, "--", "true")
+    rows = [roomy.volume(mount) / "rows" for mount in ("/vt", "/db")]
+    for path in rows:
+        path.write_text("mine")
+        path.with_name("build-id").write_text("of something else\n")
+    subprocess.run(["mount", "-o", "remount,ro", second], check=True, timeout=60)
+    said = roomy.run("start", one, *ALLOW, status=74).stderr
+    assert "read-only" in said
+    assert "nothing visible was changed" in said
+    assert [path.read_text() for path in rows] == ["mine", "mine"]
+    subprocess.run(["mount", "-o", "remount,rw", second], check=True, timeout=60)
+    roomy.run("start", one, *ALLOW)
+    assert not any(path.exists() for path in rows)
+
+
+@pytest.mark.filesystem
 @pytest.mark.crash
 def test_a_kept_volume_is_not_emptied_where_what_follows_a_takeover_is_refused(
     roomy: Site, rpms: dict[str, Path]
