@@ -383,7 +383,11 @@ class _Planner:
 
     def _drop(self, path: str, old: Record, disk: DiskState) -> None:
         if not self._is_covered(path):
-            if old.type is not FileType.DIRECTORY:
+            if old.type is FileType.DIRECTORY:
+                pass
+            elif self._is_listed(path):
+                self._collected.keep(path, Rule.LEFT, unowned.GONE)
+            else:
                 self._collected.keep(
                     path, Rule.LIST_LOST, "no longer on the path list of the image"
                 )
@@ -432,7 +436,12 @@ class _Planner:
         return any(
             inside == entry or inside.startswith(entry + "/")
             for entry in self._collected.entries.get(mount, ())
-        ) and inside not in self._collected.entries.get(mount, ())
+        ) and not self._is_listed(path)
+
+    def _is_listed(self, path: str) -> bool:
+        """Tell whether *path* is on a list by itself."""
+        mount = self._collected.mount_of(path)
+        return path[len(mount) :] in self._collected.entries.get(mount, ())
 
     def keep_read_only(self, paths: Iterable[str]) -> None:
         """Say that what cannot be changed keeps its owners."""

@@ -14,6 +14,7 @@ from ipavolume.plan.collected import Collected, Found, View
 from ipavolume.plan.fate import same_content
 
 ANOTHER: Final = "no package owns it; the image has another"
+GONE: Final = "no package owns it; the image no longer has it"
 _AS_MADE: Final = Metadata(uid=0, gid=0, mode=0o755)
 
 
@@ -84,7 +85,7 @@ class Unowned:
                 if_edited=IfEdited.KEPT,
             )
             return
-        self._collected.keep(path, Rule.LEFT, "no package owns it; the image no longer has it")
+        self._collected.keep(path, Rule.LEFT, GONE)
 
     def own_links(self, before: Collection[str]) -> None:
         """Name the links of an administrator to units that the last image had, and this one not.
