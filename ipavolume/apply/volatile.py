@@ -79,9 +79,7 @@ def let_go(volatile: Mapping[str, Volume], uuid: str) -> None:
     """
     for volume in volatile.values():
         if mark_of_kept(volume) and facts_of_member(volume, uuid) is not None:
-            volumes = {volume.mount: volume}
-            records = held.records(volumes)
-            with held.explained("change", volume.directory, volumes, records, now=STATE_OPEN):
+            with attempt("change", volume.directory, now=STATE_OPEN):
                 files.unlink(volume.fd, BUILD_ID_NAME)
                 _move_state_away(volume)
                 files.sync(volume.fd)
