@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ipavolume.apply import attempts, commit, journal, refused, snapshot, volatile
+from ipavolume.apply import attempts, commit, journal, refused, snapshot
 from ipavolume.apply.area import Area, make_area, open_area, open_inside, sync_area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.run import Finish, logged, without
@@ -776,7 +776,6 @@ class _WayBack:
                 self._volumes.check_lock()
                 commit.put_build_id(self._inner[mount], build_ids.get(mount, ""))
                 commit.close_transaction(self._outer[mount], now=STATE_OPEN)
-        volatile.let_go(self._context.volatile, self._uuid)
         primary = next(iter(self._outer.values()))
         with commit.changing_records("commit to", primary):
             runs = history.read_history(self._volumes.primary)

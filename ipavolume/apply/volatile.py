@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -12,11 +11,11 @@ from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import manifest
 from ipavolume.image.image import Image
 from ipavolume.linux import files, mounts, trees
-from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, FileType, Record
+from ipavolume.model.files import STATE_DIRECTORY, FileType, Record
 from ipavolume.model.progress import Progress
 from ipavolume.volume import held, layout
-from ipavolume.volume.facts import facts_of_member, mark_of_kept
-from ipavolume.volume.failures import STATE_OPEN, attempt
+from ipavolume.volume.facts import mark_of_kept
+from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume, open_state
 from ipavolume.volume.room import check_room
 from ipavolume.volume.tree import Tree, walk
@@ -44,10 +43,6 @@ def _empty(directory: int, points: Sequence[str]) -> None:
             os.close(inside)
 
 
-_UNDONE: Final = f"{STATE_DIRECTORY}.undone"
-"""What is left on a volatile volume of one that was kept by a run that was undone."""
-
-
 def _disown(volume: Volume) -> None:
     """Take from a volume that was kept what says whose it is.
 
@@ -65,36 +60,6 @@ def _disown(volume: Volume) -> None:
             files.sync(fd)
     finally:
         os.close(fd)
-
-
-def let_go(volatile: Mapping[str, Volume], uuid: str) -> None:
-    """Have volumes that a run kept which is undone be volatile again: the next start empties them.
-
-    Args:
-        volatile: The volatile volumes.
-        uuid: That of the primary volume, whom they belong to then.
-
-    Raises:
-        VolumeIOError: If something there cannot be changed.
-    """
-    for volume in volatile.values():
-        if mark_of_kept(volume) and facts_of_member(volume, uuid) is not None:
-            with attempt("change", volume.directory, now=STATE_OPEN):
-                files.unlink(volume.fd, BUILD_ID_NAME)
-                _move_state_away(volume)
-                files.sync(volume.fd)
-
-
-def _move_state_away(volume: Volume) -> None:
-    """Take our directory away by one call: as long as it is there, it says whose the volume is."""
-    trees.remove_tree(volume.fd, _UNDONE)
-    try:
-        files.rename_noreplace(volume.fd, STATE_DIRECTORY, volume.fd, _UNDONE)
-    except OSError as err:
-        if err.errno != errno.EXDEV:
-            raise
-        # An overlay renames no directory of its lower layers.
-        trees.remove_tree(volume.fd, STATE_DIRECTORY)
 
 
 def _below(volume: Volume, points: Sequence[str]) -> Iterator[held.Touched]:

@@ -290,10 +290,8 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
         if work.lock.secure():
             return True
         if kept and not _is_followed(context, goes_back=goes_back):
-            marked = [volume.directory for volume in kept.values() if mark_of_kept(volume)]
             volatile.fill_volatile(context.image, kept, speaker.say)
-            if "kept-volume" in context.options.allow:
-                emptied.extend(marked)
+            emptied.extend(volume.directory for volume in kept.values())
             kept.clear()
         return False
 
@@ -323,7 +321,7 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
 def _is_followed(context: Context, *, goes_back: bool) -> bool:
     """Tell whether a run of another image is finished or undone, and the volumes judged anew then.
 
-    That may refuse what comes next; and who goes back lets go of what was volatile until that run.
+    What comes next may be refused then.
     """
     primary = context.volumes.facts()[context.volumes.primary.mount]
     is_first = primary.transaction is not None or goes_back

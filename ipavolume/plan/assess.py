@@ -21,7 +21,7 @@ from ipavolume.plan import verdict
 from ipavolume.plan.moved import LEFT_BEHIND, left_behind
 from ipavolume.plan.verdict import Owners, Question, State, Verdict
 from ipavolume.rpm import versions
-from ipavolume.volume.facts import UNDOING, Facts, facts_of_member, mark_of_kept
+from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
@@ -35,7 +35,6 @@ from ipavolume.volume.snapshots import (
     last_undoable,
     lost_mounts,
     undoable_run,
-    uuid_of,
 )
 from ipavolume.volume.strangers import AT_THE_TOP, is_named, strangers_data
 from ipavolume.volume.volumes import Volumes
@@ -91,7 +90,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             instance=instance,
             strangers=strangers,
             refilled=context.image.config.refilled,
-            kept=_kept(context, primary, way_back),
+            kept={mount: mark_of_kept(volume) for mount, volume in context.volatile.items()},
             unmounted=_unmounted(context),
             anonymous=_anonymous(context),
             elsewhere=_elsewhere(context),
@@ -142,8 +141,7 @@ def _way_back(context: Context, primary: Facts) -> tuple[Snapshot | None, IpaVol
             return snapshot, None
         from ipavolume.plan import rollback
 
-        volatile = rollback.volatile_then(context, snapshot)
-        check_snapshot(volumes, snapshot, volatile=volatile)
+        check_snapshot(volumes, snapshot)
         since = rollback.find_first_run_since(volumes.primary, snapshot)
         return snapshot, (
             rollback.find_partial(snapshot) or since or rollback.find_held(primary, snapshot)
@@ -152,30 +150,6 @@ def _way_back(context: Context, primary: Facts) -> tuple[Snapshot | None, IpaVol
         open_ = primary.transaction
         is_ours = open_ is not None and open_.from_build == image.build_id
         return None, err if is_ours else None
-
-
-def _kept(context: Context, primary: Facts, way_back: Snapshot | None) -> dict[str, str]:
-    """Return by mount what a volatile volume has of one whose content is kept, or ""."""
-    goes_back = verdict.goes_back(context.image.header, primary, way_back)
-    return {
-        mount: _mark_of_kept(volume, primary, goes_back=goes_back)
-        for mount, volume in context.volatile.items()
-    }
-
-
-def _mark_of_kept(volume: Volume, primary: Facts, *, goes_back: bool) -> str:
-    """Return what only a volume has whose content is kept, and not by a run that is undone.
-
-    Nor by one that was killed before the primary volume came to know of it; or "".
-    """
-    mark = mark_of_kept(volume)
-    theirs = facts_of_member(volume, uuid_of(primary)) if mark else None
-    if theirs is None:
-        return mark
-    open_ = theirs.transaction
-    ours = primary.transaction.run if primary.transaction is not None else ""
-    is_unknown = theirs.identity is None and open_ is not None and open_.run != ours
-    return "" if goes_back or is_unknown else mark
 
 
 def _undoable(context: Context, primary: Facts) -> Snapshot | None:

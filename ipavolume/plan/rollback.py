@@ -124,7 +124,6 @@ def draft_open(
         undoes=undoes,
         cause=primary.tasks.failures[-1].message if primary.tasks.failures else "",
         since_ns=last_act_ns(context.volumes.primary, primary),
-        volatile=volatile_then(context, snapshot),
         is_automatic=is_automatic,
         looking=looking,
         say=say,
@@ -223,15 +222,6 @@ def find_held(primary: Facts, snapshot: Snapshot) -> IpaVolumeError | None:
     )
 
 
-def volatile_then(context: Context, snapshot: Snapshot) -> Collection[str]:
-    """Return the mounts of volumes that were volatile already when *snapshot* was made.
-
-    That is known where this very image has left what is in it.
-    """
-    is_left_by = snapshot.fingerprint == context.image.header.fingerprint != ""
-    return context.volatile if is_left_by else ()
-
-
 def judge_unverified(context: Context, primary: Facts, run: str) -> Snapshot:
     """Return what is gone back to when *run*, which was committed, was not found to be right.
 
@@ -293,7 +283,6 @@ def draft_rollback(
     undoes: ImageHeader,
     cause: str = "",
     since_ns: int,
-    volatile: Collection[str] = (),
     is_automatic: bool = False,
     looking: bool = False,
     say: Progress = say_nothing,
@@ -308,7 +297,6 @@ def draft_rollback(
         undoes: Header of the image whose run is undone.
         cause: What failed, or "".
         since_ns: When the run that is undone last recorded something.
-        volatile: Mounts of volumes that are not brought back, for they were volatile before.
         is_automatic: Nobody asked for it.
         looking: It is only shown.
         say: Told of how far it is.
@@ -317,7 +305,7 @@ def draft_rollback(
         IpaVolumeError: If it cannot be done, or would not fit.
     """
     volumes = context.volumes
-    snapshot, lost = _there(volumes, snapshot, volatile)
+    snapshot, lost = _there(volumes, snapshot)
     with opened(volumes, snapshot) as contents:
         warnings, overridden = asks_going_back(
             context.image,
@@ -365,20 +353,15 @@ def draft_rollback(
         plan=replace(plan, overrides=(*overridden, *overrides)),
         snapshot=snapshot,
         changed=tuple(changed),
-        warnings=(
-            *warnings,
-            *(_left(volumes[mount], snapshot.run) for mount in lost if mount in volumes),
-        ),
+        warnings=(*warnings, *(_left(volumes[mount], snapshot.run) for mount in lost)),
         cause=cause,
         is_automatic=is_automatic,
     )
 
 
-def _there(
-    volumes: Mapping[str, Volume], snapshot: Snapshot, volatile: Collection[str] = ()
-) -> tuple[Snapshot, tuple[str, ...]]:
+def _there(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
     """Return what is there of a snapshot, and the mounts of the volumes that need no part of it."""
-    lost = check_snapshot(volumes, snapshot, volatile=volatile)
+    lost = check_snapshot(volumes, snapshot)
     mounts = tuple(mount for mount in snapshot.mounts if mount not in lost)
     return replace(snapshot, mounts=mounts), lost
 

@@ -623,19 +623,6 @@ def leads_elsewhere(image: ImageHeader, primary: Facts) -> bool:
     return primary.pending is not None
 
 
-def goes_back(image: ImageHeader, primary: Facts, way_back: Snapshot | None) -> bool:
-    """Tell whether the runs that are not committed are undone, or that is under way already."""
-    if primary.transaction is not None and primary.transaction.phase == UNDOING:
-        return True
-    return (
-        way_back is not None
-        and leads_elsewhere(image, primary)
-        and way_back.from_build == image.build_id != ""
-        and way_back.fingerprint == image.fingerprint
-        and way_back.accounts == image.accounts
-    )
-
-
 def _is_left_by(question: Question) -> bool:
     """Tell whether what is gone back to is what this very image left, or that is under way."""
     open_ = question.facts[question.mounts[0]].transaction

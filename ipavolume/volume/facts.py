@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Final
 
-from ipavolume.errors import IpaVolumeError, ManifestError, UnsafeVolumeError
+from ipavolume.errors import ManifestError, UnsafeVolumeError
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.tasks import parse_log
 from ipavolume.linux import files
@@ -29,12 +29,8 @@ from ipavolume.volume.layout import (
     LOCK,
     PENDING,
     PROGRESS,
-    SNAPSHOTS,
-    SNAPSHOTS_MOUNTED,
-    STAGING,
     TASKS,
     TRANSACTION,
-    TRASH,
 )
 from ipavolume.volume.members import (
     KIND_WORDS,
@@ -68,8 +64,6 @@ _LEGACY_NAMES: Final = (VERSION_NAME, ".configfiles", ".configfiles-noreplace")
 _LEGACY_APPLICATION: Final = "freeipa"
 OUR_MARK: Final = b"ipavolume"
 """Second line of the volume's version where we wrote it; their scripts read the first."""
-_BEFORE_THE_MARK: Final = {LOCK, ATTEMPTS, STAGING, TRASH, SNAPSHOTS, SNAPSHOTS_MOUNTED}
-"""What is made in a state directory before a run is marked: until then a volume is none of its."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,35 +185,10 @@ def mark_of_kept(volume: Volume) -> str:
             if st is None or st.st_uid != 0:
                 continue
             is_ours = name == STATE_DIRECTORY and stat.S_ISDIR(st.st_mode)
-            if is_ours and _is_of_no_run(volume):
+            if is_ours and has_only_a_lock(volume):
                 continue
         return name
     return ""
-
-
-def facts_of_member(volume: Volume, uuid: str) -> Facts | None:
-    """Return what *volume* says of itself if it belongs to the primary volume that has *uuid*.
-
-    ``None``: it does not, or that cannot be told.
-    """
-    with contextlib.suppress(IpaVolumeError):
-        facts = read_facts(volume)
-        owner = facts.identity.primary if facts.identity else ""
-        if facts.transaction is not None:
-            owner = facts.transaction.primary
-        return facts if owner == uuid != "" else None
-    return None
-
-
-def _is_of_no_run(volume: Volume) -> bool:
-    """Tell whether the state directory has only what a run leaves that never got to its mark."""
-    fd = open_state(volume)
-    if fd is None:
-        return False
-    try:
-        return set(files.listdir(fd)) <= _BEFORE_THE_MARK
-    finally:
-        os.close(fd)
 
 
 def has_only_a_lock(volume: Volume) -> bool:

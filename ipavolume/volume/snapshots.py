@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
@@ -303,20 +303,12 @@ def chain_run(volumes: Mapping[str, Volume], facts: Facts) -> str:
     return ""
 
 
-def check_snapshot(
-    volumes: Mapping[str, Volume], snapshot: Snapshot, *, volatile: Collection[str] = ()
-) -> tuple[str, ...]:
+def check_snapshot(volumes: Mapping[str, Volume], snapshot: Snapshot) -> tuple[str, ...]:
     """Make sure that every volume of *snapshot* is there, with its part of exactly this one.
 
-    Args:
-        volumes: The volumes that are kept.
-        snapshot: The snapshot.
-        volatile: Mounts of the others, where it is of what this very image has left.
-
     Returns:
-        The mounts of the volumes that need no part of it: those that are volatile, and those that
-        have none any more because an empty one may have taken their place. They are as good as
-        left out.
+        The mounts of the volumes that have no part of it any more, and need none: an empty one may
+        have taken their place. They are as good as left out.
 
     Raises:
         UnsafeVolumeError: If something is missing, or is of another one; or if the image has no
@@ -324,9 +316,6 @@ def check_snapshot(
     """
     lost = []
     for mount in snapshot.mounts:
-        if mount in volatile:
-            lost.append(mount)
-            continue
         if mount not in volumes:
             raise UnsafeVolumeError(
                 f"the snapshot of run {snapshot.run} has a volume {mount!r}, which this image does "

@@ -431,7 +431,6 @@ def test_a_kept_volume_is_not_emptied_where_it_is_a_part_of_what_is_gone_on_with
     assert rows.read_text() == "mine"
 
 
-EVERY: Final = int(os.environ.get("IPAVOLUME_CRASH_EVERY", "23"))
 ALWAYS: Final = {"IPAVOLUME_SNAPSHOT": "always"}
 AND_DB: Final = VOLATILE + '[[volume]]\nmount = "/db"\n'
 ON_THREE: Final = {"/data": LISTS[:1], "/vt": LISTS[2:], "/db": LISTS[1:2]}
@@ -450,31 +449,25 @@ def roomy(tmp_path: Path, filesystem: Filesystems) -> Iterator[Site]:
     subprocess.run([need_tool("chattr"), "-R", "-f", "-i", place], check=False, timeout=60)
 
 
-def _changes(site: Site, image: Image, *words: str) -> tuple[list[str], list[Call]]:
-    """Return a command and the changes it makes on the volumes, which are put back then."""
-    command = [sys.executable, "-m", "ipavolume", words[0], *site.arguments(image), *words[1:]]
-    kept = _keep(site)
-    done, calls = tracing.trace(command, env=clean_environment(ALWAYS), log=site.top / "log")
-    assert done.returncode == 0, done.stderr
-    _put_back(site, kept)
-    shutil.rmtree(kept)
-    return command, [call for call in calls if tracing.is_change(call)]
-
-
 def _kill(
     site: Site, image: Image, *words: str, at: Callable[[Call], bool], after: int = 1
 ) -> None:
-    """Run a command, killed some changes after the last one that *at* is of."""
-    command, changes = _changes(site, image, *words)
-    found = [number for number, call in enumerate(changes) if at(call)]
-    tracing.killed(command, changes[found[-1] + after], env=clean_environment(ALWAYS))
+    """Run a command, killed some calls after the last change that *at* is of.
 
-
-def _keep(site: Site) -> Path:
+    It is found by running it to its end on the same volumes, which are put back then.
+    """
+    command = [sys.executable, "-m", "ipavolume", words[0], *site.arguments(image), *words[1:]]
+    env = clean_environment(ALWAYS)
     kept = site.top / "kept"
+    places = list(site.volumes.values())
     kept.mkdir()
-    subprocess.run(["cp", "-a", *site.volumes.values(), kept], check=True, timeout=60)
-    return kept
+    subprocess.run(["cp", "-a", *places, kept], check=True, timeout=60)
+    _, calls = tracing.trace(command, env=env, log=site.top / "log")
+    changes = [call for call in calls if tracing.is_change(call)]
+    found = [number for number, call in enumerate(changes) if at(call)]
+    _put_back(site, kept)
+    shutil.rmtree(kept)
+    tracing.killed(command, changes[found[-1] + after], env=env)
 
 
 def _put_back(site: Site, kept: Path) -> None:
@@ -606,7 +599,9 @@ def test_who_is_killed_amid_emptying_leaves_no_part_that_an_image_takes_for_all(
     two = _image(site, "2", rpms, ON_TWO, VOLATILE)
     command = [sys.executable, "-m", "ipavolume", "start", *site.arguments(two), *ALLOW]
     env = clean_environment()
-    kept = _keep(site)
+    kept = site.top / "kept"
+    kept.mkdir()
+    subprocess.run(["cp", "-a", *site.volumes.values(), kept], check=True, timeout=60)
     _, calls = tracing.trace(command, env=env, log=site.top / "log")
     inside_ = f"<{site.volume('/vt')}"
     removals = [call for call in calls if call.name == "unlinkat" and inside_ in call.text]
@@ -635,104 +630,3 @@ def test_who_fails_once_a_kept_volume_was_emptied_says_that_it_was(
     assert done.returncode == 74
     assert not rows.exists()
     assert f"{site.volume('/vt')} was emptied, as --allow kept-volume asks" in done.stderr
-
-
-def _to_be_kept(site: Site, rpms: Mapping[str, Path]) -> tuple[Image, Image]:
-    """Return an image that was started, with a volatile volume, and one that keeps it."""
-    site.volumes.pop("/db", None)
-    one = _image(site, "1", rpms, ON_TWO, VOLATILE)
-    two = _image(site, "2", rpms, ON_TWO, KEPT)
-    site.run("start", one, "--", "true")
-    (site.volume() / "etc/acme/own.conf").write_text("mine")
-    return one, two
-
-
-def _is_back(site: Site, one: Image) -> bool:
-    """Tell whether the volumes are as *one* has left them, but for what is recorded."""
-    template = picture(one.root / "vt-template", times=False)
-    is_filled = picture(site.volume("/vt"), times=False) == template
-    paths = ("etc/acme/more.conf", "etc/acme/own.conf", "build-id")
-    found = [(site.volume() / path).read_text() for path in paths]
-    return is_filled and found == ["1", "mine", "image-1\n"]
-
-
-@pytest.mark.filesystem
-@pytest.mark.crash
-def test_what_was_volatile_does_not_keep_the_image_of_before_from_going_back(
-    roomy: Site, rpms: dict[str, Path]
-) -> None:
-    """An orchestrator that puts the old image back has put the volume back."""
-    one, two = _to_be_kept(roomy, rpms)
-    _kill(roomy, two, "upgrade", at=_is_mark, after=8)
-    assert (roomy.volume("/vt") / ".ipavolume").is_dir()
-    before = picture(roomy.volume("/vt"))
-    assert "going back" in roomy.run("check", one, status=100).stdout
-    assert picture(roomy.volume("/vt")) == before
-    roomy.run("start", one, "--", "true")
-    assert _is_back(roomy, one)
-    last = roomy.history()[-1]
-    assert (last["result"], last["overrides"]) == ("undone", [])
-    roomy.run("start", one, "--", "true")
-    # The other one keeps it again when it is tried once more.
-    roomy.run("start", two, "--", "true", env={"IPAVOLUME_RETRY": last["run"]})
-    assert (roomy.volume("/vt") / "build-id").read_text() == "image-2\n"
-
-
-@pytest.mark.filesystem
-@pytest.mark.crash
-@pytest.mark.parametrize("who", ["old", "new"])
-def test_what_was_volatile_is_gone_back_from_by_hand(
-    roomy: Site, rpms: dict[str, Path], who: str
-) -> None:
-    """The new image brings it back as well, and what it puts aside there is not dropped."""
-    one, two = _to_be_kept(roomy, rpms)
-    _kill(roomy, two, "upgrade", at=_is_mark, after=8)
-    roomy.run("rollback", one if who == "old" else two)
-    if who == "new":
-        assert "[kept-volume]" in roomy.run("start", one, "--", "true", status=65).stderr
-        roomy.run("start", one, *ALLOW)
-    roomy.run("start", one, "--", "true")
-    assert _is_back(roomy, one)
-
-
-@pytest.mark.filesystem
-@pytest.mark.crash
-def test_what_was_volatile_is_not_emptied_where_nothing_is_gone_back_to(
-    roomy: Site, rpms: dict[str, Path]
-) -> None:
-    one, two = _to_be_kept(roomy, rpms)
-    _kill(roomy, two, "upgrade", at=_is_mark, after=8)
-    shutil.rmtree(roomy.volume() / ".ipavolume/snapshots")
-    before = picture(roomy.volume("/vt"))
-    assert "[kept-volume]" in roomy.run("start", one, "--", "true", status=65).stderr
-    assert picture(roomy.volume("/vt")) == before
-    # Once it is completed it is kept as well.
-    roomy.run("start", two, "--", "true")
-    before = picture(roomy.volume("/vt"))
-    assert "[kept-volume]" in roomy.run("start", one, "--", "true", status=65).stderr
-    assert picture(roomy.volume("/vt")) == before
-
-
-@pytest.mark.slow
-@pytest.mark.filesystem
-@pytest.mark.crash
-@pytest.mark.parametrize("who", ["two", "one"])
-def test_killed_at_a_change_the_image_of_before_goes_back_to_what_was_volatile(
-    roomy: Site, rpms: dict[str, Path], who: str
-) -> None:
-    """The image that keeps it from then on, or the one that goes back."""
-    one, two = _to_be_kept(roomy, rpms)
-    if who == "one":
-        _kill(roomy, two, "upgrade", at=_is_mark, after=8)
-        command, changes = _changes(roomy, one, "start", "--", "true")
-    else:
-        command, changes = _changes(roomy, two, "upgrade")
-    kept = _keep(roomy)
-    for call in changes[::EVERY]:
-        _put_back(roomy, kept)
-        tracing.killed(command, call, env=clean_environment(ALWAYS))
-        recorded = roomy.volume() / "build-id"
-        if recorded.exists() and recorded.read_text() == "image-2\n":
-            continue
-        roomy.run("start", one, "--", "true", env=ALWAYS)
-        assert _is_back(roomy, one), call
