@@ -392,10 +392,10 @@ def _missing_part(
         "Mount the volumes that belong together, in a container of the image that began to go "
         "back: it finishes that."
     )
-    for place in unmounted:
+    if unmounted:
         hint = (
-            f"Its snapshots were on what was mounted at {place}, and tell that it is the right "
-            "volume: mount that again, and start again."
+            f"Its snapshots were on what was mounted at {' and '.join(unmounted)}, and tell that "
+            "it is the right volume: mount that again, and start again."
         )
     return UnsafeVolumeError(
         f"the volume at {volumes[mount].directory} does not know of the rollback of run {run}, of "

@@ -311,7 +311,9 @@ def _bring_up(work: Work, beginning: Beginning, speaker: Speaker, *, patient: bo
         if emptied:
             # It is of the volumes that are kept.
             work.say_state(err)
-            err.state += f"; but {' and '.join(emptied)} was emptied, as --allow kept-volume asks"
+            were = "was" if len(emptied) == 1 else "were"
+            what = f"{' and '.join(emptied)} {were} emptied"
+            err.state += f"; but {what}, as --allow kept-volume asks"
         raise
     if outcome.waiting:
         return outcome

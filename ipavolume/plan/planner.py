@@ -383,11 +383,9 @@ class _Planner:
 
     def _drop(self, path: str, old: Record, disk: DiskState) -> None:
         if not self._is_covered(path):
-            if old.type is FileType.DIRECTORY:
-                pass
-            elif self._is_listed(path):
+            if old.type is not FileType.DIRECTORY and self._is_listed(path):
                 self._collected.keep(path, Rule.LEFT, unowned.GONE)
-            else:
+            elif old.type is not FileType.DIRECTORY:
                 self._collected.keep(
                     path, Rule.LIST_LOST, "no longer on the path list of the image"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -438,15 +439,24 @@ ALLOW: Final = ("--allow", "kept-volume", "--", "true")
 
 
 @pytest.fixture
-def roomy(tmp_path: Path, filesystem: Filesystems) -> Iterator[Site]:
+def roomy(tmp_path: Path, filesystem: Filesystems) -> Site:
     """As *site*; on the volumes' file system files can be made immutable, and snapshots fit."""
     place = filesystem("ext4", 2600)
     site = Site(top=tmp_path)
     for mount in ("/data", "/vt", "/db"):
         site.volumes[mount] = place / mount[1:]
         site.volumes[mount].mkdir(mode=0o755)
-    yield site
-    subprocess.run([need_tool("chattr"), "-R", "-f", "-i", place], check=False, timeout=60)
+    return site
+
+
+@contextlib.contextmanager
+def _immutable(path: Path) -> Iterator[None]:
+    chattr = need_tool("chattr")
+    subprocess.run([chattr, "+i", path], check=True, timeout=60)
+    try:
+        yield
+    finally:
+        subprocess.run([chattr, "-i", path], check=True, timeout=60)
 
 
 def _kill(
@@ -505,12 +515,11 @@ def test_a_kept_volume_is_not_emptied_where_going_back_is_refused(
 ) -> None:
     one, rows = _half_done(roomy, rpms)
     held = roomy.volume() / "etc/acme.conf"
-    subprocess.run([need_tool("chattr"), "+i", held], check=True, timeout=60)
-    said = roomy.run("start", one, *ALLOW, status=65).stderr
+    with _immutable(held):
+        said = roomy.run("start", one, *ALLOW, status=65).stderr
     assert "[immutable]" in said
     assert "nothing was changed now" in said
     assert rows.read_text() == "mine"
-    subprocess.run(["chattr", "-i", held], check=True, timeout=60)
     roomy.run("start", one, *ALLOW)
     assert held.read_text() == "1"
     assert not rows.exists()
@@ -580,12 +589,11 @@ def test_a_kept_volume_is_not_emptied_where_what_follows_a_takeover_is_refused(
     )
     held = roomy.volume("/db") / "etc/acme/more.d"
     held.mkdir()
-    subprocess.run([need_tool("chattr"), "+i", held], check=True, timeout=60)
-    said = roomy.run("start", three, *ALLOW, status=65).stderr
+    with _immutable(held):
+        said = roomy.run("start", three, *ALLOW, status=65).stderr
     assert "[immutable]" in said
     assert "a run was completed" in said
     assert rows.read_text() == "mine"
-    subprocess.run(["chattr", "-i", held], check=True, timeout=60)
     roomy.run("start", three, *ALLOW)
     assert not rows.exists()
 
