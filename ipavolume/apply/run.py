@@ -61,6 +61,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, draft_fill, inherited, learned_of, recorded_of
 from ipavolume.plan.verdict import State, name_of
+from ipavolume.steps import outcome
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import (
@@ -676,10 +677,7 @@ class _Run:
         is_wanted = image.config.verify is not None
         was = files.lstat(self._first.state, layout.VERIFIED) is not None
         if run.kind not in history.REPLACING_NOTHING and (is_wanted or was):
-            # Later, so that a run without tasks does not load what only they need.
-            from ipavolume.steps import verify
-
-            verify.expect(image, self._context.volumes.primary, run.run)
+            outcome.expect(image, self._context.volumes.primary, run.run)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ from ipavolume.rpm.scriptlets import Call
 from ipavolume.steps import loading
 from ipavolume.steps.api import Command, Declaration, in_a_line
 from ipavolume.steps.declaration import steps_of
-from ipavolume.steps.perform import CommandOutput, asked, describe_end, perform, run_command
+from ipavolume.steps.perform import CommandOutput, asked, perform, run_command
 from ipavolume.steps.strays import Links
 from ipavolume.systemd.journal import Watch
 from ipavolume.volume import members
@@ -273,7 +273,7 @@ class Execution:
                 messages.append(f"{task.summary}: {missed.hint}")
                 self._output.say(f"warning: {messages[-1]}")
             return messages
-        text_of_end = describe_end(ended, config.timeout_s)
+        text_of_end = processes.describe_end(ended, config.timeout_s)
         message = f"{task.summary} {text_of_end}"
         last = next((line for line in reversed(ended.lines) if line.strip()), "")
         if last:
@@ -314,7 +314,7 @@ class Execution:
             )
             if ended.status or ended.timed_out:
                 raise CommandFailedError(
-                    f"rpm cannot expand its text: {describe_end(ended, timeout_s)}",
+                    f"rpm cannot expand its text: {processes.describe_end(ended, timeout_s)}",
                     details=ended.lines,
                 )
             text = os.fsencode("\n".join(lines) + "\n")

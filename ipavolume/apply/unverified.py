@@ -22,7 +22,7 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.redaction import encodable
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS, NOTHING, Failure
-from ipavolume.steps import verify
+from ipavolume.steps import outcome
 from ipavolume.volume import held
 from ipavolume.volume.facts import SWAPPED, Facts, Transaction
 from ipavolume.volume.failures import STATE_CLOSED, STATE_CURRENT, STATE_OPEN, attempt
@@ -135,7 +135,7 @@ def give_back(context: Context, plan: Plan, facts: Mapping[str, Facts], speaker:
     try:
         context.volumes.check_lock()
         if transaction.to_build == header.build_id or transaction.fingerprint == header.fingerprint:
-            verify.expect_again(context.image, volume)
+            outcome.expect_again(context.image, volume)
             refused.note_tried(volume, transaction.to_build, transaction.fingerprint, plan.run)
         with commit.changing_records("commit to", area):
             commit.put_build_id(area, transaction.to_build)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import itertools
 import os
 import re
@@ -44,9 +45,7 @@ _FITTED: Final = (
 """A command that somebody has put in its form already."""
 _SETTING: Final = r"IPAVOLUME_(?:SNAPSHOT=never|UPGRADE=auto)(?![\w-])"
 """What a command heeds that tries again what failed, and what asks for it no more then."""
-_ADVICE: Final = re.compile(
-    rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})|(?P<setting>{_SETTING})"
-)
+_ADVICE: Final = rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})|(?P<setting>{_SETTING})"
 _ANY_VOLUME: Final = "VOLUME"
 _ANY_SNAPSHOTS: Final = "SNAPSHOTS"
 _ANY_DIRECTORY: Final = "DIR"
@@ -121,6 +120,12 @@ class About:
     root: str = ""
 
 
+@functools.cache
+def _advice() -> re.Pattern[str]:
+    """Return the compiled pattern: most runs have no hint to give."""
+    return re.compile(_ADVICE)
+
+
 def fit_here(
     hint: str, *, held: bool = False, again: bool = True, about: About | None = None
 ) -> str:
@@ -132,7 +137,7 @@ def fit_here(
         again: A command in it tries again what failed then.
         about: What it is about; ``None``: all that the command was given.
     """
-    if not _ADVICE.search(hint):
+    if not _advice().search(hint):
         return hint
     reader = _reader()
     # Who works in a container on hold types commands; who reads its log does not.
@@ -253,13 +258,13 @@ def fit(hint: str, to: Reader) -> str:
         is_other = found["whose"] == "of the image"
         return asked + inside + _command(words, to, other=is_other, lost=lost)
 
-    return _ADVICE.sub(fitted, hint)
+    return _advice().sub(fitted, hint)
 
 
 def forms(hint: str) -> list[tuple[str, str]]:
     """Return each place and what of *hint* is put in another form there, if anything is."""
     # A variable is the same everywhere but on hold.
-    found = [match.group() for match in _ADVICE.finditer(hint) if not match["setting"]]
+    found = [match.group() for match in _advice().finditer(hint) if not match["setting"]]
     return [
         (
             place.value,

@@ -33,7 +33,7 @@ from ipavolume.model.progress import say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.model.values import dataclass
 from ipavolume.plan import backoff
-from ipavolume.steps import verify
+from ipavolume.steps import outcome
 from ipavolume.systemd import units
 from ipavolume.volume import lock, logs
 from ipavolume.volume.attempts import read_attempts
@@ -207,12 +207,13 @@ def _first_process() -> str:
 
 def _verify(image: Image, volumes: Volumes) -> str:
     """Have verified what is not verified yet; return what is not right, or ""."""
-    run, steps = verify.pending(image, volumes.primary)
+    run, steps = outcome.pending(image, volumes.primary)
     # Only in a rehearsal is it asked here, because that is what a rehearsal is about.
-    wanted, due = image.config.verify, verify.due(image, volumes.primary)
+    wanted, due = image.config.verify, outcome.due(image, volumes.primary)
     if not (steps or due):
         return ""
     from ipavolume.apply.run import open_log
+    from ipavolume.steps import verify
 
     with lock.Lock(inside=image.is_inside) as held:
         if not held.go_on(volumes.values()):
@@ -224,7 +225,7 @@ def _verify(image: Image, volumes: Volumes) -> str:
                 return verify.verify(image, volumes, run, steps, output)
             wrong = verify.ask(image, volumes, due, output, timeout_s=wanted.timeout_s)
             if not wrong:
-                verify.conclude(volumes.primary, due, "")
+                outcome.conclude(volumes.primary, due, "")
             return wrong
         finally:
             output.close()

@@ -23,7 +23,6 @@ from ipavolume.linux import command, files
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.values import dataclass
-from ipavolume.steps.perform import describe_end
 from ipavolume.systemd import handover, units
 
 _LOOPBACK: Final = ("127.0.0.1", "::1")
@@ -142,14 +141,14 @@ def _asked(config: ReadyConfig) -> str:
 
 
 def _run(config: ReadyConfig) -> str:
-    words = shlex.join(config.command)
     ended = command.run_command(
         config.command, timeout_s=config.timeout_s, output=say_nothing, grace_s=_GRACE_S
     )
     if ended.status == 0 and not ended.timed_out:
         return ""
     last = next((line.strip() for line in reversed(ended.lines) if line.strip()), "")
-    return f"{words} {describe_end(ended, config.timeout_s)}" + (f": {last}" if last else "")
+    said = f"{shlex.join(config.command)} {command.describe_end(ended, config.timeout_s)}"
+    return f"{said}: {last}" if last else said
 
 
 def _memory(stack: contextlib.ExitStack) -> int | None:

@@ -21,7 +21,7 @@ from ipavolume.linux import clock
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS, TaskKind, TaskRecord, TaskState
 from ipavolume.plan import tasks
-from ipavolume.steps import loading, verify
+from ipavolume.steps import loading, outcome
 from ipavolume.steps.api import Command, Declaration, MakeLink, Refuse, Remove, Warn, Write
 from ipavolume.steps.perform import asked, perform, run_command
 from ipavolume.steps.strays import Links
@@ -89,7 +89,7 @@ def _is_ready(context: Context) -> bool:
     """Tell whether the application is ready, and nobody of ours asks it whether it is right."""
     if waiting.asked(context, Probe.READY).exit_status != 0:
         return False
-    return not verify.due(context.image, context.volumes.primary)
+    return not outcome.due(context.image, context.volumes.primary)
 
 
 def _done(

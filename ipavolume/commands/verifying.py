@@ -38,7 +38,7 @@ from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
 from ipavolume.plan import tasks
 from ipavolume.plan.rollback import judge_unverified
-from ipavolume.steps import verify
+from ipavolume.steps import outcome, verify
 from ipavolume.systemd import boot
 from ipavolume.volume import lock
 from ipavolume.volume.facts import read_facts
@@ -60,7 +60,7 @@ def stay(work: Work, beginning: Beginning, shown: Shown) -> None:
     # What is left to the online phase is committed, and recorded, only then.
     asks = config.verify is not None and (
         beginning.systemd
-        or (supervises and bool(verify.due(context.image, context.volumes.primary)))
+        or (supervises and bool(outcome.due(context.image, context.volumes.primary)))
     )
     runs = supervises and (bool(tasks.running_steps(context.image)) or notify.is_asked_for())
     onlooker = -1
@@ -152,7 +152,7 @@ def verify_run(context: Context, shown: Shown, redactor: Redactor) -> bool:
     config = context.image.config.verify
     volume = context.volumes.primary
     waiting.wait_until(lambda: waiting.asked(context, Probe.STARTUP).exit_status == 0)
-    run = verify.due(context.image, volume)
+    run = outcome.due(context.image, volume)
     if not run or config is None:
         return False
     wrong = _until_known(context, config, run, redactor)
@@ -167,7 +167,7 @@ def verify_run(context: Context, shown: Shown, redactor: Redactor) -> bool:
             shown.error(told)
             return True
         kept = f". It is not gone back from by itself: {told}"
-    verify.conclude(volume, run, wrong)
+    outcome.conclude(volume, run, wrong)
     if not wrong:
         shown.tell(f"run {run} is verified")
         return False
@@ -198,7 +198,7 @@ def _moved_away(context: Context, run: str, wrong: str) -> IpaVolumeError:
         unverified.move_away(context, primary, snapshot, run=run, cause=wrong)
         # Nothing depends on it.
         with contextlib.suppress(IpaVolumeError):
-            verify.conclude(volumes.primary, run, wrong)
+            outcome.conclude(volumes.primary, run, wrong)
     return CommandFailedError(
         f"run {run} was not found to be right: {wrong}",
         code="unverified",

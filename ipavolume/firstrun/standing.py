@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ipavolume.config.model import FirstRunConfig
 from ipavolume.errors import (
@@ -25,12 +26,13 @@ from ipavolume.firstrun.looking import There
 from ipavolume.firstrun.record import DONE, WAITING, FirstRunRecord, read_record
 from ipavolume.image.image import Image
 from ipavolume.model.values import dataclass
-from ipavolume.plan.conduct import conduct
-from ipavolume.plan.verdict import Verdict
 from ipavolume.volume import history, members
 from ipavolume.volume.lock import is_held
 from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
+
+if TYPE_CHECKING:
+    from ipavolume.plan.verdict import Verdict
 
 
 class Standing(enum.StrEnum):
@@ -251,6 +253,9 @@ def refuse_new_files(image: Image, volumes: Volumes, verdict: Verdict) -> None:
         RefusedError: If there is one.
         UnsafeVolumeError: If what has to be looked at is not what it can be.
     """
+    # A probe, which asks for the standing alone, needs none of it.
+    from ipavolume.plan.conduct import conduct
+
     # What was emptied is filled with the files of the image that waits.
     if not conduct(verdict.state).replaces_files or verdict.refills:
         return

@@ -48,6 +48,15 @@ class Ended:
     left: int
 
 
+def describe_end(ended: Ended, timeout_s: float) -> str:
+    """Say how a command ended that had *timeout_s* seconds."""
+    if ended.timed_out:
+        return f"did not end within {timeout_s:g} s and was ended"
+    if ended.status < 0:
+        return f"was killed by signal {-ended.status}"
+    return f"ended with status {ended.status}"
+
+
 def run_command(
     words: Sequence[str],
     *,

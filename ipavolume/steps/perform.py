@@ -32,7 +32,7 @@ from ipavolume.image import diagnosis
 from ipavolume.image.image import Image
 from ipavolume.linux import command as processes
 from ipavolume.linux import crossing, files
-from ipavolume.linux.command import Ended
+from ipavolume.linux.command import describe_end
 from ipavolume.linux.mounts import mount_points_below
 from ipavolume.model.attributes import CAPABILITY_NAME, SET_ID_BITS
 from ipavolume.model.files import BUILD_ID_NAME, Metadata, Xattrs
@@ -437,12 +437,3 @@ def run_command(
         details=[output.clean(line) for line in ended.lines],
         path=cause.path if cause else command.words[0],
     )
-
-
-def describe_end(ended: Ended, timeout_s: float) -> str:
-    """Say how a command ended."""
-    if ended.timed_out:
-        return f"did not end within {timeout_s:g} s and was ended"
-    if ended.status < 0:
-        return f"was killed by signal {-ended.status}"
-    return f"ended with status {ended.status}"

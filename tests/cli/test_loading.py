@@ -90,6 +90,14 @@ def test_what_finds_nothing_to_do_loads_nothing_that_does_something(site: Site) 
     assert not loaded & {f"ipavolume.{name}" for name in (*doing, *other_commands)}
 
 
+def test_a_probe_loads_nothing_that_runs_or_plans(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    loaded = set(watched(site, "v1", "status", "--probe", "ready")["modules"])
+    assert "ipavolume.commands.probe" in loaded
+    doing = ("steps.perform", "steps.loading", "steps.declaration", "plan.verdict", "apply.run")
+    assert not loaded & {f"ipavolume.{name}" for name in doing}
+
+
 def test_a_check_loads_nothing_of_a_build(site: Site) -> None:
     watched(site, "v1", "upgrade")
     found = watched(site, "v2", "check")
