@@ -4,32 +4,38 @@
     least.py unchanged IMAGE VOLUME
     least.py changed IMAGE VOLUME
 
-An interpreter that loads what reads a command line; files that two processes written in C copy or
-look at; and what is promised of it: config files are kept as shipped, and the manifest, what is
-replaced is read once before, nothing is replaced before its successor is durable, nor is the run
-over before all of it is. Nothing is decided, checked or recorded here. What takes longer than this
-may be made faster; what is faster has left something out.
+An interpreter that loads what reads a command line; each record read and its file looked at in an
+open directory, each file copied, by two processes; and what is promised of it: config files are
+kept as shipped, and the manifest, what is replaced is read once before, nothing is replaced before
+its successor is durable, nor is the run over before all of it is. Nothing is decided, checked or
+recorded here. What takes longer than this may be made faster, what is faster has left something
+out: a fresh volume is copied by ``cp``, single files by this process, whichever is sooner.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 
-LOADED: Final = (click, hashlib, json, re)
+LOADED: Final = (click, json)
 TOPS: Final = ("etc/bench", "var/lib/bench")
 """The first is the configuration."""
-CHANGED_PERCENT: Final = 5
-"""As in ``benchmark.py``, which makes the images."""
+MANIFEST: Final = "usr/share/ipavolume/manifest.jsonl"
+BASELINE: Final = ".ipavolume/baseline.jsonl"
+MOUNT: Final = b"/data"
+PATH: Final = re.compile(rb'\{"path":"([^"]+)"')
+DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def run(commands: Iterable[Sequence[str | Path]]) -> None:
@@ -40,15 +46,36 @@ def run(commands: Iterable[Sequence[str | Path]]) -> None:
         sys.exit("one of the commands failed")
 
 
-def in_two(words: Sequence[str | Path], paths: Sequence[Path]) -> None:
-    """Run a command on *paths*, half of them in each of two processes."""
-    run([*words, *half] for half in (paths[0::2], paths[1::2]) if half)
+def in_two(act: Callable[[int], None]) -> None:
+    """Call *act* with 0 in this process and with 1 in another one."""
+    child = os.fork()
+    if not child:
+        act(1)
+        os._exit(0)
+    act(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit("the second process failed")
 
 
 def copy(paths: Sequence[Path], directory: Path) -> None:
     """Copy *paths* into *directory*, which is made."""
     directory.mkdir(parents=True)
-    in_two(["cp", "-a", "-t", directory], paths)
+    halves = (paths[0::2], paths[1::2])
+    run(["cp", "-a", "-t", directory, *half] for half in halves if half)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy one file with its metadata."""
+    from_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    st = os.fstat(from_fd)
+    to_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.copy_file_range(from_fd, to_fd, st.st_size)
+    os.fchown(to_fd, st.st_uid, st.st_gid)
+    os.fchmod(to_fd, st.st_mode & 0o7777)
+    os.listxattr(from_fd)
+    os.utime(to_fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+    os.close(from_fd)
+    os.close(to_fd)
 
 
 def sync(volume: Path) -> None:
@@ -56,17 +83,43 @@ def sync(volume: Path) -> None:
     run([["sync", "-f", volume]])
 
 
-def look(volume: Path) -> None:
-    """Look at each file of *volume*."""
-    paths = [path for top in TOPS for path in sorted((volume / top).iterdir())]
-    run(
-        ["find", *half, "-printf", "%s %T@ %C@ %i\n"] for half in (paths[0::2], paths[1::2]) if half
-    )
+def records(manifest: Path) -> Iterator[bytes]:
+    """Yield the records of *manifest*."""
+    with manifest.open("rb", 1 << 18) as stream:
+        return iter(stream.readlines()[1:])
+
+
+def look(image: Path, volume: Path) -> list[str]:
+    """Look at each file of *volume*; return those that are others in *image*."""
+    pairs = list(zip(records(volume / BASELINE), records(image / MANIFEST), strict=True))
+    border = len(pairs) // 2
+    top = os.fsencode(volume)
+
+    def act(half: int) -> None:
+        here, directory = b"", -1
+        for old, _ in itertools.islice(pairs, half * border, None if half else border):
+            found = PATH.match(old)
+            assert found is not None
+            parent, _, name = found[1].removeprefix(MOUNT).rpartition(b"/")
+            if parent != here or directory < 0:
+                if directory >= 0:
+                    os.close(directory)
+                here, directory = parent, os.open(top + parent, DIRECTORY)
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    in_two(act)
+    return [
+        os.fsdecode(found[1].removeprefix(MOUNT + b"/"))
+        for old, new in pairs
+        if old != new and (found := PATH.match(new)) is not None
+    ]
 
 
 def keep_manifest(image: Path, state: Path) -> None:
     """Keep the manifest of *image*, as a baseline."""
-    shutil.copyfile(image / "usr/share/ipavolume/manifest.jsonl", state / "baseline.jsonl")
+    state.mkdir(exist_ok=True)
+    shutil.copyfile(image / MANIFEST, state / "next.jsonl")
+    (state / "next.jsonl").rename(state / "least.jsonl")
 
 
 def populate(image: Path, volume: Path) -> None:
@@ -81,7 +134,7 @@ def populate(image: Path, volume: Path) -> None:
 
 def unchanged(image: Path, volume: Path) -> None:
     """Bring a volume to an image that has the same files."""
-    look(volume)
+    look(image, volume)
     keep_manifest(image, volume / ".ipavolume")
     sync(volume)
 
@@ -89,19 +142,20 @@ def unchanged(image: Path, volume: Path) -> None:
 def changed(image: Path, volume: Path) -> None:
     """Bring a volume to an image of which some files are others."""
     template, staged = image / "data-template", volume / ".ipavolume/new"
-    look(volume)
-    paths = [
-        path.relative_to(template)
-        for top in TOPS
-        for path in sorted((template / top).glob("*/*"))
-        if int(path.name[-2:]) < CHANGED_PERCENT
-    ]
-    in_two(["sha256sum"], [volume / path for path in paths])
-    copy([template / path for path in paths], staged)
+    paths = look(image, volume)
+    for path in paths:
+        hashlib.sha256((volume / path).read_bytes()).hexdigest()
+    staged.mkdir()
+
+    def stage(half: int) -> None:
+        for number, path in itertools.islice(enumerate(paths), half, None, 2):
+            copy_file(template / path, staged / str(number))
+
+    in_two(stage)
     keep_manifest(image, volume / ".ipavolume")
     sync(volume)
-    for path in paths:
-        (staged / path.name).rename(volume / path)
+    for number, path in enumerate(paths):
+        (staged / str(number)).rename(volume / path)
     sync(volume)
 
 
