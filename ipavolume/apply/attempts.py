@@ -131,7 +131,7 @@ def refuse_early(context: Context, facts: Facts | None = None, *, of: str = "") 
 
 
 def _at_once(run: str) -> str:
-    return f"with IPAVOLUME_RETRY={run} in its environment, or by ipavolume upgrade --retry"
+    return f"with IPAVOLUME_RETRY={run}, or by ipavolume upgrade --retry"
 
 
 def settle(context: Context) -> None:

@@ -826,7 +826,7 @@ class _WayBack:
         refused.note_refused(volume, record.image, known, code, run, record.cause)
         self._speaker.say(
             f"the image {record.image} is refused from now on; it is tried again when its time has "
-            f"come, and at once with IPAVOLUME_RETRY={run} in its environment"
+            f"come, and at once with IPAVOLUME_RETRY={run}"
         )
 
     def _application(self) -> str:

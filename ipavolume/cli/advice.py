@@ -43,8 +43,13 @@ _FITTED: Final = (
     rf"(?: (?:{_WORD}))*)"
 )
 """A command that somebody has put in its form already."""
-_SETTING: Final = r"IPAVOLUME_(?:SNAPSHOT=never|UPGRADE=auto)(?![\w-])"
-"""What a command heeds that tries again what failed, and what asks for it no more then."""
+_OF_STARTS: Final = "IPAVOLUME_RETRY="
+"""What starts heed: a command that tries again what failed needs no such thing."""
+_SETTING: Final = (
+    r"IPAVOLUME_(?:SNAPSHOT=(?:never|always)|(?:UPGRADE|ROLLBACK)=auto|RETRY=[A-Za-z0-9-]+)"
+    r"(?![\w-])"
+)
+"""Variables that hints say to set; on hold, what a command heeds that tries again what failed."""
 _ADVICE: Final = rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})|(?P<setting>{_SETTING})"
 _ANY_VOLUME: Final = "VOLUME"
 _ANY_SNAPSHOTS: Final = "SNAPSHOTS"
@@ -263,7 +268,7 @@ def fit(hint: str, to: Reader) -> str:
 
 def forms(hint: str) -> list[tuple[str, str]]:
     """Return each place and what of *hint* is put in another form there, if anything is."""
-    # A variable is the same everywhere but on hold.
+    # How a variable is set where a container is started is said beside it.
     found = [match.group() for match in _advice().finditer(hint) if not match["setting"]]
     return [
         (
@@ -292,7 +297,13 @@ def _options(text: str, to: Reader) -> str:
     if is_typed or (to.held and to.again and not is_of_start):
         given = [word for option, each in values.items() for one in each for word in (option, one)]
         return _command(["upgrade", *["--retry"] * to.held, *given], to)
-    settings = [f"{_VARIABLES[option]}={','.join(each)}" for option, each in values.items()]
+    return _started_with(
+        [f"{_VARIABLES[option]}={','.join(each)}" for option, each in values.items()], to
+    )
+
+
+def _started_with(settings: Sequence[str], to: Reader) -> str:
+    """Return how a container is started with variables."""
     if to.place is Place.POD:
         return f"{' and '.join(settings)} in the env of the pod's container"
     return "a new container with " * to.held + " ".join(f"-e {setting}" for setting in settings)
@@ -300,8 +311,13 @@ def _options(text: str, to: Reader) -> str:
 
 def _setting(text: str, to: Reader) -> str:
     """Return a variable of the environment in the form that *to* can use."""
-    if not (to.held and to.again):
+    if text.startswith(_OF_STARTS):
+        # Whoever looks from a host is not where the start is.
+        return f"{to.engine} run -e {text}" if to.place is Place.HOST else _started_with([text], to)
+    if to.place is Place.HOST:
         return text
+    if not (to.held and to.again):
+        return _started_with([text], to)
     if to.place is Place.POD:
         return f"kubectl exec POD -- env {text} ipavolume upgrade --retry"
     return f"docker exec -e {text} CONTAINER ipavolume upgrade --retry"

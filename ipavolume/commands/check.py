@@ -369,7 +369,7 @@ def _refused(context: Context) -> list[Finding]:
             path="",
             message=f"the image {record.image} is refused until {clock.text_of(until)}: the volume "
             f"was taken back from it at {record.at} (run {record.run} was {record.code})",
-            hint=f"At once: IPAVOLUME_RETRY={record.run} in the environment of its start.",
+            hint=f"To start it at once: IPAVOLUME_RETRY={record.run}.",
         )
         for record in read_refused(context.volumes.primary)
         if not record.is_of(header.build_id, header.fingerprint)

@@ -205,7 +205,7 @@ def _moved_away(context: Context, run: str, wrong: str) -> IpaVolumeError:
         state="the volume is of no image now, and the container ends",
         hint=f"Start the image {snapshot.from_build} again: it goes back to the snapshot of run "
         f"{snapshot.run}, and keeps what was written since. This image is refused until its time "
-        f"has come, or with IPAVOLUME_RETRY={run} in its environment, and is asked again then.",
+        f"has come, or it is started with IPAVOLUME_RETRY={run}, and is asked again then.",
     )
 
 

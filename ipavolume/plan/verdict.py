@@ -454,7 +454,7 @@ def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | 
         code="refused",
         hint="Start a corrected image, or the one that the volume is of (ipavolume status VOLUME "
         f"names it). This one is tried again from {until} on, and at once with "
-        f"IPAVOLUME_RETRY={record.run} in its environment, or by ipavolume upgrade --retry.",
+        f"IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry.",
     )
 
 

@@ -327,7 +327,7 @@ def test_after_three_failures_a_start_waits_before_it_tries_again(world: World) 
     assert "[backoff]" in said
     for word in (
         "0002-v2 failed 7 times in a row",
-        "IPAVOLUME_RETRY=0002-v2",
+        "at once with -e IPAVOLUME_RETRY=0002-v2, or by",
         "docker run --rm -v VOLUME:/data IMAGE ipavolume upgrade --retry",
     ):
         assert word in said

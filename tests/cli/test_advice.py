@@ -105,7 +105,40 @@ POD = Reader(place=Place.POD)
             "let it happen with kubectl exec POD -- env IPAVOLUME_UPGRADE=auto ipavolume upgrade "
             "--retry.",
         ),
-        (CONTAINER, "go on without a snapshot: IPAVOLUME_SNAPSHOT=never", None),
+        (
+            CONTAINER,
+            "go on without a snapshot: IPAVOLUME_SNAPSHOT=never",
+            "go on without a snapshot: -e IPAVOLUME_SNAPSHOT=never",
+        ),
+        (
+            POD,
+            "let it happen with ipavolume rollback, or IPAVOLUME_ROLLBACK=auto.",
+            'let it happen with a pod of this image with the same volume and args ["ipavolume", '
+            '"rollback"], or IPAVOLUME_ROLLBACK=auto in the env of the pod\'s container.',
+        ),
+        (HOST, "let it happen with IPAVOLUME_UPGRADE=auto.", None),
+        (
+            CONTAINER,
+            "at once with IPAVOLUME_RETRY=0002-v2, or by ipavolume upgrade --retry.",
+            "at once with -e IPAVOLUME_RETRY=0002-v2, or by docker run --rm -v VOLUME:/data IMAGE "
+            "ipavolume upgrade --retry.",
+        ),
+        (
+            replace(CONTAINER, held=True),
+            "at once with IPAVOLUME_RETRY=first-run, or by ipavolume upgrade --retry.",
+            "at once with a new container with -e IPAVOLUME_RETRY=first-run, or by docker exec "
+            "CONTAINER ipavolume upgrade --retry.",
+        ),
+        (
+            POD,
+            "at once with IPAVOLUME_RETRY=start.",
+            "at once with IPAVOLUME_RETRY=start in the env of the pod's container.",
+        ),
+        (
+            replace(WITH_IMAGE, engine="podman"),
+            "To start it at once: IPAVOLUME_RETRY=0002-v2.",
+            "To start it at once: podman run -e IPAVOLUME_RETRY=0002-v2.",
+        ),
         # Another volume than the one that is mounted there.
         (
             replace(CONTAINER, held=True),

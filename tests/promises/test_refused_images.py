@@ -40,7 +40,7 @@ def test_a_refused_image_starts_when_it_is_asked_for_or_when_its_time_has_come(
     start = ("start", "--", "true")
 
     said = world.run(two, *start, status=77).stderr
-    for word in ("[refused]", "0002-v2", "s5010_fails: no room", "IPAVOLUME_RETRY=0002-v2"):
+    for word in ("[refused]", "s5010_fails: no room", "with -e IPAVOLUME_RETRY=0002-v2"):
         assert word in said
     checked = volume_of(world.run(two, "check", "--json", "/data", status=77).stdout)
     assert (checked["state"], checked["findings"][0]["code"]) == ("outdated", "refused")
