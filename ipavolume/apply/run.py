@@ -53,7 +53,6 @@ from ipavolume.model.tasks import (
     RUN_PHASES,
     Failure,
     Task,
-    TaskLog,
     TaskRecord,
     pending,
 )
@@ -455,9 +454,7 @@ class _Run:
         self._notes = Notes(self._first, context.volumes)
         # A rebuild of the image that began it has the same steps and scriptlets.
         self._ours = transaction.fingerprint == context.image.header.fingerprint
-        self._log = TaskLog(records=self._primary.tasks.records)
-        if not context.options.retry:
-            self._log = self._primary.tasks
+        self._log = self._primary.tasks
 
     def leave_out(self, mounts: Collection[str]) -> None:
         """Do nothing to the volumes at *mounts*, which were emptied."""

@@ -137,7 +137,7 @@ class TaskLog:
 
     Attributes:
         records: By key of the task, in the order of their beginnings.
-        failures: Failed attempts in a row, oldest first; a retry by hand forgets them.
+        failures: Failed attempts, oldest first.
     """
 
     records: Mapping[str, TaskRecord]

@@ -298,10 +298,11 @@ yield Command(words=("sh", "-c", "echo one thing; echo the cause >&2; exit 3"), 
     assert "failed  step s5010_fails" in status
     with (world.volume / LOG).open("a") as stream:
         stream.write("mended\n")
-    world.run(image, "upgrade")
+    world.run(image, "upgrade", "--retry")
     assert world.log() == ["fine", "mended"]
     assert world.build_id() == "v2"
     assert len(world.last_run()["failures"]) == 1
+    assert "failed at" in run_ipavolume("history", world.volume).stdout
 
 
 FAILS_UNTIL_MENDED = f"""
