@@ -21,8 +21,10 @@ from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.values import dataclass
 from ipavolume.volume import failures
+from ipavolume.volume.facts import read_facts
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.refused import UNVERIFIED
 
 
 class Held(Protocol):
@@ -103,9 +105,17 @@ class Work:
             err.state = failures.STATE_UNKNOWN
             return
         if now == self._before:
-            err.state = failures.STATE_STILL_OPEN if now.is_open else failures.STATE_UNTOUCHED
+            err.state = self._still_open() if now.is_open else failures.STATE_UNTOUCHED
         else:
             err.state = failures.STATE_OPEN if now.is_open else failures.STATE_COMPLETE
+
+    def _still_open(self) -> str:
+        """Return what the volumes are that had an open run before, and have it now."""
+        with contextlib.suppress(IpaVolumeError, OSError):
+            open_ = read_facts(self.context.volumes.primary).transaction
+            if open_ is not None and open_.kind == UNVERIFIED:
+                return failures.STATE_STILL_TAKEN
+        return failures.STATE_STILL_OPEN
 
     def is_tried_by_command(self) -> bool:
         """Tell whether a command, and not only a start, tries again what failed."""

@@ -739,13 +739,23 @@ def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdi
             )
         elif open_.kind in REPLACING_NOTHING:
             back = "and then go back, where that is wanted: ipavolume rollback"
+        amid = (
+            f"the volume is in the middle of an upgrade to {open_.to_build}, which has {newer[0]}"
+        )
+        which = f"{name_of(target) if target else open_.to_build} again, which can finish it"
+        this = "finish it and go back from there"
+        if open_.kind == UNVERIFIED:
+            amid = (
+                f"what the upgrade to {open_.to_build} had made was not found to be right, and it "
+                f"has {newer[0]}"
+            )
+            which = f"{open_.from_build}, which goes back to what it left"
+            this = "take the volume as it is"
         error = RefusedError(
-            f"the volume is in the middle of an upgrade to {open_.to_build}, which has "
-            f"{newer[0]}; this image has {newer[1]}",
+            f"{amid}; this image has {newer[1]}",
             code="blocked",
-            hint=f"{_find_missing(question)}Start the image "
-            f"{name_of(target) if target else open_.to_build} again, which can finish it, {back}. "
-            "To have this image finish it and go back from there: --allow blocked --allow newer.",
+            hint=f"{_find_missing(question)}Start the image {which}, {back}. "
+            f"To have this image {this}: --allow blocked --allow newer.",
         )
         return Verdict(state=State.BLOCKED, reason=str(error), error=error)
     refused = None if target is None else _refuse_what_follows(question, open_, target)
@@ -785,10 +795,19 @@ def _refuse_what_follows(
     refused, _ = _refuse_direction(question, target)
     if refused is None:
         amid = f"in the middle of an upgrade to {name_of(target)}"
+        if open_.kind == UNVERIFIED:
+            amid = f"as the upgrade to {name_of(target)} has left it"
         refused = _with_consent(question, State.TAKEN_OVER, amid, ())
     error = refused.error
     if error is None:
         return None
+    if open_.kind == UNVERIFIED:
+        return RefusedError(
+            f"what the upgrade to {name_of(target)} had made was not found to be right, and what "
+            f"follows it is refused: {error}",
+            code=error.code,
+            hint=f"The image {open_.from_build} goes back to what it left. {error.hint}",
+        )
     return RefusedError(
         f"run {open_.run} to {name_of(target)} is not finished, and what follows it is refused: "
         f"{error}",

@@ -13,6 +13,10 @@ STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start f
 STATE_STILL_OPEN: Final = (
     "the volume is in the middle of an upgrade, as it was before; nothing was changed now"
 )
+STATE_STILL_TAKEN: Final = (
+    "the volume is of no image, as it was before: what an upgrade had made was not found to be "
+    "right; nothing was changed now"
+)
 STATE_COMPLETE: Final = "a run was completed and recorded; what failed came after it"
 STATE_CURRENT: Final = "the volume is current; what runs at every start is done again by the next"
 STATE_UNKNOWN: Final = "the volume cannot be looked at any more"

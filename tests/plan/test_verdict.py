@@ -583,6 +583,21 @@ def test_what_is_in_the_way_is_named_on_whichever_volume_it_is() -> None:
     assert found.reason.startswith("the volume at /data holds '/more/srv/x', but not our state")
 
 
+def test_what_was_taken_from_an_image_is_not_amid_an_upgrade() -> None:
+    """Between two images: which of them goes back, or that somebody has to agree."""
+    taken = {"kind": "unverified", "phase": "swapped", "from_build": "before"}
+    blocked = judge(question(amid(NEWER, transaction=transaction(NEWER, **taken)))).error
+    waits = judge(question(amid(OLD, transaction=transaction(OLD, **taken)), consent=False)).error
+    for error, code in ((blocked, "blocked"), (waits, "no-consent")):
+        assert error is not None
+        said = f"{error} {error.hint}"
+        assert error.code == code
+        assert "had made was not found to be right" in said
+        assert "before" in error.hint
+        for word in ("middle of an upgrade", "finish"):
+            assert word not in said
+
+
 def test_a_blocked_volume_says_which_image_can_finish() -> None:
     named = replace(NEWER, image_name="ipa:3")
     for target, name in ((NEWER, "newer"), (named, "ipa:3 (newer)")):

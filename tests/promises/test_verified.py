@@ -267,7 +267,10 @@ def test_what_is_not_right_is_taken_from_the_image_and_the_one_before_goes_back(
         assert container.process.wait(60) == 13
     assert world.build_id() is None
     (world.volume / "var/lib/svc/written since").write_text("kept")
-    assert "[refused]" in world.run(image, "start", "--", "true", status=77).stderr
+    refused = world.run(image, "start", "--", "true", status=77).stderr
+    assert "[refused]" in refused
+    assert "state: the volume is of no image, as it was before" in refused
+    assert "the middle of an upgrade" not in refused
     assert "of no image" not in world.run(old, "start", "--", "true").stderr
     assert (world.build_id(), world.log()) == ("v1", [])
     undone = world.last_run()["undone"]
