@@ -24,6 +24,8 @@ _METRICS: Final = {
     "ipavolume_snapshots": "Snapshots that are kept.",
     "ipavolume_content_bytes": "What the content takes on the disk.",
 }
+_COMPLETED: Final = ("done", "undone")
+"""What the history says of a run, and of a rollback, that came to its end."""
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -109,7 +111,7 @@ def _samples(metric: str, row: Row) -> Iterator[str]:
         case "last_run_timestamp_seconds":
             value = _seconds(str(last.get("finished", "")))
         case "last_run_done":
-            value = last.get("result") == "done" if last else None
+            value = last.get("result") in _COMPLETED if last else None
         case "last_run_verified":
             value = row.verified
         case "conflicts":

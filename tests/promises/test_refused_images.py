@@ -101,6 +101,8 @@ def test_what_is_gone_back_to_is_refused_no_more_and_what_ships_the_same_neither
     site.run("snapshot", two, "create")
     site.run("rollback", two)
     assert extra.stat().st_uid == 777
+    metrics = site.run("status", two, "--format", "metrics").stdout.splitlines()
+    assert [line[-2:] for line in metrics if line.startswith("ipavolume_last_run_done")] == [" 1"]
     assert "[refused]" in site.run("upgrade", two, status=77).stderr
     assert "current" in site.run("check", one).stdout
     site.upgrade(one)
