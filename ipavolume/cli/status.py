@@ -13,7 +13,7 @@ from ipavolume.cli.advice import About
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
 from ipavolume.context import Context, Options
-from ipavolume.errors import IpaVolumeError, UsageError
+from ipavolume.errors import IpaVolumeError, ManifestError, UsageError
 
 
 @click.command(cls=HelpedCommand)
@@ -100,7 +100,7 @@ def _print_metrics(directories: Sequence[str]) -> NoReturn:
 def _probe(asked: Options, name: str, *, form: str, silent: bool) -> NoReturn:
     from ipavolume.commands import probe
 
-    with Context(asked) as context:
+    with _opened(asked, name) as context:
         answer = probe.ask(context, probe.Probe(name))
         volume = context.volumes.primary.directory
     if form == "json":
@@ -108,3 +108,18 @@ def _probe(asked: Options, name: str, *, form: str, silent: bool) -> NoReturn:
     elif not silent:
         click.echo(text.escape(answer.text))
     sys.exit(answer.exit_status)
+
+
+def _opened(asked: Options, name: str) -> Context:
+    """Open what is asked; on a host, where there is no image, say where a probe can ask."""
+    try:
+        return Context(asked)
+    except ManifestError as err:
+        if asked.root == "/":
+            err.hint = (
+                f"A container is asked in it: docker exec CONTAINER ipavolume status --probe {name}"
+                ". On a host: what a volume says of itself is told by ipavolume status VOLUME, and "
+                "--root gives the tree of its image. Where this is a container, run ipavolume "
+                "prepare when its image is built."
+            )
+        raise

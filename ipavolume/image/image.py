@@ -190,7 +190,9 @@ class Image:
 def _no_manifest(where: str) -> ManifestError:
     return ManifestError(
         f"the image {where} has no manifest at {MANIFEST_PATH}",
-        hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root. On "
-        "a host rollback, and snapshot to list and to drop, need none, only --volume DIR; to make "
-        "a snapshot by hand (create) takes a container of the image.",
+        hint="Run ipavolume prepare when the image is built; for a tree elsewhere give --root, to "
+        "check with an image of docker or podman --image. On a host status, history and conflicts "
+        "need none, only the volume's directory, nor do rollback, and snapshot to list and to "
+        "drop, with --volume DIR; to make a snapshot by hand (create) takes a container of the "
+        "image.",
     )

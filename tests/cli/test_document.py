@@ -217,6 +217,10 @@ def test_a_probe_answers_by_a_line_and_its_status_and_quietly_by_that_alone(
         assert run_ipavolume(*words, status=ends).stdout.startswith(said)
         quiet = run_ipavolume(*words, "-q", status=ends)
         assert (quiet.stdout, quiet.stderr) == ("", "")
+    # On a host, where there is no image at all.
+    said = run_ipavolume("status", "--probe", "ready", volume, status=78).stderr
+    assert "docker exec CONTAINER ipavolume status --probe ready." in said
+    assert "ipavolume status VOLUME, and --root" in said
     told = " ".join(run_ipavolume("status", "--help").stdout.split())
     assert "by a line (not with -q) and the exit status" in told
 
