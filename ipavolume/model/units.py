@@ -15,11 +15,14 @@ UNIT_PLACES: Final = (OWN_PLACE, "/usr/local/lib/systemd", "/usr/lib/systemd", "
 _LINK: Final = re.compile(
     re.escape(OWN_PLACE) + r"/(system|user)/(?:[^/]+\.(wants|requires|upholds)/)?([^/]+)"
 )
+_DROP_IN: Final = re.compile(
+    re.escape(OWN_PLACE) + r"/(system|user)/([^/]+\.[a-z]+)\.d/[^/]+\.conf"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitLink:
-    """A link by which a unit has another name, or is wanted by another one.
+    """A link by which a unit has another name, or is wanted by another one; or a drop-in for one.
 
     Attributes:
         kind: ``system`` or ``user``.
@@ -54,6 +57,22 @@ def unit_link(path: str, target: str) -> UnitLink | None:
         return None
     names = {name, own} if wanted else {name}
     return UnitLink(kind=kind, names=frozenset(names | {_template(one) for one in names}))
+
+
+def drop_in(path: str) -> UnitLink | None:
+    """Return which unit the drop-in *path* is for, or ``None`` if it is none of an administrator's.
+
+    What is for many units, such as ``service.d`` and ``foo-.service.d``, is none for one.
+
+    Source:
+        systemd.unit(5): files that end in ``.conf``, in ``NAME.d``, where an instance has those of
+        its template, too.
+    """
+    match = _DROP_IN.fullmatch(path)
+    if match is None:
+        return None
+    kind, name = match.groups()
+    return UnitLink(kind=kind, names=frozenset((name, _template(name))))
 
 
 def _template(name: str) -> str:

@@ -8,13 +8,14 @@ from typing import Final
 
 from ipavolume.model.actions import Action, IfEdited, Keep, Rule
 from ipavolume.model.files import FileType, Metadata, Record
-from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UnitLink, unit_link
+from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UnitLink, drop_in, unit_link
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
 from ipavolume.plan.fate import same_content
 
 ANOTHER: Final = "no package owns it; the image has another"
 GONE: Final = "no package owns it; the image no longer has it"
+_IS: Final = {FileType.SYMLINK: "it leads to", FileType.FILE: "it is for"}
 _AS_MADE: Final = Metadata(uid=0, gid=0, mode=0o755)
 
 
@@ -88,9 +89,10 @@ class Unowned:
         self._collected.keep(path, Rule.LEFT, GONE)
 
     def own_links(self, before: Collection[str]) -> None:
-        """Name the links of an administrator to units that the last image had, and this one not.
+        """Name what an administrator has for units that the last image had, and this one not.
 
-        Nothing is done to them; an instance that was enabled would be missing without a word.
+        Nothing is done to these links and drop-ins; an instance that was enabled would be missing
+        without a word, and so would be what a drop-in has changed of a unit that has another name.
 
         Args:
             before: The units of the last image.
@@ -104,25 +106,30 @@ class Unowned:
             for kind in UNIT_KINDS:
                 # Nothing is done to them, so what cannot be read is in nobody's way.
                 with contextlib.suppress(OSError):
-                    for path in self._links_below(f"{mount}{OWN_PLACE}/{kind}"):
-                        if path not in told and self._led_to(path, mount, gone):
+                    for path, what in self._own_below(f"{mount}{OWN_PLACE}/{kind}"):
+                        if path not in told and self._was_for(what, path, mount, gone):
                             self._collected.keep(
-                                path, Rule.LEFT, "it leads to a unit that the image no longer has"
+                                path, Rule.LEFT, f"{_IS[what]} a unit that the image no longer has"
                             )
 
-    def _links_below(self, directory: str) -> Iterator[str]:
+    def _own_below(self, directory: str) -> Iterator[tuple[str, FileType]]:
+        """Yield what is there of links and files."""
         view = self._collected.view
         place = view.state(directory)
         if place is None or place.type is not FileType.DIRECTORY:
             return
         for path in view.content_below(directory):
             state = view.state(path)
-            if state is not None and state.type is FileType.SYMLINK:
-                yield path
+            if state is not None and state.type in _IS:
+                yield path, state.type
 
-    def _led_to(self, path: str, mount: str, gone: Collection[str]) -> bool:
-        """Tell whether a link was to a unit of *gone*, and nothing has that name now."""
-        link = unit_link(path[len(mount) :], self._collected.view.target(path))
+    def _was_for(self, what: FileType, path: str, mount: str, gone: Collection[str]) -> bool:
+        """Tell whether something was for a unit of *gone*, and nothing has that name now."""
+        inside = path[len(mount) :]
+        if what is FileType.SYMLINK:
+            link = unit_link(inside, self._collected.view.target(path))
+        else:
+            link = drop_in(inside)
         return (
             link is not None
             and any(f"{link.kind}/{name}" in gone for name in link.names)

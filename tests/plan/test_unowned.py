@@ -258,6 +258,37 @@ def test_an_administrators_link_to_a_unit_that_went_with_the_last_image_is_named
     assert replace(world, after=old).plan() == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "told"),
+    [
+        pytest.param("cache.service.d/more.conf", {}, True, id="of a unit"),
+        pytest.param("cache@one.service.d/more.conf", {}, True, id="of an instance"),
+        pytest.param("cache.service.d/more.conf~", {}, False, id="nothing that is read"),
+        pytest.param("a.service.d/more.conf", {}, False, id="still there"),
+        pytest.param("service.d/more.conf", {}, False, id="of all services"),
+        pytest.param(
+            "cache.service.d/more.conf", {f"{SYSTEM}/cache.service": OWN}, False, id="an own unit"
+        ),
+    ],
+)
+def test_an_administrators_drop_in_for_a_unit_that_went_with_the_last_image_is_named(
+    name: str,
+    more: Mapping[str, Thing],
+    told: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    """What it limits, or has started after something, would do so no more without a word."""
+    old = image("old", units=("system/a.service", "system/cache.service", CACHE))
+    path = f"{SYSTEM}/{name}"
+    world = World(
+        disk={SYSTEM: FOLDER, path.rpartition("/")[0]: FOLDER, path: OWN, **more},
+        before=old,
+        after=image(units=("system/a.service",)),
+    )
+    named = Keep(path=path, rule=Rule.LEFT, reason="it is for a unit that the image no longer has")
+    assert world.plan() == ((named,) if told else ())
+    assert replace(world, after=old).plan() == ()
+
+
 def test_a_link_of_the_last_image_to_a_unit_that_went_with_it_is_named_once() -> None:
     link = record(_INSTANCE, f"{UNITS}/cache@.service", LINK, package="")
     world = World(
