@@ -80,7 +80,10 @@ def conflicts(
             volumes = stack.enter_context(Context(options)).volumes
         else:
             volumes = stack.enter_context(places.alone(directory))
-        for conflict in settle.conflicts(volumes):
+        found = settle.conflicts(volumes)
+        if not found and directory is not None:
+            places.refuse_further(directory)
+        for conflict in found:
             lines = list(settle.difference(volumes, conflict)) if diff else []
             if as_json:
                 data = text.conflict_data(conflict)

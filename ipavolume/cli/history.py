@@ -22,7 +22,10 @@ def history(*, root: str, volumes: tuple[str, ...], as_json: bool, directory: st
     """
     from ipavolume.commands.status import read_runs
 
-    runs = read_runs(places.place_of(root, volumes, directory))
+    place = places.place_of(root, volumes, directory)
+    runs = read_runs(place)
+    if not runs:
+        places.refuse_further(place)
     if as_json:
         document.current().set_result({"runs": runs})
         return

@@ -13,7 +13,7 @@ from ipavolume.errors import IpaVolumeError, UsageError
 from ipavolume.image.image import Image
 from ipavolume.linux import files
 from ipavolume.volume import members
-from ipavolume.volume.facts import read_facts
+from ipavolume.volume.facts import read_facts, read_identity
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.layout import BASELINE, TRANSACTION
 from ipavolume.volume.volumes import Volumes
@@ -103,6 +103,33 @@ def _has_records(directory: str) -> bool:
                 os.close(state)
     finally:
         os.close(volume.fd)
+
+
+def refuse_further(directory: str) -> None:
+    """Refuse to call nothing what is said of a volume on another one.
+
+    Raises:
+        UsageError: If it is not the primary one.
+        IpaVolumeError: If it cannot be opened or trusted.
+    """
+    volume = members.open_named(directory)
+    identity = None
+    try:
+        with attempt("look at", directory):
+            state = members.open_state(volume)
+        if state is not None:
+            try:
+                identity = read_identity(state, volume)
+            finally:
+                os.close(state)
+    finally:
+        os.close(volume.fd)
+    if identity is not None and identity.uuid != identity.primary:
+        raise UsageError(
+            f"the volume at {directory!r} is a further one of its application: what was done to it "
+            f"is recorded on the primary one, whose uuid is {identity.primary}",
+            hint="Name that one: ipavolume status VOLUME says the uuid of one.",
+        )
 
 
 @contextlib.contextmanager

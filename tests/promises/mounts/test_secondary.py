@@ -346,6 +346,8 @@ def test_of_several_volumes_the_primary_one_is_looked_at_wherever_it_is_named(
     first, _ = two_images(site, versions)
     site.upgrade(first)
     data, logs = site.volumes.values()
+    empty = site.top / "empty"
+    empty.mkdir()
     for words in (
         ("--volume", f"/logs={logs}", "--volume", f"/data={data}"),
         ("--volume", f"/logs={logs}", "--volume", data),
@@ -359,6 +361,12 @@ def test_of_several_volumes_the_primary_one_is_looked_at_wherever_it_is_named(
     # On a host one that is named alone is the one that is meant.
     alone = ("--root", first.root, "--volume", f"/logs={logs}")
     assert volume_of(run_ipavolume("status", *alone, "--json").stdout)["volume"] == str(logs)
+    uuid = volume_of(run_ipavolume("status", data, "--json").stdout)["recorded"]["volume"]["uuid"]
+    for command in ("history", "conflicts"):
+        said = run_ipavolume(command, logs, status=2).stderr
+        assert f"{str(logs)!r} is a further one" in said
+        assert f"the primary one, whose uuid is {uuid}" in said
+        assert run_ipavolume(command, empty).stdout == ""
     # What an image is asked of is not what the records of another one say.
     other = ("--volume", f"/logs={logs}", "--volume", f"/var={data}")
     assert listed_in(run_ipavolume("history", "--root", first.root, *other, "--json").stdout)
