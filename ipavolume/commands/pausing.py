@@ -15,6 +15,7 @@ from typing import Any, Final
 from ipavolume.engines.engine import STOPPING, Engine, runs, state_of
 from ipavolume.errors import CommandFailedError, IpaVolumeError, LockedError, VolumeIOError
 from ipavolume.linux import mounts, watching
+from ipavolume.model.paths import WRITTEN_BY_ENGINES
 from ipavolume.model.progress import Progress
 from ipavolume.model.values import dataclass
 
@@ -24,7 +25,6 @@ _LET_GO_S: Final = 10.0
 """An engine that is started anew answers again within that time."""
 _AGAIN_S: Final = 0.5
 _NEVER: Final = "0001-01-01T"
-_WRITTEN_BY_ENGINES: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
 
 def has_started(state: Mapping[str, Any]) -> bool:
@@ -175,7 +175,7 @@ def _is_same(source: str, place: str) -> bool:
 
 def _own_files() -> list[str]:
     """Return where the host has the files that engines mount in this process' container."""
-    found = [(path, mounts.origin_of(path)) for path in _WRITTEN_BY_ENGINES]
+    found = [(path, mounts.origin_of(path)) for path in WRITTEN_BY_ENGINES]
     return [origin for path, (where, origin) in found if where == path]
 
 

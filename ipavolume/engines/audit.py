@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from ipavolume.model.paths import WRITTEN_BY_ENGINES
 from ipavolume.model.values import dataclass
 
 ENGINE: Final = frozenset(
     {
-        *("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/.dockerenv"),
-        *("/run/.containerenv", "/run/secrets", "/sbin/docker-init", "/dev", "/proc", "/sys"),
+        *WRITTEN_BY_ENGINES,
+        *("/.dockerenv", "/run/.containerenv", "/run/secrets", "/sbin/docker-init"),
+        *("/dev", "/proc", "/sys"),
     }
 )
 """What docker and podman themselves put into a container, or mount there without listing it."""

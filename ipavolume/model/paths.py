@@ -61,3 +61,5 @@ OWN_STEPS: Final = "/etc/ipavolume/upgrade_steps"
 MANIFEST_PATH: Final = "/usr/share/ipavolume/manifest.jsonl"
 CONFIG_PATH: Final = "/etc/ipavolume.toml"
 BUILD_ID_PATH: Final = "/etc/build-id"
+WRITTEN_BY_ENGINES: Final = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab")
+"""What docker and podman write for a container, and mostly mount there."""

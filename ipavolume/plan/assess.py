@@ -16,6 +16,7 @@ from ipavolume.image.owning import Owning
 from ipavolume.linux import clock, files, mounts
 from ipavolume.model.files import DiskState, FileType, Record
 from ipavolume.model.images import ImageHeader
+from ipavolume.model.paths import WRITTEN_BY_ENGINES
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.plan import verdict
 from ipavolume.plan.moved import LEFT_BEHIND, left_behind
@@ -41,7 +42,6 @@ from ipavolume.volume.volumes import Volumes
 
 _ANONYMOUS: Final = r"/volumes/([0-9a-f]{64})/_data$"
 _OF_ENGINES: Final = ("/proc", "/sys", "/dev", "/run", "/tmp")  # noqa: S108 # mounted there
-_WRITTEN_BY_ENGINES: Final = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab")
 
 
 def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
@@ -312,7 +312,7 @@ def _elsewhere(context: Context) -> tuple[str, ...]:
 
 
 def _is_of_engine(where: str) -> bool:
-    above = {"/", *_OF_ENGINES, *_WRITTEN_BY_ENGINES}
+    above = {"/", *_OF_ENGINES, *WRITTEN_BY_ENGINES}
     return where in above or where.startswith(tuple(f"{one}/" for one in _OF_ENGINES))
 
 
