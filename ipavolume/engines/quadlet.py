@@ -30,8 +30,10 @@ _DROPIN_SUFFIX: Final = ".conf"
 _MAX_BYTES: Final = 1 << 20
 _KEPT_TYPES: Final = ("volume", "bind")
 _SOURCES: Final = ("source", "src")
-_PLACES: Final = ("destination", "dst", "target")
+_PLACES: Final = ("destination", "dest", "dst", "target")
 """Names that an option of ``--mount`` has, podman-run(1)."""
+_USUAL_TYPE: Final = "volume"
+"""What it is where nothing says so; an older podman (5.4, say) refuses that, and starts nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def _mounted(values: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
         yield source, rest.partition(":")[0]
     for value in values.get("Mount", ()):
         options = {key: text for key, _, text in (one.partition("=") for one in value.split(","))}
-        if options.get("type") in _KEPT_TYPES:
+        if options.get("type", _USUAL_TYPE) in _KEPT_TYPES:
             source, place = (
                 next((options[name] for name in names if name in options), "")
                 for names in (_SOURCES, _PLACES)

@@ -28,6 +28,7 @@ Volume=%h/home:/home
 Volume=/anonymous
 Mount=type=volume,source=keys.volume,destination=/keys/,ro
 Mount=type=bind,src=./certs,dst=/certs
+Mount=source=untold,dest=/untold
 Mount=type=tmpfs,target=/scratch
 Mount=type=image,source=data:1,destination=/image
 Exec=ipa-server-install \\
@@ -72,6 +73,7 @@ def test_image_and_volumes_are_those_that_podman_reads(directory: Path) -> None:
         "/other": "systemd-other",
         "/keys": "systemd-keys",
         "/certs": str(directory / "team/certs"),
+        "/untold": "untold",
     }
     assert read_quadlets([str(directory / "none")]) == []
 
