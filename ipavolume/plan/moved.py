@@ -263,13 +263,20 @@ def _advice(volumes: Volumes, old: ImageHeader, new: ImageHeader, moved: Moved) 
             "there, also if it was copied, this is said."
         )
     target = _below(volumes[volume.mount], entry)
+    lost = ""
+    if any(spec.volatile and spec.mount == volume.mount for spec in old.volumes):
+        lost = (
+            f" Keep a copy elsewhere: {name_of(old)} empties {volume.mount} at each start, and "
+            "must not be started after that."
+        )
     if not moved.mount:
         return (
             f"Mount the volume at {moved.before} elsewhere, and copy it: {source} to {target}. "
-            "Then start again."
+            f"Then start again.{lost}"
         )
     above = shlex.quote(target.rpartition("/")[0])
-    return f"Move it{guess}: mkdir -p {above} && mv -T {shlex.quote(source)} {shlex.quote(target)}."
+    move = f"mkdir -p {above} && mv -T {shlex.quote(source)} {shlex.quote(target)}"
+    return f"Move it{guess}: {move}.{lost}"
 
 
 def _likely(old: ImageHeader, new: ImageHeader, moved: Moved) -> tuple[VolumeSpec, str] | None:

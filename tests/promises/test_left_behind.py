@@ -82,7 +82,7 @@ def _first(site: Site, rpms: Mapping[str, Path], lists: Sequence[str] = LISTS) -
 def _advised(site: Site, image: Image) -> str:
     """Return the command that the refusal advises."""
     said = site.run("upgrade", image, status=77).stderr
-    (command,) = re.findall(r"Move it[^:]*: (mkdir .+?)\. (?:Move|There|To leave)", said)
+    (command,) = re.findall(r"Move it[^:]*: (mkdir .+?)\. (?:Move|There|To leave|Keep)", said)
     assert isinstance(command, str)
     return command
 
@@ -122,6 +122,26 @@ def test_a_directory_that_moves_on_its_volume_is_not_left_behind(
     subprocess.run(["sh", "-ec", _advised(site, two)], check=True, timeout=60)
     site.upgrade(two)
     assert (new / "rows").read_text() == "mine"
+
+
+def test_what_goes_to_a_volume_that_the_last_image_empties_is_told_to_be_in_danger(
+    site: Site, rpms: dict[str, Path]
+) -> None:
+    """Who starts that image once more after the move finds nothing any more."""
+    one = _image(
+        site, "1", rpms, {"/data": LISTS, "/db": ["/srv/acme/"]}, f"{TWO}volatile = true\n"
+    )
+    site.volume("/db")
+    site.upgrade(one)
+    (site.volume() / "var/lib/acme/rows").write_text("mine")
+    two = _image(site, "2", rpms, {"/data": LISTS[:2], "/db": LISTS[2:]}, TWO)
+    said = site.run("upgrade", two, status=77).stderr
+    assert "Keep a copy elsewhere: image-1 empties /db at each start" in said
+    subprocess.run(["sh", "-ec", _advised(site, two)], check=True, timeout=60)
+    moved = site.volume("/db") / "var/lib/acme/rows"
+    assert moved.read_text() == "mine"
+    site.run("start", one, "--", "true")
+    assert not moved.exists()
 
 
 def test_a_service_that_got_another_name_is_told_where_its_directory_goes(
