@@ -250,34 +250,14 @@ def without(plan: Plan, mounts: Collection[str], volumes: Volumes) -> Plan:
     return replace(plan, actions=Packed(actions))
 
 
-def left_out(
-    context: Context,
-    facts: Mapping[str, Facts],
-    transaction: Transaction,
-    emptied: Collection[str],
-) -> set[str]:
-    """Return the mounts to which nothing of the open run is done any more, as far as it got.
-
-    They were emptied, and are to be filled, are being filled, or were by an earlier start.
-
-    Raises:
-        IpaVolumeError: If that cannot be looked at.
-    """
-    left = {*emptied, *_refilled(context, facts, transaction)}
-    if transaction.phase != COMMITTING:
-        # What is committed has it no more, either.
-        found = ((mount, facts[mount].transaction) for mount in context.volumes)
-        left.update(mount for mount, one in found if one is None or one.run != transaction.run)
-    return left
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
     """What is left of the open run.
 
     Attributes:
         plan: Its plan.
-        out: Mounts to which nothing of it is done any more: see :func:`left_out`.
+        out: Mounts to which nothing of it is done any more: they were emptied, and are to be
+            filled, are being filled, or were by an earlier start.
         fills: What fills those of them that this image fills, by mount.
     """
 
@@ -310,11 +290,15 @@ def look(
     transaction = facts[context.volumes.primary.mount].transaction
     if transaction is None:
         raise AssertionError("nothing to resume")
+    wanted = (*_refilled(context, facts, transaction), *emptied)
     fills = {}
     if transaction.fingerprint == context.image.header.fingerprint:
-        wanted = (*_refilled(context, facts, transaction), *emptied)
         fills = {mount: draft_fill(context, mount, plan.run, looking=looking) for mount in wanted}
-    out = left_out(context, facts, transaction, emptied)
+    out = set(wanted)
+    if transaction.phase != COMMITTING:
+        # What is committed has it no more, either.
+        found = ((mount, facts[mount].transaction) for mount in context.volumes)
+        out.update(mount for mount, one in found if one is None or one.run != transaction.run)
     return Left(plan=plan, out=out, fills=fills)
 
 
