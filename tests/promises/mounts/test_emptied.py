@@ -448,6 +448,8 @@ def test_an_emptied_volume_that_is_too_small_leaves_the_run_open_and_says_so(
     said = site.run("upgrade", second, env=ALWAYS, status=74).stderr
     assert "[no-space]" in said
     assert "state: the volume is in the middle of an upgrade" in said
+    # It is refused before anything is written, and so never waited for: room is looked at anew.
+    assert not (site.volume() / ".ipavolume/attempts.json").exists()
     (small / ".Trash-full").unlink()
     site.upgrade(second)
     assert picture(small / "var") == picture(second.root / "logs-template/var")
