@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.apply import journal
-from ipavolume.apply.area import Area, open_optional, remove_closed
+from ipavolume.apply.area import Area, open_area, open_optional, remove_closed
 from ipavolume.errors import LockLostError, UnsafeVolumeError
 from ipavolume.formats import plan
 from ipavolume.linux import crossing, files, trees
@@ -22,10 +22,11 @@ from ipavolume.model.actions import Plan
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, VERSION_NAME
 from ipavolume.model.images import ImageHeader
 from ipavolume.volume import held, layout, members
-from ipavolume.volume.facts import UNDOING, Identity, Transaction, read_version
+from ipavolume.volume.facts import UNDOING, Facts, Identity, Transaction, read_version
 from ipavolume.volume.failures import STATE_CLOSED, STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.history import append_history
 from ipavolume.volume.layout import PUBLIC_MODE
+from ipavolume.volume.volumes import Volumes
 
 _OLD_BUILD_ID: Final = "build-id.old"
 
@@ -260,6 +261,21 @@ def close_transaction(area: Area, *, now: str) -> None:
     with contextlib.suppress(OSError):
         trees.remove_tree(area.state, layout.TRASH)
         remove_closed(area.state, area.volume)
+
+
+def drop_stale(volumes: Volumes, facts: Mapping[str, Facts]) -> None:
+    """Drop transactions of secondaries that the primary volume never came to know of.
+
+    Raises:
+        VolumeIOError: If one cannot be dropped.
+    """
+    for mount, volume in volumes.items():
+        if mount != volumes.primary.mount and facts[mount].transaction is not None:
+            with (
+                contextlib.closing(open_area(volume)) as area,
+                attempt("drop a stale run on", volume.directory),
+            ):
+                close_transaction(area, now=STATE_UNTOUCHED)
 
 
 def _move_pristine(primary: Area) -> None:

@@ -263,6 +263,8 @@ def undo(
         try:
             try:
                 with told_as(unforeseen):
+                    if primary.transaction is None:
+                        commit.drop_stale(volumes, facts)
                     for mount in made.snapshot.mounts:
                         outer[mount] = _outer(volumes, mount, primary, facts)
                     transaction = primary.transaction or _transaction(made, primary)

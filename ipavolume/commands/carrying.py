@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ipavolume.apply import commit, roots
-from ipavolume.apply.area import open_area
 from ipavolume.apply.run import Finish, carry_out, look, open_log, read_open_plan, resume
 from ipavolume.commands import hold
 from ipavolume.context import Context
@@ -154,23 +153,11 @@ def carry(
         return None
     if secure():
         return Planned(made=made, verdict=verdict, facts=facts)
-    drop_stale(context.volumes, facts)
+    commit.drop_stale(context.volumes, facts)
     return Carried(
         end=carry_out(context, made, facts, speaker, phases=phases),
         warnings=tuple(warning.text for warning in made.warnings),
     )
-
-
-def drop_stale(volumes: Volumes, facts: Mapping[str, Facts]) -> None:
-    """Drop transactions of secondaries that the primary volume never came to know of."""
-    for mount, volume in volumes.items():
-        if mount != volumes.primary.mount and facts[mount].transaction is not None:
-            area = open_area(volume)
-            try:
-                with failures.attempt("drop a stale run on", volume.directory):
-                    commit.close_transaction(area, now=failures.STATE_UNTOUCHED)
-            finally:
-                area.close()
 
 
 def keep_summary(image: Image, volumes: Volumes, run: str, lines: Sequence[str]) -> None:

@@ -124,9 +124,9 @@ def bring_up(
                 continue
             if any(one.transaction is not None for one in facts.values()):
                 # Of secondaries: the primary volume never came to know of it.
-                from ipavolume.commands import carrying
+                from ipavolume.apply import commit
 
-                carrying.drop_stale(context.volumes, facts)
+                commit.drop_stale(context.volumes, facts)
             attempts.settle(context)
             for volume in context.volumes.values():
                 discard_staging(volume)

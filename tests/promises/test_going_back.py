@@ -370,7 +370,13 @@ def test_after_a_takeover_the_first_image_goes_back_to_what_it_left(
         for number, call in enumerate(calls)
         if '"transaction"' in call.text and '"trash"' in call.text
     ]
-    for number in (closed[1] + 2, closed[2] - 30):
+    # The last time that the second volume alone is marked.
+    marked = [
+        number
+        for number, call in enumerate(calls)
+        if '"staging"' in call.text and '"transaction"' in call.text
+    ]
+    for number in (closed[1] + 2, marked[-1], closed[2] - 30):
         before = begin()
         tracing.killed(world.command("three", place), calls[number], env=world.environment)
         assert history(place)[-1]["result"] == "taken over"
@@ -458,6 +464,30 @@ def test_what_is_not_mounted_any_more_is_not_needed_where_only_recording_it_is_l
     assert differences(seen(place), before) == []
     assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
     assert history(place)[-1]["result"] == "undone"
+
+
+@pytest.mark.parametrize("where", ["with an image", "on a host"])
+def test_a_rollback_that_only_the_second_volume_came_to_know_of_is_begun_anew(
+    world: World, place: Path, where: str
+) -> None:
+    """Killed between the two: the command itself finishes it, for nobody may start any image."""
+    world.copy("edited", place)
+    before = seen(place)
+    world.run("two", place)
+    points = changes(world, place, "rollback", image="two")
+    marks = [call for call in points if '"staging"' in call.text and '"transaction"' in call.text]
+    world.copy("edited", place)
+    world.run("two", place)
+    world.killed("two", place, marks[-1], "rollback")
+    assert (is_open(place, "data"), is_open(place, "logs")) == (False, True)
+    if where == "with an image":
+        world.run("two", place, "rollback")
+    else:
+        volumes = [f"--volume=/{mount}={place / mount}" for mount in ("data", "logs")]
+        run_ipavolume("rollback", *volumes)
+    assert differences(seen(place), before) == []
+    assert [recorded(place, mount) for mount in ("data", "logs")] == ["build-one"] * 2
+    assert "current" in world.run("one", place, "check").stdout
 
 
 def _marked(points: Sequence[Call]) -> Call:
