@@ -38,7 +38,7 @@ from ipavolume.linux import clock, copying, crossing, files, signals, trees
 from ipavolume.linux.cloning import clone_inode
 from ipavolume.model.actions import ROLLBACK, Install, Plan
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY, Metadata
-from ipavolume.model.images import ImageHeader
+from ipavolume.model.images import ImageHeader, named
 from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress
@@ -826,9 +826,10 @@ class _WayBack:
             # Who took the volumes from it was stopped right after that.
             code, run = UNVERIFIED, record.snapshot
         refused.note_refused(volume, record.image, known, code, run, record.cause)
+        image = named(record.image, {record.image: record.image_name})
         self._speaker.say(
-            f"the image {record.image} is refused from now on; it is tried again when its time has "
-            f"come, and at once with IPAVOLUME_RETRY={run}"
+            f"the image {image} is refused from now on; it is tried again when its time has come, "
+            f"and at once with IPAVOLUME_RETRY={run}"
         )
 
     def _application(self) -> str:

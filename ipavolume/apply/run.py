@@ -43,7 +43,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, crossing, files, signals
 from ipavolume.model.actions import Keep, Plan, Rule
 from ipavolume.model.files import VERSION_NAME
-from ipavolume.model.images import ImageHeader
+from ipavolume.model.images import ImageHeader, name_of
 from ipavolume.model.packed import Packed
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import say_nothing
@@ -59,7 +59,7 @@ from ipavolume.model.tasks import (
 from ipavolume.model.values import dataclass
 from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, draft_fill, inherited, learned_of, recorded_of
-from ipavolume.plan.verdict import State, name_of
+from ipavolume.plan.verdict import State
 from ipavolume.steps import outcome
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
@@ -348,7 +348,8 @@ def resume(
     if transaction is None:
         raise AssertionError("nothing to resume")
     plan = replace(left.plan, overrides=tuple(dict.fromkeys((*left.plan.overrides, *overrides))))
-    speaker.say(f"going on with run {transaction.run} to {transaction.to_build}")
+    to = name_of(primary.target) if primary.target else transaction.to_build
+    speaker.say(f"going on with run {transaction.run} to {to}")
     if run := transaction.snapshot:
         _, way = inherited(context.volumes, run, transaction.primary)
         speaker.say(way.line)

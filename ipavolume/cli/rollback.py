@@ -9,6 +9,7 @@ import click
 from ipavolume.cli import document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
+from ipavolume.model.images import named
 
 
 @click.command(cls=HelpedCommand)
@@ -55,5 +56,5 @@ def rollback(
     options = replace(options, lock_timeout_s=lock_timeout)
     outcome, mount = going.roll_back(options, run or "", shown)
     if not (as_json or silent):
-        was = outcome.recorded or "an image that had recorded no id"
+        was = named(outcome.recorded, outcome.names) or "an image that had recorded no id"
         click.echo(f"the volume at {mount} is what {text.escape(was)} left")

@@ -65,7 +65,7 @@ def snapshot(
         if as_json:
             document.current().set_result({"snapshot": text.snapshot_data(made)})
         else:
-            click.echo(_line(made))
+            click.echo(_line(made, made.build_id or made.from_build))
         return
     if bool(run) == everything:
         raise UsageError("say which one is to be removed: RUN, or --all")
@@ -79,7 +79,7 @@ def snapshot(
 
 def _show(kept: Kept) -> None:
     if kept.snapshot is not None:
-        click.echo(_line(kept.snapshot))
+        click.echo(_line(kept.snapshot, kept.image))
         for path, why in kept.snapshot.lacks:
             click.echo(f"  not in it: {text.escape(path)} ({text.escape(why)})")
     elif kept.fault:
@@ -89,8 +89,8 @@ def _show(kept: Kept) -> None:
         click.echo(f"{text.escape(kept.run)}  undone: what a rollback has put aside")
 
 
-def _line(one: Snapshot) -> str:
+def _line(one: Snapshot, image: str) -> str:
     what = "by hand" if one.by_hand else "before the run"
     size = f"{one.method}, {count_text(one.files, 'file')}, {size_text(one.bytes)}"
-    image = one.build_id or one.from_build or "no recorded id"
-    return f"{text.escape(one.run)}  {one.made}  {what}, of {text.escape(image)}: {size}"
+    of = text.escape(image) or "no recorded id"
+    return f"{text.escape(one.run)}  {one.made}  {what}, of {of}: {size}"

@@ -24,6 +24,7 @@ from ipavolume.model.actions import (
     verb,
 )
 from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.images import named
 from ipavolume.model.packed import counts_of, described, translated, without_metadata
 from ipavolume.model.progress import count_text, size_text
 from ipavolume.model.tasks import Task
@@ -507,7 +508,7 @@ def summary_lines(outcome: Outcome) -> list[str]:
     """Return what a person wants to know at the end of a run, and can act on."""
     lines = []
     for end in outcome.ends:
-        lines += _end_lines(end)
+        lines += _end_lines(end, outcome.names)
     if outcome.warnings:
         lines.append(f"  {count_text(len(outcome.warnings), 'warning')}:")
         lines += [f"    {escape(advice.fit_here(text))}" for text in outcome.warnings]
@@ -517,10 +518,11 @@ def summary_lines(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _end_lines(end: Finish) -> list[str]:
+def _end_lines(end: Finish, names: Mapping[str, str]) -> list[str]:
     """Return what a run did in this phase; what an earlier one did is told there."""
     plan = end.plan
-    lines = [f"{plan.kind} {escape(plan.from_build) or '(empty)'} -> {escape(plan.to_build)}"]
+    ends = [escape(named(one, names)) or "(empty)" for one in (plan.from_build, plan.to_build)]
+    lines = [f"{plan.kind} {' -> '.join(ends)}"]
     if end.put:
         lines += _file_lines(plan)
     else:

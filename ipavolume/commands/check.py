@@ -34,6 +34,7 @@ from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock
 from ipavolume.model.actions import Keep, Rule
+from ipavolume.model.images import named
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.values import dataclass
@@ -42,6 +43,7 @@ from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume import index, lock, owners, ownership
 from ipavolume.volume.facts import Facts
+from ipavolume.volume.history import image_names
 from ipavolume.volume.refused import read_refused
 from ipavolume.volume.running import read_running
 from ipavolume.volume.tree import walk
@@ -362,16 +364,19 @@ def _inspect(
 def _refused(context: Context) -> list[Finding]:
     """Tell which other images the volume was taken back from, and would refuse now."""
     header, now_s = context.image.header, clock.seconds()
+    volume = context.volumes.primary
+    names = image_names(volume)
     return [
         Finding(
             code="refused",
             severity=Severity.NOTE,
             path="",
-            message=f"the image {record.image} is refused until {clock.text_of(until)}: the volume "
-            f"was taken back from it at {record.at} (run {record.run} was {record.code})",
+            message=f"the image {named(record.image, names)} is refused until "
+            f"{clock.text_of(until)}: the volume was taken back from it at {record.at} "
+            f"(run {record.run} was {record.code})",
             hint=f"To start it at once: IPAVOLUME_RETRY={record.run}.",
         )
-        for record in read_refused(context.volumes.primary)
+        for record in read_refused(volume)
         if not record.is_of(header.build_id, header.fingerprint)
         and (until := record.due_s(now_s)) is not None
     ]

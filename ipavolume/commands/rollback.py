@@ -16,7 +16,7 @@ from ipavolume.context import Context, Options
 from ipavolume.errors import LockedError, RefusedError, UnsafeVolumeError
 from ipavolume.firstrun.request import redactor
 from ipavolume.model.actions import Plan
-from ipavolume.model.images import ImageHeader
+from ipavolume.model.images import ImageHeader, name_of, named
 from ipavolume.model.progress import Progress
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.plan import assess
@@ -26,8 +26,9 @@ from ipavolume.plan.verdict import State, Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import failures
 from ipavolume.volume.facts import UNDOING, Facts
-from ipavolume.volume.history import REPLACING_NOTHING, read_history
+from ipavolume.volume.history import REPLACING_NOTHING, image_names, read_history
 from ipavolume.volume.logs import Speaker
+from ipavolume.volume.members import Volume
 from ipavolume.volume.snapshots import (
     chain_run,
     chain_snapshot,
@@ -97,22 +98,25 @@ def _roll_back(work: Work, run: str, speaker: Speaker) -> Outcome:
             emptied = _judged(context, facts).refills
             if roots.take(context.volumes, facts) or work.lock.secure():
                 continue
-            return _outcome(back.finish_undoing(context, facts, speaker, emptied=emptied))
+            end = back.finish_undoing(context, facts, speaker, emptied=emptied)
+            return _outcome(end, context.volumes.primary)
         made = _draft(context, facts, run, looking=False, say=speaker.say)
         if roots.take(context.volumes, facts) or work.lock.secure():
             continue
         speaker.say(
             f"going back to what was before run {made.snapshot.run}, of {made.snapshot.made}"
         )
-        return _outcome(back.undo(context, made, facts, speaker))
+        return _outcome(back.undo(context, made, facts, speaker), context.volumes.primary)
 
 
-def _outcome(end: Finish) -> Outcome:
+def _outcome(end: Finish, primary: Volume) -> Outcome:
+    names = image_names(primary)
     return Outcome(
         state=State.GOING_BACK,
-        reason=f"what was done by {end.plan.from_build} was undone",
+        reason=f"what was done by {named(end.plan.from_build, names)} was undone",
         recorded=end.plan.to_build,
         ends=(end,),
+        names=names,
     )
 
 
@@ -179,29 +183,29 @@ def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:
         raise planning.not_here(
             context.volumes,
             made,
-            f"Start the image {known.image_name or known.build_id} again, which can finish its "
+            f"Start the image {name_of(known)} again, which can finish its "
             "upgrade, or restore a backup.",
         )
     open_ = primary.transaction
     if snapshot is None and open_ is not None and open_.kind in REPLACING_NOTHING:
         raise RefusedError(
-            f"run {open_.run} to {known.build_id} is not completed",
+            f"run {open_.run} to {name_of(known)} is not completed",
             code="open-transaction",
-            hint=f"Start the image {known.image_name or known.build_id} again, which finishes it. "
+            hint=f"Start the image {name_of(known)} again, which finishes it. "
             "It has replaced nothing: what comes before it can be undone then, by ipavolume "
             "rollback.",
         )
     if snapshot is None:
         raise RefusedError(
-            f"the upgrade to {known.build_id} is not completed, and no snapshot was made before it",
+            f"the upgrade to {name_of(known)} is not completed, and no snapshot was made before it",
             code=planning.NO_WAY_BACK,
-            hint=f"Start the image {known.image_name or known.build_id} again, which can finish "
+            hint=f"Start the image {name_of(known)} again, which can finish "
             "it, or restore a backup.",
         )
     ours = primary.transaction.run if primary.transaction else ""
     if run not in ("", ours, snapshot.run):
         raise RefusedError(
-            f"the upgrade to {known.build_id} is not completed: that comes before run {run}",
+            f"the upgrade to {name_of(known)} is not completed: that comes before run {run}",
             code="open-transaction",
             hint="Undo it first, which takes no RUN: ipavolume rollback. Or start the image that "
             "can finish it.",

@@ -13,6 +13,7 @@ from ipavolume.commands.recorded import or_recorded
 from ipavolume.commands.work import Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, UsageError, VolumeIOError
+from ipavolume.model.images import named
 from ipavolume.model.progress import Progress
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
@@ -20,6 +21,7 @@ from ipavolume.plan.snapshot import CODE, decide
 from ipavolume.volume import extent, layout, snapshots
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import STATE_UNTOUCHED
+from ipavolume.volume.history import image_names
 from ipavolume.volume.volumes import Volumes
 
 
@@ -32,12 +34,14 @@ class Kept:
         snapshot: Its snapshot, or ``None``: there is none that can be understood.
         fault: Why not, or "".
         undone: There is what a rollback of the run has put aside.
+        image: The image whose files the snapshot has, as people know it, or "".
     """
 
     run: str
     snapshot: Snapshot | None = None
     fault: str = ""
     undone: bool = False
+    image: str = ""
 
 
 def list_kept(options: Options) -> list[Kept]:
@@ -53,6 +57,7 @@ def list_kept(options: Options) -> list[Kept]:
 def _kept(volumes: Volumes) -> list[Kept]:
     uuid = snapshots.uuid_of(volumes.facts()[volumes.primary.mount])
     undone = set(_undone(volumes))
+    names = image_names(volumes.primary)
     found = []
     for run in sorted({*undone, *_runs(volumes)}):
         one, fault = None, ""
@@ -66,7 +71,10 @@ def _kept(volumes: Volumes) -> list[Kept]:
                 fault += ", whose directory is mounted here"
             one = None
         if one is not None or fault or run in undone:
-            found.append(Kept(run=run, snapshot=one, fault=fault, undone=run in undone))
+            image = named(one.build_id or one.from_build, names) if one is not None else ""
+            found.append(
+                Kept(run=run, snapshot=one, fault=fault, undone=run in undone, image=image)
+            )
     return found
 
 

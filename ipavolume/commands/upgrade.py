@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 from ipavolume.apply import attempts
@@ -17,6 +17,7 @@ from ipavolume.plan.assess import refuse
 from ipavolume.plan.conduct import Does, conduct
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.volume.facts import Facts
+from ipavolume.volume.history import image_names
 from ipavolume.volume.logs import Speaker
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Outcome:
         first_run_left: The first run is left to the online phase.
         first_run_done: The first run was run, with whatever result.
         waits: The first run waits for an answer: the application cannot start.
+        names: What images are called, by their ids.
     """
 
     state: State
@@ -52,6 +54,7 @@ class Outcome:
     first_run_left: bool = False
     first_run_done: bool = False
     waits: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -130,7 +133,7 @@ def bring_up(
             attempts.settle(context)
             for volume in context.volumes.values():
                 discard_staging(volume)
-            return _outcome(found, ends, warnings, recorded=context.image.build_id)
+            return _outcome(context, found, ends, warnings, recorded=context.image.build_id)
         # Most calls find nothing to do, and do not wait for what does it.
         from ipavolume.commands import carrying
 
@@ -152,12 +155,17 @@ def bring_up(
         ends.append(carried.end)
         warnings += carried.warnings
         if carried.end.waiting:
-            return _outcome(found, ends, warnings, recorded="")
+            return _outcome(context, found, ends, warnings, recorded="")
     raise AssertionError("the volume does not become current")
 
 
 def _outcome(
-    found: Verdict, ends: Sequence[Finish], warnings: Sequence[str], *, recorded: str
+    context: Context,
+    found: Verdict,
+    ends: Sequence[Finish],
+    warnings: Sequence[str],
+    *,
+    recorded: str,
 ) -> Outcome:
     messages = [
         message
@@ -173,4 +181,5 @@ def _outcome(
         ends=tuple(ends),
         warnings=(*warnings, *(text for text in messages if text not in warnings)),
         waiting=ends[-1].waiting if ends else (),
+        names=image_names(context.volumes.primary, context.image.header) if ends else {},
     )

@@ -34,6 +34,7 @@ from ipavolume.errors import (
     unforeseen,
 )
 from ipavolume.linux import clock, notify, watching
+from ipavolume.model.images import named
 from ipavolume.model.progress import say_nothing
 from ipavolume.model.redaction import Redactor
 from ipavolume.plan import tasks
@@ -43,6 +44,7 @@ from ipavolume.systemd import boot
 from ipavolume.volume import lock
 from ipavolume.volume.facts import read_facts
 from ipavolume.volume.failures import STATE_OPEN
+from ipavolume.volume.history import image_names
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNVERIFIED
 
@@ -199,13 +201,14 @@ def _moved_away(context: Context, run: str, wrong: str) -> IpaVolumeError:
         # Nothing depends on it.
         with contextlib.suppress(IpaVolumeError):
             outcome.conclude(volumes.primary, run, wrong)
+    before = named(snapshot.from_build, image_names(volumes.primary))
     return CommandFailedError(
         f"run {run} was not found to be right: {wrong}",
         code="unverified",
         state="the volume is of no image now, and the container ends",
-        hint=f"Start the image {snapshot.from_build} again: it goes back to the snapshot of run "
-        f"{snapshot.run}, and keeps what was written since. This image is refused until its time "
-        f"has come, or it is started with IPAVOLUME_RETRY={run}, and is asked again then.",
+        hint=f"Start the image {before} again: it goes back to the snapshot of run {snapshot.run}, "
+        "and keeps what was written since. This image is refused until its time has come, or it is "
+        f"started with IPAVOLUME_RETRY={run}, and is asked again then.",
     )
 
 

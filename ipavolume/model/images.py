@@ -113,3 +113,14 @@ class ImageHeader:
     def kept_mounts(self) -> frozenset[str]:
         """Where the volumes are whose content stays; a volatile one has no state of ours."""
         return frozenset(volume.mount for volume in self.volumes if not volume.volatile)
+
+
+def named(build_id: str, names: Mapping[str, str]) -> str:
+    """Return how people know an image: by its id, and its name where *names* has it."""
+    name = names.get(build_id, "")
+    return f"{name} ({build_id})" if name else build_id
+
+
+def name_of(header: ImageHeader) -> str:
+    """Return how people know an image: by its name, where it has one, and its id."""
+    return named(header.build_id, {header.build_id: header.image_name})

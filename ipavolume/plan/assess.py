@@ -24,6 +24,7 @@ from ipavolume.plan.verdict import Owners, Question, State, Verdict
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
 from ipavolume.volume.failures import attempt
+from ipavolume.volume.history import image_names
 from ipavolume.volume.index import read_baseline, read_target
 from ipavolume.volume.members import Volume
 from ipavolume.volume.refused import Refused, refused_of
@@ -104,6 +105,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             consent=context.options.consent,
             rehearsal=context.options.rehearsal,
             refused=_refused(context),
+            names=_names(context, primary),
             way_back=way_back,
             way_refused=way_refused,
             undoable=undoable,
@@ -114,6 +116,14 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
     )
     found = replace(found, overrides=(*context.overridden, *found.overrides))
     return found if found.error is not None else _judge_moved(context, primary, found)
+
+
+def _names(context: Context, primary: Facts) -> dict[str, str]:
+    """Return what images are called that a refusal may name; none where nothing is to be done."""
+    image = context.image.header
+    if primary.transaction is None and primary.build_id == image.build_id:
+        return {}
+    return image_names(context.volumes.primary, image, primary.baseline, primary.target)
 
 
 def _refused(context: Context) -> tuple[Refused, str] | None:

@@ -15,11 +15,10 @@ from typing import Final
 from ipavolume.errors import IpaVolumeError, RefusedError
 from ipavolume.formats.manifest import parse_record, path_of
 from ipavolume.model.files import DiskState, FileType, Record
-from ipavolume.model.images import ImageHeader, VolumeSpec
+from ipavolume.model.images import ImageHeader, VolumeSpec, name_of
 from ipavolume.model.paths import is_within
 from ipavolume.model.progress import count_text
 from ipavolume.model.values import dataclass
-from ipavolume.plan.verdict import name_of
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import Tree

@@ -11,7 +11,7 @@ from ipavolume.config import releases
 from ipavolume.context import EXISTING
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
-from ipavolume.model.images import ImageHeader
+from ipavolume.model.images import ImageHeader, name_of, named
 from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.snapshots import Snapshot
@@ -119,6 +119,7 @@ class Question:
         rehearsal: What is done is rehearsed, for which a copy may have been made.
         refused: What the image was gone back from for, and when it is tried again, as text;
             ``None``: it may be tried now.
+        names: What images are called that are known by their ids.
         way_back: The snapshot that the chain of runs which was never committed began with.
         undoable: The snapshot that the last run which was committed began with.
         missing: The run whose snapshot would be gone back to, where that was made and is not here.
@@ -150,6 +151,7 @@ class Question:
     consent: bool = True
     rehearsal: bool = False
     refused: tuple[Refused, str] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     way_back: Snapshot | None = None
     undoable: Snapshot | None = None
     missing: str = ""
@@ -717,17 +719,18 @@ def _judge_unknowing(question: Question, primary: Facts, found: Verdict) -> Verd
 
 
 def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdict:
+    target = primary.target
+    to = name_of(target) if target else named(open_.to_build, question.names)
     if _leads_to(question.image, open_):
         if open_.kind == UNVERIFIED:
             return Verdict(
                 state=State.UPGRADING,
-                reason=f"{open_.to_build} is tried again, whose run was not found to be right",
+                reason=f"{to} is tried again, whose run was not found to be right",
             )
         return Verdict(
             state=State.UPGRADING,
-            reason=f"run {open_.run} to {open_.to_build} is not finished ({open_.phase})",
+            reason=f"run {open_.run} to {to} is not finished ({open_.phase})",
         )
-    target = primary.target
     newer = None if target is None else _went_back(question, target)
     if newer is not None and not {"blocked", "newer"} <= set(question.allow):
         way = question.way_back
@@ -735,21 +738,19 @@ def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdi
         if way is not None:
             back = (
                 f"or undo it, which goes back to the snapshot of run {way.run} ({way.made}), of "
-                f"the image {way.from_build or way.build_id}: ipavolume rollback"
+                f"the image {_left_by(question, way)}: ipavolume rollback"
             )
         elif open_.kind in REPLACING_NOTHING:
             back = "and then go back, where that is wanted: ipavolume rollback"
-        amid = (
-            f"the volume is in the middle of an upgrade to {open_.to_build}, which has {newer[0]}"
-        )
-        which = f"{name_of(target) if target else open_.to_build} again, which can finish it"
+        amid = f"the volume is in the middle of an upgrade to {to}, which has {newer[0]}"
+        which = f"{to} again, which can finish it"
         this = "finish it and go back from there"
         if open_.kind == UNVERIFIED:
             amid = (
-                f"what the upgrade to {open_.to_build} had made was not found to be right, and it "
-                f"has {newer[0]}"
+                f"what the upgrade to {to} had made was not found to be right, and it has "
+                f"{newer[0]}"
             )
-            which = f"{open_.from_build}, which goes back to what it left"
+            which = f"{named(open_.from_build, question.names)}, which goes back to what it left"
             this = "take the volume as it is"
         error = RefusedError(
             f"{amid}; this image has {newer[1]}",
@@ -764,12 +765,12 @@ def _judge_open(question: Question, primary: Facts, open_: Transaction) -> Verdi
     if open_.kind == UNVERIFIED:
         return Verdict(
             state=State.TAKEN_OVER,
-            reason=f"what the upgrade to {open_.to_build} had made was not found to be right",
+            reason=f"what the upgrade to {to} had made was not found to be right",
             overrides=("blocked",) if newer is not None else (),
         )
     return Verdict(
         state=State.TAKEN_OVER,
-        reason=f"run {open_.run} to {open_.to_build} of another image is not finished",
+        reason=f"run {open_.run} to {to} of another image is not finished",
         overrides=("blocked",) if newer is not None else (),
     )
 
@@ -806,7 +807,8 @@ def _refuse_what_follows(
             f"what the upgrade to {name_of(target)} had made was not found to be right, and what "
             f"follows it is refused: {error}",
             code=error.code,
-            hint=f"The image {open_.from_build} goes back to what it left. {error.hint}",
+            hint=f"The image {named(open_.from_build, question.names)} goes back to what it left. "
+            f"{error.hint}",
         )
     return RefusedError(
         f"run {open_.run} to {name_of(target)} is not finished, and what follows it is refused: "
@@ -918,7 +920,7 @@ def _refuse_direction(
                 restore = (
                     "or undo that while the application is stopped, which goes back to the "
                     f"snapshot of run {way.run} ({way.made}), of the image "
-                    f"{way.from_build or way.build_id}: ipavolume rollback"
+                    f"{_left_by(question, way)}: ipavolume rollback"
                 )
             # What the application says of itself names no image.
             older = name_of(recorded) if recorded.build_id else "that the volume comes from"
@@ -986,8 +988,6 @@ def _counterparts(
             yield from same
 
 
-def name_of(header: ImageHeader) -> str:
-    """Return how people know an image: its name and id."""
-    if header.image_name:
-        return f"{header.image_name} ({header.build_id})"
-    return header.build_id
+def _left_by(question: Question, snapshot: Snapshot) -> str:
+    """Return the image that left what *snapshot* has, as people know it."""
+    return named(snapshot.from_build or snapshot.build_id, question.names)

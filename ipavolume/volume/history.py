@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.plan import is_run_id
@@ -59,6 +61,23 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
             "is cut short or was altered",
             hint="Find out who did that, and move it away: no upgrade depends on it.",
         ) from err
+
+
+def image_names(volume: Volume, *known: ImageHeader | None) -> dict[str, str]:
+    """Return what images are called, by their ids.
+
+    Args:
+        volume: The primary volume, whose recorded runs tell; of what cannot be read nothing.
+        known: Headers that are at hand.
+    """
+    names: dict[str, str] = {}
+    with contextlib.suppress(IpaVolumeError):
+        for run in read_history(volume):
+            for end in ("from", "to"):
+                if name := run.get(f"{end}_name"):
+                    names[run.get(end, "")] = name
+    names.update((one.build_id, one.image_name) for one in known if one and one.image_name)
+    return names
 
 
 def last_replacing(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -146,7 +146,7 @@ STATES: Final[Mapping[State, tuple[Question, str]]] = {
         "the upgrade to newer was not completed; this image goes back to what it left, the "
         "snapshot of run 0002-newer",
     ),
-    State.UPGRADING: (question(amid(NEW)), "run r to new is not finished (marked)"),
+    State.UPGRADING: (question(amid(NEW)), "run r to ipa:2 (new) is not finished (marked)"),
     State.TAKEN_OVER: (question(amid(OLD)), "run r to old of another image is not finished"),
     State.BLOCKED: (
         question(amid(NEWER)),

@@ -111,3 +111,26 @@ def test_what_is_gone_back_to_is_refused_no_more_and_what_ships_the_same_neither
     assert "current" in site.run("check", two).stdout
     site.upgrade(two)
     assert "[refused]" in site.run("upgrade", one, status=77).stderr
+
+
+def test_images_are_called_what_people_call_them(tmp_path: Path) -> None:
+    """Of two ids nobody knows which of his tags he has to start."""
+    site = Site(top=tmp_path)
+    images = []
+    for number, name in (("1", "first"), ("2", "second")):
+        files = [Packaged(path="/etc/app/app.conf", words="%config", content=number)]
+        rpm = build_rpm(tmp_path, "app", files, version=number)
+        lists = {"/data": ["/etc/app/"]}
+        images.append(site.image(name, [rpm], lists=lists, image_name=f"app:{number}"))
+    one, two = images
+    site.upgrade(one)
+    done = site.run("upgrade", two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    assert "upgrade app:1 (first) -> app:2 (second)\n" in done.stdout
+    assert "of app:1 (first): " in site.run("snapshot", two, "list").stdout
+    said = site.run("upgrade", one, status=77).stderr
+    assert "Start the image app:2 (second) or a newer one, or undo that" in said
+    assert "of the image app:1 (first): ipavolume rollback" in said
+    undone = site.run("rollback", two)
+    assert "is what app:1 (first) left\n" in undone.stdout
+    assert "the image app:2 (second) is refused from now on" in undone.stderr
+    assert "the image app:2 (second) is refused until" in site.run("check", one).stdout

@@ -41,6 +41,7 @@ class Site:
         passwd: str = USERS,
         group: str = GROUPS,
         edit: Callable[[Image], None] | None = None,
+        image_name: str | None = None,
     ) -> Image:
         """Make the tree *name* with the real rpm and prepare it.
 
@@ -52,6 +53,7 @@ class Site:
             passwd: Its passwd.
             group: Its group.
             edit: What its Dockerfile does between rpm and ``prepare``.
+            image_name: What people call it.
         """
         image = make_image(self.top / name)
         image.write("/etc/passwd", passwd)
@@ -64,7 +66,7 @@ class Site:
             image.write("/etc/ipavolume.toml", config)
         if edit is not None:
             edit(image)
-        image.prepare(build_id=name)
+        image.prepare(build_id=name, image_name=image_name)
         return image
 
     def volume(self, mount: str = "/data") -> Path:
