@@ -20,7 +20,7 @@ from ipavolume.model.progress import Progress
 from ipavolume.model.values import dataclass
 
 _GUARD_S: Final = 15.0
-"""Then it goes on by another process, whatever has become of this one."""
+"""Then it is let go on by another process, whatever has become of this one."""
 _LET_GO_S: Final = 10.0
 """An engine that is started anew answers again within that time."""
 _AGAIN_S: Final = 0.5
@@ -290,24 +290,33 @@ def paused(engine: Engine, container: str, name: str, say: Progress) -> Iterator
     if _is_paused(engine, container):
         raise _others(name, "somebody else has paused")
     say(f"pausing {name} for the copy")
-    guard = watching.guard((engine.name, "unpause", container), within_s=_GUARD_S)
+    guard = watching.guard(lambda: _let_go(engine, container), within_s=_GUARD_S, again_s=_AGAIN_S)
     with contextlib.ExitStack() as stack:
         stack.callback(watching.dismiss, guard)
+
+        def unpause() -> bool:
+            try:
+                return _unpause(engine, container, name)
+            except CommandFailedError:
+                stack.pop_all()
+                watching.leave_to(guard)
+                raise
+
         try:
             # Killed amid, it is let go on once the engine's command has ended, too.
             is_ours = engine.pause(container, kept_open=guard[1])
         except BaseException:
             # It may have been done all the same.
-            _unpause(engine, container, name)
+            unpause()
             raise
         if not is_ours:
             raise _others(name, "somebody else has paused")
         try:
             yield
         except BaseException:
-            _unpause(engine, container, name)
+            unpause()
             raise
-        if not _unpause(engine, container, name):
+        if not unpause():
             found = engine.inspected("container", container)
             what = "did not stay paused" if runs(found) else "ended" if found else "was removed"
             raise _others(name, f"{what} while it was copied")
@@ -322,15 +331,9 @@ def _unpause(engine: Engine, container: str, name: str) -> bool:
     deadline = time.monotonic() + _LET_GO_S
     while True:
         try:
-            engine.order("unpause", container, to_the_end=True)
+            return _let_go(engine, container)
         except IpaVolumeError as err:
             failure = err
-        else:
-            return True
-        # The guard may have been first, or somebody; whether it goes on is what matters.
-        with contextlib.suppress(IpaVolumeError):
-            if not _is_paused(engine, container):
-                return False
         if time.monotonic() >= deadline:
             raise CommandFailedError(
                 f"{name} may have stayed paused after the copy: {failure}",
@@ -338,6 +341,23 @@ def _unpause(engine: Engine, container: str, name: str) -> bool:
                 hint=f"Let it go on: {engine.name} unpause {name}",
             ) from failure
         time.sleep(_AGAIN_S)
+
+
+def _let_go(engine: Engine, container: str) -> bool:
+    """Let a container go on; return whether it was paused until now.
+
+    Raises:
+        IpaVolumeError: If it stays paused, or nobody knows.
+    """
+    try:
+        engine.order("unpause", container, to_the_end=True)
+    except IpaVolumeError:
+        # The guard may have been first, or somebody; whether it goes on is what matters.
+        with contextlib.suppress(IpaVolumeError):
+            if not _is_paused(engine, container):
+                return False
+        raise
+    return True
 
 
 def _is_paused(engine: Engine, container: str) -> bool:

@@ -9,14 +9,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
+from ipavolume.errors import IpaVolumeError
 from ipavolume.linux import signals
 
 _GRACE_S = 10.0
 _APPLICATION_GRACE_S = 120.0
 """As systemd is given to end a container: a database that is killed has to recover."""
 _POLL_S = 0.1
+_PATIENCE_S = 3600.0
+"""So long it is tried again what fails, and nobody else is there to do."""
 _ASKING = (*signals.STOPPING, signal.SIGHUP)
 
 
@@ -155,16 +158,20 @@ def end_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
-    """Leave a process that executes a command unless it is told in time that it is not needed.
+def guard(act: Callable[[], bool], *, within_s: float, again_s: float) -> tuple[int, int]:
+    """Leave a process that does something unless it is told in time that it is not needed.
 
     It does so when this process is killed, too, and so is whoever else has the descriptor open;
-    :func:`dismiss` tells it. No signal that asks for an end ends it before. What the command prints
-    nobody sees, but its complaints.
+    :func:`dismiss` tells it. No signal that asks for an end ends it before, and nobody sees what it
+    prints. Where it is not to be done yet, or fails, it is tried again and again: what it is to
+    undo may still be under way.
 
     Args:
-        words: The command.
-        within_s: Seconds to wait.
+        act: Does it, and tells whether that is done; otherwise it was not to be done. What it
+            raises of ours is a failure.
+        within_s: Seconds to wait; as long it is looked whether it is to be done, once nobody has
+            the descriptor open.
+        again_s: Seconds between two tries.
 
     Returns:
         The process, and the descriptor by which it is told.
@@ -184,18 +191,46 @@ def guard(words: Sequence[str], *, within_s: float) -> tuple[int, int]:
         os.close(heard)
         return child, says
     try:
-        os.close(says)
+        # What is locked by the others is not kept locked: whoever is to be let go on may want it.
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd != heard:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         look_on()
-        # Who ends a whole service or session ends the one that it stands in for as well.
+        # Who ends a whole service or session ends the one that it stands in for as well; and what
+        # asked for an end before is none of what is undone.
+        signals.install()
         for number in _ASKING:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # What the command prints is no result of this one's.
+        # What is printed is no result of this one's.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         if not hear(heard, within_s=within_s):
-            os.execvp(words[0], list(words))  # noqa: S606 - no shell is what is wanted
+            _insist(act, heard, within_s=within_s, again_s=again_s)
     finally:
         os._exit(1)
+
+
+def _insist(act: Callable[[], bool], heard: int, *, within_s: float, again_s: float) -> None:
+    """Try *act* until it is done, or told to be needless, or nobody is left who could need it."""
+    waiting = select.poll()
+    waiting.register(heard, select.POLLIN)
+    alone_since = None
+    while True:
+        patience_s = within_s
+        try:
+            if act():
+                return
+        except IpaVolumeError:
+            patience_s = _PATIENCE_S
+        if alone_since is None and waiting.poll(again_s * 1000):
+            if os.read(heard, 1):
+                return
+            alone_since = time.monotonic()
+        elif alone_since is not None:
+            if time.monotonic() - alone_since >= patience_s:
+                return
+            time.sleep(again_s)
 
 
 def dismiss(guard: tuple[int, int]) -> None:
@@ -206,6 +241,11 @@ def dismiss(guard: tuple[int, int]) -> None:
         os.write(says, b"!")
     os.close(says)
     os.waitpid(child, 0)
+
+
+def leave_to(guard: tuple[int, int]) -> None:
+    """Have done by what :func:`guard` left what this process could not do."""
+    os.close(guard[1])
 
 
 def hear(fd: int, *, within_s: float) -> str:

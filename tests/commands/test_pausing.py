@@ -82,6 +82,17 @@ class Pausing:
     def is_paused(self) -> bool:
         return (self.here / "paused").read_text() == "true\n"
 
+    @property
+    def calls(self) -> list[str]:
+        return (self.here / "calls").read_text().split()
+
+    def wait_for(self, holds: Callable[[], bool]) -> None:
+        """Wait for what is done by a process that nobody waits for."""
+        deadline = time.monotonic() + LONG_S
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def copy(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         with pausing.paused(DOCKER, "x", "ipa", say_nothing):
             assert self.is_paused
@@ -173,48 +184,70 @@ def test_a_container_that_nobody_could_let_go_on_is_named_with_the_command(
     engine: Pausing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pausing, "_LET_GO_S", 0)
+    monkeypatch.setattr(pausing, "_AGAIN_S", 0.01)
     with pytest.raises(CommandFailedError, match="ipa may have stayed paused") as caught:
         engine.copy(engine.lose)
     assert caught.value.hint == "Let it go on: docker unpause ipa"
+    # Meanwhile that is tried again, too.
+    engine.wait_for(lambda: not engine.is_paused)
 
 
 PAUSES: Final = """
 import sys
 from ipavolume.commands import pausing
 from ipavolume.engines.engine import Engine
-pausing._GUARD_S = 300
+pausing._GUARD_S = float(sys.argv[1])
+pausing._AGAIN_S = 0.01
 with pausing.paused(Engine("docker"), "x", "ipa", lambda _: None):
     sys.stdin.read()
 """
 
 
-def test_killed_while_the_engine_pauses_a_container_it_goes_on_all_the_same(
-    engine: Pausing,
-) -> None:
-    """Let go on before the engine's command came to it, it would stay paused for ever."""
+def _paused_and_killed(engine: Pausing, *, guard_s: float, late: bool = False) -> None:
+    """Kill a copy while the engine pauses the container; *late*: once the guard has tried."""
     for pipe in ("begun", "go"):
         os.mkfifo(engine.here / pipe)
     with subprocess.Popen(
-        [sys.executable, "-c", PAUSES],
+        [sys.executable, "-c", PAUSES, str(guard_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=clean_environment() | {"PATH": os.environ["PATH"]},
     ) as process:
         assert (engine.here / "begun").read_text() == "\n"
+        if late:
+            engine.wait_for(lambda: "unpause" in engine.calls)
         process.send_signal(signal.SIGKILL)
         process.wait()
         (engine.here / "go").write_text("\n")
         assert process.stdout is not None
         # Of which nothing is a result of the command's.
         assert process.stdout.read() == b""
+
+
+def test_killed_while_the_engine_pauses_a_container_it_goes_on_all_the_same(
+    engine: Pausing,
+) -> None:
+    """Let go on before the engine's command came to it, it would stay paused for ever."""
+    _paused_and_killed(engine, guard_s=LONG_S)
     # Who would let it go on waits for the end of this pipe: it is not only its writer's.
     files = (engine.here / "files").read_text().splitlines()
     assert [one for one in files if "pipe:" in one and 2 < int(one.split()[-3]) < 10]
-    deadline = time.monotonic() + LONG_S
-    while (engine.here / "calls").read_text().split()[-1] != "unpause" or engine.is_paused:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert (engine.here / "calls").read_text().split() == ["container", "pause", "unpause"]
+    engine.wait_for(lambda: engine.calls[-1] == "unpause" and not engine.is_paused)
+    assert engine.calls == ["container", "pause", "unpause"]
+
+
+def test_killed_while_an_engine_is_slower_than_the_guard_waits_it_goes_on_all_the_same(
+    engine: Pausing,
+) -> None:
+    """The guard tried once, before the engine had come to the pause."""
+    _paused_and_killed(engine, guard_s=0.01, late=True)
+    engine.wait_for(lambda: engine.calls[-1] == "unpause" and not engine.is_paused)
+
+
+def test_killed_while_nobody_answers_it_goes_on_once_the_engine_does(engine: Pausing) -> None:
+    engine.lose()
+    _paused_and_killed(engine, guard_s=LONG_S)
+    engine.wait_for(lambda: engine.calls.count("unpause") == 3 and not engine.is_paused)
 
 
 USERS: Final = """#!/bin/sh

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,29 @@ from support.requirements import need_tool
 
 from ipavolume.linux import watching
 
-GUARDED = (
-    "import sys, time; from ipavolume.linux import watching;"
-    "watching.guard(sys.argv[1:], within_s=60); print('it waits', flush=True); time.sleep(60)"
-)
+GUARDED = """
+import subprocess, sys, time
+from ipavolume.errors import CommandFailedError
+from ipavolume.linux import watching
+
+def act():
+    status = subprocess.run(sys.argv[1:]).returncode
+    if status == 2:
+        raise CommandFailedError("it fails")
+    return status == 0
+
+watching.guard(act, within_s=60, again_s=0)
+print("it waits", flush=True)
+time.sleep(60)
+"""
+
+
+def _writing(done: Path) -> Callable[[], bool]:
+    def write() -> bool:
+        done.touch()
+        return True
+
+    return write
 
 
 def test_it_is_done_when_who_would_have_is_killed(tmp_path: Path) -> None:
@@ -37,12 +57,30 @@ def test_it_is_done_when_who_would_have_is_killed(tmp_path: Path) -> None:
         assert done.read_text() == "done\n"
 
 
+@pytest.mark.parametrize("status", [1, 2])
+def test_what_is_not_to_be_done_yet_or_fails_is_tried_again(tmp_path: Path, status: int) -> None:
+    done, tries = tmp_path / "done", tmp_path / "tries"
+    os.mkfifo(done)
+    script = f"echo >> {tries}; test $(wc -l < {tries}) -gt 2 || exit {status}; echo done > {done}"
+    with subprocess.Popen(
+        [sys.executable, "-c", GUARDED, "sh", "-c", script],
+        stdout=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "it waits\n"
+        process.send_signal(signal.SIGKILL)
+        assert done.read_text() == "done\n"
+    assert tries.read_text() == "\n" * 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_who_ends_a_whole_session_politely_does_not_end_it(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     done = tmp_path / "done"
-    guard = watching.guard(("sh", "-c", f"echo > {done}"), within_s=1)
+    guard = watching.guard(_writing(done), within_s=1, again_s=0)
     os.kill(guard[0], number)
     os.waitid(os.P_PID, guard[0], os.WEXITED | os.WNOWAIT)
     watching.dismiss(guard)
@@ -54,7 +92,7 @@ def test_it_is_done_when_time_is_up_and_not_when_it_is_dismissed(
     tmp_path: Path, *, needed: bool
 ) -> None:
     done = tmp_path / "done"
-    guard = watching.guard(("sh", "-c", f"echo > {done}"), within_s=0.05 if needed else 60)
+    guard = watching.guard(_writing(done), within_s=0.05 if needed else 60, again_s=0)
     deadline = time.monotonic() + LONG_S
     while needed and not done.exists():
         assert time.monotonic() < deadline
