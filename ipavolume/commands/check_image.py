@@ -18,7 +18,7 @@ from ipavolume.commands.places import mounts_of
 from ipavolume.commands.unprepared import UnpreparedImage
 from ipavolume.context import Options, parse_volume_option, volumes_by_mount
 from ipavolume.engines.copy import ImageCopy, opened_image
-from ipavolume.engines.engine import find_volume
+from ipavolume.engines.engine import NamedVolume, find_volume
 from ipavolume.errors import (
     IpaVolumeError,
     StoppedError,
@@ -107,14 +107,13 @@ def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -
     inside = _CHECK_INSIDE.format(
         engine=engine.name, volume=shlex.quote(f"{name}:{mount}:ro"), image=image or "IMAGE"
     )
-    if not volume.is_directory and volume.directory not in {
-        where for where, _, _ in linux_mounts.mounts()
-    }:
-        raise VolumeIOError(
-            f"the volume {name!r} of {engine.name} is only mounted while a container uses it",
-            code="not-mounted",
-            hint=f"Check it from inside: {inside}",
-        )
+    not_mounted = VolumeIOError(
+        f"the volume {name!r} of {engine.name} is only mounted while a container uses it",
+        code="not-mounted",
+        hint=f"Check it from inside: {inside}",
+    )
+    if not is_there(volume):
+        raise not_mounted
     try:
         fd = os.open(volume.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError as err:
@@ -137,6 +136,9 @@ def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -
         st = os.fstat(fd)
     finally:
         os.close(fd)
+    if not is_there(volume):
+        # What was opened may be the directory below the mount.
+        raise not_mounted
     if volume.is_directory:
         gone = VolumeIOError(
             f"the volume {name!r} of {engine.name} was removed meanwhile",
@@ -153,6 +155,13 @@ def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -
             hint=f"Try again while one does, or check it from inside: {inside}",
         )
     return NamedPlace(directory=volume.directory, identity=(st.st_dev, st.st_ino), gone=gone)
+
+
+def is_there(volume: NamedVolume) -> bool:
+    """Tell whether a named volume is where its engine has it: it may only be mounted on demand."""
+    return volume.is_directory or volume.directory in {
+        where for where, _, _ in linux_mounts.mounts()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import field, replace
 from typing import Any, Final
 
 from ipavolume.commands import check, conflicts, status
+from ipavolume.commands.check_image import is_there
 from ipavolume.commands.places import alone
 from ipavolume.context import Context, Options
 from ipavolume.engines.copy import ImageCopy, opened_image
@@ -52,6 +53,7 @@ class Place:
         image: The image that it is to be judged by, or "".
         quadlet: The file that says which image that is, or "".
         others: The further volumes of that container, by mount.
+        volume: What the engine says of it, or ``None``.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Place:
     image: str = ""
     quadlet: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
+    volume: NamedVolume | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +173,7 @@ def _place(engine: Engine, volume: NamedVolume, users: Sequence[User], image: st
     using = [user for user in users if volume.name in dict(user.volumes).values()]
     # Who only has it, too, as a backup, does not have it where its images have a volume.
     user = max(using, key=lambda one: (_is_at(one, volume.name), one.is_running), default=None)
-    place = Place(name=volume.name, directory=volume.directory, engine=engine.name)
+    place = Place(name=volume.name, directory=volume.directory, engine=engine.name, volume=volume)
     if user is None:
         return replace(place, image=image or volume.image)
     return replace(
@@ -239,17 +242,26 @@ class Fleet:
             signals.check()
             try:
                 with told_as(unforeseen):
-                    row = self._row(place)
-                    if row is None:
+                    identity = self._looked_at(place)
+                    if identity is None:
                         continue
-                    yield self._judged(row, directories) if place.image else row
+                    row = self._row(place)
+                    row = self._judged(row, directories) if place.image else row
+                    if _identity(place) != identity:
+                        # What is not mounted any more looks like an empty one.
+                        raise _gone(place, "was unmounted or removed meanwhile")
+                    yield row
             except StoppedError:
                 raise
             except IpaVolumeError as err:
                 yield Row(place=place, code=err.code, reason=str(err))
 
-    def _row(self, place: Place) -> Row | None:
-        """Return what a volume says of itself; ``None``: it is none of ours."""
+    def _looked_at(self, place: Place) -> tuple[int, int] | None:
+        """Return device and inode of a volume's directory; ``None``: it is none of ours.
+
+        Raises:
+            IpaVolumeError: If it cannot be looked at.
+        """
         try:
             volume = members.open_volume(_MOUNT, place.directory)
         except VolumeIOError:
@@ -260,8 +272,15 @@ class Fleet:
         try:
             if place.engine and not self._all and not mark_of_kept(volume):
                 return None
+            st = files.fstat(volume.fd)
         finally:
             os.close(volume.fd)
+        if place.volume is not None and not is_there(place.volume):
+            raise _gone(place, "is only mounted while a container uses it")
+        return st.st_dev, st.st_ino
+
+    def _row(self, place: Place) -> Row:
+        """Return what a volume says of itself."""
         card = status.read_card(place.directory)
         recorded, last = card.recorded or {}, card.last_run
         verified = None
@@ -339,6 +358,25 @@ class Fleet:
 
 def _real(directory: str | None) -> str:
     return "" if directory is None else os.path.realpath(directory)
+
+
+def _identity(place: Place) -> tuple[int, int] | None:
+    """Return device and inode of what is now where a volume is, or ``None``."""
+    try:
+        st = os.stat(place.directory)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
+def _gone(place: Place, what: str) -> VolumeIOError:
+    whose = f" of {place.engine}" if place.engine else ""
+    return VolumeIOError(
+        f"the volume {place.name!r}{whose} {what}",
+        code="not-mounted",
+        path=place.directory,
+        hint="Try again while a container uses it, or look at what happens to it.",
+    )
 
 
 def _is_absent(directory: str) -> bool:

@@ -441,6 +441,29 @@ def test_a_volume_that_is_unmounted_is_not_rehearsed_as_an_empty_one(
     assert f"the volume '{name}' of docker {UNMOUNTED} [not-mounted]" in said
 
 
+def test_a_volume_that_is_unmounted_is_not_listed_as_an_empty_one(
+    docker_shelf: Shelf, volume: Path, top: Path
+) -> None:
+    """Amid the reading of the image that it is judged by; and before, where all are listed."""
+    image = docker_shelf.reference("two")
+    with mounted_on_demand(volume) as (name, unmount):
+        engine("docker", "create", "--name", name, "-v", f"{name}:/data", image, "nothing")
+        try:
+            env = interposed("docker", top, f'"cp "*) {unmount} 2> {top}/again;;')
+            options = ("list", "--engine", "docker", "--format", "json")
+            rows = [
+                row
+                for more in ((), ("--all",))
+                for row in volumes_of(run_ipavolume(*options, *more, status=None, env=env).stdout)
+                if row["name"] == name
+            ]
+        finally:
+            engine("docker", "rm", name)
+    assert [(row["code"], row["state"]) for row in rows] == [("not-mounted", None)] * 2
+    assert rows[0]["reason"].endswith("was unmounted or removed meanwhile")
+    assert rows[1]["reason"].endswith("is only mounted while a container uses it")
+
+
 def interposed(name: str, top: Path, cases: str) -> dict[str, str]:
     """Return an environment whose engine does something of its own for some commands."""
     directory = top / "bin"
