@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import Final
 
+from ipavolume.apply import journal
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import crossing, files, libc, mounts, trees
 from ipavolume.model.files import STATE_DIRECTORY
@@ -17,6 +18,7 @@ from ipavolume.volume.members import Volume
 
 _NEW: Final = "new"
 _OLD: Final = "old"
+_INODE_BYTES: Final = 32
 _WITHOUT_SYNCFS: Final = ("fuse", "9p", "virtiofs", "nfs", "cifs", "smb")
 
 
@@ -30,6 +32,8 @@ class Area:
         work: Descriptor of ``staging``, which becomes ``transaction``.
         new: Descriptor of what is to be installed.
         old: Descriptor of what was erased.
+        is_copied: The numbers of inodes on the volume are others than when the area was made: it
+            was copied, or restored, or its file system gives new ones at each mount.
     """
 
     volume: Volume
@@ -37,6 +41,7 @@ class Area:
     work: int
     new: int
     old: int
+    is_copied: bool = False
 
     def close(self) -> None:
         """Close the descriptors, those of the volume excepted."""
@@ -60,11 +65,26 @@ def make_area(volume: Volume) -> Area:
         crossing.Beside(volume.fd).settle()
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
         work = files.open_at(fd, layout.STAGING, files.DIRECTORY_FLAGS)
-        files.make_directory(work, _NEW)
-        files.make_directory(work, _OLD)
+        _furnish(work)
         new = files.open_at(work, _NEW, files.DIRECTORY_FLAGS)
         old = files.open_at(work, _OLD, files.DIRECTORY_FLAGS)
     return Area(volume=volume, state=fd, work=work, new=new, old=old)
+
+
+def _furnish(work: int) -> None:
+    """Make what an area has in the empty directory *work*; the caller makes it durable."""
+    files.make_directory(work, _NEW)
+    files.make_directory(work, _OLD)
+    journal.write_bytes(work, layout.INODE, b"%d\n" % files.fstat(work).st_ino)
+
+
+def _is_copied(work: int, volume: Volume) -> bool:
+    """Tell whether the area *work* has another number than the one it was made with.
+
+    Of an area that an earlier version has made that is not known.
+    """
+    data = members.read_small(work, layout.INODE, volume, limit_bytes=_INODE_BYTES)
+    return data not in (None, b"%d\n" % files.fstat(work).st_ino)
 
 
 def open_area(volume: Volume) -> Area:
@@ -78,6 +98,7 @@ def open_area(volume: Volume) -> Area:
         fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         work = files.open_at(fd, layout.TRANSACTION, files.DIRECTORY_FLAGS)
         new, old = open_optional(work, _NEW), open_optional(work, _OLD)
+        is_copied = _is_copied(work, volume)
     if new is None or old is None:
         for opened in (fd, work, new, old):
             if opened is not None:
@@ -89,7 +110,7 @@ def open_area(volume: Volume) -> Area:
             hint="Restore the volume from a backup.",
             state=STATE_OPEN,
         )
-    return Area(volume=volume, state=fd, work=work, new=new, old=old)
+    return Area(volume=volume, state=fd, work=work, new=new, old=old, is_copied=is_copied)
 
 
 def open_inside(area: Area, name: str, *, make: bool = False) -> Area:
@@ -101,16 +122,16 @@ def open_inside(area: Area, name: str, *, make: bool = False) -> Area:
     """
     work = files.open_at(area.work, name, files.DIRECTORY_FLAGS)
     if make:
-        files.make_directory(work, _NEW)
-        files.make_directory(work, _OLD)
+        _furnish(work)
     new, old = open_optional(work, _NEW), open_optional(work, _OLD)
     if new is None or old is None:
         for opened in (work, new, old):
             if opened is not None:
                 os.close(opened)
         raise members.damaged(area.work, name, "is not complete")
+    is_copied = _is_copied(work, area.volume)
     state = files.open_at(area.state, ".", files.DIRECTORY_FLAGS)
-    return Area(volume=area.volume, state=state, work=work, new=new, old=old)
+    return Area(volume=area.volume, state=state, work=work, new=new, old=old, is_copied=is_copied)
 
 
 def remove_closed(state: int, volume: Volume) -> None:

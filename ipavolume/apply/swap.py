@@ -217,7 +217,7 @@ class Swap:
                     # An empty directory, as an engine makes one, is nothing to keep.
                     if not files.remove_directory(directory, name):
                         self._preserve(number, path, directory, name)
-                elif before is None or not self._is_as_planned(before, now):
+                elif before is None or not self._is_as_planned(area, before, now):
                     if not self._make_way(number, action, directory, name):
                         return True
                 elif action.save_to:
@@ -481,7 +481,7 @@ class Swap:
             now = files.lstat(directory, name)
             if now is None:
                 return
-            if self._is_as_planned(action.before, now):
+            if self._is_as_planned(area, action.before, now):
                 try:
                     files.rename_noreplace(directory, name, area.old, str(number))
                 except OSError as err:
@@ -517,8 +517,9 @@ class Swap:
             return True
         try:
             now = files.fstat(fd)
-            found = (now.st_ino, files.type_of(now.st_mode))
-            if found != (action.before.ino, action.before.type):
+            if files.type_of(now.st_mode) is not action.before.type:
+                return True
+            if now.st_ino != action.before.ino and not area.is_copied:
                 return True
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
@@ -595,8 +596,8 @@ class Swap:
         if st is not None:
             self._copies.add((st.st_dev, st.st_ino))
 
-    def _is_as_planned(self, before: DiskState, now: os.stat_result) -> bool:
-        if (now.st_dev, now.st_ino) in self._copies:
+    def _is_as_planned(self, area: Area, before: DiskState, now: os.stat_result) -> bool:
+        if area.is_copied or (now.st_dev, now.st_ino) in self._copies:
             before = replace(before, ino=now.st_ino)
         return _is_same(before, now)
 

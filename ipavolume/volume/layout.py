@@ -32,6 +32,8 @@ SNAPSHOTS: Final = "snapshots"
 SNAPSHOTS_MOUNTED: Final = "snapshots-mounted"
 UNDONE: Final = "undone"
 REHEARSAL: Final = "rehearsal.json"
+INODE: Final = "inode"
+"""In a work area: the number that the area's directory had when it was made."""
 ROLLBACK: Final = "rollback"
 
 

@@ -32,6 +32,7 @@ from support.worlds import (
     differences,
     is_open,
     make_world,
+    put_copies,
     recorded,
     said,
     tell,
@@ -350,6 +351,37 @@ def stepping(world: World) -> str:
     put_step(root, "s5700_step.py", text, own=True)
     Image(root=root).prepare(build_id="build-stepping")
     return "stepping"
+
+
+@pytest.mark.parametrize("kind", ["open", "completed"])
+def test_a_way_back_is_gone_to_its_end_on_a_copy_of_the_volumes(
+    world: World, place: Path, kind: str
+) -> None:
+    """As on a larger disk, where the first had no room: every inode has another number there."""
+    words = ("upgrade",) if kind == "open" else ("rollback",)
+    image = "one" if kind == "open" else "two"
+
+    def begin() -> dict[str, tuple[object, ...]]:
+        if kind == "open":
+            return half_done(world, place)
+        world.copy("edited", place)
+        before = seen(place)
+        world.run("two", place)
+        return before
+
+    begin()
+    points = changes(world, place, *words, image=image)
+    end = tracing.find(points, lambda call: '"swapped"' in call.text)
+    name = ".progress.json.new" if kind == "open" else '"staging"'
+    start = [number for number, call in enumerate(points[:end]) if name in call.text][-1]
+    for number in (start + 1, start + (end - start) // 3, start + (end - start) * 2 // 3, end):
+        before = begin()
+        tracing.killed(world.command(image, place, *words), points[number], env=world.environment)
+        assert is_open(place, "data")
+        put_copies(place)
+        world.run("one", place)
+        assert differences(seen(place), before) == []
+        assert "current" in world.run("one", place, "check").stdout
 
 
 def test_after_a_takeover_the_first_image_goes_back_to_what_it_left(

@@ -33,6 +33,7 @@ from support.worlds import (
     lost,
     make_world,
     phases,
+    put_copies,
     recorded,
     said,
     tell,
@@ -179,6 +180,20 @@ def test_an_index_that_a_power_cut_tore_is_not_that_of_the_run(world: World, pla
             assert read_index(volume, applied.header)
     finally:
         os.close(volume.fd)
+
+
+def test_a_run_is_finished_on_a_copy_of_its_volumes_as_it_would_have_been_on_them(
+    world: World, place: Path
+) -> None:
+    """As on a larger disk, where the first had no room: every inode has another number there."""
+    expected = undisturbed(world, "upgrade", place)
+    where = phases(expected)
+    for phase in ("recorded id moved", "swap at 10 %", "swap at 50 %", "swap at 90 %", "swapped"):
+        world.copy("edited", place)
+        world.killed("two", place, expected.changes[where[phase] + 1])
+        put_copies(place)
+        assert "changed meanwhile" not in world.run("two", place).stdout
+        assert differences(look(place), expected.result) == [], phase
 
 
 @pytest.mark.slow

@@ -331,6 +331,17 @@ def set_acl(
     os.setxattr(path, f"system.posix_acl_{'default' if default else 'access'}", data)
 
 
+def put_copies(place: Path) -> None:
+    """Put a copy in the place of each volume, as who moves it to another disk does.
+
+    All is as it was, but for the numbers of inodes.
+    """
+    for mount in MOUNTS:
+        subprocess.run(["cp", "-a", place / mount, place / "copy"], check=True, timeout=60)
+        shutil.rmtree(place / mount)
+        (place / "copy").rename(place / mount)
+
+
 # -- looking -----------------------------------------------------------------------------
 
 
