@@ -51,6 +51,7 @@ from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
+from ipavolume.volume.tree import Tree
 
 _ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
@@ -519,7 +520,10 @@ class Swap:
             now = files.fstat(fd)
             if files.type_of(now.st_mode) is not action.before.type:
                 return True
-            if now.st_ino != action.before.ino and not area.is_copied:
+            if now.st_ino != action.before.ino and not self._is_anew(area, action.path):
+                # A service may have put there what never had the owner that was planned on.
+                if not _has(now, action.metadata):
+                    self._notes.add(action.path, "")
                 return True
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
@@ -601,6 +605,17 @@ class Swap:
             before = replace(before, ino=now.st_ino)
         return _is_same(before, now)
 
+    def _is_anew(self, area: Area, path: str) -> bool:
+        """Tell whether another inode at *path* stands for the one that was planned on.
+
+        It does on a volume that was copied since, and where root alone can have written the file
+        anew, as editors do.
+        """
+        if area.is_copied:
+            return True
+        with Tree({area.volume.mount: area.volume.fd}) as tree:
+            return tree.is_roots_alone(path)
+
 
 def _give_on(action: Install, fd: int) -> None:
     """Have what is left in place belong to whom it belonged, whose number may be another now.
@@ -672,6 +687,12 @@ def _not_more_privileged(metadata: Metadata, mode: int, xattrs: Xattrs) -> Metad
             item for item in metadata.xattrs if item[0] != CAPABILITY_NAME or item in xattrs
         ),
     )
+
+
+def _has(now: os.stat_result, metadata: Metadata) -> bool:
+    """Tell whether owner and mode are those of *metadata*, as those of a copy of ours are."""
+    found = (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode))
+    return found == (metadata.uid, metadata.gid, metadata.mode)
 
 
 def _as_it_is_now(action: SetMetadata, now: os.stat_result, acls: Xattrs) -> SetMetadata:
