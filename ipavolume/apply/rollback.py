@@ -48,7 +48,7 @@ from ipavolume.plan.rollback import Rollback, draft_open, overriding
 from ipavolume.steps.api import Warn, told
 from ipavolume.volume import failures, history, layout, members, snapshots
 from ipavolume.volume.facts import UNDOING, Facts, Identity, Transaction, read_identity
-from ipavolume.volume.failures import STATE_OPEN, STATE_UNTOUCHED, attempt
+from ipavolume.volume.failures import STATE_GOING_BACK, STATE_OPEN, STATE_UNTOUCHED, attempt
 from ipavolume.volume.index import (
     INDEX_ENTRY,
     INDEX_UNKNOWN,
@@ -335,7 +335,7 @@ def finish_undoing(
             logged(context, transaction.run, speaker),
         ):
             for area in outer.values():
-                with attempt("change", area.volume.directory, now=STATE_OPEN):
+                with attempt("change", area.volume.directory, now=STATE_GOING_BACK):
                     crossing.Beside(area.volume.fd).settle()
             commit.move_build_ids(outer.values())
             return _finish(context, outer, speaker, transaction.primary, emptied=emptied)
@@ -358,7 +358,7 @@ def _mounts_undoing(
     with contextlib.ExitStack() as stack:
         outer = open_area(volumes.primary)
         stack.callback(outer.close)
-        with attempt("open", outer.volume.directory, now=STATE_OPEN):
+        with attempt("open", outer.volume.directory, now=STATE_GOING_BACK):
             inner = open_inside(outer, layout.ROLLBACK)
         stack.callback(inner.close)
         record = _read_undo(inner)
@@ -406,7 +406,7 @@ def _missing_part(
         else f"run {run} is being undone on a volume {mount!r}, which this image does not have",
         code="foreign-volume",
         hint=hint,
-        state=STATE_OPEN,
+        state=STATE_GOING_BACK,
     )
 
 
@@ -633,7 +633,9 @@ def _finish(
         with told_as(unforeseen):
             return way.finish()
     except IpaVolumeError as err:
-        err.state = err.state or STATE_OPEN
+        # Swap and commit, which every run has, say that an upgrade is open.
+        if err.state in ("", STATE_OPEN):
+            err.state = STATE_GOING_BACK
         raise
     finally:
         for area in inner.values():

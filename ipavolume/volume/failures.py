@@ -17,6 +17,9 @@ STATE_STILL_TAKEN: Final = (
     "the volume is of no image, as it was before: what an upgrade had made was not found to be "
     "right; nothing was changed now"
 )
+STATE_GOING_BACK: Final = (
+    "the volume is on its way back to what it was before an upgrade; the next start finishes that"
+)
 STATE_COMPLETE: Final = "a run was completed and recorded; what failed came after it"
 STATE_CURRENT: Final = "the volume is current; what runs at every start is done again by the next"
 STATE_UNKNOWN: Final = "the volume cannot be looked at any more"

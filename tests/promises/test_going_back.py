@@ -384,6 +384,33 @@ def test_a_way_back_is_gone_to_its_end_on_a_copy_of_the_volumes(
         assert "current" in world.run("one", place, "check").stdout
 
 
+def test_what_fails_on_the_way_back_says_that_this_is_gone_on_with(
+    world: World, place: Path
+) -> None:
+    """Who reads that an upgrade is finished by the next start would not start it."""
+    world.copy("edited", place)
+    before = seen(place)
+    world.run("two", place)
+    points = changes(world, place, "rollback", image="two")
+    end = tracing.find(points, lambda call: '"swapped"' in call.text)
+    (call,) = [call for call in points[:end] if call.name.startswith("rename")][-1:]
+    world.copy("edited", place)
+    world.run("two", place)
+    command = world.command("two", place, "rollback")
+    failed = tracing.failing(command, call, "EIO", env=world.environment)
+    assert failed.returncode == 74
+    assert said(failed.stderr, "state").startswith("the volume is on its way back")
+    # Nothing is in the way of a start, but what is mounted may be another volume.
+    (place / "logs").rename(place / "elsewhere")
+    (place / "logs").mkdir()
+    refused = world.run("one", place, status=65).stderr
+    assert said(refused, "state").startswith("the volume is on its way back")
+    shutil.rmtree(place / "logs")
+    (place / "elsewhere").rename(place / "logs")
+    world.run("one", place)
+    assert differences(seen(place), before) == []
+
+
 def test_after_a_takeover_the_first_image_goes_back_to_what_it_left(
     world: World, stepping: str, place: Path
 ) -> None:
