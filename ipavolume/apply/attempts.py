@@ -11,6 +11,7 @@ from typing import Final
 from ipavolume.context import Context
 from ipavolume.errors import BackoffError, IpaVolumeError, LockedError, StoppedError
 from ipavolume.linux import clock, files
+from ipavolume.linux.rights import effective_capabilities
 from ipavolume.model.redaction import Redactor, encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.plan import backoff
@@ -18,7 +19,6 @@ from ipavolume.volume.attempts import Attempts, forget_attempts, read_attempts, 
 from ipavolume.volume.facts import Facts
 from ipavolume.volume.failures import STATE_OPEN
 from ipavolume.volume.logs import kept_log
-from ipavolume.volume.room import effective_capabilities
 
 _STATE_WAITING: Final = "the volume is in the middle of an upgrade; the next try goes on with it"
 

@@ -17,7 +17,7 @@ from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.snapshots import Method, Snapshot
-from ipavolume.plan.snapshot import WayBack, partial
+from ipavolume.plan.snapshot import WayBack, lacking, partial
 from ipavolume.volume import history, layout, snapshots
 from ipavolume.volume.extent import EXACTLY, left_out
 from ipavolume.volume.facts import Facts, read_facts
@@ -91,6 +91,7 @@ class _Making:
     def __init__(self, volumes: Volumes, way: WayBack, say: Progress, *, uuid: str) -> None:
         self._volumes = volumes
         self._way = way
+        self._say = say
         self._meter = Meter(say, "making a snapshot", total=way.files, total_bytes=way.bytes)
         self._lacks = list(way.lacks)
         self._passed: list[str] = []
@@ -130,6 +131,9 @@ class _Making:
         if self._way.required and snapshot.is_partial:
             raise partial(snapshot.lacks)
         self._put(snapshot)
+        if len(snapshot.lacks) > len(self._way.lacks) and not by_hand:
+            # Nobody knew before, and it was announced as a whole one.
+            self._say(f"way back: partial: not in it: {lacking(snapshot.lacks)}")
         return snapshot
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from typing import Final
 
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError
+from ipavolume.linux.rights import effective_capabilities
 from ipavolume.steps.views import opened_views
 from ipavolume.volume.ownership import is_remapped
-from ipavolume.volume.room import effective_capabilities
 
 HINT: Final = (
     "The host keeps the time. Disable it (systemctl disable in the container; FreeIPA's installer "

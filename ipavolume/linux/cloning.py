@@ -17,6 +17,7 @@ from typing import Final
 
 from ipavolume.linux import copying, files, trees
 from ipavolume.linux.files import DIRECTORY_FLAGS
+from ipavolume.linux.rights import NoRightError, set_xattr
 from ipavolume.linux.trees import Cursor, MovedError
 from ipavolume.model.files import Metadata, Xattrs
 from ipavolume.model.values import dataclass
@@ -449,7 +450,9 @@ def _set_xattrs(fd: int, xattrs: Xattrs, note: Callable[[OSError], None]) -> Non
     path = files.proc_path(fd)
     for key, value in xattrs:
         try:
-            os.setxattr(path, key, value)
+            set_xattr(path, key, value)
+        except NoRightError as err:
+            note(err)
         except OSError as err:
             if err.errno not in _NOT_KEPT:
                 raise

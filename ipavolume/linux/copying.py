@@ -19,6 +19,7 @@ from ipavolume.linux.files import (
     reopen,
     write_all,
 )
+from ipavolume.linux.rights import set_xattr
 from ipavolume.model.files import Metadata
 
 _FICLONE: Final = 0x40049409
@@ -68,7 +69,7 @@ def copy_file(
             if metadata.xattrs or stat.S_IMODE(made.st_mode) != metadata.mode:
                 os.fchmod(writer, metadata.mode)
                 for key, value in metadata.xattrs:
-                    os.setxattr(writer, key, value)
+                    set_xattr(writer, key, value)
                 made = fstat(writer)
             return made
         finally:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Final
 
 from ipavolume.linux.libc import last_errno, libc
+from ipavolume.linux.rights import set_xattr
 from ipavolume.model.attributes import is_of_file
 from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 
@@ -464,7 +465,7 @@ def set_metadata(fd: int, metadata: Metadata, *, acls: bool = False) -> None:
     if chowned or acls or stat.S_IMODE(st.st_mode) != metadata.mode:
         os.chmod(path, metadata.mode)
     for name, value in metadata.xattrs:
-        os.setxattr(path, name, value)
+        set_xattr(path, name, value)
 
 
 def make_directory(directory: int, name: str, *, mode: int = 0o700) -> None:
@@ -680,7 +681,7 @@ def set_xattrs(fd: int, xattrs: Xattrs) -> None:
     """Set attributes of the inode behind *fd*, a symbolic link included."""
     path = proc_path(fd)
     for name, value in xattrs:
-        os.setxattr(path, name, value)
+        set_xattr(path, name, value)
 
 
 def write_stream(directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644) -> None:

@@ -168,7 +168,8 @@ def partial(lacks: Sequence[tuple[str, str]]) -> VolumeIOError:
     """Return what to raise where a complete snapshot is required and something would lack."""
     return refused(
         f"it would not have {lacking(lacks)}",
-        "Put what belongs to the volume on it, or mount it as a further volume of the image",
+        "Put what belongs to the volume on it, mount it as a further volume of the image, or give "
+        "the container the right that it lacks",
     )
 
 

@@ -7,6 +7,7 @@ import errno
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError, told_as
+from ipavolume.linux.rights import NoRightError
 
 STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
 STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
@@ -64,4 +65,15 @@ def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolume
         errno.EACCES: "Run it as root, and check the label (:Z) and the export options.",
     }
     hint = hints.get(err.errno or 0, "Remove the cause, then start again.")
+    if isinstance(err, NoRightError):
+        hint = f"{without(err.capability)} Then start again."
     return VolumeIOError(text, hint=hint, state=now)
+
+
+def without(capability: str) -> str:
+    """Say how a container gets a capability that it has not."""
+    return (
+        f"The container has no {capability}: take it out of --cap-drop, or add it (--cap-add, "
+        "Kubernetes: securityContext.capabilities.add; OpenShift: a security context "
+        "constraint that allows it and root, such as anyuid)."
+    )

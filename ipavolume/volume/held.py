@@ -18,6 +18,7 @@ from typing import Final
 from ipavolume.errors import IpaVolumeError, ObstructedError
 from ipavolume.linux import mounts, trees
 from ipavolume.linux.files import DIRECTORY_FLAGS, listdir, lstat
+from ipavolume.linux.rights import effective_capabilities
 from ipavolume.linux.statx import Held, held
 from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.paths import mount_of
@@ -25,7 +26,6 @@ from ipavolume.volume import ownership
 from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
 from ipavolume.volume.layout import LOGS, PRISTINE, SAVED, SNAPSHOTS, STAGING, TRASH
 from ipavolume.volume.members import Volume, open_state
-from ipavolume.volume.room import effective_capabilities
 from ipavolume.volume.tree import Tree
 
 _SHOWN: Final = 5

@@ -9,12 +9,13 @@ from typing import Final
 
 from ipavolume.errors import IpaVolumeError, VolumeIOError
 from ipavolume.linux import files, mounts
+from ipavolume.linux.rights import effective_capabilities
 from ipavolume.linux.trial import probe
 from ipavolume.model.actions import SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME
 from ipavolume.model.files import Metadata
 from ipavolume.volume import ownership
-from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error
+from ipavolume.volume.failures import STATE_UNTOUCHED, attempt, io_error, without
 from ipavolume.volume.members import Volume
 
 NOT_MOUNTED: Final = "not-mounted"
@@ -184,11 +185,7 @@ def _cause(volume: Volume, call: str, err: OSError) -> str:
             "that has them (/etc/subuid, /etc/subgid, --uidmap), usually 65536 ids."
         )
     if lacking:
-        return (
-            f"The container has no {lacking}: take it out of --cap-drop, or add it (--cap-add, "
-            "Kubernetes: securityContext.capabilities.add; OpenShift: a security context "
-            "constraint that allows it and root, such as anyuid)."
-        )
+        return without(lacking)
     if kind.startswith("nfs"):
         return "The NFS server treats root as somebody else: export it with no_root_squash."
     if kind.startswith(_FOREIGN) or not err.errno:
@@ -221,12 +218,3 @@ def _lacking(call: str, err: OSError) -> str:
     if wanted is None or effective_capabilities() >> wanted & 1:
         return ""
     return _CAPABILITY_WORDS[wanted]
-
-
-def effective_capabilities() -> int:
-    """Return the rights of this process, a bit for each of capabilities(7)."""
-    with open("/proc/self/status", "rb") as stream:
-        for line in stream:
-            if line.startswith(b"CapEff:"):
-                return int(line.split()[1], 16)
-    return 0

@@ -663,6 +663,49 @@ def test_a_partial_one_is_named_and_always_refuses(
     assert not (run / "content/srv").exists()
 
 
+def test_one_that_lacks_what_the_container_may_not_give_is_named_with_the_right(
+    site: Site, images: Images
+) -> None:
+    """Samba keeps Windows' ACLs in ``security.NTACL``, which takes CAP_SYS_ADMIN to set."""
+    made = images()
+    site.upgrade(made["1"])
+    kept = site.volume() / "var/lib/app/share"
+    kept.write_text("of a user\n")
+    os.setxattr(kept, "security.NTACL", b"whoever may")
+    setpriv = [need_tool("setpriv"), "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+
+    def run(command: str, image: Image, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+        words = [*setpriv, "--", sys.executable, "-m", "ipavolume", command]
+        done = subprocess.run(
+            [*words, *site.arguments(image)],
+            capture_output=True,
+            check=False,
+            text=True,
+            env=clean_environment(env or {}),
+            timeout=60,
+        )
+        return done.returncode, done.stderr
+
+    lacks = "/data/var/lib/app/share (security.NTACL cannot be kept without CAP_SYS_ADMIN)"
+    status, said = run("upgrade", made["2"], ALWAYS)
+    assert (status, f"it would not have {lacks} [no-snapshot]" in said) == (74, True), said
+    assert "give the container the right that it lacks" in said
+    status, said = run("upgrade", made["2"], AUTO)
+    assert (status, f"way back: partial: not in it: {lacks}\n" in said) == (0, True), said
+    site.run("rollback", made["1"])
+    site.upgrade(made["3"], env=ALWAYS)
+    kept.write_text("and written since\n")
+    before = _tree(site.volume(), times=False)
+    status, said = run("rollback", made["1"])
+    assert status == 74
+    assert "share': security.NTACL cannot be kept without CAP_SYS_ADMIN [io-error]" in said
+    assert "The container has no CAP_SYS_ADMIN: take it out of --cap-drop" in said
+    assert _tree(site.volume(), times=False) == before
+    site.run("rollback", made["1"])
+    assert kept.read_text() == "of a user\n"
+    assert os.getxattr(kept, "security.NTACL") == b"whoever may"
+
+
 def test_what_a_mount_hid_when_it_was_made_is_not_moved_away(
     site: Site, images: Images, tmp_path: Path
 ) -> None:

@@ -1,0 +1,60 @@
+"""Rights of this process, and attributes of files that take one of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from ipavolume.model.attributes import CAPABILITY_NAME
+
+_SYS_ADMIN: Final = 21
+"""Number of CAP_SYS_ADMIN in capabilities(7)."""
+_ITS_NAMESPACES: Final = ("security.", "trusted.")
+
+
+class NoRightError(PermissionError):
+    """A call of the kernel was refused for want of one capability.
+
+    Attributes:
+        capability: Its name, as engines know it.
+    """
+
+    def __init__(self, text: str, *, capability: str) -> None:
+        """Say in *text* what cannot be done."""
+        super().__init__(errno.EPERM, text)
+        self.capability = capability
+
+
+def effective_capabilities() -> int:
+    """Return the rights of this process, a bit for each of capabilities(7)."""
+    with open("/proc/self/status", "rb") as stream:
+        for line in stream:
+            if line.startswith(b"CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def set_xattr(target: int | str, name: str, value: bytes) -> None:
+    """Give a file an extended attribute.
+
+    Raises:
+        NoRightError: If this process lacks the right that attributes of this name take.
+        OSError: If it cannot be set for any other reason.
+
+    Source:
+        Linux ``security/commoncap.c``, ``cap_inode_setxattr``; ``fs/xattr.c``,
+        ``xattr_permission``.
+    """
+    try:
+        os.setxattr(target, name, value)
+    except PermissionError as err:
+        if (
+            err.errno == errno.EPERM
+            and name.startswith(_ITS_NAMESPACES)
+            and name != CAPABILITY_NAME
+            and not effective_capabilities() >> _SYS_ADMIN & 1
+        ):
+            text = f"{name} cannot be kept without CAP_SYS_ADMIN"
+            raise NoRightError(text, capability="CAP_SYS_ADMIN") from err
+        raise
