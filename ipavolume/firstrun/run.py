@@ -276,6 +276,9 @@ def run(
         # What ended it is what matters; where this cannot be written, the next start does it.
         with contextlib.suppress(IpaVolumeError):
             write_record(volume, replace(record, finished=clock.now()))
+            found = look(image, volumes) if isinstance(err, StoppedError) else None
+            if found is not None and found.judgement.standing is Standing.PARTIAL:
+                err.state, err.hint = _partial(found)
         raise
     links.take_over(failed=ended.status != 0 or ended.timed_out)
     try:
@@ -409,15 +412,7 @@ def _failure(
         how = f"ended with status 0, but did not leave {config.done_when!r}"
     standing = found.judgement.standing
     if standing is Standing.PARTIAL:
-        now = (
-            f"the volume is only partly configured: {found.judgement.error.path!r} is there"
-            if found.judgement.error
-            else ""
-        )
-        hint = (
-            "Its logs are on the volume. The next start refuses to run over what is there: keep "
-            "the volume to find out what failed; to start again, wipe it or mount an empty one."
-        )
+        now, hint = _partial(found)
     elif standing is Standing.WAITING:
         now = "the first run still waits for an answer"
         hint = (
@@ -436,4 +431,14 @@ def _failure(
         state=now,
         hint=hint,
         details=[redactor.text(line) for line in ended.lines],
+    )
+
+
+def _partial(found: Found) -> tuple[str, str]:
+    """Return state and hint for a command that left what it cannot be run over."""
+    error = found.judgement.error
+    return (
+        f"the volume is only partly configured: {error.path!r} is there" if error else "",
+        "Its logs are on the volume. The next start refuses to run over what is there: keep "
+        "the volume to find out what failed; to start again, wipe it or mount an empty one.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -559,6 +560,37 @@ def test_a_container_whose_first_run_waits_ends_well_and_starts_nothing(
         assert (done.returncode, done.stdout) == (status, ""), done.stderr
         assert code in done.stderr
     assert site.record()["state"] == "waiting"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("ruins", [True, False])
+def test_a_stop_amid_the_first_run_says_what_the_next_start_makes_of_it(
+    package: Path, tmp_path: Path, *, ruins: bool
+) -> None:
+    """It said that the next start goes on from here, and that one refused."""
+    command = f"{f'echo x >{RUINS}; ' * ruins}echo begun >/data/begun; sleep infinity"
+    config = f"""
+[first-run]
+command = ["/bin/sh", "-c", {json.dumps(command)}]
+done-when = "/etc/ipa/done"
+ruins-when = "{RUINS}"
+"""
+    site = make(package, tmp_path, config=config)
+    (site.volume / "var/lib/ipa/sysrestore").mkdir(parents=True)
+    begun = site.volume / "begun"
+    os.mkfifo(begun)
+    words = [*inside.IPAVOLUME, "start", "--", "true"]
+    with inside.started(site.image.root, site.volume, words) as container:
+        assert begun.read_text() == "begun\n"
+        container.send(signal.SIGTERM)
+        _, said = container.process.communicate(timeout=60)
+    assert "[stopped]" in said
+    assert (f"only partly configured: {RUINS!r} is there" in said) == ruins, said
+    assert ("The next start refuses to run over what is there" in said) == ruins
+    assert ("The next start goes on from here" in said) != ruins
+    status = 65 if ruins else 100
+    looked = run_ipavolume("check", "--root", site.image.root, site.volume, status=status).stdout
+    assert ("partial" if ruins else "unconfigured") in looked
 
 
 @pytest.mark.root
