@@ -210,7 +210,7 @@ class _Conversion:
                 text=f"the directory server {name} was not stopped cleanly, and converting its "
                 f"Berkeley database now would lose {lost}",
                 hint="Start the image before once more and stop it cleanly (with time enough: "
-                "docker stop --time 120), then start this image.",
+                "docker stop -t 120), then start this image.",
             )
         needed, free = self._needed_bytes(volume, support), volume.free(self.directory)
         if free < needed:
