@@ -709,6 +709,15 @@ def dump_json(data: object) -> str:
     return json.dumps(data, ensure_ascii=True)
 
 
+def _how_it_ended(first: Mapping[str, Any]) -> str:
+    """Say how an attempt at the first run ended that was not the last one."""
+    attempt, status, finished = (first[key] for key in ("attempts", "exit_status", "finished"))
+    if status is None:
+        return f"attempt {attempt} was interrupted"
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"attempt {attempt} ended with {how}, {finished}"
+
+
 def card_lines(card: Card) -> list[str]:
     """Return the identity card of a volume for people."""
     lines = [f"volume    {escape(card.volume)}"]
@@ -729,8 +738,10 @@ def card_lines(card: Card) -> list[str]:
     if card.first_run is not None:
         first = card.first_run
         host = f" as {first['host']}" if first["host"] else ""
-        when = first["finished"] or first["started"]
-        lines.append(escape(f"first run {first['state']}{host}{f', {when}' if when else ''}"))
+        failed = first["state"] == "started" and first["finished"]
+        when = first["started"] if failed else first["finished"] or first["started"]
+        how = f"; not done: {_how_it_ended(first)}" if failed else ""
+        lines.append(escape(f"first run {first['state']}{host}{f', {when}' if when else ''}{how}"))
     for word in ("passed", "failed") if card.verified is not None else ():
         head = "verified " if word == "passed" else "not right"
         names = card.verified[word] if card.verified is not None else ()
@@ -759,7 +770,8 @@ def card_lines(card: Card) -> list[str]:
     for one in card.refused:
         then = f"not tried again before {one['next']}" if one["next"] else "tried by its next start"
         what = f"{one['image']}: run {one['run']} {one['code']} at {one['at']}"
-        lines.append(escape(f"refused   {what}, {then}: {one['cause']}"))
+        why = f": {one['cause']}" if one["cause"] else ""
+        lines.append(escape(f"refused   {what}, {then}{why}"))
     for one in card.running:
         said = f": {one['messages'][0]}" if one["messages"] else ""
         lines.append(escape(f"running   {one['name']} {one['result']}, {one['at']}{said}"))

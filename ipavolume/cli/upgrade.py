@@ -73,4 +73,5 @@ def upgrade(
             f"{tasks_text(outcome.waiting)} left to the online phase"
         )
     else:
-        click.echo(f"the volume at {mount} is current ({outcome.recorded})")
+        left = "; the first run is left to a start" * outcome.first_run_left
+        click.echo(f"the volume at {mount} is current ({outcome.recorded}){left}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ipavolume.commands.upgrade import Outcome, bring_up
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
+from ipavolume.errors import IpaVolumeError
 from ipavolume.firstrun.request import redactor
+from ipavolume.firstrun.standing import Standing, look
 from ipavolume.volume.logs import Speaker
 
 
@@ -39,7 +43,17 @@ def upgrade(options: Options, shown: Shown, *, phases: Sequence[str]) -> tuple[O
             shown,
             redactor(),
         )
+        if _is_first_run_due(work.context):
+            outcome = replace(outcome, first_run_left=True)
         return outcome, work.context.volumes.primary.mount
+
+
+def _is_first_run_due(context: Context) -> bool:
+    # The volumes are brought to the image, whatever cannot be looked at.
+    with contextlib.suppress(IpaVolumeError):
+        found = look(context.image, context.volumes)
+        return found is not None and found.judgement.standing is Standing.UNCONFIGURED
+    return False
 
 
 def _fill_volatile(context: Context, speaker: Speaker) -> None:

@@ -39,7 +39,7 @@ class Outcome:
         ends: How each run ended, oldest first.
         warnings: What steps and scriptlets have to tell.
         waiting: Tasks that are left to the online phase.
-        first_run_left: The first run is left to the online phase.
+        first_run_left: The first run is left to the online phase, or by a command to a start.
         first_run_done: The first run was run, with whatever result.
         waits: The first run waits for an answer: the application cannot start.
         names: What images are called, by their ids.

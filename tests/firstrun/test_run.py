@@ -591,6 +591,31 @@ ruins-when = "{RUINS}"
     status = 65 if ruins else 100
     looked = run_ipavolume("check", "--root", site.image.root, site.volume, status=status).stdout
     assert ("partial" if ruins else "unconfigured") in looked
+    (line,) = _first_run_lines(site)
+    assert line.endswith("; not done: attempt 1 was interrupted")
+
+
+@pytest.mark.root
+def test_what_is_said_of_a_volume_whose_first_run_failed(fresh: FirstRun) -> None:
+    """``upgrade --retry``, which a hint names, has it tried by the next start; it does not try."""
+    where = ("--root", fresh.image.root, "--volume", fresh.volume)
+    fresh.run("--bad", status=13)
+    said = run_ipavolume("upgrade", "--retry", *where).stdout
+    assert said.endswith(" is current (one); the first run is left to a start\n")
+    assert fresh.runs() == 1
+    record = fresh.record()
+    (line,) = _first_run_lines(fresh)
+    assert record["started"] in line
+    assert line.endswith(f"; not done: attempt 1 ended with status 2, {record['finished']}")
+    fresh.run("-U")
+    assert run_ipavolume("upgrade", *where).stdout.endswith(" is current (one)\n")
+    (line,) = _first_run_lines(fresh)
+    assert line == f"first run done as {NAME}, {fresh.record()['finished']}"
+
+
+def _first_run_lines(one: FirstRun) -> list[str]:
+    said = run_ipavolume("status", one.volume).stdout.splitlines()
+    return [line for line in said if line.startswith("first run ")]
 
 
 @pytest.mark.root

@@ -55,6 +55,11 @@ def test_a_refused_image_starts_when_it_is_asked_for_or_when_its_time_has_come(
     (record,) = read_refused(volume)
     write_refused(volume, [replace(record, fingerprint="of what was in it then")])
     world.run(two, "upgrade", "--dry-run", status=100)
+    # A command that goes back has no cause to tell.
+    write_refused(volume, [replace(record, cause="")])
+    said = world.run(one, "status", "/data").stdout
+    (line,) = [one for one in said.splitlines() if one.startswith("refused ")]
+    assert line.rpartition("before ")[2].endswith("Z")
     write_refused(volume, [record])
 
     world.run(two, *start, env={"IPAVOLUME_RETRY": "0002-v2"})
