@@ -113,10 +113,11 @@ def create(options: Options, say: Progress) -> Snapshot:
             volumes, context.image.header, config.leave_out, say, inside=context.image.is_inside
         )
         unmounted = snapshots.lost_mounts(volumes)
+        rooms = extent.rooms(volumes, dict.fromkeys(volumes, 0))
         way = decide(
             config,
             size,
-            extent.rooms(volumes, dict.fromkeys(volumes, 0)),
+            rooms,
             required=True,
             reflinks=extent.can_be_cloned(volumes),
             unmounted=unmounted,
@@ -140,7 +141,7 @@ def create(options: Options, say: Progress) -> Snapshot:
                 f"there can be no snapshot: {way.why or 'the volume is full'}",
                 code=CODE,
                 hint=f"{way.hint}."
-                if unmounted
+                if unmounted or any(room.is_read_only for room in rooms)
                 else "Make room, for instance by removing what ipavolume snapshot list shows with "
                 "ipavolume snapshot drop RUN; then try again.",
                 state=STATE_UNTOUCHED,

@@ -121,6 +121,7 @@ class Room:
         free: Bytes that are free.
         total: Bytes that it has.
         needed: Bytes that the run itself takes of it at most.
+        is_read_only: Nothing can be written there.
     """
 
     mounts: tuple[str, ...]
@@ -128,3 +129,4 @@ class Room:
     free: int
     total: int
     needed: int
+    is_read_only: bool = False

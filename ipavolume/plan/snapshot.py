@@ -101,7 +101,7 @@ def is_required(policy: str, *, adopting: bool) -> bool:
 def decide(
     config: SnapshotConfig,
     size: Size,
-    rooms: Iterable[Room],
+    rooms: Sequence[Room],
     *,
     required: bool,
     reflinks: bool,
@@ -133,6 +133,9 @@ def decide(
     method = Method.REFLINK if reflinks else Method.COPY
     why = _beyond(config, size, method, total) if not required else ""
     hint = _TURN_ON if why else ""
+    fixed = [place for room in rooms if room.is_read_only for place in room.places]
+    if not why and fixed:
+        why, hint = f"what is mounted at {' and '.join(fixed)} is read-only", "Mount it read-write"
     if not why and (short := next(filter(None, (_short(room, size) for room in rooms)), "")):
         why, hint = short, "Make room"
         if old:

@@ -154,7 +154,7 @@ def rooms(volumes: Mapping[str, Volume], needed: Mapping[str, int]) -> list[Room
         size = found[device]
         blocks = size.f_bfree if os.geteuid() == 0 else size.f_bavail
         # A volume is shown read-only to who looks.
-        is_unwritable = bool(size.f_flag & os.ST_RDONLY) and any(
+        is_read_only = bool(size.f_flag & os.ST_RDONLY) and any(
             mount in elsewhere and not is_shown_read_only(volumes[mount]) for mount in group
         )
         result.append(
@@ -164,9 +164,10 @@ def rooms(volumes: Mapping[str, Volume], needed: Mapping[str, int]) -> list[Room
                     f"{mount}/{STATE_DIRECTORY}/{SNAPSHOTS}" if mount in elsewhere else mount
                     for mount in group
                 ),
-                free=0 if is_unwritable else blocks * size.f_frsize,
+                free=blocks * size.f_frsize,
                 total=size.f_blocks * size.f_frsize,
                 needed=sum(needed[mount] for mount in volumes if own[mount] == device),
+                is_read_only=is_read_only,
             )
         )
     return result

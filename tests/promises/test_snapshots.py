@@ -308,8 +308,13 @@ def test_snapshots_can_be_on_a_mount_of_their_own(
     _live(site.volume())
     before = _content(site.volume())
     subprocess.run(["mount", "-o", "remount,ro", place], check=True, timeout=60)
-    line = site.refused(made["2"], "no-snapshot", status=74, env=ALWAYS)
-    assert "/data/.ipavolume/snapshots has 0 bytes free" in line
+    why = "what is mounted at /data/.ipavolume/snapshots is read-only"
+    for words in (("upgrade",), ("snapshot", "create")):
+        said = site.run(words[0], made["2"], *words[1:], status=74, env=ALWAYS).stderr
+        assert why in said
+        assert "hint: Mount it read-write" in said
+    shown = site.run("check", made["2"], status=100, env=AUTO).stdout
+    assert f"way back: none: {why}. Mount it read-write\n" in shown
     subprocess.run(["mount", "-o", "remount,rw,size=4g", place], check=True, timeout=60)
     said = site.run("upgrade", made["2"], env=ALWAYS).stderr
     assert "way back: a copy of" in said
