@@ -41,6 +41,7 @@ _TYPES: Final = {
 }
 _AT_EMPTY_PATH: Final = 0x1000
 _READ_BYTES: Final = 1 << 16
+_COMPARE_BYTES: Final = 1 << 20
 _RENAME_NOREPLACE: Final = 1
 OWN_UID: Final = os.geteuid()
 OWN_GID: Final = os.getegid()
@@ -357,6 +358,44 @@ def sha256(fd: int) -> str:
     except OSError as err:
         raise placed(err, fd) from None
     return digest.hexdigest()
+
+
+def have_same_bytes(one: int, other: int) -> bool:
+    """Tell whether the files behind two descriptors have the same content.
+
+    What is a hole in both is not read, however large it is.
+
+    Raises:
+        OSError: If one cannot be read; it says which file.
+    """
+    size = fstat(one).st_size
+    if fstat(other).st_size != size:
+        return False
+    position = 0
+    while (position := min(_data_from(fd, position, size) for fd in (one, other))) < size:
+        data = _read_at(one, position)
+        if data != _read_at(other, position):
+            return False
+        if not data:
+            break
+        position += len(data)
+    return True
+
+
+def _data_from(fd: int, position: int, size: int) -> int:
+    """Return where the next data is, at *position* or behind it, in a file of *size* bytes."""
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as err:
+        # Where it cannot be asked, all is data.
+        return size if err.errno == errno.ENXIO else position
+
+
+def _read_at(fd: int, position: int) -> bytes:
+    try:
+        return os.pread(fd, _COMPARE_BYTES, position)
+    except OSError as err:
+        raise placed(err, fd) from None
 
 
 def read_xattrs(fd: int) -> Xattrs:

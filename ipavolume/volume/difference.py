@@ -39,7 +39,6 @@ from ipavolume.volume.snapshots import (
 )
 from ipavolume.volume.tree import Tree
 
-_CHUNK_BYTES: Final = 1 << 20
 _SECOND_NS: Final = 1_000_000_000
 _MAX_PATH_CHARACTERS: Final = 8 << 10
 """As deep as a snapshot is made; what lies deeper is moved away with what is around it."""
@@ -389,22 +388,19 @@ class _Walk:
 
     def _has_same_bytes(self, path: str, then: DiskState, now: DiskState) -> bool:
         with contextlib.ExitStack() as stack:
-            readers = []
+            opened = []
             for tree, state in ((self._then, then), (self._now, now)):
                 parent, _, name = path.rpartition("/")
                 directory = tree.directory(parent)
                 fd = None if directory is None else files.open_regular(directory, name)
                 if fd is None:
                     return False
-                readers.append(stack.enter_context(files.reader(fd, buffer_bytes=_CHUNK_BYTES)))
+                stack.callback(os.close, fd)
+                opened.append(fd)
                 st = files.fstat(fd)
                 if (st.st_dev, st.st_ino) != (state.dev, state.ino):
                     return False
-            one, other = readers
-            while (data := one.read(_CHUNK_BYTES)) == other.read(_CHUNK_BYTES):
-                if not data:
-                    return True
-            return False
+            return files.have_same_bytes(*opened)
 
     def _refuse_mounted(self, path: str) -> None:
         for below in self._apart:

@@ -77,6 +77,23 @@ def test_nothing_is_different_from_what_was_not_touched(look: Look, *, known: bo
     assert look(known=known) == []
 
 
+def test_holes_of_the_map_of_a_database_are_not_read(
+    volume: Path, request: pytest.FixtureRequest
+) -> None:
+    """A terabyte of nothing would be read for long; what is written in it is found."""
+    sparse = volume / "map"
+    with sparse.open("wb") as stream:
+        stream.truncate(1 << 40)
+        stream.seek(1 << 39)
+        stream.write(b"used")
+    look: Look = request.getfixturevalue("look")
+    for late, found in ((b"used", []), (b"late", ["map"])):
+        with sparse.open("r+b") as stream:
+            stream.seek(1 << 39)
+            stream.write(late)
+        assert paths(look(known=False)) == found
+
+
 def test_every_change_is_found(volume: Path, look: Look) -> None:
     """Also one by which a file kept its size and its time."""
     st = (volume / "a").stat()
