@@ -579,10 +579,14 @@ def _open_part(volume: Volume, run: str, name: str) -> int:
     with _inside(volume, SNAPSHOTS, run) as fd:
         st = None if fd is None else files.lstat(fd, name)
         if fd is None or st is None or not stat.S_ISDIR(st.st_mode):
+            hint = _HINT.format(run=run)
+            if is_elsewhere(volume):
+                place = f"{volume.mount}/{STATE_DIRECTORY}/{SNAPSHOTS}"
+                hint = f"Is that of another volume mounted at {place}? Otherwise: {hint}"
             raise UnsafeVolumeError(
                 f"the snapshot of run {run} has no {name!r} of the volume {volume.directory}",
                 code=DAMAGED,
-                hint=_HINT.format(run=run),
+                hint=hint,
             )
         return files.open_at(fd, name, files.DIRECTORY_FLAGS)
 

@@ -20,6 +20,7 @@ from support import inside, tracing
 from support.command import clean_environment, result_of, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.images import GROUPS, USERS, Image, Packaged, build_rpm, picture
+from support.mounts import mounted
 from support.steps import put_step, step_text
 from support.taskworlds import World as Steps
 from support.taskworlds import build_packages, step
@@ -408,6 +409,38 @@ def test_what_fails_on_the_way_back_says_that_this_is_gone_on_with(
     shutil.rmtree(place / "logs")
     (place / "elsewhere").rename(place / "logs")
     world.run("one", place)
+    assert differences(seen(place), before) == []
+
+
+def test_disks_of_snapshots_that_were_exchanged_are_not_called_altered(
+    world: World, place: Path
+) -> None:
+    """Who drops what is on them, as the hint was, has no way back any more."""
+    world.copy("edited", place)
+    before = seen(place)
+    disks = {mount: place / f"disk of {mount}" for mount in ("data", "logs")}
+
+    @contextlib.contextmanager
+    def mounted_at(**places: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for disk, mount in places.items():
+                point = place / mount / STATE / "snapshots"
+                point.mkdir(mode=0o700, exist_ok=True)
+                stack.enter_context(mounted(disks[disk], point))
+            yield
+
+    for disk in disks.values():
+        disk.mkdir(mode=0o700)
+    with mounted_at(data="data", logs="logs"):
+        world.run("two", place)
+    after = seen(place)
+    with mounted_at(data="logs", logs="data"):
+        refused = world.run("two", place, "rollback", status=65).stderr
+        assert "[damaged-snapshot]" in refused
+        assert "hint: Is that of another volume mounted at /data/.ipavolume/snapshots?" in refused
+    assert differences(seen(place), after) == []
+    with mounted_at(data="data", logs="logs"):
+        world.run("two", place, "rollback")
     assert differences(seen(place), before) == []
 
 
