@@ -122,7 +122,8 @@ def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -
             f"{err.strerror}",
             code="unreadable",
             path=volume.directory,
-            hint=f"Run it as root, or check it from inside: {inside}",
+            hint="Run it as root, of a rootless engine with podman unshare in front, or check it "
+            f"from inside: {inside}",
         ) from err
     except OSError as err:
         raise VolumeIOError(

@@ -115,7 +115,10 @@ def _open(directory: str, *, called: str = "", hint: str) -> int:
 def unreadable(path: str, err: PermissionError) -> VolumeIOError:
     """Return what to raise for a *path* that this user cannot read."""
     message = f"cannot read {path!r}: {err.strerror}"
-    return VolumeIOError(message, code="unreadable", hint="Run it as root.", path=path)
+    hint = (
+        "Run it as root; of a rootless engine's volume as its user, with podman unshare in front."
+    )
+    return VolumeIOError(message, code="unreadable", hint=hint, path=path)
 
 
 def check_trust(volume: Volume) -> None:
@@ -126,8 +129,10 @@ def check_trust(volume: Volume) -> None:
             directory of root that nobody else can write.
     """
     root = files.fstat(volume.fd)
-    if root.st_uid != 0 and (moved := ownership.explain(volume.fd, volume.directory)):
-        raise moved
+    if root.st_uid != 0:
+        moved = ownership.explain(volume.fd, volume.directory)
+        if moved := moved or ownership.of_own_engine(root.st_uid, volume.directory):
+            raise moved
     _check_directory(volume.directory, root)
     state = files.lstat(volume.fd, STATE_DIRECTORY)
     if state is None:

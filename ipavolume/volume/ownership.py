@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ipavolume.errors import ManifestError, UnsafeVolumeError
+from ipavolume.errors import IpaVolumeError, ManifestError, UnsafeVolumeError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
@@ -62,7 +62,7 @@ def outside_of(number: int, kind: str = "uid") -> int | None:
     return None
 
 
-def explain(fd: int, directory: str) -> UnsafeVolumeError | None:
+def explain(fd: int, directory: str) -> IpaVolumeError | None:
     """Say what happened to the owners of the volume at *directory*, as far as it can be told.
 
     Args:
@@ -80,6 +80,10 @@ def explain(fd: int, directory: str) -> UnsafeVolumeError | None:
         begin = _begin_of_range(fd, root.st_uid)
         return None if begin is None else _shifted(directory, begin, None)
     owners = _Change.of(users)
+    # What was not root's shows a copy in which owners were lost.
+    may_be_own = owners.rootless is not None or not any(recorded for recorded, _ in users)
+    if may_be_own and (own := of_own_engine(root.st_uid, directory)):
+        return own
     if owners.shift is not None:
         group = _Change.of(groups).shift
         return _shifted(directory, owners.shift, None if group == owners.shift else group)
@@ -88,6 +92,22 @@ def explain(fd: int, directory: str) -> UnsafeVolumeError | None:
     if owners.everybody is not None:
         return _lost(directory, owners.everybody)
     return _nobody(directory) if root.st_uid == OVERFLOW_ID else None
+
+
+def of_own_engine(owner: int, directory: str) -> VolumeIOError | None:
+    """Return what to raise where *owner* of a volume is who looks, as root of containers may be.
+
+    Only in the user namespace of a rootless engine it shows whose the rest is.
+    """
+    if owner != os.geteuid() or is_remapped():
+        return None
+    return VolumeIOError(
+        f"the volume {directory!r} belongs to this user, as one of a rootless engine does: only in "
+        "that one's user namespace are its owners those that an image knows",
+        code="user-namespace",
+        path=directory,
+        hint="Put podman unshare in front of the same command.",
+    )
 
 
 # -- what happened -----------------------------------------------------------------------
@@ -99,7 +119,7 @@ class _Change:
 
     Attributes:
         shift: All are this much higher.
-        rootless: What root became, and how much higher all others are.
+        rootless: What root became, and how much higher all others are, or lower in a namespace.
         everybody: All are this one now.
     """
 
@@ -119,9 +139,13 @@ class _Change:
         if owner is not None and owner == root:
             return cls(everybody=owner) if owner else cls()
         shift = _most(found - recorded for recorded, found in others)
-        if shift is None or shift <= 0 or root == 0:
+        if shift is None or root == 0:
             return cls()
-        return cls(shift=shift) if root in (None, shift) else cls(rootless=(root, shift))
+        if shift > 0 and root in (None, shift):
+            return cls(shift=shift)
+        # Lower they only are in a namespace of somebody's choice: podman's --userns=keep-id.
+        is_known = root is not None and (shift > 0 or (shift < 0 and is_remapped()))
+        return cls(rootless=(root, shift)) if is_known and root is not None else cls()
 
 
 def _most(numbers: Iterable[int]) -> int | None:
@@ -244,6 +268,12 @@ def _shifted(directory: str, shift: int, groups: int | None) -> UnsafeVolumeErro
     what = f"every owner on the volume {directory!r} is {shift} too high"
     if groups is not None:
         what += f", every group {groups}"
+    if _is_in_rootless_engine():
+        return _error(
+            f"{what}: it was made under another mapping of users than the one of this engine",
+            "shifted-owners",
+            _start_in_rootless_engine(shift, groups or shift),
+        )
     both = f"b:{begin}:0:{_USUAL_RANGE}"
     if first_group != begin:
         both = f"'u:{begin}:0:{_USUAL_RANGE} g:{first_group}:0:{_USUAL_RANGE}'"
@@ -258,7 +288,32 @@ def _shifted(directory: str, shift: int, groups: int | None) -> UnsafeVolumeErro
     )
 
 
+def _is_in_rootless_engine() -> bool:
+    """Tell whether root here is a user outside, and all others are that user's further ids."""
+    return id_map()[0][::2] == (0, 1)
+
+
+def _start_in_rootless_engine(users: int, groups: int) -> str:
+    """Return how that engine, whose own namespace this is, starts a volume with owners so high."""
+    words = (
+        f"--{kind}map 0:{begin}:{min(_USUAL_RANGE, sum(row[2] for row in id_map(kind)) - begin)}"
+        for kind, begin in (("uid", users), ("gid", groups))
+    )
+    return (
+        "Start it with the mapping it had: with --userns=keep-id where it was made with that, and "
+        f"--user 0; or podman run {' '.join(words)}."
+    )
+
+
 def _rootless(directory: str, root: int, shift: int) -> UnsafeVolumeError:
+    if shift < 0:
+        return _error(
+            f"the owners on the volume {directory!r} are those of another mapping: root's files "
+            f"belong to user {root}, and every other owner is {-shift} too low",
+            "shifted-owners",
+            "Start it with the mapping it had: a rootless engine's own without --userns=keep-id, "
+            "--uidmap and --gidmap.",
+        )
     begin = shift + 1
     outside = outside_of(root) or root
     return _error(
@@ -266,7 +321,8 @@ def _rootless(directory: str, root: int, shift: int) -> UnsafeVolumeError:
         f"belong to user {outside}, and every other owner is {shift} too high",
         "shifted-owners",
         f"Start it by user {outside} with the same engine, whose /etc/subuid range begins at "
-        f"{outside_of(begin) or begin}. To shift it for good, as that user: podman unshare tar -C "
+        f"{outside_of(begin) or begin}. Look at it as that user, too, with podman unshare in front "
+        "of the command. To shift it for good, as that user: podman unshare tar -C "
         "VOLUME --numeric-owner --acls --xattrs --xattrs-include='*' -cf ARCHIVE . ; then unpack "
         "it as root with the same options into a new directory.",
     )

@@ -122,8 +122,9 @@ def _not_root(volume: Volume) -> VolumeIOError:
     return VolumeIOError(
         f"only root can change the volume {volume.directory!r}, and this is user {os.geteuid()}",
         code="missing-right",
-        hint="Run it as root, in a container as its root (no --user, no runAsUser; OpenShift: a "
-        "security context constraint that allows root, such as anyuid). Then start again.",
+        hint="Run it as root, in a container as its root (no --user, no --userns=keep-id, no "
+        "runAsUser; OpenShift: a security context constraint that allows root, such as anyuid). "
+        "Then start again.",
         state=STATE_UNTOUCHED,
     )
 

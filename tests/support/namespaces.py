@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,7 @@ import ipavolume, packaging.specifiers, packaging.version
 for module in pkgutil.walk_packages(ipavolume.__path__, 'ipavolume.'):
     if not module.name.endswith('__main__'):
         importlib.import_module(module.name)
-begin, count = sys.argv[1:3]
-del sys.argv[1:3]
+mapping = sys.argv.pop(1)
 ready, inside = os.pipe()
 mapped, outside = os.pipe()
 child = os.fork()
@@ -37,10 +37,14 @@ os.close(inside)
 os.read(ready, 1)
 for kind in ('uid', 'gid'):
     with open(f'/proc/{child}/{kind}_map', 'w') as stream:
-        stream.write(f'0 {begin} {count}')
+        stream.write(mapping)
 os.write(outside, b'x')
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+
+
+Rows = Sequence[tuple[int, int, int]]
+"""A mapping of ids: first one inside, first one outside, how many."""
 
 
 def run_remapped(
@@ -54,13 +58,31 @@ def run_remapped(
         count: How many ids there are.
         status: The exit status that the test expects; ``None`` takes any.
     """
+    return run_mapped(*args, rows=[(0, begin, count)], status=status)
+
+
+def run_mapped(
+    *args: str | Path,
+    rows: Rows,
+    status: int | None = 0,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Run ``ipavolume ARGS...`` as root of a user namespace, as a rootless engine does.
+
+    Args:
+        args: Command and options; what they name has to be open to everybody.
+        rows: Which ids there are.
+        status: The exit status that the test expects; ``None`` takes any.
+        env: Variables on top of this process's.
+    """
+    mapping = "".join(f"{' '.join(map(str, row))}\n" for row in rows)
     result = subprocess.run(
-        [sys.executable, "-c", _IN_NAMESPACE, str(begin), str(count), *map(str, args)],
+        [sys.executable, "-c", _IN_NAMESPACE, mapping, *map(str, args)],
         capture_output=True,
         check=False,
         encoding="utf-8",
         errors="surrogateescape",
-        env=clean_environment(),
+        env=clean_environment(env),
         cwd="/",
         timeout=60,
     )

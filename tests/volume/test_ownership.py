@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.command import Result, run_ipavolume, volume_of
 from support.hostile import Witness, Workshop, as_nobody, check, picture, upgrade
-from support.namespaces import run_remapped
+from support.namespaces import Rows, run_mapped, run_remapped
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -161,6 +161,100 @@ def test_p34_an_ordinary_user_is_told_too(workshop: Workshop, volume: Path) -> N
     looked = as_nobody(volume.parent, "check", "--root", str(workshop.one()), str(volume))
     assert looked.returncode == 65
     assert "range begins at 300000" in looked.stdout
+
+
+# -- a rootless engine's user, who is root of its containers -----------------------------
+
+NOBODY = 65534
+
+
+def _rows(user: int, begin: int) -> Rows:
+    """The user namespace of that engine, in which podman unshare runs a command."""
+    return [(0, user, 1), (1, begin, 65536)]
+
+
+def _looked_at(volume: Path, code: str, status: int, image: Path) -> str:
+    """Let the user look at a volume; every command says the same; return what check says."""
+    for words in (("status",), ("history",), ("conflicts",)):
+        told = as_nobody(volume.parent, *words, str(volume))
+        assert (told.returncode, f"[{code}]" in told.stderr) == (status, True)
+    looked = as_nobody(volume.parent, "check", "--root", str(image), str(volume))
+    assert (looked.returncode, f"[{code}]" in looked.stdout) == (status, True)
+    return looked.stdout
+
+
+def test_the_user_of_a_rootless_engine_is_told_how_to_look_at_its_volume(
+    workshop: Workshop, volume: Path
+) -> None:
+    _reown(volume, _rootless(NOBODY, 100000))
+    said = _looked_at(volume, "user-namespace", 74, workshop.one())
+    # Nothing is wrong with it.
+    assert f"{volume}: unknown" in said
+    assert "podman unshare" in said
+    assert "chown" not in said
+    options = ("--root", workshop.two(), "--volume", volume)
+    assert (
+        "outdated" in run_mapped("check", *options, rows=_rows(NOBODY, 100000), status=100).stdout
+    )
+
+
+def test_a_volume_on_which_all_is_of_root_is_not_taken_for_a_copy_by_its_user(
+    workshop: Workshop, volume: Path
+) -> None:
+    for top, names, found in os.walk(volume, topdown=False):
+        for path in (os.path.join(top, name) for name in (*found, *names)):
+            if os.lstat(path).st_uid:
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    _reown(volume, lambda _uid, _gid: (NOBODY, NOBODY))
+    assert "podman unshare" in _looked_at(volume, "user-namespace", 74, workshop.one())
+
+
+def test_a_copy_that_its_user_made_without_owners_is_one_still(
+    workshop: Workshop, volume: Path
+) -> None:
+    _reown(volume, lambda _uid, _gid: (NOBODY, NOBODY))
+    assert "rsync -aHAX" in _looked_at(volume, "lost-owners", 65, workshop.one())
+
+
+def test_an_empty_directory_of_a_user_is_not_to_be_given_away(
+    workshop: Workshop, volume: Path
+) -> None:
+    empty = volume.parent / "empty"
+    empty.mkdir()
+    os.chown(empty, NOBODY, NOBODY)
+    told = as_nobody(volume.parent, "history", str(empty))
+    assert "podman unshare" in told.stderr
+    assert "chown" not in told.stderr
+    looked = as_nobody(volume.parent, "check", "--root", str(workshop.one()), str(empty))
+    assert f"{empty}: empty" in looked.stdout
+
+
+def test_a_rootless_volume_in_the_namespace_of_keep_id_is_of_another_mapping(
+    workshop: Workshop, volume: Path
+) -> None:
+    _reown(volume, _rootless(4321, 100000))
+    # podman's --userns=keep-id: the user is who he is, and all below him move by one.
+    rows = [(0, 100000, 4321), (4321, 4321, 1), (4322, 104321, 61215)]
+    options = ("--root", workshop.two(), "--volume", volume)
+    said = run_mapped("upgrade", *options, rows=rows, status=65).stderr
+    assert "root's files belong to user 4321, and every other owner is 1 too low" in said
+    assert "[shifted-owners]" in said
+    assert "--userns=keep-id" in said
+    assert "chown" not in said
+
+
+def test_a_volume_of_keep_id_names_the_mapping_as_the_rootless_engine_takes_it(
+    workshop: Workshop, volume: Path
+) -> None:
+    _reown(volume, _shifted(100000))
+    options = ("--root", workshop.two(), "--volume", volume)
+    said = run_mapped("upgrade", *options, rows=_rows(4321, 100000), status=65).stderr
+    assert "every owner on the volume" in said
+    assert "is 1 too high" in said
+    assert "[shifted-owners]" in said
+    # Its numbers are those of the engine's own namespace, not the host's.
+    assert "--uidmap 0:1:65536 --gidmap 0:1:65536" in said
+    assert "--userns=keep-id" in said
 
 
 def test_p34_a_volume_whose_root_alone_belongs_to_somebody_is_not_taken_for_shifted(
