@@ -32,9 +32,11 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import files, signals
+from ipavolume.model.files import STATE_DIRECTORY, VERSION_NAME
 from ipavolume.model.values import dataclass
 from ipavolume.volume import members, snapshots
 from ipavolume.volume.facts import mark_of_kept, read_facts
+from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 
 _MOUNT: Final = "/data"
@@ -139,6 +141,8 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
         except IpaVolumeError as err:
             # One that is there and does not answer has volumes that would just be missing.
             if err.code != "no-command" or choice:
+                if err.code == "no-engine" and (others := [one for one in names if one != name]):
+                    err.hint = f"{err.hint.rstrip('.')}. Without its volumes: --engine {others[0]}"
                 raise
             absent.append(err)
     if len(absent) == len(names):
@@ -198,6 +202,18 @@ def _by_quadlet(place: Place, name: str, quadlets: Sequence[Quadlet]) -> Place:
     # As with containers: who only has it, too, as a backup, does not have it there.
     one = max(using, key=lambda quadlet: quadlet.volumes.get(_MOUNT) == name)
     return replace(place, image=one.image, quadlet=one.path, others=one.volumes)
+
+
+def _is_ours(volume: Volume) -> bool:
+    """Tell whether a volume of an engine has our mark, or a legacy one.
+
+    Where the engine maps users they are not root's here: what that means is said of each volume.
+    """
+    if mark_of_kept(volume):
+        return True
+    owner = files.fstat(volume.fd).st_uid
+    marks = (files.lstat(volume.fd, name) for name in (STATE_DIRECTORY, VERSION_NAME))
+    return owner != 0 and any(mark is not None and mark.st_uid == owner for mark in marks)
 
 
 def _is_at(user: User, name: str) -> bool:
@@ -270,7 +286,7 @@ class Fleet:
                 return None
             raise
         try:
-            if place.engine and not self._all and not mark_of_kept(volume):
+            if place.engine and not self._all and not _is_ours(volume):
                 return None
             st = files.fstat(volume.fd)
         finally:

@@ -198,6 +198,47 @@ def test_an_engine_that_does_not_answer_is_no_empty_list(tmp_path: Path) -> None
     assert said.stdout == ""
 
 
+def test_an_engine_that_lets_nobody_in_can_be_left_out(tmp_path: Path) -> None:
+    # As docker's of root is for the user of a rootless podman.
+    for name, script in (
+        ("docker", "echo 'permission denied while trying to connect to it' >&2; exit 1"),
+        ("podman", "exit 0"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = run_ipavolume("list", status=13, env=env).stderr
+    assert "[no-engine]" in said
+    assert "--engine podman" in said
+    run_ipavolume("list", "--engine", "podman", env=env)
+
+
+def test_an_engine_that_maps_users_is_no_empty_list(
+    fleet: tuple[Path, Image], tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    subprocess.run(["cp", "-a", str(fleet[0] / "current"), str(volume)], check=True, timeout=60)
+    for top, names, found in os.walk(volume):
+        for path in (top, *(os.path.join(top, name) for name in (*names, *found))):
+            os.lchown(path, 300000, 300000)
+    # What somebody else's service has is not ours by a name of its own.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "build-id").write_text("1\n")
+    os.chown(other, 999, 999)
+    os.chown(other / "build-id", 999, 999)
+    env = _engine_with(
+        tmp_path,
+        *(
+            {"Name": one.name, "Driver": "local", "Mountpoint": str(one), "Options": None}
+            for one in (volume, other)
+        ),
+    )
+    said = run_ipavolume("list", "--format", "json", status=74, env=env)
+    (row,) = volumes_of(said.stdout)
+    assert (row["name"], row["code"]) == ("volume", "shifted-owners")
+
+
 def _engine_with(top: Path, *volumes: dict[str, Any]) -> dict[str, str]:
     """Return an environment with an engine that has these volumes, and no container."""
     inspected = shlex.quote(json.dumps(volumes))
