@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ipavolume.model.values import dataclass
+from ipavolume.volume.ownership import outside_of
 
 _ROOTS: Final = (
     "/run/containers/systemd",
@@ -52,13 +53,17 @@ class Quadlet:
 
 
 def directories_of_user() -> tuple[str, ...]:
-    """Return where the quadlets of this user are; of two with one name the first counts."""
-    if os.geteuid() == 0:
+    """Return where the quadlets of this user are; of two with one name the first counts.
+
+    In the user namespace of a rootless engine (``podman unshare``) that is its user, not root.
+    """
+    user = outside_of(os.geteuid()) or 0
+    if user == 0:
         return _ROOTS
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     above = [os.environ.get("XDG_RUNTIME_DIR", ""), config]
     own = (f"{place}/containers/systemd" for place in above if place)
-    return (*own, f"{_USERS}/{os.geteuid()}", _USERS)
+    return (*own, f"{_USERS}/{user}", _USERS)
 
 
 def read_quadlets(directories: Sequence[str]) -> list[Quadlet]:
@@ -109,7 +114,7 @@ class _Files:
         self._dropins: dict[Path, dict[str, Path]] = {}
         kinds = (_SUFFIX, _VOLUME_SUFFIX, _IMAGE_SUFFIX, _BUILD_SUFFIX)
         for directory in directories:
-            for path in sorted(Path(directory).rglob("*")):
+            for path in _below(directory):
                 if path.suffix in kinds:
                     self.units.setdefault(path.name, str(path))
                 elif path.suffix == _DROPINS_SUFFIX:
@@ -162,6 +167,14 @@ class _Files:
             return ""
         name = self.values(source, "Volume").get("VolumeName", [""])[-1]
         return "" if "%" in name else name or f"systemd-{source.removesuffix(_VOLUME_SUFFIX)}"
+
+
+def _below(directory: str) -> list[Path]:
+    try:
+        return sorted(Path(directory).rglob("*"))
+    except OSError:
+        # Of what this user cannot look into there is nothing to know.
+        return []
 
 
 def _text(path: str) -> str:

@@ -7,12 +7,14 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command import run_ipavolume, volume_of, volumes_of
 from support.images import Image, Packaged, build_rpm, picture
+from support.namespaces import run_mapped
 from support.requirements import need_tool
 from support.upgrades import Site
 
@@ -237,6 +239,32 @@ def test_an_engine_that_maps_users_is_no_empty_list(
     said = run_ipavolume("list", "--format", "json", status=74, env=env)
     (row,) = volumes_of(said.stdout)
     assert (row["name"], row["code"]) == ("volume", "shifted-owners")
+
+
+def test_quadlets_are_those_of_the_user_in_a_rootless_engines_namespace_too() -> None:
+    with tempfile.TemporaryDirectory(prefix="ipavolume-", dir="/var/tmp") as directory:
+        top = Path(directory)
+        top.chmod(0o755)
+        volume, config = top / "volume", top / "config"
+        volume.mkdir()
+        os.chown(volume, 4321, 4321)
+        units = config / "containers/systemd"
+        units.mkdir(parents=True)
+        (units / "app.container").write_text(
+            f"[Container]\nImage=no.such/app:1\nVolume={volume}:/data\n"
+        )
+        words = ("list", "--format", "json", str(volume))
+        env = {"XDG_CONFIG_HOME": str(config), "XDG_RUNTIME_DIR": str(top)}
+        rows = [(0, 4321, 1), (1, 100000, 65536)]
+        said = run_mapped(*words, rows=rows, env=env, status=None)
+        (row,) = volumes_of(said.stdout)
+        assert row["quadlet"] == str(units / "app.container")
+
+        # What this user cannot look into says nothing, and ends nothing.
+        config.chmod(0o700)
+        said = run_mapped(*words, rows=rows, env=env, status=None)
+        (row,) = volumes_of(said.stdout)
+        assert row["name"] == str(volume)
 
 
 def _engine_with(top: Path, *volumes: dict[str, Any]) -> dict[str, str]:
