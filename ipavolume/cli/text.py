@@ -30,6 +30,7 @@ from ipavolume.model.progress import count_text, size_text
 from ipavolume.model.tasks import Task
 from ipavolume.steps.api import describe as describe_step
 from ipavolume.volume import layout
+from ipavolume.volume.refused import UNVERIFIED
 
 if TYPE_CHECKING:
     from ipavolume.apply.run import Finish
@@ -777,12 +778,14 @@ def card_lines(card: Card) -> list[str]:
         lines.append(escape(f"running   {one['name']} {one['result']}, {one['at']}{said}"))
     open_ = recorded.get("transaction")
     if open_:
-        lines.append(
-            escape(
-                f"open run  {open_['run']} to {open_['to']}, {open_['phase']}, since "
-                f"{open_['since']}; the next start finishes it"
-            )
+        what = (
+            f"taken     from {open_['to']}, since {open_['since']}: {open_['from']} goes back to "
+            "what it left once it is started"
+            if open_["kind"] == UNVERIFIED
+            else f"open run  {open_['run']} to {open_['to']}, {open_['phase']}, since "
+            f"{open_['since']}; the next start finishes it"
         )
+        lines.append(escape(what))
         lines += [
             escape(f"  {task['result']:<8}{task['key']}, since {task['started']}")
             for task in open_["tasks"]

@@ -60,6 +60,8 @@ def recorded_data(facts: Facts) -> dict[str, Any] | None:
     if facts.transaction is not None:
         data["transaction"] = {
             "run": facts.transaction.run,
+            "kind": facts.transaction.kind,
+            "from": facts.transaction.from_build,
             "to": facts.transaction.to_build,
             "phase": facts.transaction.phase,
             "since": facts.transaction.started,

@@ -450,13 +450,17 @@ def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | 
         UNDONE: f"run {record.run} of it was undone",
         UNVERIFIED: f"what run {record.run} of it had made was not found to be right",
     }[record.code]
+    other = "the one that the volume is of (ipavolume status VOLUME names it)"
+    if open_ is not None and is_taken:
+        # It is of none, and the only one that is recorded is this one.
+        before = named(open_.from_build, question.names)
+        other = f"the one before it, {before}, which goes back to what it left"
     return RefusedError(
         f"the volume at {where} was taken back from this image, {name_of(question.image)}: {what} "
         f"at {record.at}" + (f": {record.cause}" if record.cause else ""),
         code="refused",
-        hint="Start a corrected image, or the one that the volume is of (ipavolume status VOLUME "
-        f"names it). This one is tried again from {until} on, and at once with "
-        f"IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry.",
+        hint=f"Start a corrected image, or {other}. This one is tried again from {until} on, and "
+        f"at once with IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry.",
     )
 
 

@@ -271,6 +271,11 @@ def test_what_is_not_right_is_taken_from_the_image_and_the_one_before_goes_back(
     assert "[refused]" in refused
     assert "state: the volume is of no image, as it was before" in refused
     assert "the middle of an upgrade" not in refused
+    # Nobody is sent to the image that is refused.
+    assert "or the one before it, v1, which goes back" in refused
+    card = world.run(image, "status", "/data").stdout
+    assert ": v1 goes back to what it left once it is started" in card
+    assert "the next start finishes it" not in card
     assert "of no image" not in world.run(old, "start", "--", "true").stderr
     assert (world.build_id(), world.log()) == ("v1", [])
     undone = world.last_run()["undone"]
