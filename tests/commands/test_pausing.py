@@ -188,8 +188,9 @@ def test_a_container_that_nobody_could_let_go_on_is_named_with_the_command(
     with pytest.raises(CommandFailedError, match="ipa may have stayed paused") as caught:
         engine.copy(engine.lose)
     assert caught.value.hint == "Let it go on: docker unpause ipa"
-    # Meanwhile that is tried again, too.
+    # Meanwhile that is tried again, too, by a process that this one leaves behind.
     engine.wait_for(lambda: not engine.is_paused)
+    os.waitpid(-1, 0)
 
 
 PAUSES: Final = """
