@@ -60,6 +60,7 @@ ACTIONS: Final[Mapping[str, type[Action]]] = {
 
 
 _IF_EDITED: Final = "if_edited"
+_REASON: Final = "reason"
 _WITH_IF_EDITED: Final = frozenset({"install", "erase"})
 
 
@@ -209,6 +210,9 @@ def _action_reader(mounts: Iterable[str]) -> Callable[[str, Mapping[str, Any]], 
         if op in _WITH_IF_EDITED and _IF_EDITED not in item:
             # A plan of a version that saved every such edit.
             item = {**item, _IF_EDITED: IfEdited.SAVED}
+        if op == "create-tree" and _REASON not in item:
+            # A plan of a version that gave none.
+            item = {**item, _REASON: ""}
         return readers[checks.one_of(op, readers)](item)
 
     return read

@@ -73,6 +73,7 @@ class CreateTree:
         bytes: Sum of the sizes.
         omit: Paths below it that are not created.
         rule: Name of the rule that decided.
+        reason: Why, in an administrator's words; "" where nobody has had it.
     """
 
     path: str
@@ -80,6 +81,7 @@ class CreateTree:
     bytes: int
     omit: tuple[str, ...] = ()
     rule: str = Rule.CREATE
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,10 +304,9 @@ def past(word: Verb, number: int) -> str:
 def describe(action: Action) -> str:
     """Return the line that a dry run prints for *action*, without the verb."""
     match action:
-        case CreateTree(path=path, entries=entries, bytes=size):
-            if entries == 1:
-                return f"{path}/"
-            return f"{path}/ and {entries - 1} below it, {count_text(size, 'byte')}"
+        case CreateTree(path=path, entries=entries, bytes=size, reason=reason):
+            more = f" and {entries - 1} below it, {count_text(size, 'byte')}" * (entries > 1)
+            return f"{path}/{more}" + (f" ({reason})" if reason else "")
         case Install(path=path, reason=reason, save_to=save_to):
             saved = f"; the old one stays as {save_to}" if save_to else ""
             return f"{path} ({reason}{saved})"

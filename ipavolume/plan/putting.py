@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator
+from typing import Final
 
 from ipavolume.model.actions import CreateTree, IfEdited, Rule
 from ipavolume.model.files import FileFlags, FileType, Record
@@ -12,11 +13,14 @@ from ipavolume.plan.collected import Collected, Found
 from ipavolume.plan.copies import Copies
 from ipavolume.plan.fate import Fate, decide, is_config
 
+_DELETED: Final = "deleted here; the image has it"
+
 
 class _Tree:
     """A directory that is created with all that belongs below it, while it is counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
         self.entries = 0
         self.bytes = 0
         self.omit: list[str] = []
@@ -65,7 +69,11 @@ class Putting:
         """Yield the directories that are created, with what is created below them."""
         for path, tree in self._roots.items():
             yield CreateTree(
-                path=path, entries=tree.entries, bytes=tree.bytes, omit=tuple(tree.omit)
+                path=path,
+                entries=tree.entries,
+                bytes=tree.bytes,
+                omit=tuple(tree.omit),
+                reason=tree.reason,
             )
 
     def missing(self, path: str, old: Record | None, new: Record, *, populate: bool) -> None:
@@ -87,13 +95,13 @@ class Putting:
                 new.metadata,
                 None,
                 if_edited=self.if_edited(path, old, new),
-                reason="deleted here; the image has it" if had else "missing on the volume",
+                reason=_DELETED if had else "missing on the volume",
             )
             return
         if tree is None:
             if not self._collected.may_touch(path):
                 return
-            tree = self._roots[path] = _Tree()
+            tree = self._roots[path] = _Tree(_DELETED if had and not populate else "")
         tree.entries += 1
         tree.bytes += new.size
         if new.type is FileType.DIRECTORY:

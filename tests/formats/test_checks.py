@@ -224,7 +224,7 @@ WRITTEN: dict[str, tuple[Callable[[], bytes], bytes]] = {
         ),
         (
             b'{"op":"create-tree","path":"/data/d","entries":2,"bytes":3,"omit":["/d'
-            b'ata/d/o"],"rule":"create"}\n'
+            b'ata/d/o"],"rule":"create","reason":""}\n'
         ),
     ),
     "install": (

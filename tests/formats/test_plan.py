@@ -53,7 +53,9 @@ METADATA: Final = Metadata(
     xattrs=(("user.\udcff", b""), ("security.capability", bytes(range(256)))),
 )
 ACTIONS: Final[tuple[Action, ...]] = (
-    CreateTree(path=ODD, entries=2, bytes=2**60, omit=(f"{ODD}/a", "/more/b"), rule="odd"),
+    CreateTree(
+        path=ODD, entries=2, bytes=2**60, omit=(f"{ODD}/a", "/more/b"), rule="odd", reason=WHY
+    ),
     Install(
         path=f"{ODD}.rpmnew",
         record=ODD,
@@ -180,6 +182,17 @@ def test_a_plan_of_a_version_that_saved_every_late_edit_is_read() -> None:
         lines.append(json.dumps(data).encode() + b"\n")
     late = [one.if_edited for one in read(seal(lines)).actions if isinstance(one, Install | Erase)]
     assert late == [IfEdited.SAVED] * 3
+
+
+def test_a_plan_of_a_version_that_gave_no_reason_for_a_directory_is_read() -> None:
+    lines = []
+    for line in list(dump_lines(WHOLE))[:-1]:
+        data = json.loads(line)
+        if data.get("op") == "create-tree":
+            assert data.pop("reason") == WHY
+        lines.append(json.dumps(data).encode() + b"\n")
+    trees = [one.reason for one in read(seal(lines)).actions if isinstance(one, CreateTree)]
+    assert trees == [""]
 
 
 @pytest.mark.parametrize("kind", FileType)

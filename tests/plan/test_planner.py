@@ -59,7 +59,16 @@ from support.plans import (
 from support.values import MORE, RUN, Disk, World, acl, image, record, thing
 
 from ipavolume.errors import IpaVolumeError, ManifestError
-from ipavolume.model.actions import Action, CreateTree, Erase, IfEdited, Install, Keep, Rule
+from ipavolume.model.actions import (
+    Action,
+    CreateTree,
+    Erase,
+    IfEdited,
+    Install,
+    Keep,
+    Rule,
+    describe,
+)
 from ipavolume.model.files import DiskState, FileFlags, LinkStanding
 from ipavolume.model.images import Accounts, TopLevel, VolumeSpec
 from ipavolume.model.paths import numbered
@@ -475,6 +484,15 @@ def test_what_was_deleted_stays_deleted_also_where_its_directory_is_made_anew(
     world: World, omit: tuple[str, ...]
 ) -> None:
     assert world.plan() == (CreateTree(path=D, entries=1, bytes=0, omit=omit),)
+
+
+def test_a_directory_that_was_deleted_is_not_told_as_a_new_one() -> None:
+    """With all below it; of what is new below one that stays, nothing is said."""
+    deleted, file = record(D, kind=DIRECTORY), record(f"{D}/x")
+    new = (deleted, file, record(f"{D}/y", kind=DIRECTORY))
+    (action,) = World(old=(deleted, file), new=new).plan()
+    assert action == CreateTree(path=D, entries=3, bytes=file.size, reason=DELETED)
+    assert describe(action).endswith(f"/ and 2 below it, {file.size} bytes ({DELETED})")
 
 
 def test_filling_empty_volumes_is_one_action_for_each_directory() -> None:
