@@ -18,7 +18,7 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.attributes import SET_ID_BITS, is_privileged
-from ipavolume.model.files import DiskState, Metadata, Record
+from ipavolume.model.files import STATE_DIRECTORY, DiskState, Metadata, Record
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import is_saved, mount_of
@@ -181,6 +181,22 @@ class _Needs:
         self.size = 0
         self.inodes = 0
         self.metadata: dict[object, Metadata] = {}
+        self._last: list[str] = []
+
+    def keep(self, to: str) -> None:
+        """Take note of a copy at *to*: in a directory of ours it gets all that lead to its path.
+
+        They come sorted, so that what two have in common is counted once, as good as always.
+        """
+        if f"/{STATE_DIRECTORY}/" not in to:
+            return
+        above = to.split("/")[:-1]
+        pairs = enumerate(zip(above, self._last, strict=False))
+        shared = next((n for n, (one, other) in pairs if one != other), len(self._last))
+        made = max(len(above) - shared, 0)
+        self._last = above
+        self.inodes += made
+        self.size += made * _ENTRY_BYTES
 
     def set(self, metadata: Metadata) -> None:
         """Take note that *metadata* is set; the first of a kind is tried."""
@@ -203,12 +219,15 @@ def _needs(plan: Plan, volumes: Mapping[str, Volume]) -> dict[str, _Needs]:
                 need.size += action.bytes + _ENTRY_BYTES
                 need.inodes += 1
                 need.set(action.metadata)
+                need.keep(action.save_to)
             case SetMetadata():
                 primary.size += _RECORD_BYTES
                 if action.private or is_privileged(action.metadata):
                     need.size += allocated(volumes[mount], action) + _ENTRY_BYTES
                     need.inodes += 1
                 need.set(action.metadata)
-            case Save() | Erase() | RemoveDirectory() | Keep():
+            case Save():
+                need.keep(action.to)
+            case Erase() | RemoveDirectory() | Keep():
                 pass
     return needs

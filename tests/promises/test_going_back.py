@@ -609,6 +609,36 @@ def test_what_is_being_gone_back_to_is_not_dropped(world: World, place: Path) ->
     assert differences(seen(place), before) == []
 
 
+def test_a_rollback_for_whose_directories_there_are_no_inodes_is_refused_before_it_begins(
+    world: World, place: Path
+) -> None:
+    """What is put aside lies below directories as it had, each of which is a new one."""
+
+    def leave(inodes: int) -> None:
+        room = os.statvfs(place)
+        limit = f"remount,nr_inodes={room.f_files - room.f_ffree + inodes}"
+        subprocess.run(["mount", "-o", limit, place], check=True, timeout=60)
+
+    world.copy("edited", place)
+    files = [place / f"data/own/{number}/file" for number in range(200)]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("before")
+    before = seen(place)
+    world.run("two", place)
+    for file in files:
+        file.write_text("after")
+    leave(300)
+    untouched = stood_still(place)
+    assert (
+        "300 inodes free, the plan needs" in world.run("two", place, "rollback", status=74).stderr
+    )
+    assert stood_still(place) == untouched
+    leave(600)
+    world.run("two", place, "rollback")
+    assert differences(seen(place), before) == []
+
+
 def test_a_rollback_without_room_leaves_the_volume_as_it_was_for_who_finishes_the_upgrade(
     world: World, place: Path
 ) -> None:
