@@ -34,6 +34,7 @@ from ipavolume.engines.copy import copied, opened_image
 from ipavolume.engines.engine import Engine, runs
 from ipavolume.engines.likeness import LeftOut, Place, likeness
 from ipavolume.errors import (
+    EXIT_IO,
     EXIT_UPGRADE_NEEDED,
     CommandFailedError,
     ConfigurationError,
@@ -302,13 +303,19 @@ def _above(directory: str, places: Mapping[str, str]) -> str:
 
 
 def _refused(wish: Wish, root: str, places: Mapping[str, str], say: Progress) -> Rehearsed | None:
-    """Return what refuses a start with the image, as far as that can be told without one."""
+    """Return what refuses a start with the image, as far as that can be told without one.
+
+    Raises:
+        VolumeIOError: If this user, here, cannot look: a start is another one, elsewhere.
+    """
     options = replace(wish.options, root=root, called=wish.image, volumes=places, rehearsal=True)
     found: Inspection = check.inspect(options, say)
     if found.exit_status in (0, EXIT_UPGRADE_NEEDED):
         return None
     wrong = [one for one in found.findings if one.severity is Severity.ERROR]
     code, hint = (wrong[-1].code, wrong[-1].hint) if wrong else ("", "")
+    if found.state is None and found.exit_status == EXIT_IO:
+        raise VolumeIOError(found.reason, code=code, hint=hint)
     message = f"a start is refused, the volume is {found.state or 'unknown'}: {found.reason}"
     return Rehearsed(
         ending=Ending.FAILED, code=code, message=message, lines=(hint,) if hint else ()

@@ -26,6 +26,7 @@ from ipavolume.errors import (
     IpaVolumeError,
     LockedError,
     UsageError,
+    VolumeIOError,
 )
 from ipavolume.model.progress import say_nothing
 from ipavolume.systemd import handover
@@ -232,6 +233,28 @@ def test_what_is_kept_of_a_rehearsal_that_fails_is_marked_and_named_and_has_no_s
     assert (kept / "0/etc/app/app.conf").read_text().strip() == "1"
     assert not (kept / "0/.ipavolume/snapshots").exists()
     assert (snapshots / "content").exists()
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@in_the_machines_memory
+def test_a_volume_that_cannot_be_looked_at_from_here_is_no_start_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_root()
+    engine = tmp_path / "engine"
+    (engine / "bin").mkdir(parents=True)
+    app = build_rpm(tmp_path, "app", [Packaged(path="/etc/app/app.conf", content="1")])
+    image = Site(top=tmp_path).image("image", [app], lists={"/data": ["/etc/app/"]})
+    engines = Pretended(engine)
+    engines.install(tree=image.root)
+    monkeypatch.setenv("PATH", f"{engines.path()}:{os.environ['PATH']}")
+    there = Wanted(volumes=(str(tmp_path / "elsewhere"),))
+    wish = rehearse.Wish(image="one", engine="docker", volumes=there)
+    with pytest.raises(VolumeIOError) as caught:
+        rehearse.rehearse(wish, say_nothing)
+    assert caught.value.code == "no-volume"
+    assert "refused" not in str(caught.value)
 
 
 SLOW: Final = """#!/bin/sh
