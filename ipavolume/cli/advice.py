@@ -55,6 +55,8 @@ _ANY_VOLUME: Final = "VOLUME"
 _ANY_SNAPSHOTS: Final = "SNAPSHOTS"
 _ANY_DIRECTORY: Final = "DIR"
 _ANY_IMAGE: Final = "IMAGE"
+_UNSHARED: Final = "_CONTAINERS_USERNS_CONFIGURED"
+"""What podman has in the environment of what runs in its user namespace."""
 _OF_THE_IMAGE: Final = frozenset({"upgrade", "steps", "conflicts"})
 """Commands that need the files of an image, on a host its tree."""
 _OF_EACH_START: Final = frozenset({"hostname", "kept-volume", "partial"})
@@ -84,7 +86,7 @@ class Reader:
         mounts: Where the image has its volumes.
         root: On a host, the tree of the image that the command was given, or "".
         image: On a host, the engine's image that it was given, or "".
-        engine: The engine, on a host.
+        engine: The engine; in a container as far as that can be told.
         volumes: On a host, the volumes that it was given and the hint is about, ``[MOUNT=]DIR``.
         names: Those of them that are named volumes of the engine, ``[MOUNT=]NAME``.
         held: The container stays up and keeps the lock: what works is a command in it.
@@ -163,7 +165,9 @@ def more_of(code: str) -> str:
 
 def _manual(topic: str, to: Reader) -> str:
     command = f"ipavolume manual {topic}"
-    return f"docker run --rm {_ANY_IMAGE} {command}" if to.place is Place.CONTAINER else command
+    return (
+        f"{to.engine} run --rm {_ANY_IMAGE} {command}" if to.place is Place.CONTAINER else command
+    )
 
 
 def _reader() -> Reader:
@@ -186,6 +190,7 @@ def _reader() -> Reader:
         return Reader(
             place=place,
             mounts=mounts or (_USUAL_MOUNT,),
+            engine=engine_of(os.environ),
             held=hold.is_on_hold(),
             allowed=allowed,
             options=options,
@@ -200,7 +205,7 @@ def _reader() -> Reader:
         mounts=mounts or (_USUAL_MOUNT,),
         root="" if root == "/" else root,
         image=image,
-        engine=given.get("engine") or "docker",
+        engine=given.get("engine") or engine_of(os.environ),
         volumes=(*_as_volumes(alone, mounts), *(given.get("volumes") or ())),
         names=given.get("names") or (),
         allowed=allowed,
@@ -239,6 +244,15 @@ def place_of(
     if "KUBERNETES_SERVICE_HOST" in environment:
         return Place.POD
     return Place.CONTAINER if prepared else Place.HOST
+
+
+def engine_of(environment: Mapping[str, str]) -> str:
+    """Return the engine whose container a command runs in, or whose user namespace.
+
+    podman says which it is, in a container and by ``podman unshare``; docker does not.
+    """
+    is_podman = environment.get("container") == "podman" or _UNSHARED in environment
+    return "podman" if is_podman else "docker"
 
 
 def fit(hint: str, to: Reader) -> str:
@@ -320,7 +334,7 @@ def _setting(text: str, to: Reader) -> str:
         return _started_with([text], to)
     if to.place is Place.POD:
         return f"kubectl exec POD -- env {text} ipavolume upgrade --retry"
-    return f"docker exec -e {text} CONTAINER ipavolume upgrade --retry"
+    return f"{to.engine} exec -e {text} CONTAINER ipavolume upgrade --retry"
 
 
 def _command(

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 import pytest
-from support.images import MANIFEST
+from support import inside
+from support.command import run_ipavolume
+from support.images import MANIFEST, Packaged, build_rpm, make_image
 
 from ipavolume.cli import output, text
 from ipavolume.cli.advice import About, Place, Reader, fit, fit_here, place_of
@@ -535,3 +537,27 @@ def test_what_there_is_to_go_back_to_is_told_with_commands_that_can_be_typed(
         output.print_inspection(found, full=False, verbose=False)
     assert told == f"Make room, for instance by {drop}"
     assert f"way back: none: no room. {told}\n" in capsys.readouterr().out
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_in_a_container_the_engine_is_the_one_that_runs_it(tmp_path: Path, engine: str) -> None:
+    rpm = build_rpm(tmp_path, "app", [Packaged(path="/etc/app.conf", content="conf")])
+    image = make_image(tmp_path / "image", [rpm])
+    image.list("/etc/app.conf")
+    image.prepare(build_id="one")
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    env = {"container": engine} if engine == "podman" else {}
+    inside.run(image.root, volume, [*inside.IPAVOLUME, "upgrade"], env=env)
+    said = inside.run(image.root, volume, [*inside.IPAVOLUME, "rollback"], env=env).stderr
+    assert f"{engine} run --rm -v VOLUME:/data IMAGE ipavolume snapshot list" in said
+    assert f"{engine} run --rm IMAGE ipavolume manual no-way-back" in said
+
+
+def test_by_podman_unshare_the_engine_is_podman(tmp_path: Path) -> None:
+    words = ("conflicts", "--keep", "/data/etc/app.conf", tmp_path)
+    said = run_ipavolume(*words, status=2, env={"_CONTAINERS_USERNS_CONFIGURED": "done"}).stderr
+    assert f"podman run --rm -v {tmp_path}:/data IMAGE ipavolume conflicts" in said
+    assert "docker run" in run_ipavolume(*words, status=2).stderr

@@ -25,6 +25,9 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     a shell changes no test.
     """
     env = {k: v for k, v in os.environ.items() if not k.startswith("IPAVOLUME_")}
+    for name in ("container", "_CONTAINERS_USERNS_CONFIGURED"):
+        # By these podman says that it is podman.
+        env.pop(name, None)
     env["PYTHONPATH"] = str(PROJECT)
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     # Most tests are not about it, compare whole volumes or kill at every call, and the suite has a
