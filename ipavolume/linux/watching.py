@@ -203,8 +203,10 @@ def guard(act: Callable[[], bool], *, within_s: float, again_s: float) -> tuple[
         for number in _ASKING:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # What is printed is no result of this one's.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        # What is printed is no result of this one's, and who reads that does not wait for this.
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in range(3):
+            os.dup2(nothing, fd)
         if not hear(heard, within_s=within_s):
             _insist(act, heard, within_s=within_s, again_s=again_s)
     finally:

@@ -75,6 +75,26 @@ def test_what_is_not_to_be_done_yet_or_fails_is_tried_again(tmp_path: Path, stat
     assert tries.read_text() == "\n" * 3
 
 
+def test_who_reads_what_a_command_prints_does_not_wait_for_it(tmp_path: Path) -> None:
+    """As cron, ssh and a pipe do: to the end of standard error, for an hour."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    with subprocess.Popen(
+        [sys.executable, "-c", GUARDED, "sh", "-c", f"echo fails >&2; read end < {go}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "it waits\n"
+        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.communicate(timeout=LONG_S) == ("", "")
+        finally:
+            go.write_text("\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_who_ends_a_whole_session_politely_does_not_end_it(
     tmp_path: Path, number: signal.Signals
