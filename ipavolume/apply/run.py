@@ -496,6 +496,7 @@ class _Run:
             self._notes,
             installed=installed,
             check_lock=self._context.volumes.check_lock,
+            shipped=self._before,
         )
         swap.run(self._speaker.say)
         is_indexed = bool(entries) and _write_index(self._first, entries)
@@ -652,6 +653,10 @@ class _Run:
             came_from=self._context.options.came_from,
             build_id=self._plan.from_build,
         )
+
+    def _before(self, paths: Collection[str]) -> list[list[str]]:
+        """Return what was shipped at *paths* before this run."""
+        return shipped(self._first.volume, paths) if self._primary.baseline is not None else []
 
     def _expect_verification(self) -> None:
         """Have recorded, before the id, whether what the run came to is to be verified."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -60,6 +61,10 @@ _LOOK_S: Final = 1.0
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
 
 
+def _nothing(_paths: Collection[str]) -> list[list[str]]:
+    return []
+
+
 class Swap:
     """Puts what is staged in place, by renames only; done twice is done once."""
 
@@ -71,6 +76,7 @@ class Swap:
         *,
         installed: Callable[[str, os.stat_result], None],
         check_lock: Callable[[], None],
+        shipped: Callable[[Collection[str]], list[list[str]]] = _nothing,
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -80,12 +86,15 @@ class Swap:
             notes: Where is noted what was found changed since the plan, and where that went.
             installed: Told of every file that this process put in place.
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
+            shipped: Tells what was shipped at paths before the run, as
+                :func:`ipavolume.volume.index.shipped` does.
         """
         self._plan = plan
         self._areas = areas
         self._notes = notes
         self._installed = installed
         self._check_lock = check_lock
+        self._shipped = shipped
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
@@ -218,7 +227,7 @@ class Swap:
                     # An empty directory, as an engine makes one, is nothing to keep.
                     if not files.remove_directory(directory, name):
                         self._preserve(number, path, directory, name)
-                elif before is None or not self._is_as_planned(area, before, now):
+                elif before is None or not self._is_as_planned(area, action, directory, name, now):
                     if not self._make_way(number, action, directory, name):
                         return True
                 elif action.save_to:
@@ -482,7 +491,7 @@ class Swap:
             now = files.lstat(directory, name)
             if now is None:
                 return
-            if self._is_as_planned(area, action.before, now):
+            if self._is_as_planned(area, action, directory, name, now):
                 try:
                     files.rename_noreplace(directory, name, area.old, str(number))
                 except OSError as err:
@@ -520,7 +529,7 @@ class Swap:
             now = files.fstat(fd)
             if files.type_of(now.st_mode) is not action.before.type:
                 return True
-            if now.st_ino != action.before.ino and not self._is_anew(area, action.path):
+            if now.st_ino != action.before.ino and not self._stands_for(area, action, fd, now):
                 # A service may have put there what never had the owner that was planned on.
                 if not _has(now, action.metadata):
                     self._notes.add(action.path, "")
@@ -600,21 +609,85 @@ class Swap:
         if st is not None:
             self._copies.add((st.st_dev, st.st_ino))
 
-    def _is_as_planned(self, area: Area, before: DiskState, now: os.stat_result) -> bool:
-        if area.is_copied or (now.st_dev, now.st_ino) in self._copies:
-            before = replace(before, ino=now.st_ino)
-        return _is_same(before, now)
-
-    def _is_anew(self, area: Area, path: str) -> bool:
-        """Tell whether another inode at *path* stands for the one that was planned on.
-
-        It does on a volume that was copied since, and where root alone can have written the file
-        anew, as editors do.
-        """
-        if area.is_copied:
+    def _is_as_planned(
+        self, area: Area, action: Install | Erase, directory: int, name: str, now: os.stat_result
+    ) -> bool:
+        """Tell whether what is there is what was planned on, and may go."""
+        before = action.before
+        if before is None:
+            return False
+        is_copy = (now.st_dev, now.st_ino) in self._copies
+        if not (is_copy or area.is_copied):
+            return _is_same(before, now)
+        if not _is_same(replace(before, ino=now.st_ino), now):
+            return False
+        if is_copy or before.ino == now.st_ino or before.type is not FileType.FILE:
             return True
+        # Size and time can be those of another file, where somebody has copied them with it.
+        if isinstance(action, Install) and action.save_to:
+            return True
+        fd = files.open_regular(directory, name)
+        if fd is None:
+            return False
+        try:
+            return files.sha256(fd) == self._contents.get(action.path)
+        finally:
+            os.close(fd)
+
+    @functools.cached_property
+    def _contents(self) -> Mapping[str, str]:
+        """SHA-256 as shipped before the run, by the paths of which it is asked on a copy."""
+        paths = {
+            action.path
+            for action in self._plan.actions
+            if isinstance(action, Erase | SetMetadata)
+            or (isinstance(action, Install) and not action.save_to)
+        }
+        return dict(self._shipped(paths))
+
+    def _stands_for(self, area: Area, action: SetMetadata, fd: int, now: os.stat_result) -> bool:
+        """Tell whether another inode at a path stands for the one that was planned on.
+
+        It does where root alone can have put it there, as editors do. On a volume that was copied
+        since, so does what its account had there, who can have brought but its own; and of root's
+        what has the content that was, or is, shipped there. A secret of root's that a service could
+        rename is never given to it.
+        """
+        if self._is_roots_alone(area, action.path):
+            return True
+        before, planned = action.before, action.metadata
+        owners = ((before.uid, before.gid), (planned.uid, planned.gid))
+        if not area.is_copied or (now.st_uid, now.st_gid) not in owners:
+            return False
+        is_file = before.type is FileType.FILE
+        if is_file and not _is_same(replace(before, ino=now.st_ino), now):
+            return False
+        if 0 not in (before.uid, now.st_uid):
+            return True
+        content = action.content or self._contents.get(action.path, "")
+        is_one = now.st_nlink == before.nlink
+        return is_file and is_one and content != "" and _digest(fd) == content
+
+    def _is_roots_alone(self, area: Area, path: str) -> bool:
+        """Tell whether nobody but root can have put *path* where it is since the plan was made.
+
+        A directory that the plan is about may have become root's alone by it only now.
+        """
+        above = path
+        while above != area.volume.mount:
+            above = above.rpartition("/")[0]
+            if above in self._changed_directories:
+                return False
         with Tree({area.volume.mount: area.volume.fd}) as tree:
             return tree.is_roots_alone(path)
+
+    @functools.cached_property
+    def _changed_directories(self) -> frozenset[str]:
+        return frozenset(
+            action.path
+            for action in self._plan.actions
+            if isinstance(action, SetMetadata) and action.before.type is FileType.DIRECTORY
+        )
 
 
 def _give_on(action: Install, fd: int) -> None:

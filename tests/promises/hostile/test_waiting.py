@@ -1,0 +1,218 @@
+"""What somebody puts in the place of a file while an interrupted upgrade waits for its next start.
+
+A service may rename, and link, what root has in a directory of the service's: it gets none of it,
+on a copy of the volume neither, where no inode has the number that was planned on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support import tracing
+from support.command import clean_environment
+from support.images import Image, Packaged, build_rpm
+from support.upgrades import Site
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm]
+
+_SECRET: Final = b"of root's alone\n"
+_SVC, _SVC_GROUP, _LATER_GROUP = 250, 251, 261
+_SHARED: Final = "%attr(0775,root,svc)"
+_OWN: Final = "%attr(0750,svc,svc)"
+_GROUPS_OWN: Final = "%attr(0640,root,svc)"
+_SERVICES_OWN: Final = "%attr(0640,svc,svc)"
+_PLACES: Final = ("on the volume", "on a copy")
+
+
+def _directory(path: str, words: str) -> Packaged:
+    return Packaged(path=path, words=words, directory=True)
+
+
+def _file(words: str, content: str = "shipped") -> Packaged:
+    return Packaged(path="/var/lib/app/file", words=words, content=content)
+
+
+class _Waiting:
+    """A volume of image one, on which an upgrade to image two was killed right after its mark."""
+
+    def __init__(
+        self,
+        top: Path,
+        before: list[Packaged],
+        after: list[Packaged],
+        *,
+        own: Callable[[Path], None],
+        group: int = _SVC_GROUP,
+    ) -> None:
+        """Kill it; *own* makes what is root's own before that."""
+        self._site = Site(top=top)
+        one = self._image("1", before, group=_SVC_GROUP)
+        self._two = self._image("2", after, group=group)
+        self.volume = self._site.volume()
+        self._site.upgrade(one)
+        own(self.volume / "var/lib/app")
+        copy = top / "copy"
+        subprocess.run(["cp", "-a", self.volume, copy], check=True)
+        command = [sys.executable, "-m", "ipavolume", "upgrade", *self._site.arguments(self._two)]
+        environment = clean_environment()
+        done, calls = tracing.trace(command, env=environment, log=top / "log")
+        assert done.returncode == 0, done.stderr
+        changes = [call for call in calls if tracing.is_change(call)]
+        marked = tracing.find(
+            changes, lambda call: '"staging"' in call.text and '"transaction"' in call.text
+        )
+        shutil.rmtree(self.volume)
+        copy.rename(self.volume)
+        tracing.killed(command, changes[marked + 1], env=environment)
+        self.directory = self.volume / "var/lib/app"
+
+    def _image(self, version: str, files: list[Packaged], *, group: int) -> Image:
+        rpm = build_rpm(self._site.top, "app", files, version=version)
+        return self._site.image(
+            f"v{version}",
+            [rpm],
+            lists={"/data": ["/var/lib/app/"]},
+            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{_SVC}:{group}::/:/bin/false\n",
+            group=f"root:x:0:\nsvc:x:{group}:\n",
+            edit=lambda image: image.mask_steps(),
+        )
+
+    def as_service(self, *words: str | Path) -> None:
+        """Run a command as the service, in its directory."""
+        subprocess.run(
+            words, cwd=self.directory, user=_SVC, group=_SVC_GROUP, extra_groups=[], check=True
+        )
+
+    def finish(self, where: str) -> str:
+        """Have the next start finish it, on a copy of the volume where *where* says so."""
+        if where == "on a copy":
+            copy = self.volume.with_name("copy")
+            subprocess.run(["cp", "-a", self.volume, copy], check=True)
+            shutil.rmtree(self.volume)
+            copy.rename(self.volume)
+        return self._site.run("upgrade", self._two).stdout
+
+
+def _owner_and_mode(path: Path) -> tuple[int, int, int]:
+    st = path.lstat()
+    return st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)
+
+
+def _make_key(mode: int) -> Callable[[Path], None]:
+    def make(directory: Path) -> None:
+        (directory / "key").write_bytes(_SECRET)
+        (directory / "key").chmod(mode)
+
+    return make
+
+
+@pytest.mark.parametrize("where", _PLACES)
+@pytest.mark.parametrize("later", [_SHARED, "%attr(0755,root,root)"], ids=["shared", "roots"])
+def test_a_file_of_roots_that_a_service_renames_is_not_given_to_it(
+    tmp_path: Path, where: str, later: str
+) -> None:
+    """Also where the upgrade makes the directory root's alone, before it comes to the file."""
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
+        [_directory("/var/lib/app", later), _file(_SERVICES_OWN)],
+        own=_make_key(0o600),
+    )
+    waiting.as_service("mv", "key", "file")
+    said = waiting.finish(where)
+    assert _owner_and_mode(waiting.directory / "file") == (0, 0, 0o600)
+    assert (waiting.directory / "file").read_bytes() == _SECRET
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_a_file_of_roots_does_not_get_the_new_number_of_a_services_group(
+    tmp_path: Path, where: str
+) -> None:
+    files = [_directory("/var/lib/app", _OWN), _file(_GROUPS_OWN)]
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    waiting = _Waiting(tmp_path, files, [*files, more], own=_make_key(0o640), group=_LATER_GROUP)
+    waiting.as_service("mv", "key", "file")
+    said = waiting.finish(where)
+    assert _owner_and_mode(waiting.directory / "file") == (0, 0, 0o640)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+@pytest.mark.parametrize("how", [("mv", "-T"), ("ln", "-T")], ids=["renamed", "linked"])
+def test_what_root_has_beside_is_not_given_to_a_service_on_a_copy(
+    tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    """A directory that only root may look into; a file that the service's group may write."""
+
+    def own(directory: Path) -> None:
+        (directory / "private").mkdir(mode=0o700)
+        shared = directory / "shared"
+        shared.write_text("root's, of another size")
+        subprocess.run(["chown", f"0:{_SVC_GROUP}", shared], check=True)
+        shared.chmod(0o660)
+
+    inner = "/var/lib/app/inner"
+    waiting = _Waiting(
+        tmp_path,
+        [
+            _directory("/var/lib/app", _OWN),
+            _directory(inner, "%attr(0750,root,svc)"),
+            _file(_GROUPS_OWN),
+        ],
+        [_directory("/var/lib/app", _OWN), _directory(inner, _OWN), _file(_SERVICES_OWN)],
+        own=own,
+    )
+    planted, name = {"mv": ("private", "inner"), "ln": ("shared", "file")}[how[0]]
+    waiting.as_service("mv", name, "away")
+    waiting.as_service(*how, planted, name)
+    before = _owner_and_mode(waiting.directory / name)
+    assert before[0] == 0
+    waiting.finish("on a copy")
+    assert _owner_and_mode(waiting.directory / name) == before
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_a_service_writes_anew_is_its_own_still(tmp_path: Path, where: str) -> None:
+    """On a copy nothing tells it from what was planned on; on the volume it is told."""
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _OWN), _file(_SERVICES_OWN)],
+        [_directory("/var/lib/app", _OWN), _file("%attr(0600,svc,svc)")],
+        own=lambda _: None,
+    )
+    waiting.as_service("cp", "-p", "file", "again")
+    waiting.as_service("mv", "again", "file")
+    told = "changed meanwhile, left as it is: /data/var/lib/app/file\n" in waiting.finish(where)
+    mode = _owner_and_mode(waiting.directory / "file")[2]
+    assert (told, mode) == ((True, 0o640) if where == "on the volume" else (False, 0o600))
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_has_the_size_and_the_time_of_what_was_replaced_is_not_lost(
+    tmp_path: Path, where: str
+) -> None:
+    """As ``rsync -t``, ``cp -p`` and whoever builds reproducibly leave files."""
+    gone = Packaged(path="/var/lib/app/gone", words="%config", content="shipped")
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", ""), _file("%config"), gone],
+        [_directory("/var/lib/app", ""), _file("%config", "another")],
+        own=lambda _: None,
+    )
+    mine: Mapping[str, bytes] = {"file": b"my own", "gone": b"my old"}
+    for name, content in mine.items():
+        path = waiting.directory / name
+        new = path.with_name("new")
+        new.write_bytes(content.ljust(path.stat().st_size))
+        shutil.copystat(path, new)
+        new.rename(path)
+    waiting.finish(where)
+    found = [path.read_bytes().rstrip() for path in waiting.volume.rglob("*") if path.is_file()]
+    assert all(content in found for content in mine.values())
