@@ -529,7 +529,8 @@ class Swap:
             now = files.fstat(fd)
             if files.type_of(now.st_mode) is not action.before.type:
                 return True
-            if now.st_ino != action.before.ino and not self._stands_for(area, action, fd, now):
+            is_it = _is_inode(area, action.before, now)
+            if not is_it and not self._stands_for(area, action, fd, now):
                 # A service may have put there what never had the owner that was planned on.
                 if not _has(now, action.metadata):
                     self._notes.add(action.path, "")
@@ -621,7 +622,7 @@ class Swap:
             return _is_same(before, now)
         if not _is_same(replace(before, ino=now.st_ino), now):
             return False
-        if is_copy or before.ino == now.st_ino or before.type is not FileType.FILE:
+        if is_copy or _is_inode(area, before, now) or before.type is not FileType.FILE:
             return True
         # Size and time can be those of another file, where somebody has copied them with it.
         if isinstance(action, Install) and action.save_to:
@@ -630,7 +631,8 @@ class Swap:
         if fd is None:
             return False
         try:
-            return files.sha256(fd) == self._contents.get(action.path)
+            found = files.sha256(fd)
+            return files.is_same(now, files.fstat(fd)) and found == self._contents.get(action.path)
         finally:
             os.close(fd)
 
@@ -640,8 +642,14 @@ class Swap:
         paths = {
             action.path
             for action in self._plan.actions
-            if isinstance(action, Erase | SetMetadata)
+            if isinstance(action, Erase)
             or (isinstance(action, Install) and not action.save_to)
+            or (
+                isinstance(action, SetMetadata)
+                and action.before.type is FileType.FILE
+                and not action.content
+                and 0 in (action.before.uid, action.metadata.uid)
+            )
         }
         return dict(self._shipped(paths))
 
@@ -649,44 +657,49 @@ class Swap:
         """Tell whether another inode at a path stands for the one that was planned on.
 
         It does where root alone can have put it there, as editors do. On a volume that was copied
-        since, so does what its account had there, who can have brought but its own; and of root's
-        what has the content that was, or is, shipped there. A secret of root's that a service could
-        rename is never given to it.
+        since, so does what is the account's that had it there, which it may do with as it likes;
+        and of root's what has the content that was, or is, shipped there. What else somebody could
+        rename to a path, a secret of root's or of a third one's, is never given to its account.
         """
-        if self._is_roots_alone(area, action.path):
-            return True
         before, planned = action.before, action.metadata
-        owners = ((before.uid, before.gid), (planned.uid, planned.gid))
-        if not area.is_copied or (now.st_uid, now.st_gid) not in owners:
+        owner = (now.st_uid, now.st_gid)
+        is_its = owner == (before.uid, before.gid)
+        is_given = owner == (planned.uid, planned.gid)
+        if self._is_roots_alone(area, action.path):
+            # What has changed hands has no number that is another one now.
+            return action.rule != Rule.OWNER_TRANSLATION or is_its or is_given
+        # As a run that was killed leaves it: with another group.
+        is_its = is_its or (is_given and planned.uid == before.uid)
+        if not area.is_copied or not is_its:
             return False
-        is_file = before.type is FileType.FILE
-        if is_file and not _is_same(replace(before, ino=now.st_ino), now):
-            return False
-        if 0 not in (before.uid, now.st_uid):
+        if before.uid != 0:
             return True
         content = action.content or self._contents.get(action.path, "")
-        is_one = now.st_nlink == before.nlink
-        return is_file and is_one and content != "" and _digest(fd) == content
+        is_one = before.type is FileType.FILE and now.st_nlink == before.nlink
+        return is_one and content != "" and _digest(fd) == content
 
     def _is_roots_alone(self, area: Area, path: str) -> bool:
         """Tell whether nobody but root can have put *path* where it is since the plan was made.
 
-        A directory that the plan is about may have become root's alone by it only now.
+        A directory of others may have become root's alone by the plan.
         """
         above = path
         while above != area.volume.mount:
             above = above.rpartition("/")[0]
-            if above in self._changed_directories:
+            if above in self._open_before:
                 return False
         with Tree({area.volume.mount: area.volume.fd}) as tree:
             return tree.is_roots_alone(path)
 
     @functools.cached_property
-    def _changed_directories(self) -> frozenset[str]:
+    def _open_before(self) -> frozenset[str]:
+        """Directories that the plan is about, and in which others than root could put things."""
         return frozenset(
             action.path
             for action in self._plan.actions
-            if isinstance(action, SetMetadata) and action.before.type is FileType.DIRECTORY
+            if isinstance(action, SetMetadata)
+            and action.before.type is FileType.DIRECTORY
+            and (action.before.uid != 0 or action.before.mode & 0o022)
         )
 
 
@@ -803,6 +816,12 @@ def _digest(inode: int) -> str:
         return files.sha256(fd)
     finally:
         os.close(fd)
+
+
+def _is_inode(area: Area, before: DiskState, now: os.stat_result) -> bool:
+    """Tell whether the inode is the one that was planned on; on a copy numbers are given anew."""
+    is_it = before.ino == now.st_ino
+    return is_it and (not area.is_copied or before.ctime_ns == now.st_ctime_ns)
 
 
 def _is_same(before: DiskState, now: os.stat_result) -> bool:

@@ -90,13 +90,16 @@ class _Waiting:
             words, cwd=self.directory, user=_SVC, group=_SVC_GROUP, extra_groups=[], check=True
         )
 
-    def finish(self, where: str) -> str:
-        """Have the next start finish it, on a copy of the volume where *where* says so."""
+    def finish(self, where: str, *, of: str = "") -> str:
+        """Have the next start finish it, on a copy of the volume, or a part, where *where* says so.
+
+        What is not copied has the numbers of its inodes still.
+        """
         if where == "on a copy":
-            copy = self.volume.with_name("copy")
-            subprocess.run(["cp", "-a", self.volume, copy], check=True)
-            shutil.rmtree(self.volume)
-            copy.rename(self.volume)
+            copied, copy = self.volume / of, self.volume.with_name("copy")
+            subprocess.run(["cp", "-a", copied, copy], check=True)
+            shutil.rmtree(copied)
+            copy.rename(copied)
         return self._site.run("upgrade", self._two).stdout
 
 
@@ -216,3 +219,45 @@ def test_what_has_the_size_and_the_time_of_what_was_replaced_is_not_lost(
     waiting.finish(where)
     found = [path.read_bytes().rstrip() for path in waiting.volume.rglob("*") if path.is_file()]
     assert all(content in found for content in mine.values())
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_nobody_else_can_have_put_there_gets_its_new_number(
+    tmp_path: Path, where: str
+) -> None:
+    """What root edited below a directory of root's and the group's; data that grew, of tar's."""
+    files = [
+        _directory("/var/lib/app", "%attr(0750,root,svc)"),
+        _directory("/var/lib/app/conf.d", "%attr(0750,root,svc)"),
+        _file("%config(noreplace) %attr(0640,root,svc)"),
+        _directory("/var/lib/app/own", _OWN),
+    ]
+
+    def own(directory: Path) -> None:
+        (directory / "file").write_text("edited")
+        (directory / "own/data").write_text("of the service")
+        subprocess.run(["chown", f"{_SVC}:{_SVC_GROUP}", directory / "own/data"], check=True)
+
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    waiting = _Waiting(tmp_path, files, [*files, more], own=own, group=_LATER_GROUP)
+    (waiting.directory / "own/data").write_text("of the service, and grown")
+    assert "changed meanwhile" not in waiting.finish(where)
+    for name in ("", "conf.d", "file", "own", "own/data"):
+        assert (waiting.directory / name).stat().st_gid == _LATER_GROUP, name
+
+
+def test_the_number_that_was_planned_on_says_nothing_on_a_copy(tmp_path: Path) -> None:
+    """A copy counts its inodes anew, and what root has beside may have that very number there."""
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
+        [_directory("/var/lib/app", _SHARED), _file(_SERVICES_OWN)],
+        own=lambda _: None,
+    )
+    file = waiting.directory / "file"
+    file.write_bytes(_SECRET)
+    subprocess.run(["chown", "0:0", file], check=True)
+    file.chmod(0o600)
+    said = waiting.finish("on a copy", of=".ipavolume/transaction")
+    assert _owner_and_mode(file) == (0, 0, 0o600)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
