@@ -107,6 +107,7 @@ class Swap:
         }
         self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
         self._copies: set[tuple[int, int]] = set()
+        self._alone: dict[tuple[str, int], bool] = {}
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
 
@@ -531,8 +532,8 @@ class Swap:
                 return True
             is_it = _is_inode(area, action.before, now)
             if not is_it and not self._stands_for(area, action, fd, now):
-                # A service may have put there what never had the owner that was planned on.
-                if not _has(now, action.metadata):
+                # Whose it was nobody can know. What is replaced as well is told then.
+                if action.path not in self._places and not _has(now, action.metadata):
                     self._notes.add(action.path, "")
                 return True
             if meanwhile.is_changed(action.before, now, action.metadata):
@@ -656,51 +657,55 @@ class Swap:
     def _stands_for(self, area: Area, action: SetMetadata, fd: int, now: os.stat_result) -> bool:
         """Tell whether another inode at a path stands for the one that was planned on.
 
-        It does where root alone can have put it there, as editors do. On a volume that was copied
-        since, so does what is the account's that had it there, which it may do with as it likes;
-        and of root's what has the content that was, or is, shipped there. What else somebody could
-        rename to a path, a secret of root's or of a third one's, is never given to its account.
+        It only can on a volume that was copied since. It has to belong to whom that belonged, and
+        nobody but that account and root can have brought it, or it has the content that was, or is,
+        shipped there. What others could rename to a path, a secret of root's or of a third one's,
+        is never given to its account. Of an account that only has another number now all is its own
+        still, wherever it is.
         """
         before, planned = action.before, action.metadata
         owner = (now.st_uid, now.st_gid)
-        is_its = owner == (before.uid, before.gid)
-        is_given = owner == (planned.uid, planned.gid)
-        if self._is_roots_alone(area, action.path):
-            # What has changed hands has no number that is another one now.
-            return action.rule != Rule.OWNER_TRANSLATION or is_its or is_given
         # As a run that was killed leaves it: with another group.
-        is_its = is_its or (is_given and planned.uid == before.uid)
-        if not area.is_copied or not is_its:
+        is_given = planned.uid == before.uid and owner == (planned.uid, planned.gid)
+        if not area.is_copied or not (is_given or owner == (before.uid, before.gid)):
             return False
-        if before.uid != 0:
+        is_file = before.type is FileType.FILE
+        if is_file and now.st_nlink > before.nlink:
+            return False
+        if action.rule == Rule.OWNER_TRANSLATION and before.uid != 0:
+            return True
+        if self._is_alone(area, action.path.rpartition("/")[0], before.uid):
             return True
         content = action.content or self._contents.get(action.path, "")
-        is_one = before.type is FileType.FILE and now.st_nlink == before.nlink
-        return is_one and content != "" and _digest(fd) == content
+        return is_file and content != "" and _digest(fd) == content
 
-    def _is_roots_alone(self, area: Area, path: str) -> bool:
-        """Tell whether nobody but root can have put *path* where it is since the plan was made.
+    def _is_alone(self, area: Area, directory: str, uid: int) -> bool:
+        """Tell whether only root and *uid* can have brought what is in a directory.
 
-        A directory of others may have become root's alone by the plan.
+        Every directory from the mount down to it belongs to one of them, who alone may write to it,
+        and did when the plan was made.
         """
-        above = path
-        while above != area.volume.mount:
-            above = above.rpartition("/")[0]
-            if above in self._open_before:
-                return False
-        with Tree({area.volume.mount: area.volume.fd}) as tree:
-            return tree.is_roots_alone(path)
+        known = self._alone.get((directory, uid))
+        if known is None:
+            with Tree({area.volume.mount: area.volume.fd}) as tree:
+                st = tree.stat(directory)
+            known = st is not None
+            if st is not None:
+                owner, mode = self._directories.get(directory, (st.st_uid, 0))
+                known = owner in (0, uid) and not (st.st_mode | mode) & 0o022
+            if known and directory != area.volume.mount:
+                known = self._is_alone(area, directory.rpartition("/")[0], uid)
+            self._alone[directory, uid] = known
+        return known
 
     @functools.cached_property
-    def _open_before(self) -> frozenset[str]:
-        """Directories that the plan is about, and in which others than root could put things."""
-        return frozenset(
-            action.path
+    def _directories(self) -> Mapping[str, tuple[int, int]]:
+        """Owner and mode that directories had when the plan was made, if it is about them."""
+        return {
+            action.path: (action.before.uid, action.before.mode)
             for action in self._plan.actions
-            if isinstance(action, SetMetadata)
-            and action.before.type is FileType.DIRECTORY
-            and (action.before.uid != 0 or action.before.mode & 0o022)
-        )
+            if isinstance(action, SetMetadata) and action.before.type is FileType.DIRECTORY
+        }
 
 
 def _give_on(action: Install, fd: int) -> None:

@@ -28,6 +28,8 @@ _SHARED: Final = "%attr(0775,root,svc)"
 _OWN: Final = "%attr(0750,svc,svc)"
 _GROUPS_OWN: Final = "%attr(0640,root,svc)"
 _SERVICES_OWN: Final = "%attr(0640,svc,svc)"
+_WEB: Final = 300
+"""A third account, and its group."""
 _PLACES: Final = ("on the volume", "on a copy")
 
 
@@ -79,8 +81,9 @@ class _Waiting:
             f"v{version}",
             [rpm],
             lists={"/data": ["/var/lib/app/"]},
-            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{_SVC}:{group}::/:/bin/false\n",
-            group=f"root:x:0:\nsvc:x:{group}:\n",
+            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{_SVC}:{group}::/:/bin/false\n"
+            f"web:x:{_WEB}:{_WEB}::/:/bin/false\n",
+            group=f"root:x:0:\nsvc:x:{group}:\nweb:x:{_WEB}:\n",
             edit=lambda image: image.mask_steps(),
         )
 
@@ -148,7 +151,42 @@ def test_a_file_of_roots_does_not_get_the_new_number_of_a_services_group(
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
 
 
-@pytest.mark.parametrize("how", [("mv", "-T"), ("ln", "-T")], ids=["renamed", "linked"])
+@pytest.mark.parametrize("where", _PLACES)
+def test_a_third_accounts_file_that_a_service_renames_is_not_opened_to_it(
+    tmp_path: Path, where: str
+) -> None:
+    def own(directory: Path) -> None:
+        _make_key(0o600)(directory)
+        subprocess.run(["chown", f"{_WEB}:{_WEB}", directory / "key"], check=True)
+
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file("%attr(0600,web,web)")],
+        [_directory("/var/lib/app", _SHARED), _file("%attr(0640,web,svc)")],
+        own=own,
+    )
+    waiting.as_service("mv", "key", "file")
+    said = waiting.finish(where)
+    assert _owner_and_mode(waiting.directory / "file") == (_WEB, _WEB, 0o600)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+def test_what_is_as_it_was_shipped_gets_its_owner_on_a_copy_wherever_it_lies(
+    tmp_path: Path,
+) -> None:
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
+        [_directory("/var/lib/app", _SHARED), _file(_SERVICES_OWN)],
+        own=lambda _: None,
+    )
+    assert "changed meanwhile" not in waiting.finish("on a copy")
+    assert _owner_and_mode(waiting.directory / "file") == (_SVC, _SVC_GROUP, 0o640)
+
+
+@pytest.mark.parametrize(
+    "how", [("mv", "-T"), ("ln", "-T"), ("cp", "-T")], ids=["renamed", "linked", "alike"]
+)
 def test_what_root_has_beside_is_not_given_to_a_service_on_a_copy(
     tmp_path: Path, how: tuple[str, ...]
 ) -> None:
@@ -172,9 +210,11 @@ def test_what_root_has_beside_is_not_given_to_a_service_on_a_copy(
         [_directory("/var/lib/app", _OWN), _directory(inner, _OWN), _file(_SERVICES_OWN)],
         own=own,
     )
-    planted, name = {"mv": ("private", "inner"), "ln": ("shared", "file")}[how[0]]
+    planted, name = {
+        "mv": ("private", "inner"), "ln": ("shared", "file"), "cp": ("shared", "file"),
+    }[how[0]]  # fmt: skip
     waiting.as_service("mv", name, "away")
-    waiting.as_service(*how, planted, name)
+    waiting.as_service(*(("mv", "-T") if how[0] == "cp" else how), planted, name)
     before = _owner_and_mode(waiting.directory / name)
     assert before[0] == 0
     waiting.finish("on a copy")
