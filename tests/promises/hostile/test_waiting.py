@@ -171,6 +171,25 @@ def test_a_third_accounts_file_that_a_service_renames_is_not_opened_to_it(
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
 
 
+def test_a_directory_that_the_killed_run_gave_away_is_not_roots_alone(tmp_path: Path) -> None:
+    def own(directory: Path) -> None:
+        _make_key(0o600)(directory)
+        subprocess.run(["chown", f"0:{_SVC_GROUP}", directory / "key"], check=True)
+
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", "%attr(0755,root,root)"), _file(_GROUPS_OWN)],
+        [_directory("/var/lib/app", "%attr(0755,svc,svc)"), _file(_SERVICES_OWN)],
+        own=own,
+    )
+    # As it would have been killed a little later.
+    subprocess.run(["chown", f"{_SVC}:{_SVC_GROUP}", waiting.directory], check=True)
+    waiting.as_service("mv", "key", "file")
+    said = waiting.finish("on a copy")
+    assert _owner_and_mode(waiting.directory / "file") == (0, _SVC_GROUP, 0o600)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
 def test_what_is_as_it_was_shipped_gets_its_owner_on_a_copy_wherever_it_lies(
     tmp_path: Path,
 ) -> None:
