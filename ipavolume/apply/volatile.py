@@ -80,7 +80,7 @@ def check_kept(volatile: Mapping[str, Volume]) -> None:
     """
     for mount, volume in volatile.items():
         if mark_of_kept(volume):
-            check_room(volume, 0, 0)
+            check_room([volume], 0, 0)
             points = mounts.mount_points_below(volume.directory)
             held.check_changeable({mount: volume}, _below(volume, points))
 

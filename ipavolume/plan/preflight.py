@@ -26,7 +26,13 @@ from ipavolume.steps import views
 from ipavolume.steps.api import Command, MakeLink, Refuse, Remove, StepAction, Warn, Write
 from ipavolume.volume import held, regions
 from ipavolume.volume.members import Volume
-from ipavolume.volume.room import allocated, check_room, is_shown_read_only, try_calls
+from ipavolume.volume.room import (
+    allocated,
+    check_room,
+    is_shown_read_only,
+    room_of,
+    try_calls,
+)
 
 _ENTRY_BYTES: Final = 4096
 """What a file takes beyond its content at most: a partly filled block and its inode."""
@@ -74,6 +80,7 @@ def check(
     whole = tuple(created)
     overridden = ["space"] * (crossing.short is not None)
     needs = _needs(plan, volumes)
+    rooms: dict[object, list[tuple[Volume, int, int]]] = {}
     for number, (mount, volume) in enumerate(volumes.items()):
         need = needs[mount]
         if looking and is_shown_read_only(volume):
@@ -81,8 +88,12 @@ def check(
             continue
         size = need.size + crossing.bytes[mount] + _FIXED_BYTES
         size += image.records * _RECORD_BYTES if number == 0 else 0
+        # What one volume takes the others on its file system do not have.
+        shared = rooms.setdefault(room_of(volume), [])
+        shared.append((volume, size, need.inodes + _FIXED_INODES))
+        group, sizes, inodes = zip(*shared, strict=True)
         try:
-            check_room(volume, size, need.inodes + _FIXED_INODES)
+            check_room(group, sum(sizes), sum(inodes))
         except VolumeIOError:
             if "space" not in allow:
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, VolumeIOError
@@ -50,12 +50,27 @@ def allocated(volume: Volume, action: SetMetadata) -> int:
     return action.before.size if st is None else min(action.before.size, st.st_blocks * 512)
 
 
-def check_room(volume: Volume, size: int, inodes: int) -> None:
+def room_of(volume: Volume) -> object:
+    """Return what is the same for volumes that take of one another's room.
+
+    Where one of them has a quota of its own (a project of xfs or ext4), ``statvfs`` says that it
+    is larger or smaller than the other.
+    """
+    return files.fstat(volume.fd).st_dev, files.statvfs(volume.fd).f_blocks
+
+
+def check_room(volumes: Sequence[Volume], size: int, inodes: int) -> None:
     """Make sure that *size* bytes and *inodes* inodes are free.
+
+    Args:
+        volumes: Volumes on one file system, which have to share it. Can the last one be written?
+        size: What all of them need.
+        inodes: What all of them need.
 
     Raises:
         VolumeIOError: If they are not, or nothing can be written.
     """
+    volume = volumes[-1]
     room = files.statvfs(volume.fd)
     is_mount = volume.directory == volume.mount
     if room.f_flag & os.ST_RDONLY and is_mount and is_of_root(volume):
@@ -74,23 +89,24 @@ def check_room(volume: Volume, size: int, inodes: int) -> None:
         )
     blocks = room.f_bfree if os.geteuid() == 0 else room.f_bavail
     free = blocks * room.f_frsize
-    hint = "Make room on the volume, then start again; or try it with --allow space."
     if free < size:
-        raise VolumeIOError(
-            f"the volume {volume.directory!r} has {free >> 10} KiB free, the plan needs up to "
-            f"{size >> 10} KiB",
-            code="no-space",
-            hint=hint,
-            state=STATE_UNTOUCHED,
-        )
-    if room.f_files and room.f_ffree < inodes:
-        raise VolumeIOError(
-            f"the volume {volume.directory!r} has {room.f_ffree} inodes free, the plan needs "
-            f"up to {inodes}",
-            code="no-space",
-            hint=hint,
-            state=STATE_UNTOUCHED,
-        )
+        lacking = f"{free >> 10} KiB free, the plan needs up to {size >> 10} KiB"
+    elif room.f_files and room.f_ffree < inodes:
+        lacking = f"{room.f_ffree} inodes free, the plan needs up to {inodes}"
+    else:
+        return
+    names = " and ".join(repr(one.directory) for one in volumes)
+    whose = f"the volume {names} has"
+    place = "on the volume"
+    if len(volumes) > 1:
+        whose = f"the volumes {names}, on one file system, have"
+        place = "there"
+    raise VolumeIOError(
+        f"{whose} {lacking}",
+        code="no-space",
+        hint=f"Make room {place}, then start again; or try it with --allow space.",
+        state=STATE_UNTOUCHED,
+    )
 
 
 def try_calls(volume: Volume, wanted: Collection[Metadata], *, looking: bool) -> None:

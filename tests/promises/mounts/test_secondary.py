@@ -74,6 +74,39 @@ def test_two_volumes_on_two_file_systems_are_filled_and_upgraded_together(
     assert site.upgrade(second)["state"] == "current"
 
 
+@pytest.mark.filesystem
+def test_volumes_on_one_file_system_have_to_share_its_room(
+    filesystem: Filesystems, tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    def write(image: Image) -> None:
+        for path in ("/var/lib/app/large", "/var/log/app/large"):
+            image.write(path, "x" * (700 << 10))
+
+    def fill(top: Path, leave_bytes: int) -> None:
+        room = os.statvfs(top)
+        (top / "ballast").write_bytes(bytes(room.f_bfree * room.f_frsize - leave_bytes))
+
+    leave_bytes = 1800 << 10
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS, config=BOTH, edit=write)
+    top = filesystem("tmpfs", 4)
+    for name in ("data", "logs"):
+        site.volumes[f"/{name}"] = top / name
+        (top / name).mkdir()
+    fill(top, leave_bytes)
+    assert "[no-space]" in site.run("check", image, status=74).stdout
+    said = site.refused(image, "no-space", status=74)
+    assert f"'{top}/data' and '{top}/logs', on one file system, have" in said
+    assert not any((top / "logs").iterdir())
+    # Each of them has enough.
+    other = filesystem("tmpfs", 4)
+    apart = Site(top=tmp_path, volumes={"/data": top / "data", "/logs": other / "logs"})
+    (other / "logs").mkdir()
+    fill(other, leave_bytes)
+    apart.run("upgrade", image, "--dry-run", status=100)
+    assert site.upgrade(image, "--allow", "space")["state"] == "empty"
+
+
 def test_a_hard_link_from_one_volume_to_the_other_becomes_two_files(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
