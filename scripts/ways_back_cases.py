@@ -833,7 +833,8 @@ def flapping(play: Play) -> None:
         )
     finally:
         subprocess.run(["umount", volume], check=True)
-    _suite(play, "tests/promises/test_going_back.py", "-k", "back_and_forth", IPAVOLUME_ROUNDS="10")
+    undone = "tests/promises/going_back/test_undone.py"
+    _suite(play, undone, "-k", "back_and_forth", IPAVOLUME_ROUNDS="10")
 
 
 def adopted(play: Play) -> None:
