@@ -79,7 +79,7 @@ def audit_container(choice: str, name: str, say: Progress = say_nothing) -> Audi
 
 
 def _audited(engine: Engine, container: Container, say: Progress) -> Audited:
-    mounted = [mount.place for mount in container.mounts]
+    mounted = [*container.mounts]
     if container.is_systemd:
         mounted += audit.SYSTEMD
     # Links that lead to the places of mounts are resolved; podman does not show them.

@@ -21,14 +21,9 @@ from ipavolume.volume.volumes import Volumes
 _USUAL_MOUNT: Final = "/data"
 
 
-def mounts_of(root: str, *, called: str = "") -> tuple[str, ...]:
-    """Return the mounts of the image below *root*, the primary one first.
-
-    Args:
-        root: Root of the image tree.
-        called: What messages call the image, where that is not by its root.
-    """
-    with Image(root, called=called) as image:
+def mounts_of(root: str) -> tuple[str, ...]:
+    """Return the mounts of the image below *root*, the primary one first."""
+    with Image(root) as image:
         return tuple(volume.mount for volume in image.header.volumes if not volume.volatile)
 
 

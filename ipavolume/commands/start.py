@@ -54,7 +54,6 @@ class Beginning:
 
     Attributes:
         words: What is executed at the end; none: nothing is.
-        arguments: Arguments of the first run.
         request: What the first run cares for.
         redactor: Takes the secrets out of all that is shown or logged.
         systemd: What is executed is systemd, with our online unit in the image.
@@ -63,7 +62,6 @@ class Beginning:
     """
 
     words: tuple[str, ...]
-    arguments: tuple[str, ...]
     request: Request
     redactor: Redactor
     systemd: bool
@@ -83,7 +81,6 @@ def begin(image: Image, arguments: Sequence[str]) -> Beginning:
     request = make_request(given, os.environ)
     return Beginning(
         words=words,
-        arguments=given,
         request=request,
         redactor=Redactor(request.secrets()),
         systemd=image.is_inside
@@ -507,7 +504,6 @@ def taken_over() -> Beginning:
     request = Request.load(data["request"].encode("ascii")) if "request" in data else Request()
     return Beginning(
         words=(),
-        arguments=request.arguments,
         request=request,
         redactor=Redactor(request.secrets()),
         systemd=True,

@@ -72,19 +72,6 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """Something that is mounted in a container.
-
-    Attributes:
-        place: Where the container sees it.
-        kind: ``volume``, ``bind``, ``tmpfs`` and so on.
-    """
-
-    place: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """A container as its engine describes it.
 
@@ -93,7 +80,7 @@ class Container:
         name: Its name.
         image_id: Id of its image.
         image_name: What its image was called when it was made, or "".
-        mounts: What is mounted in it.
+        mounts: Where something is mounted in it, as it sees that.
         is_systemd: podman mounts in it what systemd needs.
         state: What it does, as the engine calls it, and when it last ended.
     """
@@ -102,7 +89,7 @@ class Container:
     name: str
     image_id: str
     image_name: str
-    mounts: tuple[Mount, ...]
+    mounts: tuple[str, ...]
     is_systemd: bool = False
     state: tuple[str, str] = ("", "")
 
@@ -136,7 +123,6 @@ class User:
     Attributes:
         name: Its name.
         image_id: Id of its image.
-        image_name: What its image was called when it was made, or "".
         is_running: It runs.
         volumes: By the place in the container, what is mounted there: the name of a volume, or a
             directory of the host.
@@ -144,7 +130,6 @@ class User:
 
     name: str
     image_id: str
-    image_name: str
     is_running: bool
     volumes: tuple[tuple[str, str], ...]
 
@@ -203,12 +188,9 @@ class Engine:
         said = self._ask("container", "inspect", "--", name)
         try:
             (found,) = json.loads(said)
-            mounts = [
-                Mount(place=_text(item["Destination"]), kind=_text(item["Type"]))
-                for item in found.get("Mounts") or ()
-            ]
+            mounts = [_text(item["Destination"]) for item in found.get("Mounts") or ()]
             tmpfs = found.get("HostConfig", {}).get("Tmpfs") or {}
-            mounts += [Mount(place=_text(place), kind="tmpfs") for place in tmpfs]
+            mounts += map(_text, tmpfs)
             config = found.get("Config", {})
             state = found.get("State", {})
             return Container(
@@ -356,8 +338,8 @@ class Engine:
         about: str = "",
         to_the_end: bool = False,
         kept_open: Sequence[int] = (),
-    ) -> str:
-        """Have the engine do something; return what it says.
+    ) -> None:
+        """Have the engine do something.
 
         Args:
             words: The command's arguments.
@@ -370,13 +352,12 @@ class Engine:
             VolumeIOError: If the engine does not have what it is about.
         """
         try:
-            said = self._ask(*words, timeout_s=_LONG_S, to_the_end=to_the_end, kept_open=kept_open)
+            self._ask(*words, timeout_s=_LONG_S, to_the_end=to_the_end, kept_open=kept_open)
         except _UnknownError as err:
             about = about or "what it is about"
             message = f"{self.name} {words[0]}: {about} is not there any more"
             hint = "Look at what removes things there, a prune or somebody, then try again."
             raise VolumeIOError(message, code="engine", hint=hint) from err
-        return said.decode("utf-8", "surrogateescape").strip()
 
     def pause(self, container: str, *, kept_open: int) -> bool:
         """Pause a container; return ``False`` where somebody else has done so.
@@ -725,7 +706,6 @@ def _user(found: Mapping[str, Any]) -> User:
     return User(
         name=_text(found["Name"]).lstrip("/"),
         image_id=_text(found["Image"]),
-        image_name=_text(found.get("ImageName") or found.get("Config", {}).get("Image") or ""),
         is_running=runs(found),
         volumes=tuple(
             (_text(item["Destination"]), _text(item.get("Name") or item.get("Source") or ""))

@@ -147,7 +147,6 @@ def clone_inode(
     name: str,
     *,
     amid: Callable[[int], None] | None = None,
-    reflink: bool = True,
 ) -> os.stat_result:
     """Clone the file, link or FIFO behind *fd* to the new name *name*, complete, not yet durable.
 
@@ -156,7 +155,6 @@ def clone_inode(
         directory: Directory of the clone, in which nobody else can write.
         name: Its name.
         amid: As of :func:`clone_tree`.
-        reflink: Try to clone before anything is copied.
 
     Returns:
         What ``fstat`` says of the clone.
@@ -165,7 +163,7 @@ def clone_inode(
         OSError: ``EXDEV`` if it is something else; ``EPERM`` and the like where an attribute
             cannot be read or kept.
     """
-    _clone_inode(fd, files.fstat(fd), directory, name, _refuse, amid, reflink=reflink)
+    _clone_inode(fd, files.fstat(fd), directory, name, _refuse, amid, reflink=True)
     made = files.lstat(directory, name)
     if made is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)

@@ -73,7 +73,6 @@ class Draft:
         index: Index entries that stay valid.
         positions: Record number by path of what single actions install.
         pristine: Records of config files whose shipped content is to be kept.
-        old: Header of what was applied before, or ``None``.
         unreadable: Paths that could not be looked at, with the reason.
         previews: What the tasks would do, by their key.
         warnings: What steps have to tell.
@@ -85,7 +84,6 @@ class Draft:
     index: bytes = b""
     positions: Mapping[str, int]
     pristine: Sequence[Record] = ()
-    old: ImageHeader | None = None
     unreadable: Sequence[tuple[str, str]] = ()
     previews: Mapping[str, Preview] = field(default_factory=dict)
     warnings: Sequence[Warn] = ()
@@ -319,7 +317,7 @@ def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
             plan = replace(plan, actions=plan_rebuilt(tree, pairs))
     if baseline is not None and baseline.records_digest == image.records_digest:
         index = read_index(volume, baseline)
-    return Draft(plan=plan, positions={}, index=index, old=primary.baseline)
+    return Draft(plan=plan, positions={}, index=index)
 
 
 def _free_trees(image: ImageHeader, volumes: Volumes) -> list[TopLevel] | None:
@@ -532,7 +530,6 @@ def _draft_compared(
         index=bytes(index),
         positions={path: at for path, at in made.considered.items() if path in installed},
         pristine=made.pristine,
-        old=old,
         unreadable=tuple(unreadable),
     )
 

@@ -58,7 +58,6 @@ class Relocation:
             progress: Told of each phase.
         """
         self._tree = tree
-        self._findings = findings
         self._progress = progress
         self._templates = {
             volume.mount: Template(
@@ -128,7 +127,7 @@ class Relocation:
             self._progress(f"copying {count_text(len(todo), 'path')} to the templates")
             with contextlib.ExitStack() as stack:
                 tops = [self._open(mount, stack) for mount in self._templates]
-                replacements = [self._copy(one, facts, names, packaged) for one in todo]
+                replacements = [self._copy(one, facts, names) for one in todo]
                 self._replace(replacements, tops)
 
     def _make_parents(self, placement: Placement, packaged: Callable[[str], Metadata]) -> None:
@@ -153,13 +152,7 @@ class Relocation:
             template = self._templates[placement.volume.mount]
             self.changed |= template.make_parents(placement.place, wanted)
 
-    def _copy(
-        self,
-        placement: Placement,
-        facts: PackageFacts,
-        names: AccountNames,
-        packaged: Callable[[str], Metadata],
-    ) -> Replacement:
+    def _copy(self, placement: Placement, facts: PackageFacts, names: AccountNames) -> Replacement:
         template = self._templates[placement.volume.mount]
         st = self._tree.lstat(placement.location)
         with reported(f"copy {placement.path!r} to {template.location + placement.place!r}"):
@@ -167,7 +160,7 @@ class Relocation:
                 if placement.directory:
                     template.make_directory(
                         placement.place,
-                        self._ghost_directory(placement, facts, names, _plain),
+                        self._ghost_directory(placement, facts, names),
                     )
             else:
                 template.adopt(placement.location, placement.place, target=placement.target)
@@ -179,15 +172,12 @@ class Relocation:
 
     @staticmethod
     def _ghost_directory(
-        placement: Placement,
-        facts: PackageFacts,
-        names: AccountNames,
-        packaged: Callable[[str], Metadata],
+        placement: Placement, facts: PackageFacts, names: AccountNames
     ) -> Metadata:
         file = facts.files.get(placement.target)
         if file is not None and stat.S_ISDIR(file.file.mode):
             return packaged_metadata(file.file, names)
-        return packaged(placement.location)
+        return PLAIN
 
     def _open(self, mount: str, stack: contextlib.ExitStack) -> int:
         template = self._templates[mount]
@@ -225,7 +215,7 @@ class Relocation:
                 if placement.directory:
                     self.changed |= template.make_directory(
                         placement.place,
-                        self._ghost_directory(placement, facts, names, _plain),
+                        self._ghost_directory(placement, facts, names),
                     )
 
     def _where_missing(

@@ -146,7 +146,7 @@ def prepare(
             tree, parse_config(data), configured=not lists and mount is None
         )
         systemd.check_supervision(tree, config)
-    config = _with_options(config, lists=lists, mount=mount, template=template)
+    config = _with_options(config, mount=mount, template=template)
     templates = {volume.mount: volume.template for volume in config.volumes}
     with reported(f"prepare the image {root!r}"), ImageTree(root, templates) as tree:
         return _Run(tree, config, progress, findings).run(
@@ -161,9 +161,7 @@ def prepare(
         )
 
 
-def _with_options(
-    config: Config, *, lists: Sequence[str], mount: str | None, template: str | None
-) -> Config:
+def _with_options(config: Config, *, mount: str | None, template: str | None) -> Config:
     """Return the configuration with the command line's volume."""
     if mount is None and template is None:
         return config

@@ -63,11 +63,10 @@ class Template:
             Code.SPECIAL_FILE, f"{path!r} is a socket or device and is left out", path=path
         )
 
-    def adopt(self, source: str, place: str, *, target: str) -> bool:
+    def adopt(self, source: str, place: str, *, target: str) -> None:
         """Copy what is at location *source* to *place*, where it wins over what is there.
 
-        Returns:
-            False when it is of a type that cannot be on a volume.
+        What is of a type that cannot be on a volume is left out.
         """
         top = self.open()
         try:
@@ -75,7 +74,7 @@ class Template:
                 parent = self._tree.open_directory(source.rpartition("/")[0])
                 try:
                     if not self._copy(parent, source, work, target=target):
-                        return False
+                        return
                 finally:
                     os.close(parent)
                 above, name = files.open_parent(top, place[1:])
@@ -85,7 +84,6 @@ class Template:
                     os.close(above)
         finally:
             os.close(top)
-        return True
 
     @contextlib.contextmanager
     def _work(self, top: int) -> Iterator[int]:

@@ -51,7 +51,6 @@ DAMAGED: Final = "damaged-snapshot"
 _UNDOABLE: Final = ("upgrade", "adopt")
 
 _MAX_DIGITS: Final = 9
-_MAX_RECORD_BYTES: Final = 4 << 20
 _MAX_LINE_BYTES: Final = 64 << 10
 _DAY_S: Final = 24 * 60 * 60
 _CHUNK_BYTES: Final = 256 << 10

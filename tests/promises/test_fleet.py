@@ -325,7 +325,6 @@ def test_a_volume_is_judged_by_the_image_of_the_container_that_has_it_as_its_own
         return User(
             name=name,
             image_id=f"sha256:{name}",
-            image_name="",
             is_running=runs,
             volumes=((place, "v"),),
         )
