@@ -414,7 +414,11 @@ def not_in_template(path: str) -> ManifestError:
 
 
 def place_record(record: Record, source: int, directory: int, name: str) -> os.stat_result | None:
-    """Put what *record* ships into *directory*, from the open directory *source*."""
+    """Put what *record* ships into *directory*, from the open directory *source*.
+
+    Raises:
+        ManifestError: If the template has something else.
+    """
     if record.type is FileType.FILE:
         metadata = record.metadata
         privileged = is_privileged(metadata)

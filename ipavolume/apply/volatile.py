@@ -130,6 +130,7 @@ def fill(image: Image, mount: str, root: int) -> None:
     """Fill the empty volatile volume *mount*, open at *root*, from its template.
 
     Raises:
+        ManifestError: If the template has something else than the manifest says.
         VolumeIOError: If something cannot be written.
     """
     prefix = mount + "/"

@@ -92,6 +92,7 @@ def create(options: Options, say: Progress) -> Snapshot:
     Raises:
         LockedError: If something works on the volumes.
         RefusedError: If a run is not finished.
+        UsageError: If there is nothing of ours on the volumes.
         VolumeIOError: If there is too little room, or it cannot be made.
     """
     with Work(options) as work:

@@ -179,12 +179,22 @@ class Engine:
         return said.partition("\n")[0]
 
     def image_id(self, reference: str) -> str:
-        """Return the id of an image that is on this host."""
+        """Return the id of an image that is on this host.
+
+        Raises:
+            _UnknownError: If it does not have it.
+            CommandFailedError: If it does not answer.
+        """
         said = self._ask("image", "inspect", "--format", "{{.Id}}", "--", reference)
         return said.decode("ascii", "replace").strip()
 
     def container(self, name: str) -> Container:
-        """Return what the engine says of a container, running or not."""
+        """Return what the engine says of a container, running or not.
+
+        Raises:
+            _UnknownError: If it does not have it.
+            CommandFailedError: If it does not answer, or not so that it is understood.
+        """
         said = self._ask("container", "inspect", "--", name)
         try:
             (found,) = json.loads(said)
@@ -252,7 +262,12 @@ class Engine:
             ) from err
 
     def volume(self, name: str) -> NamedVolume:
-        """Return what the engine says of a named volume."""
+        """Return what the engine says of a named volume.
+
+        Raises:
+            _UnknownError: If it does not have it.
+            CommandFailedError: If it does not answer, or not so that it is understood.
+        """
         said = self._ask("volume", "inspect", "--", name)
         try:
             (found,) = json.loads(said)
@@ -302,6 +317,9 @@ class Engine:
             kind: ``container``, ``image`` or ``network``.
             name: Its name or id.
             to_the_end: Go on although a signal asked for an end.
+
+        Raises:
+            CommandFailedError: If it does not answer, or not so that it is understood.
         """
         try:
             said = self._ask(kind, "inspect", "--", name, to_the_end=to_the_end)

@@ -156,7 +156,11 @@ def _can_be_recorded(name: str) -> bool:
 
 
 def stored_host(volume: Volume) -> str:
-    """Return the name that the FreeIPA images keep on the volume, or ""."""
+    """Return the name that the FreeIPA images keep on the volume, or "".
+
+    Raises:
+        UnsafeVolumeError: If the file does not hold one name.
+    """
     text = (read_top(volume, HOSTNAME) or b"").decode("utf-8", "replace").strip()
     if not _can_be_recorded(text):
         path = f"{volume.directory.rstrip('/')}/{HOSTNAME}"

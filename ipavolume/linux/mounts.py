@@ -24,7 +24,11 @@ def mount_points_below(directory: str) -> list[str]:
 
 
 def mounts() -> list[tuple[str, str, str]]:
-    """Return mount point, type of the file system and its options, from mountinfo."""
+    """Return mount point, type of the file system and its options, from mountinfo.
+
+    Raises:
+        VolumeIOError: If it cannot be read.
+    """
     try:
         with open("/proc/self/mountinfo", "rb") as stream:
             lines = stream.read().splitlines()

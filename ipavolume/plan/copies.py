@@ -41,6 +41,9 @@ class Copies:
 
         Returns:
             The name, and whether the very same copy is there already.
+
+        Raises:
+            UnsafeVolumeError: If no name is left.
         """
         compared, digest = itertools.count(), ""
         for name in self.names(path, suffix):

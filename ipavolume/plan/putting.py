@@ -181,7 +181,11 @@ class Putting:
             )
 
     def put_beside(self, path: str, new: Record, rule: Rule, reason: str) -> None:
-        """Put the new file beside what is there, as ``.rpmnew``."""
+        """Put the new file beside what is there, as ``.rpmnew``.
+
+        Raises:
+            UnsafeVolumeError: If no name is left.
+        """
         metadata, compared = new.metadata, itertools.count()
         for name in self._copies.names(path, ".rpmnew"):
             state = self._collected.view.state(name)

@@ -467,9 +467,6 @@ def plan_rollback(found: Iterable[Difference], aside: Callable[[str], str]) -> I
     Args:
         found: The differences.
         aside: Returns where goes what is at a path now.
-
-    Raises:
-        ObstructedError: If something is mounted in what has to go.
     """
     for one in found:
         yield from _settled(one, aside)

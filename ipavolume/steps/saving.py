@@ -38,7 +38,11 @@ class Saving:
         self._state = state
 
     def keep(self, held: int) -> str:
-        """Give the inode behind *held* a further name here; return its path."""
+        """Give the inode behind *held* a further name here; return its path.
+
+        Raises:
+            UnsafeVolumeError: If no name is left.
+        """
         st = files.fstat(held)
         for directory, name, path in self.places():
             found = files.lstat(directory, name)
@@ -51,7 +55,11 @@ class Saving:
         raise self._no_free_name()
 
     def move(self, source: int, source_name: str) -> str:
-        """Move what is at *source_name* here; return its path."""
+        """Move what is at *source_name* here; return its path.
+
+        Raises:
+            UnsafeVolumeError: If no name is left.
+        """
         for directory, name, path in self.places():
             try:
                 root = self._volume.fd

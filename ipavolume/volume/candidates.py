@@ -109,7 +109,7 @@ class Comparison:
         Args:
             volumes: The volumes, by mount.
             tree: A view of them.
-            counted: Counts the lines of *new* that were gone over.
+            counted: Counts the lines of the new manifest that were gone over.
             unreadable: Told of a path that could not be looked at; it is yielded as missing.
 
         Raises:

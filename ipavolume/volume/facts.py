@@ -302,6 +302,7 @@ def read_build_id(volume: Volume) -> str | None:
 
     Raises:
         UnsafeVolumeError: If there is something else than a file with one line.
+        VolumeIOError: If it may not be read.
     """
     st = files.lstat(volume.fd, BUILD_ID_NAME)
     if st is None:

@@ -212,7 +212,11 @@ def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
 
 
 def read_index_of(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
-    """Return what :func:`read_index` does, of the index in the directory *fd* of ours."""
+    """Return what :func:`read_index` does, of the index in the directory *fd* of ours.
+
+    Raises:
+        UnsafeVolumeError: If it was altered.
+    """
     try:
         stream = open_member(fd, INDEX, volume)
         if stream is None:

@@ -271,7 +271,12 @@ def read_json(fd: int, name: str, volume: Volume, *, hint: str = "") -> dict[str
 
 
 def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes | None:
-    """Return the bytes of a file in a directory of ours, or ``None`` when there is none."""
+    """Return the bytes of a file in a directory of ours, or ``None`` when there is none.
+
+    Raises:
+        UnsafeVolumeError: If it is not a file of root, or larger than that.
+        VolumeIOError: If it may not be read.
+    """
     stream = open_member(fd, name, volume)
     if stream is None:
         return None
@@ -298,6 +303,7 @@ def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
 
     Raises:
         UnsafeVolumeError: If it is not a file of root.
+        VolumeIOError: If it may not be read.
     """
     st = files.lstat(fd, name)
     if st is None:
