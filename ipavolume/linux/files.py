@@ -507,6 +507,13 @@ def set_metadata(fd: int, metadata: Metadata, *, acls: bool = False) -> None:
         set_xattr(path, name, value)
 
 
+def set_xattrs(fd: int, xattrs: Xattrs) -> None:
+    """Set attributes of the inode behind *fd*, a symbolic link included."""
+    path = proc_path(fd)
+    for name, value in xattrs:
+        set_xattr(path, name, value)
+
+
 def make_directory(directory: int, name: str, *, mode: int = 0o700) -> None:
     """Create the directory *name*; one that is there already is fine."""
     try:
@@ -555,6 +562,32 @@ def write_all(fd: int, data: bytes) -> None:
 def write_file(directory: int, name: str, data: bytes, *, mode: int = 0o644) -> None:
     """Replace *name* by a file with *data*, as :func:`write_stream` does."""
     write_stream(directory, name, (data,), mode=mode)
+
+
+def write_stream(directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644) -> None:
+    """Replace *name* by a file with *content*, atomically and durably, in bounded memory.
+
+    The temporary name is fixed because only one writer holds the lock: a leftover of a run
+    that was killed is overwritten instead of staying for ever. What cannot be written whole is
+    taken away again: on a full disk it would keep what room there is.
+    """
+    temporary = f".{name}.new"
+    unlink(directory, temporary)
+    fd = os.open(temporary, CREATE_FLAGS, mode, dir_fd=directory)
+    try:
+        try:
+            os.fchmod(fd, mode)
+            for data in content:
+                write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+    os.fsync(directory)
 
 
 def overwrite_file(path: str, data: bytes) -> None:
@@ -607,6 +640,34 @@ def create_file(directory: int, name: str, *, mode: int = 0o600) -> int:
     fd = os.open(name, CREATE_FLAGS & ~os.O_WRONLY | os.O_RDWR, mode, dir_fd=directory)
     os.fchmod(fd, mode)
     return fd
+
+
+def open_for_appending(fd: int, name: str) -> BinaryIO:
+    """Open a log in the directory *fd* for appending; it is made where it is missing.
+
+    Raises:
+        OSError: If it is no regular file of this directory alone.
+    """
+    try:
+        return _open_for_appending(fd, name)
+    except FileExistsError:
+        # Another process has just made it.
+        return _open_for_appending(fd, name)
+
+
+def _open_for_appending(fd: int, name: str) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    try:
+        with inode(fd, name) as found:
+            st = fstat(found)
+            # A file with other names could be any file of the volume that somebody wants
+            # written to.
+            if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:
+                raise OSError(errno.EPERM, "it is no file of its own", name)
+            opened = os.open(proc_path(found), flags)
+    except FileNotFoundError:
+        opened = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
+    return open(opened, "wb", buffering=0)
 
 
 # -- changing ----------------------------------------------------------------------------
@@ -689,7 +750,8 @@ def sync(fd: int) -> None:
 
 # -- images ------------------------------------------------------------------------------
 #
-# What only `prepare` needs: it works on a whole image tree, at build time, alone.
+# What `prepare` needs, which works on a whole image tree, at build time, alone; and whoever puts a
+# link of the image's in its place again.
 
 LINK_IN_THE_MAKING: Final = ".ipavolume-link"
 DIRECTORY_IN_THE_MAKING: Final = ".ipavolume-directory"
@@ -714,64 +776,3 @@ def make_complete_directory(directory: int, name: str, metadata: Metadata) -> No
     with inode(directory, DIRECTORY_IN_THE_MAKING) as fd:
         set_metadata(fd, metadata, acls=True)
     os.rename(DIRECTORY_IN_THE_MAKING, name, src_dir_fd=directory, dst_dir_fd=directory)
-
-
-def set_xattrs(fd: int, xattrs: Xattrs) -> None:
-    """Set attributes of the inode behind *fd*, a symbolic link included."""
-    path = proc_path(fd)
-    for name, value in xattrs:
-        set_xattr(path, name, value)
-
-
-def write_stream(directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644) -> None:
-    """Replace *name* by a file with *content*, atomically and durably, in bounded memory.
-
-    The temporary name is fixed because only one writer holds the lock: a leftover of a run
-    that was killed is overwritten instead of staying for ever. What cannot be written whole is
-    taken away again: on a full disk it would keep what room there is.
-    """
-    temporary = f".{name}.new"
-    unlink(directory, temporary)
-    fd = os.open(temporary, CREATE_FLAGS, mode, dir_fd=directory)
-    try:
-        try:
-            os.fchmod(fd, mode)
-            for data in content:
-                write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
-        raise
-    os.fsync(directory)
-
-
-def open_for_appending(fd: int, name: str) -> BinaryIO:
-    """Open a log in the directory *fd* for appending; it is made where it is missing.
-
-    Raises:
-        OSError: If it is no regular file of this directory alone.
-    """
-    try:
-        return _open_for_appending(fd, name)
-    except FileExistsError:
-        # Another process has just made it.
-        return _open_for_appending(fd, name)
-
-
-def _open_for_appending(fd: int, name: str) -> BinaryIO:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-    try:
-        with inode(fd, name) as found:
-            st = fstat(found)
-            # A file with other names could be any file of the volume that somebody wants
-            # written to.
-            if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:
-                raise OSError(errno.EPERM, "it is no file of its own", name)
-            opened = os.open(proc_path(found), flags)
-    except FileNotFoundError:
-        opened = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
-    return open(opened, "wb", buffering=0)
