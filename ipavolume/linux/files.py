@@ -1,10 +1,11 @@
-"""Every change ipavolume makes to a file system, and the safe opening that precedes it.
+"""Changes of single files and directories, and the safe opening that precedes each.
 
-All operations are relative to a directory descriptor and a single name. Nothing here
-follows a symbolic link, sleeps on a FIFO or opens a device: an inode is opened with
-``O_PATH | O_NOFOLLOW``, looked at, and then acted on through that descriptor; only regular
-files and directories are reopened. Errors are :class:`OSError`; where something is only looked at
-they have its whole path, elsewhere the callers name it.
+Whole trees, copies and clones are made in the modules beside this one. All operations but
+:func:`overwrite_file` are relative to a directory descriptor and a single name, or to the
+descriptor of an inode. Nothing here follows a symbolic link, sleeps on a FIFO or opens a device:
+an inode is opened with ``O_PATH | O_NOFOLLOW``, looked at, and then acted on through that
+descriptor; only regular files and directories are reopened. Errors are :class:`OSError`; where
+something is only looked at they have its whole path, elsewhere the callers name it.
 """
 
 from __future__ import annotations
