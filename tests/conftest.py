@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import compileall
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,12 +56,6 @@ def pytest_report_to_serializable() -> Generator[None, object, object]:
 def ipavolume() -> RunIpavolume:
     """Run ``ipavolume ARGS...``; see :func:`support.command.run_ipavolume`."""
     return run_ipavolume
-
-
-@pytest.fixture(scope="session")
-def require_tool() -> Callable[[str], str]:
-    """Return the path of a command, or skip (in CI: fail) with its name."""
-    return need_tool
 
 
 @pytest.fixture

@@ -363,8 +363,6 @@ def test_the_container_that_the_command_itself_is_in_is_not_paused(
 
 # -- who came, went and went on ----------------------------------------------------------
 
-STILL: Final = Use(id="1", name="ipa", since="10:00", runs=True, is_paused=True)
-
 
 def use(*, since: str = "10:00", runs: bool = True, is_paused: bool = True) -> Use:
     return Use(id="1", name="ipa", since=since, runs=runs, is_paused=is_paused)

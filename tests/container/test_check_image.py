@@ -27,7 +27,6 @@ from ipavolume.context import Options
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
 
 NAME = f"ipavolume-check-{os.getpid()}"
-IMAGES = ("one", "two", "three", "broken", "other", "faulty", "freeipa")
 
 
 def engine(name: str, *words: str) -> str:
