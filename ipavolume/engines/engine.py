@@ -42,7 +42,8 @@ _UNKNOWN: Final = re.compile(
     r"|no (container|volume) with name|network (\S+ )?not found"
 )
 _NOT_THERE: Final = re.compile(
-    r"could not find the file|not a directory"
+    # docker 20.10 has one sentence for a container and for a path in it: see :meth:`_removed`.
+    r"could not find the file|not a directory|no such container:path"
     # podman says so of whatever kept it from looking: what that was comes behind.
     r"|could not be found on container \S+: "
     r".*(no such file or directory|too many levels of symbolic links)"

@@ -230,6 +230,7 @@ def test_what_cannot_be_removed_is_an_error(scripted: Scripted) -> None:
     ("name", "said"),
     [
         ("docker", f"{DAEMON}Could not find the file /a/b in container x"),
+        ("docker", "Error: No such container:path: x:/a/b"),
         ("docker", f"{DAEMON}lstat /var/lib/docker/x/a/b: not a directory"),
         ("podman", f"{NOT_FOUND}no such file or directory"),
         ("podman", f"{NOT_FOUND}lstat /a/c: not a directory"),

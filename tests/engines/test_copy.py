@@ -377,6 +377,7 @@ def test_when_it_is_stopped_nothing_is_left_behind(
     "said",
     [
         "Error response from daemon: No such container: CONTAINER",
+        "Error: No such container:path: CONTAINER:/x",
         "Error response from daemon: Could not find the file /x in container CONTAINER",
     ],
 )
