@@ -19,6 +19,7 @@ from ipavolume.commands.unprepared import UnpreparedImage
 from ipavolume.context import Options, parse_volume_option, volumes_by_mount
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import NamedVolume, find_volume
+from ipavolume.engines.host import Sight
 from ipavolume.errors import (
     IpaVolumeError,
     StoppedError,
@@ -100,7 +101,7 @@ def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -
         mount: Where the image mounts it.
 
     Raises:
-        VolumeIOError: If this user cannot look into it, or only a container can.
+        VolumeIOError: If this user cannot look into it, only a container can, or it is not here.
         IpaVolumeError: If no engine answers or has it.
     """
     engine, volume = find_volume(choice, name)
@@ -112,6 +113,14 @@ def place_of(choice: str, name: str, *, image: str = "", mount: str = "/data") -
         code="not-mounted",
         hint=f"Check it from inside: {inside}",
     )
+    if why := Sight.of(engine).why_not(volume.directory):
+        # What is at its path here, if anything is, is something else.
+        raise VolumeIOError(
+            f"the volume {name!r} of {engine.name} is not on this host: {why}",
+            code="no-volume",
+            path=volume.directory,
+            hint=f"Run it on the engine's host, or check it from inside: {inside}",
+        )
     if not is_there(volume):
         raise not_mounted
     try:

@@ -20,6 +20,7 @@ from ipavolume.commands.places import alone
 from ipavolume.context import Context, Options
 from ipavolume.engines.copy import ImageCopy, opened_image
 from ipavolume.engines.engine import NAMES, Engine, NamedVolume, User
+from ipavolume.engines.host import Sight
 from ipavolume.engines.quadlet import Quadlet, directories_of_user, read_quadlets
 from ipavolume.errors import (
     EXIT_IO,
@@ -154,23 +155,35 @@ def _check_host(engine: Engine, volumes: Sequence[NamedVolume]) -> None:
     """Make sure that the directories of an engine's volumes are on this host: there at any time.
 
     Raises:
-        VolumeIOError: If none is here.
+        VolumeIOError: If none is here, or something else is in the place of one.
     """
-    gone = {one.name for one in volumes if one.is_directory and _is_absent(one.directory)}
-    if not gone or any(one.is_directory and one.name not in gone for one in volumes):
+    sight = Sight.of(engine)
+    if sight.elsewhere:
+        raise _elsewhere(engine, sight.elsewhere, next(iter(volumes), None))
+    plain = [one for one in volumes if one.is_directory]
+    gone = {one.name for one in plain if _is_absent(one.directory)}
+    for one in plain:
+        if one.name not in gone and (why := sight.why_not(one.directory)):
+            raise _elsewhere(engine, why, one)
+    if not gone or len(gone) < len(plain):
         return
     # All that there were may have been removed just now.
     for one in engine.volumes():
         if one.name in gone:
-            raise VolumeIOError(
-                f"the volumes of {engine.name} are not on this host ({one.directory!r}): it is on "
-                "another one, or sees other directories than this command",
-                code="no-volume",
-                path=one.directory,
-                hint="Run it on the engine's host and not in a container. One of them says what it "
-                f"is from inside: {engine.name} run --rm -v {shlex.quote(one.name)}:/data:ro IMAGE "
-                "ipavolume status",
-            )
+            why = "it is on another one, or sees other directories than this command"
+            raise _elsewhere(engine, why, one)
+
+
+def _elsewhere(engine: Engine, why: str, one: NamedVolume | None) -> VolumeIOError:
+    place = f" ({one.directory!r})" if one is not None else ""
+    name = shlex.quote(one.name) if one is not None else "VOLUME"
+    return VolumeIOError(
+        f"the volumes of {engine.name} are not on this host{place}: {why}",
+        code="no-volume",
+        path=one.directory if one is not None else "",
+        hint="Run it on the engine's host and not in a container. One of them says what it "
+        f"is from inside: {engine.name} run --rm -v {name}:/data:ro IMAGE ipavolume status",
+    )
 
 
 def _place(engine: Engine, volume: NamedVolume, users: Sequence[User], image: str) -> Place:

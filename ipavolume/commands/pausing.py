@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ipavolume.engines.engine import STOPPING, Engine, runs, state_of
+from ipavolume.engines.host import own_files
 from ipavolume.errors import CommandFailedError, IpaVolumeError, LockedError, VolumeIOError
-from ipavolume.linux import mounts, watching
-from ipavolume.model.paths import WRITTEN_BY_ENGINES
+from ipavolume.linux import watching
 from ipavolume.model.progress import Progress
 from ipavolume.model.values import dataclass
 
@@ -102,7 +102,7 @@ class Users:
             given: Directories by mount: who uses them is who the rehearsal is to be like.
             places: All directories by mount, or ``None`` where those are all.
         """
-        own = _own_files()
+        own = own_files()
         users = []
         uses = []
         for found in engine.containers():
@@ -171,12 +171,6 @@ def _is_same(source: str, place: str) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samefile(source, place)
     return False
-
-
-def _own_files() -> list[str]:
-    """Return where the host has the files that engines mount in this process' container."""
-    found = [(path, mounts.origin_of(path)) for path in WRITTEN_BY_ENGINES]
-    return [origin for path, (where, origin) in found if where == path]
 
 
 def changed(before: Users, after: Users, *, paused: bool) -> list[tuple[Use, str]]:

@@ -32,6 +32,7 @@ from ipavolume.commands.pausing import Use, Users
 from ipavolume.context import Options, volumes_by_mount
 from ipavolume.engines.copy import copied, opened_image
 from ipavolume.engines.engine import Engine, runs
+from ipavolume.engines.host import Sight
 from ipavolume.engines.likeness import LeftOut, Place, likeness
 from ipavolume.errors import (
     EXIT_IO,
@@ -192,6 +193,7 @@ def rehearse(wish: Wish, say: Progress) -> Report:
     """
     keep = Keep(wanted=wish.keep)
     with opened_image(wish.engine, wish.image) as (engine, copy):
+        _check_here(engine)
         if not copy.is_prepared:
             raise ConfigurationError(
                 f"the image {wish.image!r} was not prepared by ipavolume: it cannot do a rehearsal",
@@ -249,6 +251,24 @@ def rehearse(wish: Wish, say: Progress) -> Report:
                 err.details = (*err.details, f"the copies are kept in {keep.path!r}")
             raise
         return replace(report, kept=keep.path)
+
+
+def _check_here(engine: Engine) -> None:
+    """Make sure that an engine can have seen this host's volumes.
+
+    Who uses a volume is told by its path, and there is something else at it on another host.
+
+    Raises:
+        VolumeIOError: If it is on another one.
+    """
+    if why := Sight.of(engine).elsewhere:
+        raise VolumeIOError(
+            f"{engine.name} cannot rehearse with volumes of this host: {why}",
+            code="no-volume",
+            hint="Run it on the engine's host; or choose an engine of this one: --engine, "
+            "DOCKER_HOST, docker context use.",
+            state="the volume was not touched",
+        )
 
 
 def _places(

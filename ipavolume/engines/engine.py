@@ -179,6 +179,37 @@ class Engine:
         said = self._ask("--version", timeout_s=_VERSION_S).decode("utf-8", "replace").strip()
         return said.partition("\n")[0]
 
+    def host_name(self) -> str:
+        """Return what the host of the engine is called; "" where it is no service, or tells none.
+
+        Raises:
+            CommandFailedError: If the engine does not answer.
+        """
+        try:
+            said = json.loads(self._ask("info", "--format", "{{json .}}"))
+            # By docker's name there may be podman's command.
+            host = said.get("host")
+            if host is None:
+                return _text(said["Name"])
+            return _text(host["hostname"]) if host["serviceIsRemote"] is True else ""
+        except (_UnknownError, ValueError, KeyError, TypeError, AttributeError):
+            return ""
+        except CommandFailedError as err:
+            if err.code != "engine":
+                raise
+            # A proxy in front of it lets some questions through, and others not.
+            return ""
+
+    def address(self) -> str:
+        """Return where docker's command asks the engine; "" where it does not tell."""
+        if self.name != "docker":
+            return ""
+        try:
+            said = self._ask("context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+        except (_UnknownError, CommandFailedError):
+            return ""
+        return said.decode("utf-8", "replace").strip()
+
     def image_id(self, reference: str) -> str:
         """Return the id of an image that is on this host.
 

@@ -354,6 +354,29 @@ def test_an_engine_that_does_not_see_the_copy_rehearses_no_empty_volume(
     assert "--directory DIR" in done.stderr
 
 
+def test_an_engine_of_another_host_has_no_user_of_this_hosts_volume(volume: Volume) -> None:
+    """By the path alone it would seem so: its container is not paused, and nothing is copied."""
+    words = ("rehearse", "--image", IMAGE, *WISH, str(volume.place))
+    with running(volume):
+        done = subprocess.run(
+            [
+                *("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"),
+                *(sys.executable, "-m", "ipavolume", *words),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=clean_environment(),
+            cwd=PROJECT,
+            timeout=LIMIT_S,
+        )
+    assert done.returncode == 74, done.stderr
+    assert "docker cannot rehearse with volumes of this host: the engine is on " in done.stderr
+    assert "and this is 'elsewhere' [no-volume]" in done.stderr
+    assert "pausing" not in done.stderr
+    assert left(volume.place.parent) == []
+
+
 def begun(volume: Volume, words: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Begin a rehearsal that takes long, and wait until its container runs."""
     (volume.place / "var/lib/svc/mode").write_text("wait")

@@ -6,13 +6,15 @@ import functools
 import json
 import os
 import shlex
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import run_ipavolume, volume_of, volumes_of
+from support.command import Result, clean_environment, run_ipavolume, volume_of, volumes_of
 from support.images import Image, Packaged, build_rpm, picture
 from support.namespaces import run_mapped
 from support.requirements import need_tool
@@ -267,12 +269,24 @@ def test_quadlets_are_those_of_the_user_in_a_rootless_engines_namespace_too() ->
         assert row["name"] == str(volume)
 
 
-def _engine_with(top: Path, *volumes: dict[str, Any]) -> dict[str, str]:
-    """Return an environment with an engine that has these volumes, and no container."""
+def _engine_with(
+    top: Path, *volumes: dict[str, Any], host: str = "", inside: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """Return an environment with an engine that has these volumes.
+
+    Args:
+        top: A directory for its command.
+        volumes: As it describes them.
+        host: What it says that its host is called.
+        inside: The container that it says the command is in; otherwise there is none.
+    """
     inspected = shlex.quote(json.dumps(volumes))
+    container = shlex.quote(json.dumps([inside]))
     script = f"""\
 case "$*" in
     "ps "*) ;;
+    "info "*) echo {shlex.quote(json.dumps({"Name": host}))} ;;
+    "container inspect -- "*) printf '%s\\n' {container} ;;
     "volume ls "*) printf '%s\\n' {" ".join(one["Name"] for one in volumes)} ;;
     "volume inspect "*) printf '%s\\n' {inspected} ;;
     *) exit 1 ;;
@@ -308,6 +322,81 @@ def test_an_engine_of_another_host_is_no_empty_list(tmp_path: Path, form: str) -
     (tmp_path / "two").mkdir()
     said = run_ipavolume("list", "--format", form, env=env)
     assert said.stderr == ""
+
+
+def _same_path(fleet: tuple[Path, Image]) -> dict[str, Any]:
+    """Return what an engine says of a volume that has the path of one that is here."""
+    return {
+        "Name": "ours",
+        "Driver": "local",
+        "Mountpoint": str(fleet[0] / "old"),
+        "Options": None,
+    }
+
+
+@pytest.mark.parametrize("form", ["table", "json", "metrics"])
+def test_what_has_the_path_of_another_hosts_volume_is_not_taken_for_it(
+    fleet: tuple[Path, Image], tmp_path: Path, form: str
+) -> None:
+    env = _engine_with(tmp_path, _same_path(fleet), host="far.example")
+    said = run_ipavolume("list", "--format", form, status=74, env=env)
+    assert "the engine is on 'far.example', and this is" in said.stderr
+    assert "[no-volume]" in said.stderr
+    assert "docker run --rm -v ours:/data:ro" in said.stderr
+    assert "image-1" not in said.stdout
+    root = fleet[1].root
+    one = run_ipavolume("check", "--root", root, "--volume-name", "ours", status=74, env=env).stdout
+    assert one.startswith("ours: unknown\n")
+    assert "'ours' of docker is not on this host: the engine is on 'far.example'" in one
+    assert "docker run --rm -v ours:/data:ro IMAGE ipavolume check" in one
+
+
+def test_an_engine_of_another_host_without_volumes_is_no_empty_list(tmp_path: Path) -> None:
+    said = run_ipavolume("list", status=74, env=_engine_with(tmp_path, host="far.example"))
+    assert "the engine is on 'far.example'" in said.stderr
+    assert said.stdout == ""
+
+
+def test_in_a_container_a_volume_is_what_is_mounted_there_at_its_path(
+    fleet: tuple[Path, Image], tmp_path: Path
+) -> None:
+    number = "0123456789abcdef" * 4
+    name = tmp_path / "containers" / number / "hostname"
+    name.parent.mkdir(parents=True)
+    name.write_text("inside\n")
+    volume = _same_path(fleet)
+
+    def asked(*words: str | Path, mounted: tuple[str, str] | None) -> Result:
+        """Ask as from a container in which a directory of the host is mounted."""
+        shutil.rmtree(tmp_path / "bin", ignore_errors=True)
+        mounts = [{"Destination": mounted[0], "Source": mounted[1]}] if mounted else []
+        inside = {"Name": "/tools", "Mounts": mounts}
+        env = _engine_with(tmp_path, volume, host="far.example", inside=inside)
+        script = 'mount --bind "$0" /etc/hostname && exec "$@"'
+        return subprocess.run(
+            [
+                *("unshare", "--mount", "sh", "-c", script, name),
+                *(sys.executable, "-m", "ipavolume", *words),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=clean_environment({"PATH": f"{env['PATH']}:{os.environ['PATH']}"}),
+            timeout=60,
+        )
+
+    check = ("check", "--engine", "docker", "--root", fleet[1].root, "--volume-name", "ours")
+    for words, status in ((("list", "--engine", "docker"), 0), (check, 100)):
+        for mounted in (
+            (str(fleet[0]), str(fleet[0])),
+            (volume["Mountpoint"], volume["Mountpoint"]),
+        ):
+            done = asked(*words, mounted=mounted)
+            assert (done.returncode, done.stderr) == (status, ""), done
+        for other in (None, (str(fleet[0]), "/srv/elsewhere")):
+            done = asked(*words, mounted=other)
+            assert done.returncode == 74
+            assert "in the container 'tools', in which" in done.stdout + done.stderr
 
 
 def test_an_engine_whose_volumes_are_all_for_its_containers_alone_is_not_elsewhere(
