@@ -61,12 +61,15 @@ STOPPING: Final = "stopping"
 _UNMOUNTED_S: Final = 10.0
 _POLL_S: Final = 0.1
 _NOT_ALLOWED: Final = "permission denied while trying to connect"
-_NOT_RUNNING: Final = ("cannot connect to", "failed to connect to")
+_NOT_RUNNING: Final = ("cannot connect to", "failed to connect to", "error during connect")
+_NOWHERE: Final = ("unable to resolve docker endpoint", "unable to create connection")
+"""What the commands say before they ask, of an address, a context or a certificate."""
 _ELSEWHERE: Final = re.compile(r"\b(tcp|ssh|https?)://(?!%2f)", re.IGNORECASE)
 """How the address of an engine begins that is not asked by a socket of this host."""
 _OF_A_USER: Final = "/run/user/"
 _LED_BY: Final = {
-    "docker": "DOCKER_HOST, or a context (docker context ls),",
+    "docker": "DOCKER_HOST, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or a context "
+    "(docker context ls),",
     "podman": "CONTAINER_HOST, or a connection (podman system connection list),",
 }
 _T = TypeVar("_T")
@@ -549,6 +552,12 @@ class Engine:
                 f"the engine of {self.name} does not answer: {said}",
                 code="no-engine",
                 hint=self._how_to_start(said),
+            )
+        if any(words in text for words in _NOWHERE):
+            return CommandFailedError(
+                f"{self.name} does not know what engine to ask: {said}",
+                code="no-engine",
+                hint=f"{_LED_BY[self.name]} says what it cannot use: correct that.",
             )
         return CommandFailedError(
             f"{self.name} {words[0]}: {said}",

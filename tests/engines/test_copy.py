@@ -153,7 +153,32 @@ def test_an_image_that_nobody_has_is_not_pulled(engines: Pretended, place: Path)
             "Cannot connect to the Docker daemon at tcp://192.0.2.7:2376. Is the docker daemon "
             "running?",
             "the engine of docker does not answer",
-            "DOCKER_HOST, or a context (docker context ls), leads to the one that does not answer",
+            "or a context (docker context ls), leads to the one that does not answer",
+        ),
+        (
+            'error during connect: Get "http://docker.example.com/v1.24/images/x/json": command '
+            "[ssh -- far docker system dial-stdio] has exited with exit status 255, please make "
+            "sure the URL is valid: stderr=ssh: Could not resolve hostname far",
+            "the engine of docker does not answer",
+            "or a context (docker context ls), leads to the one that does not answer",
+        ),
+        (
+            'error during connect: Get "https://192.0.2.7:2376/v1.24/images/x/json": http: server '
+            "gave HTTP response to HTTPS client",
+            "the engine of docker does not answer",
+            "DOCKER_HOST, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or a context",
+        ),
+        (
+            "unable to resolve docker endpoint: open /root/.docker/ca.pem: no such file or "
+            "directory",
+            "docker does not know what engine to ask",
+            "DOCKER_HOST, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or a context",
+        ),
+        (
+            'Failed to initialize: unable to resolve docker endpoint: context "far": context not '
+            "found: open /root/.docker/contexts/meta/0/meta.json: no such file or directory",
+            "docker does not know what engine to ask",
+            "or a context (docker context ls), says what it cannot use",
         ),
         (
             "permission denied while trying to connect to the Docker daemon socket at "
