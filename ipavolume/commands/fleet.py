@@ -291,6 +291,8 @@ class Fleet:
         Raises:
             IpaVolumeError: If it cannot be looked at.
         """
+        if place.volume is not None and place.volume.fault:
+            raise VolumeIOError(place.volume.fault, code="engine")
         try:
             volume = members.open_volume(_MOUNT, place.directory)
         except VolumeIOError:

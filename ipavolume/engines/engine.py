@@ -112,12 +112,14 @@ class NamedVolume:
         directory: Where the host sees it, when it is mounted there.
         is_directory: It is a plain directory of the engine's, there at any time.
         image: The image that it is for, by its label :data:`IMAGE_LABEL`, or "".
+        fault: What the engine says instead of where it is, as of one whose driver is gone; or "".
     """
 
     name: str
     directory: str
     is_directory: bool
     image: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +315,24 @@ class Engine:
     def volumes(self) -> list[NamedVolume]:
         """Return every named volume; one that goes meanwhile may be missing."""
         names = self.listed("volume", "ls", "--quiet")
-        return self._of_each(names, ("volume", "inspect"), _volume)
+        words = ("volume", "inspect")
+        try:
+            return self._of_each(names, words, _volume)
+        except CommandFailedError as err:
+            if err.code != "engine":
+                raise
+        found = []
+        for name in names:
+            # One that it cannot look at, as its driver is gone, does not stop the others.
+            try:
+                found += self._of_each([name], words, _volume)
+            except CommandFailedError as err:
+                if err.code != "engine":
+                    raise
+                found.append(
+                    NamedVolume(name=name, directory="", is_directory=False, fault=str(err))
+                )
+        return found
 
     def users(self) -> list[User]:
         """Return every container that uses something, running or not."""

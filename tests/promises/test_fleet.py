@@ -270,7 +270,11 @@ def test_quadlets_are_those_of_the_user_in_a_rootless_engines_namespace_too() ->
 
 
 def _engine_with(
-    top: Path, *volumes: dict[str, Any], host: str = "", inside: dict[str, Any] | None = None
+    top: Path,
+    *volumes: dict[str, Any],
+    host: str = "",
+    inside: dict[str, Any] | None = None,
+    lost: str = "",
 ) -> dict[str, str]:
     """Return an environment with an engine that has these volumes.
 
@@ -279,6 +283,7 @@ def _engine_with(
         volumes: As it describes them.
         host: What it says that its host is called.
         inside: The container that it says the command is in; otherwise there is none.
+        lost: A volume that it has as well, whose driver is gone.
     """
     inspected = shlex.quote(json.dumps(volumes))
     container = shlex.quote(json.dumps([inside]))
@@ -287,7 +292,8 @@ case "$*" in
     "ps "*) ;;
     "info "*) echo {shlex.quote(json.dumps({"Name": host}))} ;;
     "container inspect -- "*) printf '%s\\n' {container} ;;
-    "volume ls "*) printf '%s\\n' {" ".join(one["Name"] for one in volumes)} ;;
+    "volume ls "*) printf '%s\\n' {lost} {" ".join(one["Name"] for one in volumes)} ;;
+    "volume inspect "*"{lost or "/"}"*) echo 'get {lost}: no driver "dead"' >&2; exit 1 ;;
     "volume inspect "*) printf '%s\\n' {inspected} ;;
     *) exit 1 ;;
 esac
@@ -349,6 +355,20 @@ def test_what_has_the_path_of_another_hosts_volume_is_not_taken_for_it(
     assert one.startswith("ours: unknown\n")
     assert "'ours' of docker is not on this host: the engine is on 'far.example'" in one
     assert "docker run --rm -v ours:/data:ro IMAGE ipavolume check" in one
+
+
+def test_a_volume_whose_driver_is_gone_does_not_stop_the_others(
+    fleet: tuple[Path, Image], tmp_path: Path
+) -> None:
+    env = _engine_with(tmp_path, _same_path(fleet), lost="lost")
+    found = volumes_of(run_ipavolume("list", "--format", "json", status=74, env=env).stdout)
+    rows = {row["name"]: row for row in found}
+    assert (rows["ours"]["code"], rows["ours"]["recorded"]["id"]) == ("", "image-1")
+    assert (rows["lost"]["code"], rows["lost"]["engine"]) == ("engine", "docker")
+    assert 'get lost: no driver "dead"' in rows["lost"]["reason"]
+    said = run_ipavolume("list", "--format", "metrics", status=74, env=env).stdout
+    assert 'ipavolume_readable{volume="lost",engine="docker"} 0' in said
+    assert 'ipavolume_readable{volume="ours",engine="docker"} 1' in said
 
 
 def test_an_engine_of_another_host_without_volumes_is_no_empty_list(tmp_path: Path) -> None:
