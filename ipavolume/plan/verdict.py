@@ -455,12 +455,19 @@ def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | 
         # It is of none, and the only one that is recorded is this one.
         before = named(open_.from_build, question.names)
         other = f"the one before it, {before}, which goes back to what it left"
+    which, counts = f"this image, {name_of(question.image)}", ""
+    if record.image != question.image.build_id:
+        which = (
+            f"{named(record.image, question.names)}, which ships the same as this image, "
+            f"{name_of(question.image)}"
+        )
+        counts = "What is corrected in no listed path counts by another version of its package. "
     return RefusedError(
-        f"the volume at {where} was taken back from this image, {name_of(question.image)}: {what} "
+        f"the volume at {where} was taken back from {which}: {what} "
         f"at {record.at}" + (f": {record.cause}" if record.cause else ""),
         code="refused",
-        hint=f"Start a corrected image, or {other}. This one is tried again from {until} on, and "
-        f"at once with IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry.",
+        hint=f"Start a corrected image, or {other}. {counts}This one is tried again from {until} "
+        f"on, and at once with IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry.",
     )
 
 

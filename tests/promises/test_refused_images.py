@@ -139,3 +139,36 @@ def test_images_are_called_what_people_call_them(tmp_path: Path) -> None:
     assert "is what app:1 (first) left\n" in undone.stdout
     assert "the image app:2 (second) is refused from now on" in undone.stderr
     assert "the image app:2 (second) is refused until" in site.run("check", one).stdout
+
+
+def test_an_image_that_ships_the_same_is_told_what_makes_it_another(tmp_path: Path) -> None:
+    """Its program was corrected, under the same version: another one was gone back from."""
+    site = Site(top=tmp_path)
+    rpms = [
+        build_rpm(
+            tmp_path,
+            "app",
+            [Packaged(path="/etc/app/app.conf", words="%config", content=number)],
+            version=number,
+        )
+        for number in ("1", "2")
+    ]
+    one, two, corrected = (
+        site.image(name, [rpm], lists={"/data": ["/etc/app/"]}, image_name=f"app:{name}")
+        for name, rpm in (("one", rpms[0]), ("two", rpms[1]), ("corrected", rpms[1]))
+    )
+    site.upgrade(one)
+    site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    site.run("rollback", two)
+    (said,) = [
+        line
+        for line in site.run("upgrade", corrected, status=77).stderr.splitlines()
+        if "[refused]" in line
+    ]
+    which = "taken back from app:two (two), which ships the same as this image, app:corrected"
+    assert f"{which} (corrected): run 0002-two of it was undone" in said
+    hint = site.run("upgrade", corrected, status=77).stderr
+    assert "counts by another version of its package" in hint
+    hint = site.run("upgrade", two, status=77).stderr
+    assert "taken back from this image, app:two (two)" in hint
+    assert "another version of its package" not in hint
