@@ -86,7 +86,9 @@ MEANINGS: Final[dict[Code, str]] = {
     ),
     Code.HIDDEN_CONTENT: (
         "Where a volume is mounted the image has content. Nobody sees it once the volume is "
-        "there: take it out, or list the path that it belongs to."
+        "there: take it out, or list the path that it belongs to. In an image that is derived "
+        "from a prepared one a listed path is a link: put what COPY or RUN has for it into the "
+        "template (/data-template/etc/my-server/)."
     ),
     Code.KEPT_FILE: (
         "Where prepare would put a file of its own there is another one, which was left. Have it "

@@ -35,6 +35,7 @@ from ipavolume.model.progress import Progress, count_text
 from ipavolume.model.values import dataclass
 from ipavolume.prepare import (
     databases,
+    hidden,
     mentioned,
     pathlists,
     predecessor,
@@ -460,12 +461,13 @@ class _Run:
         faults = []
         if os.path.realpath(self._tree.root) == "/":
             faults = [
-                f"something is mounted on {volume.mount!r}, as if the container were running"
+                f"something is mounted on {volume.mount!r}, and holds "
+                + hidden.describe(self._tree, volume.mount, placements)
                 for volume in self._config.volumes
                 if not volume.volatile
                 and self._tree.resolve_outside(volume.mount) in points
                 # Builders mount something empty on what the image derived from calls a VOLUME.
-                and self._count(volume)
+                and hidden.count(self._tree, volume.mount)
             ]
         for placement in placements:
             if placement.covered or placement.linked:
@@ -478,33 +480,23 @@ class _Run:
         if faults:
             raise ConfigurationError(
                 "; ".join(faults),
-                hint="Run prepare while the image is built, with nothing mounted there.",
+                hint="Run prepare while the image is built, with nothing mounted there; what a "
+                "builder mounts for a VOLUME has to be empty.",
             )
         for volume in self._config.volumes:
-            self._find_hidden(volume)
+            self._find_hidden(volume, placements)
         return points
 
-    def _find_hidden(self, volume: VolumeConfig) -> None:
-        count = 0 if volume.volatile else self._count(volume)
+    def _find_hidden(self, volume: VolumeConfig, placements: Sequence[Placement]) -> None:
+        count = 0 if volume.volatile else hidden.count(self._tree, volume.mount)
         if count:
             self._findings.add(
                 Code.HIDDEN_CONTENT,
                 f"{volume.mount!r} in the image holds "
-                f"{count_text(count, 'entry', 'entries')} that a volume hides",
+                f"{count_text(count, 'entry', 'entries')} that a volume hides: "
+                + hidden.describe(self._tree, volume.mount, placements),
                 path=volume.mount,
             )
-
-    def _count(self, volume: VolumeConfig) -> int:
-        """Return how many entries there are where a volume is mounted."""
-        location = self._tree.resolve_outside(volume.mount)
-        if self._tree.lstat(location) is None:
-            return 0
-        with reported(f"look into {volume.mount!r}"):
-            fd = self._tree.open_directory(location)
-            try:
-                return len(os.listdir(fd))
-            finally:
-                os.close(fd)
 
     def _read_packages(
         self,

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import inside
 from support.command import PROJECT
 from support.images import Image, age, make_image, picture, refuses
 
@@ -324,6 +325,33 @@ def test_content_that_a_volume_would_hide_is_reported(bare: Image) -> None:
     bare.list("/etc/aaa.conf")
     bare.prepare()
     assert any("1 entry that a volume hides" in text for text in bare.warnings)
+
+
+@pytest.mark.parametrize("where", ["image", "mount"])
+def test_what_a_derived_image_puts_into_a_listed_directory_is_named_with_its_place_in_the_template(
+    bare: Image, tmp_path: Path, where: str
+) -> None:
+    """``COPY a.css /etc/app/`` follows the link; a builder may mount what it copied there."""
+    bare.write("/etc/app/app.conf")
+    bare.list("/etc/app/")
+    bare.prepare()
+    copied = tmp_path / "mounted" if where == "mount" else bare.root / "data"
+    for name in ("etc/app/a.css", "etc/app/sub/b", "etc/app/sub/c", "etc/app/sub/d"):
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).touch()
+    said = "holds "
+    if where == "mount":
+        words = [*inside.IPAVOLUME, "prepare"]
+        result = inside.run(bare.root, {"/data": copied}, words)
+        assert result.returncode == 78
+        text = result.stderr
+    else:
+        bare.prepare()
+        text = "\n".join(bare.warnings)
+        said = "holds 1 entry that a volume hides: "
+    assert f"{said}'/data/etc/app/a.css', '/data/etc/app/sub/b', '/data/etc/app/sub/c' and" in text
+    assert "the link '/etc/app' while" in text
+    assert "into the template, as '/data-template/etc/app/a.css'" in text
 
 
 def test_something_mounted_on_a_listed_path(bare: Image, tmp_path: Path) -> None:
