@@ -268,10 +268,14 @@ def _look_on(
 
 def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
     watch = Watch.begin()
-    ready_since = failed_since = -1.0
+    ready_since = failed_since = current_since = -1.0
+    verify = context.image.config.verify
     while True:
         answer = waiting.asked(context, Probe.READY)
         now = timer.passed_s
+        if verify is not None and current_since < 0:
+            is_current = waiting.asked(context, Probe.STARTUP).exit_status == 0
+            current_since = now if is_current else current_since
         if answer.exit_status == 0:
             ready_since = now if ready_since < 0 else ready_since
             if now - ready_since >= _SETTLED_S:
@@ -283,9 +287,14 @@ def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
         patience_s = _LEFT_S if answer.exit_status == EXIT_COMMAND_FAILED else _FAILED_S
         has_failed = bool(wrong) or patience_s == _LEFT_S
         failed_since = -1.0 if not has_failed else now if failed_since < 0 else failed_since
-        if timer.is_over or (has_failed and now - failed_since >= patience_s):
+        # The container itself would wait no longer: both are asked here at once.
+        most_s = verify.ready_within_s + verify.timeout_s if verify is not None else 0
+        is_late = ready_since < 0 <= current_since and now - current_since >= most_s
+        if timer.is_over or is_late or (has_failed and now - failed_since >= patience_s):
             return failed(
-                answer.text,
+                f"not ready and verified within {most_s} s: {answer.text}"
+                if is_late
+                else answer.text,
                 code="not-ready",
                 unit=", ".join(wrong),
                 lines=watch.tell(say_nothing, (answer.text,)),

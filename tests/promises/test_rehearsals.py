@@ -171,6 +171,28 @@ def test_an_application_that_ends_or_is_not_ready_in_time_has_failed(
     assert "port 4" in told(done)["message"]
 
 
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        pytest.param("[ready]\nports = [4]\n", "port 4", id="not ready"),
+        pytest.param('[ready]\nignore = ["x"]\n', "nobody answers", id="found wrong"),
+    ],
+)
+def test_what_a_start_would_not_wait_for_a_rehearsal_does_not_wait_for_either(
+    site: Site, second: Image, extra: str, why: str
+) -> None:
+    config = second.root / "etc/ipavolume.toml"
+    config.write_text(
+        "[start]\nsupervise = true\n[verify]\nready-within-s = 1\ntimeout-s = 1\n"
+        f"""command = ["sh", "-c", "echo nobody answers; exit 3"]\n{extra}"""
+    )
+    second.prepare(build_id="two")
+    done = start(second, site, "sleep", "600")
+    assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
+    assert "not ready and verified within 2 s: " in told(done)["message"]
+    assert why in told(done)["message"]
+
+
 @pytest.mark.parametrize("word", ["exit-on-finished", "no-exit"])
 def test_the_application_is_started_whatever_a_container_is_told_to_do_instead(
     site: Site, versions: tuple[Path, Path], word: str
