@@ -49,7 +49,10 @@ _NOT_THERE: Final = re.compile(
     r".*(no such file or directory|too many levels of symbolic links)"
 )
 _GOING: Final = re.compile(r"removal of container .* is already in progress|already been removed")
-_STATUS: Final = re.compile(r"exit status [0-9]+")
+_SAYS_NOTHING: Final = re.compile(
+    r"\s*|exit status [0-9]+|Usage: .*|(?:Run|See) '[a-z]+ .*--help'.*"
+)
+"""Last lines beside what happened: the status of what the command runs, and where its help is."""
 _LISTINGS: Final = 5
 _PAUSES: Final = 3
 _NOT_FROZEN: Final = "unable to freeze"
@@ -555,8 +558,7 @@ class Engine:
 
     def _failed(self, words: Sequence[str], status: int, lines: Sequence[str]) -> IpaVolumeError:
         lines = list(lines)
-        while lines and _STATUS.fullmatch(lines[-1]):
-            # Of a program that the command runs, and so says nothing of what happened.
+        while lines and _SAYS_NOTHING.fullmatch(lines[-1]):
             lines.pop()
         said = lines[-1] if lines else f"it ended with status {status}"
         text = " ".join(lines).lower()

@@ -134,13 +134,31 @@ def test_what_is_ordered_of_what_is_not_there_names_it(scripted: Scripted) -> No
     assert caught.value.hint
 
 
-def test_the_status_of_what_the_command_ran_is_not_what_the_engine_said(
-    scripted: Scripted,
+@pytest.mark.parametrize(
+    ("said", "behind"),
+    [
+        pytest.param(f"{DAEMON}the disk is full", ["exit status 1"], id="status"),
+        pytest.param(
+            "docker: conflicting options: cannot attach both",
+            ["", "Run 'docker create --help' for more information"],
+            id="docker 28",
+        ),
+        pytest.param(
+            "unknown flag: --nonsense",
+            ["See 'docker create --help'.", "Usage:  docker create [OPTIONS] IMAGE", ""],
+            id="docker 20",
+        ),
+        pytest.param("Error: unknown flag: --x", ["See 'podman create --help'"], id="podman"),
+    ],
+)
+def test_what_the_engine_said_is_told_not_what_comes_behind_it(
+    scripted: Scripted, said: str, behind: list[str]
 ) -> None:
-    engine = scripted("docker", f"*) {says(f'{DAEMON}the disk is full', 'exit status 1')};;")
+    engine = scripted("docker", f"*) {says(said, *behind)};;")
     with pytest.raises(CommandFailedError) as caught:
         engine.listed("ps")
-    assert str(caught.value) == f"docker ps: {DAEMON}the disk is full"
+    assert str(caught.value) == f"docker ps: {said}"
+    assert not caught.value.details
 
 
 def test_a_container_whose_image_is_gone_is_told_so_and_nobody_is_to_pull_an_id(
