@@ -18,7 +18,9 @@ from ipavolume.model.values import dataclass
 ENGINE: Final = frozenset(
     {
         *WRITTEN_BY_ENGINES,
-        *("/.dockerenv", "/run/.containerenv", "/run/secrets", "/sbin/docker-init"),
+        *("/.dockerenv", "/run/.containerenv", "/run/secrets"),
+        # /sbin is a link to one of the others nearly everywhere, and its target is what is named.
+        *("/sbin/docker-init", "/usr/sbin/docker-init", "/usr/bin/docker-init"),
         *("/dev", "/proc", "/sys"),
     }
 )

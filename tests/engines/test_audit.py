@@ -56,6 +56,8 @@ DIRECTORY = There(kind=Kind.DIRECTORY)
         "A /.dockerenv\nC /dev\nA /dev/console\nA /proc\nA /sys\nC /run\nA /run/secrets\n",
         "A /data\n",
         "C /\nA /sbin\nA /sbin/docker-init\n",
+        "C /usr\nC /usr/sbin\nA /usr/sbin/docker-init\n",
+        "C /usr\nC /usr/bin\nA /usr/bin/docker-init\n",
     ],
 )
 def test_what_the_engine_does_itself_is_left_out(diff: str) -> None:
