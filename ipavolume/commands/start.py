@@ -30,6 +30,7 @@ from ipavolume.firstrun.request import ALWAYS, LEAVE, Request, make_request
 from ipavolume.firstrun.standing import Standing
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, notify, signals, umask
+from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.tasks import RUN_PHASES, Phase, tasks_text
 from ipavolume.model.values import dataclass
@@ -163,8 +164,11 @@ def _start(
             beginning.redactor,
             hold=hold,
         )
-        if not beginning.words or outcome.waits:
-            return outcome.waits
+        if outcome.waits:
+            return True
+        if not beginning.words:
+            shown.tell(_nothing_follows(context, outcome))
+            return False
         alone = beginning.systemd and bool(outcome.waiting or outcome.first_run_left)
         if not alone and _leaves(beginning.request, outcome):
             shown.tell(_ending(context, outcome, beginning.request))
@@ -431,6 +435,14 @@ def _leaves(request: Request, outcome: Outcome) -> bool:
 def _ending(context: Context, outcome: Outcome, request: Request) -> str:
     where = context.volumes.primary.directory
     return f"the volume at {where} is current ({outcome.recorded}); ending: {request.leave}"
+
+
+def _nothing_follows(context: Context, outcome: Outcome) -> str:
+    where = context.volumes.primary.directory
+    return (
+        f"the volume at {where} is current ({outcome.recorded}); ending: no command was given "
+        f"(CMD, or words behind --), and exec of [start] in {CONFIG_PATH} is not written"
+    )
 
 
 def _last_words(context: Context, outcome: Outcome, beginning: Beginning) -> str:

@@ -40,6 +40,7 @@ class Code(enum.StrEnum):
     NO_IPAVOLUME = "no-ipavolume"
     NO_PROGRAM = "no-program"
     NO_VERSION = "no-version"
+    NOTHING_TO_EXECUTE = "nothing-to-execute"
     PACKAGE_OWNED = "package-owned"
     PROFILE_FILES = "profile-files"
     PROGRAMS_LISTED = "programs-listed"
@@ -125,6 +126,12 @@ MEANINGS: Final[dict[Code, str]] = {
         "else, or its command fails, takes too long or prints something else. One line with the "
         "version is what is expected. A command is run only where prepare works in the image "
         "itself."
+    ),
+    Code.NOTHING_TO_EXECUTE: (
+        "systemd is in the image, and nothing says that a start executes it. With "
+        '/usr/local/sbin/init as the entry point write exec = ["/usr/sbin/init"] in [start] of '
+        "/etc/ipavolume.toml: otherwise the container ends once its volume is current. An image "
+        "whose command (CMD) is what is executed does not need it. It never stops a build."
     ),
     Code.PACKAGE_OWNED: (
         "A [[package]] has the name of an rpm of the image. Take the declaration out: the rpm has "
@@ -235,7 +242,7 @@ ERRORS: Final = frozenset(
     }
 )
 """What cannot work, and cannot be accepted."""
-NOTES: Final = frozenset({Code.PROFILE_FILES, Code.SINGLE_FILE})
+NOTES: Final = frozenset({Code.NOTHING_TO_EXECUTE, Code.PROFILE_FILES, Code.SINGLE_FILE})
 """What is good to know, and stops no build."""
 
 

@@ -121,6 +121,13 @@ def install(
         )
     else:
         changed |= _put(tree, WRAPPER, _read_shipped("init"), 0o755, make=make)
+        if not config.start_exec:
+            findings.add(
+                Code.NOTHING_TO_EXECUTE,
+                "systemd is in the image, and exec of [start] is not written: as its entry point "
+                f"{WRAPPER} executes the container's command (CMD), or nothing without one",
+                path=CONFIG_PATH,
+            )
     if changed:
         tree.forget()
     for path, fault in _faults(tree, online_unit):

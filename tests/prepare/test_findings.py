@@ -180,6 +180,19 @@ def test_a_strict_build_is_refused_before_anything_is_moved(image: Image, tmp_pa
     assert [one.code for one in image.prepare().findings] == ["single-file", *codes]
 
 
+def test_an_entry_point_for_systemd_that_would_execute_nothing_is_named(image: Image) -> None:
+    image.write("/usr/lib/systemd/systemd", mode=0o755)
+    (image.write("/usr/sbin/x").parent / "init").symlink_to("/usr/lib/systemd/systemd")
+    image.write("/usr/bin/ipavolume", mode=0o755)
+    image.list("/etc/app/")
+    (finding,) = image.prepare().findings
+    assert (finding.code, finding.path) == ("nothing-to-execute", "/etc/ipavolume.toml")
+    # Good to know: what is executed may be the image's CMD.
+    image.prepare(strict=True)
+    image.write("/etc/ipavolume.toml", '[start]\nexec = ["/usr/sbin/init"]\n')
+    assert image.prepare().findings == ()
+
+
 def test_only_codes_of_warnings_can_be_accepted(image: Image) -> None:
     for word, text in (("list-globs", "is no code"), ("list-glob", "cannot be accepted")):
         with pytest.raises(UsageError, match=text):

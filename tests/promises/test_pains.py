@@ -86,6 +86,15 @@ def test_p1_what_follows_the_volume_is_told_apart_from_the_volume(world: World) 
     assert "cannot execute /no/such/init: No such file or directory" in said
 
 
+def test_a_start_with_nothing_to_execute_says_so_whether_it_had_work_or_not(world: World) -> None:
+    image = world.image("1", {})
+    for _ in ("populated", "current"):
+        last = world.run(image, "start").stderr.splitlines()[-1]
+        assert "is current (" in last
+        assert "ending: no command was given" in last
+        assert "exec of [start] in /etc/ipavolume.toml is not written" in last
+
+
 def test_p2_an_upgrade_that_broke_off_with_closed_ports_does_not_wait_for_ever(
     tmp_path: Path,
 ) -> None:
