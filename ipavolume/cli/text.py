@@ -13,8 +13,10 @@ from ipavolume.formats.checks import dump
 from ipavolume.formats.plan import action_data
 from ipavolume.formats.tasks import task_data
 from ipavolume.model.actions import (
+    DELETED_HERE,
     ROLLBACK,
     Action,
+    CreateTree,
     Install,
     Keep,
     Plan,
@@ -579,6 +581,11 @@ def _file_lines(plan: Plan) -> list[str]:
     if review:
         lines.append(escape(f"  to review ({advice.fit_here(_DIFFERENCES)}):"))
         lines += [f"    {escape(describe(action))}" for action in review]
+    back = [
+        action
+        for action in others
+        if isinstance(action, Install | CreateTree) and action.reason == DELETED_HERE
+    ]
     special = [
         action
         for action in others
@@ -586,6 +593,7 @@ def _file_lines(plan: Plan) -> list[str]:
     ]
     dropped = [action for action in special if verb(action) is Verb.ACL]
     left = [action for action in special if verb(action) is not Verb.ACL]
+    lines += _named("put back:", back)
     return [*lines, *_named("ACLs dropped:", dropped), *_named("left alone:", left)]
 
 

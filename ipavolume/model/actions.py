@@ -44,6 +44,10 @@ class Rule(enum.StrEnum):
     ROLLBACK = "rollback"
 
 
+DELETED_HERE: Final = "deleted here; the image has it"
+"""Why what somebody deleted on the volume is put back."""
+
+
 class IfEdited(enum.StrEnum):
     """What becomes of what somebody writes at a path when the plan for it is made already.
 

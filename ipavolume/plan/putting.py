@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator
-from typing import Final
 
-from ipavolume.model.actions import CreateTree, IfEdited, Rule
+from ipavolume.model.actions import DELETED_HERE, CreateTree, IfEdited, Rule
 from ipavolume.model.files import FileFlags, FileType, Record
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found
 from ipavolume.plan.copies import Copies
 from ipavolume.plan.fate import Fate, decide, is_config
-
-_DELETED: Final = "deleted here; the image has it"
 
 
 class _Tree:
@@ -95,13 +92,13 @@ class Putting:
                 new.metadata,
                 None,
                 if_edited=self.if_edited(path, old, new),
-                reason=_DELETED if had else "missing on the volume",
+                reason=DELETED_HERE if had else "missing on the volume",
             )
             return
         if tree is None:
             if not self._collected.may_touch(path):
                 return
-            tree = self._roots[path] = _Tree(_DELETED if had and not populate else "")
+            tree = self._roots[path] = _Tree(DELETED_HERE if had and not populate else "")
         tree.entries += 1
         tree.bytes += new.size
         if new.type is FileType.DIRECTORY:

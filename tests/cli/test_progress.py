@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from support.plans import install
+from support.values import record
 
 from ipavolume.apply.run import Finish
 from ipavolume.cli.output import Teller
 from ipavolume.cli.text import summary_lines
 from ipavolume.commands.upgrade import Outcome
-from ipavolume.model.actions import CreateTree, Keep, Plan, Rule, Verb, describe, past
+from ipavolume.model.actions import (
+    DELETED_HERE,
+    CreateTree,
+    Keep,
+    Plan,
+    Rule,
+    Verb,
+    describe,
+    past,
+)
 from ipavolume.model.progress import Meter, Tick, count_text, size_text
 from ipavolume.model.snapshots import Method
 from ipavolume.plan.snapshot import WayBack
@@ -171,4 +182,28 @@ def test_where_an_acl_was_dropped_nothing_was_left_alone() -> None:
         "    /data/acl (dropped)",
         "  left alone:",
         "    /data/mounted (mounted over)",
+    ]
+
+
+def test_what_comes_back_although_somebody_deleted_it_is_named() -> None:
+    """A site that was switched off, which the summary counted among what is new."""
+    plan = Plan(
+        run="0002-b",
+        kind="upgrade",
+        from_build="a",
+        to_build="b",
+        fingerprint="",
+        actions=(
+            install(record("/data/etc/app/sites/default"), DELETED_HERE),
+            install(record("/data/etc/app/new.conf"), "missing on the volume"),
+            CreateTree(path="/data/etc/app/d", entries=2, bytes=1, reason=DELETED_HERE),
+            CreateTree(path="/data/etc/app/e", entries=2, bytes=1),
+        ),
+    )
+    end = Finish(plan=plan)
+    said = summary_lines(Outcome(state=State.OUTDATED, reason="", recorded="b", ends=(end,)))
+    assert said[2:] == [
+        "  put back:",
+        "    /data/etc/app/sites/default (deleted here; the image has it)",
+        "    /data/etc/app/d/ and 1 below it, 1 byte (deleted here; the image has it)",
     ]
