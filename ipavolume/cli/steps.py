@@ -43,7 +43,7 @@ def steps(
     """
     options = replace(options, again=again)
     if volume is not None:
-        _try(options, volume, as_json=as_json)
+        _try(options, volume, as_json=as_json, verbose=verbose)
         return
     from ipavolume.commands import listing
 
@@ -58,8 +58,12 @@ def steps(
             left_out += 1
         else:
             _show(step)
-    if left_out:
-        others = count_text(left_out, "step is", "steps are")
+    _tell_left_out(left_out)
+
+
+def _tell_left_out(count: int) -> None:
+    if count:
+        others = count_text(count, "step is", "steps are")
         click.echo(f"{others} for packages that the image does not have (shown with -v)")
 
 
@@ -71,15 +75,19 @@ def _show(step: ListedStep) -> None:
         click.echo(f"{click.style(head, fg=colour)}{line}")
 
 
-def _try(options: Options, volume: str, *, as_json: bool) -> None:
+def _try(options: Options, volume: str, *, as_json: bool, verbose: bool) -> None:
     from ipavolume.commands import trial
 
     faulty = False
+    left_out = 0
     data = []
     for tried in trial.try_steps(options, volume):
         faulty = faulty or bool(tried.fault)
         if as_json:
             data.append(text.tried_data(tried))
+            continue
+        if tried.listed.strange and not (tried.actions or tried.fault or verbose):
+            left_out += 1
             continue
         _show(tried.listed)
         for action in tried.actions:
@@ -90,5 +98,6 @@ def _try(options: Options, volume: str, *, as_json: bool) -> None:
             click.echo("       nothing to do")
     if as_json:
         document.current().set_result({"steps": data})
+    _tell_left_out(left_out)
     if faulty:
         sys.exit(ConfigurationError.exit_status)
