@@ -8,6 +8,7 @@ owns.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -29,6 +30,12 @@ from ipavolume.rpm.versions import parse_evr
 _MAX_FILE_BYTES: Final = 4096
 _ENOUGH_LINES: Final = 2
 _MAX_NAMED: Final = 5
+_PRE_RELEASE: Final = re.compile(
+    r"(?<=[0-9])(?:[-._]?(?:alpha|beta|rc|pre|preview|dev|snapshot)|[abc](?=[0-9]+$))"
+    r"[-._]?[0-9.]*$",
+    re.IGNORECASE,
+)
+"""As semantic versioning and Python's write it, at the end of a version."""
 DECLARED_FLAGS: Final = FileFlags.CONFIG | FileFlags.NOREPLACE
 """What a configuration file of such a package is."""
 
@@ -65,10 +72,20 @@ def read_packages(
         for glob in one.config:
             _check_glob(what, glob, facts, mounts, findings)
         try:
-            evr = parse_evr(_version(tree, one))
+            version = _version(tree, one)
         except _NoVersionError as err:
             findings.add(Code.NO_VERSION, f"{what}: {err}", path=one.version_file or CONFIG_PATH)
             continue
+        if found := _PRE_RELEASE.search(version):
+            release, rest = version[: found.start()], found[0].lstrip("-._")
+            findings.add(
+                Code.PRE_RELEASE,
+                f"{what} {version}: to rpm, by whose rules versions are compared, that is newer "
+                f"than {release}, and no volume of this image would go on to that; what comes "
+                f"before {release} is {release}~{rest}",
+                path=one.version_file or CONFIG_PATH,
+            )
+        evr = parse_evr(version)
         package = Package(
             name=one.name,
             epoch=int(evr.epoch or 0),

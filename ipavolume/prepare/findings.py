@@ -42,6 +42,7 @@ class Code(enum.StrEnum):
     NO_VERSION = "no-version"
     NOTHING_TO_EXECUTE = "nothing-to-execute"
     PACKAGE_OWNED = "package-owned"
+    PRE_RELEASE = "pre-release"
     PROFILE_FILES = "profile-files"
     PROGRAMS_LISTED = "programs-listed"
     RELATIVE_LINK = "relative-link"
@@ -136,6 +137,11 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.PACKAGE_OWNED: (
         "A [[package]] has the name of an rpm of the image. Take the declaration out: the rpm has "
         "a version and files of its own."
+    ),
+    Code.PRE_RELEASE: (
+        "A [[package]] has a version as others write one that comes before a release. Versions "
+        "are compared as rpm does, to which 2.0.0-rc.1 and 2.0rc1 are newer than 2.0.0: a volume "
+        "of this image would not go on to the release (newer). Write it with a tilde, 2.0.0~rc.1."
     ),
     Code.PROFILE_FILES: (
         "Files of the profile's own lists are not in the image. No image has all of them, and the "

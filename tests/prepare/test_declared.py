@@ -19,6 +19,7 @@ from ipavolume.errors import ConfigurationError
 from ipavolume.formats import manifest
 from ipavolume.model.files import FileFlags
 from ipavolume.prepare.findings import UnfitImageError
+from ipavolume.rpm.versions import compare_evr
 
 pytestmark = pytest.mark.root
 
@@ -227,6 +228,37 @@ def test_other_configuration_under_one_version_is_warned_of(tmp_path: Path) -> N
     image.write("/data-template/etc/app/app.conf", "three\n")
     image.write("/etc/ipavolume.toml", declare('version = "1-2"', 'config = ["/etc/app/*"]'))
     assert image.prepare(strict=True).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "release", "better"),
+    [
+        ("2.0.0-rc.1", "2.0.0", "2.0.0~rc.1"),
+        ("1:2.0.0-beta", "1:2.0.0", "1:2.0.0~beta"),
+        ("2.0rc1", "2.0", "2.0~rc1"),
+        ("2.0b2", "2.0", "2.0~b2"),
+        ("2.0.dev3", "2.0", "2.0~dev3"),
+        ("2.0-SNAPSHOT", "2.0", "2.0~SNAPSHOT"),
+    ],
+)
+def test_what_comes_before_a_release_is_to_be_written_as_rpm_sorts_it(
+    tmp_path: Path, version: str, release: str, better: str
+) -> None:
+    """Its volumes would be refused by the release, as newer ones."""
+    image = make(tmp_path / "root", f'version = "{version}"', 'config = ["/etc/app/*"]')
+    (found,) = image.prepare().findings
+    assert found.code == "pre-release"
+    assert f"newer than {release}, " in found.message
+    assert found.message.endswith(f" is {better}")
+    assert compare_evr(better, release) < 0
+
+
+@pytest.mark.parametrize(
+    "version", ["2.0~rc1", "2.0.0", "2.0-3", "2.0.0-1.rc1.fc43", "1.1.1w", "2.0p1", "r2024a"]
+)
+def test_what_is_no_version_before_a_release_is_none(tmp_path: Path, version: str) -> None:
+    image = make(tmp_path / "root", f'version = "{version}"', 'config = ["/etc/app/*"]')
+    assert image.prepare().findings == ()
 
 
 # -- from populate to upgrades -----------------------------------------------------------
