@@ -142,7 +142,8 @@ def places(choice: str, directories: Sequence[str], *, image: str = "") -> list[
         except IpaVolumeError as err:
             # One that is there and does not answer has volumes that would just be missing.
             if err.code != "no-command" or choice:
-                if err.code == "no-engine" and (others := [one for one in names if one != name]):
+                others = [one for one in names if one != name]
+                if others and err.code in ("no-engine", "no-volume"):
                     err.hint = f"{err.hint.rstrip('.')}. Without its volumes: --engine {others[0]}"
                 raise
             absent.append(err)

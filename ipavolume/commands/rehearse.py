@@ -31,7 +31,7 @@ from ipavolume.commands.clones import Clones, Keep
 from ipavolume.commands.pausing import Use, Users
 from ipavolume.context import Options, volumes_by_mount
 from ipavolume.engines.copy import copied, opened_image
-from ipavolume.engines.engine import Engine, runs
+from ipavolume.engines.engine import LED_BY, Engine, runs
 from ipavolume.engines.host import Sight
 from ipavolume.engines.likeness import LeftOut, Place, likeness
 from ipavolume.errors import (
@@ -265,8 +265,8 @@ def _check_here(engine: Engine) -> None:
         raise VolumeIOError(
             f"{engine.name} cannot rehearse with volumes of this host: {why}",
             code="no-volume",
-            hint="Run it on the engine's host; or choose an engine of this one: --engine, "
-            "DOCKER_HOST, docker context use.",
+            hint=f"Run it on the engine's host. {LED_BY[engine.name]} leads there; --engine "
+            "chooses another one.",
             state="the volume was not touched",
         )
 

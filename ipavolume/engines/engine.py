@@ -70,11 +70,12 @@ _NOWHERE: Final = ("unable to resolve docker endpoint", "unable to create connec
 _ELSEWHERE: Final = re.compile(r"\b(tcp|ssh|https?)://(?!%2f)", re.IGNORECASE)
 """How the address of an engine begins that is not asked by a socket of this host."""
 _OF_A_USER: Final = "/run/user/"
-_LED_BY: Final = {
+LED_BY: Final = {
     "docker": "DOCKER_HOST, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or a context "
     "(docker context ls),",
     "podman": "CONTAINER_HOST, or a connection (podman system connection list),",
 }
+"""What says which engine a command asks."""
 _T = TypeVar("_T")
 
 
@@ -578,7 +579,7 @@ class Engine:
             return CommandFailedError(
                 f"{self.name} does not know what engine to ask: {said}",
                 code="no-engine",
-                hint=f"{_LED_BY[self.name]} says what it cannot use: correct that.",
+                hint=f"{LED_BY[self.name]} says what it cannot use: correct that.",
             )
         return CommandFailedError(
             f"{self.name} {words[0]}: {said}",
@@ -590,7 +591,7 @@ class Engine:
     def _how_to_start(self, said: str) -> str:
         if _ELSEWHERE.search(said):
             what = "the one that does not answer"
-            return f"{_LED_BY[self.name]} leads to {what}: correct that, or start it there."
+            return f"{LED_BY[self.name]} leads to {what}: correct that, or start it there."
         user = "--user " if _OF_A_USER in said else ""
         return f"Start it: systemctl {user}start {self.name}"
 

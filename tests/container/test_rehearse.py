@@ -373,6 +373,7 @@ def test_an_engine_of_another_host_has_no_user_of_this_hosts_volume(volume: Volu
     assert done.returncode == 74, done.stderr
     assert "docker cannot rehearse with volumes of this host: the engine is on " in done.stderr
     assert "and this is 'elsewhere' [no-volume]" in done.stderr
+    assert "or a context (docker context ls), leads there" in done.stderr
     assert "pausing" not in done.stderr
     assert left(volume.place.parent) == []
 

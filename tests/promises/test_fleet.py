@@ -349,6 +349,7 @@ def test_what_has_the_path_of_another_hosts_volume_is_not_taken_for_it(
     assert "the engine is on 'far.example', and this is" in said.stderr
     assert "[no-volume]" in said.stderr
     assert "docker run --rm -v ours:/data:ro" in said.stderr
+    assert "--engine podman" in said.stderr
     assert "image-1" not in said.stdout
     root = fleet[1].root
     one = run_ipavolume("check", "--root", root, "--volume-name", "ours", status=74, env=env).stdout
