@@ -159,9 +159,9 @@ def _check_host(engine: Engine, volumes: Sequence[NamedVolume]) -> None:
         VolumeIOError: If none is here, or something else is in the place of one.
     """
     sight = Sight.of(engine)
-    if sight.elsewhere:
-        raise _elsewhere(engine, sight.elsewhere, next(iter(volumes), None))
     plain = [one for one in volumes if one.is_directory]
+    if sight.elsewhere:
+        raise _elsewhere(engine, sight.elsewhere, next(iter(plain or volumes), None))
     gone = {one.name for one in plain if _is_absent(one.directory)}
     for one in plain:
         if one.name not in gone and (why := sight.why_not(one.directory)):

@@ -372,6 +372,16 @@ def test_a_volume_whose_driver_is_gone_does_not_stop_the_others(
     assert 'ipavolume_readable{volume="ours",engine="docker"} 1' in said
 
 
+def test_an_engine_of_another_host_is_told_by_a_volume_that_can_be_looked_at(
+    fleet: tuple[Path, Image], tmp_path: Path
+) -> None:
+    share = {"type": "nfs", "device": ":/x"}
+    mounted = {"Name": "nfs", "Driver": "local", "Mountpoint": "/no/such", "Options": share}
+    env = _engine_with(tmp_path, mounted, _same_path(fleet), host="far.example")
+    said = run_ipavolume("list", status=74, env=env)
+    assert "docker run --rm -v ours:/data:ro" in said.stderr
+
+
 def test_an_engine_of_another_host_without_volumes_is_no_empty_list(tmp_path: Path) -> None:
     said = run_ipavolume("list", status=74, env=_engine_with(tmp_path, host="far.example"))
     assert "the engine is on 'far.example'" in said.stderr
