@@ -305,17 +305,47 @@ class Swap:
                 return True
             match action.if_edited:
                 case IfEdited.KEPT:
-                    _give_on(action, fd)
+                    self._give_on(action, fd)
                     self._notes.add(action.path, "")
                     return False
                 case IfEdited.RPMNEW:
-                    _give_on(action, fd)
+                    self._give_on(action, fd)
                     names = self._copies_of(action.path, ".rpmnew")
                     self._link_free(number, action.path, staged, names)
                     return False
                 case IfEdited.SAVED | IfEdited.RPMSAVE | IfEdited.RPMORIG:
                     self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
                     return True
+
+    def _give_on(self, action: Install, fd: int) -> None:
+        """Have what is left in place belong to whom it belonged, whose number may be another now.
+
+        Who owns it has written it: nothing else is changed, and nothing that has further names. An
+        account that the package gives it to is another one, and gets nothing that was written here.
+        """
+        before, now, new = action.before, files.fstat(fd), action.metadata
+        if before is None or 0 in (before.uid, new.uid) or now.st_nlink != 1:
+            return
+        if not stat.S_ISREG(now.st_mode) or (now.st_uid, now.st_gid) != (before.uid, before.gid):
+            return
+        users, groups = self._numbers
+        uid, gid = users.get(now.st_uid, now.st_uid), groups.get(now.st_gid, now.st_gid)
+        if (now.st_uid, now.st_gid) != (uid, gid):
+            mode = stat.S_IMODE(now.st_mode) & ~SET_ID_BITS
+            files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode))
+
+    @functools.cached_property
+    def _numbers(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
+        """New numbers of users and groups by the old ones, as far as the plan has them."""
+        followed = [
+            (action.before, action.metadata)
+            for action in self._plan.actions
+            if isinstance(action, SetMetadata) and action.rule == Rule.OWNER_TRANSLATION
+        ]
+        return (
+            {before.uid: new.uid for before, new in followed},
+            {before.gid: new.gid for before, new in followed},
+        )
 
     def _preserve(
         self, number: int, path: str, directory: int, name: str, suffix: str = ""
@@ -710,22 +740,6 @@ class Swap:
             for action in self._plan.actions
             if isinstance(action, SetMetadata) and action.before.type is FileType.DIRECTORY
         }
-
-
-def _give_on(action: Install, fd: int) -> None:
-    """Have what is left in place belong to whom it belonged, whose number may be another now.
-
-    Who owns it has written it: nothing else is changed, and nothing that has further names.
-    """
-    before, now, new = action.before, files.fstat(fd), action.metadata
-    if before is None or 0 in (before.uid, new.uid) or now.st_nlink != 1:
-        return
-    if not stat.S_ISREG(now.st_mode) or (now.st_uid, now.st_gid) != (before.uid, before.gid):
-        return
-    gid = now.st_gid if 0 in (before.gid, new.gid) else new.gid
-    if (now.st_uid, now.st_gid) != (new.uid, gid):
-        mode = stat.S_IMODE(now.st_mode) & ~SET_ID_BITS
-        files.set_metadata(fd, Metadata(uid=new.uid, gid=gid, mode=mode))
 
 
 def _again(path: str, settle: Callable[[], bool]) -> None:

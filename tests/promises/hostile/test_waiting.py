@@ -171,6 +171,46 @@ def test_a_third_accounts_file_that_a_service_renames_is_not_opened_to_it(
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
 
 
+@pytest.mark.parametrize("where", _PLACES)
+def test_a_third_accounts_file_is_not_given_to_a_service_with_the_files_place(
+    tmp_path: Path, where: str
+) -> None:
+    """It stays where it is, as what is edited does, and the image's comes beside it."""
+
+    def own(directory: Path) -> None:
+        _make_key(0o600)(directory)
+        subprocess.run(["chown", f"{_WEB}:{_WEB}", directory / "key"], check=True)
+
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _OWN), _file("%config(noreplace) %attr(0640,web,web)")],
+        [
+            _directory("/var/lib/app", _OWN),
+            _file("%config(noreplace) %attr(0640,svc,svc)", "another"),
+        ],
+        own=own,
+    )
+    waiting.as_service("mv", "key", "file")
+    said = waiting.finish(where)
+    assert _owner_and_mode(waiting.directory / "file") == (_WEB, _WEB, 0o600)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file; the image's is" in said
+
+
+def test_a_file_that_a_service_edits_and_that_stays_gets_its_new_number(tmp_path: Path) -> None:
+    words = f"%config(noreplace) {_SERVICES_OWN}"
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _OWN), _file(words)],
+        [_directory("/var/lib/app", _OWN), _file(words, "another")],
+        own=lambda _: None,
+        group=_LATER_GROUP,
+    )
+    (waiting.directory / "file").write_text("edited")
+    waiting.finish("on the volume")
+    assert _owner_and_mode(waiting.directory / "file") == (_SVC, _LATER_GROUP, 0o640)
+    assert (waiting.directory / "file").read_text() == "edited"
+
+
 def test_a_directory_that_the_killed_run_gave_away_is_not_roots_alone(tmp_path: Path) -> None:
     def own(directory: Path) -> None:
         _make_key(0o600)(directory)
