@@ -37,7 +37,13 @@ from ipavolume.model.actions import (
     Save,
     SetMetadata,
 )
-from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, SET_ID_BITS, is_privileged
+from ipavolume.model.attributes import (
+    ACL_NAMES,
+    CAPABILITY_NAME,
+    SET_ID_BITS,
+    is_privileged,
+    translate_acl,
+)
 from ipavolume.model.files import (
     STATE_DIRECTORY,
     DiskState,
@@ -690,19 +696,20 @@ class Swap:
         It only can on a volume that was copied since. It has to belong to whom that belonged, and
         nobody but that account and root can have brought it, or it has the content that was, or is,
         shipped there. What others could rename to a path, a secret of root's or of a third one's,
-        is never given to its account. Of an account that only has another number now all is its own
-        still, wherever it is.
+        is never given to its account. Where only numbers change, in an ACL as well, nobody gets
+        anything, wherever it is.
         """
         before, planned = action.before, action.metadata
         owner = (now.st_uid, now.st_gid)
         # As a run that was killed leaves it: with another group.
         is_given = planned.uid == before.uid and owner == (planned.uid, planned.gid)
-        if not area.is_copied or not (is_given or owner == (before.uid, before.gid)):
+        is_its = owner == (before.uid, before.gid)
+        if not area.is_copied or not (is_given or is_its):
             return False
         is_file = before.type is FileType.FILE
         if is_file and now.st_nlink > before.nlink:
             return False
-        if action.rule == Rule.OWNER_TRANSLATION and before.uid != 0:
+        if action.rule == Rule.OWNER_TRANSLATION and is_its and self._is_same_acl(fd, planned):
             return True
         # A way back gives the account's directories its number of before first.
         is_back = action.rule == Rule.ROLLBACK and before.uid != 0
@@ -711,6 +718,19 @@ class Swap:
             return True
         content = action.content or self._contents.get(action.path, "")
         return is_file and content != "" and _digest(fd) == content
+
+    def _is_same_acl(self, fd: int, planned: Metadata) -> bool:
+        """Tell whether an inode has the ACL that is planned, but for numbers that change."""
+        found, wanted = (
+            {name: value for name, value in xattrs if name in ACL_NAMES}
+            for xattrs in (files.read_xattrs(fd), planned.xattrs)
+        )
+        if found.keys() != wanted.keys():
+            return False
+        return all(
+            wanted[name] in (value, translate_acl(value, *self._numbers))
+            for name, value in found.items()
+        )
 
     def _is_alone(self, area: Area, directory: str, whose: tuple[int, int]) -> bool:
         """Tell whether only root and an account can have brought what is in a directory.

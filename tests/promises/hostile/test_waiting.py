@@ -18,7 +18,7 @@ import pytest
 from support import tracing
 from support.command import clean_environment
 from support.images import Image, Packaged, build_rpm
-from support.upgrades import Site
+from support.upgrades import Site, acl, set_acl
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
@@ -343,6 +343,48 @@ def test_what_nobody_else_can_have_put_there_gets_its_new_number(
     assert "changed meanwhile" not in waiting.finish(where)
     for name in ("", "conf.d", "file", "own", "own/data"):
         assert (waiting.directory / name).stat().st_gid == _LATER_GROUP, name
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_is_roots_and_a_groups_gets_its_new_number_wherever_it_lies(
+    tmp_path: Path, where: str
+) -> None:
+    """Another group may have the old number now."""
+
+    def own(directory: Path) -> None:
+        (directory / "file").write_text("edited")
+        (directory / "data").write_text("of root and the group")
+        subprocess.run(["chown", f"0:{_SVC_GROUP}", directory / "data"], check=True)
+
+    files = [
+        _directory("/var/lib/app", _SHARED),
+        _file("%config(noreplace) %attr(0640,root,svc)"),
+    ]
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    waiting = _Waiting(tmp_path, files, [*files, more], own=own, group=_LATER_GROUP)
+    assert "changed meanwhile" not in waiting.finish(where)
+    for name in ("", "file", "data"):
+        assert (waiting.directory / name).stat().st_gid == _LATER_GROUP, name
+
+
+def test_an_acl_is_not_given_to_what_did_not_have_it_on_a_copy(tmp_path: Path) -> None:
+    """Two files of one account and group: the service may read the one, and renames the other."""
+
+    def own(directory: Path) -> None:
+        for name, reader in (("open", _SVC), ("private", _WEB)):
+            path = directory / name
+            path.write_bytes(_SECRET)
+            subprocess.run(["chown", f"{_WEB}:{_SVC_GROUP}", path], check=True)
+            path.chmod(0o600)
+            set_acl(path, f"u:{reader}:r")
+
+    files = [_directory("/var/lib/app", _SHARED)]
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    waiting = _Waiting(tmp_path, files, [*files, more], own=own, group=_LATER_GROUP)
+    waiting.as_service("mv", "private", "open")
+    said = waiting.finish("on a copy")
+    assert f"user:{_SVC}:r--" not in acl(waiting.directory / "open")
+    assert "changed meanwhile, left as it is: /data/var/lib/app/open\n" in said
 
 
 def test_the_number_that_was_planned_on_says_nothing_on_a_copy(tmp_path: Path) -> None:
