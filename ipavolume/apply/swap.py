@@ -655,9 +655,8 @@ class Swap:
         if before is None:
             return False
         is_copy = (now.st_dev, now.st_ino) in self._copies
-        if not (is_copy or area.is_copied):
-            return _is_same(before, now)
-        if not _is_same(replace(before, ino=now.st_ino), now):
+        is_other = before.ino != now.st_ino and not (is_copy or area.is_copied)
+        if is_other or not _is_same(replace(before, ino=now.st_ino), now):
             return False
         if is_copy or _is_inode(area, before, now) or before.type is not FileType.FILE:
             return True
@@ -675,7 +674,7 @@ class Swap:
 
     @functools.cached_property
     def _contents(self) -> Mapping[str, str]:
-        """SHA-256 as shipped before the run, by the paths of which it is asked on a copy."""
+        """SHA-256 as shipped before the run, by the paths of which it may be asked."""
         paths = {
             action.path
             for action in self._plan.actions
@@ -691,25 +690,29 @@ class Swap:
         return dict(self._shipped(paths))
 
     def _stands_for(self, area: Area, action: SetMetadata, fd: int, now: os.stat_result) -> bool:
-        """Tell whether another inode at a path stands for the one that was planned on.
+        """Tell whether what may be another inode at a path stands for the one that was planned on.
 
-        It only can on a volume that was copied since. It has to belong to whom that belonged, and
-        nobody but that account and root can have brought it, or it has the content that was, or is,
-        shipped there. What others could rename to a path, a secret of root's or of a third one's,
-        is never given to its account. Where only numbers change, in an ACL as well, nobody gets
-        anything, wherever it is.
+        On a volume that was copied since it has to belong to whom that belonged. Elsewhere it has
+        the same number, and was touched, or came after that was removed. In either case nobody but
+        that account and root can have brought it, or it has the content that was, or is, shipped
+        there. What others could rename to a path, a secret of root's or of a third one's, is never
+        given to its account. Where only numbers change, in an ACL as well, nobody gets anything,
+        wherever it is.
         """
         before, planned = action.before, action.metadata
         owner = (now.st_uid, now.st_gid)
-        # As a run that was killed leaves it: with another group.
-        is_given = planned.uid == before.uid and owner == (planned.uid, planned.gid)
-        is_its = owner == (before.uid, before.gid)
-        if not area.is_copied or not (is_given or is_its):
-            return False
+        is_its, is_given = owner == (before.uid, before.gid), owner == (planned.uid, planned.gid)
         is_file = before.type is FileType.FILE
-        if is_file and now.st_nlink > before.nlink:
+        if area.is_copied:
+            # As a run that was killed leaves it: with another group.
+            if not (is_its or (is_given and planned.uid == before.uid)):
+                return False
+            if is_file and now.st_nlink > before.nlink:
+                return False
+        elif before.ino != now.st_ino:
             return False
-        if action.rule == Rule.OWNER_TRANSLATION and is_its and self._is_same_acl(fd, planned):
+        is_number = action.rule == Rule.OWNER_TRANSLATION and (is_its or is_given)
+        if is_number and self._is_same_acl(fd, planned):
             return True
         # A way back gives the account's directories its number of before first.
         is_back = action.rule == Rule.ROLLBACK and before.uid != 0
@@ -862,9 +865,15 @@ def _digest(inode: int) -> str:
 
 
 def _is_inode(area: Area, before: DiskState, now: os.stat_result) -> bool:
-    """Tell whether the inode is the one that was planned on; on a copy numbers are given anew."""
+    """Tell whether the inode is the one that was planned on, and nobody has touched it.
+
+    A number is given anew: on a copy to whatever comes, elsewhere to what is made after a file was
+    removed. A directory has changed wherever something was put into it.
+    """
     is_it = before.ino == now.st_ino
-    return is_it and (not area.is_copied or before.ctime_ns == now.st_ctime_ns)
+    if before.type is FileType.DIRECTORY and not area.is_copied:
+        return is_it
+    return is_it and before.ctime_ns == now.st_ctime_ns
 
 
 def _is_same(before: DiskState, now: os.stat_result) -> bool:

@@ -17,6 +17,7 @@ from typing import Final
 import pytest
 from support import tracing
 from support.command import clean_environment
+from support.filesystems import Filesystems
 from support.images import Image, Packaged, build_rpm
 from support.upgrades import Site, acl, set_acl
 
@@ -365,6 +366,68 @@ def test_what_is_roots_and_a_groups_gets_its_new_number_wherever_it_lies(
     assert "changed meanwhile" not in waiting.finish(where)
     for name in ("", "file", "data"):
         assert (waiting.directory / name).stat().st_gid == _LATER_GROUP, name
+
+
+def _have_its_number_next(path: Path) -> None:
+    """Have what is made next get the number of what is at *path*, once that is removed.
+
+    File systems give the lowest number that is free, as ext4 does: all below are taken here.
+    """
+    for number in range(4096):
+        other = path.with_name(f"other-{number}")
+        other.touch()
+        if other.stat().st_ino > path.stat().st_ino:
+            return
+    raise AssertionError(path)
+
+
+@pytest.mark.parametrize("owner", [0, _SVC_GROUP])
+def test_a_file_of_roots_with_the_number_of_one_that_a_service_removed_is_not_given_to_it(
+    filesystem: Filesystems, owner: int
+) -> None:
+    waiting = _Waiting(
+        filesystem("ext4", 600),
+        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
+        [_directory("/var/lib/app", _SHARED), _file(_SERVICES_OWN)],
+        own=lambda _: None,
+    )
+    file = waiting.directory / "file"
+    planned = file.stat().st_ino
+    _have_its_number_next(file)
+    waiting.as_service("rm", "-f", "file")
+    _make_key(0o600)(waiting.directory)
+    subprocess.run(["chown", f"0:{owner}", waiting.directory / "key"], check=True)
+    waiting.as_service("mv", "key", "file")
+    assert file.stat().st_ino == planned
+    said = waiting.finish("on the volume")
+    assert _owner_and_mode(file) == (0, owner, 0o600)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+def test_what_has_the_number_as_well_of_what_was_replaced_is_not_lost(
+    filesystem: Filesystems,
+) -> None:
+    """Written anew twice, as ``rsync -t`` does: the second has the number of the first."""
+    waiting = _Waiting(
+        filesystem("ext4", 600),
+        [_directory("/var/lib/app", ""), _file("%config")],
+        [_directory("/var/lib/app", ""), _file("%config", "another")],
+        own=lambda _: None,
+    )
+    file = waiting.directory / "file"
+    was = file.stat()
+    _have_its_number_next(file)
+    for content in (b"my first", b"my own!"):
+        new = file.with_name("new")
+        new.write_bytes(content[: was.st_size])
+        shutil.copystat(file, new)
+        new.rename(file)
+    now = file.stat()
+    assert (now.st_ino, now.st_size, now.st_mtime_ns) == (
+        was.st_ino, was.st_size, was.st_mtime_ns,
+    )  # fmt: skip
+    waiting.finish("on the volume")
+    assert b"my own!" in [one.read_bytes() for one in waiting.directory.iterdir()]
 
 
 def test_an_acl_is_not_given_to_what_did_not_have_it_on_a_copy(tmp_path: Path) -> None:
