@@ -656,7 +656,9 @@ class _Run:
 
     def _before(self, paths: Collection[str]) -> list[list[str]]:
         """Return what was shipped at *paths* before this run."""
-        return shipped(self._first.volume, paths) if self._primary.baseline is not None else []
+        if self._primary.baseline is None:
+            return []
+        return shipped(self._first.volume, paths, links=True)
 
     def _expect_verification(self) -> None:
         """Have recorded, before the id, whether what the run came to is to be verified."""

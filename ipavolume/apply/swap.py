@@ -92,7 +92,7 @@ class Swap:
             notes: Where is noted what was found changed since the plan, and where that went.
             installed: Told of every file that this process put in place.
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
-            shipped: Tells what was shipped at paths before the run, as
+            shipped: Tells what was shipped at paths before the run, links among it, as
                 :func:`ipavolume.volume.index.shipped` does.
         """
         self._plan = plan
@@ -658,10 +658,14 @@ class Swap:
         is_other = before.ino != now.st_ino and not (is_copy or area.is_copied)
         if is_other or not _is_same(replace(before, ino=now.st_ino), now):
             return False
-        if is_copy or _is_inode(area, before, now) or before.type is not FileType.FILE:
+        if is_copy or _is_inode(area, before, now):
             return True
-        # Size and time can be those of another file, where somebody has copied them with it.
+        # Size and time can be those of another one, where somebody has copied them with it.
         if isinstance(action, Install) and action.save_to:
+            return True
+        if before.type is FileType.SYMLINK:
+            return files.target(directory, name) == self._contents.get(action.path)
+        if before.type is not FileType.FILE:
             return True
         fd = files.open_regular(directory, name)
         if fd is None:
@@ -674,7 +678,7 @@ class Swap:
 
     @functools.cached_property
     def _contents(self) -> Mapping[str, str]:
-        """SHA-256 as shipped before the run, by the paths of which it may be asked."""
+        """SHA-256, or target, as shipped before the run, by the paths of which it may be asked."""
         paths = {
             action.path
             for action in self._plan.actions

@@ -103,10 +103,15 @@ def opened_baseline(volume: Volume) -> Iterator[Applied]:
         yield Applied(header=header, lines=lines)
 
 
-def shipped(volume: Volume, paths: Collection[str]) -> list[list[str]]:
+def shipped(volume: Volume, paths: Collection[str], *, links: bool = False) -> list[list[str]]:
     """Return those of *paths* that are files of the baseline, and their SHA-256 as shipped.
 
     The content of a config file is kept under that digest among the pristine ones.
+
+    Args:
+        volume: The primary volume.
+        paths: The paths.
+        links: Also those that are symbolic links, and their targets.
 
     Raises:
         UnsafeVolumeError: If the baseline is missing, cut short or was altered.
@@ -120,7 +125,8 @@ def shipped(volume: Volume, paths: Collection[str]) -> list[list[str]]:
             for line in manifest.read_lines(stream)
             if manifest.path_of(line) in paths
         ]
-    return [[one.path, one.content] for one in records if one.type is FileType.FILE]
+    types = (FileType.FILE, FileType.SYMLINK) if links else (FileType.FILE,)
+    return [[one.path, one.content] for one in records if one.type in types]
 
 
 def read_index(volume: Volume, baseline: ImageHeader) -> bytes:

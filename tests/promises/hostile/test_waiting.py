@@ -322,6 +322,32 @@ def test_what_has_the_size_and_the_time_of_what_was_replaced_is_not_lost(
 
 
 @pytest.mark.parametrize("where", _PLACES)
+def test_a_link_that_is_as_long_and_as_old_as_what_was_replaced_is_not_lost(
+    tmp_path: Path, where: str
+) -> None:
+    def link(name: str, target: str) -> Packaged:
+        return Packaged(path=f"/var/lib/app/{name}", target=target)
+
+    directory = _directory("/var/lib/app", "")
+    waiting = _Waiting(
+        tmp_path,
+        [directory, link("zone", "Europe/Rome"), link("gone", "Europe/Oslo")],
+        [directory, link("zone", "Europe/Bern")],
+        own=lambda _: None,
+    )
+    mine = {"zone": "Europe/Riga", "gone": "Europe/Kiev"}
+    for name, target in mine.items():
+        path = waiting.directory / name
+        new = path.with_name("new")
+        new.symlink_to(target)
+        shutil.copystat(path, new, follow_symlinks=False)
+        new.rename(path)
+    waiting.finish(where)
+    found = [str(path.readlink()) for path in waiting.volume.rglob("*") if path.is_symlink()]
+    assert all(target in found for target in mine.values())
+
+
+@pytest.mark.parametrize("where", _PLACES)
 def test_what_nobody_else_can_have_put_there_gets_its_new_number(
     tmp_path: Path, where: str
 ) -> None:
