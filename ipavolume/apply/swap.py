@@ -113,7 +113,7 @@ class Swap:
         }
         self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
         self._copies: set[tuple[int, int]] = set()
-        self._alone: dict[tuple[str, int, int], bool] = {}
+        self._alone: dict[tuple[str, int], bool] = {}
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
 
@@ -718,10 +718,7 @@ class Swap:
         is_number = action.rule == Rule.OWNER_TRANSLATION and (is_its or is_given)
         if is_number and self._is_same_acl(fd, planned):
             return True
-        # A way back gives the account's directories its number of before first.
-        is_back = action.rule == Rule.ROLLBACK and before.uid != 0
-        whose = (before.uid, planned.uid if is_back else before.uid)
-        if self._is_alone(area, action.path.rpartition("/")[0], whose):
+        if self._is_alone(area, action.path.rpartition("/")[0], before.uid):
             return True
         content = action.content or self._contents.get(action.path, "")
         return is_file and content != "" and _digest(fd) == content
@@ -739,24 +736,23 @@ class Swap:
             for name, value in found.items()
         )
 
-    def _is_alone(self, area: Area, directory: str, whose: tuple[int, int]) -> bool:
+    def _is_alone(self, area: Area, directory: str, uid: int) -> bool:
         """Tell whether only root and an account can have brought what is in a directory.
 
         Every directory from the mount down to it belongs to one of them, who alone may write to it,
-        and did when the plan was made: the number of the account then, and the one it may have now.
+        and did when the plan was made.
         """
-        known = self._alone.get((directory, *whose))
+        known = self._alone.get((directory, uid))
         if known is None:
             with Tree({area.volume.mount: area.volume.fd}) as tree:
                 st = tree.stat(directory)
             known = st is not None
             if st is not None:
                 owner, mode = self._directories.get(directory, (st.st_uid, 0))
-                known = owner in (0, whose[0]) and st.st_uid in (0, *whose)
-                known = known and not (st.st_mode | mode) & 0o022
+                known = {owner, st.st_uid} <= {0, uid} and not (st.st_mode | mode) & 0o022
             if known and directory != area.volume.mount:
-                known = self._is_alone(area, directory.rpartition("/")[0], whose)
-            self._alone[(directory, *whose)] = known
+                known = self._is_alone(area, directory.rpartition("/")[0], uid)
+            self._alone[(directory, uid)] = known
         return known
 
     @functools.cached_property

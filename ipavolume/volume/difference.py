@@ -190,9 +190,11 @@ def differences(
     apart: Collection[str] = (),
     is_left_out: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[Difference]:
-    """Yield what is different: a directory of the snapshot before what is in it.
+    """Yield what is different: a directory that is not there any more before what was in it.
 
-    A directory that came since, and that has to be emptied one by one, comes after what is in it.
+    One that came since, and that has to be emptied one by one, comes after what is in it. So does
+    one that is to have another owner or mode: who is given it can put nothing there until all in it
+    is what it was.
     A file is what it was where it is still the one that was put into the snapshot, untouched, and
     otherwise where its bytes are. Sockets and devices are in no snapshot, and stay; so does our own
     state.
@@ -305,7 +307,7 @@ class _Walk:
                 self._descend(path, todo)
             return
         if was_directory:
-            yield from self._metadata_of(path, then, now)
+            todo += self._metadata_of(path, then, now)
             self._descend(path, todo)
         elif then.type is not FileType.OTHER:
             yield from self._file(path, then, now)

@@ -42,8 +42,8 @@ def _file(words: str, content: str = "shipped") -> Packaged:
     return Packaged(path="/var/lib/app/file", words=words, content=content)
 
 
-class _Waiting:
-    """A volume of image one, on which an upgrade to image two was killed right after its mark."""
+class _Volume:
+    """A volume of image one, and image two."""
 
     def __init__(
         self,
@@ -51,30 +51,36 @@ class _Waiting:
         before: list[Packaged],
         after: list[Packaged],
         *,
-        own: Callable[[Path], None],
+        own: Callable[[Path], None] = lambda _: None,
         group: int = _SVC_GROUP,
     ) -> None:
-        """Kill it; *own* makes what is root's own before that."""
+        """Make it; *own* makes what is root's own."""
         self._site = Site(top=top)
-        one = self._image("1", before, group=_SVC_GROUP)
+        self._one = self._image("1", before, group=_SVC_GROUP)
         self._two = self._image("2", after, group=group)
         self.volume = self._site.volume()
-        self._site.upgrade(one)
-        own(self.volume / "var/lib/app")
-        copy = top / "copy"
+        self.directory = self.volume / "var/lib/app"
+        self._site.upgrade(self._one)
+        own(self.directory)
+
+    def upgrade(self) -> None:
+        """Bring it to image two, so that there is a way back."""
+        self._site.upgrade(self._two, env={"IPAVOLUME_SNAPSHOT": "always"})
+
+    def kill(self, word: str, is_last: Callable[[tracing.Call], bool]) -> None:
+        """Kill a command after the last change that it is to make."""
+        copy = self.volume.with_name("copy")
         subprocess.run(["cp", "-a", self.volume, copy], check=True)
-        command = [sys.executable, "-m", "ipavolume", "upgrade", *self._site.arguments(self._two)]
+        command = [sys.executable, "-m", "ipavolume", word, *self._site.arguments(self._two)]
         environment = clean_environment()
-        done, calls = tracing.trace(command, env=environment, log=top / "log")
+        log = self.volume.with_name("log")
+        done, calls = tracing.trace(command, env=environment, log=log)
         assert done.returncode == 0, done.stderr
         changes = [call for call in calls if tracing.is_change(call)]
-        marked = tracing.find(
-            changes, lambda call: '"staging"' in call.text and '"transaction"' in call.text
-        )
+        last = tracing.find(changes, is_last)
         shutil.rmtree(self.volume)
         copy.rename(self.volume)
-        tracing.killed(command, changes[marked + 1], env=environment)
-        self.directory = self.volume / "var/lib/app"
+        tracing.killed(command, changes[last + 1], env=environment)
 
     def _image(self, version: str, files: list[Packaged], *, group: int) -> Image:
         rpm = build_rpm(self._site.top, "app", files, version=version)
@@ -90,9 +96,21 @@ class _Waiting:
 
     def as_service(self, *words: str | Path) -> None:
         """Run a command as the service, in its directory."""
+        self._run(_SVC, _SVC_GROUP, *words)
+
+    def as_web(self, *words: str | Path) -> None:
+        """Run a command as the third account, there."""
+        self._run(_WEB, _WEB, *words)
+
+    def _run(self, user: int, group: int, *words: str | Path) -> None:
         subprocess.run(
-            words, cwd=self.directory, user=_SVC, group=_SVC_GROUP, extra_groups=[], check=True
+            words, cwd=self.directory, user=user, group=group, extra_groups=[], check=True
         )
+
+    def go_back(self) -> str:
+        """Have the next start, of image one, go back on a copy of the volume."""
+        self._copy("")
+        return self._site.run("upgrade", self._one).stdout
 
     def finish(self, where: str, *, of: str = "") -> str:
         """Have the next start finish it, on a copy of the volume, or a part, where *where* says so.
@@ -100,11 +118,31 @@ class _Waiting:
         What is not copied has the numbers of its inodes still.
         """
         if where == "on a copy":
-            copied, copy = self.volume / of, self.volume.with_name("copy")
-            subprocess.run(["cp", "-a", copied, copy], check=True)
-            shutil.rmtree(copied)
-            copy.rename(copied)
+            self._copy(of)
         return self._site.run("upgrade", self._two).stdout
+
+    def _copy(self, of: str) -> None:
+        copied, copy = self.volume / of, self.volume.with_name("copy")
+        subprocess.run(["cp", "-a", copied, copy], check=True)
+        shutil.rmtree(copied)
+        copy.rename(copied)
+
+
+class _Waiting(_Volume):
+    """A volume on which an upgrade to image two was killed right after its mark."""
+
+    def __init__(
+        self,
+        top: Path,
+        before: list[Packaged],
+        after: list[Packaged],
+        *,
+        own: Callable[[Path], None],
+        group: int = _SVC_GROUP,
+    ) -> None:
+        """Kill it; *own* makes what is root's own before that."""
+        super().__init__(top, before, after, own=own, group=group)
+        self.kill("upgrade", lambda call: '"staging"' in call.text and '"transaction"' in call.text)
 
 
 def _owner_and_mode(path: Path) -> tuple[int, int, int]:
@@ -229,6 +267,26 @@ def test_a_directory_that_the_killed_run_gave_away_is_not_roots_alone(tmp_path: 
     said = waiting.finish("on a copy")
     assert _owner_and_mode(waiting.directory / "file") == (0, _SVC_GROUP, 0o600)
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+def test_a_way_back_gives_a_directory_away_when_all_in_it_is_whose_it_was(tmp_path: Path) -> None:
+    """Killed right after that, nothing of the service's is there to be put in the file's place."""
+    webs = [_directory("/var/lib/app", "%attr(0755,web,web)"), _file("%attr(0600,web,web)")]
+    services = [_directory("/var/lib/app", "%attr(0755,svc,svc)"), _file("%attr(0600,svc,svc)")]
+    volume = _Volume(tmp_path, webs, services)
+    volume.upgrade()
+    _make_key(0o600)(volume.directory)
+    subprocess.run(["chown", f"{_SVC}:{_SVC_GROUP}", volume.directory / "key"], check=True)
+    volume.kill("rollback", lambda call: "chown" in call.name and "/lib/app>" in call.text)
+    assert volume.directory.stat().st_uid == _WEB
+    if (volume.directory / "key").exists():
+        volume.as_web("mv", "-f", "key", "file")
+    volume.go_back()
+    found = [path for path in volume.volume.rglob("*") if path.is_file()]
+    assert [_owner_and_mode(path) for path in found if path.read_bytes() == _SECRET] == [
+        (_SVC, _SVC_GROUP, 0o600)
+    ]
+    assert _owner_and_mode(volume.directory / "file") == (_WEB, _WEB, 0o600)
 
 
 def test_what_is_as_it_was_shipped_gets_its_owner_on_a_copy_wherever_it_lies(
