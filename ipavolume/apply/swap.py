@@ -564,12 +564,12 @@ class Swap:
             return True
         try:
             now = files.fstat(fd)
-            if files.type_of(now.st_mode) is not action.before.type:
-                return True
-            is_it = _is_inode(area, action.before, now)
-            if not is_it and not self._stands_for(area, action, fd, now):
+            is_it = files.type_of(now.st_mode) is action.before.type and (
+                _is_inode(area, action.before, now) or self._stands_for(area, action, fd, now)
+            )
+            if not is_it:
                 # Whose it was nobody can know. What is replaced as well is told then.
-                if action.path not in self._places and not _has(now, action.metadata):
+                if action.path not in self._places and not _has(now, action):
                     self._notes.add(action.path, "")
                 return True
             if meanwhile.is_changed(action.before, now, action.metadata):
@@ -821,10 +821,12 @@ def _not_more_privileged(metadata: Metadata, mode: int, xattrs: Xattrs) -> Metad
     )
 
 
-def _has(now: os.stat_result, metadata: Metadata) -> bool:
-    """Tell whether owner and mode are those of *metadata*, as those of a copy of ours are."""
+def _has(now: os.stat_result, action: SetMetadata) -> bool:
+    """Tell whether type, owner and mode are the planned ones, as those of a copy of ours are."""
+    new = action.metadata
     found = (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode))
-    return found == (metadata.uid, metadata.gid, metadata.mode)
+    is_type = files.type_of(now.st_mode) is action.before.type
+    return is_type and found == (new.uid, new.gid, new.mode)
 
 
 def _as_it_is_now(action: SetMetadata, now: os.stat_result, acls: Xattrs) -> SetMetadata:

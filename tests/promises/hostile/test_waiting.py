@@ -356,6 +356,21 @@ def test_what_a_service_writes_anew_is_its_own_still(tmp_path: Path, where: str)
 
 
 @pytest.mark.parametrize("where", _PLACES)
+def test_what_is_of_another_kind_stays_and_is_told(tmp_path: Path, where: str) -> None:
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _OWN), _file(_SERVICES_OWN)],
+        [_directory("/var/lib/app", _OWN), _file("%attr(0600,svc,svc)")],
+        own=lambda _: None,
+    )
+    waiting.as_service("rm", "file")
+    waiting.as_service("mkfifo", "-m", "600", "file")
+    said = waiting.finish(where)
+    assert waiting.directory.joinpath("file").is_fifo()
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+@pytest.mark.parametrize("where", _PLACES)
 def test_what_has_the_size_and_the_time_of_what_was_replaced_is_not_lost(
     tmp_path: Path, where: str
 ) -> None:
