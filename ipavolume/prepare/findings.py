@@ -52,6 +52,7 @@ class Code(enum.StrEnum):
     RUNTIME_LISTED = "runtime-listed"
     SAME_VERSION = "same-version"
     SHIPPED_DATABASE = "shipped-database"
+    SHIPPED_SECRET = "shipped-secret"  # noqa: S105 - the word for one
     SINGLE_FILE = "single-file"
     SNAPSHOT_NOT_SURE = "snapshot-not-sure"
     SPECIAL_FILE = "special-file"
@@ -184,6 +185,16 @@ MEANINGS: Final[dict[Code, str]] = {
         "image's database has are put among them (MariaDB's undo logs, the mark that it was "
         "upgraded), which damages it. Remove its content when the image is built, and have the "
         "first run make it ([first-run]). A volume that is there keeps its own."
+    ),
+    Code.SHIPPED_SECRET: (
+        "A listed path holds a key, or the id of a machine, that was made while the image was "
+        "built, as packages do when they are installed. Each volume begins with the same one, "
+        "which everybody has who has the image. Remove it before prepare (empty a file that is "
+        "listed itself), and have each volume get its own, by an upgrade step or the first run: "
+        "ipavolume manual build has an example. What systemd copies to an empty /etc/machine-id "
+        "counts without being listed: make /var/lib/dbus/machine-id a link to that. A volume that "
+        "is there keeps what it has. A key that is meant for every volume is named in [files] "
+        "refresh, or in config of a [[package]], by its path without a wildcard."
     ),
     Code.SINGLE_FILE: (
         "Listed files whose directories are not listed. Each is a link in a directory of the "

@@ -43,6 +43,7 @@ from ipavolume.prepare import (
     programs,
     relatives,
     scriptlets,
+    secrets,
     systemd,
 )
 from ipavolume.prepare.declared import Owners
@@ -290,6 +291,17 @@ class _Run:
             relocation.locations,
             facts,
             refresh=self._config.files_refresh,
+            findings=found,
+        )
+        secrets.check(
+            tree,
+            placements,
+            relocation.locations,
+            facts,
+            meant=(
+                *self._config.files_refresh,
+                *(glob for one in self._config.packages for glob in one.config),
+            ),
             findings=found,
         )
         mentioned.check(tree, self._config, packages, findings=found)

@@ -1,0 +1,194 @@
+"""Secrets that were made while an image was built: which they are, and what a build says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.command import run_ipavolume
+from support.images import Image, Packaged, build_rpm, make_image, picture
+
+from ipavolume.prepare.findings import NOTES, UnfitImageError
+from ipavolume.prepare.secrets import secret_of
+
+LINE = "q" * 64
+"""Of a key; it is none."""
+
+
+def pem(kind: str, *headers: str) -> str:
+    return "\n".join([f"-----BEGIN {kind}-----", *headers, LINE, LINE, f"-----END {kind}-----", ""])
+
+
+KEY = pem("PRIVATE KEY")
+CERTIFICATE = pem("CERTIFICATE")
+BIND = 'key "rndc-key" {\n\talgorithm hmac-sha256;\n\tsecret "qqqqqqqqqqqq";\n};\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "secret"),
+    [
+        ("etc/ssh/ssh_host_rsa_key", pem("OPENSSH PRIVATE KEY"), "a private key"),
+        ("etc/pki/tls/private/localhost.key", KEY, "a private key"),
+        ("etc/pki/dovecot/dovecot.pem", CERTIFICATE + KEY, "a private key"),
+        ("var/lib/app/without-a-word", pem("EC PRIVATE KEY"), "a private key"),
+        ("key.pem", pem("EC PARAMETERS") + pem("EC PRIVATE KEY"), "a private key"),
+        ("key.pem", pem("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED", ""), "a private key"),
+        ("key.pem", KEY.replace("\n", "\r\n"), "a private key"),
+        ("secret.asc", pem("PGP PRIVATE KEY BLOCK", ""), "a private key"),
+        ("ta.key", pem("OpenVPN Static key V1"), "a private key"),
+        ("id", "PuTTY-User-Key-File-3: ssh-rsa\n", "a private key"),
+        ("private-keys-v1.d/1.key", "(21:protected-private-key(3:rsa", "a private key of GnuPG"),
+        ("private-keys-v1.d/1.key", "Key: (private-key (rsa", "a private key of GnuPG"),
+        ("etc/rndc.key", BIND, "a key of BIND"),
+        (
+            "Kexample.test.+008+12345.private",
+            "Private-key-format: v1.3\nAlgorithm: 8 (RSASHA256)\n",
+            "a private key of DNSSEC, or for signed updates",
+        ),
+        ("etc/krb5.keytab", "\5\2\0\0\0\1", "keys of Kerberos"),
+        ("var/kerberos/krb5kdc/.k5.EXAMPLE.TEST", "\5\2\0\0\0\1", "keys of Kerberos"),
+        ("etc/krb5kdc/stash", "\5\2\0\0\0\1", "keys of Kerberos"),
+        ("etc/machine-id", "0123456789abcdef" * 2 + "\n", "the id of a machine"),
+        ("var/lib/rabbitmq/.erlang.cookie", "QQQQ", "Erlang's cookie"),
+        ("var/lib/systemd/random-seed", "x", "a seed for random numbers"),
+        ("etc/dropbear/dropbear_rsa_host_key", "\0\0\0\7ssh-rsa", "a host key of Dropbear"),
+        ("cacert.p12", "\x30\x42", "keys in PKCS #12"),
+        # What is none: public halves, talk of keys, files that say that there is none yet.
+        ("etc/ssh/ssh_host_rsa_key.pub", "ssh-rsa qqqq root@build\n", ""),
+        ("server.pem", CERTIFICATE, ""),
+        ("server.pem", pem("PUBLIC KEY"), ""),
+        ("check", "grep -q -e '-----BEGIN PRIVATE KEY-----' server.pem\n", ""),
+        ("README", "Begin it with\n\n  -----BEGIN PRIVATE KEY-----\n\nand so on.\n", ""),
+        ("README", "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n", ""),
+        ("named.conf", BIND, ""),
+        ("rndc.key", "".join(f"# {line}\n" for line in BIND.splitlines()), ""),
+        ("etc/krb5.keytab", "\5\2", ""),
+        ("data", "\5\2\0\0\0\1", ""),
+        ("etc/machine-id", "uninitialized\n", ""),
+        ("etc/machine-id", "0" * 32 + "\n", ""),
+        ("etc/machine-id", "", ""),
+        ("var/lib/systemd/random-seed", "", ""),
+    ],
+)
+def test_a_secret_is_told_by_its_content_and_name(path: str, text: str, secret: str) -> None:
+    assert secret_of(path, text.encode("latin-1"), private=True) == secret
+
+
+def test_a_store_that_everybody_may_read_holds_certificates() -> None:
+    assert secret_of("etc/pki/java/cacerts.p12", b"\x30\x42", private=False) == ""
+
+
+# -- builds ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    package = build_rpm(
+        tmp_path,
+        "app",
+        [
+            Packaged(path="/etc/app", directory=True),
+            # For everybody to read, as keys of tests are; for the service; made by a scriptlet.
+            Packaged(path="/etc/app/example.key", content=KEY),
+            Packaged(path="/etc/app/same.key", words="%attr(0600,root,root)", content=KEY),
+            Packaged(path="/etc/app/made.key", words="%ghost", content=KEY),
+        ],
+    )
+    image = make_image(tmp_path / "root", [package])
+    image.write("/etc/app/made.key", KEY)
+    return image
+
+
+def named(image: Image) -> list[tuple[str, str]]:
+    return [(one.code, one.path) for one in image.prepare().findings if one.code not in NOTES]
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_secrets_that_were_made_while_the_image_was_built_are_named_before_they_are_moved(
+    image: Image,
+) -> None:
+    """Debian's ``openssh-server`` makes three: every server of that image would have the same."""
+    for kind in ("ecdsa", "ed25519", "rsa"):
+        image.write(f"/etc/ssh/ssh_host_{kind}_key", pem("OPENSSH PRIVATE KEY"), mode=0o600)
+        image.write(f"/etc/ssh/ssh_host_{kind}_key.pub", "ssh qqqq\n")
+    image.write("/etc/ssh/sshd_config", "Port 22\n", mode=0o600)
+    image.write("/var/lib/app/private/key-of-1", KEY, mode=0o640)
+    image.write("/var/lib/app/seed", KEY + "x" * (1 << 16), mode=0o600)
+    image.write("/var/lib/app/empty.key")
+    (image.root / "etc/ssl").mkdir()
+    (image.root / "etc/ssl/server.key").symlink_to("/etc/pki/server.key")
+    image.write("/etc/pki/server.key", KEY)
+    image.write("/etc/machine-id", "0123456789abcdef" * 2 + "\n")
+    image.write("/tmp/app/server.key", KEY)
+    image.write(
+        "/etc/ipavolume.toml",
+        '[[volume]]\nmount = "/data"\n'
+        '[[volume]]\nmount = "/scratch"\nlists = ["/etc/volume-scratch-list"]\nvolatile = true\n',
+    )
+    image.list("/etc/app/", "/etc/ssh/", "/etc/ssl/", "/etc/machine-id", "/var/lib/app/")
+    image.write("/etc/volume-scratch-list", "/tmp/app/\n")
+    before = picture(image.root)
+    with pytest.raises(UnfitImageError) as caught:
+        image.prepare(strict=True)
+    expected = [
+        ("shipped-secret", "/etc/app"),
+        ("shipped-secret", "/etc/machine-id"),
+        ("shipped-secret", "/etc/ssh"),
+        ("shipped-secret", "/var/lib/app/private/key-of-1"),
+    ]
+    assert [(one.code, one.path) for one in caught.value.refused] == expected
+    app, machine_id, ssh, _ = (one.message for one in caught.value.refused)
+    assert "'made.key', a private key; 'same.key', a private key" in app
+    assert "'ssh_host_ed25519_key', a private key" in ssh
+    assert "Empty it before prepare, and" in machine_id
+    assert picture(image.root) == before
+    # What they are is printed, never what is in them.
+    ended = run_ipavolume("prepare", "--root", str(image.root), "--json")
+    assert ended.stderr.count("[shipped-secret]") == ended.stdout.count('"shipped-secret"') == 4
+    assert LINE not in ended.stdout + ended.stderr
+    # A build on top of this one names them again, and where they are now.
+    again = [one for one in image.prepare().findings if one.code == "shipped-secret"]
+    assert [(one.code, one.path) for one in again] == expected
+    assert "'/data-template/etc/ssh'" in again[2].message
+    template = image.root / "data-template"
+    for path in ("etc/app/made.key", "etc/app/same.key", "var/lib/app/private/key-of-1"):
+        (template / path).unlink()
+    for key in (template / "etc/ssh").glob("ssh_host_*"):
+        key.unlink()
+    (template / "etc/machine-id").write_text("")
+    image.prepare(strict=True)
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_a_key_that_the_configuration_names_by_its_path_is_meant(image: Image) -> None:
+    image.write("/etc/lab/ca.key", KEY, mode=0o600)
+    image.write("/etc/lab/site.key", KEY, mode=0o600)
+    image.list("/etc/lab/")
+    configuration = '[files]\nrefresh = ["/etc/lab/ca.key", "/etc/*"]\n'
+    image.write("/etc/ipavolume.toml", configuration)
+    assert named(image) == [("shipped-secret", "/etc/lab/site.key")]
+    image.write(
+        "/etc/ipavolume.toml",
+        f'{configuration}[[package]]\nname = "lab"\nversion = "1"\n'
+        'config = ["/etc/lab/site.key"]\n',
+    )
+    assert named(image) == []
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize("listed", ["/etc/machine-id", "/etc/app/"])
+def test_the_id_that_systemd_takes_for_the_machines_is_named(image: Image, listed: str) -> None:
+    """Debian's ``dbus`` makes it; with /etc/machine-id emptied every volume got that one."""
+    (image.root / "etc/app/made.key").unlink()
+    (image.root / "etc/app/same.key").unlink()
+    image.write("/etc/machine-id", "")
+    made = image.write("/var/lib/dbus/machine-id", "0123456789abcdef" * 2 + "\n")
+    image.list(listed)
+    expected = [("shipped-secret", "/var/lib/dbus/machine-id")] * (listed == "/etc/machine-id")
+    assert named(image) == expected == named(image)
+    made.unlink()
+    made.symlink_to("/etc/machine-id")
+    assert named(image) == []
