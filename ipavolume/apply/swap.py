@@ -715,6 +715,9 @@ class Swap:
                 return False
         elif before.ino != now.st_ino:
             return False
+        elif is_given:
+            # So a run leaves it that was killed between owner and mode.
+            return True
         is_number = action.rule == Rule.OWNER_TRANSLATION and (is_its or is_given)
         if is_number and self._is_same_acl(fd, planned):
             return True

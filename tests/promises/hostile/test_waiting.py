@@ -107,9 +107,10 @@ class _Volume:
             words, cwd=self.directory, user=user, group=group, extra_groups=[], check=True
         )
 
-    def go_back(self) -> str:
-        """Have the next start, of image one, go back on a copy of the volume."""
-        self._copy("")
+    def go_back(self, where: str = "on a copy") -> str:
+        """Have the next start, of image one, go back, on a copy of the volume or on that itself."""
+        if where == "on a copy":
+            self._copy("")
         return self._site.run("upgrade", self._one).stdout
 
     def finish(self, where: str, *, of: str = "") -> str:
@@ -465,6 +466,21 @@ def test_what_is_roots_and_a_groups_gets_its_new_number_wherever_it_lies(
     assert "changed meanwhile" not in waiting.finish(where)
     for name in ("", "file", "data"):
         assert (waiting.directory / name).stat().st_gid == _LATER_GROUP, name
+
+
+def test_a_way_back_that_was_killed_between_owner_and_mode_sets_the_mode(tmp_path: Path) -> None:
+    """Others may write where it lies: that it is the one only its number says."""
+    volume = _Volume(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file("%attr(0600,svc,svc)")],
+        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
+    )
+    file = volume.directory / "file"
+    volume.upgrade()
+    volume.kill("rollback", lambda call: call.name == "fchownat" and "app/file" in call.text)
+    assert _owner_and_mode(file) == (_SVC, _SVC_GROUP, 0o640)
+    assert "changed meanwhile" not in volume.go_back("on the volume")
+    assert _owner_and_mode(file) == (_SVC, _SVC_GROUP, 0o600)
 
 
 def _have_its_number_next(path: Path) -> None:
