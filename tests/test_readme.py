@@ -6,6 +6,7 @@ import configparser
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ipavolume.config.model import Config
 from ipavolume.config.profiles import PROFILES, VOLATILE
 from ipavolume.config.reading import parse_config
 from ipavolume.context import OVERRIDES
+from ipavolume.prepare.globs import matches
 from ipavolume.prepare.systemd import TARGET, WRAPPER
 
 
@@ -209,6 +211,17 @@ def test_an_image_as_the_manual_shows_it_lives(
 
 @pytest.mark.root
 @pytest.mark.rpm
+def test_the_example_does_not_bring_back_a_site_that_was_switched_off_by_deleting_its_link() -> (
+    None
+):
+    """What config of a [[package]] matches comes back, as with rpm."""
+    path = PROJECT / "ipavolume/examples/services/rootfs/etc/ipavolume.toml"
+    globs = [glob for one in tomllib.loads(path.read_text())["package"] for glob in one["config"]]
+    for link in ("sites-enabled/default", "modules-enabled/50-mod-stream.conf"):
+        path_there = f"/data/etc/nginx/{link}"
+        assert [glob for glob in globs if matches(path_there, "/data", glob)] == []
+
+
 @pytest.mark.slow
 def test_the_demo_comes_to_its_end() -> None:
     done = subprocess.run(
