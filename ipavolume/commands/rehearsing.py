@@ -33,7 +33,7 @@ from ipavolume.errors import (
 )
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, files, signals, watching
-from ipavolume.model.progress import say_nothing
+from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
@@ -126,7 +126,7 @@ def start_rehearsal(options: Options, arguments: Sequence[str], shown: Shown, te
             arguments,
             shown,
             hold=False,
-            stay=lambda work, beginning: _stay(work, beginning, timer, tell),
+            stay=lambda work, beginning: _stay(work, beginning, timer, tell, shown.say),
         )
     if waits:
         message = "the first run waits for an answer, and the application is not started before it"
@@ -194,7 +194,7 @@ def _limit() -> float:
 # -- once the start hands over -----------------------------------------------------------
 
 
-def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
+def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell, say: Progress) -> None:
     """Leave what looks on; return in the process that is to be the application.
 
     Raises:
@@ -206,7 +206,8 @@ def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
             # Where it is not, systemd will not be the container's first process, either.
             is_first = os.getpid() == 1
             if not watching.fork():
-                _look_on(work, timer, tell, end=boot.end_container if is_first else watching.leave)
+                end = boot.end_container if is_first else watching.leave
+                _look_on(work, timer, tell, say, end=end)
             return
         application = watching.fork()
         if not application:
@@ -220,7 +221,7 @@ def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
         ) from err
     if not onlooker:
         os.close(says)
-        _look_on(work, timer, tell, end=watching.leave, heard=heard)
+        _look_on(work, timer, tell, say, end=watching.leave, heard=heard)
     work.lock.pause()
     signals.install()
     ended, status = watching.first_to_end((application, onlooker))
@@ -236,7 +237,13 @@ def _stay(work: Work, beginning: Beginning, timer: _Clock, tell: Tell) -> None:
 
 
 def _look_on(
-    work: Work, timer: _Clock, tell: Tell, *, end: Callable[[int], None], heard: int = -1
+    work: Work,
+    timer: _Clock,
+    tell: Tell,
+    say: Progress,
+    *,
+    end: Callable[[int], None],
+    heard: int = -1,
 ) -> NoReturn:
     """Look on until it is known how it goes, tell it, and end the container.
 
@@ -244,6 +251,7 @@ def _look_on(
         work: The volumes.
         timer: How long it may take.
         tell: Told what it came to.
+        say: Told what is waited for.
         end: Ends the container with a status.
         heard: Where the first process says that the application has ended; -1: it is systemd.
     """
@@ -253,7 +261,7 @@ def _look_on(
         work.lock.pause()
         try:
             with told_as(unforeseen):
-                came_to = _until_known(work.context, timer, heard)
+                came_to = _until_known(work.context, timer, heard, say)
         except IpaVolumeError as err:
             # Nobody else would say why the container ends.
             message = f"who looks on cannot go on: {err}"
@@ -266,13 +274,14 @@ def _look_on(
     raise AssertionError
 
 
-def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
+def _until_known(context: Context, timer: _Clock, heard: int, say: Progress) -> Rehearsed:
     watch = Watch.begin()
+    said, looked = "", False
     ready_since = failed_since = current_since = -1.0
     verify = context.image.config.verify
     while True:
         answer = waiting.asked(context, Probe.READY)
-        now = timer.passed_s
+        now, is_over = timer.passed_s, timer.is_over
         if verify is not None and current_since < 0:
             is_current = waiting.asked(context, Probe.STARTUP).exit_status == 0
             current_since = now if is_current else current_since
@@ -282,6 +291,11 @@ def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
                 return Rehearsed(ending=Ending.FINE, message=answer.text, seconds=round(now))
         else:
             ready_since = -1.0
+            # It may last as long as the rehearsal may. At the first look this start is not over.
+            if answer.text != said and (looked or is_over):
+                said = answer.text
+                say(said)
+        looked = True
         wrong = _failed_units(context.image)
         # What the online phase fails by it tells itself, and ends the container by.
         patience_s = _LEFT_S if answer.exit_status == EXIT_COMMAND_FAILED else _FAILED_S
@@ -290,7 +304,7 @@ def _until_known(context: Context, timer: _Clock, heard: int) -> Rehearsed:
         # The container itself would wait no longer: both are asked here at once.
         most_s = verify.ready_within_s + verify.timeout_s if verify is not None else 0
         is_late = ready_since < 0 <= current_since and now - current_since >= most_s
-        if timer.is_over or is_late or (has_failed and now - failed_since >= patience_s):
+        if is_over or is_late or (has_failed and now - failed_since >= patience_s):
             return failed(
                 f"not ready and verified within {most_s} s: {answer.text}"
                 if is_late

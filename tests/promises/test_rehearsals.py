@@ -169,6 +169,8 @@ def test_an_application_that_ends_or_is_not_ready_in_time_has_failed(
     done, _ = start_within(second, site, *words, begun="begun")
     assert (told(done)["rehearsal"], done.returncode) == ("failed", 13)
     assert "port 4" in told(done)["message"]
+    # Who looks on for an hour knows what for.
+    assert "not yet: nothing listens on TCP port 4\n" in done.stderr
 
 
 @pytest.mark.parametrize(
