@@ -55,6 +55,15 @@ def test_every_refusal_that_can_be_overridden_is_in_the_table() -> None:
     assert re.findall(r"^``([a-z-]+)``  ", table, re.MULTILINE) == sorted(OVERRIDES)
 
 
+@pytest.mark.parametrize("text", [README, MANUAL["upgrading"]], ids=["readme", "upgrading"])
+def test_the_name_of_a_volume_is_given_to_each_command_as_it_takes_one(text: str) -> None:
+    """The word that is behind ``docker run -v`` there is no directory."""
+    words = [" ".join(one.split()) for one in re.findall(r"``(ipavolume [^`]*)``", text)]
+    named = [one for one in words if re.match(r"ipavolume (check|rehearse) .*VOLUME", one)]
+    assert named
+    assert [one for one in named if "--volume-name VOLUME" not in one] == []
+
+
 def test_readme_lists_every_topic_and_no_other() -> None:
     table = chapter(README, "The manual")
     assert sorted(re.findall(r"^``([a-z-]+)``  ", table, re.MULTILINE)) == sorted(MANUAL)
