@@ -53,6 +53,13 @@ def note_refused(
         write_refused(volume, [*(one for one in known if one not in same), record])
 
 
+def until(volume: Volume, image: str, fingerprint: str) -> str:
+    """Return when *image*, which was gone back from, is tried again, to be told; "": now."""
+    now_s = clock.seconds()
+    due = [one.due_s(now_s) for one in read_refused(volume) if one.is_of(image, fingerprint)]
+    return next((clock.text_of(one) for one in due if one is not None), "")
+
+
 def note_tried(volume: Volume, image: str, fingerprint: str, run: str) -> None:
     """Record that *run* brought the volume to an image that was refused: it is no more.
 

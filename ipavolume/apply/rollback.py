@@ -829,8 +829,10 @@ class _WayBack:
             code, run = UNVERIFIED, record.snapshot
         refused.note_refused(volume, record.image, known, code, run, record.cause)
         image = named(record.image, {record.image: record.image_name})
+        until = refused.until(volume, record.image, known)
+        when = f"from {until} on" if until else "by the next start of it"
         self._speaker.say(
-            f"the image {image} is refused from now on; it is tried again when its time has come, "
+            f"the image {image} is refused from now on; it is tried again {when}, "
             f"and at once with IPAVOLUME_RETRY={run}"
         )
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from ipavolume.apply import unverified
+from ipavolume.apply import refused, unverified
 from ipavolume.apply.run import open_log
 from ipavolume.commands import running, waiting
 from ipavolume.commands.probe import Probe
@@ -202,12 +202,14 @@ def _moved_away(context: Context, run: str, wrong: str) -> IpaVolumeError:
         with contextlib.suppress(IpaVolumeError):
             outcome.conclude(volumes.primary, run, wrong)
     before = named(snapshot.from_build, image_names(volumes.primary))
+    header = context.image.header
+    until = refused.until(volumes.primary, header.build_id, header.fingerprint) or "its next start"
     return CommandFailedError(
         f"run {run} was not found to be right: {wrong}",
         code="unverified",
         state="the volume is of no image now, and the container ends",
         hint=f"Start the image {before} again: it goes back to the snapshot of run {snapshot.run}, "
-        "and keeps what was written since. This image is refused until its time has come, or it is "
+        f"and keeps what was written since. This image is refused until {until}, or it is "
         f"started with IPAVOLUME_RETRY={run}, and is asked again then.",
     )
 

@@ -137,8 +137,12 @@ def test_images_are_called_what_people_call_them(tmp_path: Path) -> None:
     assert "of the image app:1 (first): ipavolume rollback" in said
     undone = site.run("rollback", two)
     assert "is what app:1 (first) left\n" in undone.stdout
-    assert "the image app:2 (second) is refused from now on" in undone.stderr
-    assert "the image app:2 (second) is refused until" in site.run("check", one).stdout
+    now_on = "the image app:2 (second) is refused from now on; it is tried again from "
+    assert now_on in undone.stderr
+    # The time that check says as well, and the image itself when it is started.
+    until = undone.stderr.partition(now_on)[2].partition(" on, ")[0]
+    assert f"the image app:2 (second) is refused until {until}:" in site.run("check", one).stdout
+    assert f"tried again from {until} on" in site.run("upgrade", two, status=77).stderr
 
 
 def test_an_image_that_ships_the_same_is_told_what_makes_it_another(tmp_path: Path) -> None:

@@ -255,6 +255,8 @@ def test_what_is_not_right_is_taken_from_the_image_and_the_one_before_goes_back(
         said = _hear(container, "[unverified]")
         assert "nobody answers" in said
         assert why in said
+        if not why:
+            assert "This image is refused until 20" in _hear(container, "hint: ")
         if why:
             # It stays, as with "keep".
             container.send(signal.SIGTERM)
