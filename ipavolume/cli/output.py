@@ -347,7 +347,8 @@ def print_inspection(
     click.echo(
         f"{text.escape(found.volume)}: {click.style(str(found.state or 'unknown'), bold=True)}"
     )
-    click.echo(f"  {text.escape(found.reason)}")
+    if all(item.message != found.reason for item in found.findings):
+        click.echo(f"  {text.escape(found.reason)}")
     for item in found.findings:
         label = click.style(f"{item.severity}:", fg=_colour_of(item.severity))
         where = f"{text.escape(item.path)}: " if item.path else ""
