@@ -94,6 +94,7 @@ class Reader:
         allowed: Codes of refusals that are overridden already.
         options: What the command at hand takes of the options that hints name.
         typed: On hold: it is such a command, and so takes them itself.
+        leaves_online: What is online comes under the image's systemd, which no other container has.
     """
 
     place: Place
@@ -108,6 +109,7 @@ class Reader:
     allowed: Sequence[str] = ()
     options: frozenset[str] = frozenset(_VARIABLES)
     typed: bool = False
+    leaves_online: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +196,7 @@ def _reader() -> Reader:
             held=hold.is_on_hold(),
             allowed=allowed,
             options=options,
+            leaves_online=bool(mounts) and _leaves_online(root),
         )
     # As an argument, which of several may be any where they are looked at one by one; for
     # ``steps --try``; and ``rehearse`` calls what is no volume a directory.
@@ -226,6 +229,12 @@ def _mounts_of(root: str) -> tuple[str, ...]:
     with contextlib.suppress(IpaVolumeError, OSError):
         return places.mounts_of(root)
     return ()
+
+
+def _leaves_online(root: str) -> bool:
+    with contextlib.suppress(IpaVolumeError, OSError):
+        return places.leaves_online(root)
+    return False
 
 
 def place_of(
@@ -354,6 +363,9 @@ def _command(
     if words[0] == "running":
         # What is done once the application of that container is ready.
         return f"{within} {shlex.join(['ipavolume', *words])}"
+    if to.leaves_online and not (other or to.held) and words[0] == "upgrade":
+        # What has to run under systemd fails in a container that has none.
+        words = [*words, *(() if "--dry-run" in words else ("--phase", "offline"))]
     is_new = other or bool(lost)
     is_inside = is_new or (words[0] in _OF_THE_IMAGE and not to.root)
     if to.place is Place.HOST and not is_inside:

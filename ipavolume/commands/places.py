@@ -12,6 +12,7 @@ from ipavolume.context import parse_volume_options
 from ipavolume.errors import IpaVolumeError, UsageError
 from ipavolume.image.image import Image
 from ipavolume.linux import files
+from ipavolume.systemd import handover
 from ipavolume.volume import members
 from ipavolume.volume.facts import read_facts, read_identity
 from ipavolume.volume.failures import attempt
@@ -25,6 +26,13 @@ def mounts_of(root: str) -> tuple[str, ...]:
     """Return the mounts of the image below *root*, the primary one first."""
     with Image(root) as image:
         return tuple(volume.mount for volume in image.header.volumes if not volume.volatile)
+
+
+def leaves_online(root: str) -> bool:
+    """Tell whether a start of the image below *root* leaves the online phase to its systemd."""
+    with Image(root) as image:
+        config = image.config
+        return handover.is_systemd(config.start_exec, image.root, unit=config.online_unit)
 
 
 def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:

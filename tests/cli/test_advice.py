@@ -126,6 +126,17 @@ POD = Reader(place=Place.POD)
             "ipavolume upgrade --retry.",
         ),
         (
+            replace(CONTAINER, leaves_online=True),
+            "by ipavolume upgrade --retry. To look: ipavolume upgrade --dry-run.",
+            "by docker run --rm -v VOLUME:/data IMAGE ipavolume upgrade --retry --phase offline. "
+            "To look: docker run --rm -v VOLUME:/data IMAGE ipavolume upgrade --dry-run.",
+        ),
+        (
+            replace(CONTAINER, held=True, leaves_online=True),
+            "by ipavolume upgrade --retry.",
+            "by docker exec CONTAINER ipavolume upgrade --retry.",
+        ),
+        (
             replace(CONTAINER, held=True),
             "at once with IPAVOLUME_RETRY=first-run, or by ipavolume upgrade --retry.",
             "at once with a new container with -e IPAVOLUME_RETRY=first-run, or by docker exec "

@@ -22,8 +22,11 @@ from support.requirements import need_root
 from support.systemd import SYSTEMD, add_systemd, machine
 from support.upgrades import Site
 
+from ipavolume.apply.refused import note_refused
 from ipavolume.config.reading import parse_config
 from ipavolume.errors import ConfigurationError
+from ipavolume.volume.members import open_volume
+from ipavolume.volume.refused import UNDONE
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
 
@@ -231,6 +234,23 @@ def test_what_failed_often_is_waited_for_under_systemd_and_can_be_tried_there(st
         # Who is asked to end does not wait any longer.
         assert container.stop() == -signal.SIGINT
     assert (story.volume / "log").read_text() == "tried\n" * 3
+
+
+def test_tried_again_by_a_command_what_needs_systemd_is_left_to_the_start(story: Story) -> None:
+    story.populate()
+    volume = open_volume("/data", str(story.volume))
+    note_refused(volume, "two", "", UNDONE, "0002-two", "it failed")
+    os.close(volume.fd)
+    image = story.image(2, "test -d /run/systemd/system && touch /data/done")
+    refused = inside.run(image.root, story.volume, [*inside.IPAVOLUME, "start"])
+    assert refused.returncode == 77
+    words = ["upgrade", "--retry", "--phase", "offline"]
+    told = shlex.join(["docker", "run", "--rm", "-v", "VOLUME:/data", "IMAGE", "ipavolume", *words])
+    assert f"or by {told}." in refused.stderr
+    inside.run(image.root, story.volume, [*inside.IPAVOLUME, *words]).check_returncode()
+    with machine(image, story.volume) as container:
+        container.wait_for("step s5000_run_a_command: done")
+        assert (story.volume / "done").exists()
 
 
 def test_on_hold_the_application_waits_until_somebody_has_brought_the_volume_up(
