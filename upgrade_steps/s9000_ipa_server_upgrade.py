@@ -160,7 +160,11 @@ def _opened(volume: View, path: str, content: bytes) -> Iterator[StepAction]:
     if compat and ldif.value(COMPAT, "nsslapd-pluginenabled"):
         ldif.replace(COMPAT, "nsslapd-pluginenabled", compat)
     yield Write(
-        path=path, content=ldif.content(), reason="an interrupted upgrade left its ports closed"
+        path=path,
+        content=ldif.content(),
+        reason="an interrupted upgrade left its ports closed",
+        # With the closed ones back the server does not come up. Nothing else is changed here.
+        keep_copy=not (port and security),
     )
     if port and security:
         return

@@ -100,19 +100,20 @@ class RollbackView(View, Protocol):
 class Write:
     """Put a file with this content; its owner, mode and ACL stay where there is one.
 
-    What is replaced is kept in the volume's ``saved`` directory.
-
     Attributes:
         path: The file; its directory has to be there.
         content: All of it.
         reason: Why, in an administrator's words.
         mode: Permission bits of a new file.
+        keep_copy: Keep what is replaced in the volume's ``saved`` directory; not wanted where
+            nobody may have it back.
     """
 
     path: str
     content: bytes
     reason: str
     mode: int = 0o644
+    keep_copy: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,10 +199,10 @@ def _action_fault(action: StepAction) -> str:
                 or _content_fault(content)
                 or _mode_fault(mode)
                 or _text_fault("reason", reason)
+                or _keep_fault(action)
             )
-        case Remove(path=path, reason=reason, keep_copy=keep_copy):
-            kept = "" if isinstance(keep_copy, bool) else "keep_copy is neither True nor False"
-            return path_fault(path) or _text_fault("reason", reason) or kept
+        case Remove(path=path, reason=reason):
+            return path_fault(path) or _text_fault("reason", reason) or _keep_fault(action)
         case MakeLink(path=path, target=target, reason=reason):
             odd = "" if _is_encodable(target) else f"target {target!r} is in no encoding"
             return (
@@ -263,6 +263,12 @@ def _mode_fault(mode: object) -> str:
     if not isinstance(mode, int) or isinstance(mode, bool) or mode & ~0o777:
         return f"mode {mode!r} is no permission bits"
     return ""
+
+
+def _keep_fault(action: Write | Remove) -> str:
+    # A step is no typed code, and what it gives may be no truth value.
+    keep: object = action.keep_copy
+    return "" if isinstance(keep, bool) else "keep_copy is neither True nor False"
 
 
 def _command_fault(command: Command) -> str:

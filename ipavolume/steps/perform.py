@@ -209,7 +209,7 @@ class _Performance:
                 metadata = replace(found, mode=found.mode & ~SET_ID_BITS)
             with opened_state(self._volume) as made:
                 files.write_complete(made, IN_THE_MAKING, action.content, metadata)
-                return self._replace(made, directory, name, fd, st)
+                return self._replace(made, directory, name, fd, st, keep=action.keep_copy)
 
     def _link(self, action: MakeLink, directory: int, name: str) -> str | None:
         with self._held(directory, name) as (fd, st):
@@ -276,10 +276,17 @@ class _Performance:
             os.close(fd)
 
     def _replace(
-        self, made: int, directory: int, name: str, held: int | None, st: os.stat_result | None
+        self,
+        made: int,
+        directory: int,
+        name: str,
+        held: int | None,
+        st: os.stat_result | None,
+        *,
+        keep: bool = True,
     ) -> str | None:
         """Put what is in the making in its place; what is there gets another name before."""
-        saved = None if held is None else self._saving.keep(held)
+        saved = self._saving.keep(held) if keep and held is not None else None
         root = self._volume.fd
         crossing.move(made, IN_THE_MAKING, directory, name, replace=True, root=root, expected=st)
         files.sync(directory)

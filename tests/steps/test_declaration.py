@@ -220,7 +220,7 @@ def test_two_steps_with_one_number_are_a_fault(tmp_path: Path) -> None:
                 imports="from ipavolume.steps import Write as W",
                 body="def plan(a, b):\n    return [W(path='/a', contents=b'', reason='r')]\n",
             ),
-            "W: has no contents; it takes path, content, reason, mode",
+            "W: has no contents; it takes path, content, reason, mode, keep_copy",
         ),
         (
             step_text(
@@ -583,6 +583,7 @@ def test_a_step_may_have_dataclasses_and_functions_of_its_own(tmp_path: Path) ->
         ("[Write(path='/etc/a', content=bytes((16 << 20) + 1), reason='r')]", "is larger than"),
         ("[Write(path='/etc/a', content=b'', reason='r', mode=0o4755)]", "mode 2541"),
         ("[Write(path='/etc/a', content=b'', reason='r', mode='x')]", "mode 'x'"),
+        ("[Write(path='/etc/a', content=b'', reason='r', keep_copy=2)]", "keep_copy"),
         ("[MakeLink(path='/etc/a', target='', reason='r')]", "target '' is not a text"),
         ("[MakeLink(path='/etc/a', target='a\\0', reason='r')]", "is not a text"),
         ("[MakeLink(path='/etc/a', target='\\ud800', reason='r')]", "in no encoding"),

@@ -41,9 +41,11 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def write(path: str, content: bytes = b"new\n", *, mode: int = 0o644) -> Write:
+def write(
+    path: str, content: bytes = b"new\n", *, mode: int = 0o644, keep_copy: bool = True
+) -> Write:
     """Return the action that puts a file."""
-    return Write(path=path, content=content, reason="test", mode=mode)
+    return Write(path=path, content=content, reason="test", mode=mode, keep_copy=keep_copy)
 
 
 def remove(path: str, *, keep_copy: bool = True) -> Remove:
@@ -120,6 +122,14 @@ def test_a_link_in_the_place_of_a_file_is_saved_and_not_followed(scene: Scene) -
     assert file.read_bytes() == b"new\n"
     assert other.read_bytes() == b"other\n"
     assert os.readlink(scene.saved("etc/app/conf")) == "other"
+
+
+def test_what_a_file_replaces_is_saved_unless_nobody_may_have_it_back(scene: Scene) -> None:
+    conf = scene.put("etc/app/conf", "old\n", mode=0o640)
+    assert scene.perform(write("/etc/app/conf", keep_copy=False)) == [None]
+    assert conf.read_bytes() == b"new\n"
+    assert stat.S_IMODE(conf.stat().st_mode) == 0o640
+    assert ours(scene) == set()
 
 
 def test_a_removed_file_is_saved_unless_it_is_a_cache(scene: Scene) -> None:
@@ -397,6 +407,7 @@ SWEPT: Final[dict[str, Write | Remove | MakeLink]] = {
     "replace": write("/etc/app/conf", b"new\n" * 5000),
     "replace a link": write("/etc/app/link", b"new\n"),
     "replace once more": write("/etc/app/again", b"new\n"),
+    "replace for good": write("/etc/app/conf", b"new\n", keep_copy=False),
     "link": link("/etc/app/unit"),
     "replace by a link": link("/etc/app/link"),
     "remove": remove("/etc/app/conf"),
@@ -469,7 +480,7 @@ def test_killed_at_any_change_an_action_is_done_or_not_and_done_again_it_is_done
     assert after != before
     points = [call for call in calls if tracing.is_change(call)]
     assert points
-    keeps = not isinstance(action, Remove) or action.keep_copy
+    keeps = isinstance(action, MakeLink) or action.keep_copy
     for call in points:
         fill(scene)
         tracing.killed(command, call, env=env)

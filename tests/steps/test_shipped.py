@@ -806,6 +806,8 @@ def test_ports_that_an_interrupted_upgrade_left_closed_are_opened_before_the_nex
     assert file.stat().st_mode & 0o7777 == 0o600
     warnings = [action.code for action in actions if isinstance(action, Warn)]
     assert warnings == (["listeners-guessed"] if warned else [])
+    # What is to be settled afterwards has "yours comes back", which would close them again.
+    assert bool(list(scene.volume().glob(".ipavolume/saved/**/dse.ldif"))) == warned
     assert isinstance(actions[-1], Command)
     assert actions[-1].words == ("ipa-server-upgrade",)
 
