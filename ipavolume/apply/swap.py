@@ -113,6 +113,8 @@ class Swap:
         }
         self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
         self._copies: set[tuple[int, int]] = set()
+        # When this process changed what has further names, which may be in the plan as well.
+        self._changed: dict[tuple[int, int], int] = {}
         self._alone: dict[tuple[str, int], bool] = {}
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
@@ -564,8 +566,9 @@ class Swap:
             return True
         try:
             now = files.fstat(fd)
+            is_untouched = self._is_inode(area, action.before, now)
             is_it = files.type_of(now.st_mode) is action.before.type and (
-                _is_inode(area, action.before, now) or self._stands_for(area, action, fd, now)
+                is_untouched or self._stands_for(area, action, fd, now)
             )
             if not is_it:
                 # Whose it was nobody can know. What is replaced as well is told then.
@@ -595,6 +598,8 @@ class Swap:
                 files.set_metadata(fd, new, acls=True)
                 if action.rule == Rule.ROLLBACK:
                     files.remove_user_xattrs(fd, new.xattrs)
+            if is_untouched and now.st_nlink > 1:
+                self._changed[(now.st_dev, now.st_ino)] = files.fstat(fd).st_ctime_ns
             return True
         finally:
             os.close(fd)
@@ -658,7 +663,7 @@ class Swap:
         is_other = before.ino != now.st_ino and not (is_copy or area.is_copied)
         if is_other or not _is_same(replace(before, ino=now.st_ino), now):
             return False
-        if is_copy or _is_inode(area, before, now):
+        if is_copy or self._is_inode(area, before, now):
             return True
         # Size and time can be those of another one, where somebody has copied them with it.
         if isinstance(action, Install) and action.save_to:
@@ -692,6 +697,20 @@ class Swap:
             )
         }
         return dict(self._shipped(paths))
+
+    def _is_inode(self, area: Area, before: DiskState, now: os.stat_result) -> bool:
+        """Tell whether it is the inode that was planned on, and nobody else has touched it.
+
+        A number is given anew: on a copy to whatever comes, elsewhere to what is made after a file
+        was removed. A directory has changed wherever something was put into it, and what has
+        further names wherever this run has changed one of those.
+        """
+        if before.ino != now.st_ino:
+            return False
+        if before.type is FileType.DIRECTORY and not area.is_copied:
+            return True
+        ours = self._changed.get((now.st_dev, now.st_ino))
+        return now.st_ctime_ns in (before.ctime_ns, ours)
 
     def _stands_for(self, area: Area, action: SetMetadata, fd: int, now: os.stat_result) -> bool:
         """Tell whether what may be another inode at a path stands for the one that was planned on.
@@ -867,18 +886,6 @@ def _digest(inode: int) -> str:
         return files.sha256(fd)
     finally:
         os.close(fd)
-
-
-def _is_inode(area: Area, before: DiskState, now: os.stat_result) -> bool:
-    """Tell whether the inode is the one that was planned on, and nobody has touched it.
-
-    A number is given anew: on a copy to whatever comes, elsewhere to what is made after a file was
-    removed. A directory has changed wherever something was put into it.
-    """
-    is_it = before.ino == now.st_ino
-    if before.type is FileType.DIRECTORY and not area.is_copied:
-        return is_it
-    return is_it and before.ctime_ns == now.st_ctime_ns
 
 
 def _is_same(before: DiskState, now: os.stat_result) -> bool:

@@ -440,6 +440,57 @@ def test_two_entries_of_an_acl_that_become_one_give_what_both_gave(
     assert [line for line in acl(state) if ":3" in line] == ["user:321:r--"]
 
 
+def test_a_file_with_a_further_name_on_the_volume_gets_what_it_would_get_without(
+    site: Site, tmp_path: Path
+) -> None:
+    """An administrator's backup of hard links, which follow their account, too."""
+    images = []
+    for version, number, mode in (("1", 301, "0640"), ("2", 302, "0600")):
+        files = [
+            Packaged(path="/etc/app", directory=True, words="%attr(0750,alpha,alpha)"),
+            Packaged(
+                path="/etc/app/kept",
+                words=f"%config(noreplace) %attr({mode},alpha,alpha)",
+                content="same",
+            ),
+            Packaged(
+                path="/etc/app/replaced",
+                words="%config %attr(0640,alpha,alpha)",
+                content=f"version {version}",
+            ),
+        ]
+        package = build_rpm(tmp_path, "app", files, version=version)
+        accounts = {"alpha": number}
+        images.append(
+            site.image(
+                f"v{version}",
+                [package],
+                lists={"/data": ["/etc/app/"]},
+                passwd=_passwd(accounts),
+                group=_group(accounts),
+            )
+        )
+    site.upgrade(images[0])
+    app, backup = site.volume() / "etc/app", site.volume() / "backup"
+    backup.mkdir()
+    for name in ("kept", "replaced"):
+        (app / name).write_text("edited")
+        (backup / name).hardlink_to(app / name)
+    # As an earlier run left it.
+    (app / "replaced.rpmsave").write_text("edited")
+    _own(app / "replaced.rpmsave", 301, 301, 0o640)
+    site.upgrade(images[1])
+    assert {path.name: owner(path) for path in app.iterdir()} == {
+        "kept": (302, 302, 0o600),
+        "replaced": (302, 302, 0o640),
+        "replaced.rpmsave": (302, 302, 0o640),
+    }
+    assert {path.name: owner(path) for path in backup.iterdir()} == {
+        "kept": (302, 302, 0o640),
+        "replaced": (302, 302, 0o640),
+    }
+
+
 @pytest.mark.filesystem
 @pytest.mark.parametrize("edited", [True, False])
 def test_what_was_translated_on_a_copy_and_saved_is_not_saved_again_after_a_failure(
