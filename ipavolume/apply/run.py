@@ -57,6 +57,7 @@ from ipavolume.model.tasks import (
     pending,
 )
 from ipavolume.model.values import dataclass
+from ipavolume.plan.accounts import translation
 from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, draft_fill, inherited, learned_of, recorded_of
 from ipavolume.plan.verdict import State
@@ -497,6 +498,7 @@ class _Run:
             installed=installed,
             check_lock=self._context.volumes.check_lock,
             shipped=self._before,
+            renumbered=self._renumbered(),
         )
         swap.run(self._speaker.say)
         is_indexed = bool(entries) and _write_index(self._first, entries)
@@ -589,9 +591,7 @@ class _Run:
         self._context.volumes.check_lock()
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, COMMITTING)
-        target = self._context.image.header
-        if target.build_id != self._transaction.to_build and self._primary.target is not None:
-            target = self._primary.target
+        target = self._target()
         identities = [
             _identity(
                 self._facts[mount],
@@ -659,6 +659,21 @@ class _Run:
         if self._primary.baseline is None:
             return []
         return shipped(self._first.volume, paths, links=True)
+
+    def _target(self) -> ImageHeader:
+        """Return what is known of the image that the run goes to: a rebuild may go on with it."""
+        target = self._context.image.header
+        if target.build_id != self._transaction.to_build and self._primary.target is not None:
+            target = self._primary.target
+        return target
+
+    def _renumbered(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
+        """Return the new numbers of users and groups by those of before."""
+        before, now = self._primary.baseline, self._target().accounts
+        if before is None:
+            return {}, {}
+        was = before.accounts
+        return translation(was.users, now.users), translation(was.groups, now.groups)
 
     def _expect_verification(self) -> None:
         """Have recorded, before the id, whether what the run came to is to be verified."""

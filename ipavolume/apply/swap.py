@@ -83,6 +83,7 @@ class Swap:
         installed: Callable[[str, os.stat_result], None],
         check_lock: Callable[[], None],
         shipped: Callable[[Collection[str]], list[list[str]]] = _nothing,
+        renumbered: tuple[Mapping[int, int], Mapping[int, int]] | None = None,
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -94,6 +95,8 @@ class Swap:
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
             shipped: Tells what was shipped at paths before the run, links among it, as
                 :func:`ipavolume.volume.index.shipped` does.
+            renumbered: New numbers of users and groups by the old ones; ``None``: those that the
+                plan has. It has none of an account whose only file is replaced.
         """
         self._plan = plan
         self._areas = areas
@@ -101,6 +104,7 @@ class Swap:
         self._installed = installed
         self._check_lock = check_lock
         self._shipped = shipped
+        self._renumbered = renumbered
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
@@ -344,7 +348,9 @@ class Swap:
 
     @functools.cached_property
     def _numbers(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
-        """New numbers of users and groups by the old ones, as far as the plan has them."""
+        """New numbers of users and groups by the old ones."""
+        if self._renumbered is not None:
+            return self._renumbered
         followed = [
             (action.before, action.metadata)
             for action in self._plan.actions

@@ -236,12 +236,16 @@ def test_a_third_accounts_file_is_not_given_to_a_service_with_the_files_place(
     assert "changed meanwhile, left as it is: /data/var/lib/app/file; the image's is" in said
 
 
-def test_a_file_that_a_service_edits_and_that_stays_gets_its_new_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("around", [_OWN, "%attr(0755,root,root)"], ids=["services", "roots"])
+def test_a_file_that_a_service_edits_and_that_stays_gets_its_new_number(
+    tmp_path: Path, around: str
+) -> None:
+    """Also where it is all that the service has on the volume."""
     words = f"%config(noreplace) {_SERVICES_OWN}"
     waiting = _Waiting(
         tmp_path,
-        [_directory("/var/lib/app", _OWN), _file(words)],
-        [_directory("/var/lib/app", _OWN), _file(words, "another")],
+        [_directory("/var/lib/app", around), _file(words)],
+        [_directory("/var/lib/app", around), _file(words, "another")],
         own=lambda _: None,
         group=_LATER_GROUP,
     )
