@@ -317,11 +317,11 @@ class Swap:
                 return True
             match action.if_edited:
                 case IfEdited.KEPT:
-                    self._give_on(action, fd)
+                    self._give_on(action.before, fd)
                     self._notes.add(action.path, "")
                     return False
                 case IfEdited.RPMNEW:
-                    self._give_on(action, fd)
+                    self._give_on(action.before, fd)
                     names = self._copies_of(action.path, ".rpmnew")
                     self._link_free(number, action.path, staged, names)
                     return False
@@ -329,22 +329,29 @@ class Swap:
                     self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
                     return True
 
-    def _give_on(self, action: Install, fd: int) -> None:
+    def _give_on(self, before: DiskState | None, fd: int) -> None:
         """Have what is left in place belong to whom it belonged, whose number may be another now.
 
         Who owns it has written it: nothing else is changed, and nothing that has further names. An
         account that the package gives it to is another one, and gets nothing that was written here.
         """
-        before, now, new = action.before, files.fstat(fd), action.metadata
-        if before is None or 0 in (before.uid, new.uid) or now.st_nlink != 1:
-            return
-        if not stat.S_ISREG(now.st_mode) or (now.st_uid, now.st_gid) != (before.uid, before.gid):
+        now = files.fstat(fd)
+        if before is None or before.uid == 0 or now.st_uid != before.uid or now.st_nlink != 1:
             return
         users, groups = self._numbers
         uid, gid = users.get(now.st_uid, now.st_uid), groups.get(now.st_gid, now.st_gid)
+        # A group alone that is not the one of then can be one that has its new number already.
+        is_known = uid != now.st_uid or now.st_gid == before.gid
+        if not stat.S_ISREG(now.st_mode) or not is_known:
+            return
         if (now.st_uid, now.st_gid) != (uid, gid):
             mode = stat.S_IMODE(now.st_mode) & ~SET_ID_BITS
-            files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode))
+            acls = tuple(
+                (name, translate_acl(value, users, groups))
+                for name, value in files.read_xattrs(fd)
+                if name in ACL_NAMES
+            )
+            files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode, xattrs=acls))
 
     @functools.cached_property
     def _numbers(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
@@ -577,6 +584,8 @@ class Swap:
                 is_untouched or self._stands_for(area, action, fd, now)
             )
             if not is_it:
+                if now.st_ino == action.before.ino and not area.is_copied:
+                    self._give_on(action.before, fd)
                 # Whose it was nobody can know. What is replaced as well is told then.
                 if action.path not in self._places and not _has(now, action):
                     self._notes.add(action.path, "")

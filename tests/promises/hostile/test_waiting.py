@@ -24,7 +24,7 @@ from support.upgrades import Site, acl, set_acl
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 _SECRET: Final = b"of root's alone\n"
-_SVC, _SVC_GROUP, _LATER_GROUP = 250, 251, 261
+_SVC, _SVC_GROUP, _LATER, _LATER_GROUP = 250, 251, 260, 261
 _SHARED: Final = "%attr(0775,root,svc)"
 _OWN: Final = "%attr(0750,svc,svc)"
 _GROUPS_OWN: Final = "%attr(0640,root,svc)"
@@ -52,12 +52,13 @@ class _Volume:
         after: list[Packaged],
         *,
         own: Callable[[Path], None] = lambda _: None,
+        user: int = _SVC,
         group: int = _SVC_GROUP,
     ) -> None:
         """Make it; *own* makes what is root's own."""
         self._site = Site(top=top)
-        self._one = self._image("1", before, group=_SVC_GROUP)
-        self._two = self._image("2", after, group=group)
+        self._one = self._image("1", before, user=_SVC, group=_SVC_GROUP)
+        self._two = self._image("2", after, user=user, group=group)
         self.volume = self._site.volume()
         self.directory = self.volume / "var/lib/app"
         self._site.upgrade(self._one)
@@ -82,13 +83,13 @@ class _Volume:
         copy.rename(self.volume)
         tracing.killed(command, changes[last + 1], env=environment)
 
-    def _image(self, version: str, files: list[Packaged], *, group: int) -> Image:
+    def _image(self, version: str, files: list[Packaged], *, user: int, group: int) -> Image:
         rpm = build_rpm(self._site.top, "app", files, version=version)
         return self._site.image(
             f"v{version}",
             [rpm],
             lists={"/data": ["/var/lib/app/"]},
-            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{_SVC}:{group}::/:/bin/false\n"
+            passwd=f"root:x:0:0::/:/bin/sh\nsvc:x:{user}:{group}::/:/bin/false\n"
             f"web:x:{_WEB}:{_WEB}::/:/bin/false\n",
             group=f"root:x:0:\nsvc:x:{group}:\nweb:x:{_WEB}:\n",
             edit=lambda image: image.mask_steps(),
@@ -139,10 +140,11 @@ class _Waiting(_Volume):
         after: list[Packaged],
         *,
         own: Callable[[Path], None],
+        user: int = _SVC,
         group: int = _SVC_GROUP,
     ) -> None:
         """Kill it; *own* makes what is root's own before that."""
-        super().__init__(top, before, after, own=own, group=group)
+        super().__init__(top, before, after, own=own, user=user, group=group)
         self.kill("upgrade", lambda call: '"staging"' in call.text and '"transaction"' in call.text)
 
 
@@ -253,6 +255,31 @@ def test_a_file_that_a_service_edits_and_that_stays_gets_its_new_number(
     waiting.finish("on the volume")
     assert _owner_and_mode(waiting.directory / "file") == (_SVC, _LATER_GROUP, 0o640)
     assert (waiting.directory / "file").read_text() == "edited"
+
+
+def test_what_an_administrator_opens_to_others_meanwhile_gets_its_accounts_new_number(
+    tmp_path: Path,
+) -> None:
+    """The group and the ACL that it was given since stay; they are told."""
+
+    def own(directory: Path) -> None:
+        for name in ("given", "opened"):
+            (directory / name).write_text("of the service")
+            subprocess.run(["chown", f"{_SVC}:{_SVC_GROUP}", directory / name], check=True)
+            (directory / name).chmod(0o640)
+
+    files = [_directory("/var/lib/app", _OWN)]
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    waiting = _Waiting(tmp_path, files, [*files, more], own=own, user=_LATER, group=_LATER_GROUP)
+    subprocess.run(["chgrp", f"{_WEB}", waiting.directory / "given"], check=True)
+    set_acl(waiting.directory / "opened", f"u:{_WEB}:r", f"u:{_SVC}:r")
+    said = waiting.finish("on the volume")
+    assert _owner_and_mode(waiting.directory / "given") == (_LATER, _WEB, 0o640)
+    assert _owner_and_mode(waiting.directory / "opened") == (_LATER, _LATER_GROUP, 0o640)
+    named = [line for line in acl(waiting.directory / "opened") if line.startswith("user:")]
+    assert named == ["user::rw-", f"user:{_LATER}:r--", f"user:{_WEB}:r--"]
+    for name in ("given", "opened"):
+        assert f"changed meanwhile, left as it is: /data/var/lib/app/{name}\n" in said
 
 
 def test_a_directory_that_the_killed_run_gave_away_is_not_roots_alone(tmp_path: Path) -> None:
