@@ -690,6 +690,7 @@ class _WayBack:
             self._notes,
             installed=note,
             check_lock=self._volumes.check_lock,
+            gone_back_to=self._content,
         )
         swap.run(self._speaker.say)
         self._settle_times()
@@ -699,6 +700,20 @@ class _WayBack:
             sync_area(area.volume, now=STATE_OPEN)
         with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
             files.write_file(self._first.work, _SWAPPED, b"")
+
+    def _content(self, path: str) -> str:
+        """Return the SHA-256 of the file that the snapshot has at *path*, or ""."""
+        mount = mount_of(path, self._volumes)
+        try:
+            content = open_content(self._volumes[mount], self._record.snapshot)
+        except UnsafeVolumeError:
+            # What is brought back was staged; whoever removed the snapshot is in nobody's way.
+            return ""
+        try:
+            with Tree({mount: content}) as tree:
+                return tree.digest(path)
+        finally:
+            os.close(content)
 
     def _settle_times(self) -> None:
         """Give directories that came back their times, which what was put into them has changed."""

@@ -71,6 +71,10 @@ def _nothing(_paths: Collection[str]) -> list[list[str]]:
     return []
 
 
+def _unknown(_path: str) -> str:
+    return ""
+
+
 class Swap:
     """Puts what is staged in place, by renames only; done twice is done once."""
 
@@ -84,6 +88,7 @@ class Swap:
         check_lock: Callable[[], None],
         shipped: Callable[[Collection[str]], list[list[str]]] = _nothing,
         renumbered: tuple[Mapping[int, int], Mapping[int, int]] | None = None,
+        gone_back_to: Callable[[str], str] = _unknown,
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -97,6 +102,7 @@ class Swap:
                 :func:`ipavolume.volume.index.shipped` does.
             renumbered: New numbers of users and groups by the old ones; ``None``: those that the
                 plan has. It has none of an account whose only file is replaced.
+            gone_back_to: Tells the SHA-256 of the file that a path is to have again, or "".
         """
         self._plan = plan
         self._areas = areas
@@ -105,6 +111,7 @@ class Swap:
         self._check_lock = check_lock
         self._shipped = shipped
         self._renumbered = renumbered
+        self._gone_back_to = gone_back_to
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
@@ -733,9 +740,9 @@ class Swap:
         On a volume that was copied since it has to belong to whom that belonged. Elsewhere it has
         the same number, and was touched, or came after that was removed. In either case nobody but
         that account and root can have brought it, or it has the content that was, or is, shipped
-        there. What others could rename to a path, a secret of root's or of a third one's, is never
-        given to its account. Where only numbers change, in an ACL as well, nobody gets anything,
-        wherever it is.
+        there, or comes back there. What others could rename to a path, a secret of root's or of a
+        third one's, is never given to its account. Where only numbers change, in an ACL as well,
+        nobody gets anything, wherever it is.
         """
         before, planned = action.before, action.metadata
         owner = (now.st_uid, now.st_gid)
@@ -757,8 +764,13 @@ class Swap:
             return True
         if self._is_alone(area, action.path.rpartition("/")[0], before.uid):
             return True
+        if not is_file:
+            return False
         content = action.content or self._contents.get(action.path, "")
-        return is_file and content != "" and _digest(fd) == content
+        if action.rule == Rule.ROLLBACK:
+            # It is not read where nobody asks: there can be as many as there are files.
+            content = self._gone_back_to(action.path)
+        return content != "" and _digest(fd) == content
 
     def _is_same_acl(self, fd: int, planned: Metadata) -> bool:
         """Tell whether an inode has the ACL that is planned, but for numbers that change."""

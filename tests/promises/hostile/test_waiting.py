@@ -514,6 +514,26 @@ def test_a_way_back_that_was_killed_between_owner_and_mode_sets_the_mode(tmp_pat
     assert _owner_and_mode(file) == (_SVC, _SVC_GROUP, 0o600)
 
 
+@pytest.mark.parametrize("where", _PLACES)
+def test_a_file_that_was_touched_while_a_way_back_waits_gets_its_owner_again(
+    tmp_path: Path, where: str
+) -> None:
+    """A backup of hard links was made, and removed, and others may write where it lies."""
+    volume = _Volume(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file("%attr(0640,svc,svc)")],
+        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
+    )
+    file = volume.directory / "file"
+    volume.upgrade()
+    volume.kill("rollback", lambda call: '"staging"' in call.text and '"transaction"' in call.text)
+    file.with_name("backup").hardlink_to(file)
+    file.with_name("backup").unlink()
+    assert _owner_and_mode(file)[0] == 0
+    assert "changed meanwhile" not in volume.go_back(where)
+    assert _owner_and_mode(file) == (_SVC, _SVC_GROUP, 0o640)
+
+
 def _have_its_number_next(path: Path) -> None:
     """Have what is made next get the number of what is at *path*, once that is removed.
 
