@@ -741,8 +741,8 @@ class Swap:
         the same number, and was touched, or came after that was removed. In either case nobody but
         that account and root can have brought it, or it has the content that was, or is, shipped
         there, or comes back there. What others could rename to a path, a secret of root's or of a
-        third one's, is never given to its account. Where only numbers change, in an ACL as well,
-        nobody gets anything, wherever it is.
+        third one's, is never given to its account. Where only numbers change, in an ACL as well, or
+        rights are taken, nobody gets anything, wherever it is.
         """
         before, planned = action.before, action.metadata
         owner = (now.st_uid, now.st_gid)
@@ -759,8 +759,8 @@ class Swap:
         elif is_given:
             # So a run leaves it that was killed between owner and mode.
             return True
-        is_number = action.rule == Rule.OWNER_TRANSLATION and (is_its or is_given)
-        if is_number and self._is_same_acl(fd, planned):
+        is_number = action.rule == Rule.OWNER_TRANSLATION or self._is_narrowed(action, now)
+        if is_number and (is_its or is_given) and self._is_same_acl(fd, planned):
             return True
         if self._is_alone(area, action.path.rpartition("/")[0], before.uid):
             return True
@@ -771,6 +771,15 @@ class Swap:
             # It is not read where nobody asks: there can be as many as there are files.
             content = self._gone_back_to(action.path)
         return content != "" and _digest(fd) == content
+
+    def _is_narrowed(self, action: SetMetadata, now: os.stat_result) -> bool:
+        """Tell whether an inode gets but its account's new numbers, and no right it has not."""
+        users, groups = self._numbers
+        before, new = action.before, action.metadata
+        owner = (users.get(before.uid, before.uid), groups.get(before.gid, before.gid))
+        if is_privileged(new) or owner != (new.uid, new.gid):
+            return False
+        return not new.mode & ~now.st_mode
 
     def _is_same_acl(self, fd: int, planned: Metadata) -> bool:
         """Tell whether an inode has the ACL that is planned, but for numbers that change."""

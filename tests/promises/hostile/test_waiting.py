@@ -257,6 +257,26 @@ def test_a_file_that_a_service_edits_and_that_stays_gets_its_new_number(
     assert (waiting.directory / "file").read_text() == "edited"
 
 
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_is_closed_to_others_is_closed_wherever_it_lies(tmp_path: Path, where: str) -> None:
+    """An edited file that a backup linked meanwhile: nobody gets anything by it."""
+    before, after = (
+        [_directory("/var/lib/app", _SHARED), _file(f"%config(noreplace) %attr({mode},svc,svc)")]
+        for mode in ("0640", "0600")
+    )
+
+    def own(directory: Path) -> None:
+        (directory / "file").write_text("edited")
+
+    waiting = _Waiting(tmp_path, before, after, own=own, group=_LATER_GROUP)
+    file = waiting.directory / "file"
+    file.with_name("backup").hardlink_to(file)
+    file.with_name("backup").unlink()
+    assert "changed meanwhile" not in waiting.finish(where)
+    assert _owner_and_mode(file) == (_SVC, _LATER_GROUP, 0o600)
+    assert file.read_text() == "edited"
+
+
 def test_what_an_administrator_opens_to_others_meanwhile_gets_its_accounts_new_number(
     tmp_path: Path,
 ) -> None:
