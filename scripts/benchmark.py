@@ -570,7 +570,7 @@ def main() -> None:
     # The memory a run will need, touched once, by a process of its own.
     run(sys.executable, "-c", "bytearray(1 << 30)")
     with_engine = has_engine()
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for count in sizes:
         rounds = 1 if options.quick else ROUNDS if count < MANY_FILES else ROUNDS_OF_MANY
         for kind in kinds:

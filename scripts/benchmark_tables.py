@@ -22,7 +22,7 @@ def table(
 ) -> list[tuple[str, ...]]:
     """Return the lines for one race; the ratio is against *reference*."""
     base = next(one for one in contestants if one.name == reference).seconds()
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for one in contestants:
         times = [measured.seconds for measured in one.runs]
         spread = f"{min(times):.4f}..{max(times):.4f}"

@@ -89,8 +89,8 @@ def fill_directory(container: Container) -> None:
 def look_at_directory(container: Container) -> str:
     """Return all entries with their times and identifiers, and one that is found by the index."""
     # As the administrator, for whom there is no limit.
-    words = ("ldapsearch", "-x", "-LLL", "-H", "ldap://localhost", "-b", TREE)
-    words = (*words, "-D", f"cn=admin,{TREE}", "-w", PASSWORD)
+    words = ["ldapsearch", "-x", "-LLL", "-H", "ldap://localhost", "-b", TREE]
+    words += ("-D", f"cn=admin,{TREE}", "-w", PASSWORD)
     everything = container.run(*words, "(objectClass=*)", "*", "+").stdout
     (found,) = (
         line

@@ -356,7 +356,7 @@ class Lab:
     ) -> Container:
         """Start an application whose start stands still behind its call number *count*."""
         inject = f"inject={call}:signal=SIGSTOP:when={count}"
-        words = ("strace", "-f", "-e", f"trace={call}", "-e", inject)
+        words = ["strace", "-f", "-e", f"trace={call}", "-e", inject]
         words += ("ipavolume", "start", *options, "--", "serve")
         container = self.run(number, image, volume, *words)
         wait_for(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from support.command import clean_environment
+from support.forked import Forked
 from support.images import Packaged, age, build_rpm, make_image
 from support.worlds import (
     MOUNTS,
@@ -56,7 +57,8 @@ def make_world(
         accounts = OLD_ACCOUNTS if version == 1 else NEW_ACCOUNTS
         image = directory / f"{name}-{version}"
         make_versioned_image(image, rpm, accounts, build_id=f"build-{('one', 'two')[version - 1]}")
-    world = World(directory=directory, environment=clean_environment())
+    environment = clean_environment()
+    world = World(directory=directory, environment=environment, forked=Forked(environment))
     for state in ("empty", "edited", "expected"):
         for mount in MOUNTS:
             (directory / f"{name}-{state}" / mount).mkdir(parents=True)

@@ -178,7 +178,7 @@ class Host:
         (work / "containers.conf").write_text(f"[containers]\n{settings}\n")
         self.env = {"PATH": os.environ["PATH"], "HOME": "/root"}
         self.env["CONTAINERS_CONF"] = str(work / "containers.conf")
-        self.podman = ("--root", str(work / "storage"), "--runroot", "/run/podman-storage")
+        self.podman = ["--root", str(work / "storage"), "--runroot", "/run/podman-storage"]
         self.podman += ("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs")
         self.podman += ("--events-backend", "none", "--runtime", shutil.which("runc") or "runc")
 
@@ -275,8 +275,8 @@ def auto_update(play: Play) -> None:
     serve = (
         f'cat /etc/svc/svc.conf >>/var/lib/svc/journal; python3 -c "{ready}"; exec sleep infinity'
     )
-    bare = (f"RUN {config}", 'ENTRYPOINT ["ipavolume", "start", "--"]')
-    bare = (*bare, f"CMD {json.dumps(['sh', '-c', serve])}")
+    bare = [f"RUN {config}", 'ENTRYPOINT ["ipavolume", "start", "--"]']
+    bare.append(f"CMD {json.dumps(['sh', '-c', serve])}")
     names = [
         image("ways-systemd:1", "small:1"),
         image("ways-systemd:2", "small:2", files=failing("svc", "offline")),
@@ -557,8 +557,8 @@ def _suppliers(play: Play, network: str) -> None:
 
 def _users(container: Container) -> frozenset[str]:
     """Return the users that are there; none while the directory is being initialised."""
-    words = ("ldapsearch", "-x", "-LLL", "-H", "ldap://localhost", "-D", "cn=Directory Manager")
-    words = (*words, "-w", PASSWORD, "-b", standin.SUFFIX, "(uid=*)", "uid")
+    words = ["ldapsearch", "-x", "-LLL", "-H", "ldap://localhost", "-D", "cn=Directory Manager"]
+    words += ("-w", PASSWORD, "-b", standin.SUFFIX, "(uid=*)", "uid")
     found = container.run(*words, status=None).stdout
     return frozenset(re.findall(r"^uid: (.*)$", found, re.MULTILINE))
 
@@ -803,11 +803,12 @@ def flapping(play: Play) -> None:
     options = f"lowerdir={below},upperdir={upper},workdir={aside}"
     subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", volume], check=True)
     try:
-        before, sizes = content(volume), []
+        before = content(volume)
+        sizes: list[int] = []
         for night in range(1, NIGHTS + 1):
             undone = records(volume, "refused.jsonl")
             retry = ("-e", f"IPAVOLUME_RETRY={undone[-1]['run']}") if undone else ()
-            statuses = []
+            statuses, log = [], ""
             for one, more in ((new, retry), ("plain:1", ())):
                 words = (*PLAIN, *more)
                 with containers.container(one, volume, options=words, command=("true",)) as pod:
@@ -833,8 +834,8 @@ def flapping(play: Play) -> None:
         )
     finally:
         subprocess.run(["umount", volume], check=True)
-    undone = "tests/promises/going_back/test_undone.py"
-    _suite(play, undone, "-k", "back_and_forth", IPAVOLUME_ROUNDS="10")
+    suite = "tests/promises/going_back/test_undone.py"
+    _suite(play, suite, "-k", "back_and_forth", IPAVOLUME_ROUNDS="10")
 
 
 def adopted(play: Play) -> None:
