@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from ipavolume.apply import attempts
@@ -9,14 +10,15 @@ from ipavolume.context import Context, Options
 from ipavolume.linux import clock
 from ipavolume.model.progress import Progress, count_text
 
-_LINE_S: Final = 60.0
+_LOOK_S: Final = 5.0
+_LOOKS_A_LINE: Final = 12
 
 
 def wait(options: Options, say: Progress) -> None:
     """Wait until what has failed is to be tried again.
 
-    Once a minute it is said how long it takes still, and looked whether somebody has brought the
-    volumes up, or asked for another try.
+    Once a minute it is said how long it takes still. Every few seconds it is looked whether
+    somebody has brought the volumes up, or asked for another try, and waits for what follows.
 
     Args:
         options: What the operator asks for.
@@ -27,11 +29,16 @@ def wait(options: Options, say: Progress) -> None:
         IpaVolumeError: If the volumes cannot be opened any more.
     """
     with Context(options) as context:
-        while (found := attempts.wait_of(context)) is not None:
+        for looked in itertools.count():
+            found = attempts.wait_of(context)
+            if found is None:
+                return
             until_s = found[1]
             left_s = until_s - clock.seconds()
-            say(f"waiting until {clock.text_of(until_s)} before the next try, {_minutes(left_s)}")
-            clock.wait(min(left_s, _LINE_S))
+            if looked % _LOOKS_A_LINE == 0:
+                until = clock.text_of(until_s)
+                say(f"waiting until {until} before the next try, {_minutes(left_s)}")
+            clock.wait(min(left_s, _LOOK_S))
 
 
 def _minutes(left_s: float) -> str:

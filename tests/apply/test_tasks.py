@@ -428,8 +428,10 @@ passed_s = 0
 
 def wait(duration_s):
     global passed_s
-    open("/data/pass").close()
-    passed_s += duration_s
+    ends_s = passed_s + duration_s
+    while passed_s < ends_s:
+        with open("/data/pass") as told:
+            passed_s += int(told.read())
 
 failed_s = clock.seconds_of("2026-11-28T12:00:00Z")
 clock.seconds = lambda: failed_s + passed_s
@@ -454,7 +456,7 @@ def test_a_start_that_has_waited_is_patient_and_retries_by_its_name_once(world: 
             lines = iter(container.process.stderr.readline, "")
             assert any("waiting until 2026-11-28T12:01:00Z" in line for line in lines)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (world.volume / "pass").write_text("")
+            (world.volume / "pass").write_text("60")
             assert "waiting for" in next(line for line in lines if "waiting until" not in line)
             fcntl.flock(lock, fcntl.LOCK_UN)
             told = (line for line in lines if "5 minutes" in line or "failed 5 times" in line)
@@ -462,6 +464,27 @@ def test_a_start_that_has_waited_is_patient_and_retries_by_its_name_once(world: 
     finally:
         os.close(lock)
     assert world.log() == ["tried"] * 2
+
+
+def test_who_has_mended_it_from_elsewhere_does_not_wait_for_the_container_that_waits(
+    world: World,
+) -> None:
+    """F10: the volume is said to be current then, and the application is to follow."""
+    world.populate()
+    image = world.image("2", {"s5010_fails": step(FAILS_UNTIL_MENDED)})
+    world.run(image, "start", "--", "true", status=13)
+    _failed(world, at="2026-11-28T12:00:00Z", count=9)
+    os.mkfifo(world.volume / "pass")
+    argv = [sys.executable, "-c", BY_THE_CLOCK_OF_A_TEST, "start", "--", "true"]
+    with inside.started(image.root, world.volume, argv) as container:
+        assert container.process.stderr is not None
+        lines = iter(container.process.stderr.readline, "")
+        assert any("waiting until 2026-11-28T13:00:00Z" in line for line in lines)
+        with open(world.volume / LOG, "a") as log:
+            log.write("mended\n")
+        world.run(image, "upgrade", "--retry")
+        (world.volume / "pass").write_text("10")
+        assert container.process.wait(timeout=60) == 0
 
 
 def test_failures_of_a_run_that_somebody_has_ended_well_are_not_waited_for(world: World) -> None:
