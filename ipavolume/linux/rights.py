@@ -8,8 +8,8 @@ from typing import Final
 
 from ipavolume.model.attributes import CAPABILITY_NAME
 
-_SYS_ADMIN: Final = 21
-"""Number of CAP_SYS_ADMIN in capabilities(7)."""
+_DAC_OVERRIDE, _SYS_ADMIN = 1, 21
+"""Numbers of capabilities(7)."""
 _ITS_NAMESPACES: Final = ("security.", "trusted.")
 
 
@@ -24,6 +24,16 @@ class NoRightError(PermissionError):
         """Say in *text* what cannot be done."""
         super().__init__(errno.EPERM, text)
         self.capability = capability
+
+
+def wanting(err: OSError) -> str:
+    """Return the capability for want of which a call was refused, as engines know it, or ""."""
+    if isinstance(err, NoRightError):
+        return err.capability
+    # With it root is kept out by a label, another user namespace or a server, and not by modes.
+    if err.errno != errno.EACCES or os.geteuid() != 0:
+        return ""
+    return "" if effective_capabilities() >> _DAC_OVERRIDE & 1 else "CAP_DAC_OVERRIDE"
 
 
 def effective_capabilities() -> int:

@@ -7,7 +7,7 @@ import errno
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, UnsafeVolumeError, VolumeIOError, told_as
-from ipavolume.linux.rights import NoRightError
+from ipavolume.linux.rights import wanting
 
 STATE_UNTOUCHED: Final = "the volume is as it was; nothing visible was changed"
 STATE_OPEN: Final = "the volume is in the middle of an upgrade; the next start finishes it"
@@ -64,9 +64,10 @@ def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolume
         "user-namespaced container check the id mapping. Then start again.",
         errno.EACCES: "Run it as root, and check the label (:Z) and the export options.",
     }
+    if lacking := wanting(err):
+        hint = f"{without(lacking)} Then start again."
+        return VolumeIOError(text, code="missing-right", hint=hint, state=now)
     hint = hints.get(err.errno or 0, "Remove the cause, then start again.")
-    if isinstance(err, NoRightError):
-        hint = f"{without(err.capability)} Then start again."
     return VolumeIOError(text, hint=hint, state=now)
 
 

@@ -11,9 +11,11 @@ from ipavolume.errors import ManifestError, UnsafeVolumeError, VolumeIOError
 from ipavolume.formats import checks
 from ipavolume.formats.manifest import NEWER
 from ipavolume.linux import files
+from ipavolume.linux.rights import wanting
 from ipavolume.model.files import STATE_DIRECTORY, FileType
 from ipavolume.model.values import dataclass
 from ipavolume.volume import ownership
+from ipavolume.volume.failures import without
 from ipavolume.volume.layout import (
     ATTEMPTS,
     BASELINE,
@@ -115,8 +117,11 @@ def _open(directory: str, *, called: str = "", hint: str) -> int:
 def unreadable(path: str, err: PermissionError) -> VolumeIOError:
     """Return what to raise for a *path* that this user cannot read."""
     message = f"cannot read {path!r}: {err.strerror}"
+    if lacking := wanting(err):
+        return VolumeIOError(message, code="unreadable", hint=without(lacking), path=path)
     hint = (
-        "Run it as root; of a rootless engine's volume as its user, with podman unshare in front."
+        "Run it as root, in a container as its root (no --user, no runAsUser); of a rootless "
+        "engine's volume as its user, with podman unshare in front."
     )
     return VolumeIOError(message, code="unreadable", hint=hint, path=path)
 

@@ -117,6 +117,25 @@ def test_p36_check_says_it_before_anything_is_started(workshop: Workshop, volume
     assert picture(volume) == before
 
 
+@pytest.mark.parametrize("command", ["upgrade", "check"])
+def test_p36_root_that_modes_keep_out_is_told_the_capability(
+    workshop: Workshop, volume: Path, command: str
+) -> None:
+    """With --cap-drop ALL it is root already; the mark of a first run is looked at before calls."""
+    first_run = '[first-run]\ncommand = ["/bin/true"]\ndone-when = "/var/lib/svc/data"\n'
+    image = workshop.image("closed", 2, configuration=first_run)
+    closed = volume / "var/lib/svc"
+    os.chown(closed, 250, 251)
+    closed.chmod(0o700)
+    before = picture(volume)
+    prefix = _without("dac_override", "dac_read_search")
+    done = _run(command, image, volume, *prefix)
+    assert done.returncode == 74, done.stdout + done.stderr
+    assert "Permission denied [missing-right]" in done.stdout + done.stderr
+    assert "The container has no CAP_DAC_OVERRIDE" in done.stdout + done.stderr
+    assert picture(volume) == before
+
+
 def test_p36_what_the_kernel_would_drop_without_a_word_is_found(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path)
     image = workshop.unprepared(tmp_path / "image", 2)
