@@ -12,11 +12,13 @@ from ipavolume.context import Context
 from ipavolume.errors import BackoffError, IpaVolumeError, LockedError, StoppedError
 from ipavolume.linux import clock, files
 from ipavolume.linux.rights import effective_capabilities
+from ipavolume.model.images import name_of
 from ipavolume.model.redaction import Redactor, encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.plan import backoff
+from ipavolume.plan.draft import inherited
 from ipavolume.volume.attempts import Attempts, forget_attempts, read_attempts, write_attempts
-from ipavolume.volume.facts import Facts
+from ipavolume.volume.facts import Facts, Transaction
 from ipavolume.volume.failures import STATE_OPEN
 from ipavolume.volume.logs import kept_log
 
@@ -119,14 +121,42 @@ def refuse_early(context: Context, facts: Facts | None = None, *, of: str = "") 
     if recorded.run == context.options.retry_run:
         return
     log = kept_log(context.volumes.primary, recorded.run)
-    is_open = facts is not None and facts.transaction is not None
+    open_ = None if facts is None else facts.transaction
+    way = "" if facts is None or open_ is None else other_way(context, facts, open_)
     raise BackoffError(
         f"{recorded.run} failed {recorded.count} times in a row, last at {recorded.at}: "
         f"{recorded.message}",
         hint=(f"Read {log}, and remove" if log else "Remove")
         + f" the cause. It is tried again at {clock.text_of(until)}, and at once "
-        + f"{_at_once(recorded.run)}; or start a corrected image.",
-        state=_STATE_WAITING if is_open else "",
+        + f"{_at_once(recorded.run)}; or start a corrected image. {way}".rstrip(),
+        state="" if open_ is None else _STATE_WAITING,
+    )
+
+
+def other_way(context: Context, primary: Facts, transaction: Transaction) -> str:
+    """Say how the service comes back without the run that failed; "" where no image does that.
+
+    Args:
+        context: The volumes.
+        primary: What was found on the primary one.
+        transaction: The run.
+    """
+    run = transaction.snapshot
+    if not run or context.options.rehearsal:
+        return ""
+    made, way = inherited(context.volumes, run, transaction.primary)
+    if made is None:
+        return f"The image of before could go back, but {way.why}. {way.hint}".rstrip()
+    if made.is_partial:
+        return ""
+    if made.from_build in ("", transaction.to_build):
+        return ""
+    old, name = primary.baseline, made.from_build
+    if old is not None and old.build_id == name:
+        name = name_of(old)
+    return (
+        f"Or start the image {name} again: it goes back to the snapshot of run {run}, or "
+        "says what is against that."
     )
 
 

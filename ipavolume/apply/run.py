@@ -467,7 +467,8 @@ class _Run:
             raise
         except IpaVolumeError as err:
             err.state = err.state or failures.STATE_OPEN
-            err.hint = f"{err.hint} {self._other_way()}".strip()
+            way = attempts.other_way(self._context, self._primary, self._transaction)
+            err.hint = f"{err.hint} {way}".strip()
             self._remember(err)
             raise
         saved = tuple(self._log.records.values())
@@ -555,26 +556,6 @@ class _Run:
         finally:
             self._log = execution.log
             output.close()
-
-    def _other_way(self) -> str:
-        """Say how the service comes back without what failed; "" where no image does that."""
-        run = self._transaction.snapshot
-        if not run or self._context.options.rehearsal:
-            return ""
-        made, way = inherited(self._context.volumes, run, self._transaction.primary)
-        if made is None:
-            return f"The image of before could go back, but {way.why}. {way.hint}".rstrip()
-        if made.is_partial:
-            return ""
-        if made.from_build in ("", self._transaction.to_build):
-            return ""
-        old, name = self._primary.baseline, made.from_build
-        if old is not None and old.build_id == name:
-            name = name_of(old)
-        return (
-            f"Or start the image {name} again: it goes back to the snapshot of run {run}, or "
-            "says what is against that."
-        )
 
     def _remember(self, err: IpaVolumeError) -> None:
         """Record a failed attempt, for the next start to know how often it happened."""

@@ -142,7 +142,13 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
     always = {"IPAVOLUME_SNAPSHOT": "always"}
     failed = world.run(two, "upgrade", status=13, env=always)
     # Who reads this at night is told that there is a way back, and which image is it.
-    assert "start the image v1 again: it goes back to the snapshot of run 0002-v2" in failed.stderr
+    way = "Or start the image v1 again: it goes back to the snapshot of run 0002-v2"
+    assert way in failed.stderr
+    # So is who reads no more than what a start says that waits.
+    world.run(two, "upgrade", status=13, env=always)
+    world.run(two, "upgrade", status=13, env=always)
+    waits = {"IPAVOLUME_BACKOFF": "exit"} | always
+    assert way in world.run(two, "start", "--", "true", status=75, env=waits).stderr
     assert database.read_text() == "broken\n"
     assert len(os.listdir(place)) == 1
     refused = world.run(one, "upgrade", status=77)
