@@ -142,6 +142,7 @@ class Context:
             for spec in specs:
                 volume = self._open(spec, places.get(spec.mount), stack)
                 (self.volatile if spec.volatile else kept)[spec.mount] = volume
+            _check_apart(kept)
             self.volumes = Volumes(kept, volatile=self.volatile, inside=self.image.is_inside)
             self._stack = stack.pop_all()
 
@@ -191,6 +192,24 @@ class Context:
     def __exit__(self, *_: object) -> None:
         """Close everything; with the volumes the lock goes."""
         self._stack.close()
+
+
+def _check_apart(volumes: Mapping[str, Volume]) -> None:
+    """Refuse one directory as two volumes: each would find what the other one has as its own.
+
+    Raises:
+        UnsafeVolumeError: If it is.
+    """
+    found: dict[tuple[int, int], Volume] = {}
+    for mount, volume in volumes.items():
+        st = files.fstat(volume.fd)
+        first = found.setdefault((st.st_dev, st.st_ino), volume)
+        if first is not volume:
+            raise UnsafeVolumeError(
+                f"{first.mount} and {mount} are one and the same volume, {first.directory!r}",
+                code="foreign-volume",
+                hint=f"Mount a volume of its own at {mount}.",
+            )
 
 
 def parse_volume_option(value: str) -> tuple[str, str]:

@@ -220,6 +220,24 @@ def test_volumes_that_do_not_belong_together_are_refused(
     assert picture(site.top) == before
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["empty", "current"])
+def test_one_volume_in_the_place_of_two_is_told_as_that(
+    *, known: bool, site: Site, versions: tuple[Path, Path]
+) -> None:
+    """It was said to be in use, by the very start that said so; to check it was fine."""
+    first, second = two_images(site, versions)
+    site.volume("/logs")
+    if known:
+        site.upgrade(first)
+    site.volumes["/logs"] = site.volume("/data")
+    before = picture(site.top)
+    for image in (first, second):
+        said = site.refused(image, "foreign-volume")
+        assert f"/data and /logs are one and the same volume, '{site.volume()}'" in said
+        assert "[foreign-volume]" in site.run("check", image, status=65).stdout
+    assert picture(site.top) == before
+
+
 def test_an_empty_primary_is_not_filled_beside_a_second_volume_with_files(
     site: Site, versions: tuple[Path, Path]
 ) -> None:
