@@ -35,6 +35,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import files, signals
 from ipavolume.model.files import STATE_DIRECTORY, VERSION_NAME
 from ipavolume.model.values import dataclass
+from ipavolume.plan.verdict import further_of
 from ipavolume.volume import members, snapshots
 from ipavolume.volume.facts import mark_of_kept, read_facts
 from ipavolume.volume.members import Volume
@@ -356,6 +357,10 @@ class Fleet:
             # Of a container with several volumes it is the first one that says what they are.
             whose = place.container or place.quadlet
             return replace(row, reason=f"belongs to the volume at {primary} of {whose}")
+        with alone(place.directory) as volumes:
+            uuid = further_of(read_facts(volumes.primary))
+        if uuid:
+            return replace(row, reason=f"a further one, which belongs to the primary volume {uuid}")
         options = Options(
             root=copy.root,
             called=copy.reference,

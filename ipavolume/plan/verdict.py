@@ -566,7 +566,21 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
         is_lost = _is_lost(question, primary, mount) and not _is_refilled(question, mount)
         if is_lost and "lost-secondary" not in question.allow:
             return _lost_secondary(question, mount)
+    if whose := further_of(primary):
+        return UnsafeVolumeError(
+            f"the volume at {first} is a further one, which belongs to the primary volume {whose}",
+            code="foreign-volume",
+            hint="Mount the volumes that belong together.",
+        )
     return None
+
+
+def further_of(facts: Facts) -> str:
+    """Return the uuid of the primary volume that a further one belongs to; "" for any other one."""
+    identity = facts.identity
+    if identity is None or facts.baseline is not None or identity.primary == identity.uuid:
+        return ""
+    return identity.primary
 
 
 def _lost_secondary(question: Question, mount: str) -> UnsafeVolumeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -497,7 +498,7 @@ def test_a_container_that_somebody_removes_while_the_image_is_read_is_told_as_th
 def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_label(
     shelf: Shelf, volume: Path
 ) -> None:
-    by = {"a": "one", "b": "two", "c": "three", "d": "two", "e": "", "foreign": "two"}
+    by = {"a": "one", "b": "two", "c": "three", "d": "two", "e": "", "logs": "", "foreign": "two"}
     names = {word: f"{NAME}-{word}" for word in by}
     try:
         for word, image in by.items():
@@ -506,6 +507,8 @@ def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_la
             place = _place(shelf.engine, names[word])
             if word != "foreign":
                 subprocess.run(["cp", "-a", f"{volume}/.", place], check=True, timeout=60)
+            if word == "logs":
+                _make_further(Path(place) / ".ipavolume")
             if image and word != "d":
                 made = ("create", "--name", names[word], "-v", f"{names[word]}:/data")
                 engine(shelf.engine, *made, shelf.reference(image), "nothing")
@@ -519,6 +522,7 @@ def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_la
             "c": "incompatible",
             "d": "outdated",
             "e": None,
+            "logs": None,
         }
         assert found["a"]["container"] == names["a"]
         assert found["a"]["application"] == found["e"]["application"]
@@ -527,6 +531,10 @@ def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_la
         everything = run_ipavolume(*options, "--all", status=None).stdout
         assert names["foreign"] in everything
         one_image = ("--image", shelf.reference("one"))
+        told = volumes_of(run_ipavolume(*options, *one_image, status=None).stdout)
+        (further,) = (row for row in told if row["name"] == names["logs"])
+        assert (further["state"], further["code"]) == (None, "")
+        assert further["reason"] == "a further one, which belongs to the primary volume elsewhere"
         table = run_ipavolume("list", "--engine", shelf.engine, *one_image, status=None).stdout
         assert len([line for line in table.splitlines() if " current " in line]) >= 5
         assert left_containers(shelf.engine, shelf.reference("one")) == []
@@ -535,6 +543,13 @@ def test_five_volumes_are_listed_each_by_the_image_of_its_container_or_of_its_la
             words = [shelf.engine, "rm", "--force", name]
             subprocess.run(words, check=False, capture_output=True, timeout=60)
             engine(shelf.engine, "volume", "rm", name)
+
+
+def _make_further(state: Path) -> None:
+    """Make a volume look like one that belongs to another, primary one."""
+    (state / "baseline.jsonl").unlink()
+    identity = json.loads((state / "identity.json").read_text()) | {"primary": "elsewhere"}
+    (state / "identity.json").write_text(json.dumps(identity))
 
 
 # -- ordinary users ----------------------------------------------------------------------

@@ -259,6 +259,14 @@ REFUSALS: Final = [
         question(NOTHING, FOREIGN), "foreign-volume", 65, State.UNSAFE, id="foreign, primary empty"
     ),
     pytest.param(
+        # Never taken over as one whose state is lost, which is what it would look like.
+        question(replace(FOREIGN, build_id="old"), allow=frozenset({"stateless"})),
+        "foreign-volume",
+        65,
+        State.UNSAFE,
+        id="a further one alone",
+    ),
+    pytest.param(
         question(amid(NEW), replace(NOTHING, transaction=transaction(NEW, primary="q"))),
         "foreign-volume",
         65,
