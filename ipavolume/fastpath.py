@@ -719,7 +719,8 @@ def _container() -> str:
     """Return the id of this container as engines show it, or "-"."""
     try:
         with open("/proc/self/mountinfo", "rb") as stream:
-            data = stream.read()
+            # What is mounted, not where: a host has its containers' directories as mount points.
+            data = b"\n".join(line.split(b" ", 4)[3] for line in stream)
     except OSError:
         return "-"
     for folder, digits, shown in ((b"containers/", _ID, _SHORT_ID), (b"/pods/", _UUID, _UUID)):

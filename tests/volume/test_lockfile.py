@@ -295,3 +295,23 @@ def test_a_container_goes_by_the_id_that_its_engine_shows(
         timeout=60,
     )
     assert done.stdout == f"{os.uname().nodename} {shown}\n"
+
+
+def test_a_host_does_not_go_by_the_id_of_a_container_that_runs_there(tmp_path: Path) -> None:
+    """An engine mounts things for it: podman what is its /dev/shm."""
+    place = tmp_path / f"overlay-containers/{'3f' * 32}/userdata/shm"
+    place.mkdir(parents=True)
+    code = "from ipavolume import fastpath; print(*fastpath.this_container())"
+    done = subprocess.run(
+        [
+            *(need_tool("unshare"), "--mount", "sh", "-c"),
+            *('mount -t tmpfs shm "$0" && exec "$@"', str(place)),
+            *(sys.executable, "-c", code),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=60,
+    )
+    assert done.stdout == f"{os.uname().nodename} -\n"
