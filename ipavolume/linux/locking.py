@@ -20,6 +20,8 @@ _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _MODE: Final = 0o600
 _FLOCK: Final = "hhqqi"
 """``struct flock``: type, whence, start, length, process; see ``fcntl_locking(2)``."""
+_TO_THE_END: Final = 0
+"""Length of a lock on every byte from some on."""
 _LOCK_FIELDS: Final = 6
 
 
@@ -82,15 +84,28 @@ def show(fd: int, *, byte: int = 0) -> None:
         return
 
 
-def is_shown(fd: int, *, byte: int = 0) -> bool:
+def is_shown(fd: int) -> bool:
     """Tell whether somebody has the lock of the file *fd*; nothing is taken."""
+    return _extent(fd, byte=0) is not None
+
+
+def is_copying(fd: int) -> bool:
+    """Tell whether who has the lock of the file *fd* shows that it only makes a copy.
+
+    On NFS nobody does: there ``flock`` is a lock of this kind on every byte that there may be.
+    """
+    return _extent(fd, byte=COPYING) not in (None, _TO_THE_END)
+
+
+def _extent(fd: int, *, byte: int) -> int | None:
+    """Return on how many bytes somebody has a lock that has *byte* in it; ``None``: nobody has."""
     wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
         found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted)
     except OSError:
-        return False
-    kind: int = struct.unpack(_FLOCK, found)[0]
-    return kind != fcntl.F_UNLCK
+        return None
+    kind, _, _, length, _ = struct.unpack(_FLOCK, found)
+    return None if kind == fcntl.F_UNLCK else length
 
 
 def listed(device: str, inode: int) -> tuple[int, ...] | None:

@@ -95,8 +95,9 @@ def take(volume: Volume) -> int | None:
         except PermissionError as err:
             raise unreadable(path_of(volume), err) from err
         except OSError as err:
-            if err.errno == errno.EBADF and _is_read_only(volume):
-                # NFS locks exclusively for writers alone, and nobody writes here.
+            if err.errno == errno.EBADF:
+                # NFS locks exclusively for writers alone, and nobody writes here: it is mounted, or
+                # exported, read-only.
                 return None
             raise
         finally:
@@ -277,7 +278,7 @@ def is_copied(volume: Volume) -> bool:
         if fd is None:
             return False
         with open(fd, "rb"):
-            return locking.is_shown(fd, byte=locking.COPYING)
+            return locking.is_copying(fd)
     except OSError:
         return False
     finally:

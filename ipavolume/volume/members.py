@@ -119,10 +119,16 @@ def unreadable(path: str, err: PermissionError) -> VolumeIOError:
     message = f"cannot read {path!r}: {err.strerror}"
     if lacking := wanting(err):
         return VolumeIOError(message, code="unreadable", hint=without(lacking), path=path)
-    hint = (
-        "Run it as root, in a container as its root (no --user, no runAsUser); of a rootless "
-        "engine's volume as its user, with podman unshare in front."
-    )
+    if os.geteuid() == 0:
+        hint = (
+            "Root is kept out: check the label of the volume (:Z), the security profile, and on "
+            "NFS the export, which wants no_root_squash."
+        )
+    else:
+        hint = (
+            "Run it as root, in a container as its root (no --user, no runAsUser); of a rootless "
+            "engine's volume as its user, with podman unshare in front."
+        )
     return VolumeIOError(message, code="unreadable", hint=hint, path=path)
 
 

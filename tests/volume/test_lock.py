@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,6 +201,18 @@ def test_a_start_waits_for_a_copy_without_counting_it(site: Site, image: Image) 
         os.close(taken)
         assert waiting.process.wait(timeout=60) == 0
     os.close(held.fd)
+
+
+def test_a_lock_of_the_whole_file_is_no_copy(site: Site, image: Image) -> None:
+    """As NFS has it, where whoever runs has one, and nobody is to wait for ever."""
+    site.run("upgrade", image)
+    with open(site.volume() / ".ipavolume/lock", "r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        every_byte = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(held, fcntl.F_OFD_SETLK, every_byte)
+        words = [*inside.IPAVOLUME, "start", "--lock-timeout", "0", "--", "true"]
+        with inside.started(image.root, site.volume(), words) as refused:
+            assert refused.process.wait(timeout=60) == 75
 
 
 def test_who_waits_ends_when_it_is_asked_to(
