@@ -690,7 +690,7 @@ class _WayBack:
             self._notes,
             installed=note,
             check_lock=self._volumes.check_lock,
-            gone_back_to=self._content,
+            is_gone_back_to=self._is_content,
         )
         swap.run(self._speaker.say)
         self._settle_times()
@@ -701,19 +701,24 @@ class _WayBack:
         with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
             files.write_file(self._first.work, _SWAPPED, b"")
 
-    def _content(self, path: str) -> str:
-        """Return the SHA-256 of the file that the snapshot has at *path*, or ""."""
+    def _is_content(self, path: str, inode: int) -> bool:
+        """Tell whether a file has the content that the snapshot has at *path*."""
         mount = mount_of(path, self._volumes)
-        try:
-            content = open_content(self._volumes[mount], self._record.snapshot)
-        except UnsafeVolumeError:
-            # What is brought back was staged; whoever removed the snapshot is in nobody's way.
-            return ""
-        try:
-            with Tree({mount: content}) as tree:
-                return tree.digest(path)
-        finally:
-            os.close(content)
+        with contextlib.ExitStack() as stack:
+            try:
+                content = open_content(self._volumes[mount], self._record.snapshot)
+            except UnsafeVolumeError:
+                # What comes back was staged; whoever removed the snapshot is in nobody's way.
+                return False
+            stack.callback(os.close, content)
+            found = stack.enter_context(files.parent_if_there(content, path[len(mount) + 1 :]))
+            then = None if found is None else files.open_regular(*found)
+            if then is None:
+                return False
+            stack.callback(os.close, then)
+            now = files.reopen(inode)
+            stack.callback(os.close, now)
+            return files.have_same_bytes(then, now)
 
     def _settle_times(self) -> None:
         """Give directories that came back their times, which what was put into them has changed."""

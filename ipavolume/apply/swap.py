@@ -71,8 +71,8 @@ def _nothing(_paths: Collection[str]) -> list[list[str]]:
     return []
 
 
-def _unknown(_path: str) -> str:
-    return ""
+def _is_unknown(_path: str, _fd: int) -> bool:
+    return False
 
 
 class Swap:
@@ -88,7 +88,7 @@ class Swap:
         check_lock: Callable[[], None],
         shipped: Callable[[Collection[str]], list[list[str]]] = _nothing,
         renumbered: tuple[Mapping[int, int], Mapping[int, int]] | None = None,
-        gone_back_to: Callable[[str], str] = _unknown,
+        is_gone_back_to: Callable[[str, int], bool] = _is_unknown,
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -102,7 +102,8 @@ class Swap:
                 :func:`ipavolume.volume.index.shipped` does.
             renumbered: New numbers of users and groups by the old ones; ``None``: those that the
                 plan has. It has none of an account whose only file is replaced.
-            gone_back_to: Tells the SHA-256 of the file that a path is to have again, or "".
+            is_gone_back_to: Tells whether the file behind a descriptor has the content that is to
+                be at a path again.
         """
         self._plan = plan
         self._areas = areas
@@ -111,7 +112,7 @@ class Swap:
         self._check_lock = check_lock
         self._shipped = shipped
         self._renumbered = renumbered
-        self._gone_back_to = gone_back_to
+        self._is_gone_back_to = is_gone_back_to
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
@@ -650,6 +651,9 @@ class Swap:
             case FileType.FIFO:
                 files.make_fifo(area.new, staged, new)
                 files.set_link_times(area.new, staged, now.st_mtime_ns)
+            case FileType.FILE if action.content and now.st_size != action.before.size:
+                self._notes.add(action.path, "")
+                return None
             case FileType.FILE:
                 copy, now = copying.copy_quiet_inode(fd, area.new, staged)
                 with open(copy, "rb"):
@@ -764,12 +768,12 @@ class Swap:
             return True
         if self._is_alone(area, action.path.rpartition("/")[0], before.uid):
             return True
-        if not is_file:
+        # What grew is no more what it was, and can be longer than anybody can read.
+        if not is_file or now.st_size != before.size:
             return False
-        content = action.content or self._contents.get(action.path, "")
         if action.rule == Rule.ROLLBACK:
-            # It is not read where nobody asks: there can be as many as there are files.
-            content = self._gone_back_to(action.path)
+            return self._is_gone_back_to(action.path, fd)
+        content = action.content or self._contents.get(action.path, "")
         return content != "" and _digest(fd) == content
 
     def _is_narrowed(self, action: SetMetadata, now: os.stat_result) -> bool:

@@ -31,6 +31,7 @@ _GROUPS_OWN: Final = "%attr(0640,root,svc)"
 _SERVICES_OWN: Final = "%attr(0640,svc,svc)"
 _WEB: Final = 300
 """A third account, and its group."""
+_HUGE: Final = "2T"
 _PLACES: Final = ("on the volume", "on a copy")
 
 
@@ -651,3 +652,44 @@ def test_the_number_that_was_planned_on_says_nothing_on_a_copy(tmp_path: Path) -
     said = waiting.finish("on a copy", of=".ipavolume/transaction")
     assert _owner_and_mode(file) == (0, 0, 0o600)
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_a_service_makes_larger_than_anybody_can_read_is_not_read(
+    tmp_path: Path, where: str
+) -> None:
+    """Its holes take no room, and hours to be read."""
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _file(_SERVICES_OWN)],
+        [_directory("/var/lib/app", _SHARED), _file("%attr(0660,web,svc)")],
+        own=lambda _: None,
+    )
+    waiting.as_service("truncate", "-s", _HUGE, "file")
+    said = waiting.finish(where)
+    assert _owner_and_mode(waiting.directory / "file") == (_SVC, _SVC_GROUP, 0o640)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_was_larger_than_anybody_can_read_before_an_upgrade_is_not_read(
+    tmp_path: Path, where: str
+) -> None:
+    """A way back knows it by what is no hole: the snapshot has it."""
+    files = [_directory("/var/lib/app", _SHARED)]
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+
+    def own(directory: Path) -> None:
+        (directory / "data").write_bytes(b"of the service")
+        subprocess.run(["truncate", "-s", _HUGE, directory / "data"], check=True)
+        subprocess.run(["chown", f"{_SVC}:{_WEB}", directory / "data"], check=True)
+
+    volume = _Volume(tmp_path, files, [*files, more], own=own, group=_LATER_GROUP)
+    volume.upgrade()
+    data = volume.directory / "data"
+    subprocess.run(["chgrp", "0", data], check=True)
+    volume.kill("rollback", lambda call: '"staging"' in call.text and '"transaction"' in call.text)
+    data.with_name("backup").hardlink_to(data)
+    data.with_name("backup").unlink()
+    assert "changed meanwhile" not in volume.go_back(where)
+    assert _owner_and_mode(data) == (_SVC, _WEB, 0o644)
