@@ -760,13 +760,12 @@ class Swap:
                 return False
         elif before.ino != now.st_ino:
             return False
-        elif is_given:
-            # So a run leaves it that was killed between owner and mode.
-            return True
         is_number = action.rule == Rule.OWNER_TRANSLATION or self._is_narrowed(action, now)
         if is_number and (is_its or is_given) and self._is_same_acl(fd, planned):
             return True
-        if self._is_alone(area, action.path.rpartition("/")[0], before.uid):
+        # Of a third one's, root's own among them, who it was can have put it there by a rename.
+        whose = before.uid if now.st_uid == before.uid else 0
+        if self._is_alone(area, action.path.rpartition("/")[0], whose):
             return True
         # What grew is no more what it was, and can be longer than anybody can read.
         if not is_file or now.st_size != before.size:
@@ -779,9 +778,10 @@ class Swap:
     def _is_narrowed(self, action: SetMetadata, now: os.stat_result) -> bool:
         """Tell whether an inode gets but its account's new numbers, and no right it has not."""
         users, groups = self._numbers
-        before, new = action.before, action.metadata
-        owner = (users.get(before.uid, before.uid), groups.get(before.gid, before.gid))
-        if is_privileged(new) or owner != (new.uid, new.gid):
+        new, uid, gid = action.metadata, now.st_uid, now.st_gid
+        # A run that was killed between the two has given it its owner, and not its mode.
+        owners = (uid, gid), (users.get(uid, uid), groups.get(gid, gid))
+        if is_privileged(new) or (new.uid, new.gid) not in owners:
             return False
         return not new.mode & ~now.st_mode
 

@@ -568,14 +568,24 @@ def _have_its_number_next(path: Path) -> None:
     raise AssertionError(path)
 
 
-@pytest.mark.parametrize("owner", [0, _SVC_GROUP])
-def test_a_file_of_roots_with_the_number_of_one_that_a_service_removed_is_not_given_to_it(
-    filesystem: Filesystems, owner: int
+@pytest.mark.parametrize(
+    ("around", "before", "after", "owner"),
+    [
+        (_SHARED, _GROUPS_OWN, _SERVICES_OWN, (0, 0)),
+        (_SHARED, _GROUPS_OWN, _SERVICES_OWN, (0, _SVC_GROUP)),
+        (_SHARED, "%attr(0600,web,svc)", "%attr(0640,web,svc)", (_WEB, _SVC_GROUP)),
+        (_SHARED, "%attr(0600,root,svc)", "%attr(0640,web,svc)", (_WEB, _SVC_GROUP)),
+        (_OWN, _SERVICES_OWN, "%attr(0600,svc,svc)", (0, 0)),
+    ],
+    ids=["roots", "groups", "opened", "opened and given", "in the services own"],
+)
+def test_a_file_with_the_number_of_one_that_a_service_removed_is_not_given_to_it(
+    filesystem: Filesystems, around: str, before: str, after: str, owner: tuple[int, int]
 ) -> None:
     waiting = _Waiting(
         filesystem("ext4", 600),
-        [_directory("/var/lib/app", _SHARED), _file(_GROUPS_OWN)],
-        [_directory("/var/lib/app", _SHARED), _file(_SERVICES_OWN)],
+        [_directory("/var/lib/app", around), _file(before)],
+        [_directory("/var/lib/app", around), _file(after)],
         own=lambda _: None,
     )
     file = waiting.directory / "file"
@@ -583,11 +593,11 @@ def test_a_file_of_roots_with_the_number_of_one_that_a_service_removed_is_not_gi
     _have_its_number_next(file)
     waiting.as_service("rm", "-f", "file")
     _make_key(0o600)(waiting.directory)
-    subprocess.run(["chown", f"0:{owner}", waiting.directory / "key"], check=True)
+    subprocess.run(["chown", "{}:{}".format(*owner), waiting.directory / "key"], check=True)
     waiting.as_service("mv", "key", "file")
     assert file.stat().st_ino == planned
     said = waiting.finish("on the volume")
-    assert _owner_and_mode(file) == (0, owner, 0o600)
+    assert _owner_and_mode(file) == (*owner, 0o600)
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
 
 
