@@ -587,7 +587,7 @@ class Swap:
             return True
         try:
             now = files.fstat(fd)
-            is_untouched = self._is_inode(area, action.before, now)
+            is_untouched = self._is_inode(action.before, now)
             is_it = files.type_of(now.st_mode) is action.before.type and (
                 is_untouched or self._stands_for(area, action, fd, now)
             )
@@ -689,7 +689,7 @@ class Swap:
         is_other = before.ino != now.st_ino and not (is_copy or area.is_copied)
         if is_other or not _is_same(replace(before, ino=now.st_ino), now):
             return False
-        if is_copy or self._is_inode(area, before, now):
+        if is_copy or self._is_inode(before, now):
             return True
         # Size and time can be those of another one, where somebody has copied them with it.
         if isinstance(action, Install) and action.save_to:
@@ -724,17 +724,14 @@ class Swap:
         }
         return dict(self._shipped(paths))
 
-    def _is_inode(self, area: Area, before: DiskState, now: os.stat_result) -> bool:
+    def _is_inode(self, before: DiskState, now: os.stat_result) -> bool:
         """Tell whether it is the inode that was planned on, and nobody else has touched it.
 
         A number is given anew: on a copy to whatever comes, elsewhere to what is made after a file
-        was removed. A directory has changed wherever something was put into it, and what has
-        further names wherever this run has changed one of those.
+        was removed. What has further names has changed wherever this run has changed one of those.
         """
         if before.ino != now.st_ino:
             return False
-        if before.type is FileType.DIRECTORY and not area.is_copied:
-            return True
         ours = self._changed.get((now.st_dev, now.st_ino))
         return now.st_ctime_ns in (before.ctime_ns, ours)
 
@@ -760,6 +757,9 @@ class Swap:
                 return False
         elif before.ino != now.st_ino:
             return False
+        elif before.type is FileType.DIRECTORY and _is_half_given(action, now):
+            # One has changed wherever something was put into it: what it was says how open it is.
+            return True
         is_number = action.rule == Rule.OWNER_TRANSLATION or self._is_narrowed(action, now)
         if is_number and (is_its or is_given) and self._is_same_acl(fd, planned):
             return True
@@ -889,6 +889,13 @@ def _has(now: os.stat_result, action: SetMetadata) -> bool:
     found = (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode))
     is_type = files.type_of(now.st_mode) is action.before.type
     return is_type and found == (new.uid, new.gid, new.mode)
+
+
+def _is_half_given(action: SetMetadata, now: os.stat_result) -> bool:
+    """Tell whether owner and mode are each what was planned on, or is planned."""
+    before, new = action.before, action.metadata
+    owners, modes = ((before.uid, before.gid), (new.uid, new.gid)), (before.mode, new.mode)
+    return (now.st_uid, now.st_gid) in owners and stat.S_IMODE(now.st_mode) in modes
 
 
 def _as_it_is_now(action: SetMetadata, now: os.stat_result, acls: Xattrs) -> SetMetadata:

@@ -601,6 +601,30 @@ def test_a_file_with_the_number_of_one_that_a_service_removed_is_not_given_to_it
     assert "changed meanwhile, left as it is: /data/var/lib/app/file\n" in said
 
 
+def test_a_private_directory_with_the_number_of_one_that_a_service_removed_stays_so(
+    filesystem: Filesystems,
+) -> None:
+    inner = "/var/lib/app/inner"
+    waiting = _Waiting(
+        filesystem("ext4", 600),
+        [_directory("/var/lib/app", _SHARED), _directory(inner, "%attr(0750,root,svc)")],
+        [_directory("/var/lib/app", _SHARED), _directory(inner, _OWN)],
+        own=lambda _: None,
+    )
+    path = waiting.directory / "inner"
+    planned = path.stat().st_ino
+    waiting.as_service("rmdir", "inner")
+    private = path.with_name("private-0")
+    while not private.exists() or private.stat().st_ino < planned:
+        private = path.with_name(f"private-{len(list(waiting.directory.iterdir()))}")
+        private.mkdir(mode=0o700)
+    assert private.stat().st_ino == planned
+    waiting.as_service("mv", private.name, "inner")
+    said = waiting.finish("on the volume")
+    assert _owner_and_mode(path) == (0, 0, 0o700)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/inner\n" in said
+
+
 def test_what_has_the_number_as_well_of_what_was_replaced_is_not_lost(
     filesystem: Filesystems,
 ) -> None:
