@@ -41,6 +41,7 @@ from ipavolume.model.attributes import (
     ACL_NAMES,
     CAPABILITY_NAME,
     SET_ID_BITS,
+    STICKY_BIT,
     is_privileged,
     translate_acl,
 )
@@ -783,7 +784,8 @@ class Swap:
         owners = (uid, gid), (users.get(uid, uid), groups.get(gid, gid))
         if is_privileged(new) or (new.uid, new.gid) not in owners:
             return False
-        return not new.mode & ~now.st_mode
+        # The sticky bit takes a right away: to remove what is somebody else's.
+        return not (new.mode ^ STICKY_BIT) & ~(now.st_mode ^ STICKY_BIT)
 
     def _is_same_acl(self, fd: int, planned: Metadata) -> bool:
         """Tell whether an inode has the ACL that is planned, but for numbers that change."""

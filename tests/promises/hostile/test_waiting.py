@@ -651,6 +651,29 @@ def test_what_has_the_number_as_well_of_what_was_replaced_is_not_lost(
     assert b"my own!" in [one.read_bytes() for one in waiting.directory.iterdir()]
 
 
+def test_a_directory_from_which_only_its_owners_may_remove_stays_one_on_a_copy(
+    tmp_path: Path,
+) -> None:
+    """Root's other one, which the service renames to a path where anybody may remove things now."""
+    inner = "/var/lib/app/inner"
+
+    def own(directory: Path) -> None:
+        (directory / "shared").mkdir()
+        (directory / "shared").chmod(0o1777)
+
+    waiting = _Waiting(
+        tmp_path,
+        [_directory("/var/lib/app", _SHARED), _directory(inner, "%attr(1777,root,root)")],
+        [_directory("/var/lib/app", _SHARED), _directory(inner, "%attr(0777,root,root)")],
+        own=own,
+    )
+    waiting.as_service("mv", "inner", "away")
+    waiting.as_service("mv", "shared", "inner")
+    said = waiting.finish("on a copy")
+    assert _owner_and_mode(waiting.directory / "inner") == (0, 0, 0o1777)
+    assert "changed meanwhile, left as it is: /data/var/lib/app/inner\n" in said
+
+
 def test_an_acl_is_not_given_to_what_did_not_have_it_on_a_copy(tmp_path: Path) -> None:
     """Two files of one account and group: the service may read the one, and renames the other."""
 
