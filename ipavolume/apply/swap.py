@@ -119,11 +119,6 @@ class Swap:
             for number, action in enumerate(plan.actions)
             if isinstance(action, Install | CreateTree)
         }
-        self._translated = {
-            action.path: action.metadata
-            for action in plan.actions
-            if isinstance(action, SetMetadata) and action.path in self._places
-        }
         self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
         self._copies: set[tuple[int, int]] = set()
         # When this process changed what has further names, which may be in the plan as well.
@@ -324,13 +319,13 @@ class Swap:
                 return False
             if _is_same_content(fd, staged):
                 return True
+            # Where what is staged replaces it, it is looked at once more then.
+            self._give_on(action.before, fd)
             match action.if_edited:
                 case IfEdited.KEPT:
-                    self._give_on(action.before, fd)
                     self._notes.add(action.path, "")
                     return False
                 case IfEdited.RPMNEW:
-                    self._give_on(action.before, fd)
                     names = self._copies_of(action.path, ".rpmnew")
                     self._link_free(number, action.path, staged, names)
                     return False
@@ -339,13 +334,14 @@ class Swap:
                     return True
 
     def _give_on(self, before: DiskState | None, fd: int) -> None:
-        """Have what is left in place belong to whom it belonged, whose number may be another now.
+        """Have what stays belong to whom it belonged, whose number may be another now.
 
-        Who owns it has written it: nothing else is changed, and nothing that has further names. An
-        account that the package gives it to is another one, and gets nothing that was written here.
+        Whoever has the numbers that were planned on gets nothing by their new ones: nothing else is
+        changed, and nothing that has further names. An account that the package gives it to is
+        another one, and gets nothing that was written here.
         """
         now = files.fstat(fd)
-        if before is None or before.uid == 0 or now.st_uid != before.uid or now.st_nlink != 1:
+        if before is None or now.st_uid != before.uid or now.st_nlink != 1:
             return
         users, groups = self._numbers
         uid, gid = users.get(now.st_uid, now.st_uid), groups.get(now.st_gid, now.st_gid)
@@ -439,11 +435,13 @@ class Swap:
         before, now = action.before, files.lstat(directory, name)
         if before is None or now is None or files.type_of(now.st_mode) is not before.type:
             return
-        translated = self._translated.get(action.path)
-        if not meanwhile.is_changed(before, now, translated):
+        users, groups = self._numbers
+        uid, gid = users.get(before.uid, before.uid), groups.get(before.gid, before.gid)
+        ours = Metadata(uid=uid, gid=gid, mode=before.mode)
+        if not meanwhile.is_changed(before, now, ours):
             return
-        if translated is not None and (now.st_uid, now.st_gid) == (translated.uid, translated.gid):
-            before = replace(before, uid=translated.uid, gid=translated.gid)
+        if (now.st_uid, now.st_gid) == (uid, gid):
+            before = replace(before, uid=uid, gid=gid)
         acls = files.xattrs_at(directory, name)
         new = meanwhile.merged(before, now, acls, action.metadata, shipped=True)
         if new == action.metadata:
@@ -559,7 +557,10 @@ class Swap:
                     if err.errno != errno.EXDEV:
                         raise
                     files.unlink(directory, name)
-            elif action.if_edited is IfEdited.KEPT:
+                return
+            with files.inode(directory, name) as fd:
+                self._give_on(action.before, fd)
+            if action.if_edited is IfEdited.KEPT:
                 self._notes.add(action.path, "")
             else:
                 self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
@@ -610,7 +611,9 @@ class Swap:
             if action.private or (is_file and (taken or is_privileged(new))):
                 staged = f"m{number}"
                 copied = self._copy_with(fd, now, area, staged, action)
-                if copied is not None:
+                if copied is None:
+                    self._give_on(action.before, fd)
+                else:
                     if not self._rename(
                         action.path, staged, directory, name, replace=True, expected=copied
                     ):

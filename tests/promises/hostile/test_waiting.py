@@ -239,8 +239,49 @@ def test_a_third_accounts_file_is_not_given_to_a_service_with_the_files_place(
     assert "changed meanwhile, left as it is: /data/var/lib/app/file; the image's is" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "later", "content"),
+    [
+        ("%config(noreplace)", "0640", "another"),
+        ("%config(noreplace)", "0640", "shipped"),
+        ("%config(noreplace)", "0600", "shipped"),
+        ("%config", "0640", "another"),
+        ("%config", "0640", ""),
+    ],
+    ids=["beside", "left", "closed", "saved", "removed"],
+)
+@pytest.mark.parametrize(("owner", "where"), [("root", _PLACES[0]), ("svc", _PLACES[1])])
+def test_what_is_edited_while_an_upgrade_waits_gets_its_new_number(
+    tmp_path: Path,
+    where: str,
+    words: str,
+    later: str,
+    content: str,
+    owner: str,
+) -> None:
+    """In a directory of root's; what is saved of it, too."""
+    directory = _directory("/var/lib/app", "%attr(0755,root,root)")
+    after = [_file(f"{words} %attr({later},{owner},svc)", content)] if content else []
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    waiting = _Waiting(
+        tmp_path,
+        [directory, _file(f"{words} %attr(0640,{owner},svc)")],
+        [directory, more, *after],
+        own=lambda _: None,
+        user=_LATER,
+        group=_LATER_GROUP,
+    )
+    (waiting.directory / "file").write_text("edited")
+    waiting.finish(where)
+    (found,) = [
+        path for path in waiting.directory.iterdir() if path.read_text().strip() == "edited"
+    ]
+    user = _LATER if owner == "svc" else 0
+    assert _owner_and_mode(found)[:2] == (user, _LATER_GROUP)
+
+
 @pytest.mark.parametrize("around", [_OWN, "%attr(0755,root,root)"], ids=["services", "roots"])
-def test_a_file_that_a_service_edits_and_that_stays_gets_its_new_number(
+def test_a_file_that_a_service_edits_gets_the_new_number_of_its_group(
     tmp_path: Path, around: str
 ) -> None:
     """Also where it is all that the service has on the volume."""
