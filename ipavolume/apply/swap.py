@@ -594,8 +594,7 @@ class Swap:
                 is_untouched or self._stands_for(area, action, fd, now)
             )
             if not is_it:
-                if now.st_ino == action.before.ino and not area.is_copied:
-                    self._give_on(action.before, fd)
+                self._give_on(action.before, fd)
                 # Whose it was nobody can know. What is replaced as well is told then.
                 if action.path not in self._places and not _has(now, action):
                     self._notes.add(action.path, "")

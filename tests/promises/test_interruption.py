@@ -21,6 +21,8 @@ from support.images import age, make_image, picture
 from support.tracing import Call
 from support.worlds import (
     MOUNTS,
+    NEW_ACCOUNTS,
+    OLD_ACCOUNTS,
     RUNS,
     STATE,
     World,
@@ -459,10 +461,10 @@ def test_a_mode_given_while_a_killed_run_waits_is_merged_as_one_given_before(
     assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == expected
 
 
-def test_what_is_written_anew_while_a_killed_run_waits_stays_as_it_is_and_is_told(
+def test_what_is_written_anew_while_a_killed_run_waits_is_told_and_its_accounts_still(
     world: World, place: Path
 ) -> None:
-    """As editors do: another file has the name, and whose it was nobody can know."""
+    """As editors do: another file has the name, and what it was to be nobody can know."""
     etc = ("noreplace.conf", "mode.conf", "acl.conf")
     paths = [
         *(f"data/etc/app/{name}" for name in etc),
@@ -477,9 +479,18 @@ def test_what_is_written_anew_while_a_killed_run_waits_stays_as_it_is_and_is_tol
     before = content(place)
     said = world.run("two", place).stdout
     found = content(place)
+    users, groups = (
+        dict[object, object](
+            (OLD_ACCOUNTS[name][kind], NEW_ACCOUNTS[name][kind]) for name in OLD_ACCOUNTS
+        )
+        for kind in (0, 1)
+    )
     for path in paths:
         assert f"changed meanwhile, left as it is: /{path}\n" in said
-        assert found[path][:3] == before[path][:3]
+        mode, uid, gid = before[path][:3]
+        # Rights that came with what was there do not come with what was written.
+        mode = str(mode).replace("s", "x")
+        assert found[path][:3] == (mode, users.get(uid, uid), groups.get(gid, gid))
         assert b"has written" in (place / path).read_bytes()
 
 

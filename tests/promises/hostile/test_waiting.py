@@ -239,6 +239,15 @@ def test_a_third_accounts_file_is_not_given_to_a_service_with_the_files_place(
     assert "changed meanwhile, left as it is: /data/var/lib/app/file; the image's is" in said
 
 
+def _overwrite(file: Path) -> None:
+    file.write_text("edited")
+
+
+def _write_anew(file: Path) -> None:
+    subprocess.run(["sed", "-i", "s/.*/edited/", file], check=True)
+
+
+@pytest.mark.parametrize("edit", [_overwrite, _write_anew])
 @pytest.mark.parametrize(
     ("words", "later", "content"),
     [
@@ -254,6 +263,7 @@ def test_a_third_accounts_file_is_not_given_to_a_service_with_the_files_place(
 def test_what_is_edited_while_an_upgrade_waits_gets_its_new_number(
     tmp_path: Path,
     where: str,
+    edit: Callable[[Path], None],
     words: str,
     later: str,
     content: str,
@@ -271,7 +281,7 @@ def test_what_is_edited_while_an_upgrade_waits_gets_its_new_number(
         user=_LATER,
         group=_LATER_GROUP,
     )
-    (waiting.directory / "file").write_text("edited")
+    edit(waiting.directory / "file")
     waiting.finish(where)
     (found,) = [
         path for path in waiting.directory.iterdir() if path.read_text().strip() == "edited"
