@@ -72,11 +72,15 @@ _BIND_KEY: Final = re.compile(
     re.MULTILINE,
 )
 _SET_MACHINE_ID: Final = re.compile(rb"(?!0{32})[0-9a-f]{32}\s*")
-_GNUPG: Final = re.compile(rb"(?:Key: )?\((?:\d+:)?(?:protected-)?private-key")
+_GNUPG: Final = re.compile(
+    # The key alone, or as one of several lines: gpg-agent(1) puts before it when it was made.
+    rb"\A\((?:\d+:)?(?:protected-)?private-key|^Key: \((?:protected-)?private-key",
+    re.MULTILINE,
+)
+_AGE: Final = re.compile(rb"(?:#[^\n]*\n|\s*\n)*AGE-SECRET-KEY-1[0-9A-Z]{16}")
 _BEGINNINGS: Final = {
     b"Private-key-format: v": "a private key of DNSSEC, or for signed updates",
     b"PuTTY-User-Key-File-": "a private key",
-    b"AGE-SECRET-KEY-": "a private key of age",
 }
 
 _MAX_NAMED: Final = 5
@@ -106,8 +110,10 @@ def secret_of(path: str, data: bytes, *, private: bool) -> str:
         return "a private key"
     if b"secret" in data and _is_like(name, _BIND) and _BIND_KEY.search(data):
         return "a key of BIND"
-    if _GNUPG.match(data):
+    if _GNUPG.search(data):
         return "a private key of GnuPG"
+    if _AGE.match(data):
+        return "a private key of age"
     return next((what for begin, what in _BEGINNINGS.items() if data.startswith(begin)), "")
 
 

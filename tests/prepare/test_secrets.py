@@ -39,6 +39,16 @@ BIND = 'key "rndc-key" {\n\talgorithm hmac-sha256;\n\tsecret "qqqqqqqqqqqq";\n};
         ("id", "PuTTY-User-Key-File-3: ssh-rsa\n", "a private key"),
         ("private-keys-v1.d/1.key", "(21:protected-private-key(3:rsa", "a private key of GnuPG"),
         ("private-keys-v1.d/1.key", "Key: (private-key (rsa", "a private key of GnuPG"),
+        (
+            "private-keys-v1.d/1.key",
+            "Created: 20261130T230926\nKey: (private-key (ecc (curve Ed25519)",
+            "a private key of GnuPG",
+        ),
+        (
+            "key.txt",
+            f"# created: 2026-11-30T23:09:26Z\n# public key: age1q\nAGE-SECRET-KEY-1{'Q' * 58}\n",
+            "a private key of age",
+        ),
         ("etc/rndc.key", BIND, "a key of BIND"),
         (
             "Kexample.test.+008+12345.private",
@@ -56,6 +66,8 @@ BIND = 'key "rndc-key" {\n\talgorithm hmac-sha256;\n\tsecret "qqqqqqqqqqqq";\n};
         # What is none: public halves, talk of keys, files that say that there is none yet.
         ("etc/ssh/ssh_host_rsa_key.pub", "ssh-rsa qqqq root@build\n", ""),
         ("server.pem", CERTIFICATE, ""),
+        ("private-keys-v1.d/1.key", "Created: 20261130T230926\nKey: (shadowed-private-key", ""),
+        ("README", "An identity begins with AGE-SECRET-KEY-1.\n", ""),
         ("server.pem", pem("PUBLIC KEY"), ""),
         ("check", "grep -q -e '-----BEGIN PRIVATE KEY-----' server.pem\n", ""),
         ("README", "Begin it with\n\n  -----BEGIN PRIVATE KEY-----\n\nand so on.\n", ""),
