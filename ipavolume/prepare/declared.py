@@ -31,11 +31,12 @@ _MAX_FILE_BYTES: Final = 4096
 _ENOUGH_LINES: Final = 2
 _MAX_NAMED: Final = 5
 _PRE_RELEASE: Final = re.compile(
-    r"(?<=[0-9])(?:[-._]?(?:alpha|beta|rc|pre|preview|dev|snapshot)|[abc](?=[0-9]+$))"
-    r"[-._]?[0-9.]*$",
+    # A letter alone counts behind a plain number: commits end like that, too (2.0-1.git3f2a9b1).
+    r"(?P<before>(?:[0-9]+:)?[0-9.]*[0-9](?=[abc][0-9])|.*[0-9](?=[-._]?[a-z]{2}))"
+    r"[-._]?(?P<rest>(?:alpha|beta|rc|pre|preview|dev|snapshot|[abc])[-._]?[0-9.]*(?:-[0-9][^-]*)?)",
     re.IGNORECASE,
 )
-"""As semantic versioning and Python's write it, at the end of a version."""
+"""As semantic versioning and Python's write it, at the end of a version, before its release."""
 DECLARED_FLAGS: Final = FileFlags.CONFIG | FileFlags.NOREPLACE
 """What a configuration file of such a package is."""
 
@@ -76,8 +77,8 @@ def read_packages(
         except _NoVersionError as err:
             findings.add(Code.NO_VERSION, f"{what}: {err}", path=one.version_file or CONFIG_PATH)
             continue
-        if found := _PRE_RELEASE.search(version):
-            release, rest = version[: found.start()], found[0].lstrip("-._")
+        if found := _PRE_RELEASE.fullmatch(version):
+            release, rest = found["before"], found["rest"]
             findings.add(
                 Code.PRE_RELEASE,
                 f"{what} {version}: to rpm, by whose rules versions are compared, that is newer "

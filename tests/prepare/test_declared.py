@@ -239,6 +239,8 @@ def test_other_configuration_under_one_version_is_warned_of(tmp_path: Path) -> N
         ("2.0b2", "2.0", "2.0~b2"),
         ("2.0.dev3", "2.0", "2.0~dev3"),
         ("2.0-SNAPSHOT", "2.0", "2.0~SNAPSHOT"),
+        ("2.0rc1-2", "2.0", "2.0~rc1-2"),
+        ("2.0b2-2", "2.0", "2.0~b2-2"),
     ],
 )
 def test_what_comes_before_a_release_is_to_be_written_as_rpm_sorts_it(
@@ -254,7 +256,12 @@ def test_what_comes_before_a_release_is_to_be_written_as_rpm_sorts_it(
 
 
 @pytest.mark.parametrize(
-    "version", ["2.0~rc1", "2.0.0", "2.0-3", "2.0.0-1.rc1.fc43", "1.1.1w", "2.0p1", "r2024a"]
+    "version",
+    [
+        *("2.0~rc1", "2.0.0", "2.0-3", "2.0.0-1.rc1.fc43", "1.1.1w", "2.0p1", "r2024a"),
+        # With the commit that they were made of: a build in six was refused with --strict.
+        *("2.4.1-g1a2b3c4", "2.4.1-1.git3f2a9b1", "2.4.1+1a2b3c4"),
+    ],
 )
 def test_what_is_no_version_before_a_release_is_none(tmp_path: Path, version: str) -> None:
     image = make(tmp_path / "root", f'version = "{version}"', 'config = ["/etc/app/*"]')
