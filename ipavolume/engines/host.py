@@ -102,9 +102,10 @@ def _is_of_another_host(address: str) -> bool:
 
 
 def _is_here(family: int, place: tuple[Any, ...]) -> bool:
-    with socket.socket(family, socket.SOCK_DGRAM) as tried:
-        try:
+    try:
+        # Without that version of the protocol in the kernel there is no such socket at all.
+        with socket.socket(family, socket.SOCK_DGRAM) as tried:
             tried.bind(place)
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True

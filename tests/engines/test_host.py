@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -87,6 +89,22 @@ def test_an_engine_of_another_host_has_no_directory_of_this_one(
     answering: Answering, name: str, info: Mapping[str, Any] | str, address: str, why: str
 ) -> None:
     assert why in Sight.of(answering(name, info, address)).why_not(PLACE)
+
+
+def test_a_host_without_version_6_of_the_protocol_has_addresses_all_the_same(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its /etc/hosts has ``::1 localhost`` first; no socket is made of that (ipv6.disable=1)."""
+    real = socket.socket
+
+    def without(family: int = -1, *words: Any, **named: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return real(family, *words, **named)
+
+    monkeypatch.setattr(socket, "socket", without)
+    there = answering("docker", {"Name": HERE}, "tcp://[2001:db8::1]:2375")
+    assert "2001:db8::1" in Sight.of(there).why_not(PLACE)
 
 
 def test_an_engine_that_does_not_answer_is_not_taken_for_one_of_this_host(
