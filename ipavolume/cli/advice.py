@@ -154,7 +154,11 @@ def fit_here(
     reader = replace(reader, held=held or reader.held, again=again, typed=typed)
     if about is not None:
         if reader.place is Place.HOST and about.root not in ("", "/"):
-            reader = replace(reader, mounts=_mounts_of(about.root) or reader.mounts)
+            reader = replace(
+                reader,
+                mounts=_mounts_of(about.root) or reader.mounts,
+                leaves_online=bool(reader.image) and _leaves_online(about.root),
+            )
         volumes = (*_as_volumes(about.directories, reader.mounts), *about.volumes)
         reader = replace(reader, volumes=volumes, names=about.names)
     return fit(hint, reader)
@@ -232,8 +236,9 @@ def _mounts_of(root: str) -> tuple[str, ...]:
 
 
 def _leaves_online(root: str) -> bool:
+    asked = places.leaves_online if root == "/" else places.leaves_online_to_init
     with contextlib.suppress(IpaVolumeError, OSError):
-        return places.leaves_online(root)
+        return asked(root)
     return False
 
 

@@ -20,6 +20,7 @@ from ipavolume.volume.layout import BASELINE, TRANSACTION
 from ipavolume.volume.volumes import Volumes
 
 _USUAL_MOUNT: Final = "/data"
+_INITS: Final = ("/init", "/systemd")
 
 
 def mounts_of(root: str) -> tuple[str, ...]:
@@ -33,6 +34,16 @@ def leaves_online(root: str) -> bool:
     with Image(root) as image:
         config = image.config
         return handover.is_systemd(config.start_exec, image.root, unit=config.online_unit)
+
+
+def leaves_online_to_init(root: str) -> bool:
+    """Tell whether a start of the image whose copy is below *root* executes an init.
+
+    What is needed of systemd is not in a copy.
+    """
+    with Image(root) as image:
+        words = image.config.start_exec
+        return bool(words) and words[0].endswith(_INITS)
 
 
 def place_of(root: str, volumes: Sequence[str], directory: str | None) -> str:

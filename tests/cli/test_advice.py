@@ -437,6 +437,27 @@ def test_a_directory_with_an_equals_sign_in_its_name_is_named_with_its_mount() -
     assert hint == "ipavolume rollback --dry-run --volume /data=/srv/app=2"
 
 
+@pytest.mark.root
+@pytest.mark.rpm
+@pytest.mark.parametrize(
+    ("execs", "more"), [("/usr/sbin/init", " --phase offline"), ("/usr/sbin/app", "")]
+)
+def test_of_an_engines_image_with_systemd_a_host_is_told_to_leave_to_the_start_what_it_does(
+    tmp_path: Path, execs: str, more: str
+) -> None:
+    """A check has a copy of what it needs of the image, and of systemd there is nothing in it."""
+    rpm = build_rpm(tmp_path, "app", [Packaged(path="/etc/app.conf", content="conf")])
+    image = make_image(tmp_path / "image", [rpm])
+    image.list("/etc/app.conf")
+    image.prepare()
+    image.write("/etc/ipavolume.toml", f'[start]\nexec = ["{execs}"]\n')
+    words = ["--image", "app:2", "--volume-name", "app"]
+    with main.commands["check"].make_context("check", words):
+        about = About(names=["app"], root=str(image.root))
+        told = fit_here("at once by ipavolume upgrade --retry", about=about)
+    assert told == f"at once by docker run --rm -v app:/data app:2 ipavolume upgrade --retry{more}"
+
+
 def _nothing(root: Path) -> None:
     root.rmdir()
 
