@@ -207,10 +207,10 @@ def _tell(
         text += "every volume begins with the same ones"
     do = "Remove" if name else "Empty"
     they = "it" if len(secrets) == 1 else "them"
-    at = "" if where == path else f", which is at {where!r}"
+    at = "" if where == path else f" at {where!r}"
     findings.add(
         Code.SHIPPED_SECRET,
-        f"{text}. {do} {they} before prepare{at}, and have each volume get its own "
+        f"{text}. {do} {they}{at} before prepare, and have each volume get its own "
         f"(ipavolume manual {Code.SHIPPED_SECRET})",
         path=path,
     )

@@ -162,7 +162,7 @@ def test_secrets_that_were_made_while_the_image_was_built_are_named_before_they_
     # A build on top of this one names them again, and where they are now.
     again = [one for one in image.prepare().findings if one.code == "shipped-secret"]
     assert [(one.code, one.path) for one in again] == expected
-    assert "'/data-template/etc/ssh'" in again[2].message
+    assert "Remove them at '/data-template/etc/ssh' before prepare, and" in again[2].message
     template = image.root / "data-template"
     for path in ("etc/app/made.key", "etc/app/same.key", "var/lib/app/private/key-of-1"):
         (template / path).unlink()
