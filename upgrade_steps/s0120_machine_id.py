@@ -41,4 +41,5 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
             content=f"{uuid.uuid4().hex}\n".encode(),
             reason="a machine has to have an id, and its own",
             mode=0o444,
+            keep_copy=False,
         )

@@ -276,6 +276,7 @@ class _Conversion:
                 path=self.dse,
                 content=self.ldif.with_back_end("bdb").content,
                 reason="it says nowhere that the database is a Berkeley database",
+                keep_copy=False,
             )
         for one in self.backends:
             yield _as_server(
@@ -299,10 +300,20 @@ class _Conversion:
                 reason="the export is complete",
                 mode=0o600,
             )
+        if self.ldif.value(f"cn=mdb,{CONFIG}", "objectclass"):
+            yield Write(
+                path=f"{self.dse}.bdb",
+                content=self.ldif.content,
+                reason="what it was, with the settings of an earlier LMDB",
+                mode=0o600,
+            )
         yield Write(
             path=self.dse,
             content=self.ldif.with_back_end("mdb").with_map(self._map(volume)).content,
             reason="from here on the database is LMDB",
+            # Put back, it would have the server open the old database, without all that was written
+            # since.
+            keep_copy=False,
         )
 
     def _import(self, volume: View) -> Iterator[StepAction]:

@@ -48,4 +48,6 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
             path=PATH,
             content=b"\n".join(lines),
             reason=f"the image has RESTEasy in {wanted.decode()}",
+            # Nothing else is changed, and what it named is not in the image.
+            keep_copy=False,
         )

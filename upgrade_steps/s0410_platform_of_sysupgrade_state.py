@@ -57,6 +57,8 @@ def plan(volume: View, template: View) -> Iterator[StepAction]:
             content=b"\n".join(kept),
             reason=f"the data come from {forgotten.decode('ascii', 'replace')!r}, and the image "
             f"is {current!r}",
+            # Put back, it would be refused again, and lack what the upgrade notes after this.
+            keep_copy=False,
         )
 
 

@@ -209,7 +209,8 @@ def test_the_configuration_names_the_new_database_and_is_the_same_otherwise(scen
     assert file.read_text() == ldif("mdb") + MAP
     st = file.stat()
     assert (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (17, 18, 0o600)
-    assert scene.saved(DSE).read_text() == ldif()
+    # Put back, it would have the server open the old database.
+    assert not scene.saved(DSE).exists()
     assert convert(scene) == ()
 
 
@@ -221,9 +222,14 @@ def test_attributes_are_found_however_their_names_are_written(scene: Scene) -> N
 
 
 def test_settings_of_an_earlier_lmdb_are_replaced(scene: Scene) -> None:
-    (scene.volume() / DSE).write_text(ldif() + MAP.replace("21474836480", "1048576"))
+    before = ldif() + MAP.replace("21474836480", "1048576")
+    (scene.volume() / DSE).write_text(before)
     scene.perform(*convert(scene))
     assert (scene.volume() / DSE).read_text() == ldif("mdb") + MAP
+    assert not scene.saved(DSE).exists()
+    kept = scene.volume() / f"{DSE}.bdb"
+    assert kept.read_text() == before
+    assert kept.stat().st_mode & 0o7777 == 0o600
 
 
 def test_the_limits_of_the_new_database_leave_room_for_a_large_one(scene: Scene) -> None:
@@ -268,6 +274,8 @@ def test_where_nothing_says_which_database_it_is_that_is_written_before_the_expo
         assert f"nsslapd-backend-opt-level: 1\nnsslapd-backend-implement: {kind}\n\n" in text
     assert writes[0].replace("nsslapd-backend-implement: bdb\n", "") == ldif("")
     assert order(actions, f"Write(path='/{DSE}'") < order(actions, "db2ldif")
+    scene.perform(*actions)
+    assert not scene.saved(DSE).exists()
 
 
 # -- interrupted -------------------------------------------------------------------------
