@@ -314,6 +314,7 @@ def draft_rollback(
             contents,
             recorded=undoes,
             allow=context.options.allow,
+            foreseen=looking and is_automatic,
         )
     kept = {mount: volumes[mount] for mount in snapshot.mounts}
     plan = Plan(

@@ -21,6 +21,8 @@ from ipavolume.volume.volumes import Volumes
 
 _STEP: Final = "step "
 NEEDS_CONTAINER: Final = "needs-container"
+_HISTORY_TELLS: Final = "Its summary in ipavolume history says what it does."
+_THE_START_ASKS: Final = "The start of this image asks it, and goes back unless it refuses that."
 
 
 def asks_going_back(
@@ -31,6 +33,7 @@ def asks_going_back(
     *,
     recorded: ImageHeader | None,
     allow: Collection[str] = (),
+    foreseen: bool = False,
 ) -> tuple[tuple[Warn, ...], tuple[str, ...]]:
     """Ask the steps whose commands a rollback would undo.
 
@@ -43,6 +46,7 @@ def asks_going_back(
         before: Descriptor of the snapshot's content by mount; they stay the caller's.
         recorded: What is recorded of the last image whose steps ran.
         allow: Codes of refusals that are overridden.
+        foreseen: It is told what a start of the image will do, which asks them itself.
 
     Returns:
         What an administrator is to know, that of what was overridden too: it says what is to be
@@ -67,7 +71,7 @@ def asks_going_back(
     if not image.is_inside:
         # Of an image that is not there nobody knows which of them would have to be.
         unasked = [one.name for one in asked] or (list(names) if image.is_recorded else [])
-        if unasked and NEEDS_CONTAINER not in allow:
+        if unasked and not foreseen and NEEDS_CONTAINER not in allow:
             raise RefusedError(
                 f"whether what {unasked[0]} did can be undone, that step has to be asked, which "
                 "can only be done in a container of the image",
@@ -76,11 +80,12 @@ def asks_going_back(
                 "other server has seen what it did, or all are gone back as well: "
                 f"--allow {NEEDS_CONTAINER}.",
             )
+        hint = _THE_START_ASKS if foreseen else _HISTORY_TELLS
         warnings += [
-            _not_asked(one.name, "outside of its container it is not asked") for one in asked
+            _not_asked(one.name, "outside of its container it is not asked", hint) for one in asked
         ]
         asked = []
-        overridden = [NEEDS_CONTAINER] if unasked else []
+        overridden = [NEEDS_CONTAINER] if unasked and not foreseen else []
     with volumes.tree() as tree, Tree(before) as kept:
         view = RollbackVolumeView(tree, kept, image.header.volumes, recorded)
         for declaration in asked:
@@ -95,9 +100,9 @@ def asks_going_back(
     return tuple(warnings), tuple(overridden)
 
 
-def _not_asked(name: str, why: str) -> Warn:
+def _not_asked(name: str, why: str, hint: str = _HISTORY_TELLS) -> Warn:
     return Warn(
         code="not-asked",
         text=f"the step {name} had begun, and {why} whether what it did can be undone",
-        hint="Its summary in ipavolume history says what it does.",
+        hint=hint,
     )

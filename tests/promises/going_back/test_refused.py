@@ -156,6 +156,11 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
     assert "[s5010:seen]" in refused.stderr
     assert "this image goes back" not in refused.stderr
     assert world.build_id() is None
+    # What a start does is told on a host, where it cannot be asked.
+    foretold = run_ipavolume("check", world.volume, "--root", one.root, status=100).stdout
+    assert "going back" in foretold
+    assert "the step s5010_judges had begun" in foretold
+    assert "The start of this image asks it" in foretold
     # On a host it cannot be asked, with no image nor with one.
     words = ("rollback", "--dry-run", "--volume", world.volume)
     for more in ((), ("--root", one.root)):
