@@ -33,6 +33,7 @@ from ipavolume.errors import (
 )
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
+from ipavolume.formats.manifest import is_safe_path
 from ipavolume.formats.plan import dump_lines, is_run_id
 from ipavolume.linux import clock, copying, crossing, files, signals, trees
 from ipavolume.linux.cloning import clone_inode
@@ -60,9 +61,11 @@ from ipavolume.volume.index import (
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNDONE, UNVERIFIED
 from ipavolume.volume.snapshots import (
+    is_before,
     open_content,
     open_kept_state,
     read_originals,
+    run_number,
     snapshot_runs,
 )
 from ipavolume.volume.tree import Tree
@@ -908,9 +911,37 @@ class _WayBack:
                 "automatic": record.is_automatic,
                 "cause": record.cause,
                 "bytes": sum(_size_of(one, record.run) for one in self._volumes.values()),
+                "settled": self._settled(),
                 "changed": [list(one) for one in record.changed],
             },
         }
+
+    def _settled(self) -> list[str]:
+        """Return the copies of what is undone whose files are again what they are copies of."""
+        since = run_number(self._record.snapshot)
+        below = tuple(mount + "/" for mount in self._volumes)
+        found = []
+        with self._volumes.tree() as tree:
+            for run in history.read_history(self._volumes.primary):
+                if is_before(run_number(run["run"]), since):
+                    continue
+                for path, copy, _ in run.get("copies", ()):
+                    # What cannot be compared is left to be looked at.
+                    with contextlib.suppress(IpaVolumeError, OSError):
+                        if all(is_safe_path(one) and one.startswith(below) for one in (path, copy)):
+                            found += [copy] * _are_alike(tree, path, copy)
+        return found
+
+
+def _are_alike(tree: Tree, path: str, copy: str) -> bool:
+    """Tell whether two files, or two links, are there and have the same content."""
+    here, there = tree.stat(path), tree.stat(copy)
+    if here is None or there is None or here.st_size != there.st_size:
+        return False
+    if stat.S_ISLNK(here.st_mode) and stat.S_ISLNK(there.st_mode):
+        return tree.target(path) == tree.target(copy)
+    digest = tree.digest(path)
+    return digest != "" and digest == tree.digest(copy)
 
 
 def _read_undo(first: Area) -> Undo:

@@ -1,6 +1,7 @@
 """``conflicts``: the copies that runs left beside edited files, and settling them.
 
-Only what the history recorded is listed; a copy that is gone was settled.
+Only what the history recorded is listed; a copy that is gone was settled, and one whose file a
+rollback brought back.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def conflicts(volumes: Volumes) -> list[Conflict]:
                 with failures.attempt("look at", conflict.copy):
                     if tree.state(conflict.copy) is not None:
                         found[conflict.copy] = conflict
+            # A rollback brought back what they are copies of.
+            for copy in run.get("undone", {}).get("settled", ()):
+                found.pop(copy, None)
     return list(found.values())
 
 

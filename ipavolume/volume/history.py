@@ -111,6 +111,7 @@ def _run(line: bytes) -> Mapping[str, Any]:
         checks.text(undone.get(key, ""))
     checks.count(undone.get("bytes", 0))
     checks.items(undone.get("changed", []), functools.partial(_row, width=2))
+    checks.items(undone.get("settled", []), checks.text)
     return run
 
 

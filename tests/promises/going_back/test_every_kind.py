@@ -76,6 +76,54 @@ def test_what_a_snapshot_leaves_out_gets_its_owners_back(tmp_path: Path) -> None
         assert owners() == before
 
 
+def test_a_copy_of_what_came_back_does_not_wait_for_anybody(tmp_path: Path) -> None:
+    """What the snapshot left out did not come back: its copy waits."""
+    site = Site(top=tmp_path)
+    one, two = (
+        site.image(
+            number,
+            [
+                build_rpm(
+                    tmp_path,
+                    "app",
+                    [
+                        Packaged(path="/etc/app/data", content=f"version {number}"),
+                        Packaged(
+                            path="/etc/app/out",
+                            words="%config(noreplace)",
+                            content=f"version {number}",
+                        ),
+                    ],
+                    version=number,
+                )
+            ],
+            lists={"/data": ["/etc/app/"]},
+            config='[snapshot]\nleave-out = ["/etc/app/out*"]\n',
+        )
+        for number in ("1", "2")
+    )
+    site.upgrade(one)
+    app = site.volume() / "etc/app"
+    for name in ("data", "out"):
+        (app / name).write_text("mine")
+    site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+
+    def waiting() -> list[str]:
+        lines = site.run("conflicts", two).stdout.splitlines()
+        return sorted(line.split()[1].rpartition("/")[2] for line in lines)
+
+    assert waiting() == ["data", "out"]
+    site.run("rollback", two)
+    assert (app / "data").read_text() == "mine"
+    assert waiting() == ["out"]
+    # Nor is it brought back over what has been written since.
+    (app / "data").write_text("mine, and more")
+    assert waiting() == ["out"]
+    site.run("conflicts", two, "--keep", "/data/etc/app/data", status=2)
+    site.run("upgrade", two, "--retry")
+    assert waiting() == ["data", "out"]
+
+
 def test_a_directory_that_comes_back_has_its_times(tmp_path: Path) -> None:
     """One of the image's that became a file, and one that somebody removed after the upgrade."""
     site = Site(top=tmp_path)
