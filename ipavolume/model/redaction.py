@@ -9,6 +9,11 @@ from collections.abc import Iterable
 from typing import Final
 
 SHOWN: Final = "***"
+_SURE_CHARACTERS: Final = 8
+"""A secret as long as FreeIPA wants a password to be is no part of a word by chance."""
+# Behind a letter or digit only where that is an option's (-pSECRET) or of an escape (\nSECRET).
+_BEGIN: Final = r"(?:(?<![^\W_])|(?<=[-\\][A-Za-z]))"
+_END: Final = r"(?![^\W_])"
 
 
 class Redactor:
@@ -18,7 +23,8 @@ class Redactor:
         """Take the secrets; of one with several lines, each line is one.
 
         A secret is also known as Python, JSON and a shell would quote it, because that is how
-        commands show what they were given.
+        commands show what they were given. A short one is taken out where it is a word of its own:
+        stars within a word that everybody can complete would tell it.
         """
         known: set[str] = set()
         for secret in secrets:
@@ -26,11 +32,17 @@ class Redactor:
                 known |= {line, shlex.quote(line), repr(line)[1:-1], json.dumps(line)[1:-1]}
         # The longest first: a secret may begin with another one.
         words = sorted((word for word in known if word.strip()), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+        self._pattern = re.compile("|".join(map(_pattern, words))) if words else None
 
     def text(self, text: str) -> str:
         """Return *text* with every secret in it replaced by three stars, and encodable."""
         return encodable(self._pattern.sub(SHOWN, text) if self._pattern else text)
+
+
+def _pattern(secret: str) -> str:
+    begin, end = _BEGIN * secret[0].isalnum(), _END * secret[-1].isalnum()
+    found = re.escape(secret)
+    return found if len(secret) >= _SURE_CHARACTERS else f"{begin}{found}{end}"
 
 
 def encodable(text: str) -> str:

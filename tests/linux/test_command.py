@@ -555,3 +555,21 @@ def test_secrets_are_not_shown_however_they_are_quoted() -> None:
     shown = redactor.text("-p Secret123 Secret1 it's\\ 'it'\"'\"'s\\' \"it's\\\\\" two lines, ok")
     assert shown == '-p *** *** *** *** "***" *** ***, ok'
     assert Redactor([]).text("nothing") == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("pin", "pinging the KDC, spinning up pins", "pinging the KDC, spinning up pins"),
+        ("pin", "--dirsrv-pin=pin 'pin' pin:pin pin.", "--dirsrv-***=*** '***' ***:*** ***."),
+        ("pin", r"-ppin, PASS_pin_ and 'a\npin\n'", r"-p***, PASS_***_ and 'a\n***\n'"),
+        ("1234", "port 12345, 1234", "port 12345, ***"),
+        ("a+", "a+b, aa+ a+", "***b, aa+ ***"),
+        ("é1", "né1, é1", "né1, ***"),
+        ("Secret12", "xSecret12x", "x***x"),
+    ],
+)
+def test_a_short_secret_is_not_told_by_the_words_that_have_it(
+    secret: str, text: str, shown: str
+) -> None:
+    assert Redactor([secret]).text(text) == shown
