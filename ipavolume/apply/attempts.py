@@ -55,10 +55,13 @@ def _is_read_only(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
+def counted(
+    context: Context, run: str, redactor: Redactor, *, goes_back: bool = False
+) -> Iterator[None]:
     """Count a failure of the body, whatever its cause; it is after the first write.
 
-    An end that somebody asked for is none, nor is what is refused before.
+    An end that somebody asked for is none, nor is what is refused before. A start that *goes_back*
+    waits for nothing.
     """
     volume = context.volumes.primary
     before, room = around(context), free(context)
@@ -82,7 +85,7 @@ def counted(context: Context, run: str, redactor: Redactor) -> Iterator[None]:
         if write_attempts(volume, attempts) and isinstance(err, IpaVolumeError):
             err.failures = attempts.count
             until = backoff.due_s(attempts, now_s=attempts.time_s)
-            if until is not None:
+            if until is not None and not goes_back:
                 err.state = err.state.replace(STATE_OPEN, _STATE_WAITING)
                 err.hint += (
                     f" It has failed {attempts.count} times in a row: a start waits until "

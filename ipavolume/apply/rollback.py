@@ -230,7 +230,7 @@ def _look_at_begun(volumes: Volumes, facts: Mapping[str, Facts], emptied: Collec
     """
     _mounts_undoing(volumes, facts, emptied)
     with contextlib.closing(open_area(volumes.primary)) as outer:
-        with attempt("open", outer.volume.directory, now=failures.STATE_STILL_OPEN):
+        with attempt("open", outer.volume.directory, now=failures.STATE_STILL_GOING_BACK):
             inner = open_inside(outer, layout.ROLLBACK)
         with contextlib.closing(inner):
             plan = commit.read_plan(inner, volumes)
@@ -258,7 +258,7 @@ def undo(
     """
     for warning in made.warnings:
         speaker.say(f"warning: {told(warning)}")
-    with attempts.counted(context, made.plan.run, speaker.redactor):
+    with attempts.counted(context, made.plan.run, speaker.redactor, goes_back=True):
         volumes = context.volumes
         primary = facts[volumes.primary.mount]
         state = STATE_UNTOUCHED if primary.transaction is None else failures.STATE_STILL_OPEN
@@ -334,7 +334,7 @@ def finish_undoing(
         for mount in mounts:
             outer[mount] = open_area(volumes[mount])
         with (
-            attempts.counted(context, transaction.run, speaker.redactor),
+            attempts.counted(context, transaction.run, speaker.redactor, goes_back=True),
             logged(context, transaction.run, speaker),
         ):
             for area in outer.values():

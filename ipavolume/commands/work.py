@@ -21,7 +21,7 @@ from ipavolume.model.progress import Progress
 from ipavolume.model.redaction import Redactor
 from ipavolume.model.values import dataclass
 from ipavolume.volume import failures
-from ipavolume.volume.facts import read_facts
+from ipavolume.volume.facts import UNDOING, read_facts
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNVERIFIED
@@ -97,25 +97,29 @@ class Work:
     def say_state(self, err: IpaVolumeError) -> None:
         """Have *err* say what the volumes are now, by a look, where who raised it did not."""
         # That nothing was touched is true of a round of a run, and one before may have ended well.
-        if err.state not in ("", failures.STATE_UNTOUCHED):
-            return
-        try:
-            now = on_hold.standing(self.context.volumes.primary)
-        except (IpaVolumeError, OSError):
-            err.state = failures.STATE_UNKNOWN
-            return
-        if now == self._before:
-            err.state = self._still_open() if now.is_open else failures.STATE_UNTOUCHED
-        else:
-            err.state = failures.STATE_OPEN if now.is_open else failures.STATE_COMPLETE
+        if err.state in ("", failures.STATE_UNTOUCHED):
+            try:
+                now = on_hold.standing(self.context.volumes.primary)
+            except (IpaVolumeError, OSError):
+                err.state = failures.STATE_UNKNOWN
+                return
+            if now == self._before:
+                err.state = failures.STATE_STILL_OPEN if now.is_open else failures.STATE_UNTOUCHED
+            else:
+                err.state = failures.STATE_OPEN if now.is_open else failures.STATE_COMPLETE
+        # What every run has speaks of an upgrade.
+        if err.state in (failures.STATE_OPEN, failures.STATE_STILL_OPEN):
+            err.state = self._open(is_still=err.state == failures.STATE_STILL_OPEN)
 
-    def _still_open(self) -> str:
-        """Return what the volumes are that had an open run before, and have it now."""
+    def _open(self, *, is_still: bool) -> str:
+        """Return what the volumes are that have an open run; *is_still*: as they had before."""
         with contextlib.suppress(IpaVolumeError, OSError):
             open_ = read_facts(self.context.volumes.primary).transaction
-            if open_ is not None and open_.kind == UNVERIFIED:
+            if open_ is not None and open_.phase == UNDOING:
+                return failures.STATE_STILL_GOING_BACK if is_still else failures.STATE_GOING_BACK
+            if open_ is not None and open_.kind == UNVERIFIED and is_still:
                 return failures.STATE_STILL_TAKEN
-        return failures.STATE_STILL_OPEN
+        return failures.STATE_STILL_OPEN if is_still else failures.STATE_OPEN
 
     def is_tried_by_command(self) -> bool:
         """Tell whether a command, and not only a start, tries again what failed."""

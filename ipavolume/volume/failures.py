@@ -21,6 +21,9 @@ STATE_STILL_TAKEN: Final = (
 STATE_GOING_BACK: Final = (
     "the volume is on its way back to what it was before an upgrade; the next start finishes that"
 )
+STATE_STILL_GOING_BACK: Final = (
+    "the volume is on its way back to what it was before an upgrade; nothing was changed now"
+)
 STATE_COMPLETE: Final = "a run was completed and recorded; what failed came after it"
 STATE_CURRENT: Final = "the volume is current; what runs at every start is done again by the next"
 STATE_UNKNOWN: Final = "the volume cannot be looked at any more"

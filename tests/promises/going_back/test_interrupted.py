@@ -11,6 +11,9 @@ from support import tracing
 from support.going_back import EVERY, changes, half_done, halt, seen
 from support.worlds import STATE, World, differences, is_open, put_copies, recorded, said, tell
 
+from ipavolume.plan import backoff
+from ipavolume.volume import failures
+
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.filesystem, pytest.mark.crash]
 
 
@@ -123,7 +126,18 @@ def test_what_fails_on_the_way_back_says_that_this_is_gone_on_with(
     assert said(refused, "state").startswith("the volume is on its way back")
     shutil.rmtree(place / "logs")
     (place / "elsewhere").rename(place / "logs")
-    world.run("one", place)
+    # What is refused before it begins says what was there before.
+    held = world.run("one", place, "snapshot", "create", status=77).stderr
+    assert said(held, "state") == failures.STATE_STILL_GOING_BACK
+    # The next start does not wait, however often that failed.
+    command = world.command("one", place)
+    sync = tracing.Call(name="syncfs", number=1, text="")
+    for _ in range(backoff.FREE):
+        failed = tracing.failing(command, sync, "EIO", env=world.environment)
+        assert failed.returncode == 74
+        assert said(failed.stderr, "state") == failures.STATE_GOING_BACK
+        assert "a start waits" not in failed.stderr
+    world.run("one", place, "start")
     assert differences(seen(place), before) == []
 
 
