@@ -170,5 +170,6 @@ def pending(tasks: Sequence[Task], log: TaskLog, phase: str | None = None) -> li
 
 
 def tasks_text(tasks: Sequence[Task]) -> str:
-    """Return how many *tasks* there are, as people read it."""
-    return count_text(len(tasks), "step or scriptlet", "steps and scriptlets")
+    """Return how many *tasks* there are, as people read it; some may turn out to be nothing."""
+    text = count_text(len(tasks), "step or scriptlet", "steps and scriptlets")
+    return f"up to {text}" if any(task.provisional for task in tasks) else text

@@ -256,7 +256,19 @@ def test_a_dry_run_says_what_would_run_and_what_is_only_guessed_at(world: World)
     assert "run sh -c" in tasks[0]["actions"][0]
     text = world.run(image, "upgrade", "--dry-run", status=100).stdout
     assert re.search(r"s5010_after_it: .*provisional", text)
+    assert "  then: up to 2 steps and scriptlets\n" in text
     assert picture(world.volume) == before
+
+
+def test_a_host_that_cannot_ask_steps_counts_those_that_may_have_nothing_to_do(
+    world: World,
+) -> None:
+    world.populate()
+    image = world.image("2", {"s5000_idle": step("return ()"), "s5010_fine": step(logs("fine"))})
+    words = ("check", world.volume, "--root", image.root)
+    assert "  then: up to 2 steps and scriptlets\n" in run_ipavolume(*words, status=100).stdout
+    text = world.run(image, "upgrade", "--dry-run", status=100).stdout
+    assert "  then: 1 step or scriptlet\n" in text
 
 
 def test_a_step_refuses_before_the_first_write_and_can_be_overridden(world: World) -> None:
