@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ipavolume.cli import text
@@ -30,7 +30,8 @@ _COMPLETED: Final = ("done", "undone")
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of a table."""
-    cells = [_HEADS, *map(_cells, rows)]
+    names = {row.uuid: row.place.name for row in rows if row.uuid}
+    cells = [_HEADS, *(_cells(row, names) for row in rows)]
     widths = [max(len(line[number]) for line in cells) for number in range(len(_HEADS))]
     for line in cells:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -40,15 +41,16 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             yield text.escape(f"{row.place.name}: {row.reason} [{row.code}]")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, names: Mapping[str, str]) -> tuple[str, ...]:
     build_id, name = row.recorded
+    first = f"part of {names.get(row.primary, 'another')}" if row.primary else ""
     last = row.last_run or {}
     return tuple(
         text.escape(cell) or "-"
         for cell in (
             row.place.name,
             row.application,
-            row.state or row.code,
+            row.state or row.code or first,
             name or build_id[:_ID_SHOWN] or "open" * row.open,
             f"{str(last.get('finished', ''))[:10]} {last.get('result', '')}".strip(),
             {None: "", True: "yes", False: "no"}[row.verified],
@@ -69,6 +71,7 @@ def data(row: Row) -> dict[str, Any]:
         "quadlet": row.place.quadlet,
         "application": row.application,
         "uuid": row.uuid,
+        "primary": row.primary or None,
         "recorded": {"id": build_id, "name": name},
         "state": row.state or None,
         "reason": row.reason,

@@ -78,6 +78,7 @@ class Row:
         place: Which it is.
         application: Whose state it keeps, or "".
         uuid: Its id, or "".
+        primary: Of a further volume of an application the id of its first one; otherwise "".
         recorded: The recorded image: its id and its name, each or "".
         state: Its state, as ``check`` has it; "" where no image is known to judge it by.
         reason: Why, or why there is none.
@@ -93,6 +94,7 @@ class Row:
     place: Place
     application: str = ""
     uuid: str = ""
+    primary: str = ""
     recorded: tuple[str, str] = ("", "")
     state: str = ""
     reason: str = ""
@@ -324,13 +326,18 @@ class Fleet:
             verified = answers[result] if result else not card.verified["failed"]
         with alone(place.directory) as volumes:
             waiting = len(conflicts.conflicts(volumes))
-            uuid = snapshots.uuid_of(read_facts(volumes.primary))
+            facts = read_facts(volumes.primary)
+            uuid, identity = snapshots.uuid_of(facts), facts.identity
+            primary = ""
+            if identity is not None and identity.primary != identity.uuid:
+                primary = identity.primary
             kept = sum(snapshots.is_of(one, uuid) for one in snapshots.read_snapshots(volumes))
             size = _bytes(volumes.primary) if self._count_bytes else None
         return Row(
             place=place,
             application=recorded.get("application", ""),
             uuid=recorded.get("volume", {}).get("uuid", ""),
+            primary=primary,
             recorded=(recorded.get("id") or "", recorded.get("name", "")),
             last_run=last,
             open=card.open,

@@ -101,6 +101,24 @@ def test_what_volumes_say_of_themselves(fleet: tuple[Path, Image]) -> None:
     assert {row["state"] for row in found.values()} == {None}
 
 
+def test_a_further_volume_is_part_of_the_first_one_of_its_application(tmp_path: Path) -> None:
+    site = Site(top=tmp_path)
+    conf = [Packaged(path=path, content="x") for path in ("/etc/app.conf", "/var/log/app/log")]
+    image = site.image(
+        "1",
+        [build_rpm(tmp_path, "app", conf)],
+        lists={"/data": ["/etc/app.conf"], "/logs": ["/var/log/app/"]},
+        config='application = ["app"]\n[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n',
+    )
+    first, further = site.volume(), site.volume("/logs")
+    site.upgrade(image)
+    one, other = volumes_of(run_ipavolume("list", "--format", "json", first, further).stdout)
+    assert (one["primary"], other["primary"]) == (None, one["uuid"])
+    _, *lines = run_ipavolume("list", first, further).stdout.splitlines()
+    assert [f"part of {first}" in line for line in lines] == [False, True]
+    assert "part of another" in run_ipavolume("list", further).stdout
+
+
 def test_bytes_are_counted_where_that_is_asked(fleet: tuple[Path, Image]) -> None:
     data = fleet[0] / "old/var/lib/app/data"
     before = rows(fleet, "--bytes")["old"]["bytes"]
