@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import time
@@ -349,12 +350,14 @@ def print_inspection(
     )
     if all(item.message != found.reason for item in found.findings):
         click.echo(f"  {text.escape(found.reason)}")
-    for item in found.findings:
-        label = click.style(f"{item.severity}:", fg=_colour_of(item.severity))
-        where = f"{text.escape(item.path)}: " if item.path else ""
-        click.echo(f"  {label} {where}{text.escape(item.message)} [{item.code}]")
-        if item.hint:
-            click.echo(f"    {text.escape(item.hint)}")
+    # A hint for many paths, as those that cannot be read, is said behind the last one.
+    for hint, items in itertools.groupby(found.findings, key=lambda item: item.hint):
+        for item in items:
+            label = click.style(f"{item.severity}:", fg=_colour_of(item.severity))
+            where = f"{text.escape(item.path)}: " if item.path else ""
+            click.echo(f"  {label} {where}{text.escape(item.message)} [{item.code}]")
+        if hint:
+            click.echo(f"    {text.escape(hint)}")
     if found.draft is None:
         return
     plan = found.draft.plan

@@ -17,7 +17,7 @@ from support.images import MANIFEST, Packaged, build_rpm, make_image
 from ipavolume.cli import output, text
 from ipavolume.cli.advice import About, Place, Reader, fit, fit_here, place_of
 from ipavolume.cli.main import main
-from ipavolume.commands.check import Inspection
+from ipavolume.commands.check import Finding, Inspection, Severity
 from ipavolume.commands.rehearse import Report
 from ipavolume.model.actions import Plan
 from ipavolume.plan.draft import Draft
@@ -569,6 +569,36 @@ def test_what_there_is_to_go_back_to_is_told_with_commands_that_can_be_typed(
         output.print_inspection(found, full=False, verbose=False)
     assert told == f"Make room, for instance by {drop}"
     assert f"way back: none: no room. {told}\n" in capsys.readouterr().out
+
+
+def test_a_hint_for_many_findings_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A user who may read little of a volume has as many findings as files of root."""
+    unreadable, other = (
+        Finding(code="unreadable", severity=Severity.WARNING, path="", message="no", hint=hint)
+        for hint in ("Run it as root.", "Another.")
+    )
+    found = Inspection(
+        volume="/srv/ipa",
+        state=State.CURRENT,
+        reason="",
+        recorded=None,
+        image={},
+        draft=None,
+        findings=(
+            *(replace(unreadable, path=f"/data/{number}") for number in range(3)),
+            *(replace(other, hint="", path="/data/none"), replace(other, path="/data/other")),
+            replace(unreadable, path="/data/last"),
+        ),
+        exit_status=100,
+    )
+    with click.Context(main.commands["check"]):
+        output.print_inspection(found, full=True, verbose=True)
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] if ": " in line else line.strip() for line in lines] == [
+        *("/data/0", "/data/1", "/data/2", "Run it as root."),
+        *("/data/none", "/data/other", "Another."),
+        *("/data/last", "Run it as root."),
+    ]
 
 
 @pytest.mark.root
