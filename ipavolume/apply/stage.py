@@ -49,6 +49,7 @@ from ipavolume.model.actions import (
 )
 from ipavolume.model.attributes import is_privileged
 from ipavolume.model.files import FileType, Metadata, Record
+from ipavolume.model.images import PREPARED_LAST
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import Meter, Progress, count_text
@@ -409,7 +410,7 @@ def not_in_template(path: str) -> ManifestError:
     """Return what to raise where the template is not what the manifest says."""
     return ManifestError(
         f"{path!r} is in the image's manifest, but its template has something else",
-        hint="Run ipavolume prepare in the image again.",
+        hint=PREPARED_LAST,
     )
 
 

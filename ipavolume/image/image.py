@@ -17,7 +17,7 @@ from ipavolume.errors import ConfigurationError, ManifestError
 from ipavolume.formats import manifest
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import copying, files
-from ipavolume.model.images import ImageHeader
+from ipavolume.model.images import PREPARED_LAST, ImageHeader
 from ipavolume.model.paths import BUILD_ID_PATH, CONFIG_PATH, MANIFEST_PATH
 
 _MAX_ID_BYTES: Final = 1024
@@ -97,7 +97,7 @@ class Image:
             raise ManifestError(
                 f"the image says it is {self.build_id!r}, its manifest was made for "
                 f"{self.header.build_id!r}",
-                hint="Run ipavolume prepare last when the image is built.",
+                hint=PREPARED_LAST,
             )
 
     def _read_build_id(self) -> str:
@@ -167,7 +167,7 @@ class Image:
                         raise
                     raise ConfigurationError(
                         f"cannot open the template {volume.template!r}: {err.strerror}",
-                        hint="Run ipavolume prepare in the image again.",
+                        hint=PREPARED_LAST,
                     ) from err
         return self._templates
 

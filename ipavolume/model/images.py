@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field
+from typing import Final
 
 from ipavolume.model.packages import Package
 from ipavolume.model.values import dataclass
+
+PREPARED_LAST: Final = (
+    "Build the image again, with RUN ipavolume prepare as the last change in its Dockerfile: that "
+    "of an image derived from a prepared one needs it, too."
+)
+"""What to do about an image that was changed after it was prepared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

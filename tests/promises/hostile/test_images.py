@@ -352,6 +352,8 @@ def test_a_manifest_of_a_path_that_is_not_in_the_template_populates_nothing(host
     said = upgrade(host.root, empty, status=78).stderr
     host.outside.verify()
     assert "its template has something else" in said
+    # As in an image derived from a prepared one, where somebody did not think of it.
+    assert "RUN ipavolume prepare" in said
     assert {path.name for path in empty.iterdir()} <= {".ipavolume"}
 
 
