@@ -147,7 +147,7 @@ def clone_inode(
     name: str,
     *,
     amid: Callable[[int], None] | None = None,
-) -> os.stat_result:
+) -> None:
     """Clone the file, link or FIFO behind *fd* to the new name *name*, complete, not yet durable.
 
     Args:
@@ -156,18 +156,11 @@ def clone_inode(
         name: Its name.
         amid: As of :func:`clone_tree`.
 
-    Returns:
-        What ``fstat`` says of the clone.
-
     Raises:
         OSError: ``EXDEV`` if it is something else; ``EPERM`` and the like where an attribute
             cannot be read or kept.
     """
     _clone_inode(fd, files.fstat(fd), directory, name, _refuse, amid, reflink=True)
-    made = files.lstat(directory, name)
-    if made is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    return made
 
 
 def _refuse(err: OSError) -> None:

@@ -33,7 +33,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.rpm import running, scriptlets, versions
-from ipavolume.rpm.catalogue import dump, safe_names, sealed
+from ipavolume.rpm.catalogue import dump, safe_names
 from ipavolume.rpm.scriptlets import LUA, Catalogue, Scriptlet
 
 _FILE_MODE: Final = 0o644
@@ -105,7 +105,7 @@ def describe(
     if config is not None:
         _check(tree, packages, catalogue, config)
         _warn_of_substitutions(catalogue, bodies, config, findings)
-    return Described(catalogue=sealed(catalogue), bodies=bodies)
+    return Described(catalogue=catalogue, bodies=bodies)
 
 
 def _scriptlet(one: RpmScriptlet, package: RpmPackage, place: int, name: str) -> Scriptlet:

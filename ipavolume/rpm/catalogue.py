@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from ipavolume.errors import ManifestError
@@ -25,10 +24,7 @@ _HINT: Final = "Run ipavolume prepare in the image again."
 
 
 def dump(catalogue: Catalogue) -> bytes:
-    """Return a catalogue as JSON Lines: a header that seals them, packages, scriptlets.
-
-    The digest of the catalogue itself is not looked at; :func:`sealed` makes it.
-    """
+    """Return a catalogue as JSON Lines: a header that seals them, packages, scriptlets."""
     body = _dump_body(catalogue)
     header = {
         "format": FORMAT,
@@ -38,11 +34,6 @@ def dump(catalogue: Catalogue) -> bytes:
         "digest": _digest(catalogue.lua, body),
     }
     return _line(header) + body
-
-
-def sealed(catalogue: Catalogue) -> Catalogue:
-    """Return the catalogue with its digest."""
-    return replace(catalogue, digest=_digest(catalogue.lua, _dump_body(catalogue)))
 
 
 def substance(catalogue: Catalogue) -> str:
@@ -93,7 +84,6 @@ def load(data: bytes) -> Catalogue:
             scriptlets=tuple(_scriptlet(line, packages, provides) for line in lines[count:]),
             packages=packages,
             lua=lua,
-            digest=header["digest"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
         raise ManifestError("the list of scriptlets is malformed", hint=_HINT) from err

@@ -69,13 +69,11 @@ class Catalogue:
         packages: Name, ``epoch:version-release`` and architecture of every package of the
             image in the order of installation, also of those without scriptlets.
         lua: What runs ``<lua>`` scriptlets in the image: ``rpmlua``, ``rpm``, or "".
-        digest: SHA-256 of all that counts of it.
     """
 
     scriptlets: tuple[Scriptlet, ...] = ()
     packages: tuple[tuple[str, str, str], ...] = ()
     lua: str = ""
-    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -289,7 +289,6 @@ SCRIPTLETS: Final = Catalogue(
     ),
     packages=(("p", "1-1", "x"),),
     lua="",
-    digest="",
 )
 
 
