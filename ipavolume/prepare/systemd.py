@@ -39,6 +39,8 @@ _MOUNT: Final = "/data"
 """The mount in what is shipped of that."""
 _PROGRAM: Final = "/usr/bin/ipavolume"
 _UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", UNIT_DIRECTORY)
+_SCRIPTS: Final = "/etc/init.d"
+_SCRIPTS_GENERATOR: Final = "/usr/lib/systemd/system-generators/systemd-sysv-generator"
 _NEEDS: Final = frozenset({"Requires", "Requisite", "BindsTo", "Wants", "Upholds"})
 _WAITS: Final = _NEEDS | {"After", "PartOf"}
 # What basic.target comes after, and so what every service comes after that does not say otherwise.
@@ -301,8 +303,26 @@ def unit_places(tree: ImageTree) -> Iterator[tuple[str, str]]:
 
 
 def unit_names(tree: ImageTree) -> frozenset[str]:
-    """Return the names of the image's system units, templates of instances among them."""
-    return frozenset(name for _, name in unit_places(tree))
+    """Return the names of the image's system units, templates of instances among them.
+
+    Those that systemd makes at each boot of scripts of System V are among them, too.
+    """
+    names = {name for _, name in unit_places(tree)}
+    if tree.exists(_SCRIPTS_GENERATOR):
+        names |= {
+            f"{name.removesuffix('.sh')}.service"
+            for name in _names(tree, _SCRIPTS)
+            if _is_executable(tree, f"{_SCRIPTS}/{name}")
+        }
+    return frozenset(names)
+
+
+def _is_executable(tree: ImageTree, path: str) -> bool:
+    try:
+        status = tree.lstat(tree.resolve(path))
+    except ConfigurationError:
+        return False
+    return status is not None and stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
 
 
 def _faults(tree: ImageTree, online_unit: str) -> Iterator[tuple[str, str]]:

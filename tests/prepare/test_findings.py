@@ -238,6 +238,26 @@ def test_names_that_mean_nothing_in_this_image_are_warned_of(image: Image) -> No
     ]
 
 
+def test_a_script_of_system_v_is_a_unit_where_systemd_makes_one_of_it(image: Image) -> None:
+    """Debian 12 has slapd and others as such a script alone; it was said that there is no unit."""
+    image.write("/etc/init.d/slapd", "#!/bin/sh\n", mode=0o755)
+    image.write("/etc/init.d/other.sh", "#!/bin/sh\n", mode=0o755)
+    image.write("/etc/init.d/README", mode=0o644)
+    image.write(
+        "/etc/ipavolume.toml",
+        '[ready]\nunits = ["slapd.service", "other.service", "README.service"]\n',
+    )
+    image.list("/etc/app/")
+
+    def unknown() -> list[str]:
+        found = image.prepare().findings
+        return [one.message.split("'")[1] for one in found if one.code == "unknown-unit"]
+
+    assert unknown() == ["slapd.service", "other.service", "README.service"]
+    image.write("/usr/lib/systemd/system-generators/systemd-sysv-generator", mode=0o755)
+    assert unknown() == ["README.service"]
+
+
 # -- where packages come from ------------------------------------------------------------
 
 
