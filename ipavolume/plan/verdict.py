@@ -557,11 +557,12 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
         if primary.transaction is not None:
             ours = primary.transaction.primary
         if owner and owner != ours and not (facts.transaction and not ours):
+            anew = "" if ours else f" To begin anew with an empty {first}, empty {where}, too."
             return UnsafeVolumeError(
                 f"the volume at {where} belongs to another primary volume ({owner}) than the "
                 f"one at {first} ({ours or 'which is empty'})",
                 code="foreign-volume",
-                hint="Mount the volumes that belong together.",
+                hint=f"Mount the volumes that belong together.{anew}",
             )
         is_lost = _is_lost(question, primary, mount) and not _is_refilled(question, mount)
         if is_lost and "lost-secondary" not in question.allow:

@@ -471,6 +471,15 @@ def test_each_refusal(asked: Question, code: str, exit_status: int, state: State
     assert found.error.hint
 
 
+def test_what_is_left_of_wiped_volumes_is_told_how_to_begin_anew() -> None:
+    """Who wiped the volume of a first run that failed, as its refusal says, was told nothing."""
+    anew = "To begin anew with an empty /data, empty /more, too."
+    for primary, told in ((NOTHING, True), (of(OLD), False)):
+        found = judge(question(primary, FOREIGN)).error
+        assert found is not None
+        assert (found.code, anew in found.hint) == ("foreign-volume", told)
+
+
 @pytest.mark.parametrize("primary", [of(OLD), amid(NEW)], ids=["lost", "amid a run"])
 def test_where_a_mount_was_forgotten_that_is_said_and_not_that_a_volume_is_a_wrong_one(
     primary: Facts,
