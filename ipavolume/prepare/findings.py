@@ -37,6 +37,7 @@ class Code(enum.StrEnum):
     LISTED_TWICE = "listed-twice"
     LIST_COMMENT = "list-comment"
     LIST_GLOB = "list-glob"
+    NO_ACCOUNT = "no-account"
     NO_IPAVOLUME = "no-ipavolume"
     NO_PROGRAM = "no-program"
     NO_VERSION = "no-version"
@@ -114,6 +115,12 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.LIST_GLOB: (
         "A line of a path list has a wildcard, and nothing in the image has that name. Lists have "
         "no wildcards: name the directory."
+    ),
+    Code.NO_ACCOUNT: (
+        "An account or group had another number, or was there, when the image was prepared before, "
+        "and what is in the template still belongs to the number that nobody has now: usermod and "
+        "groupmod do not look there. On a volume all other files of the account would be given to "
+        "its new number, and these to nobody. Give them to the account in the template."
     ),
     Code.NO_IPAVOLUME: (
         "The units and the wrapper of ipavolume are in the image, the program is not. Install it "

@@ -16,7 +16,7 @@ from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
 from ipavolume.linux.trees import Visit, walk
 from ipavolume.model.files import FileFlags, FileType, Metadata, Record
-from ipavolume.model.images import TopLevel
+from ipavolume.model.images import ImageHeader, TopLevel
 from ipavolume.model.packages import RpmFile
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.prepare.declared import DECLARED_FLAGS, Owners
@@ -86,6 +86,7 @@ class Shipped:
         self._top: dict[str, dict[str, list[int]]] = {}
         self.unowned: list[str] = []
         """Files that no package owns and that no newer image refreshes, by the image's paths."""
+        self._nobodys: dict[tuple[str, int], list[str]] = {}
 
     def records(self, templates: Mapping[str, str]) -> Iterator[Record]:
         """Yield the records of all templates, sorted by the bytes of their paths.
@@ -156,6 +157,31 @@ class Shipped:
             for path, (is_directory, entries, size) in self._top[mount].items()
         )
 
+    def check_accounts(self, before: ImageHeader | None, templates: Mapping[str, str]) -> None:
+        """Warn of what belongs to a number that an account had before, once all were yielded.
+
+        Args:
+            before: What the image was when it was prepared before, if it was.
+            templates: Location of the template by mount.
+        """
+        if before is None:
+            return
+        known = {"user": before.accounts.users, "group": before.accounts.groups}
+        now = {"user": self._names.accounts.users, "group": self._names.accounts.groups}
+        for (what, number), paths in self._nobodys.items():
+            for name in sorted(one for one, had in known[what].items() if had == number):
+                has = now[what].get(name)
+                mount = next(one for one in templates if paths[0].startswith(f"{one}/"))
+                place = templates[mount] + paths[0][len(mount) :]
+                more = f" and {len(paths) - 1} more in the template" if paths[1:] else ""
+                self._findings.add(
+                    Code.NO_ACCOUNT,
+                    f"{place!r}{more}: the {what} is {number}, which was {name!r} when the image "
+                    "was prepared before, and is nobody's now"
+                    + ("" if has is None else f" ({name} is {has})"),
+                    path=place,
+                )
+
     def _present(
         self,
         path: str,
@@ -165,6 +191,12 @@ class Shipped:
     ) -> Record:
         st = visit.st
         kind = files.type_of(st.st_mode)
+        for what, names, number in (
+            ("user", self._names.users, st.st_uid),
+            ("group", self._names.groups, st.st_gid),
+        ):
+            if number not in names:
+                self._nobodys.setdefault((what, number), []).append(path)
         if len(path) > manifest.MAX_PATH_CHARACTERS:
             raise ConfigurationError(
                 f"{path[:80]!r}... has {len(path)} characters; a path has at most "

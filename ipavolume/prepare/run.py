@@ -368,6 +368,7 @@ class _Run:
             header = describe(tree, image, shipped, spool, build_id=build_id, image_name=image_name)
             check_steps(tree, steps, header)
             shipped.check_used()
+            shipped.check_accounts(before, relocation.locations)
             owners.check(tree, header, before)
             found.settle()
             written = write(tree, image, header, spool, make=relocation.make)

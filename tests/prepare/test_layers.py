@@ -107,3 +107,30 @@ def test_a_full_file_system(
     image.prepare()
     assert (image.root / "data-template/srv/app/big").stat().st_size == 1 << 20
     assert sorted(os.listdir(image.root / "data-template")) == ["srv"]
+
+
+def test_what_nobody_owns_since_an_account_was_renumbered_is_warned_of(tmp_path: Path) -> None:
+    """In a derived image usermod left the template to the old number, and volumes got it so."""
+    image = make_image(tmp_path / "root")
+    image.write("/etc/passwd", "root:x:0:0:::\nldap:x:100:101:::\n")
+    image.write("/etc/group", "root:x:0:\nldap:x:101:\n")
+    image.write("/var/lib/ldap/data")
+    image.write("/var/lib/other/data")
+    image.list("/var/lib/ldap/\n/var/lib/other/")
+    for name, user, group in (("ldap", 100, 101), ("ldap/data", 100, 0), ("other/data", 5000, 0)):
+        os.chown(image.root / "var/lib" / name, user, group)
+    assert image.prepare(no_packages=True).findings == ()
+    image.write("/etc/passwd", "root:x:0:0:::\nldap:x:777:101:::\n")
+    image.write("/etc/group", "root:x:0:\n")
+    found = image.prepare(no_packages=True).findings
+    assert [
+        (one.code, one.message.partition(" (")[0].partition(", which")[0]) for one in found
+    ] == [
+        (
+            "no-account",
+            "'/data-template/var/lib/ldap' and 1 more in the template: the user is 100",
+        ),
+        ("no-account", "'/data-template/var/lib/ldap': the group is 101"),
+    ]
+    assert [one.message.endswith("nobody's now (ldap is 777)") for one in found] == [True, False]
+    assert image.prepare(no_packages=True).findings == ()
