@@ -39,11 +39,14 @@ def is_booted() -> bool:
 def state_of_default_target() -> str:
     """Return how the default target is, as ``systemctl is-active`` has it.
 
+    Where it cannot ask, as right after a container was started, that is "unknown".
+
     Raises:
-        CommandFailedError: If there is no systemctl, or it does not end in time. One that fails is
-            taken to have named no unit.
+        CommandFailedError: If there is no systemctl, or it does not end in time.
     """
-    return (_asked("is-active", DEFAULT_TARGET) or ("unknown",))[-1]
+    # A state is one word, and a message of systemctl's has several.
+    states = [line for line in _asked("is-active", DEFAULT_TARGET) if len(line.split()) == 1]
+    return states[-1].strip() if states else "unknown"
 
 
 def failed_services() -> tuple[str, ...]:

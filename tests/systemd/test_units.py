@@ -43,3 +43,11 @@ def test_a_message_is_no_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert units.units(["a.service"]) == []
     assert units.failed_services() == ()
     assert units.failed_since(0) == []
+    assert units.state_of_default_target() == "unknown"
+
+
+def test_the_state_of_the_default_target_is_one_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _systemctl(tmp_path, monkeypatch, f"{NOISE}inactive\n{NOISE}", status=3)
+    assert units.state_of_default_target() == "inactive"
