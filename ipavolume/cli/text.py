@@ -734,7 +734,10 @@ def card_lines(card: Card) -> list[str]:
     if recorded is None:
         return [*lines, "state     says nothing: empty, or not ours"]
     name = f" ({recorded['name']})" if recorded.get("name") else ""
-    lines.append(f"image     {escape(str(recorded.get('id') or 'none recorded') + name)}")
+    image = f"{recorded['id']}{name}" if recorded["id"] else "none recorded"
+    if not recorded["id"] and recorded.get("baseline"):
+        image += f"; before: {named(recorded['baseline'], card.names)}"
+    lines.append(escape(f"image     {image}"))
     if recorded.get("application"):
         lines.append(escape(f"of        {recorded['application']}"))
     system = recorded.get("os")
@@ -743,7 +746,8 @@ def card_lines(card: Card) -> list[str]:
     volume = recorded.get("volume")
     if volume:
         lines.append(escape(f"uuid      {volume['uuid']}"))
-        lines.append(escape(f"created   {volume['created']} by image {volume['image']}"))
+        by = named(volume["image"], card.names)
+        lines.append(escape(f"created   {volume['created']} by image {by}"))
     if card.first_run is not None:
         first = card.first_run
         host = f" as {first['host']}" if first["host"] else ""
@@ -774,11 +778,13 @@ def card_lines(card: Card) -> list[str]:
     if card.attempts is not None:
         failed = card.attempts
         then = f"; a start waits until {failed['next']}" if failed["next"] else ""
-        what = f"{failed['count']} in a row of {failed['image']}, last at {failed['at']}"
+        whose = named(failed["image"], card.names)
+        what = f"{failed['count']} in a row of {whose}, last at {failed['at']}"
         lines.append(escape(f"failures  {what}: {failed['message']}{then}"))
     for one in card.refused:
         then = f"not tried again before {one['next']}" if one["next"] else "tried by its next start"
-        what = f"{one['image']}: run {one['run']} {one['code']} at {one['at']}"
+        whose = named(one["image"], card.names)
+        what = f"{whose}: run {one['run']} {one['code']} at {one['at']}"
         why = f": {one['cause']}" if one["cause"] else ""
         lines.append(escape(f"refused   {what}, {then}{why}"))
     for one in card.running:
@@ -786,12 +792,13 @@ def card_lines(card: Card) -> list[str]:
         lines.append(escape(f"running   {one['name']} {one['result']}, {one['at']}{said}"))
     open_ = recorded.get("transaction")
     if open_:
+        before, to = (named(open_[end], card.names) for end in ("from", "to"))
         what = (
-            f"taken     from {open_['to']}, since {open_['since']}: {open_['from']} goes back to "
-            "what it left once it is started"
+            f"taken     from {to}, since {open_['since']}: {before} goes back to what it left once "
+            "it is started"
             if open_["kind"] == UNVERIFIED
-            else f"open run  {open_['run']} to {open_['to']}, {open_['phase']}, since "
-            f"{open_['since']}; the next start finishes it"
+            else f"open run  {open_['run']} to {to}, {open_['phase']}, since {open_['since']}; the "
+            "next start finishes it"
         )
         lines.append(escape(what))
         lines += [

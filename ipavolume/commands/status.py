@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import Any
 
 from ipavolume.firstrun.record import read_record
@@ -92,6 +92,7 @@ class Card:
         attempts: How often in a row an image failed, and when a start tries again, or ``None``.
         refused: Images that the volume was taken back from, and when each is tried again.
         running: What each step came to that the last start had done beside the application.
+        names: What images are called, by their ids, as far as the volume knows.
     """
 
     volume: str
@@ -104,6 +105,7 @@ class Card:
     attempts: Mapping[str, Any] | None = None
     refused: Sequence[Mapping[str, Any]] = ()
     running: Sequence[Mapping[str, Any]] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_card(directory: str) -> Card:
@@ -123,6 +125,7 @@ def read_card(directory: str) -> Card:
         failed = read_attempts(volume)
         refused = read_refused(volume)
         running = read_running(volume)
+        names = history.image_names(volume, facts.baseline, facts.target)
     finally:
         os.close(volume.fd)
     return Card(
@@ -136,6 +139,7 @@ def read_card(directory: str) -> Card:
         attempts=None if failed is None else _failures(failed),
         refused=[_refused(one) for one in refused if not one.tried],
         running=[] if running is None else [_step(one) for one in running.log.records.values()],
+        names=names,
     )
 
 

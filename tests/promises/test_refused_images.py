@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.command import volume_of
+from support.command import run_ipavolume, volume_of
 from support.images import GROUPS, USERS, Packaged, build_rpm
 from support.requirements import need_root
 from support.taskworlds import World, build_packages, logs, step
 from support.upgrades import Site
 
 from ipavolume.apply.refused import note_refused
+from ipavolume.cli.text import card_lines
+from ipavolume.commands.status import Card
 from ipavolume.volume.members import open_volume
 from ipavolume.volume.refused import UNDONE, UNVERIFIED, read_refused, write_refused
 
@@ -143,6 +147,32 @@ def test_images_are_called_what_people_call_them(tmp_path: Path) -> None:
     until = undone.stderr.partition(now_on)[2].partition(" on, ")[0]
     assert f"the image app:2 (second) is refused until {until}:" in site.run("check", one).stdout
     assert f"tried again from {until} on" in site.run("upgrade", two, status=77).stderr
+    card = run_ipavolume("status", site.volume()).stdout
+    assert "refused   app:2 (second): run 0002-second undone at" in card
+    assert re.search(r"created   .* by image app:1 \(first\)\n", card)
+
+
+def test_the_card_of_an_open_run_calls_images_what_people_call_them() -> None:
+    run: dict[str, Any] = {"run": "0002-second", "kind": "upgrade", "from": "first", "to": "second"}
+    run |= {"phase": "swapped", "since": "2026-11-28T12:00:00Z", "tasks": [], "failures": []}
+    card = Card(
+        volume="/data",
+        recorded={"id": None, "name": "app:1", "baseline": "first", "os": None, "transaction": run},
+        last_run=None,
+        open=True,
+        attempts={
+            "image": "second",
+            "count": 3,
+            "at": "2026-11-28T12:00:01Z",
+            "message": "broken",
+            "next": "",
+        },
+        names={"first": "app:1", "second": "app:2"},
+    )
+    told = "\n".join(card_lines(card))
+    assert "image     none recorded; before: app:1 (first)\n" in told
+    assert "failures  3 in a row of app:2 (second), last at" in told
+    assert "open run  0002-second to app:2 (second), swapped, since" in told
 
 
 def test_an_image_that_ships_the_same_is_told_what_makes_it_another(tmp_path: Path) -> None:
