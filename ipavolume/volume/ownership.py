@@ -78,7 +78,9 @@ def explain(fd: int, directory: str) -> IpaVolumeError | None:
     users, groups = _compare(fd)
     if not users:
         begin = _begin_of_range(fd, root.st_uid)
-        return None if begin is None else _shifted(directory, begin, None)
+        if begin is None:
+            return None
+        return _of_remapping_docker(directory, begin, begin) or _shifted(directory, begin, None)
     owners = _Change.of(users)
     # What was not root's shows a copy in which owners were lost.
     may_be_own = owners.rootless is not None or not any(recorded for recorded, _ in users)
@@ -86,7 +88,9 @@ def explain(fd: int, directory: str) -> IpaVolumeError | None:
         return own
     if owners.shift is not None:
         group = _Change.of(groups).shift
-        return _shifted(directory, owners.shift, None if group == owners.shift else group)
+        return _of_remapping_docker(directory, owners.shift, group) or _shifted(
+            directory, owners.shift, None if group == owners.shift else group
+        )
     if owners.rootless is not None:
         return _rootless(directory, *owners.rootless)
     if owners.everybody is not None:
@@ -107,6 +111,29 @@ def of_own_engine(owner: int, directory: str) -> VolumeIOError | None:
         code="user-namespace",
         path=directory,
         hint="Put podman unshare in front of the same command.",
+    )
+
+
+def _of_remapping_docker(directory: str, user: int, group: int | None) -> VolumeIOError | None:
+    """Return what to raise where a volume lies where docker with ``userns-remap`` keeps its own.
+
+    Args:
+        directory: The volume's.
+        user: How much higher all owners are.
+        group: How much higher all groups are, where that is known.
+    """
+    # For each mapping it has a directory, named after what root of its containers is outside.
+    above, found, below = os.path.realpath(directory).partition(f"/{user}.{group}/volumes/")
+    if not found or is_remapped():
+        return None
+    name = below.partition("/")[0]
+    return VolumeIOError(
+        f"the volume {directory!r} is one of a docker with userns-remap (below {above!r}): only in "
+        "its containers are the owners those that an image knows",
+        code="user-namespace",
+        path=directory,
+        hint="Ask an image of it, from inside: "
+        f"docker run --rm -v {name}:/data:ro IMAGE ipavolume check",
     )
 
 

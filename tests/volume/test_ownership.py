@@ -112,6 +112,29 @@ def test_p34_owners_that_are_all_shifted_by_one_number_are_named(
         assert "X-mount.idmap=b:300000:0:65536" in said
 
 
+def test_the_volume_of_a_docker_that_maps_users_is_told_as_that(
+    workshop: Workshop, volume: Path
+) -> None:
+    """Nothing is wrong with it: it was said to be unsafe, and to be shifted for good."""
+    _reown(volume, _shifted(300000))
+    place = volume.parent / "300000.300000/volumes/web/_data"
+    place.parent.mkdir(parents=True)
+    volume.rename(place)
+    before = picture(place)
+    looked = check(workshop.two(), place, "--json", status=74)
+    (finding,) = _found(looked)["findings"]
+    told = run_ipavolume("status", place, status=74).stderr
+    for said in (finding["message"], told):
+        assert f"is one of a docker with userns-remap (below '{volume.parent}')" in said
+    assert "docker run --rm -v web:/data:ro IMAGE ipavolume check" in finding["hint"]
+    assert (finding["code"], "[user-namespace]" in told) == ("user-namespace", True)
+    assert picture(place) == before
+    # One with another mapping has it by a copy.
+    place.parent.parent.parent.rename(volume.parent / "200000.200000")
+    volume = volume.parent / "200000.200000/volumes/web/_data"
+    assert "300000 too high" in _refused(workshop.two(), volume, "shifted-owners")
+
+
 def test_p34_what_an_administrator_gave_to_somebody_else_does_not_hide_a_shift(
     workshop: Workshop, volume: Path
 ) -> None:
