@@ -17,7 +17,7 @@ from ipavolume.context import EXISTING, OVERRIDES, Options, parse_volume_options
 from ipavolume.errors import UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_UUID: Final = "(?ai)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def root(function: _F) -> _F:
@@ -300,7 +300,7 @@ def _is_code_of_step(code: str) -> bool:
 
 def _expected() -> str:
     value = os.environ.get("IPAVOLUME_EXPECT", "")
-    if _UUID.fullmatch(value):
+    if re.fullmatch(_UUID, value):
         return value.lower()
     known = _choice("IPAVOLUME_EXPECT", ("", EXISTING, "any"), "the uuid of a volume")
     return "" if known == "any" else known

@@ -38,16 +38,13 @@ from ipavolume.model.tasks import MAX_TIMEOUT_S, RUN_PHASES
 _MAX_PORT: Final = 65535
 _MAX_PATH: Final = 4096
 _MAX_NUMBER: Final = 1_000_000
-_UNIT: Final = re.compile(
-    r"[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
-    r"|automount)",
-    re.ASCII,
+_UNIT: Final = (
+    r"(?a)[\w:.\\@*?\[\]][\w:.\\@*?\[\]-]*\.(service|socket|target|mount|timer|path|swap|device|slice|scope"
+    r"|automount)"
 )
-_PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,127}", re.IGNORECASE | re.ASCII)
-_VERSION: Final = re.compile(
-    r"([0-9]{1,9}:)?[a-z0-9][a-z0-9._+~^]{0,127}(-[a-z0-9._+~^]{1,127})?", re.IGNORECASE | re.ASCII
-)
-_APPLICATION: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}", re.IGNORECASE | re.ASCII)
+_PACKAGE: Final = r"(?ai)[a-z0-9][a-z0-9._+-]{0,127}"
+_VERSION: Final = r"(?ai)([0-9]{1,9}:)?[a-z0-9][a-z0-9._+~^]{0,127}(-[a-z0-9._+~^]{1,127})?"
+_APPLICATION: Final = r"(?ai)[a-z0-9][a-z0-9._+-]{0,63}"
 
 
 def parse_config(data: bytes | None) -> Config:
@@ -227,14 +224,14 @@ def _service_fault(value: str) -> str:
 
 
 def _unit_fault(value: str) -> str:
-    if len(value) > _MAX_PATH or not _UNIT.fullmatch(value):
+    if len(value) > _MAX_PATH or not re.fullmatch(_UNIT, value):
         return f"{value!r:.80} is neither a unit such as 'my-server.service' nor a glob of units"
     return ""
 
 
 def application_fault(value: str) -> str:
     """Say why *value* cannot be what an application is called; "" when it can."""
-    if not _APPLICATION.fullmatch(value):
+    if not re.fullmatch(_APPLICATION, value):
         return f"{value!r:.80} is not a word such as 'my-server'"
     return ""
 
@@ -358,14 +355,14 @@ def _read_packages(top: _Table) -> tuple[DeclaredPackage, ...]:
 
 
 def _package_name_fault(value: str) -> str:
-    if not _PACKAGE.fullmatch(value):
+    if not re.fullmatch(_PACKAGE, value):
         return f"{value!r:.80} is no name of a package, such as 'my-server'"
     return ""
 
 
 def version_fault(value: str) -> str:
     """Say why *value* cannot be the version of a package; "" when it can."""
-    if not _VERSION.fullmatch(value):
+    if not re.fullmatch(_VERSION, value):
         return f"{value!r:.80} is no version such as '2.4.1', '2.4.1-3' or '1:2.4.1-3'"
     return ""
 
@@ -510,13 +507,15 @@ def _read_snapshot(top: _Table, default: SnapshotConfig) -> SnapshotConfig:
     return config
 
 
-_SIZE: Final = re.compile(r"([0-9]{1,6}) ?([KMGT])iB")
+_SIZE: Final = r"([0-9]{1,6}) ?([KMGT])iB"
 
 
 def _size_fault(value: str) -> str:
-    return "" if _SIZE.fullmatch(value) else f"{value!r:.80} is no size such as '1GiB' or '500MiB'"
+    return (
+        "" if re.fullmatch(_SIZE, value) else f"{value!r:.80} is no size such as '1GiB' or '500MiB'"
+    )
 
 
 def _bytes(value: str) -> int:
-    match = _SIZE.fullmatch(value)
+    match = re.fullmatch(_SIZE, value)
     return int(match[1]) << 10 * ("KMGT".index(match[2]) + 1) if match else 0

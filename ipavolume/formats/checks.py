@@ -115,12 +115,12 @@ def xattrs(value: object) -> Xattrs:
 
 def mode(value: object) -> int:
     """Return the permission bits that *value* has as four octal digits."""
-    if not isinstance(value, str) or _MODE.fullmatch(value) is None:
+    if not isinstance(value, str) or re.fullmatch(_MODE, value) is None:
         raise wrong(value, "a mode")
     return int(value, 8)
 
 
-_MODE: Final = re.compile("[0-7]{4}")
+_MODE: Final = "[0-7]{4}"
 
 
 def flag(value: object) -> bool:

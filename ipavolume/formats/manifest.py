@@ -114,7 +114,7 @@ def parse_record(line: bytes) -> Record:
     Raises:
         ManifestError: If the line is not a well-formed record.
     """
-    match = _PLAIN_FILE.fullmatch(line)
+    match = _plain_file_pattern().fullmatch(line)
     if match is not None and (record := _plain_file(match)) is not None:
         return record
     try:
@@ -161,13 +161,18 @@ def parse_record(line: bytes) -> Record:
     return record
 
 
-_PLAIN_FILE: Final = re.compile(
-    rb'\{"path":"([^"\\]+)","size":([0-9]{1,18}),"sha256":"([0-9a-f]{64})","type":"file",'
-    rb'"mode":"([0-7]{4})","owner":"([^"\\]+)","group":"([^"\\]+)","uid":([0-9]{1,9}),'
-    rb'"gid":([0-9]{1,9})(?:,"flags":\["(config|config","noreplace)"\])?'
-    rb'(?:,"package":"([^"\\]+)")?\}\n'
-)
-"""The canonical line of a file without anything special: nearly every line of a manifest."""
+@functools.cache
+def _plain_file_pattern() -> re.Pattern[bytes]:
+    """Return the canonical line of a file without anything special: nearly every line.
+
+    Most runs parse none, or few, and to compile this takes as long as to parse a hundred.
+    """
+    return re.compile(
+        rb'\{"path":"([^"\\]+)","size":([0-9]{1,18}),"sha256":"([0-9a-f]{64})","type":"file",'
+        rb'"mode":"([0-7]{4})","owner":"([^"\\]+)","group":"([^"\\]+)","uid":([0-9]{1,9}),'
+        rb'"gid":([0-9]{1,9})(?:,"flags":\["(config|config","noreplace)"\])?'
+        rb'(?:,"package":"([^"\\]+)")?\}\n'
+    )
 
 
 def _plain_file(match: re.Match[bytes]) -> Record | None:

@@ -51,7 +51,7 @@ def encodable(text: str) -> str:
     What a program made up, a step's exception for one, may hold such a thing; it is in no
     encoding, so that nothing could be written with it, or read that has it.
     """
-    return text if text.isascii() else _LONE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return text if text.isascii() else re.sub(_LONE, lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-_LONE: Final = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")
+_LONE: Final = "[\\ud800-\\udc7f\\udd00-\\udfff]"

@@ -12,12 +12,8 @@ UNIT_KINDS: Final = ("system", "user")
 OWN_PLACE: Final = "/etc/systemd"
 """Where an administrator's units and links are, for each kind."""
 UNIT_PLACES: Final = (OWN_PLACE, "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd")
-_LINK: Final = re.compile(
-    re.escape(OWN_PLACE) + r"/(system|user)/(?:[^/]+\.(wants|requires|upholds)/)?([^/]+)"
-)
-_DROP_IN: Final = re.compile(
-    re.escape(OWN_PLACE) + r"/(system|user)/([^/]+\.[a-z]+)\.d/[^/]+\.conf"
-)
+_LINK: Final = OWN_PLACE + r"/(system|user)/(?:[^/]+\.(wants|requires|upholds)/)?([^/]+)"
+_DROP_IN: Final = OWN_PLACE + r"/(system|user)/([^/]+\.[a-z]+)\.d/[^/]+\.conf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +42,7 @@ def unit_link(path: str, target: str) -> UnitLink | None:
         systemd.unit(5), "Unit File Load Path"; ``unit_file_build_name_map()``: of a link that
         leads to such a place the name counts, of one that another unit wants, its own.
     """
-    match = _LINK.fullmatch(path)
+    match = re.fullmatch(_LINK, path)
     if match is None:
         return None
     kind, wanted, own = match.groups()
@@ -68,7 +64,7 @@ def drop_in(path: str) -> UnitLink | None:
         systemd.unit(5): files that end in ``.conf``, in ``NAME.d``, where an instance has those of
         its template, too.
     """
-    match = _DROP_IN.fullmatch(path)
+    match = re.fullmatch(_DROP_IN, path)
     if match is None:
         return None
     kind, name = match.groups()

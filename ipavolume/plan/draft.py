@@ -59,7 +59,7 @@ from ipavolume.volume.tree import walk
 from ipavolume.volume.verified import read_verified
 from ipavolume.volume.volumes import Volumes
 
-_MODE_AND_OWNERS: Final = re.compile(rb'"mode":"([0-7])...".*"uid":([0-9]+),"gid":([0-9]+)')
+_MODE_AND_OWNERS: Final = rb'"mode":"([0-7])...".*"uid":([0-9]+),"gid":([0-9]+)'
 """In a line of the manifest: set-id bits, owner, group."""
 _ORDINARY: Final = (b"0", b"0", b"0")
 
@@ -423,7 +423,7 @@ def _special_records(image: Image, plan: Plan) -> Iterator[Record]:
         is_plain = b'"xattrs":' not in line
         if is_plain and same in line:
             continue
-        match = _MODE_AND_OWNERS.search(line)
+        match = re.search(_MODE_AND_OWNERS, line)
         if match is None:
             continue
         if is_plain and match.groups() in seen:

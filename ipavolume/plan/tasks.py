@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 LATE_STEPS: Final = "s9000"
 """Steps from this name on run after the scriptlets."""
-_PATHS: Final = re.compile(r"/[\w./+@-]+")
+_PATHS: Final = r"/[\w./+@-]+"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,7 +352,7 @@ def _gone(image: Image, plan: Plan) -> dict[str, str]:
 
 def _miss(task: Task, text: str, gone: Mapping[str, str]) -> Iterator[Warn]:
     """Yield a warning of each path of *gone* that a scriptlet's *text* names."""
-    named = {found.rstrip("./") for found in _PATHS.findall(text)} & gone.keys()
+    named = {found.rstrip("./") for found in re.findall(_PATHS, text)} & gone.keys()
     for path in sorted(named, key=fsencode):
         now = f"is {gone[path]!r} by then" if gone[path] else "is removed before it"
         yield Warn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -88,7 +89,7 @@ def _read_shipped() -> Mapping[str, bytes]:
     """Return the steps that came with this program."""
     directory = shipment.directory("upgrade_steps")
     found = directory.iterdir() if directory.is_dir() else ()
-    steps = {path.name: path.read_bytes() for path in found if STEP_NAME.fullmatch(path.name)}
+    steps = {path.name: path.read_bytes() for path in found if re.fullmatch(STEP_NAME, path.name)}
     if not steps:
         raise ConfigurationError(
             f"ipavolume is not installed completely: there are no upgrade steps in "
@@ -102,7 +103,7 @@ def _update(directory: int, wanted: Mapping[str, bytes], findings: Findings) -> 
     changed = False
     for name in sorted(files.listdir(directory), key=os.fsencode):
         step = name[1:].removesuffix(_LEFT_OVER) if name.startswith(".") else name
-        match = STEP_NAME.fullmatch(step)
+        match = re.fullmatch(STEP_NAME, step)
         st = files.lstat(directory, name)
         if match is None or st is None or not stat.S_ISREG(st.st_mode):
             continue

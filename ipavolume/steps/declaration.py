@@ -37,7 +37,7 @@ from ipavolume.steps.names import name_faults
 
 IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
 """Names in a directory of steps that may stand beside them; so may hidden files."""
-STEP_NAME: Final = re.compile(r"s([0-9]{4})_[a-z0-9]+(?:_[a-z0-9]+)*\.py")
+STEP_NAME: Final = r"s([0-9]{4})_[a-z0-9]+(?:_[a-z0-9]+)*\.py"
 MAX_STEP_BYTES: Final = 1 << 20
 
 _OWN_NUMBERS: Final = range(5000, 9000)
@@ -55,7 +55,7 @@ _FORBIDDEN: Final = frozenset(
     {"__import__", "breakpoint", "compile", "eval", "exec", "exit", "input", "open", "print"}
 )
 _CONSTANTS: Final = ("COMPONENT", "APPLIES_FROM", "WHEN", "PHASE")
-_COMPONENT: Final = re.compile(r"\??[A-Za-z0-9][A-Za-z0-9+._-]*")
+_COMPONENT: Final = r"\??[A-Za-z0-9][A-Za-z0-9+._-]*"
 _TOP_LEVEL: Final = (
     *(ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef),
 )
@@ -210,7 +210,7 @@ def _read_files(
         if name.startswith(".") or name in IGNORED:
             continue
         path = f"{base}/{name}"
-        match = STEP_NAME.fullmatch(name)
+        match = re.fullmatch(STEP_NAME, name)
         if match is None:
             faults.append(f"{path!r}: a step is named sNNNN_what_it_does.py")
             continue
@@ -312,7 +312,7 @@ class _Source:
             self._text(key) for key in ("COMPONENT", "APPLIES_FROM", "PHASE")
         )
         when = self._texts("WHEN")
-        if component is not None and not _COMPONENT.fullmatch(component):
+        if component is not None and not re.fullmatch(_COMPONENT, component):
             self._fault("COMPONENT", f"{component!r} is not the name of a package")
         if applies_from is not None and (wrong := releases.validate_range(applies_from)):
             self._fault("APPLIES_FROM", wrong)

@@ -37,7 +37,7 @@ from ipavolume.steps.declaration import HINT, MASK, FaultyError, read_step
 MAX_CONTENT_BYTES: Final = 16 << 20
 """What a step may write into one file, and read from one (see :mod:`ipavolume.steps.views`)."""
 _MAX_ACTIONS: Final = 100_000
-_CODE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_CODE: Final = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _PLANNED: Final = get_args(StepAction)
 _Allowed = TypeVar(
     "_Allowed",
@@ -246,7 +246,7 @@ def _text_fault(name: str, value: object) -> str:
 
 
 def _code_fault(code: object) -> str:
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
+    if not isinstance(code, str) or not re.fullmatch(_CODE, code):
         return f"code {code!r} is not a word such as no-backend"
     return ""
 

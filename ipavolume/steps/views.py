@@ -40,7 +40,7 @@ MAX_READ_BYTES: Final = 16 << 20
 """The largest file that a step reads; no configuration is."""
 
 _MAX_PATH_CHARACTERS: Final = 8 << 10
-_MAGIC: Final = re.compile(r"[*?\[]")
+_MAGIC: Final = r"[*?\[]"
 
 
 def place(path: str, mounts: Sequence[VolumeSpec]) -> str:
@@ -220,7 +220,7 @@ class _View(abc.ABC):
 
         found = [""]
         for part in pattern.strip("/").split("/"):
-            if _MAGIC.search(part):
+            if re.search(_MAGIC, part):
                 found = [
                     f"{above}/{name}"
                     for above in found

@@ -27,13 +27,11 @@ _SYSUPGRADE: Final = "var/lib/ipa/sysupgrade/sysupgrade.state"
 _PKI_VERSION: Final = "etc/pki/pki.version"
 _DIRSRV: Final = "etc/dirsrv"
 _MAX_RECORD_BYTES: Final = 1 << 20
-_DATA_VERSION: Final = re.compile(rb"^\s*data_version\s*=\s*([0-9][^\s]*)", re.MULTILINE)
-_PKI_CONFIGURATION: Final = re.compile(rb"^\s*Configuration-Version:\s*([0-9][^\s]*)", re.M)
-_DIRSRV_VERSION: Final = re.compile(
-    rb"^nsslapd-versionstring:\s*389-Directory/([0-9][^\s]*)", re.MULTILINE
-)
-_FEDORA: Final = re.compile(r"\.fc([0-9]+)")
-_ENTERPRISE: Final = re.compile(r"\.el([0-9]+)")
+_DATA_VERSION: Final = rb"(?m)^\s*data_version\s*=\s*([0-9][^\s]*)"
+_PKI_CONFIGURATION: Final = rb"(?m)^\s*Configuration-Version:\s*([0-9][^\s]*)"
+_DIRSRV_VERSION: Final = rb"(?m)^nsslapd-versionstring:\s*389-Directory/([0-9][^\s]*)"
+_FEDORA: Final = r"\.fc([0-9]+)"
+_ENTERPRISE: Final = r"\.el([0-9]+)"
 
 
 def old_lines(volume: Volume, path_of_mount: str) -> list[bytes]:
@@ -128,7 +126,7 @@ def _package(name: str, version: str, *, also: str = "") -> Package:
 
 def _release(data_version: str) -> tuple[str, str]:
     for pattern, os_id in ((_FEDORA, "fedora"), (_ENTERPRISE, "rhel")):
-        match = pattern.search(data_version)
+        match = re.search(pattern, data_version)
         if match:
             return os_id, match.group(1)
     return "", ""
@@ -144,7 +142,7 @@ def _dirsrv_version(volume: Volume) -> str:
     return ""
 
 
-def _find(volume: Volume, path: str, pattern: re.Pattern[bytes]) -> str:
+def _find(volume: Volume, path: str, pattern: bytes) -> str:
     """Return what *pattern* finds in a small file of the volume, following no link."""
     try:
         parent, name = files.open_parent(volume.fd, path)
@@ -157,5 +155,5 @@ def _find(volume: Volume, path: str, pattern: re.Pattern[bytes]) -> str:
     if fd is None:
         return ""
     with files.reader(fd) as stream:
-        match = pattern.search(stream.read(_MAX_RECORD_BYTES))
+        match = re.search(pattern, stream.read(_MAX_RECORD_BYTES))
     return match.group(1).decode("ascii", "replace") if match else ""

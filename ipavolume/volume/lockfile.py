@@ -33,7 +33,7 @@ from ipavolume.volume.members import (
 _ROUNDS: Final = 100
 _MAX_LINE_BYTES: Final = 256
 _WORD: Final = r"[A-Za-z0-9._-]{1,64}"
-_LINE: Final = re.compile(
+_LINE: Final = (
     rf"({_WORD}) ({_WORD}) ([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}Z)\n"
 )
 
@@ -376,7 +376,7 @@ def read_holder(volume: Volume) -> Holder | None:
         return None
     finally:
         os.close(state)
-    match = _LINE.fullmatch(text)
+    match = re.fullmatch(_LINE, text)
     if match is None:
         return None
     return Holder(host=match[1], container=match[2], since=match[3])

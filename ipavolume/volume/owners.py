@@ -42,7 +42,7 @@ _ONE_OF: Final = 50
 _AT_MOST: Final = 1000
 _SHOWN: Final = 3
 
-_OWNER: Final = re.compile(rb'"uid":([0-9]{1,10}),"gid":([0-9]{1,10})')
+_OWNER: Final = rb'"uid":([0-9]{1,10}),"gid":([0-9]{1,10})'
 _ABSENT: Final = b',"present":false}\n'
 _IS_FILE: Final = b'"type":"file"'
 _IS_DIRECTORY: Final = b'"type":"directory"'
@@ -136,7 +136,7 @@ def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
 def _owned(text: bytes) -> tuple[bool, int, int] | None:
     """Return whether it is a directory, and its owner, of which *text* speaks, or a file."""
     is_directory = _IS_DIRECTORY in text
-    owner = _OWNER.search(text)
+    owner = re.search(_OWNER, text)
     if owner is None or not (is_directory or _IS_FILE in text):
         return None
     return is_directory, int(owner[1]), int(owner[2])

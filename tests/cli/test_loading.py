@@ -18,11 +18,15 @@ pytestmark = [pytest.mark.root, pytest.mark.rpm]
 WATCHED: Final = """
 import collections, json, os, sys
 calls = collections.Counter()
+compiled = []
 def watch(frame, event, _argument):
     if event == "call":
         name = frame.f_globals.get("__name__", "")
         if name.startswith("ipavolume."):
             calls[f"{name}.{frame.f_code.co_qualname}"] += 1
+        by = frame.f_back
+        if name == "re" and frame.f_code.co_name == "compile" and by.f_code.co_name == "<module>":
+            compiled.append(by.f_globals["__name__"])
 sys.setprofile(watch)
 from ipavolume import fastpath
 from ipavolume.cli.main import main
@@ -30,7 +34,7 @@ def tell():
     sys.setprofile(None)
     ours = sorted(name for name in sys.modules if name.startswith("ipavolume."))
     with open(os.environ["SEEN"], "w") as stream:
-        json.dump({"calls": calls, "modules": ours}, stream)
+        json.dump({"calls": calls, "modules": ours, "compiled": compiled}, stream)
     os._exit(0)
 # A start ends by executing something else.
 fastpath.execute = lambda *_: tell()
@@ -88,6 +92,14 @@ def test_what_finds_nothing_to_do_loads_nothing_that_does_something(site: Site) 
     doing = ("apply.run", "apply.rollback", "plan.draft", "commands.check", "firstrun.run")
     other_commands = ("cli.prepare", "cli.rehearse", "commands.start")
     assert not loaded & {f"ipavolume.{name}" for name in (*doing, *other_commands)}
+
+
+def test_of_patterns_only_what_each_record_is_asked_for_is_compiled_by_loading(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    compiled = watched(site, "v2", "upgrade", "--dry-run")["compiled"]
+    ours = {name for name in compiled if name.startswith("ipavolume.")}
+    # Others are texts, which the standard library compiles when one is asked for the first time.
+    assert ours == {"ipavolume.formats.manifest"}
 
 
 def test_a_probe_loads_nothing_that_runs_or_plans(site: Site) -> None:
