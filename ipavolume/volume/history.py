@@ -51,9 +51,7 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
     if data is None:
         return []
     try:
-        if not data.endswith(b"\n"):
-            raise checks.wrong(data[-80:], "the end of a line")
-        return [_run(line) for line in data.splitlines()]
+        return list(_runs(data))
     except checks.MalformedError as err:
         raise damaged(
             volume.fd,
@@ -61,6 +59,14 @@ def read_history(volume: Volume) -> list[Mapping[str, Any]]:
             "is cut short or was altered",
             hint="Find out who did that, and move it away: no upgrade depends on it.",
         ) from err
+
+
+# One run asks up to eight times, and between most of them nothing is appended.
+@functools.lru_cache(maxsize=1)
+def _runs(data: bytes) -> tuple[Mapping[str, Any], ...]:
+    if not data.endswith(b"\n"):
+        raise checks.wrong(data[-80:], "the end of a line")
+    return tuple([_run(line) for line in data.splitlines()])
 
 
 def image_names(volume: Volume, *known: ImageHeader | None) -> dict[str, str]:

@@ -32,9 +32,8 @@ from ipavolume import fastpath
 from ipavolume.cli.main import main
 def tell():
     sys.setprofile(None)
-    ours = sorted(name for name in sys.modules if name.startswith("ipavolume."))
     with open(os.environ["SEEN"], "w") as stream:
-        json.dump({"calls": calls, "modules": ours, "compiled": compiled}, stream)
+        json.dump({"calls": calls, "modules": sorted(sys.modules), "compiled": compiled}, stream)
     os._exit(0)
 # A start ends by executing something else.
 fastpath.execute = lambda *_: tell()
@@ -92,6 +91,13 @@ def test_what_finds_nothing_to_do_loads_nothing_that_does_something(site: Site) 
     doing = ("apply.run", "apply.rollback", "plan.draft", "commands.check", "firstrun.run")
     other_commands = ("cli.prepare", "cli.rehearse", "commands.start")
     assert not loaded & {f"ipavolume.{name}" for name in (*doing, *other_commands)}
+
+
+def test_a_recorded_run_is_read_once_however_often_it_is_asked_for(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    calls = watched(site, "v2", "upgrade", "--dry-run")["calls"]
+    assert calls["ipavolume.volume.history.read_history"] > 1
+    assert calls["ipavolume.volume.history._run"] == 1
 
 
 def test_of_patterns_only_what_each_record_is_asked_for_is_compiled_by_loading(site: Site) -> None:
