@@ -7,7 +7,6 @@ makes no sense are faults; all of them are reported at once, each with its line.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -55,6 +54,9 @@ def parse_config(data: bytes | None) -> Config:
     """
     if data is None:
         return GENERIC
+    # Later: takes longer to load than most of us, and an image may do without a configuration.
+    import tomllib
+
     hint = f"Correct {CONFIG_PATH} in the image."
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")

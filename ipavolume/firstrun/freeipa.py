@@ -30,7 +30,6 @@ from ipavolume.firstrun.request import (
 from ipavolume.formats import checks
 from ipavolume.image.image import Image
 from ipavolume.linux import files
-from ipavolume.linux.command import run_command
 from ipavolume.model.progress import Progress
 from ipavolume.volume import failures
 from ipavolume.volume.members import Volume
@@ -391,6 +390,9 @@ class FreeIPA(Application):
             there = looking.There(tree, mounts, inside=image.is_inside, configured=False)
             if not self.says(there.read) or not os.path.lexists(_UNIT_FILE):
                 return
+        # Later: a run that installs nothing does not load what starts programs.
+        from ipavolume.linux.command import run_command
+
         ended = run_command(
             ("systemctl", "enable", _UNIT), timeout_s=_SYSTEMCTL_TIMEOUT_S, output=say
         )

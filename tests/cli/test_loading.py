@@ -93,6 +93,14 @@ def test_what_finds_nothing_to_do_loads_nothing_that_does_something(site: Site) 
     assert not loaded & {f"ipavolume.{name}" for name in (*doing, *other_commands)}
 
 
+def test_an_upgrade_that_runs_nothing_loads_neither_what_does_nor_a_parser(site: Site) -> None:
+    watched(site, "v1", "upgrade")
+    assert not (site.top / "v2/etc/ipavolume.toml").exists()
+    loaded = set(watched(site, "v2", "upgrade")["modules"])
+    assert "ipavolume.apply.run" in loaded
+    assert not loaded & {"ipavolume.linux.command", "subprocess", "tomllib"}
+
+
 def test_a_recorded_run_is_read_once_however_often_it_is_asked_for(site: Site) -> None:
     watched(site, "v1", "upgrade")
     calls = watched(site, "v2", "upgrade", "--dry-run")["calls"]
