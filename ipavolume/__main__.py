@@ -16,7 +16,7 @@ def main() -> int:
             os.open(os.devnull, os.O_RDONLY)
     if __package__ in (None, ""):
         # Run as a file with -I -S by the launcher, which knows where the package is.
-        sys.path.insert(0, __file__.rpartition("/ipavolume/")[0])
+        sys.path.append(__file__.rpartition("/ipavolume/")[0])
     if sys.argv[1:4] == ["start", "--", "ipavolume"]:
         # "docker run IMAGE ipavolume check": our commands are not what a container is started
         # for, so that the volume is left alone. The wrapper for init does the same.

@@ -33,7 +33,6 @@ from ipavolume.steps.api import (
     Refuse,
     When,
 )
-from ipavolume.steps.names import name_faults
 
 IGNORED: Final = frozenset({"README", "README.md", "README.rst", "README.txt", "__pycache__"})
 """Names in a directory of steps that may stand beside them; so may hidden files."""
@@ -288,6 +287,9 @@ def _declare(name: str, path: str, data: bytes) -> Declaration:
 
 
 def _name_faults(text: str, nodes: Collection[ast.AST], path: str) -> Iterator[tuple[int, str]]:
+    # Later: what prepare has read is not read again, and this loads the tables of a compiler.
+    from ipavolume.steps.names import name_faults
+
     try:
         yield from name_faults(text, nodes, path)
     except SyntaxError as err:

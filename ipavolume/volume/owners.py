@@ -116,7 +116,8 @@ def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
     text, width, number = manifest.IN_NO_LINE, 0, 0
     for line in lines:
         mode = line.rfind(b',"mode":"')
-        if not line.startswith(text, max(mode - width, 0)):
+        # A number below 0 counts from the line's end, where what the text has of a mode is not.
+        if not line.startswith(text, mode - width):
             if owned is not None:
                 counts[owned] = number
             start = line.rfind(b',"type":"', 0, max(mode, 0))

@@ -98,7 +98,7 @@ def test_an_upgrade_that_runs_nothing_loads_neither_what_does_nor_a_parser(site:
     assert not (site.top / "v2/etc/ipavolume.toml").exists()
     loaded = set(watched(site, "v2", "upgrade")["modules"])
     assert "ipavolume.apply.run" in loaded
-    assert not loaded & {"ipavolume.linux.command", "subprocess", "tomllib"}
+    assert not loaded & {"ipavolume.linux.command", "subprocess", "symtable", "tomllib"}
 
 
 def test_a_recorded_run_is_read_once_however_often_it_is_asked_for(site: Site) -> None:
