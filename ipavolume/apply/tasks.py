@@ -245,7 +245,7 @@ class Execution:
         output = CommandOutput(
             log=self._output, suspects=diagnosis.Suspects(text.decode("utf-8", "surrogateescape"))
         )
-        environment = {**os.environ, "PATH": running.PATH}
+        environment = {**os.environ, **running.environment(scriptlet)}
         try:
             text = self._expanded(call, text, environment, config.timeout_s)
             with self._written(scriptlet.name, text) as file:

@@ -135,6 +135,7 @@ class RpmPackage:
         package: Name, version and what it provides.
         files: Its files in the header's order.
         scriptlets: Its scriptlets; triggers in the header's order.
+        prefixes: Directories that a relocatable package was made for, or was moved to.
         installed: Number of the transaction that installed it and the time, both in seconds
             since 1970; zeros in a package file. It is no part of what the package is.
     """
@@ -142,4 +143,5 @@ class RpmPackage:
     package: Package
     files: Sequence[RpmFile]
     scriptlets: tuple[RpmScriptlet, ...] = ()
+    prefixes: tuple[str, ...] = ()
     installed: tuple[int, int] = field(default=(0, 0), compare=False)

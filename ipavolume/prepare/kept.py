@@ -61,6 +61,7 @@ def read_packages(tree: ImageTree, before: ImageHeader) -> list[RpmPackage]:
     for record in read_records(tree):
         if record.package:
             files.setdefault(record.package, []).append(_file(record))
+    prefixes = {one.order: one.prefixes for one in catalogue.scriptlets}
     return [
         RpmPackage(
             package=known[key],
@@ -69,6 +70,7 @@ def read_packages(tree: ImageTree, before: ImageHeader) -> list[RpmPackage]:
             scriptlets=tuple(
                 _scriptlet(tree, one) for one in catalogue.scriptlets if one.order == place
             ),
+            prefixes=prefixes.get(place, ()),
         )
         for place, key in enumerate(catalogue.packages)
         if key in known

@@ -125,6 +125,7 @@ def _scriptlet(one: RpmScriptlet, package: RpmPackage, place: int, name: str) ->
         number=one.number,
         order=place,
         provides=tuple(sorted(provides, key=os.fsencode)),
+        prefixes=package.prefixes,
     )
 
 

@@ -115,6 +115,8 @@ def _plain(scriptlet: Scriptlet) -> Mapping[str, object]:
     for key in ("expand", "queryformat"):
         if getattr(scriptlet, key):
             result[key] = True
+    if scriptlet.prefixes:
+        result["prefixes"] = list(scriptlet.prefixes)
     if scriptlet.number:
         result["number"] = scriptlet.number
         result["priority"] = scriptlet.priority
@@ -146,6 +148,7 @@ def _scriptlet(
         number=checks.count(line.get("number", 0)),
         order=order,
         provides=provides[order],
+        prefixes=_names(line.get("prefixes", [])),
     )
     if not (
         is_name(scriptlet.name)

@@ -57,12 +57,27 @@ def expansions(call: Call, text: bytes) -> tuple[tuple[str, ...], ...]:
     return (("/bin/sh", "-c", both, "sh", shown, package),)
 
 
+def environment(scriptlet: Scriptlet) -> dict[str, str]:
+    """Return what rpm puts into the environment of a scriptlet, which else is the caller's.
+
+    Source:
+        rpm ``lib/rpmscript.c``, ``doScriptExec()``.
+    """
+    result = {"PATH": PATH}
+    for number, prefix in enumerate(scriptlet.prefixes):
+        result[f"RPM_INSTALL_PREFIX{number}"] = prefix
+    if scriptlet.prefixes:
+        result["RPM_INSTALL_PREFIX"] = scriptlet.prefixes[0]
+    return result
+
+
 def argv(call: Call, catalogue: Catalogue, file: str) -> tuple[str, ...]:
     """Return the command line of a call.
 
     A ``<lua>`` scriptlet is run by rpm outside of any transaction: it finds its arguments as
-    numbers behind ``"<lua>"`` in the table ``arg``, as within one. ``rpm.next_file()``, which
-    only file triggers need, is not there.
+    numbers behind ``"<lua>"`` in the table ``arg``, and where a relocatable package is in
+    ``RPM_INSTALL_PREFIX``, as within one. ``rpm.next_file()``, which only file triggers need, is
+    not there.
 
     Args:
         call: The call.
@@ -75,7 +90,10 @@ def argv(call: Call, catalogue: Catalogue, file: str) -> tuple[str, ...]:
     if scriptlet.interpreter[0] != LUA:
         return (*scriptlet.interpreter, file, *call.arguments)
     words = ", ".join(('"<lua>"', *call.arguments))
-    code = f"_G.opt = {{}}; _G.arg = {{{words}}}; dofile({_lua_text(file)})"
+    code = f"_G.opt = {{}}; _G.arg = {{{words}}}; "
+    if scriptlet.prefixes:
+        code += f"_G.RPM_INSTALL_PREFIX = {{{', '.join(map(_lua_text, scriptlet.prefixes))}}}; "
+    code += f"dofile({_lua_text(file)})"
     if catalogue.lua == "rpmlua":
         return ("rpmlua", "-e", code)
     return ("rpm", "--eval", f"%{{lua: {code}}}")

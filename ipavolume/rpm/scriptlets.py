@@ -42,6 +42,7 @@ class Scriptlet:
         number: Number among the package's triggers of this sort, from 1; otherwise 0.
         order: Place of the package in the order of installation, from 0.
         provides: Names of what the package provides.
+        prefixes: Where the package is, if it is relocatable; rpm tells its scriptlets.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Scriptlet:
     number: int = 0
     order: int = 0
     provides: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

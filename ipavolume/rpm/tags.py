@@ -110,6 +110,8 @@ class Tag(enum.Enum):
     POSTUNPROG = (1088, TagType.STRINGS, "Postunprog")
     VERIFYSCRIPTPROG = (1091, TagType.STRINGS, "Verifyscriptprog")
     TRIGGERSCRIPTPROG = (1092, TagType.STRINGS, "Triggerscriptprog")
+    PREFIXES = (1098, TagType.STRINGS, "Prefixes")
+    INSTPREFIXES = (1099, TagType.STRINGS, "Instprefixes")
     INSTALLTID = (1128, TagType.INT32, "Installtid")
     PRETRANS = (1151, TagType.STRING, "Pretrans")
     POSTTRANS = (1152, TagType.STRING, "Posttrans")
@@ -273,6 +275,7 @@ def build_package(
         package=header.package(),
         files=PackedFiles(header.files(wanted)),
         scriptlets=(*header.scripts(), *header.triggers()),
+        prefixes=header.prefixes(),
         installed=header.installed(),
     )
 
@@ -346,6 +349,19 @@ class _Header:
     def installed(self) -> tuple[int, int]:
         time = self._number(Tag.INSTALLTIME, 0)
         return self._number(Tag.INSTALLTID, time), time
+
+    def prefixes(self) -> tuple[str, ...]:
+        """Return where a relocatable package is; a package file goes where it was made for.
+
+        Source:
+            rpm ``lib/relocation.c``, ``rpmRelocateFileList()``: nothing of one without files.
+        """
+        if not self._texts.get(Tag.BASENAMES):
+            return ()
+        prefixes = self._texts.get(Tag.INSTPREFIXES) or self._texts.get(Tag.PREFIXES, ())
+        if len(prefixes) > _WORDS_MAX or any(len(one) > _PATH_BYTES_MAX for one in prefixes):
+            self._refuse(f"has more than {_WORDS_MAX} prefixes, or one that is no path")
+        return tuple(map(os.fsdecode, prefixes))
 
     def scripts(self) -> Iterator[RpmScriptlet]:
         """Yield the scriptlets that are no triggers.

@@ -19,7 +19,7 @@ from ipavolume.model.packages import Package
 from ipavolume.prepare import scriptlets
 from ipavolume.prepare.findings import Findings
 from ipavolume.rpm import transaction
-from ipavolume.rpm.running import PATH, argv
+from ipavolume.rpm.running import argv, environment
 from ipavolume.rpm.scriptlets import Call, Catalogue
 
 # The worlds are made once, not by each process that has one of these tests.
@@ -205,20 +205,30 @@ def test_command_lines_and_surroundings_are_those_of_rpm(ordered: list[Outcome])
                 seen.add("lua")
                 # type() and value of each, as they are in rpm.
                 assert line.arguments == call.arguments
-                assert line.rest == ("pwd=/",)
+                assert line.rest == ("pwd=/", f"prefix={' '.join(call.scriptlet.prefixes)}")
                 continue
             place = words.index("FILE") if "FILE" in words else len(words)
             assert line.file is (place < len(words))
             assert words[place + 1 :] == line.arguments
-            pwd, umask, stdin, environment = line.rest
+            pwd, umask, stdin, variables = line.rest
             assert (pwd, umask, stdin) == ("pwd=/", "umask=0022", "stdin=0")
-            assert f"PATH={PATH} " in f"{environment} "
+            given = {f"{key}={value}" for key, value in environment(call.scriptlet).items()}
+            assert given <= set(variables.split(" "))
+            assert ("RPM_INSTALL_PREFIX" in variables) is bool(call.scriptlet.prefixes)
+            seen |= {"relocated"} if call.scriptlet.prefixes else set()
             if line.interpreter != "program":
                 program, _, flags = line.interpreter.partition(" ")
                 assert os.path.realpath(words[0]) == program
                 assert set(flags) >= {word[1] for word in words[1:place]}
             seen.add(words[:place] if line.file and line.interpreter != "program" else "program")
-    assert {"lua", "program", ("/bin/sh",), ("/bin/bash",), ("/bin/sh", "-e", "-u")} == seen
+    assert {
+        "relocated",
+        "lua",
+        "program",
+        ("/bin/sh",),
+        ("/bin/bash",),
+        ("/bin/sh", "-e", "-u"),
+    } == seen
 
 
 @pytest.mark.slow

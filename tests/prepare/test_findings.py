@@ -298,7 +298,8 @@ def test_a_derived_image_keeps_the_packages_that_were_read_from_files(
     scripts = build_rpm(
         tmp_path,
         "scripts",
-        [],
+        [Packaged(path="/opt/scripts/x", content="x")],
+        provides="relocatable\nPrefix: /opt",
         scriptlets="%post\necho done\n%posttrans -p /usr/bin/true\n%triggerin -- app < 3\n",
     )
     image = make_image(tmp_path / "root")
@@ -307,6 +308,7 @@ def test_a_derived_image_keeps_the_packages_that_were_read_from_files(
     first = image.prepare(rpms=[package, scripts])
     packages, records = image.header().packages, image.records()
     index = (image.root / "usr/share/ipavolume/scriptlets/index.jsonl").read_bytes()
+    assert b'"prefixes":["/opt"]' in index
     again = image.prepare()
     assert (again.build_id, again.changed) == (first.build_id, False)
 

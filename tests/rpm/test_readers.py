@@ -210,6 +210,21 @@ def test_what_a_package_provides_is_sorted(built: Built) -> None:
 
 
 @pytest.mark.rpm
+@pytest.mark.root
+def test_a_package_that_was_moved_tells_where_it_is(built: Built, tmp_path: Path) -> None:
+    package = Path(built.path("relocatable"))
+    assert read_package_file(str(package), wanted=everything).prefixes == ("/opt/r", "/srv/r")
+    # rpm tells scriptlets nothing of a package without files.
+    nothing = read_package_file(built.path("relocatable-nothing"), wanted=everything)
+    assert nothing.prefixes == ()
+    root = tmp_path / "root"
+    install_packages(root, [package], "--relocate", "/opt/r=/opt/moved")
+    moved = read_xml_bytes(read_xml(root))["relocatable"]
+    assert moved.prefixes == ("/opt/moved", "/srv/r")
+    assert [*by_path(moved)] == ["/opt/moved", "/opt/moved/a", "/srv/r"]
+
+
+@pytest.mark.rpm
 @pytest.mark.parametrize(("number", "algorithm"), ALGORITHMS.items())
 def test_digests_carry_their_algorithm(built: Built, number: int, algorithm: str) -> None:
     name = f"digest{number}"

@@ -369,6 +369,7 @@ def sample() -> Catalogue:
                 interpreter=("/bin/sh", "\udcff"),
                 conditions=(Condition(name="a", sense=2, evr="1", place=4),),
                 expand=True,
+                prefixes=("/opt/b", "/srv/\udce9"),
                 provides=("b\udce9", "c"),
             ),
             _made(
@@ -415,7 +416,12 @@ def test_the_order_of_installation_is_no_other_image() -> None:
     )
     assert dump(other) != dump(first)
     assert substance(other) == substance(first)
-    for change in ({"digest": "0" * 64}, {"evr": "2:2-3"}, {"interpreter": ("/bin/false",)}):
+    for change in (
+        {"digest": "0" * 64},
+        {"evr": "2:2-3"},
+        {"interpreter": ("/bin/false",)},
+        {"prefixes": ("/opt/moved",)},
+    ):
         changed = (replace(first.scriptlets[0], **change), *first.scriptlets[1:])
         assert substance(replace(first, scriptlets=changed)) != substance(first)
 

@@ -30,6 +30,8 @@ RECALL: Final = "/usr/libexec/recall"
 LOG: Final = "/data/log"
 PLAIN_KINDS: Final = ("post", "posttrans", "pre", "preun", "postun")
 TRIGGER_KINDS: Final = ("triggerin", "triggerun", "triggerpostun", "triggerprein")
+RELOCATABLE: Final = ("a", "c")
+"""Last letters of the packages that can be moved elsewhere; rpm tells their scriptlets where."""
 STYLES: Final = ("shell", "words", "bash", "lua", "program", "failing")
 
 _RECALL: Final = f"""#!/bin/sh
@@ -203,7 +205,10 @@ def _spec(worlds: Sequence[Sequence[Member]], *, new: bool) -> str:
         lines += [f"Release: {release}", *([f"Epoch: {epoch}"] if epoch else [])]
         lines += [f"Requires: {other}" for other in member.requires]
         lines += [f"Obsoletes: {other}" for other in member.obsoletes if new]
+        if name.endswith(RELOCATABLE):
+            lines += [f"Prefix: /opt/{name}", f"Prefix: /srv/{name}"]
         lines += [f"%description -n {name}", "x", f"%files -n {name}"]
+        lines += [f"%ghost /opt/{name}/file"]
         for number, made in enumerate(member.scriptlets):
             lines += _directive(member, evr, number, made)
     return "\n".join(lines) + "\n"
@@ -229,7 +234,8 @@ def _directive(member: Member, evr: str, number: int, made: Made) -> list[str]:
                 f'local f = io.open("{LOG}", "a")',
                 'local words = ""',
                 'for i, word in ipairs(arg) do words = words .. "|" .. type(word) .. word end',
-                f'f:write("{identity}|lua" .. words .. "|pwd=" .. posix.getcwd() .. "\\n")',
+                'local at = "|prefix=" .. table.concat(RPM_INSTALL_PREFIX or {}, " ")',
+                f'f:write("{identity}|lua" .. words .. "|pwd=" .. posix.getcwd() .. at .. "\\n")',
                 "f:close()",
             ]
         case _:
