@@ -173,8 +173,9 @@ MEANINGS: Final[dict[Code, str]] = {
         "target ([scriptlets] substitute), or list the directory."
     ),
     Code.RPM_LEFTOVER: (
-        "An upgrade of a package in a derived image left its new file beside the link. Look "
-        "whether the template should get it."
+        "An upgrade of a package in a derived image left its new file beside the link, could not "
+        "remove what it no longer has from the template, or put the package's file in the place of "
+        "an edited one. Look whether the template should get it, lose it, or keep it."
     ),
     Code.RUNTIME_LISTED: (
         "Under systemd, and with a read-only root, what is in /run comes with each container and "

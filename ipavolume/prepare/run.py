@@ -36,6 +36,7 @@ from ipavolume.model.values import dataclass
 from ipavolume.prepare import (
     databases,
     hidden,
+    leftovers,
     mentioned,
     pathlists,
     predecessor,
@@ -305,7 +306,9 @@ class _Run:
             findings=found,
         )
         mentioned.check(tree, self._config, packages, findings=found)
-        self._find_leftovers(placements)
+        # Of package files that are named, nobody knows which others rpm has replaced.
+        known = None if rpms else before
+        leftovers.check(tree, placements, relocation.locations, facts, known, findings=found)
         self._find_replaced(placements, described)
         self._find_first_run(listed)
         found.settle()
@@ -538,23 +541,6 @@ class _Run:
             f"{count_text(len(facts.files), 'listed file')} from packages"
         )
         return facts
-
-    def _find_leftovers(self, placements: Sequence[Placement]) -> None:
-        """Warn of what rpm puts beside a link when it upgrades a package in a derived image.
-
-        To rpm the link is a config file that somebody changed, so new content may be in
-        ``.rpmnew`` while the template holds the old.
-        """
-        for placement in placements:
-            for suffix in (".rpmnew", ".rpmsave", ".rpmorig"):
-                path = placement.location + suffix
-                if not placement.covered and self._tree.lstat(path) is not None:
-                    self._findings.add(
-                        Code.RPM_LEFTOVER,
-                        f"rpm left {path!r} beside the link {placement.path!r}; look whether "
-                        f"{placement.volume.template + placement.place!r} should get it",
-                        path=path,
-                    )
 
     def _find_replaced(
         self, placements: Sequence[Placement], described: scriptlets.Described
