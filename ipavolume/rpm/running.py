@@ -41,7 +41,8 @@ def difference(body: bytes, scriptlet: Scriptlet, config: ScriptletsConfig) -> l
 def expansions(call: Call, text: bytes) -> tuple[tuple[str, ...], ...]:
     """Return the command whose output is the text to run; none where it is the text itself.
 
-    rpm expands macros first and tags of the header then.
+    rpm expands macros first and tags of the header then. What else it says, of a macro that it
+    finds wanting, would be part of the text, and run.
 
     Source:
         rpm ``lib/rpmscript.c``, ``rpmScriptNew()``.
@@ -49,12 +50,15 @@ def expansions(call: Call, text: bytes) -> tuple[tuple[str, ...], ...]:
     scriptlet = call.scriptlet
     shown = text.decode("utf-8", "surrogateescape")
     package = f"{scriptlet.package}-{scriptlet.evr.rpartition(':')[2]}.{scriptlet.arch}"
-    if not scriptlet.queryformat:
-        return (("rpm", "--eval", shown),) if scriptlet.expand else ()
-    if not scriptlet.expand:
-        return (("rpm", "-q", "--qf", shown, package),)
-    both = 'text=$(rpm --eval "$1") && exec rpm -q --qf "$text" "$2"'
-    return (("/bin/sh", "-c", both, "sh", shown, package),)
+    if scriptlet.expand and scriptlet.queryformat:
+        script = 'text=$(rpm --eval "$1") && exec rpm -q --qf "$text" "$2"'
+    elif scriptlet.expand:
+        script = 'exec rpm --eval "$1"'
+    elif scriptlet.queryformat:
+        script = 'exec rpm -q --qf "$1" "$2"'
+    else:
+        return ()
+    return (("/bin/sh", "-c", f"exec 2>/dev/null; {script}", "sh", shown, package),)
 
 
 def environment(scriptlet: Scriptlet) -> dict[str, str]:
