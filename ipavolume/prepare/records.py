@@ -86,7 +86,8 @@ class Shipped:
         self._top: dict[str, dict[str, list[int]]] = {}
         self.unowned: list[str] = []
         """Files that no package owns and that no newer image refreshes, by the image's paths."""
-        self._nobodys: dict[tuple[str, int], list[str]] = {}
+        self._nobodys: dict[tuple[str, int], tuple[str, int]] = {}
+        """What belongs to numbers without a name: the first path, and how many there are."""
 
     def records(self, templates: Mapping[str, str]) -> Iterator[Record]:
         """Yield the records of all templates, sorted by the bytes of their paths.
@@ -168,12 +169,12 @@ class Shipped:
             return
         known = {"user": before.accounts.users, "group": before.accounts.groups}
         now = {"user": self._names.accounts.users, "group": self._names.accounts.groups}
-        for (what, number), paths in self._nobodys.items():
+        for (what, number), (first, count) in self._nobodys.items():
             for name in sorted(one for one, had in known[what].items() if had == number):
                 has = now[what].get(name)
-                mount = next(one for one in templates if paths[0].startswith(f"{one}/"))
-                place = templates[mount] + paths[0][len(mount) :]
-                more = f" and {len(paths) - 1} more in the template" if paths[1:] else ""
+                mount = next(one for one in templates if first.startswith(f"{one}/"))
+                place = templates[mount] + first[len(mount) :]
+                more = f" and {count - 1} more in the template" if count > 1 else ""
                 self._findings.add(
                     Code.NO_ACCOUNT,
                     f"{place!r}{more}: the {what} is {number}, which was {name!r} when the image "
@@ -196,7 +197,8 @@ class Shipped:
             ("group", self._names.groups, st.st_gid),
         ):
             if number not in names:
-                self._nobodys.setdefault((what, number), []).append(path)
+                first, count = self._nobodys.get((what, number), (path, 0))
+                self._nobodys[what, number] = first, count + 1
         if len(path) > manifest.MAX_PATH_CHARACTERS:
             raise ConfigurationError(
                 f"{path[:80]!r}... has {len(path)} characters; a path has at most "
