@@ -115,6 +115,8 @@ class Undo:
         changed: What was changed after the last thing that the undone run recorded, and where that
             goes.
         nobodys: Mounts of volumes that nothing of ours was on, until what is undone filled them.
+        users: Numbers of users that change, and what they become.
+        groups: The same of groups.
         format: Of this; a larger one is not understood.
     """
 
@@ -137,6 +139,8 @@ class Undo:
     overrides: tuple[str, ...]
     changed: tuple[tuple[str, str], ...]
     nobodys: tuple[str, ...]
+    users: tuple[tuple[int, int], ...]
+    groups: tuple[tuple[int, int], ...]
     format: int = _FORMAT
 
 
@@ -455,6 +459,7 @@ def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Und
     finally:
         os.close(kept)
     build_ids = {mount: _build_id(volumes, mount, made) for mount in made.snapshot.mounts}
+    users, groups = made.renumbered
     return Undo(
         run=made.plan.run,
         snapshot=made.snapshot.run,
@@ -480,6 +485,8 @@ def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Und
             if build_ids.get(mount) == ""
             and _was_nobodys(volumes[mount], made.snapshot, facts[mount].identity)
         ),
+        users=tuple(users.items()),
+        groups=tuple(groups.items()),
     )
 
 
@@ -693,6 +700,7 @@ class _WayBack:
             self._notes,
             installed=note,
             check_lock=self._volumes.check_lock,
+            renumbered=(dict(self._record.users), dict(self._record.groups)),
             is_gone_back_to=self._is_content,
         )
         swap.run(self._speaker.say)
@@ -956,7 +964,7 @@ def _read_undo(first: Area) -> Undo:
                 "was written by a newer ipavolume",
                 hint="Start the image that began to go back, or a newer one.",
             )
-        undo_: Undo = _load({"nobodys": [], **data})
+        undo_: Undo = _load({"nobodys": [], "users": [], "groups": [], **data})
     except checks.MalformedError as err:
         raise members.damaged(first.work, _UNDO, "was altered") from err
     return undo_
@@ -973,6 +981,10 @@ def _had(value: object) -> tuple[str, ...]:
     return checks.items(value, lambda name: checks.one_of(name, _BROUGHT_BACK))
 
 
+def _numbers(value: object) -> tuple[tuple[int, int], ...]:
+    return checks.items(value, lambda one: checks.row(one, checks.count, checks.count))
+
+
 _load: Final = checks.loader(
     Undo,
     {
@@ -981,6 +993,8 @@ _load: Final = checks.loader(
         "had": _had,
         "build_ids": checks.pairs,
         "changed": checks.pairs,
+        "users": _numbers,
+        "groups": _numbers,
     },
 )
 

@@ -88,7 +88,7 @@ class Swap:
         installed: Callable[[str, os.stat_result], None],
         check_lock: Callable[[], None],
         shipped: Callable[[Collection[str]], list[list[str]]] = _nothing,
-        renumbered: tuple[Mapping[int, int], Mapping[int, int]] | None = None,
+        renumbered: tuple[Mapping[int, int], Mapping[int, int]] = ({}, {}),
         is_gone_back_to: Callable[[str, int], bool] = _is_unknown,
     ) -> None:
         """Take the plan and the areas of its open transaction.
@@ -101,8 +101,7 @@ class Swap:
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
             shipped: Tells what was shipped at paths before the run, links among it, as
                 :func:`ipavolume.volume.index.shipped` does.
-            renumbered: New numbers of users and groups by the old ones; ``None``: those that the
-                plan has. It has none of an account whose only file is replaced.
+            renumbered: New numbers of users and groups by the old ones.
             is_gone_back_to: Tells whether the file behind a descriptor has the content that is to
                 be at a path again.
         """
@@ -343,7 +342,7 @@ class Swap:
         now = files.fstat(fd)
         if before is None or now.st_uid != before.uid or now.st_nlink != 1:
             return
-        users, groups = self._numbers
+        users, groups = self._renumbered
         uid, gid = users.get(now.st_uid, now.st_uid), groups.get(now.st_gid, now.st_gid)
         # A group alone that is not the one of then can be one that has its new number already.
         is_known = uid != now.st_uid or now.st_gid == before.gid
@@ -357,21 +356,6 @@ class Swap:
                 if name in ACL_NAMES
             )
             files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode, xattrs=acls))
-
-    @functools.cached_property
-    def _numbers(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
-        """New numbers of users and groups by the old ones."""
-        if self._renumbered is not None:
-            return self._renumbered
-        followed = [
-            (action.before, action.metadata)
-            for action in self._plan.actions
-            if isinstance(action, SetMetadata) and action.rule == Rule.OWNER_TRANSLATION
-        ]
-        return (
-            {before.uid: new.uid for before, new in followed},
-            {before.gid: new.gid for before, new in followed},
-        )
 
     def _preserve(
         self, number: int, path: str, directory: int, name: str, suffix: str = ""
@@ -435,7 +419,7 @@ class Swap:
         before, now = action.before, files.lstat(directory, name)
         if before is None or now is None or files.type_of(now.st_mode) is not before.type:
             return
-        users, groups = self._numbers
+        users, groups = self._renumbered
         uid, gid = users.get(before.uid, before.uid), groups.get(before.gid, before.gid)
         ours = Metadata(uid=uid, gid=gid, mode=before.mode)
         if not meanwhile.is_changed(before, now, ours):
@@ -780,11 +764,14 @@ class Swap:
 
     def _is_narrowed(self, action: SetMetadata, now: os.stat_result) -> bool:
         """Tell whether an inode gets but its account's new numbers, and no right it has not."""
-        users, groups = self._numbers
+        users, groups = self._renumbered
         new, uid, gid = action.metadata, now.st_uid, now.st_gid
         # A run that was killed between the two has given it its owner, and not its mode.
         owners = (uid, gid), (users.get(uid, uid), groups.get(gid, gid))
-        if is_privileged(new) or (new.uid, new.gid) not in owners:
+        # What a file may have depends on its content; of a directory they are bits like others.
+        if stat.S_ISREG(now.st_mode) and is_privileged(new):
+            return False
+        if (new.uid, new.gid) not in owners:
             return False
         # The sticky bit takes a right away: to remove what is somebody else's.
         return not (new.mode ^ STICKY_BIT) & ~(now.st_mode ^ STICKY_BIT)
@@ -798,7 +785,7 @@ class Swap:
         if found.keys() != wanted.keys():
             return False
         return all(
-            wanted[name] in (value, translate_acl(value, *self._numbers))
+            wanted[name] in (value, translate_acl(value, *self._renumbered))
             for name, value in found.items()
         )
 

@@ -79,10 +79,12 @@ class Rollback:
         warnings: What steps have to tell.
         cause: What failed, or "".
         is_automatic: Nobody asked for it.
+        renumbered: New numbers of users and groups by those that the volumes have.
     """
 
     plan: Plan
     snapshot: Snapshot
+    renumbered: tuple[Mapping[int, int], Mapping[int, int]]
     changed: tuple[tuple[str, str], ...] = ()
     warnings: tuple[Warn, ...] = ()
     cause: str = ""
@@ -335,7 +337,8 @@ def draft_rollback(
     found = meter.counted(compare(kept, snapshot, apart=apart))
     noted = _noting(found, changed, since_ns, aside)
     # They are of what the snapshot does not have, and so of nothing that the rest is about.
-    owners = Packed(_owners_left_out(context, kept, primary, snapshot, undoes))
+    renumbered = _renumbered(primary, snapshot, undoes)
+    owners = Packed(_owners_left_out(context, kept, snapshot, *renumbered))
     given = (
         one
         for one in mark_private(Remaining(owners, ()))
@@ -353,6 +356,7 @@ def draft_rollback(
     return Rollback(
         plan=replace(plan, overrides=(*overridden, *overrides)),
         snapshot=snapshot,
+        renumbered=renumbered,
         changed=tuple(changed),
         warnings=(*warnings, *(_left(volumes[mount], snapshot.run) for mount in lost)),
         cause=cause,
@@ -376,23 +380,32 @@ def _left(volume: Volume, run: str) -> Warn:
     )
 
 
+def _renumbered(
+    primary: Facts, snapshot: Snapshot, undoes: ImageHeader
+) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Return the numbers that users and groups had, by those that an upgrade has given to all.
+
+    Of one that was stopped amid that nobody knows how far it got: what is not known to be changed
+    stays as it is.
+    """
+    if primary.transaction is not None and primary.transaction.phase == MARKED:
+        return {}, {}
+    before, now = snapshot.accounts, undoes.accounts
+    return translation(now.users, before.users), translation(now.groups, before.groups)
+
+
 def _owners_left_out(
     context: Context,
     volumes: Mapping[str, Volume],
-    primary: Facts,
     snapshot: Snapshot,
-    undoes: ImageHeader,
+    users: Mapping[int, int],
+    groups: Mapping[int, int],
 ) -> Iterator[SetMetadata]:
     """Yield what gives back to its accounts what the snapshot leaves out: logs, sockets, devices.
 
-    The upgrade has given all that was theirs to the numbers that they have in its image. Of one
-    that was stopped amid that nobody knows how far it got: it stays as it is. What was mounted
-    over then, and what can only be read, the upgrade has left alone.
+    The upgrade has given all that was theirs to the numbers that they have in its image. What was
+    mounted over then, and what can only be read, the upgrade has left alone.
     """
-    if primary.transaction is not None and primary.transaction.phase == MARKED:
-        return
-    users = translation(undoes.accounts.users, snapshot.accounts.users)
-    groups = translation(undoes.accounts.groups, snapshot.accounts.groups)
     if not (users or groups):
         return
     passed = {one.removeprefix(EXACTLY) for one in snapshot.left_out if one.startswith(EXACTLY)}

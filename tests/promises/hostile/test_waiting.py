@@ -6,6 +6,7 @@ on a copy of the volume neither, where no inode has the number that was planned 
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import subprocess
@@ -604,6 +605,36 @@ def test_a_file_that_was_touched_while_a_way_back_waits_gets_its_owner_again(
     assert _owner_and_mode(file)[0] == 0
     assert "changed meanwhile" not in volume.go_back(where)
     assert _owner_and_mode(file) == (_SVC, _SVC_GROUP, 0o640)
+
+
+@pytest.mark.parametrize("where", _PLACES)
+def test_what_was_touched_while_a_way_back_waits_gets_its_accounts_number_again(
+    tmp_path: Path, where: str
+) -> None:
+    """A link, a pipe, a shared directory and what is edited: others may write beside them."""
+    names = ("link", "pipe", "shared", "edited")
+
+    def own(directory: Path) -> None:
+        (directory / "link").symlink_to("anywhere")
+        os.mkfifo(directory / "pipe", 0o640)
+        (directory / "shared").mkdir()
+        (directory / "edited").touch()
+        for name in names:
+            os.lchown(directory / name, _SVC, _SVC_GROUP)
+        (directory / "shared").chmod(0o2770)
+
+    files = [_directory("/var/lib/app", _SHARED)]
+    more = Packaged(path="/var/lib/app/more", content="of version 2")
+    volume = _Volume(tmp_path, files, [*files, more], own=own, user=_LATER, group=_LATER_GROUP)
+    was = [_owner_and_mode(volume.directory / name) for name in names]
+    volume.upgrade()
+    volume.kill("rollback", lambda call: '"staging"' in call.text and '"transaction"' in call.text)
+    for name in names:
+        os.utime(volume.directory / name, follow_symlinks=False)
+    (volume.directory / "edited").write_text("edited")
+    volume.go_back(where)
+    assert [_owner_and_mode(volume.directory / name) for name in names] == was
+    assert (volume.directory / "edited").read_text() == "edited"
 
 
 def _have_its_number_next(path: Path) -> None:
