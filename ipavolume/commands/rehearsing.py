@@ -37,6 +37,7 @@ from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.tasks import TaskState
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rehearsed import Ending, Rehearsed, failed
+from ipavolume.steps import outcome
 from ipavolume.systemd import boot, units
 from ipavolume.systemd.journal import Watch
 
@@ -284,7 +285,9 @@ def _until_known(context: Context, timer: _Clock, heard: int, say: Progress) -> 
         now, is_over = timer.passed_s, timer.is_over
         if verify is not None and current_since < 0:
             is_current = waiting.asked(context, Probe.STARTUP).exit_status == 0
-            current_since = now if is_current else current_since
+            # Of a volume that only changed its id, or not even that, a start asks nothing.
+            is_asked = is_current and outcome.due(context.image, context.volumes.primary)
+            current_since = now if is_asked else current_since
         if answer.exit_status == 0:
             ready_since = now if ready_since < 0 else ready_since
             if now - ready_since >= _SETTLED_S:

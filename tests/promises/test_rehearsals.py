@@ -195,6 +195,21 @@ def test_what_a_start_would_not_wait_for_a_rehearsal_does_not_wait_for_either(
     assert why in told(done)["message"]
 
 
+def test_what_a_start_does_not_verify_has_the_time_of_the_rehearsal_to_be_ready(
+    site: Site, second: Image
+) -> None:
+    """On a current volume a container waits for its application, however long that takes."""
+    assert start(second, site, "true", env={}).returncode == 0
+    (second.root / "etc/ipavolume.toml").write_text(
+        "[start]\nsupervise = true\n[verify]\nready-within-s = 1\ntimeout-s = 1\n"
+        "[ready]\n"
+        """command = ["sh", "-c", "echo >>/data/asked; test $(wc -l </data/asked) -gt 1"]\n"""
+    )
+    second.prepare(build_id="two")
+    done = start(second, site, "sleep", "600")
+    assert (told(done)["rehearsal"], done.returncode) == ("fine", 0)
+
+
 @pytest.mark.parametrize("word", ["exit-on-finished", "no-exit"])
 def test_the_application_is_started_whatever_a_container_is_told_to_do_instead(
     site: Site, versions: tuple[Path, Path], word: str
