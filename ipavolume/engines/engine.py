@@ -64,8 +64,13 @@ STOPPING: Final = "stopping"
 _UNMOUNTED_S: Final = 10.0
 _POLL_S: Final = 0.1
 _NOT_ALLOWED: Final = "permission denied while trying to connect"
-_NOT_RUNNING: Final = ("cannot connect to", "failed to connect to", "error during connect")
-_NOWHERE: Final = ("unable to resolve docker endpoint", "unable to create connection")
+_BY_SSH: Final = "failed to connect: "
+"""What podman says where it does not come to the engine by ssh; it does not name the address."""
+_NOT_RUNNING: Final = ("cannot connect to", "failed to connect to", _BY_SSH, "error during connect")
+_NOWHERE: Final = (
+    *("unable to resolve docker endpoint", "unable to create connection"),
+    *("failed to resolve active destination", "failed to read identity"),
+)
 """What the commands say before they ask, of an address, a context or a certificate."""
 _ELSEWHERE: Final = re.compile(r"\b(tcp|ssh|https?)://(?!%2f)", re.IGNORECASE)
 """How the address of an engine begins that is not asked by a socket of this host."""
@@ -589,7 +594,7 @@ class Engine:
         )
 
     def _how_to_start(self, said: str) -> str:
-        if _ELSEWHERE.search(said):
+        if _ELSEWHERE.search(said) or _BY_SSH in said.lower():
             what = "the one that does not answer"
             return f"{LED_BY[self.name]} leads to {what}: correct that, or start it there."
         user = "--user " if _OF_A_USER in said else ""

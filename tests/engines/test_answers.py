@@ -161,6 +161,35 @@ def test_what_the_engine_said_is_told_not_what_comes_behind_it(
     assert not caught.value.details
 
 
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("failed to connect: dial tcp: lookup far: no such host", "does not answer: correct"),
+        ("failed to connect: ssh: handshake failed: EOF", "does not answer: correct"),
+        (
+            "unable to connect to Podman socket: failed to connect: dial tcp 192.0.2.7:22: "
+            "connect: connection refused",
+            "does not answer: correct",
+        ),
+        (
+            'failed to resolve active destination: "far" service destination not found',
+            "says what it cannot use",
+        ),
+        ('failed to read identity "/x": open /x: no such file or directory', "cannot use"),
+        ('unable to create connection. "x" is not a supported schema', "cannot use"),
+    ],
+)
+def test_a_podman_that_asks_another_host_and_does_not_come_there_names_what_leads_there(
+    scripted: Scripted, said: str, hint: str
+) -> None:
+    engine = scripted("podman", f"*) {says(f'Error: {said}')};;")
+    with pytest.raises(CommandFailedError) as caught:
+        engine.listed("ps")
+    assert caught.value.code == "no-engine"
+    assert caught.value.hint.startswith("CONTAINER_HOST, or a connection")
+    assert hint in caught.value.hint
+
+
 def test_a_container_whose_image_is_gone_is_told_so_and_nobody_is_to_pull_an_id(
     scripted: Scripted,
 ) -> None:
