@@ -61,7 +61,7 @@ def make_area(volume: Volume) -> Area:
     with attempt("prepare", where, now=STATE_UNTOUCHED):
         trees.remove_tree(fd, layout.STAGING)
         trees.remove_tree(fd, layout.TRASH)
-        remove_closed(fd, volume)
+        remove_closed(fd)
         crossing.Beside(volume.fd).settle()
         files.make_directory(fd, layout.STAGING, mode=PRIVATE_MODE)
         work = files.open_at(fd, layout.STAGING, files.DIRECTORY_FLAGS)
@@ -78,12 +78,12 @@ def _furnish(work: int) -> None:
     journal.write_bytes(work, layout.INODE, b"%d\n" % files.fstat(work).st_ino)
 
 
-def _is_copied(work: int, volume: Volume) -> bool:
+def _is_copied(work: int) -> bool:
     """Tell whether the area *work* has another number than the one it was made with.
 
     Of an area that an earlier version has made that is not known.
     """
-    data = members.read_small(work, layout.INODE, volume, limit_bytes=_INODE_BYTES)
+    data = members.read_small(work, layout.INODE, limit_bytes=_INODE_BYTES)
     return data not in (None, b"%d\n" % files.fstat(work).st_ino)
 
 
@@ -98,7 +98,7 @@ def open_area(volume: Volume) -> Area:
         fd = files.open_at(volume.fd, STATE_DIRECTORY, files.DIRECTORY_FLAGS)
         work = files.open_at(fd, layout.TRANSACTION, files.DIRECTORY_FLAGS)
         new, old = open_optional(work, _NEW), open_optional(work, _OLD)
-        is_copied = _is_copied(work, volume)
+        is_copied = _is_copied(work)
     if new is None or old is None:
         for opened in (fd, work, new, old):
             if opened is not None:
@@ -129,24 +129,23 @@ def open_inside(area: Area, name: str, *, make: bool = False) -> Area:
             if opened is not None:
                 os.close(opened)
         raise members.damaged(area.work, name, "is not complete")
-    is_copied = _is_copied(work, area.volume)
+    is_copied = _is_copied(work)
     state = files.open_at(area.state, ".", files.DIRECTORY_FLAGS)
     return Area(volume=area.volume, state=state, work=work, new=new, old=old, is_copied=is_copied)
 
 
-def remove_closed(state: int, volume: Volume) -> None:
+def remove_closed(state: int) -> None:
     """Remove a transaction that ended where its directory could not be renamed.
 
     What says that it ended goes last.
 
     Args:
         state: Descriptor of the state directory.
-        volume: The volume.
 
     Raises:
         OSError: If it cannot be removed.
     """
-    if not facts.is_closed(state, volume):
+    if not facts.is_closed(state):
         return
     work = files.open_at(state, layout.TRANSACTION, files.DIRECTORY_FLAGS)
     try:
@@ -172,7 +171,7 @@ def discard_staging(volume: Volume) -> None:
             ):
                 trees.remove_tree(fd, name)
         with attempt("remove", f"{volume.directory}/{STATE_DIRECTORY}/{layout.TRANSACTION}"):
-            remove_closed(fd, volume)
+            remove_closed(fd)
     finally:
         os.close(fd)
 

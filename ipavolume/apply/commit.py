@@ -260,7 +260,7 @@ def close_transaction(area: Area, *, now: str) -> None:
     # What is left of it, should this fail, is removed by the next run.
     with contextlib.suppress(OSError):
         trees.remove_tree(area.state, layout.TRASH)
-        remove_closed(area.state, area.volume)
+        remove_closed(area.state)
 
 
 def drop_stale(volumes: Volumes, facts: Mapping[str, Facts]) -> None:
@@ -316,7 +316,7 @@ def read_plan(area: Area, mounts: Iterable[str]) -> Plan:
         UnsafeVolumeError: If it is missing, cut short or altered.
     """
     where = f"{area.volume.directory.rstrip('/')}/{STATE_DIRECTORY}/{layout.TRANSACTION}"
-    stream = members.open_member(area.work, layout.PLAN, area.volume)
+    stream = members.open_member(area.work, layout.PLAN)
     if stream is None:
         raise UnsafeVolumeError(
             f"the open transaction has lost its plan {where + '/' + layout.PLAN!r}",

@@ -50,7 +50,7 @@ class Notes:
             VolumeIOError: If they cannot be read.
         """
         self._area = area
-        data = members.read_small(area.work, NOTES, area.volume, limit_bytes=_MAX_BYTES) or b""
+        data = members.read_small(area.work, NOTES, limit_bytes=_MAX_BYTES) or b""
         # A line that was being appended when the power failed is of something not yet done.
         whole = data[: data.rfind(b"\n") + 1]
         self._is_cut_short = whole != data

@@ -452,7 +452,7 @@ def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Und
         had = tuple(name for name in _BROUGHT_BACK if files.lstat(kept, name) is not None)
         then = None
         if layout.BASELINE in had:
-            stream = members.open_member(kept, layout.BASELINE, volumes.primary)
+            stream = members.open_member(kept, layout.BASELINE)
             if stream is not None:
                 with stream:
                     then = manifest.read_header(stream)
@@ -509,7 +509,7 @@ def _build_id(volumes: Volumes, mount: str, made: Rollback) -> str:
     volume = volumes[mount]
     content = open_content(volume, made.snapshot.run)
     try:
-        data = members.read_small(content, BUILD_ID_NAME, volume, limit_bytes=1024)
+        data = members.read_small(content, BUILD_ID_NAME, limit_bytes=1024)
     finally:
         os.close(content)
     return "" if data is None else data.decode("utf-8", "replace").strip()
@@ -734,7 +734,7 @@ class _WayBack:
     def _settle_times(self) -> None:
         """Give directories that came back their times, which what was put into them has changed."""
         with attempt("read", self._first.volume.directory, now=STATE_OPEN):
-            stream = members.open_member(self._first.work, _TIMES, self._first.volume)
+            stream = members.open_member(self._first.work, _TIMES)
         # An ipavolume that knew nothing of it may have begun to go back.
         if stream is None:
             return
@@ -761,7 +761,7 @@ class _WayBack:
         """
         kept = files.open_at(self._first.work, _KEPT, files.DIRECTORY_FLAGS)
         try:
-            stream = members.open_member(kept, layout.BASELINE, self._first.volume)
+            stream = members.open_member(kept, layout.BASELINE)
             if stream is None or files.lstat(kept, layout.INDEX) is None:
                 return
             known = {
@@ -771,7 +771,7 @@ class _WayBack:
             }
             with stream, self._volumes.tree() as tree:
                 header = manifest.read_header(stream)
-                body = bytearray(read_index_of(kept, self._first.volume, header))
+                body = bytearray(read_index_of(kept, header))
                 for number, line in enumerate(manifest.read_lines(stream)):
                     start = number * INDEX_ENTRY.size
                     entry = bytes(body[start : start + INDEX_ENTRY.size])
@@ -875,7 +875,7 @@ class _WayBack:
         try:
             # It is in its place already where this is done once more.
             for directory in (kept, first.state):
-                stream = members.open_member(directory, layout.BASELINE, first.volume)
+                stream = members.open_member(directory, layout.BASELINE)
                 if stream is not None:
                     with stream:
                         return manifest.read_header(stream).application
@@ -888,7 +888,7 @@ class _WayBack:
         if was_nobodys or layout.BASELINE not in self._record.had:
             files.unlink(area.state, layout.IDENTITY)
             return
-        identity = read_identity(area.state, area.volume)
+        identity = read_identity(area.state)
         if identity is not None and identity.application != application:
             journal.write_identity(area.state, replace(identity, application=application))
 
@@ -954,7 +954,7 @@ def _are_alike(tree: Tree, path: str, copy: str) -> bool:
 
 def _read_undo(first: Area) -> Undo:
     try:
-        data = members.read_json(first.work, _UNDO, first.volume)
+        data = members.read_json(first.work, _UNDO)
         if data is None:
             raise members.damaged(first.work, _UNDO, "is missing")
         if checks.is_newer(data, _FORMAT):

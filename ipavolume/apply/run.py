@@ -728,8 +728,8 @@ def _write_index(first: Area, entries: Mapping[int, bytes]) -> bool:
         It was written: there is an index.
     """
     with failures.attempt("write to", first.volume.directory, now=failures.STATE_OPEN):
-        stream = members.open_member(first.work, layout.INDEX, first.volume)
-        baseline = members.open_member(first.work, layout.BASELINE, first.volume)
+        stream = members.open_member(first.work, layout.INDEX)
+        baseline = members.open_member(first.work, layout.BASELINE)
         if stream is None or baseline is None:
             return False
         with stream, baseline:

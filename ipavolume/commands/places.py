@@ -133,7 +133,7 @@ def refuse_further(directory: str) -> None:
             state = members.open_state(volume)
         if state is not None:
             try:
-                identity = read_identity(state, volume)
+                identity = read_identity(state)
             finally:
                 os.close(state)
     finally:

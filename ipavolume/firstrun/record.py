@@ -91,7 +91,7 @@ def read_record(volume: Volume) -> FirstRunRecord | None:
     if fd is None:
         return None
     try:
-        data = members.read_small(fd, layout.FIRST_RUN, volume, limit_bytes=_MAX_RECORD_BYTES)
+        data = members.read_small(fd, layout.FIRST_RUN, limit_bytes=_MAX_RECORD_BYTES)
     finally:
         os.close(fd)
     if data is None:

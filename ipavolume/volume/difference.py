@@ -176,7 +176,7 @@ def has_first_run_since(volume: Volume, run: str) -> bool:
             if directory is None:
                 return False
             stack.callback(os.close, directory)
-            records.append(read_json(directory, layout.FIRST_RUN, volume))
+            records.append(read_json(directory, layout.FIRST_RUN))
         now, then = records
         told = ("started", "finished")
         return now is not None and any(now.get(one) != (then or {}).get(one) for one in told)

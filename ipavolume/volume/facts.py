@@ -224,13 +224,13 @@ def _is_open(volume: Volume) -> bool:
     if fd is None:
         return False
     try:
-        return _has_open(fd, volume)
+        return _has_open(fd)
     finally:
         os.close(fd)
 
 
-def _has_open(fd: int, volume: Volume) -> bool:
-    return files.lstat(fd, TRANSACTION) is not None and not is_closed(fd, volume)
+def _has_open(fd: int) -> bool:
+    return files.lstat(fd, TRANSACTION) is not None and not is_closed(fd)
 
 
 def _read_facts(volume: Volume) -> Facts:
@@ -261,13 +261,13 @@ def _read_facts(volume: Volume) -> Facts:
         transaction = target = None
         tasks = NOTHING
         was_held = False
-        if _has_open(fd, volume):
-            transaction, target, tasks = _read_transaction(fd, volume)
+        if _has_open(fd):
+            transaction, target, tasks = _read_transaction(fd)
             was_held = files.lstat(fd, f"{TRANSACTION}/{HELD}") is not None
-        identity = read_identity(fd, volume)
-        rehearsal_of = read_rehearsal(fd, volume)
-        baseline = _read_header(fd, BASELINE, volume)
-        pending = _read_header(fd, PENDING, volume)
+        identity = read_identity(fd)
+        rehearsal_of = read_rehearsal(fd)
+        baseline = _read_header(fd, BASELINE)
+        pending = _read_header(fd, PENDING)
         if transaction is not None and target is None and baseline is not None:
             # Its manifest has become the baseline already.
             target = baseline if baseline.build_id == transaction.to_build else None
@@ -338,13 +338,13 @@ def read_version(volume: Volume) -> bytes | None:
         return stream.read(_MAX_ID_BYTES)
 
 
-def read_identity(fd: int, volume: Volume) -> Identity | None:
+def read_identity(fd: int) -> Identity | None:
     """Return who *volume* is, by its state directory *fd*; ``None``: nothing says so.
 
     Raises:
         UnsafeVolumeError: If that is cut short or was altered.
     """
-    data = read_json(fd, IDENTITY, volume)
+    data = read_json(fd, IDENTITY)
     if data is None:
         return None
     try:
@@ -354,7 +354,7 @@ def read_identity(fd: int, volume: Volume) -> Identity | None:
         raise damaged(fd, IDENTITY, "is cut short or was altered") from err
 
 
-def is_closed(fd: int, volume: Volume) -> bool:
+def is_closed(fd: int) -> bool:
     """Tell whether the transaction in the state directory *fd* is one that ended, to be removed.
 
     Raises:
@@ -369,18 +369,18 @@ def is_closed(fd: int, volume: Volume) -> bool:
         raise unreadable(path_of_member(fd, TRANSACTION), err) from err
     try:
         # One begins with all that it has: an empty one has only to be removed itself.
-        return not files.listdir(inside) or read_json(inside, PROGRESS, volume) == CLOSED_PROGRESS
+        return not files.listdir(inside) or read_json(inside, PROGRESS) == CLOSED_PROGRESS
     finally:
         os.close(inside)
 
 
-def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader | None, TaskLog]:
+def _read_transaction(fd: int) -> tuple[Transaction, ImageHeader | None, TaskLog]:
     try:
         inside = files.open_at(fd, TRANSACTION, files.DIRECTORY_FLAGS)
     except PermissionError as err:
         raise unreadable(path_of_member(fd, TRANSACTION), err) from err
     try:
-        data = read_json(inside, PROGRESS, volume)
+        data = read_json(inside, PROGRESS)
         if data is None:
             raise damaged(inside, PROGRESS, "is missing")
         try:
@@ -389,8 +389,8 @@ def _read_transaction(fd: int, volume: Volume) -> tuple[Transaction, ImageHeader
             raise damaged(inside, PROGRESS, "was altered") from err
         return (
             transaction,
-            _read_header(inside, BASELINE, volume),
-            _read_tasks(inside, volume),
+            _read_header(inside, BASELINE),
+            _read_tasks(inside),
         )
     finally:
         os.close(inside)
@@ -400,8 +400,8 @@ def _phase(value: object) -> str:
     return checks.one_of(value, _PHASES)
 
 
-def _read_tasks(fd: int, volume: Volume) -> TaskLog:
-    data = read_json(fd, TASKS, volume)
+def _read_tasks(fd: int) -> TaskLog:
+    data = read_json(fd, TASKS)
     if data is None:
         return NOTHING
     try:
@@ -410,8 +410,8 @@ def _read_tasks(fd: int, volume: Volume) -> TaskLog:
         raise damaged(fd, TASKS, "was altered") from err
 
 
-def _read_header(fd: int, name: str, volume: Volume) -> ImageHeader | None:
-    stream = open_member(fd, name, volume)
+def _read_header(fd: int, name: str) -> ImageHeader | None:
+    stream = open_member(fd, name)
     if stream is None:
         return None
     with stream:

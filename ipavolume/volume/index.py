@@ -74,7 +74,7 @@ def read_baseline(volume: Volume) -> tuple[ImageHeader, BinaryIO]:
     if fd is None:
         raise damaged(volume.fd, f"{STATE_DIRECTORY}/{BASELINE}", "is missing")
     try:
-        stream = open_member(fd, BASELINE, volume)
+        stream = open_member(fd, BASELINE)
         if stream is None:
             raise damaged(fd, BASELINE, "is missing")
         return _verified(fd, stream), stream
@@ -141,7 +141,7 @@ def read_index(volume: Volume, baseline: ImageHeader) -> bytes:
     if fd is None:
         return b""
     try:
-        return read_index_of(fd, volume, baseline)
+        return read_index_of(fd, baseline)
     finally:
         os.close(fd)
 
@@ -172,7 +172,7 @@ def check_transaction(volume: Volume, facts: Facts) -> None:
     stream.close()
     fd = _open_transaction(volume)
     try:
-        read_index_of(fd, volume, header)
+        read_index_of(fd, header)
     finally:
         os.close(fd)
 
@@ -185,7 +185,7 @@ def read_target(volume: Volume, facts: Facts) -> tuple[ImageHeader, BinaryIO]:
     """
     fd = _open_transaction(volume)
     try:
-        stream = open_member(fd, BASELINE, volume)
+        stream = open_member(fd, BASELINE)
         if stream is not None:
             return _verified(fd, stream), stream
         if facts.target is None:
@@ -217,14 +217,14 @@ def _verified(fd: int, stream: BinaryIO) -> ImageHeader:
     return header
 
 
-def read_index_of(fd: int, volume: Volume, baseline: ImageHeader) -> bytes:
+def read_index_of(fd: int, baseline: ImageHeader) -> bytes:
     """Return what :func:`read_index` does, of the index in the directory *fd* of ours.
 
     Raises:
         UnsafeVolumeError: If it was altered.
     """
     try:
-        stream = open_member(fd, INDEX, volume)
+        stream = open_member(fd, INDEX)
         if stream is None:
             return b""
         with stream:

@@ -260,19 +260,18 @@ def open_state(volume: Volume) -> int | None:
         return None
 
 
-def read_json(fd: int, name: str, volume: Volume, *, hint: str = "") -> dict[str, Any] | None:
+def read_json(fd: int, name: str, *, hint: str = "") -> dict[str, Any] | None:
     """Return the object in a small file of a directory of ours, or ``None``.
 
     Args:
         fd: Descriptor of the directory.
         name: The file's name.
-        volume: The volume.
         hint: What is to be done where it is damaged; "": what is done with the volume then.
 
     Raises:
         UnsafeVolumeError: If the file is not a JSON object.
     """
-    data = read_small(fd, name, volume, limit_bytes=_MAX_JSON_BYTES)
+    data = read_small(fd, name, limit_bytes=_MAX_JSON_BYTES)
     if data is None:
         return None
     try:
@@ -281,14 +280,14 @@ def read_json(fd: int, name: str, volume: Volume, *, hint: str = "") -> dict[str
         raise damaged(fd, name, "is cut short or was altered", hint=hint or _RESTORE) from err
 
 
-def read_small(fd: int, name: str, volume: Volume, *, limit_bytes: int) -> bytes | None:
+def read_small(fd: int, name: str, *, limit_bytes: int) -> bytes | None:
     """Return the bytes of a file in a directory of ours, or ``None`` when there is none.
 
     Raises:
         UnsafeVolumeError: If it is not a file of root, or larger than that.
         VolumeIOError: If it may not be read.
     """
-    stream = open_member(fd, name, volume)
+    stream = open_member(fd, name)
     if stream is None:
         return None
     with stream:
@@ -304,12 +303,12 @@ def read_of_state(volume: Volume, name: str, *, limit_bytes: int) -> bytes | Non
     if state is None:
         return None
     try:
-        return read_small(state, name, volume, limit_bytes=limit_bytes)
+        return read_small(state, name, limit_bytes=limit_bytes)
     finally:
         os.close(state)
 
 
-def open_member(fd: int, name: str, volume: Volume) -> BinaryIO | None:
+def open_member(fd: int, name: str) -> BinaryIO | None:
     """Open a regular file in a directory of ours for reading, or return ``None``.
 
     Raises:

@@ -31,12 +31,11 @@ class Mark:
     made: str
 
 
-def read_rehearsal(fd: int, volume: Volume) -> str | None:
+def read_rehearsal(fd: int) -> str | None:
     """Return the uuid of what a volume is a copy of, or ``None`` when it is none.
 
     Args:
         fd: Descriptor of its state directory.
-        volume: The volume.
 
     Raises:
         UnsafeVolumeError: If the mark was altered.
@@ -45,7 +44,7 @@ def read_rehearsal(fd: int, volume: Volume) -> str | None:
         "It makes the volume a copy for a rehearsal: if it is one, remove the volume; if it is the "
         "original, remove that file."
     )
-    data = read_json(fd, REHEARSAL, volume, hint=hint)
+    data = read_json(fd, REHEARSAL, hint=hint)
     if data is None:
         return None
     try:

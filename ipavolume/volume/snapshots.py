@@ -178,7 +178,7 @@ def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
         if fd is None:
             return None
         try:
-            data = read_json(fd, RECORD, primary)
+            data = read_json(fd, RECORD)
         except UnsafeVolumeError as err:
             raise _damaged(fd, RECORD, "is cut short or was altered", run) from err
         if data is None:
@@ -443,7 +443,7 @@ def read_originals(volume: Volume, run: str) -> Iterator[Original]:
         UnsafeVolumeError: If it is cut short or was altered.
     """
     with _inside(volume, SNAPSHOTS, run) as fd:
-        stream = None if fd is None else open_member(fd, ORIGINALS, volume)
+        stream = None if fd is None else open_member(fd, ORIGINALS)
         if fd is None or stream is None:
             return
         with stream:

@@ -66,7 +66,7 @@ def read_verified(volume: Volume) -> Verified | None:
     if fd is None:
         return None
     try:
-        data = read_json(fd, VERIFIED, volume, hint=_HINT)
+        data = read_json(fd, VERIFIED, hint=_HINT)
         if data is None:
             return None
         try:
