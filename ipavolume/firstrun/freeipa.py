@@ -53,8 +53,16 @@ _UNITS: Final = {
     "ods-enforcerd": "ods-enforcerd.service",
     "ipa-dnskeysyncd": "ipa-dnskeysyncd.service",
 }
+_UNITS_OF_DEBIAN: Final = {
+    "krb5kdc": "krb5-kdc.service",
+    "kadmin": "krb5-admin-server.service",
+    "httpd": "apache2.service",
+    "smb": "smbd.service",
+    "ods-enforcerd": "opendnssec-enforcer.service",
+}
 _UNIT: Final = "ipa.service"
-_UNIT_FILE: Final = f"/usr/lib/systemd/system/{_UNIT}"
+_UNIT_DIRECTORY: Final = "/usr/lib/systemd/system"
+_UNIT_FILE: Final = f"{_UNIT_DIRECTORY}/{_UNIT}"
 _SYSTEMCTL_TIMEOUT_S: Final = 120
 
 
@@ -296,19 +304,29 @@ def keep_request(image: Image, volumes: Volumes, config: FirstRunConfig) -> None
         files.write_file(volume.fd, name, data)
 
 
-def units_in(data: bytes) -> tuple[str, ...]:
+def units_in(data: bytes, *, has_unit: Callable[[str], bool]) -> tuple[str, ...]:
     """Return the units of the services that ``ipactl`` says it has started, or globs of them.
 
     Source: ``start`` of ``PlatformService`` in FreeIPA's ``ipaplatform/base/services.py``, which
     adds names to the list, ``SERVICES`` in ``ipaserver/masters.py``, and ``ipa_status`` in
-    ``ipaserver/install/ipactl.py``, to which those that a socket starts need not run.
+    ``ipaserver/install/ipactl.py``, to which those that a socket starts need not run. The names are
+    the same everywhere; those of the units on Debian are in ``ipaplatform/debian/services.py``.
+
+    Args:
+        data: What it has written.
+        has_unit: Tells whether a package has brought a unit.
     """
     try:
         names = checks.decode_value(data)
     except checks.MalformedError:
         return ()
     listed = names if isinstance(names, list) else []
-    return tuple(unit for name, unit in _UNITS.items() if name in listed)
+    other = {name: unit for name, unit in _UNITS_OF_DEBIAN.items() if has_unit(unit)}
+    return tuple(other.get(name, unit) for name, unit in _UNITS.items() if name in listed)
+
+
+def _has_unit(name: str) -> bool:
+    return os.path.lexists(f"{_UNIT_DIRECTORY}/{name}")
 
 
 class FreeIPA(Application):
@@ -369,7 +387,7 @@ class FreeIPA(Application):
         """See the base."""
         try:
             with open(STARTED, "rb") as stream:
-                return units_in(stream.read(_MAX_STARTED_BYTES))
+                return units_in(stream.read(_MAX_STARTED_BYTES), has_unit=_has_unit)
         except OSError:
             return ()
 
