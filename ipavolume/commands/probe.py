@@ -88,9 +88,8 @@ def ask(context: Context, probe: Probe) -> Answer:
     wanted = context.image.header.build_id
     for mount, found in facts.items():
         if found.transaction is not None or found.build_id != wanted:
-            what = found.build_id or "nothing"
             where = context.volumes[mount].directory
-            return _not_yet(context.image, f"{where} is at {what}, the image is {wanted}")
+            return _not_yet(context.image, _behind(where, found, wanted))
     if context.image.is_inside and hold.is_on_hold():
         # The volume is all right, and what failed comes after it: a step of every start.
         return Answer(exit_status=EXIT_COMMAND_FAILED, text=f"on hold: {answer.text}")
@@ -99,6 +98,11 @@ def ask(context: Context, probe: Probe) -> Answer:
             context.image, context.volumes, answer, rehearsal=context.options.rehearsal
         )
     return answer
+
+
+def _behind(where: str, facts: Facts, wanted: str) -> str:
+    is_at = f"at {facts.build_id}" if facts.build_id else "of no image yet"
+    return f"{where} is {is_at}, the image is {wanted}"
 
 
 def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
@@ -115,11 +119,8 @@ def _started(image: Image, volumes: Volumes, facts: Facts) -> Answer:
     open_ = facts.transaction
     if open_ is None:
         if facts.build_id != image.header.build_id:
-            what = facts.build_id or "nothing"
-            return _not_yet(
-                image,
-                f"{volumes.primary.directory} is at {what}, the image is {image.header.build_id}",
-            )
+            where = volumes.primary.directory
+            return _not_yet(image, _behind(where, facts, image.header.build_id))
         found = firstrun.look(image, volumes)
         if found is not None:
             if running := firstrun.under_way(found, volumes):

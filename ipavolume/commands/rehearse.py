@@ -512,7 +512,8 @@ class _Rehearsal:
         if names and not shares and size > _PAUSED_BYTES:
             raise LockedError(
                 f"the volume is in use by {names}, and a copy of "
-                f"{size_text(size)} takes longer than its container can be paused",
+                f"{size_text(size)} may take longer than the {_PAUSE_S:.0f} s that its container "
+                "can be paused",
                 code="in-use",
                 hint="Stop it first; or copy it while it is written to (--live), with files that "
                 "may not fit each other; or keep volumes on xfs with reflinks or btrfs.",

@@ -223,6 +223,12 @@ def test_p7_the_report_of_a_failure_is_on_the_volume_too(world: World) -> None:
     assert "  | the cause" in kept
 
 
+def test_p8_whoever_asks_of_an_empty_volume_is_told_so(world: World) -> None:
+    probe = ("status", world.image("1", {}), "--probe", "startup")
+    said = world.site.run(*probe, status=75).stdout
+    assert f"not yet: {world.volume} is of no image yet, the image is " in said
+
+
 def test_p8_whoever_asks_during_an_upgrade_is_told_how_far_it_is(world: World) -> None:
     world.populate()
     waits = step(
