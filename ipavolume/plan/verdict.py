@@ -557,6 +557,13 @@ def _judge_secondaries(question: Question, primary: Facts) -> IpaVolumeError | N
         if primary.transaction is not None:
             ours = primary.transaction.primary
         if owner and owner != ours and not (facts.transaction and not ours):
+            if primary.identity and facts.identity and primary.identity.primary == owner:
+                return UnsafeVolumeError(
+                    f"the volume at {where} is a primary volume, and the one at {first} belongs to "
+                    "it",
+                    code="foreign-volume",
+                    hint="They are in each other's place: mount them the other way round.",
+                )
             anew = "" if ours else f" To begin anew with an empty {first}, empty {where}, too."
             return UnsafeVolumeError(
                 f"the volume at {where} belongs to another primary volume ({owner}) than the "

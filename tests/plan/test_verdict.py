@@ -480,6 +480,17 @@ def test_what_is_left_of_wiped_volumes_is_told_how_to_begin_anew() -> None:
         assert (found.code, anew in found.hint) == ("foreign-volume", told)
 
 
+def test_volumes_in_each_others_place_are_told_so() -> None:
+    """It was said that a primary volume belongs to another one, with the number of itself."""
+    found = judge(question(of(OLD, identity=identity("s", "p")), of(OLD))).error
+    assert found is not None
+    assert found.code == "foreign-volume"
+    assert (
+        str(found) == "the volume at /more is a primary volume, and the one at /data belongs to it"
+    )
+    assert "the other way round" in found.hint
+
+
 @pytest.mark.parametrize("primary", [of(OLD), amid(NEW)], ids=["lost", "amid a run"])
 def test_where_a_mount_was_forgotten_that_is_said_and_not_that_a_volume_is_a_wrong_one(
     primary: Facts,
