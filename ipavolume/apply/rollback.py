@@ -107,7 +107,8 @@ class Undo:
         image_name: What people call it, or "".
         to_build: Id of the image that is gone back to, or "".
         to_name: What people call it, or "".
-        cause: What failed, or "".
+        cause: What failed last, or "".
+        failures: When each attempt failed, and with what message.
         warnings: What steps had to tell.
         started: When it began.
         holder: Where.
@@ -133,6 +134,7 @@ class Undo:
     to_build: str
     to_name: str
     cause: str
+    failures: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     started: str
     holder: str
@@ -474,6 +476,7 @@ def _record(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> Und
         to_build=made.snapshot.from_build or made.snapshot.build_id,
         to_name=then.image_name if then else "",
         cause=made.cause,
+        failures=tuple((one.at, one.message) for one in primary.tasks.failures),
         warnings=tuple(warning.text for warning in made.warnings),
         started=clock.now(),
         holder=host_name(),
@@ -913,7 +916,7 @@ class _WayBack:
             "kept": [],
             "tasks": [],
             "warnings": list(record.warnings),
-            "failures": [[record.started, record.cause]] if record.cause else [],
+            "failures": [list(one) for one in record.failures],
             "undone": {
                 "snapshot": record.snapshot,
                 "automatic": record.is_automatic,
@@ -964,7 +967,7 @@ def _read_undo(first: Area) -> Undo:
                 "was written by a newer ipavolume",
                 hint="Start the image that began to go back, or a newer one.",
             )
-        undo_: Undo = _load({"nobodys": [], "users": [], "groups": [], **data})
+        undo_: Undo = _load({"nobodys": [], "failures": [], "users": [], "groups": [], **data})
     except checks.MalformedError as err:
         raise members.damaged(first.work, _UNDO, "was altered") from err
     return undo_
@@ -995,6 +998,7 @@ _load: Final = checks.loader(
         "changed": checks.pairs,
         "users": _numbers,
         "groups": _numbers,
+        "failures": checks.pairs,
     },
 )
 

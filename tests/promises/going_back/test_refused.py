@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 from support import inside
-from support.command import run_ipavolume
+from support.command import run_ipavolume, volume_of
 from support.going_back import half_done, history, seen, stood_still, take_away
 from support.images import Image
 from support.taskworlds import World as Steps
@@ -167,6 +167,9 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
         assert "[needs-container]" in run_ipavolume(*words, *more, status=77).stderr
         shown = run_ipavolume(*words, *more, "--allow", "needs-container").stdout
         assert "the step s5010_judges had begun" in shown
+    open_ = volume_of(run_ipavolume("status", "--json", world.volume).stdout)["recorded"]
+    failures = [[one["at"], one["message"]] for one in open_["transaction"]["failures"]]
+    assert len(failures) == 3
     # Who goes back all the same is told what is to be done then.
     told = world.run(one, "upgrade", "--allow", "s5010:seen")
     assert "this image goes back" in told.stderr
@@ -179,6 +182,8 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
     assert world.build_id() == "v1"
     last = world.last_run()
     assert "s5010_judges" in last["undone"]["cause"]
+    # Of the run that was undone: going back has not failed.
+    assert last["failures"] == failures
     assert last["warnings"] == ["the database becomes an older one", "a peer has seen it"]
     assert last["overrides"] == ["s5010:seen"]
     aside = world.volume / ".ipavolume/undone" / last["run"] / "var/lib/svc/db"
