@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -248,6 +248,29 @@ def decided(
         rollback=_choice("IPAVOLUME_ROLLBACK", ("", *ROLLBACK_WORDS)),
         snapshot=_choice("IPAVOLUME_SNAPSHOT", ("", *SNAPSHOT_WORDS)),
     )
+
+
+_PREFIX: Final = "IPAVOLUME_"
+_VARIABLES: Final = (
+    *("ALLOW", "BACKOFF", "ENGINE", "EXPECT", "FROM", "LOCK_TIMEOUT", "LOG_FORMAT", "ON_FAILURE"),
+    *("REHEARSAL", "REHEARSAL_TIMEOUT", "RETRY", "ROLLBACK", "SNAPSHOT", "UPGRADE"),
+)
+_ALIKE: Final = 0.75
+"""From here on ``difflib`` has the likes of a misspelling."""
+
+
+def misspelt() -> Iterator[str]:
+    """Yield what is to be said of each variable that is called nearly as one that is heeded.
+
+    Of others nothing: Kubernetes has variables of every service, whatever that is called.
+    """
+    given = (name.removeprefix(_PREFIX) for name in os.environ if name.startswith(_PREFIX))
+    for name in sorted(set(given).difference(_VARIABLES)):
+        # Hardly ever needed.
+        from difflib import get_close_matches
+
+        for meant in get_close_matches(name, _VARIABLES, n=1, cutoff=_ALIKE):
+            yield f"warning: {_PREFIX}{name} is not heeded; {_PREFIX}{meant} may be meant"
 
 
 def is_rehearsal() -> bool:

@@ -9,6 +9,7 @@ import click
 
 from ipavolume.cli import options, output
 from ipavolume.cli.group import HelpedCommand
+from ipavolume.cli.options import misspelt
 from ipavolume.context import Options
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def start(
     from ipavolume.commands import start as commands_start
 
     shown = output.shown(as_json=as_json, silent=silent, one_stream=True)
+    for line in misspelt():
+        shown.say(line)
     if options.rehearsal:
         from ipavolume.commands import rehearsing
 

@@ -8,6 +8,7 @@ import click
 
 from ipavolume.cli import document, options, output
 from ipavolume.cli.group import HelpedCommand
+from ipavolume.cli.options import misspelt
 from ipavolume.context import Options
 from ipavolume.errors import UsageError
 from ipavolume.model.tasks import RUN_PHASES, Phase, tasks_text
@@ -51,6 +52,8 @@ def upgrade(
     if diff and not dry_run:
         raise UsageError("--diff is for --dry-run")
     options = replace(options, retry=retry, again=again)
+    for line in () if silent else misspelt():
+        output.progress(line)
     if dry_run:
         from ipavolume.commands import check
 

@@ -122,6 +122,25 @@ def test_the_first_start_fills_the_volume_and_the_second_only_executes(
     assert [run["kind"] for run in history] == ["populate"]
 
 
+def test_a_variable_that_is_misspelt_is_told(container: Container) -> None:
+    """An empty volume was filled without a word, by who meant to have that refused."""
+    env = {
+        "IPAVOLUME_EXPECTED": "existing",
+        "IPAVOLUME_SNAPSHOTS": "always",
+        # As Kubernetes has them for a service that is called ipavolume.
+        "IPAVOLUME_SERVICE_HOST": "192.0.2.1",
+        "IPAVOLUME_PORT_80_TCP": "tcp://192.0.2.1:80",
+    }
+    upgraded = run_ipavolume("upgrade", *container.options, env=env).stderr
+    (container.data / "build-id").write_text("of another image\n")
+    for said in (upgraded, container.start("true", env=env).stderr):
+        warned = [line.partition(" warning: ")[2] for line in said.splitlines() if "warn" in line]
+        assert warned == [
+            "IPAVOLUME_EXPECTED is not heeded; IPAVOLUME_EXPECT may be meant",
+            "IPAVOLUME_SNAPSHOTS is not heeded; IPAVOLUME_SNAPSHOT may be meant",
+        ]
+
+
 ANONYMOUS = f"/srv/volumes/{'0a' * 32}/_data"
 NAMED = "/srv/volumes/run/_data"
 
