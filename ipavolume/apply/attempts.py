@@ -16,7 +16,6 @@ from ipavolume.model.images import name_of
 from ipavolume.model.redaction import Redactor, encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.plan import backoff
-from ipavolume.plan.draft import inherited
 from ipavolume.volume.attempts import Attempts, forget_attempts, read_attempts, write_attempts
 from ipavolume.volume.facts import Facts, Transaction
 from ipavolume.volume.failures import STATE_OPEN
@@ -147,6 +146,9 @@ def other_way(context: Context, primary: Facts, transaction: Transaction) -> str
     run = transaction.snapshot
     if not run or context.options.rehearsal:
         return ""
+    # What has nothing to do looks for failures, too.
+    from ipavolume.plan.draft import inherited
+
     made, way = inherited(context.volumes, run, transaction.primary)
     if made is None:
         return f"The image of before could go back, but {way.why}. {way.hint}".rstrip()
