@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import socket
@@ -261,6 +262,17 @@ def test_settling_puts_one_in_place_and_loses_nothing(
 
 def _settle(site: tuple[Site, Image], option: str, path: str, status: int = 0) -> Result:
     return site[0].run("conflicts", site[1], f"{option}={path}", status=status)
+
+
+def test_who_settles_beside_a_container_that_runs_is_told_to_do_it_in_that_one(
+    site: tuple[Site, Image],
+) -> None:
+    """It was to be stopped, or waited for, which is for ever."""
+    with (site[0].volume() / ".ipavolume/lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = _settle(site, "--keep", "/data/etc/app/plain", status=75).stderr
+    assert "docker exec CONTAINER ipavolume conflicts --keep /data/etc/app/plain. " in said
+    assert "Stop that container or command first" in said
 
 
 def test_the_owner_and_mode_come_with_the_one_that_is_put_in_place(
