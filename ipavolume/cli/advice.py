@@ -373,7 +373,9 @@ def _command(
         words = [*words, *(() if "--dry-run" in words else ("--phase", "offline"))]
     is_new = other or bool(lost)
     is_inside = is_new or (words[0] in _OF_THE_IMAGE and not to.root)
-    if to.place is Place.HOST and not is_inside:
+    # No other command on a host takes a name, and what steps have done only an image can tell.
+    is_named = bool(to.names and to.image) and words[0] != "check"
+    if to.place is Place.HOST and not (is_inside or is_named):
         # What names the volume itself takes no option that does.
         options = () if _ANY_VOLUME in words else _located(words[0], to)
         return shlex.join(["ipavolume", *words, *options])

@@ -246,7 +246,8 @@ POD = Reader(place=Place.POD)
             WITH_NAMES,
             "ipavolume upgrade --retry or ipavolume rollback",
             "docker run --rm -v ipa:/data -v ipa-logs:/logs example/ipa:4.12 ipavolume upgrade "
-            "--retry or ipavolume rollback --volume /data=DIR --volume /logs=DIR",
+            "--retry or docker run --rm -v ipa:/data -v ipa-logs:/logs example/ipa:4.12 ipavolume "
+            "rollback",
         ),
         (
             HOST,
@@ -370,7 +371,12 @@ POD = Reader(place=Place.POD)
             replace(WITH_NAMES, names=["ipa", "web"]),
             "ipavolume check or ipavolume rollback",
             "ipavolume check --image example/ipa:4.12 --volume-name ipa --volume-name web or "
-            "ipavolume rollback --volume DIR",
+            "docker run --rm -v VOLUME:/data example/ipa:4.12 ipavolume rollback",
+        ),
+        (
+            replace(WITH_NAMES, image="", root="/srv/image"),
+            "ipavolume rollback",
+            "ipavolume rollback --root /srv/image --volume /data=DIR --volume /logs=DIR",
         ),
         (
             replace(HOST, root=""),
