@@ -403,6 +403,7 @@ from ipavolume.errors import IpaVolumeError
 from ipavolume.image.tree import ImageTree
 from ipavolume.steps.declaration import find_steps
 from ipavolume.config.releases import validate_range
+import ipavolume.steps.names
 # What is imported late cannot be found any more inside.
 validate_range(">1")
 os.chroot(sys.argv[1])
