@@ -12,7 +12,6 @@ import itertools
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from ipavolume.errors import IpaVolumeError, ObstructedError
@@ -89,14 +88,14 @@ def explained(
         raise io_error(doing, path, err, now=now) from err
 
 
-@dataclass(slots=True)
 class _Found:
     """What was found; not more of it than is shown, for it can be everything on a volume."""
 
-    shown: list[str] = field(default_factory=list)
-    count: int = 0
-    immutable: bool = False
-    append: bool = False
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.count = 0
+        self.immutable = False
+        self.append = False
 
 
 def _find(volumes: Mapping[str, Volume], touched: Iterable[Touched], *, now: str) -> _Found:
