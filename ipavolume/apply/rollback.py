@@ -967,7 +967,8 @@ def _read_undo(first: Area) -> Undo:
                 "was written by a newer ipavolume",
                 hint="Start the image that began to go back, or a newer one.",
             )
-        undo_: Undo = _load({"nobodys": [], "failures": [], "users": [], "groups": [], **data})
+        known = {"nobodys": [], "failures": [], "users": [], "groups": [], **data}
+        undo_ = checks.load(Undo, known, _READ)
     except checks.MalformedError as err:
         raise members.damaged(first.work, _UNDO, "was altered") from err
     return undo_
@@ -984,23 +985,24 @@ def _had(value: object) -> tuple[str, ...]:
     return checks.items(value, lambda name: checks.one_of(name, _BROUGHT_BACK))
 
 
+def _failures(value: object) -> tuple[tuple[str, str], ...]:
+    return checks.items(value, lambda one: checks.row(one, checks.text, checks.text))
+
+
 def _numbers(value: object) -> tuple[tuple[int, int], ...]:
     return checks.items(value, lambda one: checks.row(one, checks.count, checks.count))
 
 
-_load: Final = checks.loader(
-    Undo,
-    {
-        "run": _run,
-        "snapshot": _run,
-        "had": _had,
-        "build_ids": checks.pairs,
-        "changed": checks.pairs,
-        "users": _numbers,
-        "groups": _numbers,
-        "failures": checks.pairs,
-    },
-)
+_READ: Final[checks.Special] = {
+    "run": _run,
+    "snapshot": _run,
+    "had": _had,
+    "build_ids": checks.pairs,
+    "changed": checks.pairs,
+    "failures": _failures,
+    "users": _numbers,
+    "groups": _numbers,
+}
 
 
 def _size_of(volume: members.Volume, run: str) -> int:

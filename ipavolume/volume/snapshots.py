@@ -193,7 +193,7 @@ def open_snapshot(volumes: Mapping[str, Volume], run: str) -> Snapshot | None:
                     path=path_of_member(fd, RECORD),
                 )
             # Those made before it was recorded have no such volume.
-            found: Snapshot = _load({"refilled": [], **checks.table(data)})
+            found = checks.load(Snapshot, {"refilled": [], **checks.table(data)}, _READ)
             if found.run != run:
                 raise checks.wrong(found.run, f"run {run}")
         except checks.MalformedError as err:
@@ -519,10 +519,12 @@ def _mounts(value: object) -> tuple[str, ...]:
 
 
 _WRITTEN: Final[checks.Special] = {"accounts": _accounts_data}
-_load: Final = checks.loader(
-    Snapshot,
-    {"accounts": _accounts, "run": _run, "mounts": _mounts, "lacks": checks.pairs},
-)
+_READ: Final[checks.Special] = {
+    "accounts": _accounts,
+    "run": _run,
+    "mounts": _mounts,
+    "lacks": checks.pairs,
+}
 
 
 # -- where they are ----------------------------------------------------------------------
