@@ -43,6 +43,7 @@ class Code(enum.StrEnum):
     NO_VERSION = "no-version"
     NOTHING_TO_EXECUTE = "nothing-to-execute"
     PACKAGE_OWNED = "package-owned"
+    PASSED_BY_SCRIPTLET = "passed-by-scriptlet"
     PRE_RELEASE = "pre-release"
     PROFILE_FILES = "profile-files"
     PROGRAMS_LISTED = "programs-listed"
@@ -145,6 +146,11 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.PACKAGE_OWNED: (
         "A [[package]] has the name of an rpm of the image. Take the declaration out: the rpm has "
         "a version and files of its own."
+    ),
+    Code.PASSED_BY_SCRIPTLET: (
+        "A scriptlet goes through a listed directory by a command that does not follow the link to "
+        "the volume: chown -R, find and cp -a see the link and no file. Have it go to the link's "
+        "target ([scriptlets] substitute)."
     ),
     Code.PRE_RELEASE: (
         "A [[package]] has a version as others write one that comes before a release. Versions "

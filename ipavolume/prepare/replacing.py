@@ -1,6 +1,7 @@
-"""Commands of a scriptlet's text that replace a file instead of writing to it.
+"""Commands of a scriptlet's text to which the link of a listed path is not what it leads to.
 
-Of a listed file they replace the image's link. What a text does cannot be told without running
+Some replace a file instead of writing to it, and so the link; some go through a directory, and do
+not through one that a link leads to. What a text does cannot be told without running
 it; this finds what is written plainly, for a warning.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 _CONTINUED: Final = re.compile(r"\\\n")
@@ -19,15 +20,32 @@ _BEFORE_A_COMMAND: Final = frozenset(
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=")
 _IN_PLACE: Final = re.compile(r"-[A-Za-z0-9]*i|--in-place")
 _FORCED: Final = re.compile(r"-[a-zA-Z]*f|--force")
+_RECURSIVE: Final = re.compile(r"-[a-zA-Z]*R|--recursive")
+_COPIED: Final = re.compile(r"-[a-zA-Z]*[adRr]|--archive|--recursive|--no-dereference")
+_FOLLOWS: Final = re.compile(r"-[a-zA-Z]*[HL]|-follow|--dereference")
 
 
 def replaced(text: str, paths: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield each of *paths* that a command of *text* replaces or removes, and the command."""
+    return _found(text, paths, _replaced_by)
+
+
+def passed_by(text: str, paths: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield each of the directories *paths* that a command of *text* does not enter by its link.
+
+    A slash behind it would have it entered.
+    """
+    return _found(text, paths, _not_entered_by)
+
+
+def _found(
+    text: str, paths: Collection[str], named: Callable[[Sequence[str]], Iterator[str]]
+) -> Iterator[tuple[str, str]]:
     for line in _CONTINUED.sub(" ", text).splitlines():
         if not any(path.rpartition("/")[2] in line for path in paths):
             continue
         for words in _commands(line):
-            for path in dict.fromkeys(_replaced_by(words)):
+            for path in dict.fromkeys(named(words)):
                 if path in paths:
                     yield path, shlex.join(words)
 
@@ -65,6 +83,20 @@ def _replaced_by(words: Sequence[str]) -> Iterator[str]:
         or (program == "cp" and "--remove-destination" in options)
     ):
         yield from _targets(names)
+
+
+def _not_entered_by(words: Sequence[str]) -> Iterator[str]:
+    program = words[0].rpartition("/")[2]
+    options = [word for word in words[1:] if word.startswith("-")]
+    names = [word for word in words[1:] if not word.startswith("-")]
+    if any(_FOLLOWS.match(option) for option in options):
+        return
+    if program == "find" or (
+        program in ("chown", "chgrp") and any(_RECURSIVE.match(option) for option in options)
+    ):
+        yield from names
+    elif program == "cp" and any(_COPIED.match(option) for option in options):
+        yield from names[:-1]
 
 
 def _targets(names: Sequence[str]) -> Iterator[str]:

@@ -62,7 +62,7 @@ from ipavolume.prepare.packages import PackageFacts, read_facts
 from ipavolume.prepare.placement import Listed, Placement, place_entries, record_path
 from ipavolume.prepare.records import Shipped
 from ipavolume.prepare.relocation import Relocation, and_above
-from ipavolume.prepare.replacing import replaced
+from ipavolume.prepare.replacing import passed_by, replaced
 from ipavolume.prepare.steps import check_steps, running_steps, ship_steps
 from ipavolume.rpm.catalogue import substance
 
@@ -547,18 +547,22 @@ class _Run:
     ) -> None:
         """Warn of scriptlets that replace a listed file, which is a link, instead of writing to it.
 
-        At an upgrade what they write is taken over; on a read-only root they cannot write it.
+        At an upgrade what they write is taken over; on a read-only root they cannot write it. And
+        of those that go through a listed directory, and do not through a link to it.
         """
         config = self._config.scriptlets
         if config is None:
             return
         templates = self._relocation.locations
         paths = set()
+        directories = {}
         for one in placements:
             st = pathlists.content(self._tree, one, templates)
             is_directory = one.directory if st is None else stat.S_ISDIR(st.st_mode)
             if not (one.covered or is_directory):
                 paths.add(one.path)
+            elif not one.covered:
+                directories[one.path] = one.target
         for scriptlet, text in scriptlets.that_may_run(described, config):
             for path, command in replaced(text, paths):
                 self._findings.add(
@@ -568,6 +572,15 @@ class _Run:
                     "read-only root that fails; else what it writes is taken over to the volume "
                     "each time. Have it write to the link's target ([scriptlets] substitute), or "
                     "list the directory",
+                    path=path,
+                )
+            for path, command in passed_by(text, directories):
+                self._findings.add(
+                    Code.PASSED_BY_SCRIPTLET,
+                    f"%{scriptlet.kind} of {scriptlet.package} ({scriptlet.name}) does not come to "
+                    f"what is in the listed directory {path!r}, which is a link to the volume: "
+                    f"{command}. Have it go to the link's target, {directories[path]!r} "
+                    "([scriptlets] substitute)",
                     path=path,
                 )
 

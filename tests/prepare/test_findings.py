@@ -164,18 +164,23 @@ def test_a_strict_build_refuses_what_was_not_meant_and_what_is_accepted_passes(
 def test_a_strict_build_is_refused_before_anything_is_moved(image: Image, tmp_path: Path) -> None:
     """Also for what scriptlets and earlier upgrades of packages do beside a listed file."""
     scripts = build_rpm(
-        tmp_path, "scripts", [], scriptlets="%post\nsed -i s/x/y/ /etc/app/app.conf\n"
+        tmp_path,
+        "scripts",
+        [],
+        scriptlets="%post\nsed -i s/x/y/ /etc/app/app.conf\nchown -R svc /var/lib/app\n",
     )
     image.install(scripts)
     image.write("/bin/sh", mode=0o755)
     image.write("/etc/app/app.conf.rpmnew")
     image.write("/etc/ipavolume.toml", '[scriptlets]\npackages = ["scripts"]\n')
-    image.list("/etc/app/app.conf")
+    image.write("/var/lib/app/x")
+    image.list("/etc/app/app.conf", "/var/lib/app/")
     before = picture(image.root)
     with pytest.raises(UnfitImageError) as caught:
         image.prepare(strict=True)
     codes = [one.code for one in caught.value.refused]
-    assert codes == ["rpm-leftover", "replaced-by-scriptlet"]
+    assert codes == ["rpm-leftover", "replaced-by-scriptlet", "passed-by-scriptlet"]
+    assert "'/data/var/lib/app'" in caught.value.refused[-1].message
     assert picture(image.root) == before
     assert [one.code for one in image.prepare().findings] == ["single-file", *codes]
 

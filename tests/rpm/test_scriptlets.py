@@ -782,6 +782,28 @@ def test_bind_edits_named_conf_on_the_volume() -> None:
     assert running.substituted(body, post, config) == changed
 
 
+@pytest.mark.parametrize(
+    ("name", "provides", "line"),
+    [
+        ("sssd-common", (), b"/usr/bin/chown -f -R root:sssd @/etc/sssd || true\n"),
+        (
+            "dogtag-pki-server",
+            ("pki-server",),
+            b"find @/var/log/pki -maxdepth 1 -type f -exec chmod o-rwx {} \\;\n",
+        ),
+    ],
+)
+def test_what_goes_through_a_directory_of_freeipa_goes_through_it_on_the_volume(
+    name: str, provides: tuple[str, ...], line: bytes
+) -> None:
+    """Neither goes through a link: the second takes other people's access to logs away."""
+    config = parse_config(b'profile = "freeipa"\n').scriptlets
+    assert config is not None
+    post = replace(POST, package=name, provides=(name, *provides))
+    body = running.substituted(line.replace(b"@", b""), post, config)
+    assert body == line.replace(b"@", b"/data")
+
+
 LUA = """
 assert(#arg == 3 and arg[1] == "<lua>" and arg[2] == 2 and arg[3] == 1, arg[2])
 assert(opt ~= nil and rpm.vercmp("1", "2") < 0 and posix.getcwd() == "/")
