@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 _CONTINUED: Final = re.compile(r"\\\n")
-_SEPARATOR: Final = re.compile(r"[();<>|&]+")
+_SEPARATORS: Final = "();<>|&`"
+_SEPARATOR: Final = re.compile(f"[{_SEPARATORS}]+")
 _BEFORE_A_COMMAND: Final = frozenset(
     {"if", "then", "else", "elif", "do", "while", "until", "!", "{", "exec", "command"}
 )
@@ -52,7 +53,7 @@ def _found(
 
 def _commands(line: str) -> Iterator[list[str]]:
     """Yield the simple commands of a line of shell, each as its words."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=_SEPARATORS)
     lexer.whitespace_split = True
     try:
         tokens = list(lexer)

@@ -29,6 +29,7 @@ PATHS = {"/etc/single.conf", "/etc/app/other.conf"}
         "ln -sf /usr/share/x /etc/single.conf",
         "LC_ALL=C rm -f /etc/none /etc/single.conf",
         "! sed -i s/it's/b/ /etc/single.conf",
+        "done=`rm -f /etc/single.conf`",
     ],
 )
 def test_a_command_that_replaces_a_listed_file_is_found(text: str) -> None:
@@ -66,6 +67,8 @@ def test_one_that_writes_to_it_or_to_another_is_not(text: str) -> None:
         ("find LINK -type f -exec chown 1:1 {} ';'", False),
         ("find LINK -maxdepth 1 -type f | xargs -r chown 1", False),
         ("if :; then cp -a LINK COPY && chown -R 1 COPY; fi", False),
+        ("for file in `find LINK -type f`; do chown 1 $file; done", False),
+        ("for file in $(find LINK -type f); do chown 1 $file; done", False),
         ("cp -r LINK COPY; chown -R 1 COPY", False),
         ("chown -R -H 1 LINK", True),
         ("chown -RL 1 LINK", True),
