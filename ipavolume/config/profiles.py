@@ -73,11 +73,7 @@ PROFILES: Final = {
                     package="ipa-client", find="/etc/krb5.conf", replace="/data/etc/krb5.conf"
                 ),
                 # chown -R and find do not go through a link to a directory.
-                Substitution(
-                    package="sssd-common",
-                    find=":sssd /etc/sssd",
-                    replace=":sssd /data/etc/sssd",
-                ),
+                Substitution(package="sssd-common", find=" /etc/sssd ", replace=" /data/etc/sssd "),
                 Substitution(
                     package="pki-server",
                     find="find /var/log/pki ",

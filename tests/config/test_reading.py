@@ -55,7 +55,7 @@ substitute = [{ package = "bind-dyndb-ldap", find = "/etc/named.conf",
     replace = "/data/etc/named.conf" },
     { package = "bind", find = "/etc/named.conf", replace = "/data/etc/named.conf" },
     { package = "ipa-client", find = "/etc/krb5.conf", replace = "/data/etc/krb5.conf" },
-    { package = "sssd-common", find = ":sssd /etc/sssd", replace = ":sssd /data/etc/sssd" },
+    { package = "sssd-common", find = " /etc/sssd ", replace = " /data/etc/sssd " },
     { package = "pki-server", find = "find /var/log/pki ", replace = "find /data/var/log/pki " }]
 
 [first-run]

@@ -786,6 +786,7 @@ def test_bind_edits_named_conf_on_the_volume() -> None:
     ("name", "provides", "line"),
     [
         ("sssd-common", (), b"/usr/bin/chown -f -R root:sssd @/etc/sssd || true\n"),
+        ("sssd-common", (), b"/usr/bin/chown -f -R root:root @/etc/sssd || true\n"),
         (
             "dogtag-pki-server",
             ("pki-server",),
