@@ -298,15 +298,17 @@ def forms(hint: str) -> list[tuple[str, str]]:
     """Return each place and what of *hint* is put in another form there, if anything is."""
     # How a variable is set where a container is started is said beside it.
     found = [match.group() for match in _advice().finditer(hint) if not match["setting"]]
+    if not found:
+        return []
+    # Read in an image it is about that one.
+    leaves = bool(_mounts_of("/")) and _leaves_online("/")
+    readers = [Reader(place=place, leaves_online=leaves) for place in Place]
     return [
         (
-            place.value,
-            "; ".join(
-                text if place is Place.HOST else fit(text, Reader(place=place)) for text in found
-            ),
+            to.place.value,
+            "; ".join(text if to.place is Place.HOST else fit(text, to) for text in found),
         )
-        for place in Place
-        if found
+        for to in readers
     ]
 
 

@@ -247,6 +247,8 @@ def test_tried_again_by_a_command_what_needs_systemd_is_left_to_the_start(story:
     words = ["upgrade", "--retry", "--phase", "offline"]
     told = shlex.join(["docker", "run", "--rm", "-v", "VOLUME:/data", "IMAGE", "ipavolume", *words])
     assert f"or by {told}." in refused.stderr
+    more = inside.run(image.root, story.volume, [*inside.IPAVOLUME, "manual", "refused"]).stdout
+    assert f"In a container: {told}" in " ".join(more.split())
     inside.run(image.root, story.volume, [*inside.IPAVOLUME, *words]).check_returncode()
     with machine(image, story.volume) as container:
         container.wait_for("step s5000_run_a_command: done")
