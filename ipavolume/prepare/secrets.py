@@ -171,7 +171,8 @@ def _check_id_of_dbus(tree: ImageTree, placements: Sequence[Placement], findings
         location = tree.resolve(_ID_OF_DBUS, follow=False)
     except ConfigurationError:
         return
-    if any(is_within(location, one.location) for one in kept):
+    # Where a listed directory is a link already, in a derived image, it is in the template.
+    if any(is_within(location, one.location) or is_within(_ID_OF_DBUS, one.path) for one in kept):
         return
     if not any(is_within(_ID_PATH, path) for one in kept for path in (one.path, one.location)):
         return

@@ -204,3 +204,15 @@ def test_the_id_that_systemd_takes_for_the_machines_is_named(image: Image, liste
     made.unlink()
     made.symlink_to("/etc/machine-id")
     assert named(image) == []
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_an_id_that_is_listed_is_named_once_in_a_derived_image_too(image: Image) -> None:
+    for path in ("app/made.key", "app/same.key"):
+        (image.root / "etc" / path).unlink()
+    image.write("/etc/machine-id", "")
+    image.write("/var/lib/dbus/machine-id", "0123456789abcdef" * 2 + "\n")
+    image.list("/etc/machine-id", "/var/lib/dbus/")
+    expected = [("shipped-secret", "/var/lib/dbus/machine-id")]
+    assert named(image) == expected == named(image)
