@@ -14,7 +14,8 @@ a pipe; and nothing when the import of a changelog stops early, so that is read 
 
 Here every command tells whether it succeeded. Until all is exported nothing is switched, and
 of the old database nothing is lost: what is found says how far it got, and whatever follows
-is done again from there. The old files stay.
+is done again from there. The old files stay; where dse.ldif had settings of an earlier LMDB, what
+it was stays, too, beside it as dse.ldif.bdb.
 
 The server's programs run as its own account: nothing on its part of the volume is to lead
 root anywhere.
