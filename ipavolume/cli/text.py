@@ -338,8 +338,9 @@ def report_lines(report: Report, *, verbose: bool) -> list[str]:
         lines.append(
             f"  the copies are in {escape(report.kept)}: they hold the keys of the original"
         )
-    lines.append("  what a rehearsal cannot show:")
-    lines += [f"    {one}" for one in report.not_shown]
+    if report.network:
+        lines.append("  what a rehearsal cannot show:")
+        lines += [f"    {one}" for one in report.not_shown]
     return lines
 
 

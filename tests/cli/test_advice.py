@@ -532,6 +532,7 @@ def test_what_refuses_a_rehearsal_is_told_with_the_volume_that_was_to_be_rehears
         called.params = {"reference": "example/ipa:4.13", "directory_of_volume": "/srv/ipa"}
         shown, data = text.report_lines(refused, verbose=False), text.report_data(refused)
         as_printed = text.report_data(started)["lines"]
+        rehearsed = text.report_lines(started, verbose=False)
     fitted = (
         "Make room by ipavolume snapshot drop 0001-one --volume /srv/ipa. To see: ipavolume "
         "rollback --volume /srv/ipa"
@@ -540,6 +541,9 @@ def test_what_refuses_a_rehearsal_is_told_with_the_volume_that_was_to_be_rehears
     assert data["lines"] == [fitted]
     # What a container printed stays as it is.
     assert as_printed == list(refused.rehearsed.lines)
+    # Nothing was rehearsed, so there is nothing to be said of what that cannot show.
+    limits = "  what a rehearsal cannot show:"
+    assert (limits in shown, limits in rehearsed) == (False, True)
 
 
 def test_what_is_to_be_reviewed_after_a_rehearsal_is_shown_by_the_image_that_was_tried() -> None:
