@@ -76,8 +76,16 @@ name_missing_commands() {
 }
 
 # The environment is made anew for another interpreter, brought up to date for another
-# pyproject.toml, and otherwise left alone.
+# pyproject.toml, and otherwise left alone. Two scripts that begin at once make it one after the other.
 make_environment() {
+    mkdir -p "$(dirname "$venv")"
+    (
+        flock 9
+        make_environment_alone
+    ) 9>"$venv.lock"
+}
+
+make_environment_alone() {
     local stamp=$venv/.made-for for_python for_project begin=$SECONDS
     for_python=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)' | tr '\n' ' ')
     for_project=$(cksum <pyproject.toml)
@@ -89,7 +97,6 @@ make_environment() {
     if [[ ! -x $venv/bin/python || ! -f $stamp || $(head -n 1 "$stamp") != "$for_python" ]]; then
         say "environment: making $venv with $python"
         rm -rf "$venv"
-        mkdir -p "$(dirname "$venv")"
         "$python" -m venv "$venv"
         # Dependency groups need it.
         "$venv/bin/python" -m pip install -q --upgrade 'pip>=25.1'
