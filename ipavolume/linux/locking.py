@@ -36,8 +36,9 @@ def open_lock(directory: int, name: str) -> int:
     try:
         return files.open_at(directory, name, os.O_RDWR | _FLAGS)
     except OSError as err:
-        # EPERM: it was made immutable, which planning says of it as of everything else.
-        if err.errno not in (errno.EROFS, errno.EPERM):
+        # EPERM: it was made immutable, which planning says of it as of everything else. EACCES is
+        # what NFS 3 says where it is exported read-only.
+        if err.errno not in (errno.EROFS, errno.EPERM, errno.EACCES):
             raise
         return files.open_at(directory, name, os.O_RDONLY | _FLAGS)
 
