@@ -120,22 +120,24 @@ def ended_by(*numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
 @contextlib.contextmanager
 def wakened() -> Iterator[int]:
     """Yield a descriptor that becomes readable when a signal comes or a child ends."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = signal.signal(signal.SIGCHLD, lambda *_: None)
+    before = signal.signal(signal.SIGCHLD, _do_nothing)
     wakened = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader
     finally:
         signal.set_wakeup_fd(wakened)
-        # One that comes while the handler is taken away would be told on standard error.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # One that came while the handler is taken away, to whatever thread, would be told on
+        # standard error: what does nothing is as good as the default.
+        if before not in (None, signal.SIG_DFL, _do_nothing):
+            signal.signal(signal.SIGCHLD, before)
         os.close(reader)
         os.close(writer)
 
