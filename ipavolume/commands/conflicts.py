@@ -7,7 +7,6 @@ rollback brought back.
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,9 +14,9 @@ from typing import Final
 
 from ipavolume.apply import area
 from ipavolume.commands.differences import compare, content_of
-from ipavolume.commands.work import Work
+from ipavolume.commands.work import Work, works_beside
 from ipavolume.context import Options
-from ipavolume.errors import LockedError, RefusedError, UnsafeVolumeError, UsageError
+from ipavolume.errors import RefusedError, UnsafeVolumeError, UsageError
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import crossing, files
 from ipavolume.model.files import STATE_DIRECTORY
@@ -320,17 +319,8 @@ def settle_one(
         IpaVolumeError: If there is no such conflict, or it cannot be settled.
     """
     with Work(replace(options, lock_timeout_s=timeout_s)) as work:
-        try:
+        with works_beside("conflicts", "--take-new" if take_new else "--keep", shown(path)):
             work.take(progress)
-        except LockedError as err:
-            if err.code == LockedError.code:
-                word = "--take-new" if take_new else "--keep"
-                words = shlex.join(["ipavolume", "conflicts", word, shown(path)])
-                err.hint = (
-                    "Settle it in the container that has it, whose application may go on: docker "
-                    f"exec CONTAINER {words}. Otherwise: {err.hint}"
-                )
-            raise
         volumes = work.context.volumes
         # What an open run leaves is recorded at its end, and cannot be found before.
         refuse_open(volumes)

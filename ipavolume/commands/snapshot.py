@@ -10,7 +10,7 @@ from ipavolume.apply.area import sync_area
 from ipavolume.commands import hold
 from ipavolume.commands.conflicts import refuse_open
 from ipavolume.commands.recorded import or_recorded
-from ipavolume.commands.work import Work
+from ipavolume.commands.work import Work, works_beside
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, UsageError, VolumeIOError
 from ipavolume.model.images import named
@@ -164,8 +164,10 @@ def drop(options: Options, run: str, say: Progress, *, undone: bool, everything:
         RefusedError: If the run that is open may have to be gone back from.
         UsageError: If there is none of that run.
     """
+    words = ("--all" if everything else run, *["--undone"] * undone)
     with or_recorded(options) as options, Work(options) as work:
-        work.take(say)
+        with works_beside("snapshot", "drop", *words):
+            work.take(say)
         volumes = work.context.volumes
         volumes.facts()
         known = _undone(volumes) if undone else _runs(volumes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, Self
 
 from ipavolume.commands import hold as on_hold
@@ -25,6 +26,25 @@ from ipavolume.volume.facts import UNDOING, read_facts
 from ipavolume.volume.lock import Lock
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.refused import UNVERIFIED
+
+
+@contextlib.contextmanager
+def works_beside(*words: str) -> Iterator[None]:
+    """Have who finds the volume in use told where a command works beside the application.
+
+    Args:
+        words: The command and its arguments.
+    """
+    try:
+        yield
+    except LockedError as err:
+        if err.code == LockedError.code:
+            command = shlex.join(["ipavolume", *words])
+            err.hint = (
+                "Run it in the container that has it, whose application may go on: docker exec "
+                f"CONTAINER {command}. Otherwise: {err.hint}"
+            )
+        raise
 
 
 class Held(Protocol):

@@ -270,9 +270,13 @@ def test_who_settles_beside_a_container_that_runs_is_told_to_do_it_in_that_one(
     """It was to be stopped, or waited for, which is for ever."""
     with (site[0].volume() / ".ipavolume/lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        said = _settle(site, "--keep", "/data/etc/app/plain", status=75).stderr
-    assert "docker exec CONTAINER ipavolume conflicts --keep /data/etc/app/plain. " in said
-    assert "Stop that container or command first" in said
+        settled = _settle(site, "--keep", "/data/etc/app/plain", status=75).stderr
+        words = ("drop", RUN, "--undone", "--volume", site[0].volume())
+        dropped = run_ipavolume("snapshot", *words, status=75).stderr
+    assert "docker exec CONTAINER ipavolume conflicts --keep /data/etc/app/plain. " in settled
+    assert f"docker exec CONTAINER ipavolume snapshot drop {RUN} --undone. " in dropped
+    for said in (settled, dropped):
+        assert "Stop that container or command first" in said
 
 
 def test_the_owner_and_mode_come_with_the_one_that_is_put_in_place(
