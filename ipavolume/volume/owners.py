@@ -171,6 +171,8 @@ def _is_lost(
         ways: The directories above what is listed.
         volume: The volume, for owners; ``None`` for groups.
     """
+    if not any(one.is_off for one in seen):
+        return False
     if volume is not None and _is_sole(seen, volume):
         return True
     named = set(names.values())
