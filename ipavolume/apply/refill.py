@@ -14,6 +14,7 @@ import os
 from ipavolume.apply import commit, journal, roots
 from ipavolume.apply.area import Area, make_area, sync_area
 from ipavolume.apply.notes import Notes
+from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.stage import Index, Stage
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context
@@ -76,6 +77,7 @@ def fill(
         plan,
         areas,
         Notes(area, areas),
+        known=Recognition(plan),
         installed=_note_nothing,
         check_lock=context.volumes.check_lock,
     ).run(say)

@@ -21,6 +21,7 @@ from typing import Any, Final
 from ipavolume.apply import attempts, commit, journal, refused, snapshot
 from ipavolume.apply.area import Area, make_area, open_area, open_inside, sync_area
 from ipavolume.apply.notes import Notes
+from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.run import Finish, logged, without
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
@@ -701,10 +702,13 @@ class _WayBack:
             self._plan,
             self._inner,
             self._notes,
+            known=Recognition(
+                self._plan,
+                renumbered=(dict(self._record.users), dict(self._record.groups)),
+                is_gone_back_to=self._is_content,
+            ),
             installed=note,
             check_lock=self._volumes.check_lock,
-            renumbered=(dict(self._record.users), dict(self._record.groups)),
-            is_gone_back_to=self._is_content,
         )
         swap.run(self._speaker.say)
         self._settle_times()

@@ -25,6 +25,7 @@ from ipavolume.apply import (
 )
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
 from ipavolume.apply.notes import Notes
+from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.stage import Index
 from ipavolume.apply.swap import Swap
 from ipavolume.context import Context, host_name
@@ -496,10 +497,9 @@ class _Run:
             self._plan,
             self._areas,
             self._notes,
+            known=Recognition(self._plan, shipped=self._before, renumbered=self._renumbered()),
             installed=installed,
             check_lock=self._context.volumes.check_lock,
-            shipped=self._before,
-            renumbered=self._renumbered(),
         )
         swap.run(self._speaker.say)
         is_indexed = bool(entries) and _write_index(self._first, entries)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
 from ipavolume.apply.notes import Notes
+from ipavolume.apply.recognition import Recognition, digest
 from ipavolume.apply.transit import Transit
 from ipavolume.errors import (
     UnsafeVolumeError,
@@ -41,7 +41,6 @@ from ipavolume.model.attributes import (
     ACL_NAMES,
     CAPABILITY_NAME,
     SET_ID_BITS,
-    STICKY_BIT,
     is_privileged,
     translate_acl,
 )
@@ -59,21 +58,12 @@ from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
-from ipavolume.volume.tree import Tree
 
 _ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
 _LOOK_S: Final = 1.0
 """Who looked after the lock so long ago looks again: less than any server waits for a host."""
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
-
-
-def _nothing(_paths: Collection[str]) -> list[list[str]]:
-    return []
-
-
-def _is_unknown(_path: str, _fd: int) -> bool:
-    return False
 
 
 class Swap:
@@ -85,11 +75,9 @@ class Swap:
         areas: Mapping[str, Area],
         notes: Notes,
         *,
+        known: Recognition,
         installed: Callable[[str, os.stat_result], None],
         check_lock: Callable[[], None],
-        shipped: Callable[[Collection[str]], list[list[str]]] = _nothing,
-        renumbered: tuple[Mapping[int, int], Mapping[int, int]] = ({}, {}),
-        is_gone_back_to: Callable[[str, int], bool] = _is_unknown,
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -97,32 +85,22 @@ class Swap:
             plan: The plan.
             areas: The areas by mount.
             notes: Where is noted what was found changed since the plan, and where that went.
+            known: Tells what the plan was made on from what came since.
             installed: Told of every file that this process put in place.
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
-            shipped: Tells what was shipped at paths before the run, links among it, as
-                :func:`ipavolume.volume.index.shipped` does.
-            renumbered: New numbers of users and groups by the old ones.
-            is_gone_back_to: Tells whether the file behind a descriptor has the content that is to
-                be at a path again.
         """
         self._plan = plan
         self._areas = areas
         self._notes = notes
+        self._known = known
         self._installed = installed
         self._check_lock = check_lock
-        self._shipped = shipped
-        self._renumbered = renumbered
-        self._is_gone_back_to = is_gone_back_to
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
             if isinstance(action, Install | CreateTree)
         }
         self._transits = {mount: Transit(area, plan.actions) for mount, area in areas.items()}
-        self._copies: set[tuple[int, int]] = set()
-        # When this process changed what has further names, which may be in the plan as well.
-        self._changed: dict[tuple[int, int], int] = {}
-        self._alone: dict[tuple[str, int], bool] = {}
         self._volumes = {mount: area.volume for mount, area in areas.items()}
         self._ladders = {mount: _Ladder(area.volume.fd) for mount, area in areas.items()}
 
@@ -243,7 +221,9 @@ class Swap:
                     # An empty directory, as an engine makes one, is nothing to keep.
                     if not files.remove_directory(directory, name):
                         self._preserve(number, path, directory, name)
-                elif before is None or not self._is_as_planned(area, action, directory, name, now):
+                elif before is None or not self._known.is_as_planned(
+                    area, action, directory, name, now
+                ):
                     if not self._make_way(number, action, directory, name):
                         return True
                 elif action.save_to:
@@ -342,7 +322,7 @@ class Swap:
         now = files.fstat(fd)
         if before is None or now.st_uid != before.uid or now.st_nlink != 1:
             return
-        users, groups = self._renumbered
+        users, groups = self._known.renumbered
         uid, gid = users.get(now.st_uid, now.st_uid), groups.get(now.st_gid, now.st_gid)
         # A group alone that is not the one of then can be one that has its new number already.
         is_known = uid != now.st_uid or now.st_gid == before.gid
@@ -419,7 +399,7 @@ class Swap:
         before, now = action.before, files.lstat(directory, name)
         if before is None or now is None or files.type_of(now.st_mode) is not before.type:
             return
-        users, groups = self._renumbered
+        users, groups = self._known.renumbered
         uid, gid = users.get(before.uid, before.uid), groups.get(before.gid, before.gid)
         ours = Metadata(uid=uid, gid=gid, mode=before.mode)
         if not meanwhile.is_changed(before, now, ours):
@@ -534,7 +514,7 @@ class Swap:
             now = files.lstat(directory, name)
             if now is None:
                 return
-            if self._is_as_planned(area, action, directory, name, now):
+            if self._known.is_as_planned(area, action, directory, name, now):
                 try:
                     files.rename_noreplace(directory, name, area.old, str(number))
                 except OSError as err:
@@ -573,9 +553,9 @@ class Swap:
             return True
         try:
             now = files.fstat(fd)
-            is_untouched = self._is_inode(action.before, now)
+            is_untouched = self._known.is_untouched(action.before, now)
             is_it = files.type_of(now.st_mode) is action.before.type and (
-                is_untouched or self._stands_for(area, action, fd, now)
+                is_untouched or self._known.stands_for(area, action, fd, now)
             )
             if not is_it:
                 self._give_on(action.before, fd)
@@ -601,7 +581,9 @@ class Swap:
                         action.path, staged, directory, name, replace=True, expected=copied
                     ):
                         return False
-                    self._remember_copy(directory, name)
+                    placed = files.lstat(directory, name)
+                    if placed is not None:
+                        self._known.note_copy(placed)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
             else:
@@ -609,7 +591,7 @@ class Swap:
                 if action.rule == Rule.ROLLBACK:
                     files.remove_user_xattrs(fd, new.xattrs)
             if is_untouched and now.st_nlink > 1:
-                self._changed[(now.st_dev, now.st_ino)] = files.fstat(fd).st_ctime_ns
+                self._known.note_change(files.fstat(fd))
             return True
         finally:
             os.close(fd)
@@ -659,163 +641,6 @@ class Swap:
             case FileType.DIRECTORY | FileType.OTHER:
                 return None
         return now
-
-    def _remember_copy(self, directory: int, name: str) -> None:
-        st = files.lstat(directory, name)
-        if st is not None:
-            self._copies.add((st.st_dev, st.st_ino))
-
-    def _is_as_planned(
-        self, area: Area, action: Install | Erase, directory: int, name: str, now: os.stat_result
-    ) -> bool:
-        """Tell whether what is there is what was planned on, and may go."""
-        before = action.before
-        if before is None:
-            return False
-        is_copy = (now.st_dev, now.st_ino) in self._copies
-        is_other = before.ino != now.st_ino and not (is_copy or area.is_copied)
-        if is_other or not _is_same(replace(before, ino=now.st_ino), now):
-            return False
-        if is_copy or self._is_inode(before, now):
-            return True
-        # Size and time can be those of another one, where somebody has copied them with it.
-        if isinstance(action, Install) and action.save_to:
-            return True
-        if before.type is FileType.SYMLINK:
-            return files.target(directory, name) == self._contents.get(action.path)
-        if before.type is not FileType.FILE:
-            return True
-        fd = files.open_regular(directory, name)
-        if fd is None:
-            return False
-        try:
-            found = files.sha256(fd)
-            return files.is_same(now, files.fstat(fd)) and found == self._contents.get(action.path)
-        finally:
-            os.close(fd)
-
-    @functools.cached_property
-    def _contents(self) -> Mapping[str, str]:
-        """SHA-256, or target, as shipped before the run, by the paths of which it may be asked."""
-        paths = {
-            action.path
-            for action in self._plan.actions
-            if isinstance(action, Erase)
-            or (isinstance(action, Install) and not action.save_to)
-            or (
-                isinstance(action, SetMetadata)
-                and action.before.type is FileType.FILE
-                and not action.content
-                and 0 in (action.before.uid, action.metadata.uid)
-            )
-        }
-        return dict(self._shipped(paths))
-
-    def _is_inode(self, before: DiskState, now: os.stat_result) -> bool:
-        """Tell whether it is the inode that was planned on, and nobody else has touched it.
-
-        A number is given anew: on a copy to whatever comes, elsewhere to what is made after a file
-        was removed. What has further names has changed wherever this run has changed one of those.
-        """
-        if before.ino != now.st_ino:
-            return False
-        ours = self._changed.get((now.st_dev, now.st_ino))
-        return now.st_ctime_ns in (before.ctime_ns, ours)
-
-    def _stands_for(self, area: Area, action: SetMetadata, fd: int, now: os.stat_result) -> bool:
-        """Tell whether what may be another inode at a path stands for the one that was planned on.
-
-        On a volume that was copied since it has to belong to whom that belonged. Elsewhere it has
-        the same number, and was touched, or came after that was removed. In either case nobody but
-        that account and root can have brought it, or it has the content that was, or is, shipped
-        there, or comes back there. What others could rename to a path, a secret of root's or of a
-        third one's, is never given to its account. Where only numbers change, in an ACL as well, or
-        rights are taken, nobody gets anything, wherever it is.
-        """
-        before, planned = action.before, action.metadata
-        owner = (now.st_uid, now.st_gid)
-        is_its, is_given = owner == (before.uid, before.gid), owner == (planned.uid, planned.gid)
-        is_file = before.type is FileType.FILE
-        if area.is_copied:
-            # As a run that was killed leaves it: with another group.
-            if not (is_its or (is_given and planned.uid == before.uid)):
-                return False
-            if is_file and now.st_nlink > before.nlink:
-                return False
-        elif before.ino != now.st_ino:
-            return False
-        elif before.type is FileType.DIRECTORY and _is_half_given(action, now):
-            # One has changed wherever something was put into it: what it was says how open it is.
-            return True
-        is_number = action.rule == Rule.OWNER_TRANSLATION or self._is_narrowed(action, now)
-        if is_number and (is_its or is_given) and self._is_same_acl(fd, planned):
-            return True
-        # Of a third one's, root's own among them, who it was can have put it there by a rename.
-        whose = before.uid if now.st_uid == before.uid else 0
-        if self._is_alone(area, action.path.rpartition("/")[0], whose):
-            return True
-        # What grew is no more what it was, and can be longer than anybody can read.
-        if not is_file or now.st_size != before.size:
-            return False
-        if action.rule == Rule.ROLLBACK:
-            return self._is_gone_back_to(action.path, fd)
-        content = action.content or self._contents.get(action.path, "")
-        return content != "" and _digest(fd) == content
-
-    def _is_narrowed(self, action: SetMetadata, now: os.stat_result) -> bool:
-        """Tell whether an inode gets but its account's new numbers, and no right it has not."""
-        users, groups = self._renumbered
-        new, uid, gid = action.metadata, now.st_uid, now.st_gid
-        # A run that was killed between the two has given it its owner, and not its mode.
-        owners = (uid, gid), (users.get(uid, uid), groups.get(gid, gid))
-        # What a file may have depends on its content; of a directory they are bits like others.
-        if stat.S_ISREG(now.st_mode) and is_privileged(new):
-            return False
-        if (new.uid, new.gid) not in owners:
-            return False
-        # The sticky bit takes a right away: to remove what is somebody else's.
-        return not (new.mode ^ STICKY_BIT) & ~(now.st_mode ^ STICKY_BIT)
-
-    def _is_same_acl(self, fd: int, planned: Metadata) -> bool:
-        """Tell whether an inode has the ACL that is planned, but for numbers that change."""
-        found, wanted = (
-            {name: value for name, value in xattrs if name in ACL_NAMES}
-            for xattrs in (files.read_xattrs(fd), planned.xattrs)
-        )
-        if found.keys() != wanted.keys():
-            return False
-        return all(
-            wanted[name] in (value, translate_acl(value, *self._renumbered))
-            for name, value in found.items()
-        )
-
-    def _is_alone(self, area: Area, directory: str, uid: int) -> bool:
-        """Tell whether only root and an account can have brought what is in a directory.
-
-        Every directory from the mount down to it belongs to one of them, who alone may write to it,
-        and did when the plan was made.
-        """
-        known = self._alone.get((directory, uid))
-        if known is None:
-            with Tree({area.volume.mount: area.volume.fd}) as tree:
-                st = tree.stat(directory)
-            known = st is not None
-            if st is not None:
-                owner, mode = self._directories.get(directory, (st.st_uid, 0))
-                known = {owner, st.st_uid} <= {0, uid} and not (st.st_mode | mode) & 0o022
-            if known and directory != area.volume.mount:
-                known = self._is_alone(area, directory.rpartition("/")[0], uid)
-            self._alone[(directory, uid)] = known
-        return known
-
-    @functools.cached_property
-    def _directories(self) -> Mapping[str, tuple[int, int]]:
-        """Owner and mode that directories had when the plan was made, if it is about them."""
-        return {
-            action.path: (action.before.uid, action.before.mode)
-            for action in self._plan.actions
-            if isinstance(action, SetMetadata) and action.before.type is FileType.DIRECTORY
-        }
 
 
 def _again(path: str, settle: Callable[[], bool]) -> None:
@@ -882,13 +707,6 @@ def _has(now: os.stat_result, action: SetMetadata) -> bool:
     return is_type and found == (new.uid, new.gid, new.mode)
 
 
-def _is_half_given(action: SetMetadata, now: os.stat_result) -> bool:
-    """Tell whether owner and mode are each what was planned on, or is planned."""
-    before, new = action.before, action.metadata
-    owners, modes = ((before.uid, before.gid), (new.uid, new.gid)), (before.mode, new.mode)
-    return (now.st_uid, now.st_gid) in owners and stat.S_IMODE(now.st_mode) in modes
-
-
 def _as_it_is_now(action: SetMetadata, now: os.stat_result, acls: Xattrs) -> SetMetadata:
     shipped = bool(action.content) or action.before.type is FileType.DIRECTORY
     new = meanwhile.merged(action.before, now, acls, action.metadata, shipped=shipped)
@@ -915,25 +733,7 @@ def _is_same_content(one: int, other: int) -> bool:
         return os.readlink("", dir_fd=one) == os.readlink("", dir_fd=other)
     if not stat.S_ISREG(first.st_mode) or first.st_size != second.st_size:
         return False
-    return _digest(one) == _digest(other)
-
-
-def _digest(inode: int) -> str:
-    fd = files.reopen(inode)
-    try:
-        return files.sha256(fd)
-    finally:
-        os.close(fd)
-
-
-def _is_same(before: DiskState, now: os.stat_result) -> bool:
-    """Tell whether what is there is what was planned on; a further name does not count."""
-    return (
-        before.ino == now.st_ino
-        and before.type is files.type_of(now.st_mode)
-        and (before.type is FileType.DIRECTORY or before.size == now.st_size)
-        and (before.type is FileType.DIRECTORY or before.mtime_ns == now.st_mtime_ns)
-    )
+    return digest(one) == digest(other)
 
 
 def _numbered(path: str) -> Iterator[str]:
