@@ -67,6 +67,12 @@ def try_flock(fd: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as err:
+        if (
+            err.errno == errno.ENOLCK
+            and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        ):
+            # So says NFS 3 of what cannot be written to; later ones say EBADF.
+            err.errno = errno.EBADF
         raise files.placed(err, fd) from None
     return True
 
