@@ -77,7 +77,7 @@ _GNUPG: Final = re.compile(
     rb"\A\((?:\d+:)?(?:protected-)?private-key|^Key: \((?:protected-)?private-key",
     re.MULTILINE,
 )
-_AGE: Final = re.compile(rb"(?:#[^\n]*\n|\s*\n)*AGE-SECRET-KEY-1[0-9A-Z]{16}")
+_AGE: Final = re.compile(rb"(?:#[^\n]*\n|[ \t\r]*\n)*AGE-SECRET-KEY-1[0-9A-Z]{16}")
 _BEGINNINGS: Final = {
     b"Private-key-format: v": "a private key of DNSSEC, or for signed updates",
     b"PuTTY-User-Key-File-": "a private key",

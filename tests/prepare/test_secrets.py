@@ -68,6 +68,9 @@ BIND = 'key "rndc-key" {\n\talgorithm hmac-sha256;\n\tsecret "qqqqqqqqqqqq";\n};
         ("server.pem", CERTIFICATE, ""),
         ("private-keys-v1.d/1.key", "Created: 20261130T230926\nKey: (shadowed-private-key", ""),
         ("README", "An identity begins with AGE-SECRET-KEY-1.\n", ""),
+        # Of empty lines it is told at once, and not in centuries.
+        ("empty.conf", "\n" * 100 + "There is no more than this in it.\n", ""),
+        ("empty.conf", "# \r\n \t\n" * 100 + "There is no more than this in it.\n", ""),
         ("server.pem", pem("PUBLIC KEY"), ""),
         ("check", "grep -q -e '-----BEGIN PRIVATE KEY-----' server.pem\n", ""),
         ("README", "Begin it with\n\n  -----BEGIN PRIVATE KEY-----\n\nand so on.\n", ""),
