@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import dropwhile, takewhile
 from typing import Final
 
 _CONTINUED: Final = re.compile(r"\\\n")
@@ -23,6 +24,7 @@ _IN_PLACE: Final = re.compile(r"-[A-Za-z0-9]*i|--in-place")
 _FORCED: Final = re.compile(r"-[a-zA-Z]*f|--force")
 _RECURSIVE: Final = re.compile(r"-[a-zA-Z]*R|--recursive")
 _COPIED: Final = re.compile(r"-[a-zA-Z]*[adRr]|--archive|--recursive|--no-dereference")
+_INTO: Final = re.compile(r"-[a-zA-Z]*t|--target-directory")
 _FOLLOWS: Final = re.compile(r"-[a-zA-Z]*[HL]|-follow|--dereference")
 
 
@@ -92,11 +94,18 @@ def _not_entered_by(words: Sequence[str]) -> Iterator[str]:
     names = [word for word in words[1:] if not word.startswith("-")]
     if any(_FOLLOWS.match(option) for option in options):
         return
-    if program == "find" or (
-        program in ("chown", "chgrp") and any(_RECURSIVE.match(option) for option in options)
-    ):
+    if program == "find":
+        # What comes behind is what it compares with.
+        behind = dropwhile(lambda word: word.startswith("-"), words[1:])
+        yield from takewhile(lambda word: not word.startswith(("-", "!")), behind)
+    elif program in ("chown", "chgrp") and any(_RECURSIVE.match(option) for option in options):
         yield from names
-    elif program == "cp" and any(_COPIED.match(option) for option in options):
+    elif (
+        program == "cp"
+        and any(_COPIED.match(option) for option in options)
+        # Otherwise the target is not the last.
+        and not any(_INTO.match(option) for option in options)
+    ):
         yield from names[:-1]
 
 

@@ -96,3 +96,17 @@ def test_a_command_that_does_not_enter_a_directory_by_its_link_is_found(
     changed = 1 in (owner.st_uid, owner.st_gid) and not copy.is_symlink()
     assert changed is entered
     assert bool(list(passed_by(text, {str(link)}))) is not entered
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "find /opt -path /etc/app -prune -o -type f -exec chown app {} +",
+        "find /opt ! -newer /etc/app -delete",
+        "cp -a -t /etc/app /opt/app/defaults",
+        "cp -a /opt/app/defaults /etc/app",
+        "chmod -R g+r /etc/app",
+    ],
+)
+def test_one_that_only_compares_with_it_or_copies_into_it_is_not(text: str) -> None:
+    assert list(passed_by(text, {"/etc/app"})) == []
