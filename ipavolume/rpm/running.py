@@ -51,14 +51,19 @@ def expansions(call: Call, text: bytes) -> tuple[tuple[str, ...], ...]:
     shown = text.decode("utf-8", "surrogateescape")
     package = f"{scriptlet.package}-{scriptlet.evr.rpartition(':')[2]}.{scriptlet.arch}"
     if scriptlet.expand and scriptlet.queryformat:
-        script = 'text=$(rpm --eval "$1") && exec rpm -q --qf "$text" "$2"'
+        script = 'text=$(rpm --eval "$1") && rpm -q --qf "$text" "$2"'
     elif scriptlet.expand:
-        script = 'exec rpm --eval "$1"'
+        script = 'rpm --eval "$1"'
     elif scriptlet.queryformat:
-        script = 'exec rpm -q --qf "$1" "$2"'
+        script = 'rpm -q --qf "$1" "$2"'
     else:
         return ()
-    return (("/bin/sh", "-c", f"exec 2>/dev/null; {script}", "sh", shown, package),)
+    # Where it fails, there is no text, and what else rpm says is why.
+    script = (
+        f'expand() {{ {script}; }}; expand "$@" 2>/dev/null && exit; status=$?; '
+        'expand "$@" >/dev/null; exit "$status"'
+    )
+    return (("/bin/sh", "-c", script, "sh", shown, package),)
 
 
 def environment(scriptlet: Scriptlet) -> dict[str, str]:

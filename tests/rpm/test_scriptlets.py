@@ -882,6 +882,17 @@ def test_macros_and_tags_are_expanded_by_rpm_itself(
     assert (volume / "ours").read_text() == (volume / "out").read_text()
 
 
+@pytest.mark.rpm
+@pytest.mark.parametrize(("expand", "queryformat"), [(True, False), (True, True), (False, True)])
+def test_why_rpm_cannot_expand_a_text_is_told(*, expand: bool, queryformat: bool) -> None:
+    made = _made("app-post", "post", package="none", expand=expand, queryformat=queryformat)
+    call = Call(scriptlet=made, arguments=(), reason="")
+    (command,) = running.expansions(call, b"%{warn:look}" + b"%{error:boom}" * expand)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert ("boom" if expand else "none-1-1.noarch is not installed") in done.stdout + done.stderr
+
+
 @pytest.mark.root
 @pytest.mark.rpm
 def test_in_the_image_itself_lua_is_tried(tmp_path: Path) -> None:
