@@ -43,6 +43,7 @@ _FITTED: Final = (
     rf"(?: (?:{_WORD}))*)"
 )
 """A command that somebody has put in its form already."""
+_WITHIN: Final = "docker exec CONTAINER "
 _OF_STARTS: Final = "IPAVOLUME_RETRY="
 """What starts heed: a command that tries again what failed needs no such thing."""
 _SETTING: Final = (
@@ -274,7 +275,8 @@ def fit(hint: str, to: Reader) -> str:
 
     def fitted(found: re.Match[str]) -> str:
         if found["fitted"]:
-            return found["fitted"]
+            # Whoever knows no more than that it is in that container says it of docker.
+            return found["fitted"].replace(_WITHIN, f"{_within(to)} ")
         if found["options"]:
             return _options(found["options"], to)
         if found["setting"]:
@@ -353,6 +355,10 @@ def _setting(text: str, to: Reader) -> str:
     return f"{to.engine} exec -e {text} CONTAINER ipavolume upgrade --retry"
 
 
+def _within(to: Reader) -> str:
+    return "kubectl exec POD --" if to.place is Place.POD else f"{to.engine} exec CONTAINER"
+
+
 def _command(
     words: Sequence[str], to: Reader, *, other: bool = False, lost: Sequence[str] = ()
 ) -> str:
@@ -366,10 +372,9 @@ def _command(
     """
     if words[0] == "manual":
         return _manual(words[1], to)
-    within = "kubectl exec POD --" if to.place is Place.POD else f"{to.engine} exec CONTAINER"
     if words[0] == "running":
         # What is done once the application of that container is ready.
-        return f"{within} {shlex.join(['ipavolume', *words])}"
+        return f"{_within(to)} {shlex.join(['ipavolume', *words])}"
     if to.leaves_online and not (other or to.held) and words[0] == "upgrade":
         # What has to run under systemd fails in a container that has none.
         words = [*words, *(() if "--dry-run" in words else ("--phase", "offline"))]
@@ -385,7 +390,7 @@ def _command(
     inside = ["ipavolume", *_without_volume(words, next(iter(to.mounts), _USUAL_MOUNT))]
     # Which volume that is need not be the one that this container has.
     if to.held and not is_new and _ANY_VOLUME not in words:
-        return f"{within} {shlex.join(inside)}"
+        return f"{_within(to)} {shlex.join(inside)}"
     if to.place is Place.POD:
         args = ", ".join(f'"{word}"' for word in inside)
         which = "that" if other else "this"

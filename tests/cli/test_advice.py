@@ -286,6 +286,18 @@ POD = Reader(place=Place.POD)
             "ipavolume steps --try /data",
         ),
         # What is done in the container that runs, whoever reads it.
+        *(
+            (
+                reader,
+                "in the container: docker exec CONTAINER ipavolume conflicts --keep /data/x. Other",
+                f"in the container: {within} ipavolume conflicts --keep /data/x. Other",
+            )
+            for reader, within in (
+                (CONTAINER, "docker exec CONTAINER"),
+                (replace(CONTAINER, engine="podman"), "podman exec CONTAINER"),
+                (POD, "kubectl exec POD --"),
+            )
+        ),
         (
             WITH_IMAGE,
             "in the container that runs: ipavolume running.",
