@@ -242,6 +242,9 @@ def _near(tree: ImageTree, path: str) -> str:
         names = files.listdir(fd)
     finally:
         os.close(fd)
+    # In a derived image it is a link, which leads to nothing.
+    if name in names:
+        return ""
     near = difflib.get_close_matches(name, names, n=1, cutoff=_LIKE)
     rest = path[len(above) + 1 + len(name) :]
     if near and (not rest or tree.exists(f"{above}/{near[0]}{rest}")):

@@ -88,6 +88,9 @@ def test_lines_that_were_not_meant_are_named_with_the_likely_ones(image: Image) 
     assert "'/etc/hostz.conf' (is '/etc/hosts.conf' meant?)" in found[5].message
     # F22: what a program may replace; what is in a listed directory it may.
     assert "not listed: '/etc/group', '/etc/passwd'. " in found[6].message
+    # Once more, as in a derived image: its link leads to nothing, and is what was meant.
+    (again,) = [one.message for one in image.prepare().findings if one.code == "absent-file"]
+    assert "'/etc/hostz.conf'. " in again
 
 
 @pytest.mark.parametrize(
