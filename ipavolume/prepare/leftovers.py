@@ -20,7 +20,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.prepare import kept
 from ipavolume.prepare.files import digests_of
 from ipavolume.prepare.findings import Code, Findings
-from ipavolume.prepare.packages import PackageFacts
+from ipavolume.prepare.packages import PackagedFile, PackageFacts
 from ipavolume.prepare.placement import Placement
 
 _SUFFIXES: Final = (".rpmnew", ".rpmsave", ".rpmorig")
@@ -95,8 +95,9 @@ def _find_of(
     below = record.path[len(entry.target) :]
     path = entry.path + below
     stray = _regular_or_link(tree, entry.location + below) if not entry.linked else ""
+    shipped = _regular_or_link(tree, in_template)
     packaged = facts.files.get(record.path)
-    if packaged is None and not stray and _regular_or_link(tree, in_template):
+    if packaged is None and shipped and not stray:
         findings.add(
             Code.RPM_LEFTOVER,
             f"{path!r} was of {record.package}, and no package owns it any more. rpm could not "
@@ -110,7 +111,9 @@ def _find_of(
         and record.rpm_digest
         and record.type is FileType.FILE
         and packaged.file.flags & FileFlags.CONFIG
-        and _is_as_packaged(tree, stray, packaged.file.digest_algorithm, packaged.file.digest)
+        and _is_as_packaged(tree, stray, packaged)
+        # What the image had edited, the package may have by now.
+        and not (shipped and _is_as_packaged(tree, shipped, packaged))
     ):
         findings.add(
             Code.RPM_LEFTOVER,
@@ -131,7 +134,8 @@ def _regular_or_link(tree: ImageTree, path: str) -> str:
     return "" if st is None or stat.S_ISDIR(st.st_mode) else location
 
 
-def _is_as_packaged(tree: ImageTree, location: str, algorithm: str, digest: str) -> bool:
+def _is_as_packaged(tree: ImageTree, location: str, packaged: PackagedFile) -> bool:
+    algorithm = packaged.file.digest_algorithm
     st = tree.lstat(location)
     if st is None or not stat.S_ISREG(st.st_mode):
         return False
@@ -140,6 +144,6 @@ def _is_as_packaged(tree: ImageTree, location: str, algorithm: str, digest: str)
     above, _, name = location.rpartition("/")
     directory = tree.open_directory(above)
     try:
-        return digests_of(directory, name, (algorithm,)) == (digest,)
+        return digests_of(directory, name, (algorithm,)) == (packaged.file.digest,)
     finally:
         os.close(directory)

@@ -15,7 +15,7 @@ CONFIG = "%config(noreplace)"
 
 
 def _app(top: Path, version: str, *more: Packaged) -> Path:
-    names = ("edited", "edited-again", "alike")
+    names = ("edited", "edited-again", "alike", "caught-up")
     texts = {name: f"{name} {version}\n" for name in names} | {"alike": "alike\n"}
     files = [Packaged(path=f"/etc/app/{n}", words=CONFIG, content=texts[n]) for n in names]
     directory = Packaged(path="/etc/app", directory=True)
@@ -37,6 +37,7 @@ def test_what_rpm_could_not_remove_and_what_it_put_over_an_edited_file_is_named(
     image = make_image(tmp_path / "root", [one, other])
     for name in ("edited", "edited-again", "alike"):
         image.write(f"/etc/app/{name}", "by the image\n")
+    image.write("/etc/app/caught-up", "caught-up 2\n")
     image.list("/etc/app/", "/etc/other.conf")
     image.prepare()
     assert not [one for one in image.prepare().findings if one.code == Code.RPM_LEFTOVER]
@@ -78,6 +79,7 @@ def test_with_its_directory_back_in_its_place_rpm_does_it_itself(tmp_path: Path)
         "edited.rpmnew": "edited 2\n",
         "edited-again": "edited-again 2\n",
         "alike": "alike\n",
+        "caught-up": "caught-up 2\n",
     }
 
 
