@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -101,8 +102,8 @@ def _find_of(
         findings.add(
             Code.RPM_LEFTOVER,
             f"{path!r} was of {record.package}, and no package owns it any more. rpm could not "
-            f"remove it, and every volume begins with it: rm {in_template}, or it stays as a file "
-            "of no package",
+            "remove it, and every volume begins with it: "
+            f"{shlex.join(['rm', in_template])}, or it stays as a file of no package",
             path=path,
         )
     if (
@@ -119,7 +120,7 @@ def _find_of(
             Code.RPM_LEFTOVER,
             f"{path!r} was edited in the image that this one derives from, and rpm put the file of "
             f"{packaged.package} there as it comes: that is what volumes get. Edit it again, or "
-            f"have what was there back: cp -a {in_template} {path}",
+            f"have what was there back: {shlex.join(['cp', '-a', in_template, path])}",
             path=path,
         )
 

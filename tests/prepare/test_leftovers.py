@@ -26,7 +26,7 @@ def test_what_rpm_could_not_remove_and_what_it_put_over_an_edited_file_is_named(
     tmp_path: Path,
 ) -> None:
     gone = [
-        Packaged(path="/etc/app/gone.conf", words=CONFIG, content="x"),
+        Packaged(path="/etc/app/gone~.conf", words=CONFIG, content="x"),
         Packaged(path="/etc/app/gone.link", target="/usr/x"),
         Packaged(path="/etc/app/taken-out.conf", words=CONFIG, content="x"),
         Packaged(path="/etc/app/own-now.conf", words=CONFIG, content="x"),
@@ -50,11 +50,11 @@ def test_what_rpm_could_not_remove_and_what_it_put_over_an_edited_file_is_named(
     assert sorted(one.path for one in found) == [
         "/etc/app/alike",
         "/etc/app/edited",
-        "/etc/app/gone.conf",
         "/etc/app/gone.link",
+        "/etc/app/gone~.conf",
     ]
     said = {one.path: one.message for one in found}
-    assert "rm /data-template/etc/app/gone.conf" in said["/etc/app/gone.conf"]
+    assert "rm '/data-template/etc/app/gone~.conf'" in said["/etc/app/gone~.conf"]
     assert "cp -a /data-template/etc/app/edited /etc/app/edited" in said["/etc/app/edited"]
     assert (image.root / "data-template/etc/app/edited").read_text() == "edited 2\n"
     assert not [one for one in image.prepare().findings if one.code == Code.RPM_LEFTOVER]
