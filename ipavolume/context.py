@@ -142,7 +142,7 @@ class Context:
             for spec in specs:
                 volume = self._open(spec, places.get(spec.mount), stack)
                 (self.volatile if spec.volatile else kept)[spec.mount] = volume
-            _check_apart(kept)
+            _check_apart({**kept, **self.volatile})
             self.volumes = Volumes(kept, volatile=self.volatile, inside=self.image.is_inside)
             self._stack = stack.pop_all()
 

@@ -71,6 +71,23 @@ def test_a_volatile_volume_is_filled_afresh_at_each_start(volatile: tuple[Site, 
     assert (site.volume("/data") / "etc/app/app.conf").read_text() == "version 1"
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["empty", "current"])
+def test_a_volume_in_the_place_of_a_volatile_one_too_is_told_as_that(
+    volatile: tuple[Site, Image], *, known: bool
+) -> None:
+    """An empty one was filled as that, and was nobody's then; another might be emptied."""
+    site, image = volatile
+    if known:
+        site.run("start", image, "--", "true")
+    site.volumes["/tmp"] = site.volume("/data")
+    before = picture(site.volume("/data"))
+    for words in ((), ("--allow", "kept-volume")):
+        said = site.run("start", image, *words, "--", "true", status=65).stderr
+        assert "/data and /tmp are one and the same volume" in said
+        assert "[foreign-volume]" in said
+    assert picture(site.volume("/data")) == before
+
+
 def test_only_a_start_fills_a_volatile_volume(volatile: tuple[Site, Image]) -> None:
     site, image = volatile
     tmp = site.volume("/tmp")
