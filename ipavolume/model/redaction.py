@@ -11,8 +11,12 @@ from typing import Final
 SHOWN: Final = "***"
 _SURE_CHARACTERS: Final = 8
 """A secret as long as FreeIPA wants a password to be is no part of a word by chance."""
-# Behind a letter or digit only where that is an option's (-pSECRET) or of an escape (\nSECRET).
-_BEGIN: Final = r"(?:(?<![^\W_])|(?<=[-\\][A-Za-z]))"
+# Behind a letter or digit only where that is an option's (-pSECRET), or the end of an escape: of
+# \nSECRET, \012SECRET, \x0aSECRET, \u000aSECRET, %0ASECRET, or of a colour.
+_BEGIN: Final = (
+    r"(?:(?<![^\W_])|(?<=[-\\][A-Za-z])|(?<=\\[0-7]{3})|(?<=[%x][0-9A-Fa-f]{2})"
+    r"|(?<=\\u[0-9A-Fa-f]{4})|(?<=[\[;]m)|(?<=[\[;][0-9]m)|(?<=[\[;][0-9]{2}m))"
+)
 _END: Final = r"(?![^\W_])"
 
 

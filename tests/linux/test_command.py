@@ -563,6 +563,12 @@ def test_secrets_are_not_shown_however_they_are_quoted() -> None:
         ("pin", "pinging the KDC, spinning up pins", "pinging the KDC, spinning up pins"),
         ("pin", "--dirsrv-pin=pin 'pin' pin:pin pin.", "--dirsrv-***=*** '***' ***:*** ***."),
         ("pin", r"-ppin, PASS_pin_ and 'a\npin\n'", r"-p***, PASS_***_ and 'a\n***\n'"),
+        ("pin", r"\x0apin \u000apin \012pin ?a=%20pin&b", r"\x0a*** \u000a*** \012*** ?a=%20***&b"),
+        (
+            "pin",
+            "\x1b[mpin \x1b[1mpin \x1b[1;31mpin\x1b[0m",
+            "\x1b[m*** \x1b[1m*** \x1b[1;31m***\x1b[0m",
+        ),
         ("1234", "port 12345, 1234", "port 12345, ***"),
         ("a+", "a+b, aa+ a+", "***b, aa+ ***"),
         ("é1", "né1, é1", "né1, ***"),
