@@ -34,7 +34,7 @@ from ipavolume.errors import (
 )
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.formats.manifest import is_safe_path
+from ipavolume.formats.manifest import MAX_ID, is_safe_path
 from ipavolume.formats.plan import dump_lines, is_run_id
 from ipavolume.linux import clock, copying, crossing, files, signals, trees
 from ipavolume.linux.cloning import clone_inode
@@ -994,7 +994,11 @@ def _failures(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _numbers(value: object) -> tuple[tuple[int, int], ...]:
-    return checks.items(value, lambda one: checks.row(one, checks.count, checks.count))
+    return checks.items(value, lambda one: checks.row(one, _id, _id))
+
+
+def _id(value: object) -> int:
+    return checks.count(value, MAX_ID)
 
 
 _READ: Final[checks.Special] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,31 @@ def test_what_fails_on_the_way_back_says_that_this_is_gone_on_with(
         assert said(failed.stderr, "state") == failures.STATE_GOING_BACK
         assert "a start waits" not in failed.stderr
     world.run("one", place, "start")
+    assert differences(seen(place), before) == []
+
+
+def test_a_record_with_a_number_that_no_account_has_is_called_altered(
+    world: World, place: Path
+) -> None:
+    """What is edited meanwhile would be given to it, which the kernel cannot."""
+    world.copy("edited", place)
+    before = seen(place)
+    world.run("two", place)
+    points = changes(world, place, "rollback", image="two")
+    end = tracing.find(points, lambda call: '"swapped"' in call.text)
+    world.copy("edited", place)
+    world.run("two", place)
+    command = world.command("two", place, "rollback")
+    tracing.killed(command, points[end - 1], env=world.environment)
+    record = place / "data" / STATE / "transaction/rollback/undo.json"
+    data = record.read_bytes()
+    for words in ("users", "groups"):
+        found = json.loads(data)
+        found[words] = [[301, 1 << 32]]
+        record.write_text(json.dumps(found))
+        assert "[damaged-state]" in world.run("one", place, status=65).stderr
+    record.write_bytes(data)
+    world.run("one", place)
     assert differences(seen(place), before) == []
 
 
