@@ -142,7 +142,7 @@ class Context:
             for spec in specs:
                 volume = self._open(spec, places.get(spec.mount), stack)
                 (self.volatile if spec.volatile else kept)[spec.mount] = volume
-            _check_apart({**kept, **self.volatile})
+            _check_apart(kept, self.volatile)
             self.volumes = Volumes(kept, volatile=self.volatile, inside=self.image.is_inside)
             self._stack = stack.pop_all()
 
@@ -194,22 +194,27 @@ class Context:
         self._stack.close()
 
 
-def _check_apart(volumes: Mapping[str, Volume]) -> None:
+def _check_apart(kept: Mapping[str, Volume], volatile: Mapping[str, Volume]) -> None:
     """Refuse one directory as two volumes: each would find what the other one has as its own.
+
+    Of one that is *volatile* as well, what is kept would be emptied at each start.
 
     Raises:
         UnsafeVolumeError: If it is.
     """
     found: dict[tuple[int, int], Volume] = {}
-    for mount, volume in volumes.items():
+    for mount, volume in (*kept.items(), *volatile.items()):
         st = files.fstat(volume.fd)
-        first = found.setdefault((st.st_dev, st.st_ino), volume)
-        if first is not volume:
+        place = st.st_dev, st.st_ino
+        first = found.get(place)
+        if first is not None:
             raise UnsafeVolumeError(
                 f"{first.mount} and {mount} are one and the same volume, {first.directory!r}",
                 code="foreign-volume",
                 hint=f"Mount a volume of its own at {mount}.",
             )
+        if mount in kept:
+            found[place] = volume
 
 
 def parse_volume_option(value: str) -> tuple[str, str]:

@@ -427,6 +427,24 @@ def test_a_volume_that_was_kept_is_not_emptied(
     assert picture(volume, times=False) == picture(images[1].root / "vt-template", times=False)
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["empty", "current"])
+def test_a_kept_volume_that_is_mounted_as_a_volatile_one_as_well_is_not_emptied(
+    *, known: bool, tmp_path: Path, rpms: Mapping[str, Path]
+) -> None:
+    site = Site(top=tmp_path)
+    image = _volatile(site, rpms, "1")
+    site.volume("/vt")
+    if known:
+        site.run("start", image, "--", "true")
+    site.volumes["/vt"] = site.volume("/data")
+    before = picture(tmp_path)
+    for words in ((), ("--allow", "kept-volume")):
+        said = site.run("start", image, *words, "--", "true", status=65).stderr
+        assert f"/data and /vt are one and the same volume, '{site.volume()}'" in said
+        assert "[foreign-volume]" in site.run("check", image, *words, status=65).stdout
+    assert picture(tmp_path) == before
+
+
 def test_what_another_project_leaves_on_its_volatile_volume_is_no_mark_of_a_kept_one(
     tmp_path: Path, rpms: Mapping[str, Path]
 ) -> None:
