@@ -19,6 +19,7 @@ from ipavolume.volume.members import Volume
 from ipavolume.volume.volumes import Volumes
 
 EXISTING: Final = "existing"
+KEPT_VOLUME: Final = "kept-volume"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ OVERRIDES: Final = {
     "fs-group": "populate a volume that Kubernetes gives to a group at every mount",
     "hostname": "start a volume under another host name than its own",
     "incompatible": "take a volume from a release that the image does not accept",
-    "kept-volume": "empty a volume that was kept, where the image has a volatile one",
+    KEPT_VOLUME: "empty a volume that was kept, where the image has a volatile one",
     "local-lock": "work on NFS that is mounted with local locks",
     "lost-owners": "upgrade a volume whose files have other owners than they were given",
     "left-behind": "leave what is in a listed path that the image keeps elsewhere where it is",
@@ -143,6 +144,8 @@ class Context:
                 volume = self._open(spec, places.get(spec.mount), stack)
                 (self.volatile if spec.volatile else kept)[spec.mount] = volume
             _check_apart(kept, self.volatile)
+            if KEPT_VOLUME not in options.allow:
+                _check_outside(kept, self.volatile)
             self.volumes = Volumes(kept, volatile=self.volatile, inside=self.image.is_inside)
             self._stack = stack.pop_all()
 
@@ -215,6 +218,44 @@ def _check_apart(kept: Mapping[str, Volume], volatile: Mapping[str, Volume]) -> 
             )
         if mount in kept:
             found[place] = volume
+
+
+def _check_outside(kept: Mapping[str, Volume], volatile: Mapping[str, Volume]) -> None:
+    """Refuse to empty what is a part of a volume that is kept, or has one as a part of it.
+
+    Raises:
+        UnsafeVolumeError: If a volatile volume is that.
+    """
+    for mount, volume in volatile.items():
+        for of, one in kept.items():
+            if _is_part_of(volume, one):
+                text = f"is a part of the volume at {of}, mounted once more"
+            elif _is_part_of(one, volume):
+                text = f"has the volume at {of} as a part of it"
+            else:
+                continue
+            raise UnsafeVolumeError(
+                f"the image empties what is mounted at {mount} at each start, but that {text}",
+                code=KEPT_VOLUME,
+                path=volume.directory,
+                hint=f"Mount a volume of its own at {mount}. To have it emptied: "
+                f"--allow {KEPT_VOLUME}.",
+            )
+
+
+def _is_part_of(volume: Volume, other: Volume) -> bool:
+    """Tell whether somebody has mounted a directory of another volume as this one."""
+    here, there = mounts.mount_of(volume.fd), mounts.mount_of(other.fd)
+    if here is None or there is None or here.device != there.device:
+        return False
+    places = []
+    for directory in (volume.directory, other.directory):
+        where, origin = mounts.origin_of(directory)
+        path = os.path.realpath(directory)
+        if directory == volume.directory and where != path:
+            return False
+        places.append(f"{origin.rstrip('/')}{path[len(where.rstrip('/')) :]}".rstrip("/"))
+    return places[0].startswith(f"{places[1]}/")
 
 
 def parse_volume_option(value: str) -> tuple[str, str]:

@@ -88,6 +88,26 @@ def test_a_volume_in_the_place_of_a_volatile_one_too_is_told_as_that(
     assert picture(site.volume("/data")) == before
 
 
+def test_a_part_of_a_volume_in_the_place_of_a_volatile_one_is_not_emptied(
+    volatile: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    """Nor what a volume is a part of."""
+    site, image = volatile
+    site.run("start", image, "--", "true")
+    site.volumes["/tmp"] = site.top / "mounted"
+    site.volume("/tmp").mkdir()
+    part = site.volume("/data") / "etc"
+    bind(part, site.volume("/tmp"))
+    before = picture(site.volume("/data"))
+    for command in (("start", "--", "true"), ("upgrade",), ("check",)):
+        said = site.run(command[0], image, *command[1:], status=65)
+        assert "is a part of the volume at /data, mounted once more" in said.stdout + said.stderr
+        assert "[kept-volume]" in said.stdout + said.stderr
+    assert picture(site.volume("/data")) == before
+    site.run("start", image, "--allow", "kept-volume", "--", "true")
+    assert [path.name for path in part.iterdir()] == ["var"]
+
+
 def test_only_a_start_fills_a_volatile_volume(volatile: tuple[Site, Image]) -> None:
     site, image = volatile
     tmp = site.volume("/tmp")
