@@ -321,7 +321,11 @@ def units_in(data: bytes, *, has_unit: Callable[[str], bool]) -> tuple[str, ...]
     except checks.MalformedError:
         return ()
     listed = names if isinstance(names, list) else []
-    other = {name: unit for name, unit in _UNITS_OF_DEBIAN.items() if has_unit(unit)}
+    other = {
+        name: unit
+        for name, unit in _UNITS_OF_DEBIAN.items()
+        if has_unit(unit) and not has_unit(_UNITS[name])
+    }
     return tuple(other.get(name, unit) for name, unit in _UNITS.items() if name in listed)
 
 

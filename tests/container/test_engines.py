@@ -170,8 +170,9 @@ def test_p34_a_remapped_volume_is_named_without_remapping(
         said = _refused(engine, shifted)
         assert f"every owner on the volume '/data' is {REMAPPED} too high" in said
         assert f"range begins at {REMAPPED}" in said
-    on_host = run_ipavolume("status", shifted, status=65).stderr
-    assert f"every owner on the volume '{shifted}' is {REMAPPED} too high" in on_host
+    on_host = run_ipavolume("status", shifted, status=74).stderr
+    assert f"the volume '{shifted}' is one of a docker with userns-remap" in on_host
+    assert f"docker run --rm -v {VOLUME}:/data:ro IMAGE ipavolume check" in on_host
 
 
 @pytest.mark.parametrize("upgraded", ["remapped"], indirect=True)

@@ -165,7 +165,7 @@ def test_one_that_lacks_what_the_container_may_not_give_is_named_with_the_right(
     before = tree_of(site.volume(), times=False)
     status, said = run("rollback", made["1"])
     assert status == 74
-    assert "share': security.NTACL cannot be kept without CAP_SYS_ADMIN [io-error]" in said
+    assert "share': security.NTACL cannot be kept without CAP_SYS_ADMIN [missing-right]" in said
     assert "The container has no CAP_SYS_ADMIN: take it out of --cap-drop" in said
     assert tree_of(site.volume(), times=False) == before
     site.run("rollback", made["1"])
