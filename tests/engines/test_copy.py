@@ -169,14 +169,14 @@ def test_an_image_that_nobody_has_is_not_pulled(engines: Pretended, place: Path)
             "DOCKER_HOST, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or a context",
         ),
         (
-            "unable to resolve docker endpoint: open /root/.docker/ca.pem: no such file or "
+            "unable to resolve docker endpoint: open /home/admin/.docker/ca.pem: no such file or "
             "directory",
             "docker does not know what engine to ask",
             "DOCKER_HOST, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or a context",
         ),
         (
             'Failed to initialize: unable to resolve docker endpoint: context "far": context not '
-            "found: open /root/.docker/contexts/meta/0/meta.json: no such file or directory",
+            "found: open /home/admin/.docker/contexts/meta/0/meta.json: no such file or directory",
             "docker does not know what engine to ask",
             "or a context (docker context ls), says what it cannot use",
         ),

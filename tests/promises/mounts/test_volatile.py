@@ -91,7 +91,6 @@ def test_a_volume_in_the_place_of_a_volatile_one_too_is_told_as_that(
 def test_a_part_of_a_volume_in_the_place_of_a_volatile_one_is_not_emptied(
     volatile: tuple[Site, Image], bind: Callable[[Path, Path], None]
 ) -> None:
-    """Nor what a volume is a part of."""
     site, image = volatile
     site.run("start", image, "--", "true")
     site.volumes["/tmp"] = site.top / "mounted"
@@ -106,6 +105,22 @@ def test_a_part_of_a_volume_in_the_place_of_a_volatile_one_is_not_emptied(
     assert picture(site.volume("/data")) == before
     site.run("start", image, "--allow", "kept-volume", "--", "true")
     assert [path.name for path in part.iterdir()] == ["var"]
+
+
+def test_a_volatile_volume_that_has_another_one_as_a_part_of_it_is_not_emptied(
+    volatile: tuple[Site, Image], bind: Callable[[Path, Path], None]
+) -> None:
+    site, image = volatile
+    part = site.volume("/tmp") / "part"
+    part.mkdir()
+    (part / "of somebody").write_text("kept")
+    site.volumes["/data"] = site.top / "mounted"
+    site.volume("/data").mkdir()
+    bind(part, site.volume("/data"))
+    said = site.run("start", image, "--", "true", status=65).stderr
+    assert "has the volume at /data as a part of it" in said
+    assert "[kept-volume]" in said
+    assert (part / "of somebody").read_text() == "kept"
 
 
 def test_only_a_start_fills_a_volatile_volume(volatile: tuple[Site, Image]) -> None:
