@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from ipavolume.apply import rollback, run
+from ipavolume.apply import run
 from ipavolume.context import Context
 from ipavolume.model.progress import Progress
 from ipavolume.model.tasks import pending
@@ -32,6 +32,8 @@ def foresee(context: Context, verdict: Verdict, facts: Mapping[str, Facts], say:
         left = _left(context, facts, emptied=verdict.refills)
         return replace(left, is_followed=verdict.state is State.TAKEN_OVER)
     if does is Does.GO_BACK:
+        from ipavolume.apply import rollback
+
         plan, warnings = rollback.left(context, facts, say, emptied=verdict.refills)
         return Draft(plan=plan, positions={}, warnings=warnings)
     return draft(context, verdict, facts, looking=True, say=say)
