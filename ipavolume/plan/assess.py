@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ipavolume.context import Context
 from ipavolume.errors import IpaVolumeError
@@ -20,7 +20,7 @@ from ipavolume.model.paths import WRITTEN_BY_ENGINES
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.plan import verdict
 from ipavolume.plan.moved import LEFT_BEHIND, left_behind
-from ipavolume.plan.verdict import Owners, Question, State, Verdict
+from ipavolume.plan.verdict import Question, State, Verdict
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
 from ipavolume.volume.failures import attempt
@@ -40,6 +40,9 @@ from ipavolume.volume.snapshots import (
 )
 from ipavolume.volume.strangers import AT_THE_TOP, is_named, strangers_data
 from ipavolume.volume.volumes import Volumes
+
+if TYPE_CHECKING:
+    from ipavolume.plan.application import Application
 
 _ANONYMOUS: Final = r"/volumes/([0-9a-f]{64})/_data$"
 _OF_ENGINES: Final = ("/proc", "/sys", "/dev", "/run", "/tmp")  # noqa: S108 # mounted there
@@ -237,7 +240,7 @@ def _called(image: Image) -> tuple[str, ...]:
 
 def _owners(
     context: Context, primary: Facts, legacy: ImageHeader | None
-) -> tuple[Owners, Owners] | None:
+) -> tuple[Application, Application] | None:
     """Return whose application volumes and image are by their packages, where that is asked."""
     image = context.image
     if not verdict.is_told_by_packages(image.header, _called(image), primary):
@@ -255,8 +258,10 @@ def _owners(
     if known is not None:
         theirs = _owners_of(known, _listed(context.volumes.primary, primary), guard)
     elif legacy is not None and legacy.packages:
+        from ipavolume.plan.application import Application
+
         # What the application itself says of its version is there because it is that one.
-        theirs = Owners(files=legacy.packages, all=legacy.packages)
+        theirs = Application(files=legacy.packages, all=legacy.packages)
     else:
         return None
     return theirs, _owners_of(image.header, image.lines(), guard)
@@ -270,8 +275,10 @@ def _listed(volume: Volume, primary: Facts) -> Iterator[bytes]:
         yield from manifest.read_lines(stream)
 
 
-def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]) -> Owners:
+def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]) -> Application:
     """Return the packages of what is listed, and those that the configuration guards."""
+    from ipavolume.plan.application import Application
+
     owning = header.owning
     if owning is None:
         found = Owning(header.volumes)
@@ -285,7 +292,7 @@ def _owners_of(header: ImageHeader, lines: Iterable[bytes], guard: Sequence[str]
         if versions.matches_package(pattern, package)
     }
     packages = [package for package in header.packages if package.name in owners]
-    return Owners(
+    return Application(
         files=tuple(package for package in packages if owners[package.name]),
         all=tuple(packages),
     )

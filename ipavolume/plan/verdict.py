@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ipavolume.config import releases
 from ipavolume.context import EXISTING
@@ -25,9 +25,11 @@ from ipavolume.volume.refused import UNDONE, UNVERIFIED, Refused
 from ipavolume.volume.room import NOT_MOUNTED
 from ipavolume.volume.roots import FS_GROUP
 
+if TYPE_CHECKING:
+    from ipavolume.plan.application import Application
+
 _MAX_NAMED: Final = 5
 _ID_SHOWN: Final = 12
-_SAYS_NOTHING: Final = frozenset("()/")
 
 
 class State(enum.StrEnum):
@@ -72,19 +74,6 @@ class Verdict:
     error: IpaVolumeError | None = None
     overrides: tuple[str, ...] = ()
     refills: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owners:
-    """The packages whose application a volume, or an image, keeps the state of.
-
-    Attributes:
-        files: Those that own listed files.
-        all: Those that own anything listed, directories included.
-    """
-
-    files: tuple[Package, ...] = ()
-    all: tuple[Package, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +128,7 @@ class Question:
     refilled: Collection[str] = ()
     application: Collection[str] = ()
     profile: str = ""
-    owners: tuple[Owners, Owners] | None = None
+    owners: tuple[Application, Application] | None = None
     strangers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     unmounted: Collection[str] = ()
     anonymous: Mapping[str, str] = field(default_factory=dict)
@@ -272,53 +261,24 @@ def _judge_application(question: Question, primary: Facts) -> IpaVolumeError | N
         )
     if question.owners is None:
         return None
+    # Nobody asks it where nothing is to be done.
+    from ipavolume.plan.application import are_strangers, names_of
+
     theirs, ours_ = question.owners
-    if not _are_strangers(theirs, ours_):
+    if not are_strangers(theirs, ours_):
         return None
     known = primary.target or primary.baseline or question.legacy
     of = f" ({recorded!r})" if recorded else ""
     return RefusedError(
         f"the volume at {where} belongs to another application{of}: it is of "
         f"{name_of(known) if known and known.build_id else 'an unknown image'} with "
-        f"{_named(theirs)}, none of which has anything to do with {_named(ours_)} of this image, "
-        f"{name_of(image)}",
+        f"{names_of(theirs)}, none of which has anything to do with {names_of(ours_)} of this "
+        f"image, {name_of(image)}",
         code="foreign",
         hint="Mount the volume that belongs to this image. If both are the same application, take "
         "it over once with --allow foreign; an image that names it (application in "
         f"{CONFIG_PATH}) is not told by its packages.",
     )
-
-
-def _named(owners: Owners) -> str:
-    names = [package.name for package in owners.files or owners.all]
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
-
-
-def _are_strangers(theirs: Owners, ours: Owners) -> bool:
-    """Tell whether no package of one side is, by name or by what it provides, one of the other's.
-
-    Every distribution has a package with /etc and /var/log in it, which says nothing of what is
-    run: of those that only own directories one side may have some, if the other has files.
-    """
-    if not (theirs.all and ours.all):
-        return False
-    return not (
-        _meet(theirs.files or theirs.all, ours.all) or _meet(theirs.all, ours.files or ours.all)
-    )
-
-
-def _meet(some: Sequence[Package], others: Sequence[Package]) -> bool:
-    known = {name for package in others for name in _names(package)}
-    return any(name in known for package in some for name in _names(package))
-
-
-def _names(package: Package) -> Iterator[str]:
-    yield package.name
-    for provide in package.provides:
-        # "bundled(gnulib)", "libc.so.6()(64bit)" and "/bin/sh" say nothing of what it is.
-        if not _SAYS_NOTHING.intersection(provide.name):
-            yield provide.name
 
 
 def _judge_primary(question: Question, primary: Facts, *, foreign: bool) -> Verdict:

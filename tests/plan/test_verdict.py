@@ -15,8 +15,9 @@ from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.packages import Package, Provide
 from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.plan import verdict
+from ipavolume.plan.application import Application
 from ipavolume.plan.conduct import Does, conduct
-from ipavolume.plan.verdict import Owners, Question, State, Verdict, is_told_by_packages, judge
+from ipavolume.plan.verdict import Question, State, Verdict, is_told_by_packages, judge
 from ipavolume.volume.facts import Facts, Identity, Transaction
 from ipavolume.volume.refused import Refused
 
@@ -74,7 +75,7 @@ def amid(to: ImageHeader, **more: Any) -> Facts:
     return of(OLD, **{**values, **more})
 
 
-def owners(*names: str, files: bool = True, provides: tuple[str, ...] = ()) -> Owners:
+def owners(*names: str, files: bool = True, provides: tuple[str, ...] = ()) -> Application:
     """Return packages, which own files, or only directories."""
     packages = tuple(
         Package(
@@ -87,7 +88,7 @@ def owners(*names: str, files: bool = True, provides: tuple[str, ...] = ()) -> O
         )
         for name in names
     )
-    return Owners(files=packages if files else (), all=packages)
+    return Application(files=packages if files else (), all=packages)
 
 
 LEGACY: Final = replace(NOTHING, build_id="theirs", legacy=True)
@@ -980,21 +981,21 @@ DATA_ONLY: Final = owners("postgresql-server", files=False)
         pytest.param(DATA_ONLY, owners("mariadb-server", files=False), True, id="data alone"),
         pytest.param(DATA_ONLY, DATA_ONLY, False, id="data alone, the same"),
         pytest.param(
-            Owners(files=owners("dns").files, all=owners("dns", "filesystem").all),
-            Owners(files=owners("ipa").files, all=owners("ipa", "filesystem").all),
+            Application(files=owners("dns").files, all=owners("dns", "filesystem").all),
+            Application(files=owners("ipa").files, all=owners("ipa", "filesystem").all),
             True,
             id="the package with the usual directories says nothing",
         ),
         pytest.param(
             owners("app"),
-            Owners(files=owners("app-config").files, all=owners("app", "app-config").all),
+            Application(files=owners("app-config").files, all=owners("app", "app-config").all),
             False,
             id="split, the directory is the old package's still",
         ),
     ],
 )
 def test_packages_tell_whose_a_volume_is_where_nobody_said(
-    theirs: Owners, ours: Owners, *, is_foreign: bool
+    theirs: Application, ours: Application, *, is_foreign: bool
 ) -> None:
     """F47: an image of another application erased what that one had shipped."""
     found = judge(question(of(OLD), owners=(theirs, ours)))
