@@ -32,7 +32,9 @@ def audit(*, engine: str | None, as_json: bool, container: str) -> None:
 
     found = audit_container(engine or "", container, output.progress)
     if as_json:
-        document.current().set_result(text.audit_data(found))
+        from ipavolume.cli.data import audit_data
+
+        document.current().set_result(audit_data(found))
     else:
         click.echo(f"{text.escape(found.name)}: {text.audit_heading(found)}")
         for finding in found.findings:

@@ -42,6 +42,7 @@ def conflicts(
         ipavolume conflicts --take-new /data/etc/krb5.conf
         ipavolume conflicts /srv/ipa-data
     """
+    from ipavolume.cli.data import conflict_data
     from ipavolume.commands import conflicts as settle
     from ipavolume.commands import places
 
@@ -86,7 +87,7 @@ def conflicts(
         for conflict in found:
             lines = list(settle.difference(volumes, conflict)) if diff else []
             if as_json:
-                data = text.conflict_data(conflict)
+                data = conflict_data(conflict)
                 listed.append(data | ({"diff": lines} if diff else {}))
                 continue
             click.echo(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
 
-from ipavolume.cli import advice, text
+from ipavolume.cli import advice
 from ipavolume.errors import IpaVolumeError, UsageError
 
 FORMAT: Final = 1
@@ -68,7 +69,7 @@ class Document:
             {"volumes": self._volumes} if of_volumes else {"result": self._result}
         )
         document = {"format": FORMAT, "command": self._command, **came, "errors": self._errors}
-        return text.dump_json(with_bytes(document))
+        return dump_json(with_bytes(document))
 
     @contextlib.contextmanager
     def printed(self) -> Iterator[None]:
@@ -185,3 +186,8 @@ def _encoded(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_encoded(one) for one in value]
     return value
+
+
+def dump_json(data: object) -> str:
+    """Return *data* as one line of JSON; undecodable bytes as their surrogates' escapes."""
+    return json.dumps(data, ensure_ascii=True)

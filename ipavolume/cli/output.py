@@ -68,7 +68,7 @@ def show_error(
         hint = f"{hint} (more: {advice.more_of(err.code)})"
     if fastpath.is_logged_as_json():
         state = {"state": err.state, "hint": hint}
-        others = sum(map(len, map(text.dump_json, (str(err), *state.values())))) + _FIELDS_BYTES
+        others = sum(map(len, map(document.dump_json, (str(err), *state.values())))) + _FIELDS_BYTES
         last = _last(err.details, room=_TAIL_BYTES - others)
         _log("error", str(err), code=err.code, lines=last, **state)
         return
@@ -139,7 +139,7 @@ def _log(level: str, said: str, **more: object) -> None:
     """Write an object of the log; what is empty is left out."""
     more = {name: one for name, one in more.items() if one}
     data = {"time": clock.now(), "level": level, "text": said, **more}
-    click.echo(text.dump_json(data), err=True)
+    click.echo(document.dump_json(data), err=True)
 
 
 def _log_line(line: str) -> None:
@@ -282,8 +282,10 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
     def result(outcome: Outcome, lines: Sequence[str]) -> None:
         _teller().clear()
         if as_json:
+            from ipavolume.cli.data import outcome_data
+
             said = document.current()
-            said.set_result(text.outcome_data(outcome))
+            said.set_result(outcome_data(outcome))
             if one_stream:
                 # What follows is printed by what is executed.
                 said.print()
@@ -306,9 +308,11 @@ def shown(*, as_json: bool, silent: bool, one_stream: bool = False) -> Shown:
 
 def rehearsed(found: Rehearsed) -> None:
     """Print from inside its container what a rehearsal came to, in one line."""
+    from ipavolume.cli.data import rehearsed_data
+
     _teller().clear()
     # What the application printed last may have no end of a line.
-    click.echo(f"\n{text.dump_json(text.rehearsed_data(found))}")
+    click.echo(f"\n{document.dump_json(rehearsed_data(found))}")
 
 
 def inspection_data(found: Inspection, *, about: advice.About | None = None) -> dict[str, Any]:
@@ -318,7 +322,9 @@ def inspection_data(found: Inspection, *, about: advice.About | None = None) -> 
         found: What it found.
         about: The volumes that it looked at, where there are several.
     """
-    return text.inspection_data(_fitted(found, about))
+    from ipavolume.cli import data
+
+    return data.inspection_data(_fitted(found, about))
 
 
 def _fitted(found: Inspection, about: advice.About | None) -> Inspection:

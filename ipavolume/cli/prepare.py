@@ -56,6 +56,7 @@ def prepare(
         RUN ipavolume prepare --image-name registry.example/ipa:4.12
     """
     # Not in the way of a start: reading packages takes as many modules as all the rest.
+    from ipavolume.cli.data import prepared_data, unfit_data
     from ipavolume.prepare import run
     from ipavolume.prepare.findings import UnfitImageError
 
@@ -78,13 +79,13 @@ def prepare(
     except UnfitImageError as err:
         show_findings(err.findings, refused=err.refused)
         if as_json:
-            document.current().set_result(text.unfit_data(err.findings))
+            document.current().set_result(unfit_data(err.findings))
         raise
     show_findings(result.findings)
     if result.unowned and not silent:
         progress(text.unowned_line(result, verbose=verbose))
     if as_json:
-        document.current().set_result(text.prepared_data(result))
+        document.current().set_result(prepared_data(result))
     elif not silent:
         done = "prepared" if result.changed else "nothing to do for"
         click.echo(

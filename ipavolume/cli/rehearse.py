@@ -109,7 +109,9 @@ def rehearse(
         output.progress,
     )
     if as_json:
-        document.current().set_result(text.report_data(report))
+        from ipavolume.cli.data import report_data
+
+        document.current().set_result(report_data(report))
     else:
         for line in text.report_lines(report, verbose=verbose):
             click.echo(line)

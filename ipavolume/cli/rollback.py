@@ -44,8 +44,10 @@ def rollback(
     if dry_run:
         plan, warnings = going.look(options, run or "", output.progress)
         if as_json:
+            from ipavolume.cli.data import plan_data
+
             told = [warning.text for warning in warnings]
-            document.current().set_result({**text.plan_data(plan), "warnings": told})
+            document.current().set_result({**plan_data(plan), "warnings": told})
             return
         for line in text.rollback_lines(plan):
             click.echo(line)

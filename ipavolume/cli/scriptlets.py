@@ -23,7 +23,9 @@ def scriptlets(*, options: Options, as_json: bool) -> None:
 
     listed = listing.list_scriptlets(options)
     if as_json:
-        data = [text.scriptlet_data(found) for found in listed]
+        from ipavolume.cli.data import scriptlet_data
+
+        data = [scriptlet_data(found) for found in listed]
         document.current().set_result({"scriptlets": data})
         return
     for found in listed:

@@ -53,7 +53,9 @@ def snapshot(
     if action == "list":
         found = commands.list_kept(options)
         if as_json:
-            data = [text.kept_data(kept) for kept in found]
+            from ipavolume.cli.data import kept_data
+
+            data = [kept_data(kept) for kept in found]
             document.current().set_result({"runs": data})
             return
         for kept in found:
@@ -63,7 +65,9 @@ def snapshot(
     if action == "create":
         made = commands.create(options, output.progress)
         if as_json:
-            document.current().set_result({"snapshot": text.snapshot_data(made)})
+            from ipavolume.cli.data import snapshot_data
+
+            document.current().set_result({"snapshot": snapshot_data(made)})
         else:
             click.echo(_line(made, made.build_id or made.from_build))
         return

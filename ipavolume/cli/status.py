@@ -74,7 +74,9 @@ def status(
             statuses.append(err.exit_status)
             continue
         if form == "json":
-            said.add_volume(text.card_data(card))
+            from ipavolume.cli.data import card_data
+
+            said.add_volume(card_data(card))
             continue
         lines = text.card_lines(card)
         for line in ["", *lines] if number else lines:
@@ -104,7 +106,9 @@ def _probe(asked: Options, name: str, *, form: str, silent: bool) -> NoReturn:
         answer = probe.ask(context, probe.Probe(name))
         volume = context.volumes.primary.directory
     if form == "json":
-        document.current().add_volume(text.answer_data(answer, volume, name))
+        from ipavolume.cli.data import answer_data
+
+        document.current().add_volume(answer_data(answer, volume, name))
     elif not silent:
         click.echo(text.escape(answer.text))
     sys.exit(answer.exit_status)

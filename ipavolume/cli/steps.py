@@ -50,7 +50,9 @@ def steps(
     left_out = 0
     listed = listing.list_steps(options)
     if as_json:
-        data = [text.step_data(step) for step in listed]
+        from ipavolume.cli.data import step_data
+
+        data = [step_data(step) for step in listed]
         document.current().set_result({"steps": data})
         return
     for step in listed:
@@ -76,6 +78,7 @@ def _show(step: ListedStep) -> None:
 
 
 def _try(options: Options, volume: str, *, as_json: bool, verbose: bool) -> None:
+    from ipavolume.cli.data import tried_data
     from ipavolume.commands import trial
 
     faulty = False
@@ -84,7 +87,7 @@ def _try(options: Options, volume: str, *, as_json: bool, verbose: bool) -> None
     for tried in trial.try_steps(options, volume):
         faulty = faulty or bool(tried.fault)
         if as_json:
-            data.append(text.tried_data(tried))
+            data.append(tried_data(tried))
             continue
         if tried.listed.strange and not (tried.actions or tried.fault or verbose):
             left_out += 1

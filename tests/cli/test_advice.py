@@ -16,6 +16,7 @@ from support.images import MANIFEST, Packaged, build_rpm, make_image
 
 from ipavolume.cli import output, text
 from ipavolume.cli.advice import About, Place, Reader, fit, fit_here, place_of
+from ipavolume.cli.data import report_data
 from ipavolume.cli.main import main
 from ipavolume.commands.check import Finding, Inspection, Severity
 from ipavolume.commands.rehearse import Report
@@ -542,8 +543,8 @@ def test_what_refuses_a_rehearsal_is_told_with_the_volume_that_was_to_be_rehears
     started = replace(refused, network="internal")
     with click.Context(main.commands["rehearse"]) as called:
         called.params = {"reference": "example/ipa:4.13", "directory_of_volume": "/srv/ipa"}
-        shown, data = text.report_lines(refused, verbose=False), text.report_data(refused)
-        as_printed = text.report_data(started)["lines"]
+        shown, data = text.report_lines(refused, verbose=False), report_data(refused)
+        as_printed = report_data(started)["lines"]
         rehearsed = text.report_lines(started, verbose=False)
     fitted = (
         "Make room by ipavolume snapshot drop 0001-one --volume /srv/ipa. To see: ipavolume "

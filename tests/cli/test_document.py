@@ -24,7 +24,8 @@ from support.schema import MEANING, faults
 from support.upgrades import Site
 
 from ipavolume import errors
-from ipavolume.cli import document, text
+from ipavolume.cli import data as plain
+from ipavolume.cli import document
 from ipavolume.cli.document import OF_VOLUMES, Document, with_bytes
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.main import main
@@ -300,8 +301,8 @@ def test_what_engines_are_needed_for_is_as_the_manual_says() -> None:
         runs=({"run": "0001-x", "kind": "upgrade", "copies": [["a", "b", "saved"]]},),
     )
     seen: set[str] = set()
-    assert list(faults(text.audit_data(audited), "audit", "audit", seen=seen)) == []
-    data = json.loads(text.dump_json(text.report_data(report)))
+    assert list(faults(plain.audit_data(audited), "audit", "audit", seen=seen)) == []
+    data = json.loads(document.dump_json(plain.report_data(report)))
     assert list(faults(data, "rehearse", "rehearse", seen=seen)) == []
 
 
@@ -316,7 +317,7 @@ def test_a_name_that_is_no_text_has_its_bytes_beside_it() -> None:
     assert told["metadata"]["xattrs"] == {"user.a": "eA==", ODD: "eA=="}
     assert told["metadata"]["xattrs_b64"] == [base64.b64encode(b"user.a").decode(), encoded]
     assert "of_b64" not in told
-    assert r"odd\udcff" in text.dump_json(told)
+    assert r"odd\udcff" in document.dump_json(told)
     # Such a name can only have been made up.
     assert with_bytes({"path": "\ud800\udcff"})["path_b64"]
 
