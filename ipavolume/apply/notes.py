@@ -12,7 +12,7 @@ from typing import Final
 from ipavolume.apply import journal
 from ipavolume.apply.area import Area
 from ipavolume.formats import checks
-from ipavolume.formats.manifest import is_safe_path
+from ipavolume.formats.manifest import path_below
 from ipavolume.model.values import dataclass
 from ipavolume.volume import members
 from ipavolume.volume.layout import NOTES
@@ -102,13 +102,7 @@ class Notes:
 
 def _reader(mounts: Iterable[str]) -> Callable[[object], Note]:
     """Return what reads a note all of whose paths are below *mounts*."""
-    below = tuple(mount + "/" for mount in mounts)
-
-    def path(value: object) -> str:
-        result = checks.text(value)
-        if not is_safe_path(result) or not result.startswith(below):
-            raise checks.wrong(value, "a path below a mount")
-        return result
+    path = path_below(mounts)
 
     def perhaps(value: object) -> str:
         return "" if value == "" else path(value)

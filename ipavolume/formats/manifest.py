@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import fsencode
 from typing import Any, BinaryIO, Final
 
@@ -92,6 +92,19 @@ def is_safe_path(path: str) -> bool:
         and "/./" not in whole
         and "/../" not in whole
     )
+
+
+def path_below(mounts: Iterable[str]) -> Callable[[object], str]:
+    """Return what reads a safe path that is below one of *mounts*, or refuses it as malformed."""
+    below = tuple(mount + "/" for mount in mounts)
+
+    def path(value: object) -> str:
+        result = checks.text(value)
+        if not is_safe_path(result) or not result.startswith(below):
+            raise checks.wrong(value, "a path below a mount")
+        return result
+
+    return path
 
 
 def check_place(path: str, mount: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.formats import checks
-from ipavolume.formats.manifest import MAX_ID, is_safe_path
+from ipavolume.formats.manifest import MAX_ID, path_below
 from ipavolume.formats.tasks import parse_task, task_data
 from ipavolume.model.actions import (
     Action,
@@ -188,14 +188,7 @@ def _altered() -> UnsafeVolumeError:
 
 def _action_reader(mounts: Iterable[str]) -> Callable[[str, Mapping[str, Any]], Action]:
     """Return what reads an action all of whose paths are below *mounts*."""
-    below = tuple(mount + "/" for mount in mounts)
-
-    def path(value: object) -> str:
-        result = checks.text(value)
-        if not is_safe_path(result) or not result.startswith(below):
-            raise checks.wrong(value, "a path below a mount")
-        return result
-
+    path = path_below(mounts)
     special: checks.Special = {
         **_READ,
         "path": path,
