@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from support.whole import HEADER, SCRIPTLETS
 
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
@@ -17,11 +18,8 @@ from ipavolume.formats.plan import ACTIONS, action_data
 from ipavolume.formats.tasks import log_data, parse_log, parse_task, task_data
 from ipavolume.model.actions import Action, CreateTree, Install
 from ipavolume.model.files import DiskState, FileType, Metadata
-from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
-from ipavolume.model.packages import Condition, Package, Provide
 from ipavolume.model.tasks import Failure, Task, TaskKind, TaskLog, TaskRecord, TaskState
 from ipavolume.rpm import catalogue
-from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
 
 DIGITS = "9" * 5000
 
@@ -171,49 +169,6 @@ INSTALL = Install(
     save_to="",
     rule="rpm",
     reason="r",
-)
-HEADER = ImageHeader(
-    build_id="b",
-    packages=(
-        Package(
-            name="p",
-            epoch=1,
-            version="2",
-            release="3",
-            arch="x",
-            provides=(Provide(name="c", evr="4"),),
-        ),
-    ),
-    accounts=Accounts(users={"u": 1}, groups={"g": 2}),
-    volumes=(
-        VolumeSpec(
-            mount="/data",
-            template="/t",
-            entries=("/etc",),
-            top=(TopLevel(path="/data/etc", is_directory=True, entries=1, bytes=2),),
-        ),
-    ),
-    links=(("/a", "/data/a"),),
-)
-SCRIPTLETS = Catalogue(
-    scriptlets=(
-        Scriptlet(
-            name="p-triggerin-1",
-            package="p",
-            evr="1-1",
-            arch="x",
-            kind="triggerin",
-            interpreter=("/bin/sh",),
-            digest="0" * 64,
-            expand=True,
-            conditions=(Condition(name="q", sense=8, evr="1", place=2),),
-            priority=3,
-            number=1,
-            provides=("p",),
-        ),
-    ),
-    packages=(("p", "1-1", "x"),),
-    lua="",
 )
 
 WRITTEN: dict[str, tuple[Callable[[], bytes], bytes]] = {

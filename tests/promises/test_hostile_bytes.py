@@ -21,6 +21,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import whole
 from support.images import Packaged, build_rpm
 from support.steps import step_text, steps_in
 
@@ -39,15 +40,12 @@ from ipavolume.image.release import read_accounts, read_os_release
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.actions import Erase, Install, Plan
 from ipavolume.model.files import DiskState, FileFlags, FileType, Metadata, Record
-from ipavolume.model.images import Accounts, ImageHeader, TopLevel, VolumeSpec
-from ipavolume.model.packages import Condition, Package, Provide
 from ipavolume.model.tasks import Failure, Task, TaskKind, TaskLog, TaskRecord, TaskState
 from ipavolume.prepare import originals
 from ipavolume.prepare.originals import Replacement
 from ipavolume.rpm import catalogue
 from ipavolume.rpm.database import read_database
 from ipavolume.rpm.header import read_package_file
-from ipavolume.rpm.scriptlets import Catalogue, Scriptlet
 from ipavolume.rpm.versions import compare_evr
 from ipavolume.steps.declaration import find_steps
 from ipavolume.volume.facts import Identity, Transaction, read_facts
@@ -245,50 +243,10 @@ RECORDS: Final = manifest.dump_record(RECORD) + manifest.dump_record(
         content="y",
     )
 )
-HEADER: Final = ImageHeader(
-    build_id="b",
-    packages=(
-        Package(
-            name="p",
-            epoch=1,
-            version="2",
-            release="3",
-            arch="x",
-            provides=(Provide(name="c", evr="4"),),
-        ),
-    ),
-    accounts=Accounts(users={"u": 1}, groups={"g": 2}),
-    volumes=(
-        VolumeSpec(
-            mount="/data",
-            template="/t",
-            entries=("/etc",),
-            top=(TopLevel(path="/data/etc", is_directory=True, entries=1, bytes=2),),
-        ),
-    ),
-    links=(("/a", "/data/a"),),
+HEADER: Final = dataclasses.replace(
+    whole.HEADER,
     records=2,
     records_digest=hashlib.blake2b(RECORDS, digest_size=32).hexdigest(),
-)
-SCRIPTLETS: Final = Catalogue(
-    scriptlets=(
-        Scriptlet(
-            name="p-triggerin-1",
-            package="p",
-            evr="1-1",
-            arch="x",
-            kind="triggerin",
-            interpreter=("/bin/sh",),
-            digest="0" * 64,
-            expand=True,
-            conditions=(Condition(name="q", sense=8, evr="1", place=2),),
-            priority=3,
-            number=1,
-            provides=("p",),
-        ),
-    ),
-    packages=(("p", "1-1", "x"),),
-    lua="",
 )
 
 
@@ -330,7 +288,7 @@ DOCUMENTS: Final = {
     "manifest": Document(
         lines=manifest.dump_header(HEADER) + RECORDS, read=read_manifest, seal=seal_manifest
     ),
-    "scriptlets": Document(lines=catalogue.dump(SCRIPTLETS), read=catalogue.load),
+    "scriptlets": Document(lines=catalogue.dump(whole.SCRIPTLETS), read=catalogue.load),
     "request": Document(
         lines=Request(
             arguments=("-U",), environment={"IPA_SERVER_INSTALL_OPTS": "-p 'x y'"}, hold=True

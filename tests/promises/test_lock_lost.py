@@ -19,8 +19,8 @@ import pytest
 from support import inside, tracing
 from support.command import PROJECT, clean_environment, run_ipavolume, volume_of
 from support.hostile import picture
-from support.images import Image, Packaged, build_rpm
-from support.requirements import need_root, need_tool
+from support.images import Image
+from support.requirements import need_tool
 from support.upgrades import Site
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -50,23 +50,6 @@ REPLACE = "cp -a .ipavolume/lock .ipavolume/other && mv .ipavolume/other .ipavol
 """What another host does that takes the lock of one that it has been told is dead."""
 
 
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two versions of a package with a config file."""
-    need_root()
-    top = tmp_path_factory.mktemp("lost")
-    one, two = (
-        build_rpm(
-            top,
-            "app",
-            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
-            version=version,
-        )
-        for version in ("1", "2")
-    )
-    return one, two
-
-
 class Story:
     """A volume of the first image, and images that meet it.
 
@@ -76,10 +59,10 @@ class Story:
         volume: The volume.
     """
 
-    def __init__(self, top: Path, packages: tuple[Path, Path]) -> None:
+    def __init__(self, top: Path, versions: tuple[Path, Path]) -> None:
         """Fill the volume."""
         self.site = Site(top=top)
-        self._packages = packages
+        self._versions = versions
         self.volume = self.site.volume()
         self.first = self.image("one")
         self.site.upgrade(self.first)
@@ -93,7 +76,7 @@ class Story:
                 path = "/etc/ipavolume/upgrade_steps/s5000_run.py"
                 image.write(path, STEP.lstrip().format(when=when, scripts=scripts))
 
-        rpm = self._packages[name != "one"]
+        rpm = self._versions[name != "one"]
         return self.site.image(name, [rpm], lists=LISTS, edit=edit)
 
     def replace_lock(self) -> None:
@@ -102,9 +85,9 @@ class Story:
 
 
 @pytest.fixture
-def story(tmp_path: Path, packages: tuple[Path, Path]) -> Story:
+def story(tmp_path: Path, versions: tuple[Path, Path]) -> Story:
     """What every test begins with."""
-    return Story(tmp_path, packages)
+    return Story(tmp_path, versions)
 
 
 @contextmanager

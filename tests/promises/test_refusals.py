@@ -36,21 +36,6 @@ TWO_VOLUMES = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n'
 TWO_LISTS = {"data": ["/etc/svc/"], "logs": ["/var/lib/svc/"]}
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """The service's packages and images."""
-    return Workshop(tmp_path_factory.mktemp("workshop"))
-
-
-@pytest.fixture(scope="session")
-def populated(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume that image one populated; it is copied, never used."""
-    volume = tmp_path_factory.mktemp("populated") / "volume"
-    volume.mkdir()
-    upgrade(workshop.one(), volume)
-    return volume
-
-
 def _copy(source: Path, target: Path) -> Path:
     subprocess.run(["cp", "-a", str(source), str(target)], check=True, timeout=60)
     return target

@@ -10,8 +10,7 @@ from typing import Any, Final
 import pytest
 from support import inside
 from support.command import Result, run_ipavolume
-from support.images import Image, Packaged, build_rpm, picture
-from support.requirements import need_root
+from support.images import Image, picture
 from support.steps import put_step, step_text
 from support.upgrades import Site
 
@@ -22,23 +21,6 @@ STEP = (
     '    yield Command(words=("sh", "-c", "echo {said}; exit {status}"), reason="to convert",'
     " timeout_s=600)\n"
 )
-
-
-@pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A package with a config file, and its next version."""
-    need_root()
-    top = tmp_path_factory.mktemp("rehearsals")
-    one, two = (
-        build_rpm(
-            top,
-            "app",
-            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
-            version=version,
-        )
-        for version in "12"
-    )
-    return one, two
 
 
 @pytest.fixture

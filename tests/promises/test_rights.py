@@ -18,21 +18,6 @@ from support.requirements import need_tool, unavailable
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """The service's packages and images."""
-    return Workshop(tmp_path_factory.mktemp("workshop"))
-
-
-@pytest.fixture(scope="session")
-def populated(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume that image one populated; it is copied, never used."""
-    volume = tmp_path_factory.mktemp("populated") / "volume"
-    volume.mkdir()
-    upgrade(workshop.one(), volume)
-    return volume
-
-
 @pytest.fixture
 def volume(populated: Path, tmp_path: Path) -> Path:
     """A volume of image one."""

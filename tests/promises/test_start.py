@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support import inside
 from support.command import Result, clean_environment, listed_in, run_ipavolume, volume_of
-from support.images import Image, Packaged, build_rpm, picture
+from support.images import Image, picture
 from support.requirements import need_root, need_tool
 from support.steps import put_step, step_text
 from support.upgrades import Site
@@ -24,22 +24,6 @@ from support.upgrades import Site
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
 
 LISTS = {"/data": ["/etc/app/"]}
-
-
-@pytest.fixture(scope="session")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A package with a config file, and its next version."""
-    top = tmp_path_factory.mktemp("start")
-    one, two = (
-        build_rpm(
-            top,
-            "app",
-            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
-            version=version,
-        )
-        for version in "12"
-    )
-    return one, two
 
 
 class Container:

@@ -179,6 +179,20 @@ def build_rpm(
     return rpm
 
 
+def build_versions(directory: Path) -> tuple[Path, Path]:
+    """Build a package with a config file, and its next version."""
+    one, two = (
+        build_rpm(
+            directory,
+            "app",
+            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
+            version=version,
+        )
+        for version in "12"
+    )
+    return one, two
+
+
 def install(root: Path, rpms: Sequence[Path]) -> None:
     """Install packages in a tree, upgrading what is there."""
     need_root()

@@ -14,8 +14,8 @@ import pytest
 from support import tracing
 from support.command import clean_environment, run_ipavolume
 from support.hostile import picture
-from support.images import Image, Packaged, build_rpm
-from support.requirements import need_root, need_tool
+from support.images import Image, build_versions
+from support.requirements import need_tool
 from support.upgrades import Site
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -24,20 +24,9 @@ LISTS = {"/data": ["/etc/app/"]}
 
 
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two versions of a package with a config file."""
-    need_root()
-    top = tmp_path_factory.mktemp("lockfile")
-    one, two = (
-        build_rpm(
-            top,
-            "app",
-            [Packaged(path="/etc/app/app.conf", words="%config(noreplace)", content=version)],
-            version=version,
-        )
-        for version in ("1", "2")
-    )
-    return one, two
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package with a config file, and its next version."""
+    return build_versions(tmp_path_factory.mktemp("lockfile"))
 
 
 @pytest.fixture
@@ -47,17 +36,17 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture
-def image(site: Site, packages: tuple[Path, Path]) -> Image:
+def image(site: Site, versions: tuple[Path, Path]) -> Image:
     """An image, and its volume."""
-    image = site.image("one", packages[:1], lists=LISTS, edit=lambda one: one.mask_steps())
+    image = site.image("one", versions[:1], lists=LISTS, edit=lambda one: one.mask_steps())
     site.upgrade(image)
     return image
 
 
 @pytest.fixture
-def newer(site: Site, packages: tuple[Path, Path]) -> Image:
+def newer(site: Site, versions: tuple[Path, Path]) -> Image:
     """The next image."""
-    return site.image("two", packages[1:], lists=LISTS, edit=lambda one: one.mask_steps())
+    return site.image("two", versions[1:], lists=LISTS, edit=lambda one: one.mask_steps())
 
 
 def lock_of(site: Site) -> Path:
@@ -243,9 +232,9 @@ def test_status_says_who_holds_it(site: Site, image: Image) -> None:
 
 
 def test_a_file_system_that_is_not_known_to_lock_for_everybody_is_refused(
-    site: Site, packages: tuple[Path, Path], tmp_path: Path
+    site: Site, versions: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    image = site.image("one", packages[:1], lists=LISTS)
+    image = site.image("one", versions[:1], lists=LISTS)
     place = site.volume()
     subprocess.run([need_tool("mount"), "-t", "ramfs", "ramfs", str(place)], check=True)
     try:
