@@ -105,7 +105,7 @@ def wait_of(context: Context) -> tuple[Attempts, int] | None:
     return None if until is None else (recorded, until)
 
 
-def refuse_early(context: Context, facts: Facts | None = None, *, of: str = "") -> None:
+def refuse_early(context: Context, facts: Facts | None, *, of: str) -> None:
     """Refuse to try now what failed several times in a row, and is to be tried later.
 
     Args:

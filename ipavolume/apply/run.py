@@ -324,8 +324,8 @@ def resume(
     speaker: Speaker,
     *,
     phases: Collection[str],
-    overrides: Sequence[str] = (),
-    emptied: Collection[str] = (),
+    overrides: Sequence[str],
+    emptied: Collection[str],
 ) -> Finish:
     """Go on with the open run from what is on the volumes.
 

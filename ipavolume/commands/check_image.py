@@ -312,7 +312,7 @@ class Looker:
 
 @contextlib.contextmanager
 def looking_with(
-    choice: str, reference: str, checks: Sequence[Wanted], *, compares: bool = False
+    choice: str, reference: str, checks: Sequence[Wanted], *, compares: bool
 ) -> Iterator[Looker]:
     """Give what checks volumes with an image of an engine.
 

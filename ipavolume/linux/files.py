@@ -565,7 +565,7 @@ def write_file(directory: int, name: str, data: bytes, *, mode: int = 0o644) -> 
     write_stream(directory, name, (data,), mode=mode)
 
 
-def write_stream(directory: int, name: str, content: Iterable[bytes], *, mode: int = 0o644) -> None:
+def write_stream(directory: int, name: str, content: Iterable[bytes], *, mode: int) -> None:
     """Replace *name* by a file with *content*, atomically and durably, in bounded memory.
 
     The temporary name is fixed because only one writer holds the lock: a leftover of a run

@@ -337,7 +337,7 @@ def _free_trees(image: ImageHeader, volumes: Volumes) -> list[TopLevel] | None:
     return trees
 
 
-def draft_fill(context: Context, mount: str, run: str, *, looking: bool = False) -> Plan:
+def draft_fill(context: Context, mount: str, run: str, *, looking: bool) -> Plan:
     """Plan what fills the volume at *mount*, which was emptied amid *run*.
 
     A directory that is there already was put there whole.

@@ -114,7 +114,7 @@ def left_behind(
     volumes: Volumes,
     shipped: Iterator[bytes],
     *,
-    emptied: Collection[str] = (),
+    emptied: Collection[str],
 ) -> IpaVolumeError | None:
     """Return what refuses *new* because of what nobody would find any more.
 

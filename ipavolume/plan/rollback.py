@@ -97,7 +97,7 @@ def draft_open(
     *,
     is_automatic: bool,
     looking: bool = False,
-    say: Progress = say_nothing,
+    say: Progress,
 ) -> Rollback:
     """Plan what undoes the chain of runs that was never committed.
 
@@ -137,7 +137,7 @@ def draft_committed(
     primary: Facts,
     snapshot: Snapshot,
     *,
-    looking: bool = False,
+    looking: bool,
     say: Progress = say_nothing,
 ) -> Rollback:
     """Plan what brings the volumes back to what they were before a run that was completed.
@@ -286,8 +286,8 @@ def draft_rollback(
     cause: str = "",
     since_ns: int,
     is_automatic: bool = False,
-    looking: bool = False,
-    say: Progress = say_nothing,
+    looking: bool,
+    say: Progress,
 ) -> Rollback:
     """Plan what brings the volumes back to *snapshot*.
 

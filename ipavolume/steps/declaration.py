@@ -77,9 +77,10 @@ def find_steps(
 ) -> tuple[Declaration, ...]:
     """Return the steps of an image, sorted by name; masked ones are marked, not left out.
 
-    A file in :data:`OWN` replaces the shipped one of the same name, and a symbolic link to
-    ``/dev/null`` there masks it. Files of a running container (``--root /``), their
-    directories and all above them have to belong to root and to be writable by root alone.
+    A file in :data:`~ipavolume.model.paths.OWN_STEPS` replaces the shipped one of the same name,
+    and a symbolic link to ``/dev/null`` there masks it. Files of a running container
+    (``--root /``), their directories and all above them have to belong to root and to be writable
+    by root alone.
 
     Args:
         tree: The image; links to its directories of steps are resolved below its root.

@@ -60,7 +60,7 @@ def load_step(tree: ImageTree, declaration: Declaration, *, limit_s: float = PLA
 
     Args:
         tree: The image.
-        declaration: The step, as :func:`find_steps` gave it.
+        declaration: The step, as :func:`ipavolume.steps.declaration.find_steps` gave it.
         limit_s: Seconds that one of its functions may take.
 
     Raises:

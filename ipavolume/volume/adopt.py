@@ -88,7 +88,7 @@ def _records(volume: Volume, name: str, mount: str) -> list[Record]:
         os.close(fd)
 
 
-def learn(volume: Volume, *, operator_says: str = "") -> ImageHeader:
+def learn(volume: Volume, *, operator_says: str) -> ImageHeader:
     """Return a header with what can be learned of the image that last ran on *volume*.
 
     Args:

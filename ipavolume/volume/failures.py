@@ -48,7 +48,7 @@ def attempt(doing: str, path: str, *, now: str = "") -> contextlib.AbstractConte
     return told_as(lambda err: io_error(doing, path, err, now=now))
 
 
-def io_error(doing: str, path: str, err: OSError, *, now: str = "") -> IpaVolumeError:
+def io_error(doing: str, path: str, err: OSError, *, now: str) -> IpaVolumeError:
     """Return what to raise for *err*."""
     text = f"cannot {doing} {path!r}: {err.strerror or err}"
     if err.errno in (errno.ELOOP, errno.ENOTDIR):
