@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 from ipavolume.linux import clock
 from ipavolume.model.redaction import encodable
 from ipavolume.model.tasks import MAX_MESSAGE_CHARACTERS
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.members import Volume
-from ipavolume.volume.refused import Refused, read_refused, write_refused
-
-_MAX_COUNT: Final = 1_000_000
+from ipavolume.volume.refused import MAX_COUNT, Refused, read_refused, write_refused
 
 
 def is_refused(volume: Volume, image: str, fingerprint: str) -> bool:
@@ -47,7 +44,7 @@ def note_refused(
         run=run,
         at=clock.now(),
         cause=encodable(cause)[:MAX_MESSAGE_CHARACTERS],
-        count=min(sum(record.count for record in same) + 1, _MAX_COUNT),
+        count=min(sum(record.count for record in same) + 1, MAX_COUNT),
     )
     with attempt("write to", volume.directory):
         write_refused(volume, [*(one for one in known if one not in same), record])

@@ -46,8 +46,8 @@ def plan_way_back(
     context: Context,
     facts: Mapping[str, Facts],
     *,
-    overrides: Collection[str] = (),
-    emptied: Collection[str] = (),
+    overrides: Collection[str],
+    emptied: Collection[str],
     say: Progress,
 ) -> Rollback | None:
     """Plan what undoes the chain of runs that was never committed. Changes nothing.
@@ -66,7 +66,7 @@ def plan_way_back(
         IpaVolumeError: If it is refused, or what it needs is missing or altered.
     """
     primary = facts[context.volumes.primary.mount]
-    if _is_begun(primary):
+    if primary.is_going_back:
         _look_at_begun(context.volumes, facts, emptied)
         return None
     made = draft_open(context, primary, is_automatic=True, say=say)
@@ -111,14 +111,10 @@ def left(
         IpaVolumeError: If it cannot be done, or what it needs is missing or altered.
     """
     primary = facts[context.volumes.primary.mount]
-    if _is_begun(primary):
+    if primary.is_going_back:
         return _look_at_begun(context.volumes, facts, emptied), ()
     made = draft_open(context, primary, is_automatic=True, looking=True, say=say)
     return made.plan, made.warnings
-
-
-def _is_begun(primary: Facts) -> bool:
-    return primary.transaction is not None and primary.transaction.phase == UNDOING
 
 
 def _look_at_begun(volumes: Volumes, facts: Mapping[str, Facts], emptied: Collection[str]) -> Plan:
@@ -209,7 +205,7 @@ def finish_undoing(
     facts: Mapping[str, Facts],
     speaker: Speaker,
     *,
-    emptied: Collection[str] = (),
+    emptied: Collection[str],
 ) -> Finish:
     """Go on with the way back that the volumes are on, from what is on them.
 

@@ -16,8 +16,8 @@ from ipavolume.apply.area import Area
 from ipavolume.context import host_name
 from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.formats.manifest import MAX_ID
-from ipavolume.formats.plan import is_run_id
+from ipavolume.formats.manifest import owner_id
+from ipavolume.formats.plan import run_id
 from ipavolume.linux import clock, files
 from ipavolume.model.files import BUILD_ID_NAME
 from ipavolume.model.images import ImageHeader
@@ -225,13 +225,6 @@ def read_undo(first: Area) -> Undo:
     return undo_
 
 
-def _run(value: object) -> str:
-    text = checks.text(value)
-    if not is_run_id(text):
-        raise checks.wrong(value, "the id of a run")
-    return text
-
-
 def _had(value: object) -> tuple[str, ...]:
     return checks.items(value, lambda name: checks.one_of(name, BROUGHT_BACK))
 
@@ -241,16 +234,12 @@ def _failures(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _numbers(value: object) -> tuple[tuple[int, int], ...]:
-    return checks.items(value, lambda one: checks.row(one, _id, _id))
-
-
-def _id(value: object) -> int:
-    return checks.count(value, MAX_ID)
+    return checks.items(value, lambda one: checks.row(one, owner_id, owner_id))
 
 
 _READ: Final[checks.Special] = {
-    "run": _run,
-    "snapshot": _run,
+    "run": run_id,
+    "snapshot": run_id,
     "had": _had,
     "build_ids": checks.pairs,
     "changed": checks.pairs,

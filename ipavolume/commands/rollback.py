@@ -25,7 +25,7 @@ from ipavolume.plan.rollback import Rollback
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import failures
-from ipavolume.volume.facts import UNDOING, Facts
+from ipavolume.volume.facts import Facts
 from ipavolume.volume.history import REPLACING_NOTHING, image_names, read_history
 from ipavolume.volume.logs import Speaker
 from ipavolume.volume.members import Volume
@@ -61,7 +61,7 @@ def look(options: Options, run: str, say: Progress) -> tuple[Plan, tuple[Warn, .
     with or_recorded(options) as options, Context(options) as context:
         facts = context.volumes.facts()
         primary = facts[context.volumes.primary.mount]
-        if _is_undoing(primary):
+        if primary.is_going_back:
             emptied = _judged(context, facts).refills
             return back.left(context, facts, say, emptied=emptied)
         made = _draft(context, facts, run, looking=True, say=say)
@@ -94,7 +94,7 @@ def _roll_back(work: Work, run: str, speaker: Speaker) -> Outcome:
     while True:
         facts = context.volumes.facts()
         primary = facts[context.volumes.primary.mount]
-        if _is_undoing(primary):
+        if primary.is_going_back:
             emptied = _judged(context, facts).refills
             if roots.take(context.volumes, facts) or work.lock.secure():
                 continue
@@ -118,10 +118,6 @@ def _outcome(end: Finish, primary: Volume) -> Outcome:
         ends=(end,),
         names=names,
     )
-
-
-def _is_undoing(primary: Facts) -> bool:
-    return primary.transaction is not None and primary.transaction.phase == UNDOING
 
 
 def _refuse_in_use(work: Work) -> None:

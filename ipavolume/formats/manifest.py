@@ -38,6 +38,7 @@ _MAX_SIZE: Final = (1 << 63) - 1
 MAX_PATH_CHARACTERS: Final = 4095
 """``PATH_MAX``: what else reads an image could not name anything longer."""
 MAX_ID: Final = 0xFFFFFFFE
+"""The one above it is -1, with which a call that changes owners leaves them as they are."""
 
 _FLAG_WORDS: Final = (
     (FileFlags.CONFIG, "config"),
@@ -151,8 +152,8 @@ def parse_record(line: bytes) -> Record:
             mode=checks.mode(data["mode"]),
             owner=checks.name(data["owner"]),
             group=checks.name(data["group"]),
-            uid=_id(data["uid"]),
-            gid=_id(data["gid"]),
+            uid=owner_id(data["uid"]),
+            gid=owner_id(data["gid"]),
             size=size,
             content=content,
             xattrs=checks.xattrs(data["xattrs"]) if "xattrs" in data else (),
@@ -290,7 +291,8 @@ def parse_header(line: bytes) -> ImageHeader:
                 checks.loader(Package, {str: checks.name, "provides": _provides}),
             ),
             accounts=Accounts(
-                users=_ids(data["accounts"]["users"]), groups=_ids(data["accounts"]["groups"])
+                users=owner_ids(data["accounts"]["users"]),
+                groups=owner_ids(data["accounts"]["groups"]),
             ),
             volumes=checks.items(data["volumes"], _volume),
             links=checks.pairs(data["links"]),
@@ -313,12 +315,14 @@ def parse_header(line: bytes) -> ImageHeader:
     return header
 
 
-def _id(value: object) -> int:
+def owner_id(value: object) -> int:
+    """Return the number of a user or a group, or refuse it as malformed."""
     return checks.count(value, MAX_ID)
 
 
-def _ids(value: object) -> dict[str, int]:
-    return {checks.name(name): _id(number) for name, number in checks.table(value).items()}
+def owner_ids(value: object) -> dict[str, int]:
+    """Return the numbers of users or groups by their names, or refuse them as malformed."""
+    return {checks.name(name): owner_id(number) for name, number in checks.table(value).items()}
 
 
 def _provides(value: object) -> tuple[Provide, ...]:

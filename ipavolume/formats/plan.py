@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.formats import checks
-from ipavolume.formats.manifest import MAX_ID, path_below
+from ipavolume.formats.manifest import owner_id, path_below
 from ipavolume.formats.tasks import parse_task, task_data
 from ipavolume.model.actions import (
     Action,
@@ -177,6 +177,14 @@ def is_run_id(text: str) -> bool:
     return text.isascii() and text.replace("-", "").isalnum() and len(text) <= _MAX_RUN_CHARACTERS
 
 
+def run_id(value: object) -> str:
+    """Return the id of a run, or refuse it as malformed."""
+    text = checks.text(value)
+    if not is_run_id(text):
+        raise checks.wrong(value, "the id of a run")
+    return text
+
+
 def _altered() -> UnsafeVolumeError:
     return UnsafeVolumeError(
         "the plan of the open transaction is cut short or was altered",
@@ -215,10 +223,6 @@ def _texts(value: object) -> tuple[str, ...]:
     return checks.items(value, checks.text)
 
 
-def _id(value: object) -> int:
-    return checks.count(value, MAX_ID)
-
-
 def _whole(value: object) -> int:
     return checks.count(value, (1 << 64) - 1)
 
@@ -231,8 +235,8 @@ def _time(value: object) -> int:
 _READ: Final[checks.Special] = {
     "mode": checks.mode,
     "xattrs": checks.xattrs,
-    "uid": _id,
-    "gid": _id,
+    "uid": owner_id,
+    "gid": owner_id,
     "dev": _whole,
     "ino": _whole,
     "mtime_ns": _time,

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from ipavolume.errors import ConfigurationError
+from ipavolume.formats.manifest import MAX_ID
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.images import Accounts
 from ipavolume.model.values import dataclass
 
 _MAX_ACCOUNTS_BYTES: Final = 64 << 20
 _MAX_OS_RELEASE_BYTES: Final = 64 << 10
-_MAX_ID: Final = 0xFFFFFFFE
-"""The one above it is -1, with which a call that changes owners leaves them as they are."""
 _MAX_DIGITS: Final = 10
 _SHOWN_DIGITS: Final = 20
 
@@ -60,13 +59,13 @@ def _read_ids(tree: ImageTree, path: str) -> dict[str, int]:
         if not fields[2].removeprefix(b"-").isdigit():
             continue
         digits = fields[2].lstrip(b"0") or b"0"
-        number = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else _MAX_ID + 1
+        number = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else MAX_ID + 1
         name = os.fsdecode(fields[0])
-        if number > _MAX_ID:
+        if number > MAX_ID:
             raise ConfigurationError(
                 f"{path!r} of the image gives {name!r} the number "
                 f"{os.fsdecode(fields[2][:_SHOWN_DIGITS])}, which no owner of a file can have",
-                hint=f"Numbers go from 0 to {_MAX_ID}. Correct it in the image.",
+                hint=f"Numbers go from 0 to {MAX_ID}. Correct it in the image.",
                 path=path,
             )
         result.setdefault(name, number)

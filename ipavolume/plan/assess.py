@@ -22,7 +22,7 @@ from ipavolume.plan import verdict
 from ipavolume.plan.moved import LEFT_BEHIND, left_behind
 from ipavolume.plan.verdict import Question, State, Verdict
 from ipavolume.rpm import versions
-from ipavolume.volume.facts import UNDOING, Facts, mark_of_kept
+from ipavolume.volume.facts import Facts, mark_of_kept
 from ipavolume.volume.failures import attempt
 from ipavolume.volume.history import image_names
 from ipavolume.volume.index import read_baseline, read_target
@@ -245,7 +245,7 @@ def _owners(
     image = context.image
     if not verdict.is_told_by_packages(image.header, _called(image), primary):
         return None
-    if primary.transaction is not None and primary.transaction.phase == UNDOING:
+    if primary.is_going_back:
         # Everything that is needed for that is on the volume; what follows is judged after it.
         return None
     guard = image.config.accept_guard or ()

@@ -23,7 +23,7 @@ from ipavolume.linux.files import open_regular, reader, write_stream
 from ipavolume.model.files import BUILD_ID_NAME, Record
 from ipavolume.model.images import ImageHeader, VolumeSpec
 from ipavolume.model.packages import Package
-from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH
+from ipavolume.model.paths import BUILD_ID_PATH, MANIFEST_PATH, OWN_STEPS, SHIPPED_STEPS
 from ipavolume.model.progress import Progress
 from ipavolume.model.tasks import Phase
 from ipavolume.model.values import dataclass
@@ -39,7 +39,6 @@ from ipavolume.steps.views import find_package
 
 _PRIVATE: Final = 0o600
 START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
-STEPS_PATHS: Final = ("/usr/share/ipavolume/upgrade_steps", "/etc/ipavolume/upgrade_steps")
 _MAX_BUILD_ID_CHARACTERS: Final = 256
 _MAX_STEP_BYTES: Final = 16 << 20
 
@@ -306,7 +305,7 @@ def _parts(
     for volume in facts.config.volumes:
         words = (volume.template, str(volume.volatile), *entries[volume.mount])
         yield f"volume {volume.mount}", os.fsencode("\0".join(words))
-    for directory in STEPS_PATHS:
+    for directory in (SHIPPED_STEPS, OWN_STEPS):
         location = tree.resolve(directory)
         st = tree.lstat(location)
         if st is None or not stat.S_ISDIR(st.st_mode):

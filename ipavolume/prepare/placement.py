@@ -18,11 +18,11 @@ from ipavolume.config.pathlist import ListEntry
 from ipavolume.errors import ConfigurationError
 from ipavolume.image.tree import ImageTree
 from ipavolume.model.files import VERSION_NAME
-from ipavolume.model.paths import is_within
+from ipavolume.model.paths import BUILD_ID_PATH, CONFIG_PATH, is_within
 from ipavolume.model.values import dataclass
 
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/usr/share/ipavolume")
-_OURS: Final = ("/etc/build-id", "/etc/ipavolume.toml", "/etc/ipavolume")
+_OURS: Final = (BUILD_ID_PATH, CONFIG_PATH, "/etc/ipavolume")
 RESERVED_NAMES: Final = frozenset(
     {"build-id", VERSION_NAME, ".configfiles", ".configfiles-noreplace", ".rpm-owned"}
 )

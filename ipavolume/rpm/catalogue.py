@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ipavolume.errors import ManifestError
 from ipavolume.formats import checks
+from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.manifest import NEWER
 from ipavolume.model.packages import Condition
 from ipavolume.model.scriptlets import KINDS
@@ -33,7 +33,7 @@ def dump(catalogue: Catalogue) -> bytes:
         "scriptlets": len(catalogue.scriptlets),
         "digest": _digest(catalogue.lua, body),
     }
-    return _line(header) + body
+    return dump_line(header) + body
 
 
 def substance(catalogue: Catalogue) -> str:
@@ -42,7 +42,7 @@ def substance(catalogue: Catalogue) -> str:
     That is told by the database, or by the package files: two builds of the same differ in it.
     """
     lines = sorted(
-        _line(
+        dump_line(
             {
                 **_plain(one),
                 "order": 0,
@@ -99,8 +99,8 @@ def _dump_body(catalogue: Catalogue) -> bytes:
         package: dict[str, object] = {"package": name, "evr": evr, "arch": arch}
         if place in provides:
             package["provides"] = list(provides[place])
-        lines.append(_line(package))
-    lines += [_line(_plain(scriptlet)) for scriptlet in catalogue.scriptlets]
+        lines.append(dump_line(package))
+    lines += [dump_line(_plain(scriptlet)) for scriptlet in catalogue.scriptlets]
     return b"".join(lines)
 
 
@@ -187,10 +187,6 @@ def _condition(value: object) -> Condition:
 
 def _digest(lua: str, body: bytes) -> str:
     return hashlib.sha256(lua.encode() + b"\n" + body).hexdigest()
-
-
-def _line(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def safe_names(owners: Iterable[tuple[str, str, str, str, int]]) -> list[str]:

@@ -154,6 +154,11 @@ class Facts:
     odd: OddRoot | None = None
 
     @property
+    def is_going_back(self) -> bool:
+        """The volume is on the way back to a snapshot, which was begun and not finished."""
+        return self.transaction is not None and self.transaction.phase == UNDOING
+
+    @property
     def stepped(self) -> ImageHeader | None:
         """Header of the last image whose steps all ran on the volume."""
         return self.pending or self.baseline
@@ -339,7 +344,7 @@ def read_version(volume: Volume) -> bytes | None:
 
 
 def read_identity(fd: int) -> Identity | None:
-    """Return who *volume* is, by its state directory *fd*; ``None``: nothing says so.
+    """Return who a volume is, by its state directory *fd*; ``None``: nothing says so.
 
     Raises:
         UnsafeVolumeError: If that is cut short or was altered.

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ipavolume.errors import IpaVolumeError
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.formats.plan import is_run_id
+from ipavolume.formats.plan import run_id
 from ipavolume.linux import clock, files
 from ipavolume.model.actions import (
     Action,
@@ -102,7 +102,7 @@ _TABLES: Final = {"packages": 3, "copies": 3, "shipped": 2, "tasks": 5, "failure
 def _run(line: bytes) -> Mapping[str, Any]:
     """Return a line of the history, in which everything has the type that it must have."""
     run = checks.decode(line)
-    checks.field(run, "run", _run_id)
+    checks.field(run, "run", run_id)
     for key in _TEXTS:
         checks.text(run.get(key, ""))
     for number in checks.table(run.get("counts", {})).values():
@@ -119,14 +119,6 @@ def _run(line: bytes) -> Mapping[str, Any]:
     checks.items(undone.get("changed", []), functools.partial(_row, width=2))
     checks.items(undone.get("settled", []), checks.text)
     return run
-
-
-def _run_id(value: object) -> str:
-    # Files are named by it.
-    result = checks.text(value)
-    if not is_run_id(result):
-        raise checks.wrong(value, "the id of a run")
-    return result
 
 
 def _row(value: object, *, width: int) -> tuple[Any, ...]:

@@ -25,11 +25,11 @@ from ipavolume.volume.members import Volume, open_state, read_of_state
 UNDONE: Final = "undone"
 UNVERIFIED: Final = "unverified"
 """Why an image is refused: its run was undone; what asks after the start was not content."""
+MAX_COUNT: Final = 1_000_000
 MAX_RECORDS: Final = 32
 """The oldest are dropped: who built so many images since has the first no more."""
 _CODES: Final = (UNDONE, UNVERIFIED)
 _MAX_BYTES: Final = 256 << 10
-_MAX_COUNT: Final = 1_000_000
 _HOUR_S: Final = 3600
 _WAITS_S: Final = (_HOUR_S, 4 * _HOUR_S, 24 * _HOUR_S)
 """The last again and again."""
@@ -104,7 +104,7 @@ def read_refused(volume: Volume) -> tuple[Refused, ...]:
 
 def _load(data: dict[str, Any]) -> Refused:
     found = checks.load(Refused, data, {"code": _code, "at": checks.moment, "cause": _cause})
-    if not 0 < found.count <= _MAX_COUNT:
+    if not 0 < found.count <= MAX_COUNT:
         raise checks.wrong(found.count, "a number of times")
     return found
 

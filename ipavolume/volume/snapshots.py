@@ -15,8 +15,8 @@ from typing import Final
 from ipavolume.errors import IpaVolumeError, RefusedError, UnsafeVolumeError
 from ipavolume.formats import checks
 from ipavolume.formats.jsonlines import dump_line
-from ipavolume.formats.manifest import MAX_ID, NEWER, is_safe_path
-from ipavolume.formats.plan import is_run_id
+from ipavolume.formats.manifest import NEWER, is_safe_path, owner_ids
+from ipavolume.formats.plan import is_run_id, run_id
 from ipavolume.linux import clock, files, mounts
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import Accounts
@@ -495,20 +495,8 @@ def _accounts_data(accounts: Accounts) -> dict[str, dict[str, int]]:
 def _accounts(value: object) -> Accounts:
     data = checks.table(value)
     return Accounts(
-        users=checks.field(data, "users", _ids), groups=checks.field(data, "groups", _ids)
+        users=checks.field(data, "users", owner_ids), groups=checks.field(data, "groups", owner_ids)
     )
-
-
-def _ids(value: object) -> dict[str, int]:
-    found = checks.table(value)
-    return {checks.name(key): checks.count(number, MAX_ID) for key, number in found.items()}
-
-
-def _run(value: object) -> str:
-    text = checks.text(value)
-    if not is_run_id(text):
-        raise checks.wrong(value, "the id of a run")
-    return text
 
 
 def _mounts(value: object) -> tuple[str, ...]:
@@ -521,7 +509,7 @@ def _mounts(value: object) -> tuple[str, ...]:
 _WRITTEN: Final[checks.Special] = {"accounts": _accounts_data}
 _READ: Final[checks.Special] = {
     "accounts": _accounts,
-    "run": _run,
+    "run": run_id,
     "mounts": _mounts,
     "lacks": checks.pairs,
 }
