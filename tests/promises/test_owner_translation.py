@@ -591,6 +591,20 @@ def handing_on(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return packages
 
 
+def _images_with(site: Site, rpm: Path, *users: Mapping[str, int]) -> list[Image]:
+    """Return images that differ in the numbers of their users only."""
+    return [
+        site.image(
+            name,
+            [rpm],
+            lists={"/data": ["/etc/app/"]},
+            passwd=_passwd(numbers),
+            group=_group({"giver": 1310}),
+        )
+        for name, numbers in zip(("one", "two"), users, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("how", "interrupted"),
     [*((how, False) for how in HANDED_ON), ("in a circle of three", True)],
@@ -652,16 +666,7 @@ def test_an_edited_file_of_a_package_that_did_not_change_stays_whatever_its_acco
     site: Site, handing_on: list[Path]
 ) -> None:
     """F21: the same record with another number in it is the same record."""
-    images = [
-        site.image(
-            name,
-            handing_on[:1],
-            lists={"/data": ["/etc/app/"]},
-            passwd=_passwd({"giver": number}),
-            group=_group({"giver": 1310}),
-        )
-        for name, number in (("one", 310), ("two", 311))
-    ]
+    images = _images_with(site, handing_on[0], {"giver": 310}, {"giver": 311})
     site.upgrade(images[0])
     program = site.volume() / "etc/app/other"
     program.write_text("edited")
@@ -674,16 +679,8 @@ def test_an_account_with_a_second_name_for_its_number_keeps_that_number(
     site: Site, handing_on: list[Path]
 ) -> None:
     """F21: a number of two names stays while one of them has it still."""
-    images = [
-        site.image(
-            name,
-            handing_on[:1],
-            lists={"/data": ["/etc/app/"]},
-            passwd=_passwd({"giver": 310, "alias": alias}),
-            group=_group({"giver": 1310}),
-        )
-        for name, alias in (("one", 310), ("two", 311))
-    ]
+    users = ({"giver": 310, "alias": alias} for alias in (310, 311))
+    images = _images_with(site, handing_on[0], *users)
     site.upgrade(images[0])
     own = _make(site.volume() / "etc/app/own", 310, 0)
     site.upgrade(images[1])
@@ -697,16 +694,7 @@ def test_what_somebody_writes_into_a_privileged_file_meanwhile_gets_no_privilege
     rights: str, when: str, site: Site, handing_on: list[Path], tmp_path: Path
 ) -> None:
     """F44: an owner's program that others may write to is copied, to get its bits back."""
-    images = [
-        site.image(
-            name,
-            handing_on[:1],
-            lists={"/data": ["/etc/app/"]},
-            passwd=_passwd({"giver": number}),
-            group=_group({"giver": 1310}),
-        )
-        for name, number in (("one", 310), ("two", 311))
-    ]
+    images = _images_with(site, handing_on[0], {"giver": 310}, {"giver": 311})
     site.upgrade(images[0])
     program = site.volume() / "etc/app/program"
     _make(program, 310, 4343, 0o4775 if rights == "set-id bit" else 0o775)
