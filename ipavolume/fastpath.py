@@ -307,7 +307,11 @@ def execute(command: list[bytes], locks: list[Held], keeper: int = 0) -> None:
 
 
 def keep(
-    command: list[bytes], locks: list[Held], *, watched: bool = False, ends: bool = False
+    command: list[bytes],
+    locks: list[Held],
+    *,
+    watched: list[bytes] | None = None,
+    ends: bool = False,
 ) -> int:
     """Leave a process that keeps the locks while the container lives.
 
@@ -322,7 +326,8 @@ def keep(
     Args:
         command: What is going to be executed.
         locks: Those of the volumes.
-        watched: The locks can be lost, as on NFS, and are looked at every ten seconds.
+        watched: Where a lock can be lost, as on NFS: what each holder has written into it, see
+            :func:`what_is_lost`. It is looked at every ten seconds.
         ends: The container is ended when one is lost.
 
     Returns:
@@ -415,7 +420,13 @@ def _be_keeper(locks: list[Held], told: int, holds: int) -> None:
 
 
 def _keep(
-    locks: list[Held], told: int, parent: int, holds: int, *, watched: bool, ends: bool
+    locks: list[Held],
+    told: int,
+    parent: int,
+    holds: int,
+    *,
+    watched: list[bytes] | None,
+    ends: bool,
 ) -> None:
     import select
 
@@ -423,12 +434,13 @@ def _keep(
     if told >= 0:
         waiting.register(told, select.POLLIN)
     asking = told < 0 and parent != 1
-    patience = _LOOK_S * 1000 if asking else _WATCH_S * 1000 if watched else None
+    patience = _LOOK_S * 1000 if asking else None if watched is None else _WATCH_S * 1000
     places = [os.readlink(b"/proc/self/fd/%d" % volume) for volume, _ in locks]
     os.write(holds, b"\n")
     os.close(holds)
     while not waiting.poll(patience) and not (asking and os.getppid() != parent):
-        lost = "".join(what_is_lost(*held) for held in locks) if watched else ""
+        looked = zip(locks, watched or (), strict=False)
+        lost = "".join(what_is_lost(*held, line) for held, line in looked)
         if lost:
             _tell(_logged(b"the lock is lost: %s" % lost.encode(), b"lock-lost"), locks)
             if ends:
@@ -547,12 +559,15 @@ def _has_open(process: bytes, places: list[bytes]) -> bool:
         return any(b" " + place + b"/" in line for line in stream for place in places)
 
 
-def what_is_lost(volume: int, file: int) -> str:
+def what_is_lost(volume: int, file: int, line: bytes) -> str:
     """Say why a lock is not ours any more, as can happen on a network; "" when it is.
 
     Args:
         volume: Descriptor of the volume's root directory.
         file: That which has the lock; -1: there is none.
+        line: What its holder has written into it; empty: not known, or not to be looked at. A
+            server of NFS 3 that has forgotten the lock gives it to who asks for it, and says
+            nothing to who had it: the line is then the other one's.
     """
     if file < 0:
         return ""
@@ -567,12 +582,16 @@ def what_is_lost(volume: int, file: int) -> str:
         return f"{LOCK} cannot be read: {err.strerror}"
     try:
         st, there = os.fstat(file), os.fstat(fd)
+        # Only opening asks the server whether what is in memory is still so.
+        found = os.pread(fd, len(line) + 1, 0) if line else line
     except OSError as err:
         return f"{LOCK} cannot be read: {err.strerror}"
     finally:
         os.close(fd)
     if (st.st_dev, st.st_ino) != (there.st_dev, there.st_ino):
         return f"another file is in the place of {LOCK}"
+    if found != line:
+        return f"somebody else has written into {LOCK} that it is theirs"
     return ""
 
 
@@ -691,11 +710,14 @@ def _file_system(fd: int) -> bytes:
     return b"".join(mount.partition(b" - ")[2].split(maxsplit=1)[:1])
 
 
-def name_holder(fd: int) -> None:
+def name_holder(fd: int) -> bytes:
     """Write into the locked file *fd* that it is this container that has it now.
 
     One line: host, container and since when. What cannot be written is not said, the lock is held
     all the same.
+
+    Returns:
+        The line; nothing where it could not be written.
     """
     host, container = this_container()
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -703,7 +725,8 @@ def name_holder(fd: int) -> None:
     try:
         os.ftruncate(fd, os.pwrite(fd, line, 0))
     except OSError:
-        return
+        return b""
+    return line
 
 
 def this_container() -> tuple[str, str]:

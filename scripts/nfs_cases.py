@@ -108,6 +108,10 @@ def restart_server(*, forget: bool) -> None:
     Args:
         forget: What it had noted of its clients is gone, so that none gets a lock back.
     """
+    if forget:
+        # The locks of NFS 3 are lockd's, which the hosts share with the server here, and which does
+        # not end with it.
+        Path("/proc/fs/nfsd/unlock_filesystem").write_text(f"{EXPORT}\n")
     run("rpc.nfsd", "0")
     if forget:
         run("pkill", "-x", "nfsdcld")
@@ -532,6 +536,22 @@ def lost_before_the_mark(lab: Lab) -> None:
     verify(lab.path(volume), 2)
 
 
+def forgotten_before_the_mark(lab: Lab) -> None:
+    """As before, where it was the server that forgot the lock, and nobody took it by force."""
+    volume = lab.volume()
+    lab.served(0, "one", volume).kill()
+    first = lab.standing(0, "two", volume, call="fsync", count=2)
+    restart_server(forget=True)
+    second = serves_at_last(lab, volume)
+    before = picture(lab.path(volume))
+    first.go_on()
+    wait_for("the end of the first", lambda: first.status is not None, seconds=120)
+    require(first.status == LOCKED and "[lock-lost]" in first.said, first)
+    require(second.serves, second)
+    if picture(lab.path(volume)) != before:
+        raise FaultError("written by who had lost the lock")
+
+
 def newcomer_before_a_stale_lock_is_taken(lab: Lab) -> None:
     """Who takes a dead host's lock does not take that of who came meanwhile."""
     volume = lab.volume()
@@ -693,6 +713,7 @@ def cases() -> Iterator[tuple[str, Way, Callable[[Lab], None]]]:
         ("second start, killed holder", one_after_the_other),
         ("lock file replaced", lock_replaced),
         ("lock lost before the mark", lost_before_the_mark),
+        ("lock forgotten before the mark", forgotten_before_the_mark),
         ("newcomer, stale-lock", newcomer_before_a_stale_lock_is_taken),
         ("server restarted", server_restarted),
         ("server forgot its clients", server_forgot),

@@ -184,7 +184,7 @@ def _start(
         if stay is not None:
             stay(work, beginning)
         try:
-            keeper = fastpath.keep(command, locks, watched=bool(networks), ends=lost == "end")
+            keeper = fastpath.keep(command, locks, watched=work.lock.lines, ends=lost == "end")
             _hand_over(beginning, keeper=keeper, alone=alone)
             umask.restore_umask()
             fastpath.execute(command, locks, keeper)

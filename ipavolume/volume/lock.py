@@ -167,7 +167,7 @@ class Lock:
         self._joined: dict[str, str] = {}
         self._stale: dict[str, lockfile.Seen] = {}
         self._directories: set[str] = set()
-        self._named: set[str] = set()
+        self._lines: dict[str, bytes] = {}
         self._work: int | None = None
 
     def __enter__(self) -> Self:
@@ -189,6 +189,17 @@ class Lock:
     def descriptors(self) -> list[fastpath.Held]:
         """The descriptors that have the locks of the volumes."""
         return [(volume.fd, self._files.get(volume.mount, -1)) for volume in self._volumes]
+
+    @property
+    def lines(self) -> list[bytes] | None:
+        """What is in the lock files by which a lost one is noticed; ``None``: none can be lost."""
+        if not any(map(network_of, self._volumes)):
+            return None
+        return [self._line(volume) for volume in self._volumes]
+
+    def _line(self, volume: Volume) -> bytes:
+        # Where no server can give a lock away, who writes into its file takes nothing from us.
+        return self._lines.get(volume.mount, b"") if network_of(volume) else b""
 
     def take(
         self,
@@ -265,7 +276,7 @@ class Lock:
     def _why_lost(self, volume: Volume) -> str:
         file = self._files.get(volume.mount)
         if file is not None:
-            return fastpath.what_is_lost(volume.fd, file)
+            return fastpath.what_is_lost(volume.fd, file, self._line(volume))
         code = self._joined.get(volume.mount)
         if code is None or lockfile.is_held_here(volume, directory=code == DIRECTORY_LOCKED):
             return ""
@@ -289,10 +300,9 @@ class Lock:
 
     def _name_holder(self, volume: Volume) -> None:
         fd = self._files.get(volume.mount)
-        if fd is None or volume.mount in self._named:
+        if fd is None or volume.mount in self._lines:
             return
-        self._named.add(volume.mount)
-        fastpath.name_holder(fd)
+        self._lines[volume.mount] = fastpath.name_holder(fd)
         if network_of(volume):
             # Or other hosts would read it when the lock is given up.
             with contextlib.suppress(OSError):

@@ -228,7 +228,8 @@ if sys.argv[2:]:
     except BlockingIOError:
         os.set_blocking(2, True)
 command = [b"sh", b"-c", b"trap 'echo ended; exit 5' TERM; echo it runs; sleep 60 & wait; wait"]
-keeper = fastpath.keep(command, [held], watched=True, ends=sys.argv[1] == "end")
+line = fastpath.name_holder(held[1])
+keeper = fastpath.keep(command, [held], watched=[line], ends=sys.argv[1] == "end")
 fastpath.execute(command, [held], keeper)
 """
 
@@ -255,6 +256,23 @@ def test_another_file_in_the_place_of_the_lock_is_told_and_ends_the_container(
             asked = beside(container, *inside.IPAVOLUME, "status", "--probe", "ready")
             assert (asked.returncode, asked.stdout[:9]) == (75, "lock lost")
             assert container.process.poll() is None
+
+
+def test_the_name_of_another_holder_in_the_lock_file_ends_the_container(
+    site: Site, image: Image
+) -> None:
+    """A server of NFS 3 that has forgotten a lock gives it to another host and tells nobody."""
+    with running(site, image, "python3", "-c", WATCHED, "end") as container:
+        lock = site.volume() / ".ipavolume/lock"
+        before = lock.read_text()
+        lock.write_text(f"other{before}")
+        err = container.process.stderr
+        assert err is not None
+        assert err.readline() == (
+            "ipavolume: error: the lock is lost: somebody else has written into .ipavolume/lock "
+            "that it is theirs [lock-lost]\n"
+        )
+        assert container.process.wait(timeout=60) == 5
 
 
 def test_a_container_that_lost_its_lock_ends_though_nobody_reads_what_it_prints(
