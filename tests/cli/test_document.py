@@ -37,9 +37,14 @@ from ipavolume.engines.audit import Fault, Finding
 from ipavolume.engines.likeness import LeftOut
 from ipavolume.errors import IpaVolumeError, StoppedError
 from ipavolume.firstrun.record import DONE, STARTED, WAITING
+from ipavolume.firstrun.standing import Standing
 from ipavolume.formats.plan import ACTIONS
+from ipavolume.model.actions import ROLLBACK
 from ipavolume.model.tasks import RUN_PHASES, Phase, TaskKind, TaskState
+from ipavolume.plan.conduct import Kind
 from ipavolume.plan.rehearsed import Ending, Rehearsed
+from ipavolume.volume.facts import _PHASES
+from ipavolume.volume.history import TAKEN_OVER
 from ipavolume.volume.verified import FAILED, PASSED, PENDING
 
 
@@ -233,8 +238,11 @@ _WORDS: Final = (
     ("finding", "severity", Severity),
     ("first_run", "state", (STARTED, WAITING, DONE)),
     ("found", "severity", Severity),
+    ("plan", "kind", (*Kind, ROLLBACK)),
+    ("recorded", "transaction", _PHASES),
     ("rehearse", "copies", HOW),
     ("rehearse", "rehearsal", Ending),
+    ("run", "result", ("done", "undone", *TAKEN_OVER.split(), *Standing)),
     ("running", "result", TaskState),
     ("status --probe", "probe", Probe),
     ("step", "phase", Phase),

@@ -10,15 +10,18 @@ from pathlib import Path
 import click
 import pytest
 from support.command import PROJECT, run_ipavolume
-from support.documents import MANUAL
+from support.documents import MANUAL, README
+from support.schema import MEANING, SCHEMA
 
 from ipavolume import errors
-from ipavolume.cli import streams
+from ipavolume.cli import fleet, options, streams
 from ipavolume.cli.main import main
 from ipavolume.commands import manual
 from ipavolume.context import OVERRIDES
 from ipavolume.model.actions import Rule
+from ipavolume.plan.verdict import State
 from ipavolume.prepare.findings import Code
+from ipavolume.volume import layout
 
 # An example's steps have codes of their own, which its README explains.
 SOURCES = sorted(
@@ -139,6 +142,40 @@ def test_the_table_of_statuses_has_every_one_that_an_error_has() -> None:
     assert "128+N" in table
 
 
+def test_every_state_has_its_row_and_no_other() -> None:
+    rows = re.findall(r"^([a-z]+(?: [a-z]+)*)  +\S", MANUAL["states"], re.MULTILINE)
+    assert rows == ["state", *State]
+
+
+def test_every_file_of_the_state_directory_has_its_row_and_no_other() -> None:
+    of_a_transaction = {
+        *(layout.PROGRESS, layout.PLAN, layout.TASKS, layout.NOTES, layout.HELD, layout.REFILL),
+        *(layout.INODE, layout.ROLLBACK),
+    }
+    known = {
+        value
+        for name, value in vars(layout).items()
+        if name.isupper() and isinstance(value, str) and value not in of_a_transaction
+    }
+    table = MANUAL["volume"].partition("\n\n")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^``\.ipavolume/([^/`]+)/?``", table, re.MULTILINE)) <= known
+    assert known <= set(re.findall(r"``(?:\.ipavolume/)?([^/`]+)/?``", table))
+
+
+def test_every_metric_has_its_row_and_no_other() -> None:
+    assert list(SCHEMA["metrics"]) == list(fleet._METRICS)
+    for metric, help_ in fleet._METRICS.items():
+        meaning = MEANING["metrics"][metric].casefold()
+        assert meaning.startswith(help_.removesuffix(".").casefold()), metric
+
+
+def test_every_variable_is_in_the_manual_and_known_to_who_tells_of_misspelt_ones() -> None:
+    name = re.compile(r"\bIPAVOLUME_[A-Z_]+")
+    read = {one for path in SOURCES for text in texts(path) for one in name.findall(text)}
+    assert read == {f"IPAVOLUME_{one}" for one in options._VARIABLES}
+    assert read == {one for text in MANUAL.values() for one in name.findall(text)}
+
+
 def test_what_a_build_finds_is_explained_as_well() -> None:
     assert {entry.name for code in Code for entry in manual.entries(code)} >= set(Code)
     assert "State: No volume is concerned." in run_ipavolume("manual", Code.LIST_GLOB).stdout
@@ -156,6 +193,7 @@ def options_of(command: click.Command) -> set[str]:
 def test_no_text_names_a_command_or_an_option_that_is_not_there() -> None:
     said = [(path.name, text) for path in SOURCES for text in texts(path)]
     said += [("codes", entry.next) for entry in manual.codes().values()]
+    said += [(page, " ".join(text.split())) for page, text in {"README": README, **MANUAL}.items()]
     named = 0
     for where, text in said:
         for code in re.findall(r"--allow ([a-z][a-z-]+)", text):
