@@ -134,8 +134,11 @@ def of_misuse(err: click.ClickException, words: Sequence[str]) -> Document:
 def misuse(err: click.ClickException) -> UsageError:
     """Return as an error of ours what click has to say of the command line."""
     called = getattr(err, "ctx", None)
-    path = called.command_path if isinstance(called, click.Context) else "ipavolume"
-    told = UsageError(err.format_message(), hint=f"{path} --help has what it knows.")
+    path, state = "ipavolume", ""
+    if isinstance(called, click.Context):
+        path, state = called.command_path, getattr(called.command, "state", "")
+    hint = f"{path} --help has what it knows."
+    told = UsageError(err.format_message(), hint=hint, state=state)
     told.exit_status = err.exit_code
     return told
 

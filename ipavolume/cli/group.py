@@ -9,12 +9,18 @@ import click
 
 from ipavolume.cli import document
 from ipavolume.cli.output import fail
-from ipavolume.errors import IpaVolumeError, told_as, unforeseen
+from ipavolume.errors import IpaVolumeError, UsageError, told_as, unforeseen
 from ipavolume.linux import signals
 
 
 class HelpedCommand(click.Command):
-    r"""Shows examples as they are written: what follows a ``\b`` in a raw docstring."""
+    r"""Shows examples as they are written: what follows a ``\b`` in a raw docstring.
+
+    Attributes:
+        state: What is said of the volume where the command line, or a variable, makes no sense.
+    """
+
+    state = ""
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help text; click wants the character itself as the mark."""
@@ -28,6 +34,8 @@ class HelpedCommand(click.Command):
             with said.printed(), told_as(unforeseen), signals.ended_by(*_ending(said)):
                 return super().invoke(ctx)
         except IpaVolumeError as err:
+            if isinstance(err, UsageError):
+                err.state = err.state or self.state
             # While the command's own options are known: the hint depends on them.
             said.add_error(err)
             with contextlib.suppress(IpaVolumeError):

@@ -156,8 +156,9 @@ def _log_line(line: str) -> None:
 
 def show_misuse(err: click.ClickException) -> None:
     """Print what click has to say of the command line."""
-    if fastpath.is_logged_as_json():
-        show_error(document.misuse(err))
+    told = document.misuse(err)
+    if fastpath.is_logged_as_json() or told.state:
+        show_error(told)
     else:
         err.show()
 

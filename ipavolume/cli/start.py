@@ -11,6 +11,7 @@ from ipavolume.cli import options, output
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.cli.options import misspelt
 from ipavolume.context import Options
+from ipavolume.volume.failures import STATE_UNTOUCHED
 
 if TYPE_CHECKING:
     from ipavolume.commands.work import Work
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 class _InRehearsal(HelpedCommand):
     """In a rehearsal its environment is read first, of which its options may come."""
+
+    # It ends a container, whose log has to say that.
+    state = STATE_UNTOUCHED
 
     def make_context(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import click
@@ -61,3 +62,19 @@ def test_what_a_variable_has_wrong_is_named_by_the_variable(
     typed = run_ipavolume(command, option, "none-such", status=2).stderr
     assert option in typed
     assert f"{variable}=" not in typed
+
+
+@pytest.mark.parametrize("variable", ["UPGRADE", "LOCK_TIMEOUT", "ON_FAILURE", "ALLOW"])
+def test_a_start_that_a_variable_keeps_from_beginning_says_that_the_volume_is_as_it_was(
+    variable: str,
+) -> None:
+    """Who reads that in a container's log at night asks for nothing else first."""
+    name = f"IPAVOLUME_{variable}"
+    words = ("start", "--json", "--", "true")
+    done = run_ipavolume(*words, status=2, env={name: "none-such"})
+    assert name in done.stderr
+    assert "state: the volume is as it was" in done.stderr
+    (error,) = json.loads(done.stdout)["errors"]
+    assert error["state"].startswith("the volume is as it was")
+    # What only prints has nothing to do with one.
+    assert "state:" not in run_ipavolume("manual", "--none-such", status=2).stderr
