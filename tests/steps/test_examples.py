@@ -6,6 +6,7 @@ What they come to with the servers themselves is played by scripts/examples.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +225,15 @@ def test_the_files_of_an_example_belong_together(name: str) -> None:
     assert "data:/data" in service["volumes"]
     for word in ("Dockerfile", *(one.stem for one in rootfs.rglob("s*.py"))):
         assert f"``{word}``" in (example / "README.rst").read_text()
+
+
+@pytest.mark.parametrize(
+    "compose", sorted(EXAMPLES.glob("*/compose.yaml")), ids=lambda path: path.parent.name
+)
+def test_a_volume_of_compose_is_left_to_compose(compose: Path) -> None:
+    """It is called by the directory, whatever that is; docker makes an empty one of another."""
+    told = compose.with_name("README.rst").read_text()
+    volumes = yaml.safe_load(compose.read_text())["volumes"]
+    assert [
+        one for one in re.findall(r"-v (\S+?):", told) if one.rpartition("_")[2] in volumes
+    ] == []
