@@ -13,15 +13,18 @@ from support.command import PROJECT, run_ipavolume
 from support.documents import MANUAL, README
 from support.schema import MEANING, SCHEMA
 
-from ipavolume import errors
+from ipavolume import errors, fastpath
 from ipavolume.cli import fleet, options, streams
 from ipavolume.cli.main import main
 from ipavolume.commands import manual
 from ipavolume.context import OVERRIDES
+from ipavolume.firstrun import request
+from ipavolume.linux.trial import PROBE
 from ipavolume.model.actions import Rule
+from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.plan.verdict import State
 from ipavolume.prepare.findings import Code
-from ipavolume.volume import layout
+from ipavolume.volume import layout, lock, strangers
 
 # An example's steps have codes of their own, which its README explains.
 SOURCES = sorted(
@@ -174,6 +177,28 @@ def test_every_variable_is_in_the_manual_and_known_to_who_tells_of_misspelt_ones
     read = {one for path in SOURCES for text in texts(path) for one in name.findall(text)}
     assert read == {f"IPAVOLUME_{one}" for one in options._VARIABLES}
     assert read == {one for text in MANUAL.values() for one in name.findall(text)}
+
+
+def test_every_variable_of_a_first_run_has_its_row_and_no_other() -> None:
+    (column,) = (
+        "".join(line[:34] for line in table.splitlines())
+        for table in re.findall(r"^(?:.+\n)+", MANUAL["first-run"], re.MULTILINE)
+        if "``PASSWORD_FILE``  " in table
+    )
+    assert sorted(re.findall(r"``([A-Z_]+)``", column)) == sorted(request.VARIABLES)
+
+
+def test_every_file_system_that_locks_is_named_and_no_other() -> None:
+    said = " ".join(MANUAL["lock"].split())
+    (names,) = re.findall(r"known to lock a file for everybody are (.+?), and NFS unless", said)
+    network = {"ceph", lock.NFS, "nfs4"}
+    assert {*names.split(", "), *network} == lock._KNOWN
+    assert {name.decode() for name in fastpath._LOCKING} == lock._KNOWN - network
+
+
+def test_what_makes_no_volume_occupied_is_named() -> None:
+    ours = {STATE_DIRECTORY, f"{PROBE}*"}
+    assert {name for name in strangers.AT_THE_TOP if f"``{name}``" not in MANUAL["states"]} == ours
 
 
 def test_what_a_build_finds_is_explained_as_well() -> None:
