@@ -42,7 +42,8 @@ def listing(
 
     Of each its application, its state, the recorded image, the last run, whether that was verified,
     the copies that wait (ipavolume conflicts) and its snapshots. Changes nothing. Exits with 0
-    where all could be looked at, otherwise with 74.
+    where all could be looked at, with 74 where one could not, and with 13 where an engine does not
+    answer.
 
     \b
     Examples:
