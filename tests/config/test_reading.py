@@ -409,3 +409,34 @@ def test_every_key_is_in_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
     parse_config(EVERY_TABLE)
     assert {("volume", "mount"), ("verify", "on-failure"), ("first-run", "phase")} <= read
     assert read - set(explained()) == set()
+
+
+@pytest.mark.parametrize(
+    ("topic", "table", "least"),
+    [
+        ("first-run", "[first-run]\ncommand = ['a']\n", ("phase", "timeout_s")),
+        ("ready", "[ready]\n", ("timeout_s",)),
+        ("ready", "[verify]\n", ("ready_within_s", "timeout_s")),
+        ("scriptlets", "[scriptlets]\npackages = ['a']\n", ("kinds", "phase", "timeout_s")),
+        (
+            "snapshots",
+            "[snapshot]\n",
+            ("before_upgrade", "copy_limit_bytes", "files_limit", "keep", "keep_days"),
+        ),
+    ],
+)
+def test_what_a_page_shows_of_a_table_is_what_holds_without_it(
+    topic: str, table: str, least: tuple[str, ...]
+) -> None:
+    """But for what is the application's own."""
+    key = re.split(r"[\[\]]", table)[1]
+    name = key.replace("-", "_")
+    (shown, *_) = (
+        getattr(parse_config(block.encode()), name)
+        for _, block in blocks(MANUAL[topic])
+        if block.startswith(f"[{key}]")
+    )
+    without = getattr(parse_config(table.encode()), name)
+    assert {one: getattr(shown, one) for one in least} == {
+        one: getattr(without, one) for one in least
+    }
