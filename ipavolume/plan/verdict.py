@@ -407,7 +407,8 @@ def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | 
     record, until = question.refused
     where = question.place(question.mounts[0])
     what = {
-        UNDONE: f"run {record.run} of it was undone",
+        # That of an earlier run, or one that somebody made, as well as that of a run of this image.
+        UNDONE: f"it went back to the snapshot of run {record.run}",
         UNVERIFIED: f"what run {record.run} of it had made was not found to be right",
     }[record.code]
     other = "the one that the volume is of (ipavolume status VOLUME names it)"

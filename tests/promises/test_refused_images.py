@@ -200,7 +200,7 @@ def test_an_image_that_ships_the_same_is_told_what_makes_it_another(tmp_path: Pa
         if "[refused]" in line
     ]
     which = "taken back from app:two (two), which ships the same as this image, app:corrected"
-    assert f"{which} (corrected): run 0002-two of it was undone" in said
+    assert f"{which} (corrected): it went back to the snapshot of run 0002-two" in said
     hint = site.run("upgrade", corrected, status=77).stderr
     assert "counts by another version of its package" in hint
     hint = site.run("upgrade", two, status=77).stderr
