@@ -130,7 +130,8 @@ def refuse_early(context: Context, facts: Facts | None, *, of: str) -> None:
         f"{recorded.message}",
         hint=(f"Read {log}, and remove" if log else "Remove")
         + f" the cause. It is tried again at {clock.text_of(until)}, and at once "
-        + f"{_at_once(recorded.run)}; or start a corrected image. {way}".rstrip(),
+        + f"{_at_once(recorded.run)}; or start a corrected image. "
+        + f"{backoff.of_another(context.options.retry_run)}{way}".rstrip(),
         state="" if open_ is None else _STATE_WAITING,
     )
 

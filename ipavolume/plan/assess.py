@@ -108,6 +108,7 @@ def judge(context: Context, facts: Mapping[str, Facts]) -> Verdict:
             consent=context.options.consent,
             rehearsal=context.options.rehearsal,
             refused=_refused(context),
+            retry=context.options.retry_run,
             names=_names(context, primary),
             way_back=way_back,
             way_refused=way_refused,

@@ -27,3 +27,8 @@ def due_s(attempts: Attempts | None, *, now_s: float) -> int | None:
     wait = _WAITS_MIN[min(attempts.count - FREE, len(_WAITS_MIN) - 1)]
     until = attempts.time_s + wait * 60
     return until if until > now_s else None
+
+
+def of_another(retry: str) -> str:
+    """Say that *retry*, the run to be tried at once, is not the one that waits; "" for none."""
+    return f"IPAVOLUME_RETRY is {retry!r} now, which is another one. " if retry else ""

@@ -16,6 +16,7 @@ from ipavolume.model.packages import Package
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
+from ipavolume.plan.backoff import of_another
 from ipavolume.plan.snapshot import is_mounted, missing
 from ipavolume.rpm import versions
 from ipavolume.volume.facts import UNDOING, Facts, Transaction
@@ -108,6 +109,7 @@ class Question:
         rehearsal: What is done is rehearsed, for which a copy may have been made.
         refused: What the image was gone back from for, and when it is tried again, as text;
             ``None``: it may be tried now.
+        retry: The run that the operator asks to be tried at once, or "".
         names: What images are called that are known by their ids.
         way_back: The snapshot that the chain of runs which was never committed began with.
         undoable: The snapshot that the last run which was committed began with.
@@ -140,6 +142,7 @@ class Question:
     consent: bool = True
     rehearsal: bool = False
     refused: tuple[Refused, str] | None = None
+    retry: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     way_back: Snapshot | None = None
     undoable: Snapshot | None = None
@@ -428,7 +431,8 @@ def _judge_gone_back_from(question: Question, state: State) -> IpaVolumeError | 
         f"at {record.at}" + (f": {record.cause}" if record.cause else ""),
         code="refused",
         hint=f"Start a corrected image, or {other}. {counts}This one is tried again from {until} "
-        f"on, and at once with IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry.",
+        f"on, and at once with IPAVOLUME_RETRY={record.run}, or by ipavolume upgrade --retry. "
+        f"{of_another(question.retry)}".rstrip(),
     )
 
 

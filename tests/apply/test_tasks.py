@@ -353,7 +353,9 @@ def test_after_three_failures_a_start_waits_before_it_tries_again(world: World) 
     # By hand it is tried at any time; asked for, a start tries at once, and waits longer then.
     world.run(image, "upgrade", status=13)
     world.run(image, *start, status=13, env={"IPAVOLUME_RETRY": "0002-v2"})
-    world.run(image, *start, status=75, env=at_once | {"IPAVOLUME_RETRY": "0001-v1"})
+    of_another = at_once | {"IPAVOLUME_RETRY": "0001-v1"}
+    said = world.run(image, *start, status=75, env=of_another).stderr
+    assert "IPAVOLUME_RETRY is '0001-v1' now, which is another one." in said
     assert json.loads((world.volume / ".ipavolume/attempts.json").read_text())["count"] == 9
     world.run(image, "upgrade", "--retry", status=13)
     assert world.log() == ["tried"] * 6

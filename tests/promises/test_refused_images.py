@@ -48,7 +48,8 @@ def test_a_refused_image_starts_when_it_is_asked_for_or_when_its_time_has_come(
         assert word in said
     checked = volume_of(world.run(two, "check", "--json", "/data", status=77).stdout)
     assert (checked["state"], checked["findings"][0]["code"]) == ("outdated", "refused")
-    world.run(two, *start, status=77, env={"IPAVOLUME_RETRY": "0001-v1"})
+    said = world.run(two, *start, status=77, env={"IPAVOLUME_RETRY": "0001-v1"}).stderr
+    assert "IPAVOLUME_RETRY is '0001-v1' now, which is another one." in said
     assert world.build_id() == "v1"
     # The one that the volume is of starts, and tells who asks of the other one.
     assert "(v1); handing over" in world.run(one, *start).stderr
