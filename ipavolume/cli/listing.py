@@ -61,7 +61,7 @@ def listing(
     if form == "metrics":
         places = [replace(place, image="") for place in places]
     with fleet.Fleet(count_bytes=count_bytes, all_=all_) as looking:
-        rows = list(looking.rows(places))
+        rows = looking.rows(places)
     said = document.current()
     for row in rows:
         said.add_volume(shown.data(row))

@@ -93,7 +93,7 @@ def _print_metrics(directories: Sequence[str]) -> NoReturn:
 
     asked = [fleet.Place(name=directory, directory=directory) for directory in directories]
     with fleet.Fleet(count_bytes=False, all_=True) as looking:
-        rows = list(looking.rows(asked))
+        rows = looking.rows(asked)
     for line in shown.metrics(rows):
         click.echo(line)
     sys.exit(fleet.status_of(rows))

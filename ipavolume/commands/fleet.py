@@ -264,12 +264,23 @@ class Fleet:
         """Remove the copies of images."""
         self._stack.close()
 
-    def rows(self, places_: Sequence[Place]) -> Iterator[Row]:
-        """Yield a row for each volume; what is wrong with one does not stop the others.
+    def rows(self, places_: Sequence[Place]) -> list[Row]:
+        """Return a row for each volume; what is wrong with one does not stop the others.
 
         Raises:
             StoppedError: If a signal asked for an end.
         """
+        rows = list(self._rows(places_))
+        # A further volume has no more than an id; its first one has the name.
+        names = {(row.uuid, row.recorded[0]): row.recorded[1] for row in rows}
+        return [
+            replace(row, recorded=(row.recorded[0], names.get((row.primary, row.recorded[0]), "")))
+            if row.primary
+            else row
+            for row in rows
+        ]
+
+    def _rows(self, places_: Sequence[Place]) -> Iterator[Row]:
         directories = {(place.engine, place.name): place.directory for place in places_}
         for place in places_:
             signals.check()

@@ -109,11 +109,13 @@ def test_a_further_volume_is_part_of_the_first_one_of_its_application(tmp_path: 
         [build_rpm(tmp_path, "app", conf)],
         lists={"/data": ["/etc/app.conf"], "/logs": ["/var/log/app/"]},
         config='application = ["app"]\n[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/logs"\n',
+        image_name="example/app:1",
     )
     first, further = site.volume(), site.volume("/logs")
     site.upgrade(image)
     one, other = volumes_of(run_ipavolume("list", "--format", "json", first, further).stdout)
     assert (one["primary"], other["primary"]) == (None, one["uuid"])
+    assert other["recorded"] == one["recorded"] == {"id": "1", "name": "example/app:1"}
     _, *lines = run_ipavolume("list", first, further).stdout.splitlines()
     assert [f"part of {first}" in line for line in lines] == [False, True]
     assert "part of another" in run_ipavolume("list", further).stdout
