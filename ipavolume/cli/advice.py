@@ -62,6 +62,8 @@ _UNSHARED: Final = "_CONTAINERS_USERNS_CONFIGURED"
 """What podman has in the environment of what runs in its user namespace."""
 _OF_THE_IMAGE: Final = frozenset({"upgrade", "steps", "conflicts"})
 """Commands that need the files of an image, on a host its tree."""
+_TAKING_NAMES: Final = frozenset({"check", "conflicts", "history", "status"})
+"""Commands that take named volumes of an engine on a host."""
 _OF_EACH_START: Final = frozenset({"hostname", "kept-volume", "partial"})
 """Refusals that no command overrides for a start: it asks again, whatever was done before."""
 _VARIABLES: Final = {
@@ -386,8 +388,8 @@ def _command(
         words = [*words, *(() if "--dry-run" in words else ("--phase", "offline"))]
     is_new = other or bool(lost)
     is_inside = is_new or (words[0] in _OF_THE_IMAGE and not to.root)
-    # No other command on a host takes a name, and what steps have done only an image can tell.
-    is_named = bool(to.names and to.image) and words[0] != "check"
+    # Others take no name on a host, and what steps have done only an image can tell.
+    is_named = bool(to.names and to.image) and words[0] not in _TAKING_NAMES
     if to.place is Place.HOST and not (is_inside or is_named):
         # What names the volume itself takes no option that does.
         options = () if _ANY_VOLUME in words else _located(words[0], to)
@@ -416,11 +418,11 @@ def _located(command: str, to: Reader) -> Iterator[str]:
         yield from ("--image", to.image)
     for volume in to.volumes:
         yield from ("--volume", volume)
-    if command == "check":
+    if command in _TAKING_NAMES:
         for name in to.names:
             yield from ("--volume-name", name)
         return
-    # No other command takes names; of several without a mount it may be any.
+    # Others take no names; of several without a mount it may be any.
     mounts = {name: name.rpartition("=")[0] for name in to.names}
     for mount in dict.fromkeys(mounts.values()):
         yield from ("--volume", f"{mount}={_ANY_DIRECTORY}" if mount else _ANY_DIRECTORY)

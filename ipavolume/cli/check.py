@@ -25,7 +25,6 @@ from ipavolume.linux import signals
     metavar="REF",
     help="Check with an image that docker or podman has; nothing of it is run.",
 )
-@options.engine
 @click.option(
     "--volume",
     "volumes",
@@ -33,13 +32,7 @@ from ipavolume.linux import signals
     metavar="[MOUNT=]DIR",
     help="Where a volume is, when not at its mount below the root.",
 )
-@click.option(
-    "--volume-name",
-    "names",
-    multiple=True,
-    metavar="[MOUNT=]NAME",
-    help="A named volume of docker or podman, in the place of its directory.",
-)
+@options.volume_name
 @options.judging
 @options.as_json
 @options.diff
@@ -82,11 +75,11 @@ def check(
         docker run --rm -v ipa-data:/data:ro IMAGE ipavolume check
     """
     from ipavolume.commands import check as commands_check
-    from ipavolume.commands import check_image
+    from ipavolume.commands import check_image, named
 
     if reference and root != "/":
         raise UsageError("--image and --root exclude each other")
-    checks = check_image.wanted(directories, volumes, names)
+    checks = named.wanted(directories, volumes, names)
     if reference and not any(one.mounts for one in checks):
         raise UsageError("say which volume the image is to be checked with: VOLUME")
     statuses = []

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 
 import click
 
 from ipavolume.cli import document, options, output, streams, text
 from ipavolume.cli.group import HelpedCommand
-from ipavolume.context import Context, Options
+from ipavolume.context import Context, Options, parse_volume_options
 from ipavolume.errors import UsageError
 
 
 @click.command(cls=HelpedCommand)
 @options.located_options
+@options.volume_name
 @options.as_json
 @click.option("--diff", is_flag=True, help="Show the differences.")
 @click.option("--keep", default=None, metavar="PATH", help="Settle it: yours stays or comes back.")
@@ -30,45 +32,66 @@ def conflicts(
     keep: str | None,
     take_new: str | None,
     lock_timeout: float,
+    names: tuple[str, ...],
+    engine: str | None,
     directory: str | None,
 ) -> None:
     r"""List the .rpmnew, .rpmsave, .rpmorig and saved copies that runs left, and settle them.
 
-    With VOLUME, a directory, those of the primary volume there are listed, and no image is needed.
+    With VOLUME, a directory, or --volume-name those of that primary volume are listed, and no image
+    is needed.
 
     \b
     Examples:
         ipavolume conflicts --diff
         ipavolume conflicts --take-new /data/etc/krb5.conf
         ipavolume conflicts /srv/ipa-data
+        ipavolume conflicts --volume-name ipa-data
     """
-    from ipavolume.cli.data import conflict_data
-    from ipavolume.commands import conflicts as settle
-    from ipavolume.commands import places
+    from ipavolume.commands import named
 
     if keep and take_new:
         raise UsageError("--keep and --take-new exclude each other")
     chosen = keep or take_new
-    if directory is not None and (chosen or options.volumes):
+    one = named.only_one(directory, (), names)
+    if "" in one.mounts and (chosen or options.volumes):
         raise UsageError(
             "with VOLUME the copies are listed, and nothing else",
             hint="In a container of the image: ipavolume conflicts --keep PATH",
         )
-    if chosen:
-        streams.only_tell()
-        done = settle.settle_one(
-            options,
-            chosen,
-            take_new=take_new is not None,
-            timeout_s=lock_timeout,
-            progress=output.progress,
-            shown=text.escape,
-        )
-        if as_json:
-            document.current().set_result({"done": done})
+    with named.resolved(engine or "", one, command="conflicts") as (volumes, place):
+        options = replace(options, volumes={**options.volumes, **parse_volume_options(volumes)})
+        if chosen:
+            _settle(options, chosen, take_new=not keep, timeout_s=lock_timeout, as_json=as_json)
         else:
-            click.echo(text.escape(done))
-        return
+            _list(options, place, diff=diff, as_json=as_json)
+
+
+def _settle(
+    options: Options, chosen: str, *, take_new: bool, timeout_s: float, as_json: bool
+) -> None:
+    from ipavolume.commands import conflicts as settle
+
+    streams.only_tell()
+    done = settle.settle_one(
+        options,
+        chosen,
+        take_new=take_new,
+        timeout_s=timeout_s,
+        progress=output.progress,
+        shown=text.escape,
+    )
+    if as_json:
+        document.current().set_result({"done": done})
+    else:
+        click.echo(text.escape(done))
+
+
+def _list(options: Options, directory: str | None, *, diff: bool, as_json: bool) -> None:
+    from ipavolume.cli.data import conflict_data
+    from ipavolume.commands import conflicts as settle
+    from ipavolume.commands import places
+
     if directory is not None and os.path.isfile(directory):
         raise UsageError(
             f"VOLUME is a directory, and {directory!r} is a file; all copies are listed, with "

@@ -11,21 +11,34 @@ from ipavolume.commands import places
 
 @click.command(cls=HelpedCommand)
 @options.located
+@options.volume_name
 @options.as_json
 @click.argument("directory", required=False, metavar="[VOLUME]")
-def history(*, root: str, volumes: tuple[str, ...], as_json: bool, directory: str | None) -> None:
+def history(
+    *,
+    root: str,
+    volumes: tuple[str, ...],
+    names: tuple[str, ...],
+    engine: str | None,
+    as_json: bool,
+    directory: str | None,
+) -> None:
     r"""Print the runs that a volume has seen, oldest first.
 
     \b
-    Example:
+    Examples:
         ipavolume history /srv/ipa-data
+        ipavolume history --volume-name ipa-data
     """
+    from ipavolume.commands import named
     from ipavolume.commands.status import read_runs
 
-    place = places.place_of(root, volumes, directory)
-    runs = read_runs(place)
-    if not runs:
-        places.refuse_further(place)
+    one = named.only_one(directory, volumes, names)
+    with named.resolved(engine or "", one, command="history") as given:
+        place = places.place_of(root, *given)
+        runs = read_runs(place)
+        if not runs:
+            places.refuse_further(place)
     if as_json:
         document.current().set_result({"runs": runs})
         return

@@ -40,6 +40,18 @@ def located(function: _F) -> _F:
     return root(option(function))
 
 
+def volume_name(function: _F) -> _F:
+    """Add ``--volume-name``, with ``--engine``."""
+    option = click.option(
+        "--volume-name",
+        "names",
+        multiple=True,
+        metavar="[MOUNT=]NAME",
+        help="A named volume of docker or podman, in the place of its directory.",
+    )
+    return engine(option(function))
+
+
 def as_json(function: _F) -> _F:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(

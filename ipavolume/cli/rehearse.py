@@ -18,7 +18,6 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 @click.command(cls=HelpedCommand)
 @click.option("--image", "reference", required=True, metavar="REF", help="The new image.")
-@options.engine
 @click.option(
     "--volume",
     "volumes",
@@ -26,13 +25,7 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
     metavar="[MOUNT=]DIR",
     help="Where a volume is; of one that its container uses as well that is known.",
 )
-@click.option(
-    "--volume-name",
-    "names",
-    multiple=True,
-    metavar="[MOUNT=]NAME",
-    help="A named volume of docker or podman.",
-)
+@options.volume_name
 @click.option("--directory", default="", metavar="DIR", help="Make the copies there.")
 @click.option("--live", is_flag=True, help="Copy while the volume is in use, without a pause.")
 @click.option("--keep", is_flag=True, help="Keep the upgraded copies, and say where they are.")
@@ -89,7 +82,7 @@ def rehearse(
         ipavolume rehearse --image example/ipa:4.13 --volume-name ipa-data --json
     """
     from ipavolume.commands import rehearse as commands_rehearse
-    from ipavolume.commands.check_image import Wanted
+    from ipavolume.commands.named import Wanted
 
     given = (directory_of_volume,) if directory_of_volume is not None else ()
     if not (given or volumes or names):

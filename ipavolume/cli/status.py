@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -15,9 +17,13 @@ from ipavolume.commands import places
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError, ManifestError, UsageError
 
+if TYPE_CHECKING:
+    from ipavolume.commands.named import Wanted
+
 
 @click.command(cls=HelpedCommand)
 @options.located
+@options.volume_name
 @options.form("metrics: for Prometheus, as ipavolume list has them.")
 @options.quiet
 @click.option(
@@ -32,6 +38,8 @@ def status(
     *,
     root: str,
     volumes: tuple[str, ...],
+    names: tuple[str, ...],
+    engine: str | None,
     form: str,
     silent: bool,
     directories: tuple[str, ...],
@@ -45,34 +53,44 @@ def status(
     Examples:
         ipavolume status /srv/ipa-data
         ipavolume status --json /srv/*-data
+        ipavolume status --volume-name ipa-data
         ipavolume status --format metrics
     """
-    from ipavolume.commands.status import read_card
-
     if probe is not None:
         if len(directories) > 1:
             raise UsageError("a probe is about the volumes of one container")
         if form == "metrics":
             raise UsageError("--probe and --format metrics exclude each other")
+        if names:
+            raise UsageError("--probe and --volume-name exclude each other")
         if directories and volumes:
             raise UsageError("give the volume either as an argument or with --volume")
         where = {"": directories[0]} if directories else options.places(volumes)
         _probe(Options(root=root, volumes=where), probe, form=form, silent=silent)
+    # A probe is asked often, and needs nothing of this.
+    from ipavolume.commands import named
+    from ipavolume.commands.status import read_card
+
+    asked = named.wanted(directories, volumes, names)
+    chosen = engine or ""
     if form == "metrics":
-        _print_metrics([places.place_of(root, volumes, one) for one in directories or (None,)])
+        _print_metrics(root, chosen, asked)
     statuses = []
     said = document.current()
-    for number, one in enumerate(directories or (None,)):
+    for number, one in enumerate(asked):
         try:
-            card = read_card(places.place_of(root, volumes, one))
+            with named.resolved(chosen, one, command="status") as given:
+                card = read_card(places.place_of(root, *given))
         except IpaVolumeError as err:
-            if len(directories) < 2:
+            if len(asked) < 2:
                 raise
             # One that cannot be read does not stop the others.
-            said.add_error(err, volume=one or "")
-            output.show_error(err, about=About(directories=[one] if one else ()))
+            said.add_error(err, volume=one.called)
+            about = About(directories=one.directories, names=one.names)
+            output.show_error(err, about=about)
             statuses.append(err.exit_status)
             continue
+        card = replace(card, volume=one.called or card.volume)
         if form == "json":
             from ipavolume.cli.data import card_data
 
@@ -87,13 +105,18 @@ def status(
         sys.exit(worst(statuses))
 
 
-def _print_metrics(directories: Sequence[str]) -> NoReturn:
+def _print_metrics(root: str, engine: str, asked: Sequence[Wanted]) -> NoReturn:
     from ipavolume.cli import fleet as shown
-    from ipavolume.commands import fleet
+    from ipavolume.commands import fleet, named
 
-    asked = [fleet.Place(name=directory, directory=directory) for directory in directories]
-    with fleet.Fleet(count_bytes=False, all_=True) as looking:
-        rows = looking.rows(asked)
+    with contextlib.ExitStack() as stack:
+        found = []
+        for one in asked:
+            given = stack.enter_context(named.resolved(engine, one, command="status"))
+            directory = places.place_of(root, *given)
+            found.append(fleet.Place(name=one.called or directory, directory=directory))
+        looking = stack.enter_context(fleet.Fleet(count_bytes=False, all_=True))
+        rows = looking.rows(found)
     for line in shown.metrics(rows):
         click.echo(line)
     sys.exit(fleet.status_of(rows))

@@ -15,7 +15,7 @@ from dataclasses import field, replace
 from typing import Any, Final
 
 from ipavolume.commands import check, conflicts, status
-from ipavolume.commands.check_image import is_there
+from ipavolume.commands.named import is_there
 from ipavolume.commands.places import alone
 from ipavolume.context import Context, Options
 from ipavolume.engines.copy import ImageCopy, opened_image

@@ -18,7 +18,6 @@ from typing import Any, Final
 from ipavolume.apply import replication
 from ipavolume.commands import (
     check,
-    check_image,
     clones,
     following,
     pausing,
@@ -26,8 +25,8 @@ from ipavolume.commands import (
     status,
 )
 from ipavolume.commands.check import Inspection, Severity
-from ipavolume.commands.check_image import NamedPlace, Wanted
 from ipavolume.commands.clones import Clones, Keep
+from ipavolume.commands.named import NamedPlace, Wanted, place_of
 from ipavolume.commands.pausing import Use, Users
 from ipavolume.context import Options, volumes_by_mount
 from ipavolume.engines.copy import copied, opened_image
@@ -284,7 +283,7 @@ def _places(
     named = {}
     for one in wanted.names:
         mount, _, name = one.rpartition("=")
-        place = check_image.place_of(engine.name, name)
+        place = place_of(engine.name, name)
         named[mount or known[0]] = place
         given.append((mount, place.directory))
     found = volumes_by_mount((mount or known[0], os.path.realpath(place)) for mount, place in given)
@@ -376,7 +375,7 @@ def _places_in(
         if mount not in wanted:
             continue
         if one.get("Type") == "volume" and isinstance(name, str) and name:
-            named[mount] = check_image.place_of(engine.name, name)
+            named[mount] = place_of(engine.name, name)
             source = named[mount].directory
         found[mount] = os.path.realpath(source)
     return found, named

@@ -80,8 +80,8 @@ def open_volume(mount: str, directory: str, *, file_system: str = "", options: s
     if directory != mount:
         hint = (
             f"Name the directory of the volume: --volume {mount}=DIR. Of one that docker or podman "
-            "has, 'volume inspect' of the engine says it; the commands check and rehearse take its "
-            "name, too (--volume-name)."
+            "has, 'volume inspect' of the engine says it; the commands check, status and rehearse "
+            "take its name, too (--volume-name)."
         )
     fd = _open(directory, called=f" {mount!r}", hint=hint)
     return Volume(mount=mount, directory=directory, fd=fd, file_system=file_system, options=options)

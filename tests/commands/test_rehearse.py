@@ -18,8 +18,8 @@ from support.upgrades import Site
 from support.values import image as image_header
 
 from ipavolume.commands import clones, rehearse
-from ipavolume.commands.check_image import Wanted
 from ipavolume.commands.clones import Keep
+from ipavolume.commands.named import Wanted
 from ipavolume.engines.engine import Engine
 from ipavolume.errors import (
     CommandFailedError,

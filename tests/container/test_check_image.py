@@ -23,6 +23,7 @@ from support.ordinary import User, docker_group, make_user
 from support.requirements import need_tool
 
 from ipavolume.commands import check, check_image
+from ipavolume.commands.named import Wanted
 from ipavolume.context import Options
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.slow]
@@ -424,7 +425,7 @@ def test_a_volume_that_is_unmounted_before_it_is_looked_at_is_not_taken_for_an_e
     monkeypatch.setattr(check, "inspect", inspect)
     with mounted_on_demand(volume) as (name, unmount):
         looker = check_image.Looker(root=str(docker_shelf.trees["two"]), engine="docker")
-        found = looker.look(check_image.Wanted(names=(name,)), Options())
+        found = looker.look(Wanted(names=(name,)), Options())
     (finding,) = found.findings
     assert (found.volume, finding.code, found.state) == (name, "not-mounted", None)
     assert f"the volume '{name}' of docker {UNMOUNTED}" in finding.message

@@ -360,6 +360,38 @@ def _same_path(fleet: tuple[Path, Image]) -> dict[str, Any]:
     }
 
 
+def test_what_looks_at_single_volumes_takes_the_names_of_an_engine(
+    fleet: tuple[Path, Image], tmp_path: Path
+) -> None:
+    env = _engine_with(tmp_path, _same_path(fleet))
+    old = fleet[0] / "old"
+    named = ("--volume-name", "ours")
+    for command in ("history", "conflicts"):
+        by_path = run_ipavolume(command, old, "--json").stdout
+        assert run_ipavolume(command, *named, "--json", env=env).stdout == by_path
+        said = run_ipavolume(command, *named, "--volume-name", "two", status=2, env=env).stderr
+        assert "give one volume" in said
+    card = volume_of(run_ipavolume("status", old, "--json").stdout)
+    assert volume_of(run_ipavolume("status", *named, "--json", env=env).stdout) == card | {
+        "volume": "ours"
+    }
+    mounted = ("status", "--volume-name", "/data=ours")
+    assert run_ipavolume(*mounted, env=env).stdout.startswith(f"volume    {old}\n")
+    assert 'volume="ours"' in run_ipavolume("status", *named, "--format", "metrics", env=env).stdout
+    for words in (("--probe", "ready"), ("--volume", "/data=/srv/app")):
+        run_ipavolume("status", *named, *words, status=2, env=env)
+
+
+@pytest.mark.parametrize("command", ["status", "history", "conflicts"])
+def test_a_named_volume_of_another_host_is_not_taken_for_what_has_its_path(
+    fleet: tuple[Path, Image], tmp_path: Path, command: str
+) -> None:
+    env = _engine_with(tmp_path, _same_path(fleet), host="far.example")
+    said = run_ipavolume(command, "--volume-name", "ours", status=74, env=env)
+    assert said.stdout == ""
+    assert f"docker run --rm -v ours:/data:ro IMAGE ipavolume {command}" in said.stderr
+
+
 @pytest.mark.parametrize("form", ["table", "json", "metrics"])
 def test_what_has_the_path_of_another_hosts_volume_is_not_taken_for_it(
     fleet: tuple[Path, Image], tmp_path: Path, form: str
