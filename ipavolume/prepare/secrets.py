@@ -47,9 +47,21 @@ _ID_OF_DBUS: Final = "/var/lib/dbus/machine-id"
 """From which systemd takes the one of a machine that has none yet (``machine-id(5)``)."""
 _BIND: Final = ("*.key", "rndc.conf")
 _PKCS12: Final = ("*.p12", "*.pfx")
-_LIKE_A_KEY: Final = ("*.key", "*.pem", "*.priv", "*.private", "*_key", "id_*")
+_INITIATOR: Final = "initiatorname.iscsi"
+_PASSWORDS: Final = ("*passwd", "passwd-", "htpasswd[.-]*", "shadow", "shadow-", "gshadow*")
+_ALONE: Final = ("*.key", "*.priv", "*.private", "*private*key*")
+"""Files in which there may be nothing but the key, as ``wg(8)`` makes them."""
+_LIKE_A_KEY: Final = (
+    *("*.key", "*.pem", "*.priv", "*.private", "*_key", "id_*", "*private*key*"),
+    *("*.der", "*.p8", "*.pk8", "*.jwk", "*.jwks", "wg*.conf", "*.netdev"),
+)
 _WANTED: Final = re.compile(
-    "|".join(map(translate, (*NAMES, _MACHINE_ID, *_KEYTABS, *_BIND, *_LIKE_A_KEY)))
+    "|".join(
+        map(
+            translate,
+            (*NAMES, _MACHINE_ID, _INITIATOR, *_KEYTABS, *_BIND, *_PASSWORDS, *_LIKE_A_KEY),
+        )
+    )
 )
 """The names that are looked into though everybody may read the file."""
 
@@ -78,7 +90,31 @@ _GNUPG: Final = re.compile(
     re.MULTILINE,
 )
 _AGE: Final = re.compile(rb"(?:#[^\n]*\n|[ \t\r]*\n)*AGE-SECRET-KEY-1[0-9A-Z]{16}")
+_WIREGUARD: Final = re.compile(
+    rb"^[ \t]*PrivateKey[ \t]*=[ \t]*[A-Za-z0-9+/]{43}=[ \t\r]*$", re.IGNORECASE | re.MULTILINE
+)
+_OF_32_BYTES: Final = re.compile(rb"[A-Za-z0-9+/]{43}=\s*")
+_JWK: Final = re.compile(rb'"[dk]"\s*:\s*"[A-Za-z0-9_-]{16}')
+_IN_JSON: Final = re.compile(
+    # As of services of Google, and of what Traefik has of an authority.
+    rb'"private_?key"\s*:\s*"(?:-----BEGIN [A-Z ]*PRIVATE KEY-----|MII)[A-Za-z0-9+/=\\]',
+    re.IGNORECASE,
+)
+_DER: Final = re.compile(
+    # The version, then in PKCS #8 the algorithm, in PKCS #1 a modulus, in SEC 1 the key.
+    rb"\x02\x01(?:[\x00\x01]\x30.\x06|\x00\x02[\x40-\x7f\x81\x82]|\x01\x04[\x10-\x7f\x81])"
+    # One that is encrypted by a password, PKCS #5 or #12.
+    rb"|\x30.\x06.\x2a\x86\x48\x86\xf7\x0d\x01(?:\x05|\x0c\x01)",
+    re.DOTALL,
+)
+_HASH: Final = re.compile(
+    rb"^[^:\s#]+:(?:\{[A-Z0-9-]{3,20}\})?(?:\$[0-9a-z]{1,8}\$[^:\s]{12}|(?<=\})[A-Za-z0-9+/=]{24})",
+    re.MULTILINE,
+)
+"""Of ``crypt(5)``, ``htpasswd(1)`` and directories: which account, how, and the hash."""
+_INITIATOR_NAME: Final = re.compile(rb"^InitiatorName=\S", re.MULTILINE)
 _BEGINNINGS: Final = {
+    b"== ed25519v1-secret: ": "a private key of Tor",
     b"Private-key-format: v": "a private key of DNSSEC, or for signed updates",
     b"PuTTY-User-Key-File-": "a private key",
 }
@@ -101,11 +137,15 @@ def secret_of(path: str, data: bytes, *, private: bool) -> str:
         return known
     if name == _MACHINE_ID:
         return "the id of a machine" if _SET_MACHINE_ID.fullmatch(data) else ""
+    if name == _INITIATOR:
+        return "the name of an iSCSI initiator" if _INITIATOR_NAME.search(data) else ""
     # Version 1 or 2 of the format, and a first key: a keytab without any is these two bytes.
     if data[:2] in (b"\5\1", b"\5\2") and _is_like(name, _KEYTABS):
         return "keys of Kerberos" if len(data) > len(b"\5\2") else ""
     if private and data[:1] == b"\x30" and _is_like(name, _PKCS12):
         return "keys in PKCS #12"
+    if data[:1] == b"\x30" and _is_der_key(data):
+        return "a private key"
     if b"-----BEGIN " in data and (_PEM.search(data) or _OPENVPN.search(data)):
         return "a private key"
     if b"secret" in data and _is_like(name, _BIND) and _BIND_KEY.search(data):
@@ -114,6 +154,14 @@ def secret_of(path: str, data: bytes, *, private: bool) -> str:
         return "a private key of GnuPG"
     if _AGE.match(data):
         return "a private key of age"
+    if _IN_JSON.search(data) or (b'"kty"' in data and _JWK.search(data)):
+        return "a private key"
+    if _WIREGUARD.search(data):
+        return "a private key of WireGuard"
+    if "pub" not in name and _is_like(name, _ALONE) and _OF_32_BYTES.fullmatch(data):
+        return "a private key"
+    if _is_like(name, _PASSWORDS) and _HASH.search(data):
+        return "the hash of a password"
     return next((what for begin, what in _BEGINNINGS.items() if data.startswith(begin)), "")
 
 
@@ -267,6 +315,18 @@ def _look(directory: int, name: str, st: os.stat_result) -> str:
 
 def _is_private(st: os.stat_result) -> bool:
     return not st.st_mode & stat.S_IROTH
+
+
+def _is_der_key(data: bytes) -> bool:
+    """Tell whether a sequence of ASN.1 that is all of the file is a private key.
+
+    A certificate, a request, a list and a public key begin with no version, and a store with
+    another one. Sources: RFC 5208, 8017 (A.1.2) and 5915.
+    """
+    more = data[1] & 0x7F if len(data) > 1 and data[1] & 0x80 else 0
+    begin = 2 + more
+    size = int.from_bytes(data[2:begin], "big") if more else data[1] if len(data) > 1 else 0
+    return begin + size == len(data) and _DER.match(data, begin) is not None
 
 
 def _named(name: str) -> str:

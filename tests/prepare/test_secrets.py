@@ -21,6 +21,17 @@ def pem(kind: str, *headers: str) -> str:
 
 KEY = pem("PRIVATE KEY")
 CERTIFICATE = pem("CERTIFICATE")
+OF_32 = f"{'q' * 42}g="
+OID = "\x06\x03\x2b\x65\x70"
+"""Of an algorithm."""
+SHA512 = f"root:$6$salt${'q' * 86}"
+
+
+def der(content: str) -> str:
+    """Return *content* as a sequence of ASN.1."""
+    return f"\x30\x81{chr(len(content))}{content}"
+
+
 BIND = 'key "rndc-key" {\n\talgorithm hmac-sha256;\n\tsecret "qqqqqqqqqqqq";\n};\n'
 
 
@@ -63,9 +74,69 @@ BIND = 'key "rndc-key" {\n\talgorithm hmac-sha256;\n\tsecret "qqqqqqqqqqqq";\n};
         ("var/lib/systemd/random-seed", "x", "a seed for random numbers"),
         ("etc/dropbear/dropbear_rsa_host_key", "\0\0\0\7ssh-rsa", "a host key of Dropbear"),
         ("cacert.p12", "\x30\x42", "keys in PKCS #12"),
+        ("tls.key", der(f"\x02\x01\0\x30\x05{OID}\x04\x20{'q' * 80}"), "a private key"),
+        ("tls.der", der(f"\x02\x01\0\x02\x81\x60{'q' * 96}"), "a private key"),
+        ("tls.der", der(f"\x02\x01\1\x04\x60{'q' * 96}"), "a private key"),
+        (
+            "encrypted",
+            der(f"\x30\x57\x06\x09\x2a\x86\x48\x86\xf7\x0d\1\5\x0d{'q' * 80}"),
+            "a private key",
+        ),
+        (
+            "etc/wireguard/wg0.conf",
+            f"[Interface]\nPrivateKey = {OF_32}\n",
+            "a private key of WireGuard",
+        ),
+        ("wg0.netdev", f"[WireGuard]\nPrivateKey={OF_32}\r\n", "a private key of WireGuard"),
+        ("etc/wireguard/privatekey", f"{OF_32}\n", "a private key"),
+        (
+            "var/db/tang/1.jwk",
+            '{"kty": "EC", "x": "q", "d": "qqqqqqqqqqqqqqqqqq"}',
+            "a private key",
+        ),
+        ("private_key.json", '{"d":"qqqqqqqqqqqqqqqqqq","e":"AQAB","kty":"RSA"}', "a private key"),
+        ("acme.json", '\n{"PrivateKey": "MIIqqqqq"}', "a private key"),
+        (
+            "account.json",
+            r'{"private_key": "-----BEGIN PRIVATE KEY-----\nqqqq"}',
+            "a private key",
+        ),
+        ("hs_ed25519_secret_key", "== ed25519v1-secret: type0 ==\0\0\0q", "a private key of Tor"),
+        (
+            "etc/iscsi/initiatorname.iscsi",
+            "## DO NOT EDIT\nInitiatorName=iqn.1993-08.org.debian:01:q\n",
+            "the name of an iSCSI initiator",
+        ),
+        ("etc/shadow", f"daemon:*:1:0:9:7:::\n{SHA512}:1:0:9:7:::\n", "the hash of a password"),
+        (
+            "etc/nginx/.htpasswd",
+            "a:$apr1$qqqqqqqq$qqqqqqqqqqqqqqqqqqqqqq\n",
+            "the hash of a password",
+        ),
+        ("htpasswd.users", "a:{SHA}qqqqqqqqqqqqqqqqqqqqqqqqqqq=\n", "the hash of a password"),
         # What is none: public halves, talk of keys, files that say that there is none yet.
         ("etc/ssh/ssh_host_rsa_key.pub", "ssh-rsa qqqq root@build\n", ""),
         ("server.pem", CERTIFICATE, ""),
+        # A certificate, a request, a public key and one of RSA.
+        ("tls.der", der(f"\x30\x60\xa0\3\2\1\2{'q' * 80}"), ""),
+        ("tls.der", der(f"\x30\x60\2\1\0\x30\x0c{'q' * 80}"), ""),
+        ("tls.der", der(f"\x30\x05{OID}\3\x21\0{'q' * 32}"), ""),
+        ("tls.der", der(f"\2\x81\x60{'q' * 96}\2\3\1\0\1"), ""),
+        ("tls.der", der(f"\2\1\0\x30\x05{OID}{'q' * 80}") + "and more", ""),
+        ("short.der", "\x30", ""),
+        ("short.der", "\x30\x82", ""),
+        ("wg0.conf", f"[Peer]\nPublicKey = {OF_32}\n# PrivateKey = {OF_32}\n", ""),
+        ("wg0.conf", "[Interface]\nPrivateKey = %private-key%\n", ""),
+        ("wg-public.key", f"{OF_32}\n", ""),
+        ("checksum", f"{OF_32}\n", ""),
+        ("1.jwk", '{"kty": "EC", "crv": "P-256", "x": "qqqqqqqqqqqqqqqqqqqqqqqq"}', ""),
+        ("settings.json", '{"k": "qqqqqqqqqqqqqqqqqqqqqqqq"}', ""),
+        ("regr.json", '{"key": "qqqqqqqqqqqqqqqqqqqqqqqq", "id": "q"}', ""),
+        ("etc/iscsi/initiatorname.iscsi", "GenerateName=yes\n", ""),
+        ("etc/shadow", "root:*:19000:0:99999:7:::\nq:!:1::::::\n", ""),
+        ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n", ""),
+        ("etc/nginx/.htpasswd", f"# {SHA512}\n", ""),
+        ("notes", SHA512, ""),
         ("private-keys-v1.d/1.key", "Created: 20261130T230926\nKey: (shadowed-private-key", ""),
         ("README", "An identity begins with AGE-SECRET-KEY-1.\n", ""),
         # Of empty lines it is told at once, and not in centuries.
