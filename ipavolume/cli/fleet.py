@@ -17,6 +17,7 @@ _METRICS: Final = {
     "ipavolume_volume_info": "What a volume says of itself.",
     "ipavolume_readable": "Whether a volume could be looked at.",
     "ipavolume_run_open": "Whether a run was begun and is not finished.",
+    "ipavolume_failures": "How often in a row an image failed to bring the volume up.",
     "ipavolume_last_run_timestamp_seconds": "When the last run was finished.",
     "ipavolume_last_run_done": "Whether the last run did all it had to.",
     "ipavolume_last_run_verified": "Whether the last run was verified, where that was wanted.",
@@ -77,6 +78,7 @@ def data(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "code": row.code,
         "open": row.open,
+        "failures": row.failures,
         "last_run": row.last_run,
         "verified": row.verified,
         "conflicts": row.conflicts,
@@ -111,6 +113,8 @@ def _samples(metric: str, row: Row) -> Iterator[str]:
             value = 1
         case "run_open":
             value = row.open
+        case "failures":
+            value = row.failures
         case "last_run_timestamp_seconds":
             value = _seconds(str(last.get("finished", "")))
         case "last_run_done":

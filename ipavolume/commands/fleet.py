@@ -84,6 +84,7 @@ class Row:
         reason: Why, or why there is none.
         last_run: The last run of its history, or ``None``.
         open: A run is open.
+        failures: How often in a row an image failed to bring it up.
         verified: The last run was verified; ``None``: there was nothing to verify.
         conflicts: Number of copies that wait for somebody.
         snapshots: Number of snapshots.
@@ -100,6 +101,7 @@ class Row:
     reason: str = ""
     last_run: Mapping[str, Any] | None = None
     open: bool = False
+    failures: int = 0
     verified: bool | None = None
     conflicts: int = 0
     snapshots: int = 0
@@ -352,6 +354,7 @@ class Fleet:
             recorded=(recorded.get("id") or "", recorded.get("name", "")),
             last_run=last,
             open=card.open,
+            failures=0 if card.attempts is None else card.attempts["count"],
             verified=verified,
             conflicts=waiting,
             snapshots=kept,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import inside
-from support.command import listed_in, result_of, run_ipavolume
+from support.command import listed_in, result_of, run_ipavolume, volumes_of
 from support.images import picture
 from support.requirements import need_tool
 from support.taskworlds import LOG, World, build_packages, logs, step
@@ -339,6 +339,10 @@ def test_after_three_failures_a_start_waits_before_it_tries_again(world: World) 
     said = world.run(image, *start, status=13).stderr
     assert "It has failed 3 times in a row: a start waits until" in said
     assert "finishes it" not in said
+    metrics = world.run(image, "status", "--format", "metrics").stdout
+    assert 'ipavolume_failures{volume="/data",engine=""} 3' in metrics
+    (row,) = volumes_of(run_ipavolume("list", "--json", world.volume).stdout)
+    assert row["failures"] == 3
     _failed(world)
     at_once = {"IPAVOLUME_BACKOFF": "exit"}
     said = world.run(image, *start, status=75, env=at_once).stderr

@@ -167,6 +167,7 @@ def test_metrics_are_what_prometheus_takes(fleet: tuple[Path, Image], tmp_path: 
     assert f'ipavolume_readable{{volume="{fleet[0]}/gone",engine=""}} 0' in text
     assert f'ipavolume_conflicts{{volume="{fleet[0]}/edited",engine=""}} 1' in text
     assert f'ipavolume_last_run_done{{volume="{fleet[0]}/current",engine=""}} 1' in text
+    assert f'ipavolume_failures{{volume="{fleet[0]}/current",engine=""}} 0' in text
     assert len(list(tmp_path.iterdir())) == 1
     # In a pod there is one, and its own place.
     top, image = fleet
