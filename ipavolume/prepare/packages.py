@@ -245,9 +245,9 @@ def _order(package: RpmPackage) -> tuple[str, str, str]:
 
 
 def _rank(candidate: PackagedFile) -> tuple[bool, bool]:
-    """Of several owners one with a config file is best, then one that ships content."""
+    """Of several owners those that ship content are best, of these one with a config file."""
     flags = candidate.file.flags
-    return not flags & FileFlags.CONFIG, bool(flags & FileFlags.GHOST)
+    return bool(flags & FileFlags.GHOST), not flags & FileFlags.CONFIG
 
 
 def _read_packages(

@@ -80,6 +80,40 @@ def test_a_path_that_only_one_of_its_packages_drops_stays(tmp_path: Path) -> Non
     assert read_tree(pair.volume / "f") == expected
 
 
+@pytest.mark.parametrize("config", ["%config", "%config(noreplace)"])
+@pytest.mark.parametrize("owners", [("some", "other"), ("other", "some")])
+def test_what_one_package_ships_and_another_one_may_have_is_put_as_by_rpm(
+    tmp_path: Path, config: str, owners: tuple[str, str]
+) -> None:
+    """Of the one that ships it no byte came to a volume: it was the other one's ghost."""
+    ships, may_have = owners
+    names = ("plain", "edited", "gone")
+    one, two = (
+        build_tree(
+            tmp_path,
+            version,
+            dict.fromkeys(names, f"file {text}"),
+            {
+                ships: [f"/f/{name}" for name in names],
+                may_have: [f"{config} %ghost /f/{name}" for name in names],
+            },
+        )
+        for version, text in ((1, "old"), (2, "new"))
+    )
+
+    def edit(root: Path) -> None:
+        (root / "f/edited").write_text("mine")
+        (root / "f/gone").unlink()
+
+    pair = upgrade_both_ways(tmp_path, one, two, ["/f/"], edit)
+    found = dict.fromkeys(names, "file new")
+    # rpm takes the other one's word for it that they are config files, edited or not.
+    copies = {"plain.rpmsave": "file old", "edited.rpmsave": "file mine"}
+    assert read_tree(pair.host / "f") == found | copies
+    assert read_tree(pair.volume / "f") == found
+    assert read_tree(pair.saved / "f") == {"edited": "file mine"}
+
+
 def test_a_copy_whose_name_is_taken_by_a_directory_or_too_long_goes_elsewhere(
     tmp_path: Path,
 ) -> None:
