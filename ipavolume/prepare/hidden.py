@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection
-from itertools import islice
 from typing import Final
 
 from ipavolume.image.tree import ImageTree
@@ -35,24 +34,30 @@ def describe(tree: ImageTree, mount: str, placements: Collection[Placement]) -> 
 
     A derived image's ``COPY`` to a listed path follows the link that this one's prepare made.
     """
+    linked = [one for one in placements if one.linked and one.volume.mount == mount]
+    places: list[str] = []
+    missed = ""
     with reported(f"look into {mount!r}"):
         fd = tree.open_directory(tree.resolve_outside(mount))
         try:
-            files = (one.path for one in walk(fd) if not stat.S_ISDIR(one.st.st_mode))
-            named = list(islice(files, _MAX_NAMED + 1))
+            for visit in walk(fd):
+                if stat.S_ISDIR(visit.st.st_mode):
+                    continue
+                place = f"/{visit.path}"
+                # One more than is named tells that there are others.
+                if len(places) <= _MAX_NAMED:
+                    places.append(place)
+                for one in linked if not missed else ():
+                    if is_within(place, one.place):
+                        missed = (
+                            f"; what is written through the link {one.path!r} while an image is "
+                            "built belongs into the template, as "
+                            f"{one.volume.template + place!r}"
+                        )
+                        break
         finally:
             os.close(fd)
-    if not named:
+    if not places:
         return "directories"
-    places = [f"/{path}" for path in named[:_MAX_NAMED]]
-    words = ", ".join(repr(mount + place) for place in places)
-    text = words + (" and others" if len(named) > _MAX_NAMED else "")
-    for one in placements:
-        for place in places:
-            if one.linked and one.volume.mount == mount and is_within(place, one.place):
-                template = one.volume.template
-                return (
-                    f"{text}; what is written through the link {one.path!r} while an image is "
-                    f"built belongs into the template, as {template + place!r}"
-                )
-    return text
+    words = ", ".join(repr(mount + place) for place in places[:_MAX_NAMED])
+    return words + (" and others" if len(places) > _MAX_NAMED else "") + missed

@@ -365,3 +365,20 @@ def test_something_mounted_on_a_listed_path(bare: Image, tmp_path: Path) -> None
             bare.prepare()
     finally:
         subprocess.run(["umount", str(bare.root / "etc/app/sub")], check=True)
+
+
+def test_what_a_build_wrote_through_a_link_is_named_behind_what_else_a_volume_hides(
+    bare: Image,
+) -> None:
+    bare.write("/var/lib/app/x")
+    bare.list("/var/lib/app/")
+    bare.prepare()
+    # COPY of a derived image follows the link.
+    bare.write("/data/var/lib/app/copied")
+    for number in range(5):
+        bare.write(f"/data/a{number}")
+    (said,) = (text for text in bare.prepare().warnings if "that a volume hides" in text)
+    assert said.endswith(
+        "and others; what is written through the link '/var/lib/app' while an image is built "
+        "belongs into the template, as '/data-template/var/lib/app/copied'"
+    )
