@@ -314,7 +314,7 @@ def _draft_rebuilt(context: Context, plan: Plan, primary: Facts) -> Draft:
                 if old is not None and new is not None and old != new
                 if tree.covers(fsdecode(key))
             )
-            plan = replace(plan, actions=plan_rebuilt(tree, pairs))
+            plan = replace(plan, actions=plan_rebuilt(tree, pairs, context.volumes))
     if baseline is not None and baseline.records_digest == image.records_digest:
         index = read_index(volume, baseline)
     return Draft(plan=plan, positions={}, index=index)

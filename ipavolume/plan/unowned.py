@@ -8,6 +8,7 @@ from typing import Final
 
 from ipavolume.model.actions import Action, IfEdited, Keep, Rule
 from ipavolume.model.files import FileType, Metadata, Record
+from ipavolume.model.paths import mount_of
 from ipavolume.model.units import OWN_PLACE, UNIT_KINDS, UnitLink, drop_in, unit_link
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected, Found, View
@@ -57,8 +58,8 @@ class Unowned:
                 rule=Rule.REFRESH,
                 reason="not edited, and the configuration lets the image refresh it",
             )
-        elif (old is None or not same_content(old, new)) and not found.same(new):
-            edited = old is None or not found.same(old)
+        elif (old is None or not same_content(old, new)) and not self._is(path, found, new):
+            edited = old is None or not self._is(path, found, old)
             if not edited and self._leads_to_no_unit(path, found):
                 self._collected.install(
                     path,
@@ -75,7 +76,7 @@ class Unowned:
 
     def gone(self, path: str, old: Record, found: Found) -> None:
         """Deal with what no package owned, and the image no longer has."""
-        if found.type is FileType.DIRECTORY or not found.same(old):
+        if found.type is FileType.DIRECTORY or not self._is(path, found, old):
             return
         if self._leads_to_no_unit(path, found):
             self._collected.erase(
@@ -87,6 +88,10 @@ class Unowned:
             )
             return
         self._collected.keep(path, Rule.LEFT, GONE)
+
+    def _is(self, path: str, found: Found, record: Record) -> bool:
+        view, mount = self._collected.view, self._collected.mount_of(path)
+        return found.same(record) or _leads_to_its_unit(view, mount, found, record)
 
     def own_links(self, before: Collection[str]) -> None:
         """Name what an administrator has for units that the last image had, and this one not.
@@ -161,12 +166,24 @@ class Unowned:
         return False
 
 
-def plan_rebuilt(view: View, pairs: Iterable[tuple[Record, Record]]) -> tuple[Action, ...]:
+def _leads_to_its_unit(view: View, mount: str, found: Found, record: Record) -> bool:
+    """Tell whether two links are one to systemd: ``/lib`` is ``/usr/lib``, and the name counts."""
+    if not found.type is record.type is FileType.SYMLINK:
+        return False
+    inside = record.path[len(mount) :]
+    link = unit_link(inside, record.content)
+    return link is not None and link == unit_link(inside, view.target(record.path))
+
+
+def plan_rebuilt(
+    view: View, pairs: Iterable[tuple[Record, Record]], mounts: Collection[str]
+) -> tuple[Action, ...]:
     """Return what stays on the volumes although a rebuild of their image has another.
 
     Args:
         view: The volumes.
         pairs: What the image had, and what its rebuild has.
+        mounts: Where the volumes are mounted.
     """
     keeps = []
     for old, new in pairs:
@@ -176,7 +193,9 @@ def plan_rebuilt(view: View, pairs: Iterable[tuple[Record, Record]]) -> tuple[Ac
         with contextlib.suppress(OSError):
             state = view.state(new.path)
             found = None if state is None else Found(view, new.path, state)
-            if found is not None and not found.same(new):
+            if found is None or _leads_to_its_unit(view, mount_of(new.path, mounts), found, new):
+                continue
+            if not found.same(new):
                 rule = Rule.LEFT if found.same(old) else Rule.UNOWNED
                 keeps.append(Keep(path=new.path, rule=rule, reason=ANOTHER))
     return tuple(keeps)

@@ -212,6 +212,38 @@ def test_a_link_of_the_last_image_to_a_unit_that_is_nowhere_goes(
     assert isinstance(action, Install if gone else Keep)
 
 
+@pytest.mark.parametrize(
+    ("path", "before", "after", "same"),
+    [
+        (f"{WANTS}/a.service", "/lib/systemd/system/a.service", f"{UNITS}/a.service", True),
+        (ALIAS, "/lib/systemd/system/a.service", f"{UNITS}/a.service", True),
+        (f"{WANTS}/a.service", "../a.service", f"{UNITS}/a.service", True),
+        (ALIAS, "/lib/systemd/system/a.service", f"{UNITS}/b.service", False),
+        (ALIAS, "/dev/null", f"{UNITS}/a.service", False),
+        ("/data/etc/app/a", "/lib/systemd/system/a.service", f"{UNITS}/a.service", False),
+    ],
+)
+def test_links_to_one_unit_are_one_wherever_they_say_that_it_is(
+    path: str,
+    before: str,
+    after: str,
+    same: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    """Debian 12 enables what is in ``/lib``, Debian 13 what is in ``/usr/lib``."""
+    units = ("system/a.service", "system/b.service")
+    old, new = (record(path, target, LINK, package="") for target in (before, after))
+    world = World(
+        old=(old,), disk={path: thing(before, LINK)}, new=(new,), after=image(units=units)
+    )
+    left = Keep(path=path, rule=Rule.LEFT, reason="no package owns it; the image has another")
+    assert world.plan() == (() if same else (left,))
+    unknown = replace(left, rule=Rule.UNOWNED)
+    assert replace(world, old=()).plan() == (() if same else (unknown,))
+    # It is the image's still once that drops it, and its unit.
+    gone = replace(world, old=(new,), new=(), after=image(units=("system/c.service",)))
+    assert [type(action) for action in gone.plan()] == ([Erase] if same else [])
+
+
 _INSTANCE: Final = f"{WANTS}/cache@one.service"
 CACHE: Final = "system/cache@.service"
 
