@@ -195,6 +195,16 @@ def test_a_moved_directory_of_its_service_stays_and_is_reported(scene: Scene) ->
     assert picture(target) == before
 
 
+def test_a_moved_directory_of_a_service_whose_account_gets_another_number_stays(
+    scene: Scene,
+) -> None:
+    """F7: it has the number that the last image gave, until the upgrade gives it the new one."""
+    target = _of_its_service(scene)
+    said = scene.handled(image=scene.workshop.renumbered()).stdout
+    assert "/data/var/lib/svc/state (moved elsewhere by a symbolic link" in said
+    assert target.stat().st_uid == 350
+
+
 @pytest.mark.parametrize("what", ["its owner", "its mode", "the way to it"])
 def test_a_moved_directory_of_a_service_is_as_the_image_has_it(scene: Scene, what: str) -> None:
     """F7: neither another account's, nor one to which others can write, nor one it could move."""
