@@ -31,7 +31,7 @@ def check(
     refresh: Sequence[str],
     findings: Findings,
 ) -> None:
-    """Warn of the directories of each, before anything is moved.
+    """Warn of the topmost directory of each, before anything is moved.
 
     What a package owns is the package's; what is replaced as a whole (``[files] refresh``, a
     volatile volume) is mixed with nothing.
@@ -63,6 +63,9 @@ def check(
             directory, _, name = f"{placement.path}/{path}".rpartition("/")
             found.setdefault(directory, f"{name!r}, {service}")
     for directory, what in found.items():
+        if any(is_within(directory, one) for one in found if one != directory):
+            # PostgreSQL's has further marks in each of its databases.
+            continue
         findings.add(
             Code.SHIPPED_DATABASE,
             f"{directory!r} holds a database, made while the image was built ({what}): each volume "

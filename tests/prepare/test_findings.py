@@ -341,6 +341,9 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
     """Debian's ``mariadb-server`` makes one; an upgrade would mix that of the next image in."""
     for name in ("ibdata1", "undo001", "mysql/user.frm"):
         image.write(f"/var/lib/mysql/{name}", "x")
+    # Once, though each database in the cluster has the mark, too.
+    for name in ("15/main/base/1/PG_VERSION", "15/main/PG_VERSION"):
+        image.write(f"/var/lib/postgresql/{name}", "15\n")
     image.write("/srv/cache/dump.rdb", "")
     image.write("/srv/ui/data.mdb", "x")
     # A configuration, and what is named by two directories one of which is listed.
@@ -353,12 +356,16 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
         '[[volume]]\nmount = "/data"\n'
         '[[volume]]\nmount = "/scratch"\nlists = ["/etc/volume-scratch-list"]\nvolatile = true\n',
     )
-    image.list("/var/lib/mysql/", "/srv/cache/", "/srv/ui/", "/etc/docker/", "/var/lib/docker/")
+    image.list(
+        *("/var/lib/mysql/", "/srv/cache/", "/srv/ui/", "/etc/docker/", "/var/lib/docker/"),
+        "/var/lib/postgresql/",
+    )
     image.write("/etc/volume-scratch-list", "/tmp/app/\n")
     before = picture(image.root)
     with pytest.raises(UnfitImageError) as caught:
         image.prepare(strict=True)
-    named = [("shipped-database", f"/var/lib/{name}") for name in ("docker", "mysql")]
+    places = ("docker", "mysql", "postgresql/15/main")
+    named = [("shipped-database", f"/var/lib/{name}") for name in places]
     assert [(one.code, one.path) for one in caught.value.refused] == named
     assert "'ibdata1', MySQL or MariaDB" in caught.value.refused[1].message
     assert picture(image.root) == before
