@@ -185,7 +185,8 @@ def settle(volumes: Volumes, conflict: Conflict, *, take_new: bool) -> str:
             os.close(source)
             os.close(target)
         area.sync_area(volume)
-        return f"{conflict.copy} is {conflict.path} now; {_told(conflict.path, kept)}"
+        was = f"what was there was put away as {kept}" if kept else "nothing was there"
+        return f"{conflict.copy} is {conflict.path} now; {was}"
 
 
 def refuse_open(volumes: Volumes) -> None:

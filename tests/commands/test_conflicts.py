@@ -307,6 +307,17 @@ def test_a_path_can_be_written_as_the_image_has_it(site: tuple[Site, Image]) -> 
     assert len(_listed(*site)) == len(COPIES) - 2
 
 
+def test_what_comes_back_to_where_nothing_is_says_so(site: tuple[Site, Image]) -> None:
+    done = _settle(site, "--keep", "/etc/app/dropped").stdout
+    assert done == (
+        "/data/etc/app/dropped.rpmsave is /data/etc/app/dropped now; nothing was there\n"
+    )
+    path = "/data/etc/app/plain"
+    done = _settle(site, "--keep", path).stdout
+    away = f"/data/.ipavolume/saved/settled-{RUN}/etc/app/plain"
+    assert done == f"{path}.rpmsave is {path} now; what was there was put away as {away}\n"
+
+
 def test_work_on_the_packages_copy_is_not_thrown_away(site: tuple[Site, Image]) -> None:
     copy = _real(site[0], "/data/etc/app/noreplace.rpmnew")
     copy.write_text("both merged by hand, but in the wrong file\n")
