@@ -354,6 +354,12 @@ class _Walk:
 
     def _metadata_of(self, path: str, then: DiskState, now: DiskState) -> Iterator[Difference]:
         was, has = self._metadata(self._then, path, then), self._metadata(self._now, path, now)
+        if now.type is FileType.DIRECTORY:
+            # It stays where it is, and with it what further attributes somebody gave it.
+            known = {*ACL_NAMES, *(name for name, _ in was.xattrs)}
+            has = dataclasses.replace(
+                has, xattrs=tuple(one for one in has.xattrs if one[0] in known)
+            )
         if was != has:
             yield Difference(
                 path=path,

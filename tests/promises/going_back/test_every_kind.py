@@ -175,6 +175,37 @@ def test_a_directory_that_comes_back_has_its_times(tmp_path: Path) -> None:
     assert is_back()
 
 
+def test_what_a_directory_was_given_since_stays_and_is_no_change(tmp_path: Path) -> None:
+    """Nor is what the snapshot could not keep, as Samba's ``security.NTACL``; an ACL goes."""
+    site = Site(top=tmp_path)
+    one, two = (
+        site.image(
+            name,
+            [
+                build_rpm(
+                    tmp_path, "app", [Packaged(path="/etc/app/a", content=name)], version=number
+                )
+            ],
+            lists={"/data": ["/etc/app/"]},
+        )
+        for name, number in (("one", "1"), ("two", "2"))
+    )
+    site.upgrade(one)
+    app = site.volume() / "etc/app"
+    for name in ("marked", "shared"):
+        (app / name).mkdir()
+    os.setxattr(app / "marked", "user.mine", b"then")
+    site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
+    os.setxattr(app / "marked", "user.since", b"now")
+    set_acl(app / "shared", "u:777:r")
+    plan = site.run("rollback", two, "--dry-run").stdout
+    assert "/data/etc/app/marked" not in plan
+    assert "metadata  /data/etc/app/shared " in plan
+    site.run("rollback", two)
+    assert os.getxattr(app / "marked", "user.since") == b"now"
+    assert os.listxattr(app / "shared") == []
+
+
 def test_what_lies_in_a_subvolume_is_brought_back_as_well(
     filesystem: Filesystems, tmp_path: Path
 ) -> None:
