@@ -19,8 +19,9 @@ CONFIG = b"/etc/ipavolume.toml"
 BUILD_ID = b"/etc/build-id"
 STATE_DIRECTORY = ".ipavolume"
 SYSTEMD = b"/systemd/systemd"
-MAGIC = b"ipavolume-start-2"
+MAGIC = b"ipavolume-start-3"
 SEPARATOR = b"\0"
+OWN_STEPS = b"/etc/ipavolume/upgrade_steps"
 LOCK = ".ipavolume/lock"
 FIRST_RUN = b".ipavolume/first-run.json"
 REFUSED = b".ipavolume/refused.jsonl"
@@ -28,6 +29,8 @@ VERIFIED = b".ipavolume/verified.json"
 NONE, ONCE, NAMED = b"none", b"once", b"named"
 """What is asked of the record of the first run: nothing; that it is done; also whose it is."""
 _LIMIT = 1 << 20
+_PRIME = (1 << 30) - 35
+"""The largest that is one digit for Python, which is eight times as fast as with two."""
 LOG_FORMAT = "IPAVOLUME_LOG_FORMAT"
 WORK_LOCK = "/usr/share/ipavolume/lock"
 """What those lock who work in a container; prepare makes it, and only root can open it."""
@@ -78,12 +81,50 @@ _BEGAN = b"/run/.ipavolume-began"
 _LEVELS, _COARSE_S = 32, 0.05
 
 
-def dump(
-    build_id: bytes, first_run: bytes, mounts: list[bytes], words: list[bytes], config: bytes
-) -> bytes:
-    """Return what ``prepare`` leaves: id, first run, mounts, words to execute, configuration."""
-    counted = (b"%d" % len(mounts), *mounts, b"%d" % len(words), *words)
-    return SEPARATOR.join((MAGIC, build_id, first_run, *counted, config))
+Left = tuple[bytes, bytes, list[bytes], list[bytes], list[bytes], bytes]
+"""What ``prepare`` leaves: id, first run, mounts, words to execute, sources, configuration.
+
+Sources are what it has read besides the configuration: locations of path lists and of the image's
+own steps, each followed by what :func:`sum_of` says of its content, and at the end the number of
+names in the directory of these steps.
+"""
+
+
+def dump(left: Left) -> bytes:
+    """Return what ``prepare`` leaves as one file."""
+    *first, mounts, words, sources, config = left
+    counted = (
+        field for fields in (mounts, words, sources) for field in (b"%d" % len(fields), *fields)
+    )
+    return SEPARATOR.join((MAGIC, *first, *counted, config))
+
+
+def load(data: bytes) -> Left:
+    """Return what ``prepare`` has left.
+
+    Raises:
+        ValueError: If it was not this version that wrote it.
+        IndexError: If it is cut short.
+    """
+    fields = data.split(SEPARATOR)
+    if fields[0] != MAGIC:
+        raise ValueError
+    counted = []
+    begin = 4
+    for _ in range(3):
+        end = begin + int(fields[begin - 1])
+        counted.append(fields[begin:end])
+        begin = end + 1
+    if len(fields) < begin:
+        raise IndexError
+    mounts, words, sources = counted
+    return fields[1], fields[2], mounts, words, sources, SEPARATOR.join(fields[begin - 1 :])
+
+
+def sum_of(content: bytes) -> bytes:
+    """Return what tells one content of a source from another, without a library."""
+    content = content[:_LIMIT]
+    return b"%d %d" % (len(content), int.from_bytes(content, "little") % _PRIME)
 
 
 def start(arguments: list[str]) -> None:
@@ -640,15 +681,12 @@ def _find_command(
     root: bytes, arguments: list[str], locks: list[Held]
 ) -> tuple[list[bytes], bytes] | None:
     """Return what to execute and what to say before, if every volume is current and locked."""
-    data = _read(root + START_DATA).split(SEPARATOR)
-    build_id, first_run = data[1:3]
-    end = 4 + int(data[3])
-    mounts = data[4:end]
-    words = data[end + 1 : end + 1 + int(data[end])]
-    config = SEPARATOR.join(data[end + 1 + int(data[end]) :])
-    if data[0] != MAGIC or not build_id or _read(root + BUILD_ID).strip() != build_id:
+    build_id, first_run, mounts, words, sources, config = load(_read(root + START_DATA))
+    if not build_id or _read(root + BUILD_ID).strip() != build_id:
         return None
     if config != _read(root + CONFIG, missing=b"") or not mounts:
+        return None
+    if not _are_those(root, sources):
         return None
     command = words or [os.fsencode(word) for word in arguments]
     if not command:
@@ -670,6 +708,19 @@ def _find_command(
         b"the volume at %s is current (%s); handing over to %s. If nothing follows, that could not "
         b"start; the volume is fine." % (root + mounts[0], build_id, command[0])
     )
+
+
+def _are_those(root: bytes, sources: list[bytes]) -> bool:
+    """Tell whether path lists and own steps are those that ``prepare`` has read."""
+    *known, count = sources
+    for path, content in zip(known[::2], known[1::2], strict=True):
+        if sum_of(_read(root + path)) != content:
+            return False
+    try:
+        names = os.listdir(root + OWN_STEPS)
+    except FileNotFoundError:
+        names = []
+    return len(names) == int(count)
 
 
 def _lock(volume: int) -> int:

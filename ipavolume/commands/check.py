@@ -31,10 +31,11 @@ from ipavolume.errors import (
 )
 from ipavolume.firstrun import standing
 from ipavolume.firstrun.standing import Standing
+from ipavolume.image import sources
 from ipavolume.image.image import Image
 from ipavolume.linux import clock
 from ipavolume.model.actions import Keep, Rule
-from ipavolume.model.images import named
+from ipavolume.model.images import PREPARED_LAST, named
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Progress, say_nothing
 from ipavolume.model.values import dataclass
@@ -163,6 +164,7 @@ def _look(
     image = image_data(context.image.header)
     # It changes nothing. What a container's path leads to is another matter.
     findings = [replace(_finding(err), severity=Severity.WARNING) for err in context.ways]
+    findings += _not_prepared(context.image)
     facts = None
     try:
         facts = context.volumes.facts()
@@ -359,6 +361,20 @@ def _inspect(
         findings=tuple(findings),
         exit_status=status,
     )
+
+
+def _not_prepared(image: Image) -> list[Finding]:
+    """Tell what of the image was changed after it was prepared, and comes to nothing."""
+    return [
+        Finding(
+            code="not-prepared",
+            severity=Severity.WARNING,
+            path=change.path,
+            message=change.text,
+            hint=PREPARED_LAST,
+        )
+        for change in sources.changes(image)
+    ]
 
 
 def _refused(context: Context) -> list[Finding]:

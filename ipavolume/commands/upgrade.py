@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 from ipavolume.apply import attempts
 from ipavolume.apply.area import discard_staging
 from ipavolume.context import Context
+from ipavolume.image import sources
 from ipavolume.model.actions import Plan
-from ipavolume.model.tasks import RUN_PHASES, Task, TaskRecord, TaskState
+from ipavolume.model.tasks import RUN_PHASES, Phase, Task, TaskRecord, TaskState
 from ipavolume.model.values import dataclass
 from ipavolume.plan import assess
 from ipavolume.plan.assess import refuse
@@ -102,6 +103,10 @@ def bring_up(
     """
     ends: list[Finish] = []
     warnings: list[str] = []
+    if Phase.OFFLINE in phases:
+        # The online phase is of the same start.
+        for change in sources.changes(context.image):
+            speaker.say(f"warning: {change}")
     found: Verdict | None = None
     planned: Planned | None = None
     late = False

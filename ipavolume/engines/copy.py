@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import IO, Final
 
 from ipavolume.engines.engine import Engine, find_image
 from ipavolume.errors import ConfigurationError, IpaVolumeError, StoppedError, VolumeIOError
 from ipavolume.formats import manifest
 from ipavolume.formats.manifest import is_safe_path
+from ipavolume.image import sources
 from ipavolume.image.scriptlets import DIRECTORY as SCRIPTLETS
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files, signals, temporary
@@ -141,6 +142,12 @@ class _Copier:
             for path in (*OS_RELEASE, TEMPLATE_ID):
                 self.copy(path)
             return False
+        self.copy(sources.START_PATH)
+        read: Collection[str] = ()
+        with contextlib.suppress(IpaVolumeError, OSError, ValueError, IndexError):
+            read = sources.recorded(self._tree)[0]
+        for path in read:
+            self.copy(path)
         header = self._header()
         for spec in header.volumes if header is not None else ():
             # They are only looked for; nothing in them is needed, but to compare contents.

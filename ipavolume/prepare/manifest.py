@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import BinaryIO, Final
 
 from ipavolume import fastpath
-from ipavolume.config.model import MAX_CONFIGURATION_BYTES, Config
+from ipavolume.config.model import Config
 from ipavolume.errors import ConfigurationError, ManifestError, UsageError
 from ipavolume.firstrun.command import application_of
 from ipavolume.formats import manifest
+from ipavolume.image import sources
 from ipavolume.image.owning import Owning
 from ipavolume.image.release import AccountNames, read_os_release
 from ipavolume.image.tree import ImageTree
@@ -38,7 +39,6 @@ from ipavolume.steps.api import Declaration, When
 from ipavolume.steps.views import find_package
 
 _PRIVATE: Final = 0o600
-START_DATA_PATH: Final = os.fsdecode(fastpath.START_DATA)
 _MAX_BUILD_ID_CHARACTERS: Final = 256
 _MAX_STEP_BYTES: Final = 16 << 20
 
@@ -51,6 +51,7 @@ class ImageFacts:
         config: Its configuration.
         configuration: The bytes of the file, b"" when there is none.
         listed: What its path lists say.
+        lists: Paths of the lists that are files of the image.
         packages: Its packages.
         names: Its accounts.
         links: Its links into mounts.
@@ -65,6 +66,7 @@ class ImageFacts:
     config: Config
     configuration: bytes
     listed: Sequence[Listed]
+    lists: Sequence[str]
     packages: tuple[Package, ...]
     names: AccountNames
     links: tuple[tuple[str, str], ...]
@@ -197,7 +199,7 @@ def describe(
     return replace(header, created=_now())
 
 
-def _start_data(facts: ImageFacts, header: ImageHeader) -> bytes:
+def _start_data(tree: ImageTree, facts: ImageFacts, header: ImageHeader) -> bytes:
     """Return what a start on a current volume has to know, in a form that needs no parser.
 
     Without an id every start takes the long way: where a volatile volume has to be filled, a step
@@ -216,11 +218,14 @@ def _start_data(facts: ImageFacts, header: ImageHeader) -> bytes:
         for step in facts.steps
     )
     return fastpath.dump(
-        b"" if busy or config.start_supervise else header.build_id.encode(),
-        first_run,
-        [os.fsencode(volume.mount) for volume in header.volumes],
-        [os.fsencode(word) for word in config.start_exec],
-        facts.configuration,
+        (
+            b"" if busy or config.start_supervise else header.build_id.encode(),
+            first_run,
+            [os.fsencode(volume.mount) for volume in header.volumes],
+            [os.fsencode(word) for word in config.start_exec],
+            sources.look(tree, facts.lists),
+            facts.configuration,
+        )
     )
 
 
@@ -265,9 +270,9 @@ def write(
     ):
         # Scripts that the project's users have compare with this one.
         files.append((of_template, iter([build_id])))
-    start = _start_data(facts, header)
-    if tree.read_file(START_DATA_PATH, limit_bytes=2 * MAX_CONFIGURATION_BYTES) != start:
-        files.append((START_DATA_PATH, iter([start])))
+    start = _start_data(tree, facts, header)
+    if tree.read_file(sources.START_PATH, limit_bytes=sources.MAX_START_BYTES) != start:
+        files.append((sources.START_PATH, iter([start])))
     declared = known.dump(facts.steps)
     if tree.read_file(known.PATH, limit_bytes=known.MAX_BYTES) != declared:
         files.append((known.PATH, iter([declared])))

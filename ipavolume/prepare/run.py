@@ -215,6 +215,7 @@ class _Run:
         self._findings = findings
         self._harmless = profile.HARMLESS_LINKS.get(config.profile, ())
         self._digests = DigestCache()
+        self._lists: list[str] = []
         self._check_templates()
         self._relocation = Relocation(
             tree,
@@ -357,6 +358,7 @@ class _Run:
             config=self._config,
             configuration=configuration,
             listed=listed,
+            lists=self._lists,
             packages=packages,
             names=names,
             links=links,
@@ -436,6 +438,8 @@ class _Run:
                 except ConfigurationError as err:
                     faults.append(str(err))
                     continue
+                if not given:
+                    self._lists.append(name)
                 result += [Listed(volume=volume, entry=entry, name=name) for entry in entries]
         if faults:
             raise ConfigurationError(
