@@ -7,21 +7,23 @@ installed), so the journal holds only how far the whole got.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ipavolume.formats import manifest
+from ipavolume.formats import checks, manifest
 from ipavolume.formats.jsonlines import dump_line
 from ipavolume.formats.tasks import log_data
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.tasks import TaskLog
+from ipavolume.model.tasks import MAX_MESSAGES, TaskLog
+from ipavolume.volume import members
 from ipavolume.volume.facts import CLOSED_PROGRESS, Identity, Transaction
 from ipavolume.volume.layout import (
     HELD,
     IDENTITY,
+    LATECOMERS,
     NOTES,
     PENDING,
     PLAN,
@@ -72,6 +74,28 @@ def append_note(fd: int, note: Mapping[str, Any]) -> None:
 def write_notes(fd: int, notes: Iterable[Mapping[str, Any]]) -> None:
     """Write the notes of the swap in the directory *fd* anew, atomically and durably."""
     files.write_file(fd, NOTES, b"".join(map(dump_line, notes)), mode=PRIVATE_FILE_MODE)
+
+
+def write_warnings(fd: int, texts: Sequence[str]) -> None:
+    """Record in the directory *fd* what is to be told of a swap, atomically and durably."""
+    files.write_file(fd, LATECOMERS, dump_line({"warnings": texts}), mode=PRIVATE_FILE_MODE)
+
+
+def read_warnings(fd: int) -> tuple[str, ...]:
+    """Return what :func:`write_warnings` has recorded.
+
+    Raises:
+        UnsafeVolumeError: If it was altered.
+    """
+    data = members.read_json(fd, LATECOMERS)
+    try:
+        return () if data is None else checks.field(data, "warnings", _texts)
+    except checks.MalformedError as err:
+        raise members.damaged(fd, LATECOMERS, "was altered") from err
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return checks.items(value, checks.text, limit=MAX_MESSAGES)
 
 
 def note_held(volume: Volume) -> None:

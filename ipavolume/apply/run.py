@@ -24,6 +24,7 @@ from ipavolume.apply import (
     stage,
 )
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
+from ipavolume.apply.latecomers import Latecomers
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.stage import Index
@@ -44,7 +45,7 @@ from ipavolume.image.image import Image
 from ipavolume.linux import clock, crossing, files, signals
 from ipavolume.model.actions import Keep, Plan, Rule
 from ipavolume.model.files import VERSION_NAME
-from ipavolume.model.images import ImageHeader, name_of
+from ipavolume.model.images import Accounts, ImageHeader, name_of
 from ipavolume.model.packed import Packed
 from ipavolume.model.paths import mount_of
 from ipavolume.model.progress import say_nothing
@@ -93,6 +94,7 @@ class Finish:
         plan: Its plan.
         notes: Paths found changed between plan and swap, and where that was saved, or "".
         tasks: What was executed.
+        warnings: What nobody but a person can tell.
         waiting: Tasks that are left to the online phase; the run is open then.
         put: Files were put in place, not only in an earlier phase.
     """
@@ -100,6 +102,7 @@ class Finish:
     plan: Plan
     notes: tuple[tuple[str, str], ...] = ()
     tasks: tuple[TaskRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
     waiting: tuple[Task, ...] = ()
     put: bool = True
 
@@ -473,11 +476,17 @@ class _Run:
             self._remember(err)
             raise
         saved = tuple(self._log.records.values())
+        warnings = journal.read_warnings(self._first.work)
         waiting = tuple(pending(self._plan.tasks, self._log)) if self._is_executable() else ()
         if not waiting:
             self._commit()
         return Finish(
-            plan=self._plan, notes=self._notes.copies, tasks=saved, waiting=waiting, put=put
+            plan=self._plan,
+            notes=self._notes.copies,
+            tasks=saved,
+            warnings=warnings,
+            waiting=waiting,
+            put=put,
         )
 
     def _attempt(self) -> contextlib.AbstractContextManager[None]:
@@ -493,6 +502,10 @@ class _Run:
             if positions is not None and path in positions:
                 entries[positions[path]] = index_entry(st)
 
+        latecomers = None
+        # What was not interrupted nobody had the time to change.
+        if positions is None and any(self._renumbered()):
+            latecomers = Latecomers(self._plan, *self._accounts())
         swap = Swap(
             self._plan,
             self._areas,
@@ -500,8 +513,11 @@ class _Run:
             known=Recognition(self._plan, shipped=self._before, renumbered=self._renumbered()),
             installed=installed,
             check_lock=self._context.volumes.check_lock,
+            latecomers=latecomers,
         )
         swap.run(self._speaker.say)
+        if latecomers is not None:
+            self._settle_latecomers(latecomers)
         is_indexed = bool(entries) and _write_index(self._first, entries)
         for area in self._areas.values():
             # What is executed next may not be root.
@@ -518,6 +534,16 @@ class _Run:
             return
         with self._attempt():
             self._transaction = journal.advance(self._first.work, self._transaction, SWAPPED)
+
+    def _settle_latecomers(self, latecomers: Latecomers) -> None:
+        unclear = latecomers.find(
+            self._areas,
+            self._notes.copies,
+            mounted=self._context.volumes.mounted_below(),
+            progress=self._speaker.say,
+        )
+        with self._attempt():
+            journal.write_warnings(self._first.work, unclear)
 
     def _is_executable(self) -> bool:
         """Tell whether tasks that are left can still be executed in this run.
@@ -595,6 +621,7 @@ class _Run:
                 *saved.saved_copies([area.volume for area in self._areas.values()], self._plan.run),
             ],
             taken=self._notes.taken,
+            warnings=journal.read_warnings(self._first.work),
             unexecuted=unexecuted,
         )
         if self._primary.baseline is not None:
@@ -650,11 +677,13 @@ class _Run:
 
     def _renumbered(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
         """Return the new numbers of users and groups by those of before."""
-        before, now = self._primary.baseline, self._target().accounts
-        if before is None:
-            return {}, {}
-        was = before.accounts
+        was, now = self._accounts()
         return translation(was.users, now.users), translation(was.groups, now.groups)
+
+    def _accounts(self) -> tuple[Accounts, Accounts]:
+        """Return the accounts of the image of before, none where there was none, and of this."""
+        before = self._primary.baseline
+        return before.accounts if before else Accounts(), self._target().accounts
 
     def _expect_verification(self) -> None:
         """Have recorded, before the id, whether what the run came to is to be verified."""

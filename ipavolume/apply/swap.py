@@ -17,6 +17,7 @@ from typing import Final
 
 from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
+from ipavolume.apply.latecomers import Latecomers
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition, digest
 from ipavolume.apply.transit import Transit
@@ -78,6 +79,7 @@ class Swap:
         known: Recognition,
         installed: Callable[[str, os.stat_result], None],
         check_lock: Callable[[], None],
+        latecomers: Latecomers | None = None,
     ) -> None:
         """Take the plan and the areas of its open transaction.
 
@@ -88,6 +90,7 @@ class Swap:
             known: Tells what the plan was made on from what came since.
             installed: Told of every file that this process put in place.
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
+            latecomers: Told of what got its planned owner, and of what is not at its path.
         """
         self._plan = plan
         self._areas = areas
@@ -95,6 +98,7 @@ class Swap:
         self._known = known
         self._installed = installed
         self._check_lock = check_lock
+        self._latecomers = latecomers
         self._places = {
             action.path: number
             for number, action in enumerate(plan.actions)
@@ -336,6 +340,7 @@ class Swap:
                 if name in ACL_NAMES
             )
             files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode, xattrs=acls))
+            self._settle(fd, acls)
 
     def _preserve(
         self, number: int, path: str, directory: int, name: str, suffix: str = ""
@@ -539,7 +544,18 @@ class Swap:
                 self._move_to_free(number, action.path, directory, name, names)
 
     def _set_metadata(self, number: int, action: SetMetadata) -> None:
-        _again(action.path, lambda: self._set_metadata_once(number, action))
+        try:
+            _again(action.path, lambda: self._set_metadata_once(number, action))
+        except FileNotFoundError:
+            self._miss(action)
+
+    def _miss(self, action: SetMetadata) -> None:
+        if self._latecomers is not None:
+            self._latecomers.miss(action.before)
+
+    def _settle(self, fd: int, xattrs: Xattrs) -> None:
+        if self._latecomers is not None:
+            self._latecomers.settle(files.fstat(fd), xattrs)
 
     def _set_metadata_once(self, number: int, action: SetMetadata) -> bool:
         """Set owner and mode; tell whether that is settled, or to be looked at anew."""
@@ -547,10 +563,7 @@ class Swap:
         area = self._areas[mount]
         parent, _, name = action.path[len(mount) + 1 :].rpartition("/")
         directory = self._ladders[mount].reach(parent)
-        try:
-            fd = os.open(name, files.INODE_FLAGS, dir_fd=directory)
-        except FileNotFoundError:
-            return True
+        fd = os.open(name, files.INODE_FLAGS, dir_fd=directory)
         try:
             now = files.fstat(fd)
             is_untouched = self._known.is_untouched(action.before, now)
@@ -558,6 +571,7 @@ class Swap:
                 is_untouched or self._known.stands_for(area, action, fd, now)
             )
             if not is_it:
+                self._miss(action)
                 self._give_on(action.before, fd)
                 # Whose it was nobody can know. What is replaced as well is told then.
                 if action.path not in self._places and not _has(now, action):
@@ -566,6 +580,8 @@ class Swap:
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
                     # It is somebody else's now, by whoever gave it away.
+                    if (now.st_uid, now.st_gid) == (action.metadata.uid, action.metadata.gid):
+                        self._settle(fd, action.metadata.xattrs)
                     return True
                 action = _as_it_is_now(action, now, files.read_xattrs(fd))
             new = action.metadata
@@ -584,12 +600,16 @@ class Swap:
                     placed = files.lstat(directory, name)
                     if placed is not None:
                         self._known.note_copy(placed)
+                        if self._latecomers is not None:
+                            self._latecomers.settle(placed, new.xattrs)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
+                self._settle(fd, ())
             else:
                 files.set_metadata(fd, new, acls=True)
                 if action.rule == Rule.ROLLBACK:
                     files.remove_user_xattrs(fd, new.xattrs)
+                self._settle(fd, new.xattrs)
             if is_untouched and now.st_nlink > 1:
                 self._known.note_change(files.fstat(fd))
             return True

@@ -38,7 +38,7 @@ class Outcome:
         reason: Why that state.
         recorded: Id recorded on the volume at the end; "" while a run is open.
         ends: How each run ended, oldest first.
-        warnings: What steps and scriptlets have to tell.
+        warnings: What steps and scriptlets have to tell, and what nobody but a person can tell.
         waiting: Tasks that are left to the online phase.
         first_run_left: The first run is left to the online phase, or by a command to a start.
         first_run_done: The first run was run, with whatever result.
@@ -158,7 +158,7 @@ def bring_up(
             planned = carried
             continue
         ends.append(carried.end)
-        warnings += carried.warnings
+        warnings += (*carried.warnings, *carried.end.warnings)
         if carried.end.waiting:
             return _outcome(context, found, ends, warnings, recorded="")
     raise AssertionError("the volume does not become current")

@@ -137,6 +137,7 @@ def history_entry(
     log: TaskLog,
     copies: Iterable[tuple[str, str]],
     taken: Container[str],
+    warnings: Iterable[str],
     unexecuted: bool,
 ) -> dict[str, Any]:
     """Return what the history records of a run.
@@ -149,6 +150,7 @@ def history_entry(
         log: What was executed.
         copies: Paths and the copies that were made of them besides those of the plan.
         taken: Names that copies were planned to get and others had then; they are among *copies*.
+        warnings: What is to be told besides what its tasks have to tell.
         unexecuted: Its tasks were left out.
     """
     counts = counts_of(plan.actions)
@@ -192,7 +194,10 @@ def history_entry(
             if isinstance(action, Keep) and action.rule != Rule.REFILLED
         ][:_MAX_KEPT],
         "tasks": [_task_row(plan, key, log) for key in log.records],
-        "warnings": [text for record in log.records.values() for text in record.messages],
+        "warnings": [
+            *warnings,
+            *(text for record in log.records.values() for text in record.messages),
+        ],
         "failures": [[one.at, one.message] for one in log.failures],
     }
 

@@ -1,0 +1,240 @@
+"""What came, or was moved, while a run waited that gives accounts their new numbers.
+
+What has a number of before that no account has now is its account's, and so is what is still as it
+was planned on and lies elsewhere. Of the rest nobody can know: where accounts exchange numbers, or
+one takes that of another, it is of before or of now. It stays as it is, and is told.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+from ipavolume.apply.area import Area
+from ipavolume.linux import files, signals
+from ipavolume.model.actions import (
+    CreateTree,
+    Erase,
+    Install,
+    Keep,
+    Plan,
+    RemoveDirectory,
+    Save,
+    SetMetadata,
+)
+from ipavolume.model.attributes import (
+    ACL_NAMES,
+    CAPABILITY_NAME,
+    SET_ID_BITS,
+    acl_ids,
+    translate_acl,
+)
+from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
+from ipavolume.model.images import Accounts
+from ipavolume.model.packed import without_metadata
+from ipavolume.model.progress import Meter, Progress
+from ipavolume.plan.accounts import translation
+from ipavolume.volume.failures import STATE_OPEN, attempt
+from ipavolume.volume.tree import walk
+
+_MAX_NAMED: Final = 50
+
+
+class Latecomers:
+    """Finds them once everything is in place, of which it is told what got what was planned."""
+
+    def __init__(self, plan: Plan, before: Accounts, now: Accounts) -> None:
+        """Take the plan, and the accounts that the volumes and the image have."""
+        self._plan = plan
+        self._users = _Numbers("user", before.users, now.users)
+        self._groups = _Numbers("group", before.groups, now.groups)
+        self._settled: set[tuple[int, int]] = set()
+        # Of a moved directory there can be a million: of each a number, not what it looked like.
+        self._gone: set[int] = set()
+
+    @property
+    def are_possible(self) -> bool:
+        """Some account has another number now."""
+        return bool(self._users.table or self._groups.table)
+
+    def settle(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
+        """Have it known that what has this status got what was planned for it."""
+        if self._asked(st, xattrs):
+            self._settled.add((st.st_dev, st.st_ino))
+
+    def miss(self, before: DiskState) -> None:
+        """Have it known that what was planned on is not at its path."""
+        self._gone.add(_looks(before))
+
+    def find(
+        self,
+        areas: Mapping[str, Area],
+        copies: Iterable[tuple[str, str]],
+        *,
+        mounted: Collection[str],
+        progress: Progress,
+    ) -> list[str]:
+        """Give what is known to be an account's to its new number; return words for the rest.
+
+        Args:
+            areas: The areas of the transaction by mount.
+            copies: Paths that were found changed since the plan, and where that is now.
+            mounted: Mount points below the volumes.
+            progress: Told of how far it is.
+
+        Raises:
+            VolumeIOError: If it cannot be looked at, or changed.
+        """
+        placed, trees = self._places()
+        placed.update((to, None) for _, to in copies if to)
+        meter = Meter(progress, "looking for what came meanwhile")
+        unclear: list[str] = []
+        told = ""
+        for mount, area in areas.items():
+            directory = area.volume.directory
+            with attempt("look at the owners on", directory, now=STATE_OPEN):
+                walked = walk(area.volume.fd, mount, mounted=mounted, read_only=lambda _: None)
+                for path, parent, name, st in meter.counted(walked):
+                    signals.check()
+                    xattrs = files.xattrs_at(parent, name)
+                    if not self._asked(st, xattrs) or (st.st_dev, st.st_ino) in self._settled:
+                        continue
+                    if path in placed and placed[path] in (None, (st.st_uid, st.st_gid)):
+                        continue
+                    if _is_below(path, trees):
+                        continue
+                    try:
+                        with files.inode(parent, name) as fd:
+                            what = self._give(fd)
+                    except OSError as err:
+                        # Nothing that came keeps an upgrade from its end.
+                        what = err.strerror or str(err)
+                    if what and not (told and path.startswith(f"{told}/")):
+                        unclear.append(f"{path!r}: {what}")
+                        told = path if stat.S_ISDIR(st.st_mode) else told
+        return _words(unclear)
+
+    def _places(self) -> tuple[dict[str, tuple[int, int] | None], set[str]]:
+        """Return the owners of what the run has put somewhere, and the trees that it put there."""
+        placed: dict[str, tuple[int, int] | None] = {}
+        trees = set()
+        for action in without_metadata(self._plan.actions):
+            match action:
+                case Install():
+                    placed[action.path] = action.metadata.uid, action.metadata.gid
+                    if action.before is not None and action.save_to:
+                        placed[action.save_to] = self._owner_of(action.before)
+                case Save():
+                    placed[action.to] = self._owner_of(action.before)
+                    trees.add(action.to)
+                case CreateTree():
+                    trees.add(action.path)
+                case Erase() | Keep() | RemoveDirectory() | SetMetadata():
+                    pass
+        return placed, trees
+
+    def _owner_of(self, before: DiskState) -> tuple[int, int]:
+        return self._users.now(before.uid), self._groups.now(before.gid)
+
+    def _asked(self, st: os.stat_result, xattrs: Xattrs) -> bool:
+        """Tell whether something belongs to a number that some account had, and has no more."""
+        users, groups = _named(st, xattrs)
+        return not (users.isdisjoint(self._users.table) and groups.isdisjoint(self._groups.table))
+
+    def _give(self, fd: int) -> str:
+        """Give what is known to be an account's to its new number; return why it is not known."""
+        now = files.fstat(fd)
+        is_link, is_directory = stat.S_ISLNK(now.st_mode), stat.S_ISDIR(now.st_mode)
+        xattrs = () if is_link else files.read_xattrs(fd)
+        users, groups = _named(now, xattrs)
+        uid, gid = self._users.now(now.st_uid), self._groups.now(now.st_gid)
+        mode = stat.S_IMODE(now.st_mode)
+        what = [*self._users.unclear(users), *self._groups.unclear(groups)]
+        # Where its owner was not changed yet, nothing else of it was.
+        is_given = (uid, gid) != (now.st_uid, now.st_gid)
+        if is_given and _looks(files.disk_state(now)) in self._gone:
+            what = []
+        if not is_directory and now.st_nlink > 1:
+            what = what or ["it has further names"]
+        elif stat.S_ISREG(now.st_mode) and mode & SET_ID_BITS:
+            if what:
+                # Whoever wrote it gets nobody's rights by it.
+                bare = Metadata(uid=now.st_uid, gid=now.st_gid, mode=mode & ~SET_ID_BITS)
+                files.set_metadata(fd, bare)
+            what = what or ["it has set-id bits"]
+        if what:
+            return ", ".join(what)
+        if is_link:
+            files.chown_inode(fd, uid, gid)
+            return ""
+        changed = tuple(
+            (name, translate_acl(value, self._users.table, self._groups.table))
+            if name in ACL_NAMES
+            else (name, value)
+            for name, value in xattrs
+            if name in (*ACL_NAMES, CAPABILITY_NAME)
+        )
+        files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode, xattrs=changed))
+        return ""
+
+
+class _Numbers:
+    """The numbers of accounts of one kind, before and now."""
+
+    def __init__(self, kind: str, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+        self.table = translation(before, now)
+        self._kind = kind
+        self._before = {number: name for name, number in sorted(before.items(), reverse=True)}
+        self._now = {number: name for name, number in sorted(now.items(), reverse=True)}
+
+    def now(self, number: int) -> int:
+        """Return the number that the account of *number* has now."""
+        return self.table.get(number, number)
+
+    def unclear(self, numbers: Iterable[int]) -> list[str]:
+        """Return words for those of *numbers* that another account has now."""
+        return [
+            f"{self._kind} {number} was {self._before[number]!r} and is {self._now[number]!r}"
+            for number in sorted(numbers)
+            if number in self.table and number in self._now
+        ]
+
+
+def _named(st: os.stat_result, xattrs: Xattrs) -> tuple[set[int], set[int]]:
+    """Return the users and the groups to whom something belongs, or who are named by an ACL."""
+    users, groups = {st.st_uid}, {st.st_gid}
+    for name, value in xattrs:
+        if name in ACL_NAMES:
+            more_users, more_groups = acl_ids(value)
+            users |= more_users
+            groups |= more_groups
+    return users, groups
+
+
+def _looks(state: DiskState) -> int:
+    """Return what tells an inode again whose name is another one, or whose directory is."""
+    size = 0 if state.type is FileType.DIRECTORY else state.size
+    return hash((state.ino, state.type.value, state.uid, state.gid, size, state.mtime_ns))
+
+
+def _is_below(path: str, trees: Collection[str]) -> bool:
+    while path:
+        if path in trees:
+            return True
+        path = path.rpartition("/")[0]
+    return False
+
+
+def _words(unclear: list[str]) -> list[str]:
+    if not unclear:
+        return []
+    more = [f"and {len(unclear) - _MAX_NAMED} more"] if len(unclear) > _MAX_NAMED else []
+    return [
+        "while the upgrade waited, something came or was moved that may be another account's now; "
+        "it stays as it is, with all that is in it: see whose it is, and give it to him "
+        "(chown -h, ipavolume manual volume)",
+        *unclear[:_MAX_NAMED],
+        *more,
+    ]

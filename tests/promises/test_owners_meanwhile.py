@@ -1,0 +1,289 @@
+"""What comes while an upgrade that was killed waits, where accounts have other numbers now."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from support import tracing
+from support.command import clean_environment
+from support.images import Image, Packaged, build_rpm
+from support.requirements import need_tool
+from support.upgrades import Site, acl, owner, set_acl
+
+pytestmark = [pytest.mark.root, pytest.mark.rpm, pytest.mark.crash]
+
+LISTS = {"/data": ["/etc/app/", "/var/lib/app/"]}
+ONE, TWO = 250, 300
+NOW = {
+    "other numbers": (350, 360),
+    "a chain": (TWO, 350),
+    "an exchange": (TWO, ONE),
+}
+"""What alpha and beta, who had 250 and 300, have in the new image."""
+WHEN = ("before the first", "amid alpha's", "amid beta's", "after the last")
+_SHARED = "may be another account's now"
+
+
+def _package(top: Path, version: str) -> Path:
+    files = [Packaged(path=path, directory=True) for path in ("/etc/app", "/var/lib/app")]
+    for who in ("alpha", "beta"):
+        owned, opened = f"%attr(0644,{who},{who})", f"%attr(0755,{who},{who})"
+        files += [
+            Packaged(path=f"/var/lib/app/{who}", words=opened, directory=True),
+            Packaged(path=f"/etc/app/{who}-plain", words=owned, content=version),
+            Packaged(path=f"/etc/app/{who}-edited", words=f"%config {owned}", content=version),
+        ]
+        if version == "1":
+            files.append(
+                Packaged(path=f"/etc/app/{who}-gone", words=f"%config {owned}", content="1")
+            )
+        else:
+            new = f"/etc/app/{who}-new"
+            files.append(Packaged(path=new, words=opened, directory=True))
+            files.append(Packaged(path=f"{new}/file", words=owned, content="new"))
+    return build_rpm(top, "app", files, version=version)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Image]]:
+    """Both images of each way in which numbers change."""
+    top = tmp_path_factory.mktemp("images")
+    packages = {version: _package(top, version) for version in ("1", "2")}
+
+    def made(name: str, version: str, numbers: Sequence[int]) -> Image:
+        lines = list(zip(("root", "alpha", "beta"), (0, *numbers), strict=True))
+        return Site(top=top).image(
+            name,
+            [packages[version]],
+            lists=LISTS,
+            passwd="".join(f"{who}:x:{number}:99::/:/bin/sh\n" for who, number in lines),
+            group="".join(f"{who}:x:{number}:\n" for who, number in lines),
+        )
+
+    first = made("one", "1", (ONE, TWO))
+    return {
+        how: [first, made(f"two-{count}", "2", numbers)]
+        for count, (how, numbers) in enumerate(NOW.items())
+    }
+
+
+class World:
+    """A volume of two services, and the image in which they have other numbers."""
+
+    def __init__(self, top: Path, how: str, images: list[Image]) -> None:
+        """Make it."""
+        self.site = Site(top=top)
+        self.now = dict(zip(("alpha", "beta"), NOW[how], strict=True))
+        self.images = images
+        self.site.upgrade(images[0])
+        self.app = self.site.volume() / "var/lib/app"
+        self.etc = self.site.volume() / "etc/app"
+        self.whose: dict[Path, str] = {}
+        for name, number in (("alpha", ONE), ("beta", TWO)):
+            (self.app / name / "dir").mkdir()
+            os.chown(self.app / name / "dir", number, number)
+            for inside in ("f0", "f1", "f2", "dir/f0"):
+                self.make(f"{name}/{inside}", name, number)
+            (self.app / name / "f2.linked").hardlink_to(self.app / name / "f2")
+            (self.app / name / "link").symlink_to("f0")
+            os.chown(self.app / name / "link", number, number, follow_symlinks=False)
+            os.mkfifo(self.app / name / "fifo")
+            os.chown(self.app / name / "fifo", number, number)
+            set_acl(self.make(f"{name}/named", name, 0), f"u:{number}:rw")
+            (self.etc / f"{name}-edited").write_text("edited")
+            (self.etc / f"{name}-gone").write_text("edited")
+
+    def make(self, inside: str, whose: str, number: int) -> Path:
+        """Make a file of *whose* that has *number*."""
+        path = self.app / inside
+        path.write_text(f"of {whose}")
+        os.chown(path, number, number)
+        return path
+
+    @property
+    def command(self) -> list[str]:
+        """What brings it to the second image."""
+        return [
+            *(sys.executable, "-m", "ipavolume", "upgrade"),
+            *self.site.arguments(self.images[1]),
+        ]
+
+    def killed(self, when: str) -> None:
+        """Begin the upgrade, and kill it at a change of owner, or before it commits."""
+        same = self.site.top / "same"
+        subprocess.run(["cp", "-a", self.site.volume(), same], check=True, timeout=60)
+        command = [*self.command[:4], "--root", str(self.images[1].root), "--volume", str(same)]
+        done, calls = tracing.trace(command, env=clean_environment(), log=self.site.top / "calls")
+        assert done.returncode == 0, done.stderr
+        marked = tracing.find(calls, lambda call: '"build-id.old"' in call.text)
+        after = calls[marked:]
+        of_alpha = [one for one in after if one.name == "fchownat" and "/alpha" in one.text]
+        of_beta = [one for one in after if one.name == "fchownat" and "/beta" in one.text]
+        committing = [one for one in after if '"progress.json"' in one.text]
+        call = {
+            "before the first": of_alpha[0],
+            "amid alpha's": next(one for one in of_alpha if "/dir/" in one.text),
+            "amid beta's": next(one for one in of_beta if "/dir/" in one.text),
+            "after the last": committing[0],
+        }[when]
+        tracing.killed(self.command, call, env=clean_environment())
+        assert not (self.site.volume() / "build-id").exists()
+
+    def change(self) -> None:
+        """Do what services and administrators do meanwhile."""
+        for name, number in (("alpha", ONE), ("beta", TWO)):
+            place = self.app / name
+            (place / "f0").rename(self.app / f"{name}-moved")
+            (place / "dir").rename(self.app / f"{name}-dir")
+            subprocess.run(["sed", "-i", "s/of/still of/", place / "f1"], check=True, timeout=60)
+            copy = self.app / f"{name}-copy"
+            subprocess.run(["cp", "-a", place / "f2", copy], check=True, timeout=60)
+            self.whose.update(
+                dict.fromkeys(
+                    (
+                        *(self.app / f"{name}-moved", self.app / f"{name}-dir", copy),
+                        *(self.app / f"{name}-dir/f0", place / "f1", place / "f2"),
+                        self.make(f"{name}-made", name, number),
+                        self.make(f"{name}/made", name, number),
+                    ),
+                    name,
+                )
+            )
+
+    def told(self) -> set[Path]:
+        """Return what the history says may be another account's, with what is in it."""
+        run = self.site.history()[1]
+        warnings = run["warnings"]
+        assert not warnings or _SHARED in warnings[0]
+        named = [
+            self.site.volume() / line.partition("'")[2].partition("'")[0][len("/data/") :]
+            for line in warnings[1:]
+        ]
+        return {one for top in named for one in (top, *top.rglob("*"))}
+
+    def wrong(self, numbers: dict[str, int]) -> set[Path]:
+        """Return what does not belong to whom it should."""
+        return {path for path, name in self.whose.items() if path.stat().st_uid != numbers[name]}
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("how", NOW)
+def test_nothing_is_another_account_s_without_a_word(
+    how: str, when: str, tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, how, images[how])
+    world.killed(when)
+    world.change()
+    said = world.site.run("upgrade", world.images[1]).stdout
+    told = world.told()
+    assert (_SHARED in said) == bool(told)
+    assert world.wrong(world.now) <= told
+    if how == "other numbers":
+        assert not told
+    # Whoever planned on it knows what was only moved, if it has not got its number yet.
+    for name in ("alpha", "beta"):
+        moved = {world.app / f"{name}-moved", world.app / f"{name}-dir/f0"}
+        if when == "before the first" or (when == "amid alpha's" and name == "beta"):
+            assert not moved & told
+    assert world.site.upgrade(world.images[1])["state"] == "current"
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("how", NOW)
+def test_nothing_is_told_of_what_nobody_touched(
+    how: str, when: str, tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, how, images[how])
+    before = {path: path.lstat().st_uid for path in world.app.rglob("*")}
+    world.killed(when)
+    world.site.upgrade(world.images[1])
+    assert world.told() == set()
+    numbers = {ONE: world.now["alpha"], TWO: world.now["beta"]}
+    for path, number in before.items():
+        assert path.lstat().st_uid == numbers.get(number, number), path
+    for name in ("alpha", "beta"):
+        assert f"user:{world.now[name]}:rw-" in acl(world.app / name / "named")
+        for inside in ("edited", "edited.rpmsave", "gone.rpmsave", "new", "new/file"):
+            assert owner(world.etc / f"{name}-{inside}")[0] == world.now[name], inside
+
+
+@pytest.mark.parametrize("how", ["other numbers", "a chain"])
+def test_killed_while_it_gives_what_came_nothing_is_another_account_s_without_a_word(
+    how: str, tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, how, images[how])
+    world.killed("after the last")
+    world.change()
+    # The first change of owner of each start is made, and none after it.
+    second = tracing.Call(name="fchownat", number=2, text="")
+    starts = 0
+    while not (world.site.volume() / "build-id").exists():
+        starts += 1
+        # The last start comes to its end, and to no second one.
+        with suppress(AssertionError):
+            tracing.killed(world.command, second, env=clean_environment())
+    assert starts > 1
+    assert world.wrong(world.now) <= world.told()
+
+
+def test_whoever_makes_a_program_meanwhile_gets_nobody_s_rights_by_it(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "an exchange", images["an exchange"])
+    world.killed("amid beta's")
+    program = world.make("beta/program", "beta", TWO)
+    program.chmod(0o6755)
+    world.site.upgrade(world.images[1])
+    assert owner(program) == (TWO, TWO, 0o755)
+    assert program in world.told()
+
+
+def test_an_acl_that_came_meanwhile_is_translated_or_told(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "a chain", images["a chain"])
+    world.killed("amid beta's")
+    known, unknown = world.make("known", "root", 0), world.make("unknown", "root", 0)
+    set_acl(known, f"u:{ONE}:r")
+    set_acl(unknown, f"u:{TWO}:r")
+    world.site.upgrade(world.images[1])
+    assert f"user:{TWO}:r--" in acl(known)
+    assert f"user:{TWO}:r--" in acl(unknown)
+    assert world.told() == {unknown}
+
+
+@contextmanager
+def _immutable(path: Path) -> Iterator[None]:
+    chattr = need_tool("chattr")
+    subprocess.run([chattr, "+i", path], check=True, timeout=60)
+    try:
+        yield
+    finally:
+        subprocess.run([chattr, "-i", path], check=True, timeout=60)
+
+
+def test_what_came_meanwhile_keeps_no_upgrade_from_its_end(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "other numbers", images["other numbers"])
+    world.killed("amid beta's")
+    with _immutable(world.make("immutable", "alpha", ONE)):
+        world.site.upgrade(world.images[1])
+    assert world.told() == {world.app / "immutable"}
+
+
+def test_the_image_that_takes_it_over_tells_it_as_well(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "an exchange", images["an exchange"])
+    world.killed("amid beta's")
+    world.change()
+    said = world.site.run("upgrade", world.images[0]).stdout
+    assert _SHARED in said
+    assert world.wrong({"alpha": ONE, "beta": TWO}) <= world.told()
