@@ -21,8 +21,8 @@ from ipavolume.model.actions import (
     SetMetadata,
 )
 from ipavolume.model.attributes import is_privileged
-from ipavolume.model.files import STATE_DIRECTORY, FileType
-from ipavolume.model.images import ImageHeader
+from ipavolume.model.files import STATE_DIRECTORY, DiskState, FileType, Xattrs
+from ipavolume.model.images import Accounts, ImageHeader
 from ipavolume.model.packed import Packed
 from ipavolume.model.paths import is_within, mount_of
 from ipavolume.model.progress import Meter, Progress, say_nothing
@@ -30,6 +30,7 @@ from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight
 from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
+from ipavolume.plan.halfgiven import HAD_ANOTHER, HalfGiven
 from ipavolume.plan.snapshot import is_mounted, missing
 from ipavolume.steps.api import Warn
 from ipavolume.steps.going_back import asks_going_back
@@ -61,6 +62,7 @@ FIRST_RUN_SINCE: Final = "first-run-since"
 NO_WAY_BACK: Final = "no-way-back"
 HELD: Final = "held"
 LEFT_AS_IT_IS: Final = "left-as-it-is"
+UNCLEAR_OWNER: Final = "unclear-owner"
 _IN_THE_WAY: Final = ("no-space", "immutable", "mounted-over", "region", "read-only")
 """Codes of what would keep the image of before from going back."""
 _MAX_CHANGED: Final = 100
@@ -338,7 +340,8 @@ def draft_rollback(
     noted = _noting(found, changed, since_ns, aside)
     # They are of what the snapshot does not have, and so of nothing that the rest is about.
     renumbered = _renumbered(primary, snapshot, undoes)
-    owners = Packed(_owners_left_out(context, kept, snapshot, *renumbered))
+    unclear: list[str] = []
+    owners = Packed(_owners_left_out(context, kept, primary, snapshot, undoes, unclear))
     given = (
         one
         for one in mark_private(Remaining(owners, ()))
@@ -358,7 +361,11 @@ def draft_rollback(
         snapshot=snapshot,
         renumbered=renumbered,
         changed=tuple(changed),
-        warnings=(*warnings, *(_left(volumes[mount], snapshot.run) for mount in lost)),
+        warnings=(
+            *warnings,
+            *(_left(volumes[mount], snapshot.run) for mount in lost),
+            *([_shared(unclear)] if unclear else []),
+        ),
         cause=cause,
         is_automatic=is_automatic,
     )
@@ -380,6 +387,17 @@ def _left(volume: Volume, run: str) -> Warn:
     )
 
 
+def _shared(unclear: Sequence[str]) -> Warn:
+    named = ", ".join(map(repr, unclear[:_MAX_NAMED]))
+    more = f" and {len(unclear) - _MAX_NAMED} more" if len(unclear) > _MAX_NAMED else ""
+    return Warn(
+        code=UNCLEAR_OWNER,
+        text=f"the snapshot leaves out {named}{more}, whose numbers were one account's before the "
+        "upgrade and another's in it: they may be the wrong one's now, and stay as they are",
+        hint="See whose each is, and give it to him: chown -h.",
+    )
+
+
 def _renumbered(
     primary: Facts, snapshot: Snapshot, undoes: ImageHeader
 ) -> tuple[Mapping[int, int], Mapping[int, int]]:
@@ -390,39 +408,66 @@ def _renumbered(
     """
     if primary.transaction is not None and primary.transaction.phase == MARKED:
         return {}, {}
-    before, now = snapshot.accounts, undoes.accounts
-    return translation(now.users, before.users), translation(now.groups, before.groups)
+    return _numbers(undoes.accounts, snapshot.accounts)
+
+
+def _numbers(now: Accounts, then: Accounts) -> tuple[dict[int, int], dict[int, int]]:
+    return translation(now.users, then.users), translation(now.groups, then.groups)
 
 
 def _owners_left_out(
     context: Context,
     volumes: Mapping[str, Volume],
+    primary: Facts,
     snapshot: Snapshot,
-    users: Mapping[int, int],
-    groups: Mapping[int, int],
+    undoes: ImageHeader,
+    unclear: list[str],
 ) -> Iterator[SetMetadata]:
     """Yield what gives back to its accounts what the snapshot leaves out: logs, sockets, devices.
 
-    The upgrade has given all that was theirs to the numbers that they have in its image. What was
-    mounted over then, and what can only be read, the upgrade has left alone.
+    The upgrade has given all that was theirs to the numbers that they have in its image, or is amid
+    that. What was mounted over then, and what can only be read, the upgrade has left alone. Of what
+    nobody can know whose it is the paths are added to *unclear*.
     """
-    if not (users or groups):
+    back = _numbers(undoes.accounts, snapshot.accounts)
+    if not any(back):
         return
-    passed = {one.removeprefix(EXACTLY) for one in snapshot.left_out if one.startswith(EXACTLY)}
-    globs = [one for one in snapshot.left_out if not one.startswith(EXACTLY)]
-    with opened(volumes, snapshot) as contents, Tree(contents) as then:
-        yield from _given_back(context, volumes, globs, passed, then, users, groups)
+    found = _left_out(context, volumes, snapshot)
+    if primary.transaction is not None and primary.transaction.phase == MARKED:
+        before = primary.baseline.accounts if primary.baseline else Accounts()
+        half = HalfGiven(context.volumes, before, undoes.accounts, snapshot.accounts)
+        yield from half.given_back(found, unclear)
+    else:
+        yield from _given_back(found, *back)
 
 
 def _given_back(
+    found: Iterable[tuple[str, DiskState, Xattrs]],
+    users: Mapping[int, int],
+    groups: Mapping[int, int],
+) -> Iterator[SetMetadata]:
+    for path, state, xattrs in found:
+        action = renumbered(path, state, xattrs, users, groups, reason=HAD_ANOTHER)
+        if action is not None:
+            yield action
+
+
+def _left_out(
+    context: Context, volumes: Mapping[str, Volume], snapshot: Snapshot
+) -> Iterator[tuple[str, DiskState, Xattrs]]:
+    passed = {one.removeprefix(EXACTLY) for one in snapshot.left_out if one.startswith(EXACTLY)}
+    globs = [one for one in snapshot.left_out if not one.startswith(EXACTLY)]
+    with opened(volumes, snapshot) as contents, Tree(contents) as then:
+        yield from _walked(context, volumes, globs, passed, then)
+
+
+def _walked(
     context: Context,
     volumes: Mapping[str, Volume],
     globs: Sequence[str],
     passed: Collection[str],
     then: Tree,
-    users: Mapping[int, int],
-    groups: Mapping[int, int],
-) -> Iterator[SetMetadata]:
+) -> Iterator[tuple[str, DiskState, Xattrs]]:
     for mount, volume in volumes.items():
         is_left_out = left_out(globs, mount)
         ours = f"{mount}/{STATE_DIRECTORY}"
@@ -445,16 +490,7 @@ def _given_back(
                         out = path
                     elif files.disk_state(st).type is not FileType.OTHER or then.stat(path):
                         continue
-                action = renumbered(
-                    path,
-                    files.disk_state(st),
-                    files.xattrs_at(directory, name),
-                    users,
-                    groups,
-                    reason="its account had another number before",
-                )
-                if action is not None:
-                    yield action
+                yield path, files.disk_state(st), files.xattrs_at(directory, name)
 
 
 def _noting(

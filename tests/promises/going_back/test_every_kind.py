@@ -76,6 +76,73 @@ def test_what_a_snapshot_leaves_out_gets_its_owners_back(tmp_path: Path) -> None
         assert owners() == before
 
 
+@pytest.mark.parametrize("number", [2, 4, 7])
+def test_what_a_snapshot_leaves_out_gets_its_owners_back_from_the_middle(
+    number: int, tmp_path: Path
+) -> None:
+    """Two services exchange their numbers; nothing but the open run tells whose a log is."""
+    site = Site(top=tmp_path)
+    rpm = build_rpm(tmp_path, "app", [Packaged(path="/etc/app/a.conf", content="a")])
+    one, two = (
+        site.image(
+            name,
+            [rpm],
+            lists={"/data": ["/etc/app/"]},
+            config='[snapshot]\nleave-out = ["/var/log"]\n',
+            passwd=f"{USERS}db:x:{db}:{db}::/:/bin/false\nweb:x:{web}:{web}::/:/bin/false\n",
+            group=f"{GROUPS}db:x:{db}:\nweb:x:{web}:\n",
+        )
+        for name, db, web in (("one", 777, 778), ("two", 778, 777))
+    )
+    site.upgrade(one)
+    logs = site.volume() / "var/log"
+    numbers = {"db": 777, "web": 778}
+    for name, owned in numbers.items():
+        (logs / name).mkdir(parents=True)
+        os.chown(logs / name, owned, owned)
+        for inside in ("log", "rotates"):
+            (logs / name / inside).write_text(name)
+            os.chown(logs / name / inside, owned, owned)
+        set_acl(logs / name / "log", f"u:{1555 - owned}:r")
+
+    def owners() -> dict[str, tuple[object, ...]]:
+        found = picture(logs, times=False)
+        return {path: value[:6] for path, value in found.items()}
+
+    before = owners()
+    env = clean_environment({"IPAVOLUME_SNAPSHOT": "always"})
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(two)]
+    same = tmp_path / "same"
+    subprocess.run(["cp", "-a", site.volume(), same], check=True, timeout=60)
+    copied = [*command[:4], "--root", str(two.root), "--volume", str(same)]
+    _, calls = tracing.trace(copied, env=env, log=tmp_path / "calls")
+    given = [one for one in calls if one.name == "fchownat" and "/var/log/" in one.text]
+    assert len(given) == 6
+    marked = tracing.find(calls, lambda call: '"build-id.old"' in call.text)
+    committing = next(one for one in calls[marked:] if '"progress.json"' in one.text)
+    at = given[number - 1] if number <= len(given) else committing
+    tracing.killed(command, at, env=env)
+    assert (owners() != before) == (number > 1)
+    for name, owned in numbers.items():
+        (logs / name / "rotates").rename(logs / name / "rotates.1")
+        (logs / name / "rotates").write_text("made meanwhile")
+        os.chown(logs / name / "rotates", owned, owned)
+        subprocess.run(
+            ["cp", "-a", logs / name / "log", logs / f"{name}-copy"], check=True, timeout=60
+        )
+    site.run("rollback", two)
+    said = " ".join(site.history()[-1]["warnings"])
+
+    now = owners()
+    for name, owned in numbers.items():
+        for inside in ("", "/log", "/rotates"):
+            assert now[f"/{name}{inside}"][:3] == before[f"/{name}{inside}"][:3]
+        assert now[f"/{name}/log"] == before[f"/{name}/log"]
+        assert (logs / name / "rotates.1").stat().st_uid == owned
+        assert f"'/data/var/log/{name}-copy'" in said
+    assert said.count("/data/var/log/") == 2
+
+
 def test_a_copy_of_what_came_back_does_not_wait_for_anybody(tmp_path: Path) -> None:
     """What the snapshot left out did not come back: its copy waits."""
     site = Site(top=tmp_path)
