@@ -54,11 +54,6 @@ class Latecomers:
         # Of a moved directory there can be a million: of each a number, not what it looked like.
         self._gone: set[int] = set()
 
-    @property
-    def are_possible(self) -> bool:
-        """Some account has another number now."""
-        return bool(self._users.table or self._groups.table)
-
     def settle(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
         """Have it known that what has this status got what was planned for it."""
         if self._asked(st, xattrs):

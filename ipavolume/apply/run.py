@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from ipavolume.apply import (
     attempts,
@@ -24,7 +24,6 @@ from ipavolume.apply import (
     stage,
 )
 from ipavolume.apply.area import Area, make_area, open_area, sync_area
-from ipavolume.apply.latecomers import Latecomers
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.stage import Index
@@ -78,6 +77,9 @@ from ipavolume.volume.facts import (
 from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
 from ipavolume.volume.logs import RunLog, Speaker
 from ipavolume.volume.volumes import Volumes
+
+if TYPE_CHECKING:
+    from ipavolume.apply.latecomers import Latecomers
 
 _NEXT_INDEX: Final = "index.next"
 _VERSIONED: Final = "freeipa"
@@ -505,6 +507,8 @@ class _Run:
         latecomers = None
         # What was not interrupted nobody had the time to change.
         if positions is None and any(self._renumbered()):
+            from ipavolume.apply.latecomers import Latecomers
+
             latecomers = Latecomers(self._plan, *self._accounts())
         swap = Swap(
             self._plan,

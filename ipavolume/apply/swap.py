@@ -13,11 +13,10 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ipavolume.apply import meanwhile
 from ipavolume.apply.area import Area
-from ipavolume.apply.latecomers import Latecomers
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition, digest
 from ipavolume.apply.transit import Transit
@@ -59,6 +58,9 @@ from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
+
+if TYPE_CHECKING:
+    from ipavolume.apply.latecomers import Latecomers
 
 _ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
