@@ -18,6 +18,7 @@ from support.command import Result, clean_environment, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.hostile import Workshop, upgrade
 from support.pretended import Pretended, archive, listing
+from support.steps import step_text
 
 OWN = "/etc/ipavolume/upgrade_steps"
 STEPS = "/usr/share/ipavolume/upgrade_steps"
@@ -532,6 +533,29 @@ def test_the_copy_gives_the_answer_of_the_tree_however_its_links_lead(
     result = check(engines, place, "--json", "--diff", status=100)
     assert json.loads(result.stdout) == json.loads(expected.stdout)
     assert volume_of(result.stdout)["diff"]
+
+
+@pytest.mark.root
+@pytest.mark.rpm
+def test_what_prepare_has_not_seen_of_an_image_is_told_by_a_check_of_it(
+    engines: Pretended, place: Path
+) -> None:
+    workshop = Workshop(place / "workshop")
+    (place / "workshop").mkdir()
+    upgrade(workshop.one(), place / "volume")
+    tree = workshop.two()
+    (tree / "opt").mkdir()
+    (tree / "etc/volume-data-list").rename(tree / "opt/list")
+    (tree / "etc/volume-data-list").symlink_to("/opt/list")
+    with (tree / "opt/list").open("a") as stream:
+        stream.write("/var/lib/plugin/\n")
+    (tree / OWN[1:]).mkdir(parents=True, exist_ok=True)
+    (tree / OWN[1:] / "s5010_own.py").write_text(step_text(component="?other"))
+    engines.install("docker", tree)
+    result = check(engines, place, "--json", status=100)
+    found = volume_of(result.stdout)["findings"]
+    told = [one["path"] for one in found if one["code"] == "not-prepared"]
+    assert told == ["/etc/volume-data-list", f"{OWN}/s5010_own.py"]
 
 
 @pytest.mark.root
