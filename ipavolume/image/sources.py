@@ -174,7 +174,7 @@ def _of_steps(image: Image, sums: Mapping[str, bytes]) -> Iterator[Change]:
             yield Change(
                 path=location,
                 text=f"was {what} after ipavolume prepare ran, and the build id is that of before: "
-                "no step is asked about a volume that has it",
+                "a volume that has it is current, and no upgrade asks the step",
             )
 
 
