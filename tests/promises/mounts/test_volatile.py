@@ -123,6 +123,56 @@ def test_a_volatile_volume_that_has_another_one_as_a_part_of_it_is_not_emptied(
     assert (part / "of somebody").read_text() == "kept"
 
 
+def _by_descriptor(top: Path, part: Path, place: Path) -> None:
+    """Mount *part* as the kubelet does for a subPath: what it has open, by its number."""
+    script = 'exec 7<"$0" && exec mount --bind /proc/self/fd/7 "$1"'
+    subprocess.run(["sh", "-c", script, part, place], check=True, timeout=60)
+
+
+def _by_subvolume(top: Path, part: Path, place: Path) -> None:
+    """Mount *part*, a subvolume, by its name."""
+    device = subprocess.run(
+        ["findmnt", "-n", "-v", "-o", "SOURCE", top], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    option = f"subvol={part.relative_to(top)}"
+    subprocess.run(["mount", "-o", option, device, place], check=True, timeout=60)
+
+
+@pytest.mark.filesystem
+@pytest.mark.parametrize(
+    ("kind", "mount"),
+    [("ext4", _by_descriptor), ("btrfs", _by_subvolume)],
+    ids=["subPath", "subvol"],
+)
+@pytest.mark.parametrize("is_part", [True, False], ids=["a part", "beside it"])
+def test_a_part_of_a_volume_is_told_however_it_was_mounted(
+    filesystem: Filesystems,
+    volatile: tuple[Site, Image],
+    kind: str,
+    mount: Callable[[Path, Path, Path], None],
+    is_part: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    site, image = volatile
+    top = filesystem(kind)
+    claim, part = top / "claim", top / ("claim/scratch" if is_part else "scratch")
+    for directory in (claim, part):
+        made = ["btrfs", "-q", "subvolume", "create"] if kind == "btrfs" else ["mkdir"]
+        subprocess.run([*made, directory], check=True, timeout=60)
+    (part / "notes").write_text("mine")
+    places = [site.top / name for name in ("data-place", "tmp-place")]
+    for place, what in zip(places, (claim, part), strict=True):
+        place.mkdir()
+        mount(top, what, place)
+    try:
+        site.volumes["/data"], site.volumes["/tmp"] = places
+        said = site.run("start", image, "--", "true", status=65 if is_part else 0).stderr
+        assert ("is a part of the volume at /data, mounted once more" in said) == is_part
+        assert (part / "notes").exists() == is_part
+    finally:
+        for place in places:
+            subprocess.run(["umount", place], check=True, timeout=60)
+
+
 def test_only_a_start_fills_a_volatile_volume(volatile: tuple[Site, Image]) -> None:
     site, image = volatile
     tmp = site.volume("/tmp")
