@@ -22,6 +22,10 @@ from ipavolume.model.paths import WRITTEN_BY_ENGINES
 from ipavolume.model.values import dataclass
 
 _BY_NETWORK: Final = ("tcp", "http", "https", "ssh")
+_OF_ANOTHER_ENGINE: Final = (
+    ", a container that it does not know: one of another engine on that host has to have the "
+    "host's name (--uts host)"
+)
 _ID: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -55,7 +59,8 @@ class Sight:
             )
         name, here = engine.host_name(), os.uname().nodename
         if name not in ("", here):
-            return cls(elsewhere=f"the engine is on {name!r}, and this is {here!r}")
+            why = f"the engine is on {name!r}, and this is {here!r}"
+            return cls(elsewhere=why + _OF_ANOTHER_ENGINE * bool(own_files()))
         address = engine.address()
         if _is_of_another_host(address):
             return cls(elsewhere=f"the engine is asked at {address}, which is not here")

@@ -450,11 +450,11 @@ def test_in_a_container_a_volume_is_what_is_mounted_there_at_its_path(
     name.write_text("inside\n")
     volume = _same_path(fleet)
 
-    def asked(*words: str | Path, mounted: tuple[str, str] | None) -> Result:
+    def asked(*words: str | Path, mounted: tuple[str, str] | None, known: bool = True) -> Result:
         """Ask as from a container in which a directory of the host is mounted."""
         shutil.rmtree(tmp_path / "bin", ignore_errors=True)
         mounts = [{"Destination": mounted[0], "Source": mounted[1]}] if mounted else []
-        inside = {"Name": "/tools", "Mounts": mounts}
+        inside = {"Name": "/tools", "Mounts": mounts} if known else None
         env = _engine_with(tmp_path, volume, host="far.example", inside=inside)
         script = 'mount --bind "$0" /etc/hostname && exec "$@"'
         return subprocess.run(
@@ -481,6 +481,10 @@ def test_in_a_container_a_volume_is_what_is_mounted_there_at_its_path(
             done = asked(*words, mounted=other)
             assert done.returncode == 74
             assert "in the container 'tools', in which" in done.stdout + done.stderr
+        # It may be podman's, with the socket of docker.
+        done = asked(*words, mounted=None, known=False)
+        assert done.returncode == 74
+        assert "has to have the host's name (--uts host)" in done.stdout + done.stderr
 
 
 def test_an_engine_whose_volumes_are_all_for_its_containers_alone_is_not_elsewhere(
