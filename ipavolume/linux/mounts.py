@@ -103,6 +103,19 @@ def origin_of(directory: str) -> tuple[str, str]:
     return best
 
 
+def size_of_device(device: int) -> int:
+    """Return the size of a block device in bytes; 0 where it is none, or nothing tells.
+
+    Source: ``Documentation/ABI/stable/sysfs-block`` of Linux: sectors of 512 bytes.
+    """
+    try:
+        name = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size"
+        with open(name, "rb") as stream:
+            return int(stream.read()) * 512
+    except (OSError, ValueError):
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
     """What is mounted where a descriptor was opened.

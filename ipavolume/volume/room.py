@@ -10,6 +10,7 @@ from typing import Final
 from ipavolume.errors import IpaVolumeError, VolumeIOError
 from ipavolume.linux import files, mounts
 from ipavolume.linux.rights import effective_capabilities
+from ipavolume.linux.statx import project_of
 from ipavolume.linux.trial import probe
 from ipavolume.model.actions import SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME
@@ -54,9 +55,14 @@ def room_of(volume: Volume) -> object:
     """Return what is the same for volumes that take of one another's room.
 
     Where one of them has a quota of its own (a project of xfs or ext4), ``statvfs`` says that it
-    is larger or smaller than the other.
+    is larger or smaller than the other. Of equal ones each is its own where both have room; without
+    a quota a project says nothing, and it is the whole file system that is told.
     """
-    return files.fstat(volume.fd).st_dev, files.statvfs(volume.fd).f_blocks
+    device, room = files.fstat(volume.fd).st_dev, files.statvfs(volume.fd)
+    project = project_of(volume.fd)
+    if project and 2 * room.f_blocks * room.f_frsize <= mounts.size_of_device(device):
+        return device, room.f_blocks, project
+    return device, room.f_blocks
 
 
 def check_room(volumes: Sequence[Volume], size: int, inodes: int) -> None:

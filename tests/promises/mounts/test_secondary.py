@@ -13,6 +13,7 @@ from support.command import listed_in, run_ipavolume, volume_of
 from support.filesystems import Filesystems
 from support.images import Image, picture
 from support.mounts import BOTH, LISTS, ONE_LIST, build_ids, identity, make_by_hand, two_images
+from support.requirements import need_tool
 from support.upgrades import Site, actions, owner
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -105,6 +106,59 @@ def test_volumes_on_one_file_system_have_to_share_its_room(
     fill(other, leave_bytes)
     apart.run("upgrade", image, "--dry-run", status=100)
     assert site.upgrade(image, "--allow", "space")["state"] == "empty"
+
+
+def _large(image: Image) -> None:
+    for path in ("/var/lib/app/large", "/var/log/app/large"):
+        image.write(path, "x" * (12 << 20))
+
+
+def _of_projects(site: Site, top: Path) -> None:
+    """Make two volumes on one xfs, each with a project of its own."""
+    for number, name in enumerate(("data", "logs"), 5):
+        site.volumes[f"/{name}"] = top / name
+        (top / name).mkdir()
+        words = ["chattr", "+P", "-p", f"{number}", str(top / name)]
+        subprocess.run(words, check=True, timeout=60)
+
+
+@pytest.mark.filesystem
+def test_projects_without_quotas_share_the_room_of_their_file_system(
+    filesystem: Filesystems, tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS, config=BOTH, edit=_large)
+    top = filesystem("xfs")
+    _of_projects(site, top)
+    room = os.statvfs(top)
+    with (top / "ballast").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, room.f_bfree * room.f_frsize - (20 << 20))
+    assert "on one file system, have" in site.refused(image, "no-space", status=74)
+
+
+@pytest.mark.filesystem
+def test_of_two_equal_quotas_each_is_the_room_of_its_volume(
+    filesystem: Filesystems, tmp_path: Path, versions: tuple[Path, Path]
+) -> None:
+    """Both had to have room for what is put on the two together."""
+    site = Site(top=tmp_path)
+    image = site.image("one", versions[:1], lists=LISTS, config=BOTH, edit=_large)
+    try:
+        top = filesystem("xfs", options="prjquota")
+    except pytest.fail.Exception:
+        pytest.skip("the kernel was built without quotas")
+    _of_projects(site, top)
+
+    def limit(size: str) -> None:
+        for number in ("5", "6"):
+            words = [need_tool("xfs_quota"), "-x", "-c", f"limit -p bhard={size} {number}"]
+            subprocess.run([*words, str(top)], check=True, timeout=60)
+
+    limit("20m")
+    site.run("upgrade", image, "--dry-run", status=100)
+    limit("10m")
+    said = site.refused(image, "no-space", status=74)
+    assert f"the volume '{top}/data' has" in said
 
 
 def test_a_hard_link_from_one_volume_to_the_other_becomes_two_files(
