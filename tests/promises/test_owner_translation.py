@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -725,6 +726,54 @@ def test_what_somebody_writes_into_a_privileged_file_meanwhile_gets_no_privilege
     assert program.read_text() == "planted\n"
     assert owner(program) == (311, 4343, 0o775)
     assert xattr(program, CAPABILITY) == b""
+
+
+def test_what_a_snapshot_leaves_out_is_its_accounts_again_whenever_an_upgrade_was_killed(
+    site: Site, versions: tuple[Path, Path]
+) -> None:
+    """The service of before could not write to its logs, whose number nobody had then."""
+    images = [
+        site.image(
+            name,
+            rpms,
+            lists=LISTS,
+            config='[snapshot]\nleave-out = ["/var/lib/app/logs/**"]\n',
+            passwd=_passwd(
+                {user: number + moved for user, number in _now(USERS, new=False).items()}
+            ),
+            group=_group({one: number + moved for one, number in _now(GROUPS, new=False).items()}),
+        )
+        for name, rpms, moved in (("one", versions[:1], 0), ("two", versions[1:], 1000))
+    ]
+    site.upgrade(images[0])
+    volume = site.volume()
+    data = volume / "var/lib/app"
+    _own(_make(data / "logs/log", 302, 403).parent, 302, 403, 0o2750)
+    _make(data / "logs/notes", 4242, 0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(data / "socket"))
+    _own(data / "socket", 301, 402, 0o700)
+    before = picture(data, times=False)
+    kept = site.top / "kept"
+    subprocess.run(["cp", "-a", volume, kept], check=True, timeout=60)
+    env = {**clean_environment(), "IPAVOLUME_SNAPSHOT": "always"}
+    command = [sys.executable, "-m", "ipavolume", "upgrade", *site.arguments(images[1])]
+    done, calls = tracing.trace(command, env=env, log=site.top / "log")
+    assert done.returncode == 0, done.stderr
+    assert owner(data / "logs/log") == (1302, 1403, 0o640)
+    given = [
+        call
+        for call in calls
+        if call.name == "fchownat" and f"{data}/" in call.text and ".ipavolume" not in call.text
+    ]
+    all_given = tracing.find(calls, lambda call: '".progress.json.new"' in call.text)
+    for call in (*given[1:], calls[all_given]):
+        shutil.rmtree(volume)
+        subprocess.run(["cp", "-a", kept, volume], check=True, timeout=60)
+        tracing.killed(command, call, env=env)
+        assert picture(data, times=False) != before
+        site.run("start", images[0], "--", "true")
+        assert picture(data, times=False) == before
 
 
 def test_thousands_of_files_are_translated_once_each_however_often_the_run_is_killed(
