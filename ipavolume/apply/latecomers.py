@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from ipavolume.apply.area import Area
@@ -42,6 +42,10 @@ from ipavolume.volume.tree import walk
 _MAX_NAMED: Final = 50
 
 
+def _is_new(_path: str, _st: os.stat_result) -> bool:
+    return False
+
+
 class Latecomers:
     """Finds them once everything is in place, of which it is told what got what was planned."""
 
@@ -70,6 +74,7 @@ class Latecomers:
         *,
         mounted: Collection[str],
         progress: Progress,
+        is_known: Callable[[str, os.stat_result], bool] = _is_new,
     ) -> list[str]:
         """Give what is known to be an account's to its new number; return words for the rest.
 
@@ -78,6 +83,7 @@ class Latecomers:
             copies: Paths that were found changed since the plan, and where that is now.
             mounted: Mount points below the volumes.
             progress: Told of how far it is.
+            is_known: Tells whether a path is known to have the owner that it should.
 
         Raises:
             VolumeIOError: If it cannot be looked at, or changed.
@@ -98,7 +104,7 @@ class Latecomers:
                         continue
                     if path in placed and placed[path] in (None, (st.st_uid, st.st_gid)):
                         continue
-                    if _is_below(path, trees):
+                    if _is_below(path, trees) or is_known(path, st):
                         continue
                     try:
                         with files.inode(parent, name) as fd:
@@ -227,7 +233,7 @@ def _words(unclear: list[str]) -> list[str]:
         return []
     more = [f"and {len(unclear) - _MAX_NAMED} more"] if len(unclear) > _MAX_NAMED else []
     return [
-        "while the upgrade waited, something came or was moved that may be another account's now; "
+        "while it waited, something came or was moved that may be another account's now; "
         "it stays as it is, with all that is in it: see whose it is, and give it to him "
         "(chown -h, ipavolume manual volume)",
         *unclear[:_MAX_NAMED],

@@ -219,7 +219,8 @@ def finish_undoing(
         IpaVolumeError: If it cannot be finished.
     """
     volumes = context.volumes
-    transaction = facts[volumes.primary.mount].transaction
+    primary = facts[volumes.primary.mount]
+    transaction = primary.transaction
     if transaction is None:
         raise AssertionError("nothing to finish")
     speaker.say(f"going on with the rollback of run {transaction.run}")
@@ -236,7 +237,14 @@ def finish_undoing(
                 with attempt("change", area.volume.directory, now=STATE_GOING_BACK):
                     crossing.Beside(area.volume.fd).settle()
             commit.move_build_ids(outer.values())
-            return way_back.finish(context, outer, speaker, transaction.primary, emptied=emptied)
+            return way_back.finish(
+                context,
+                outer,
+                speaker,
+                transaction.primary,
+                emptied=emptied,
+                undone=primary.target or primary.baseline,
+            )
     finally:
         for area in outer.values():
             area.close()

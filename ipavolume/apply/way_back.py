@@ -14,6 +14,7 @@ from typing import Any
 
 from ipavolume.apply import attempts, commit, journal, refused, snapshot
 from ipavolume.apply.area import Area, open_inside, sync_area
+from ipavolume.apply.latecomers import Latecomers
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.run import Finish, without
@@ -26,7 +27,7 @@ from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import clock, files, trees
 from ipavolume.model.actions import ROLLBACK, Install
 from ipavolume.model.files import STATE_DIRECTORY
-from ipavolume.model.images import named
+from ipavolume.model.images import ImageHeader, named
 from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
 from ipavolume.volume import failures, history, layout, members, snapshots
@@ -54,6 +55,7 @@ def finish(
     uuid: str,
     *,
     emptied: Collection[str] = (),
+    undone: ImageHeader | None = None,
 ) -> Finish:
     """Put everything in place, and record it.
 
@@ -63,6 +65,7 @@ def finish(
         speaker: Where it says what it does.
         uuid: That of the primary volume.
         emptied: Mounts of volumes that were emptied since it began; they are left as they are.
+        undone: Where it is gone on with, the image whose run is undone.
 
     Raises:
         IpaVolumeError: If it cannot be finished; the volumes are on the way back still.
@@ -72,7 +75,7 @@ def finish(
         for mount, area in outer.items():
             with attempt("open", area.volume.directory, now=STATE_OPEN):
                 inner[mount] = open_inside(area, layout.ROLLBACK)
-        way = _WayBack(context, outer, inner, speaker, uuid, emptied)
+        way = _WayBack(context, outer, inner, speaker, uuid, emptied, undone)
         with told_as(unforeseen):
             return way.finish()
     except IpaVolumeError as err:
@@ -96,9 +99,11 @@ class _WayBack:
         speaker: Speaker,
         uuid: str,
         emptied: Collection[str],
+        undone: ImageHeader | None,
     ) -> None:
         self._context = context
         self._uuid = uuid
+        self._undone = undone
         self._volumes = context.volumes
         self._outer = outer
         self._inner = inner
@@ -127,6 +132,7 @@ class _WayBack:
         def note(path: str, st: os.stat_result) -> None:
             installed[path] = index_entry(st)
 
+        latecomers = self._latecomers()
         swap = Swap(
             self._plan,
             self._inner,
@@ -138,8 +144,11 @@ class _WayBack:
             ),
             installed=note,
             check_lock=self._volumes.check_lock,
+            latecomers=latecomers,
         )
         swap.run(self._speaker.say)
+        if latecomers is not None:
+            self._settle_latecomers(latecomers)
         self._settle_times()
         with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
             self._settle_index(installed)
@@ -147,6 +156,49 @@ class _WayBack:
             sync_area(area.volume, now=STATE_OPEN)
         with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
             files.write_file(self._first.work, SWAPPED, b"")
+
+    def _latecomers(self) -> Latecomers | None:
+        """Return what looks for what came while the way back waited; ``None``: it did not wait."""
+        if self._undone is None or not (self._record.users or self._record.groups):
+            return None
+        kept = files.open_at(self._first.work, KEPT, files.DIRECTORY_FLAGS)
+        try:
+            stream = members.open_member(kept, layout.BASELINE)
+            if stream is None:
+                return None
+            with stream:
+                then = manifest.read_header(stream).accounts
+        finally:
+            os.close(kept)
+        return Latecomers(self._plan, self._undone.accounts, then)
+
+    def _settle_latecomers(self, latecomers: Latecomers) -> None:
+        contents = {}
+        with contextlib.ExitStack() as stack:
+            for mount in self._inner:
+                # What comes back was staged; whoever removed the snapshot is in nobody's way.
+                with contextlib.suppress(UnsafeVolumeError):
+                    contents[mount] = open_content(self._volumes[mount], self._record.snapshot)
+                    stack.callback(os.close, contents[mount])
+            tree = stack.enter_context(Tree(contents))
+
+            def is_as_it_was(path: str, now: os.stat_result) -> bool:
+                if path.startswith(f"{mount_of(path, self._inner)}/{STATE_DIRECTORY}/"):
+                    return True
+                st = tree.stat(path) if tree.covers(path) else None
+                return st is not None and (st.st_uid, st.st_gid) == (now.st_uid, now.st_gid)
+
+            unclear = latecomers.find(
+                self._inner,
+                self._notes.copies,
+                mounted=self._volumes.mounted_below(),
+                progress=self._speaker.say,
+                is_known=is_as_it_was,
+            )
+        for text in unclear:
+            self._speaker.say(f"warning: {text}")
+        with attempt("write to", self._first.volume.directory, now=STATE_OPEN):
+            journal.write_warnings(self._first.work, unclear)
 
     def _is_content(self, path: str, inode: int) -> bool:
         """Tell whether a file has the content that the snapshot has at *path*."""
@@ -348,7 +400,7 @@ class _WayBack:
             "copies": copies,
             "kept": [],
             "tasks": [],
-            "warnings": list(record.warnings),
+            "warnings": [*record.warnings, *journal.read_warnings(self._first.work)],
             "failures": [list(one) for one in record.failures],
             "undone": {
                 "snapshot": record.snapshot,

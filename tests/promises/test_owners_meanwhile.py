@@ -156,10 +156,9 @@ class World:
                 )
             )
 
-    def told(self) -> set[Path]:
+    def told(self, run: int = 1) -> set[Path]:
         """Return what the history says may be another account's, with what is in it."""
-        run = self.site.history()[1]
-        warnings = run["warnings"]
+        warnings = self.site.history()[run]["warnings"]
         assert not warnings or _SHARED in warnings[0]
         named = [
             self.site.volume() / line.partition("'")[2].partition("'")[0][len("/data/") :]
@@ -290,3 +289,34 @@ def test_the_image_that_takes_it_over_tells_it_as_well(
     said = world.site.run("upgrade", world.images[0], *allow).stdout
     assert _SHARED in said
     assert world.wrong({"alpha": ONE, "beta": TWO}) <= world.told()
+
+
+def test_going_back_that_was_killed_gives_nothing_to_another_account_without_a_word(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "an exchange", images["an exchange"])
+    handed_on = world.make("alpha/was-beta-s", "beta", TWO)
+    env = {"IPAVOLUME_SNAPSHOT": "always"}
+    world.site.upgrade(world.images[1], env=env)
+    # Its number of now is the one that it had then, and stays.
+    os.chown(handed_on, TWO, TWO)
+    before = {path: path.lstat().st_uid for path in world.app.rglob("*")}
+    command = [*world.command[:3], "rollback", *world.command[4:]]
+    same = tmp_path / "same"
+    subprocess.run(["cp", "-a", world.site.volume(), same], check=True, timeout=60)
+    there = [*command[:4], "--root", str(world.images[1].root), "--volume", str(same)]
+    _, calls = tracing.trace(there, env=clean_environment(), log=tmp_path / "calls")
+    given = [one for one in calls if one.name == "fchownat" and "/beta/dir/" in one.text]
+    tracing.killed(command, given[-1], env=clean_environment())
+    assert {path: path.lstat().st_uid for path in world.app.rglob("*")} != before
+    made = world.make("beta/made", "beta", ONE)
+    copy = world.app / "copy"
+    subprocess.run(["cp", "-a", world.app / "alpha/f1", copy], check=True, timeout=60)
+    said = world.site.run("rollback", world.images[1]).stderr
+    for name, number in (("alpha", ONE), ("beta", TWO)):
+        for inside in ("", "f0", "f1", "dir/f0", "link", "fifo"):
+            assert (world.app / name / inside).lstat().st_uid == number
+    assert owner(handed_on)[0] == TWO
+    for path in (made, copy):
+        assert f"'/data/{path.relative_to(world.site.volume())}': user" in said
+    assert world.told(-1) == {made, copy}
