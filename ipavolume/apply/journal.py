@@ -78,6 +78,8 @@ def write_notes(fd: int, notes: Iterable[Mapping[str, Any]]) -> None:
 
 def write_warnings(fd: int, texts: Sequence[str]) -> None:
     """Record in the directory *fd* what is to be told of a swap, atomically and durably."""
+    if not texts and files.lstat(fd, LATECOMERS) is None:
+        return
     files.write_file(fd, LATECOMERS, dump_line({"warnings": texts}), mode=PRIVATE_FILE_MODE)
 
 

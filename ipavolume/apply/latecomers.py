@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from ipavolume.apply.area import Area
+from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files, signals
 from ipavolume.model.actions import (
     CreateTree,
@@ -36,7 +37,7 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.accounts import translation
-from ipavolume.volume.failures import STATE_OPEN, attempt
+from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 
 _MAX_NAMED: Final = 50
@@ -55,6 +56,7 @@ class Latecomers:
         self._users = _Numbers("user", before.users, now.users)
         self._groups = _Numbers("group", before.groups, now.groups)
         self._settled: set[tuple[int, int]] = set()
+        self._left: set[tuple[int, int]] = set()
         # Of a moved directory there can be a million: of each a number, not what it looked like.
         self._gone: set[int] = set()
 
@@ -62,6 +64,11 @@ class Latecomers:
         """Have it known that what has this status got what was planned for it."""
         if self._asked(st, xattrs):
             self._settled.add((st.st_dev, st.st_ino))
+
+    def leave(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
+        """Have it known that what has this status has what was planned for it, by whomever."""
+        if self._asked(st, xattrs):
+            self._left.add((st.st_dev, st.st_ino))
 
     def miss(self, before: DiskState) -> None:
         """Have it known that what was planned on is not at its path."""
@@ -84,38 +91,60 @@ class Latecomers:
             mounted: Mount points below the volumes.
             progress: Told of how far it is.
             is_known: Tells whether a path is known to have the owner that it should.
-
-        Raises:
-            VolumeIOError: If it cannot be looked at, or changed.
         """
         placed, trees = self._places()
         placed.update((to, None) for _, to in copies if to)
         meter = Meter(progress, "looking for what came meanwhile")
         unclear: list[str] = []
-        told = ""
-        for mount, area in areas.items():
-            directory = area.volume.directory
-            with attempt("look at the owners on", directory, now=STATE_OPEN):
-                walked = walk(area.volume.fd, mount, mounted=mounted, read_only=lambda _: None)
-                for path, parent, name, st in meter.counted(walked):
-                    signals.check()
-                    xattrs = files.xattrs_at(parent, name)
-                    if not self._asked(st, xattrs) or (st.st_dev, st.st_ino) in self._settled:
-                        continue
-                    if path in placed and placed[path] in (None, (st.st_uid, st.st_gid)):
-                        continue
-                    if _is_below(path, trees) or is_known(path, st):
-                        continue
-                    try:
-                        with files.inode(parent, name) as fd:
-                            what = self._give(fd)
-                    except OSError as err:
-                        # Nothing that came keeps an upgrade from its end.
-                        what = err.strerror or str(err)
-                    if what and not (told and path.startswith(f"{told}/")):
-                        unclear.append(f"{path!r}: {what}")
-                        told = path if stat.S_ISDIR(st.st_mode) else told
+        for area in areas.values():
+            volume = area.volume
+            try:
+                for path, what in self._found(volume, placed, trees, mounted, meter, is_known):
+                    unclear.append(f"{path!r}: {what}")
+            except (UnsafeVolumeError, OSError) as err:
+                # Nothing that came keeps an upgrade from its end: a path too long to be named.
+                unclear.append(f"{volume.mount!r} was not looked at to its end: {err}")
         return _words(unclear)
+
+    def _found(
+        self,
+        volume: Volume,
+        placed: Mapping[str, tuple[int, int] | None],
+        trees: Collection[str],
+        mounted: Collection[str],
+        meter: Meter,
+        is_known: Callable[[str, os.stat_result], bool],
+    ) -> Iterator[tuple[str, str]]:
+        """Yield what is not known whose it is, the uppermost of it, and why; give away the rest."""
+        told = ""
+        unread: list[tuple[str, str]] = []
+        walked = walk(
+            volume.fd,
+            volume.mount,
+            mounted=mounted,
+            unreadable=lambda path, err: unread.append((path, err.strerror or str(err))),
+            read_only=lambda _path: None,
+        )
+        for path, parent, name, st in meter.counted(walked):
+            signals.check()
+            try:
+                xattrs = files.xattrs_at(parent, name)
+                if not self._asked(st, xattrs) or (st.st_dev, st.st_ino) in self._settled:
+                    continue
+                if path in placed and placed[path] in (None, (st.st_uid, st.st_gid)):
+                    continue
+                if _is_below(path, trees) or is_known(path, st):
+                    continue
+                with files.inode(parent, name) as fd:
+                    what = self._give(fd)
+            except FileNotFoundError:
+                continue
+            except OSError as err:
+                what = err.strerror or str(err)
+            if what and not (told and path.startswith(f"{told}/")):
+                yield path, what
+                told = path if stat.S_ISDIR(st.st_mode) else told
+        yield from unread
 
     def _places(self) -> tuple[dict[str, tuple[int, int] | None], set[str]]:
         """Return the owners of what the run has put somewhere, and the trees that it put there."""
@@ -147,6 +176,9 @@ class Latecomers:
     def _give(self, fd: int) -> str:
         """Give what is known to be an account's to its new number; return why it is not known."""
         now = files.fstat(fd)
+        if (now.st_dev, now.st_ino) in self._settled:
+            # Somebody has put it there this moment.
+            return ""
         is_link, is_directory = stat.S_ISLNK(now.st_mode), stat.S_ISDIR(now.st_mode)
         xattrs = () if is_link else files.read_xattrs(fd)
         users, groups = _named(now, xattrs)
@@ -160,7 +192,7 @@ class Latecomers:
         if not is_directory and now.st_nlink > 1:
             what = what or ["it has further names"]
         elif stat.S_ISREG(now.st_mode) and mode & SET_ID_BITS:
-            if what:
+            if what and (now.st_dev, now.st_ino) not in self._left:
                 # Whoever wrote it gets nobody's rights by it.
                 bare = Metadata(uid=now.st_uid, gid=now.st_gid, mode=mode & ~SET_ID_BITS)
                 files.set_metadata(fd, bare)

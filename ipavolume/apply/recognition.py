@@ -56,7 +56,7 @@ class Recognition:
         self._is_gone_back_to = is_gone_back_to
         self._copies: set[tuple[int, int]] = set()
         self._changed: dict[tuple[int, int], int] = {}
-        self._alone: dict[tuple[str, int], bool] = {}
+        self._alone: dict[tuple[str, int, int], bool] = {}
 
     def note_copy(self, st: os.stat_result) -> None:
         """Have it known that what has this status is a copy of ours that took a path's place."""
@@ -176,23 +176,36 @@ class Recognition:
             for name, value in found.items()
         )
 
-    def _is_alone(self, area: Area, directory: str, uid: int) -> bool:
+    def is_copy_of_ours(self, area: Area, action: SetMetadata, now: os.stat_result) -> bool:
+        """Tell whether what has the planned owner is the copy that a run that was killed put there.
+
+        Size and time anybody can give a file, but only the account and root could put it there.
+        """
+        before, new = action.before, action.metadata
+        if (now.st_size, now.st_mtime_ns) != (before.size, before.mtime_ns):
+            return False
+        parent = action.path.rpartition("/")[0]
+        return self._is_alone(area, parent, before.uid, by_now=new.uid)
+
+    def _is_alone(self, area: Area, directory: str, uid: int, *, by_now: int | None = None) -> bool:
         """Tell whether only root and an account can have brought what is in a directory.
 
         Every directory from the mount down to it belongs to one of them, who alone may write to it,
-        and did when the plan was made.
+        and did when the plan was made; the account may have the number *by_now* since.
         """
-        known = self._alone.get((directory, uid))
+        key = directory, uid, uid if by_now is None else by_now
+        known = self._alone.get(key)
         if known is None:
             with Tree({area.volume.mount: area.volume.fd}) as tree:
                 st = tree.stat(directory)
             known = st is not None
             if st is not None:
                 owner, mode = self._directories.get(directory, (st.st_uid, 0))
-                known = {owner, st.st_uid} <= {0, uid} and not (st.st_mode | mode) & 0o022
+                known = owner in (0, uid) and st.st_uid in (0, key[2])
+                known = known and not (st.st_mode | mode) & 0o022
             if known and directory != area.volume.mount:
-                known = self._is_alone(area, directory.rpartition("/")[0], uid)
-            self._alone[(directory, uid)] = known
+                known = self._is_alone(area, directory.rpartition("/")[0], uid, by_now=by_now)
+            self._alone[key] = known
         return known
 
     @functools.cached_property

@@ -574,6 +574,10 @@ class Swap:
             )
             if not is_it:
                 self._miss(action)
+                if self._latecomers is not None and _has(now, action):
+                    is_ours = self._known.is_copy_of_ours(area, action, now)
+                    note = self._latecomers.settle if is_ours else self._latecomers.leave
+                    note(now, action.metadata.xattrs)
                 self._give_on(action.before, fd)
                 # Whose it was nobody can know. What is replaced as well is told then.
                 if action.path not in self._places and not _has(now, action):

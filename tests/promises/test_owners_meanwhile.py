@@ -96,6 +96,9 @@ class World:
             os.mkfifo(self.app / name / "fifo")
             os.chown(self.app / name / "fifo", number, number)
             set_acl(self.make(f"{name}/named", name, 0), f"u:{number}:rw")
+            self.make(f"{name}/program", name, number).chmod(0o6755)
+            planted = self.make(f"{name}/planted", name, number)
+            (top / f"outside-{name}").hardlink_to(planted)
             (self.etc / f"{name}-edited").write_text("edited")
             (self.etc / f"{name}-gone").write_text("edited")
 
@@ -207,6 +210,7 @@ def test_nothing_is_told_of_what_nobody_touched(
     for path, number in before.items():
         assert path.lstat().st_uid == numbers.get(number, number), path
     for name in ("alpha", "beta"):
+        assert owner(world.app / name / "program")[2] == 0o6755
         assert f"user:{world.now[name]}:rw-" in acl(world.app / name / "named")
         for inside in ("edited", "edited.rpmsave", "gone.rpmsave", "new", "new/file"):
             assert owner(world.etc / f"{name}-{inside}")[0] == world.now[name], inside
@@ -238,7 +242,7 @@ def test_whoever_makes_a_program_meanwhile_gets_nobody_s_rights_by_it(
 ) -> None:
     world = World(tmp_path, "an exchange", images["an exchange"])
     world.killed("amid beta's")
-    program = world.make("beta/program", "beta", TWO)
+    program = world.make("beta/its-own", "beta", TWO)
     program.chmod(0o6755)
     world.site.upgrade(world.images[1])
     assert owner(program) == (TWO, TWO, 0o755)
@@ -277,6 +281,22 @@ def test_what_came_meanwhile_keeps_no_upgrade_from_its_end(
     with _immutable(world.make("immutable", "alpha", ONE)):
         world.site.upgrade(world.images[1])
     assert world.told() == {world.app / "immutable"}
+
+
+def test_directories_too_deep_to_be_named_keep_no_upgrade_from_its_end(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "a chain", images["a chain"])
+    world.killed("amid beta's")
+    fd = os.open(world.app / "alpha", os.O_RDONLY)
+    for _ in range(40):
+        os.mkdir("deep" * 60, dir_fd=fd)
+        inner = os.open("deep" * 60, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    said = world.site.run("upgrade", world.images[1]).stdout
+    assert "'/data' was not looked at to its end: directories lie" in said
 
 
 def test_the_image_that_takes_it_over_tells_it_as_well(
