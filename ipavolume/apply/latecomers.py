@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from ipavolume.apply.area import Area
+from ipavolume.apply.swap import LOOK_S
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files, signals
 from ipavolume.model.actions import (
@@ -37,10 +39,11 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.accounts import translation
-from ipavolume.volume.members import Volume
 from ipavolume.volume.tree import walk
 
 _MAX_NAMED: Final = 50
+
+_T = TypeVar("_T")
 
 
 def _is_new(_path: str, _st: os.stat_result) -> bool:
@@ -55,20 +58,20 @@ class Latecomers:
         self._plan = plan
         self._users = _Numbers("user", before.users, now.users)
         self._groups = _Numbers("group", before.groups, now.groups)
-        self._settled: set[tuple[int, int]] = set()
-        self._left: set[tuple[int, int]] = set()
-        # Of a moved directory there can be a million: of each a number, not what it looked like.
+        # A number of each, because there can be a million.
+        self._settled: set[int] = set()
+        self._left: set[int] = set()
         self._gone: set[int] = set()
 
     def settle(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
         """Have it known that what has this status got what was planned for it."""
         if self._asked(st, xattrs):
-            self._settled.add((st.st_dev, st.st_ino))
+            self._settled.add(_inode(st))
 
     def leave(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
         """Have it known that what has this status has what was planned for it, by whomever."""
         if self._asked(st, xattrs):
-            self._left.add((st.st_dev, st.st_ino))
+            self._left.add(_inode(st))
 
     def miss(self, before: DiskState) -> None:
         """Have it known that what was planned on is not at its path."""
@@ -81,6 +84,7 @@ class Latecomers:
         *,
         mounted: Collection[str],
         progress: Progress,
+        check_lock: Callable[[], None],
         is_known: Callable[[str, os.stat_result], bool] = _is_new,
     ) -> list[str]:
         """Give what is known to be an account's to its new number; return words for the rest.
@@ -90,7 +94,11 @@ class Latecomers:
             copies: Paths that were found changed since the plan, and where that is now.
             mounted: Mount points below the volumes.
             progress: Told of how far it is.
+            check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
             is_known: Tells whether a path is known to have the owner that it should.
+
+        Raises:
+            LockLostError: If the lock is not ours any more.
         """
         placed, trees = self._places()
         placed.update((to, None) for _, to in copies if to)
@@ -99,7 +107,15 @@ class Latecomers:
         for area in areas.values():
             volume = area.volume
             try:
-                for path, what in self._found(volume, placed, trees, mounted, meter, is_known):
+                walked = walk(
+                    volume.fd,
+                    volume.mount,
+                    mounted=mounted,
+                    unreadable=lambda path, err: unclear.append(f"{path!r}: {err.strerror}"),
+                    read_only=lambda _path: None,
+                )
+                held = _while_held(meter.counted(walked), check_lock)
+                for path, what in self._found(held, placed, trees, is_known):
                     unclear.append(f"{path!r}: {what}")
             except (UnsafeVolumeError, OSError) as err:
                 # Nothing that came keeps an upgrade from its end: a path too long to be named.
@@ -108,28 +124,17 @@ class Latecomers:
 
     def _found(
         self,
-        volume: Volume,
+        walked: Iterable[tuple[str, int, str, os.stat_result]],
         placed: Mapping[str, tuple[int, int] | None],
         trees: Collection[str],
-        mounted: Collection[str],
-        meter: Meter,
         is_known: Callable[[str, os.stat_result], bool],
     ) -> Iterator[tuple[str, str]]:
         """Yield what is not known whose it is, the uppermost of it, and why; give away the rest."""
         told = ""
-        unread: list[tuple[str, str]] = []
-        walked = walk(
-            volume.fd,
-            volume.mount,
-            mounted=mounted,
-            unreadable=lambda path, err: unread.append((path, err.strerror or str(err))),
-            read_only=lambda _path: None,
-        )
-        for path, parent, name, st in meter.counted(walked):
-            signals.check()
+        for path, parent, name, st in walked:
             try:
                 xattrs = files.xattrs_at(parent, name)
-                if not self._asked(st, xattrs) or (st.st_dev, st.st_ino) in self._settled:
+                if not self._asked(st, xattrs) or _inode(st) in self._settled:
                     continue
                 if path in placed and placed[path] in (None, (st.st_uid, st.st_gid)):
                     continue
@@ -144,7 +149,6 @@ class Latecomers:
             if what and not (told and path.startswith(f"{told}/")):
                 yield path, what
                 told = path if stat.S_ISDIR(st.st_mode) else told
-        yield from unread
 
     def _places(self) -> tuple[dict[str, tuple[int, int] | None], set[str]]:
         """Return the owners of what the run has put somewhere, and the trees that it put there."""
@@ -176,7 +180,7 @@ class Latecomers:
     def _give(self, fd: int) -> str:
         """Give what is known to be an account's to its new number; return why it is not known."""
         now = files.fstat(fd)
-        if (now.st_dev, now.st_ino) in self._settled:
+        if _inode(now) in self._settled:
             # Somebody has put it there this moment.
             return ""
         is_link, is_directory = stat.S_ISLNK(now.st_mode), stat.S_ISDIR(now.st_mode)
@@ -192,7 +196,7 @@ class Latecomers:
         if not is_directory and now.st_nlink > 1:
             what = what or ["it has further names"]
         elif stat.S_ISREG(now.st_mode) and mode & SET_ID_BITS:
-            if what and (now.st_dev, now.st_ino) not in self._left:
+            if what and _inode(now) not in self._left:
                 # Whoever wrote it gets nobody's rights by it.
                 bare = Metadata(uid=now.st_uid, gid=now.st_gid, mode=mode & ~SET_ID_BITS)
                 files.set_metadata(fd, bare)
@@ -244,6 +248,21 @@ def _named(st: os.stat_result, xattrs: Xattrs) -> tuple[set[int], set[int]]:
             users |= more_users
             groups |= more_groups
     return users, groups
+
+
+def _while_held(walked: Iterable[_T], check_lock: Callable[[], None]) -> Iterator[_T]:
+    """Yield what is walked over, as long as nobody stops it, or takes the lock."""
+    looked = time.monotonic()
+    for one in walked:
+        signals.check()
+        if time.monotonic() >= looked + LOOK_S:
+            check_lock()
+            looked = time.monotonic()
+        yield one
+
+
+def _inode(st: os.stat_result) -> int:
+    return st.st_dev << 64 | st.st_ino
 
 
 def _looks(state: DiskState) -> int:

@@ -545,6 +545,7 @@ class _Run:
             self._notes.copies,
             mounted=self._context.volumes.mounted_below(),
             progress=self._speaker.say,
+            check_lock=self._context.volumes.check_lock,
         )
         with self._attempt():
             journal.write_warnings(self._first.work, unclear)

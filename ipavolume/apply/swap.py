@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
-_LOOK_S: Final = 1.0
+LOOK_S: Final = 1.0
 """Who looked after the lock so long ago looks again: less than any server waits for a host."""
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
 
@@ -130,7 +130,7 @@ class Swap:
             meter = Meter(progress, "putting changes in place", total=len(actions))
             for number, action in enumerate(meter.counted(actions)):
                 signals.check()
-                if time.monotonic() >= looked + _LOOK_S:
+                if time.monotonic() >= looked + LOOK_S:
                     # As well as where a server did not answer for a while.
                     self._check_lock()
                     looked = time.monotonic()

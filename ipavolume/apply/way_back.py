@@ -193,6 +193,7 @@ class _WayBack:
                 self._notes.copies,
                 mounted=self._volumes.mounted_below(),
                 progress=self._speaker.say,
+                check_lock=self._volumes.check_lock,
                 is_known=is_as_it_was,
             )
         for text in unclear:
