@@ -101,7 +101,7 @@ def _last(details: Sequence[str], *, room: int) -> list[str]:
     """
     lines: list[str] = []
     for detail in reversed(details[-_DETAIL_LINES:]):
-        line = text.escape(detail.expandtabs())
+        line = text.escape_content(detail.expandtabs())
         needed = len(line.encode()) + len("ipavolume:   | \n")
         if needed > room:
             if not lines:
@@ -221,7 +221,8 @@ class Teller:
             return
         self.clear()
         stamp = "" if self._terminal else f"{self._now()} "
-        self._write(f"ipavolume: {stamp}{text.escape(line)}\n")
+        shown = (text.escape_content if isinstance(line, Printed) else text.escape)(line)
+        self._write(f"ipavolume: {stamp}{shown}\n")
 
     def clear(self) -> None:
         """Make room for something else where the bar is."""

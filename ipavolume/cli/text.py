@@ -124,7 +124,7 @@ def report_lines(report: Report, *, verbose: bool) -> list[str]:
     found = report.rehearsed
     lines = [escape(f"{report.volume}: {found.ending} after {found.seconds} s: {found.message}")]
     lines += [f"  {label}: {escape(what)}" for label, what in _whose_fault(found)]
-    lines += [f"    | {escape(line)}" for line in last_lines(report)]
+    lines += [f"    | {escape_content(line)}" for line in last_lines(report)]
     lines += [f"  {line}" for line in history_lines(report.runs)]
     if report.review:
         lines.append(escape(f"  to review after the upgrade ({advice.fit_here(_DIFFERENCES)}):"))
@@ -382,9 +382,9 @@ def preview_lines(task: Task, preview: Preview | None, *, verbose: bool) -> list
         return lines
     lines += [f"           {escape(describe_step(action))}" for action in preview.actions]
     if preview.changed:
-        lines += [f"           {escape(line)}" for line in preview.changed]
+        lines += [f"           {escape_content(line)}" for line in preview.changed]
     if verbose:
-        lines += [f"           | {escape(line)}" for line in preview.text]
+        lines += [f"           | {escape_content(line)}" for line in preview.text]
     return lines
 
 

@@ -8,7 +8,7 @@ from support.values import record
 
 from ipavolume.apply.run import Finish
 from ipavolume.cli.output import Teller
-from ipavolume.cli.text import summary_lines
+from ipavolume.cli.text import preview_lines, summary_lines
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.model.actions import (
     DELETED_HERE,
@@ -20,9 +20,11 @@ from ipavolume.model.actions import (
     describe,
     past,
 )
-from ipavolume.model.progress import Meter, Tick, count_text, size_text
+from ipavolume.model.progress import Meter, Printed, Tick, count_text, size_text
 from ipavolume.model.snapshots import Method
+from ipavolume.model.tasks import Task, TaskKind
 from ipavolume.plan.snapshot import WayBack
+from ipavolume.plan.tasks import Preview
 from ipavolume.plan.verdict import State
 from ipavolume.steps import api
 
@@ -54,6 +56,30 @@ def tick(text: str, share: float = -1) -> Tick:
     made = Tick(text)
     made.share = share
     return made
+
+
+def test_what_a_command_prints_is_shown_as_it_printed_it() -> None:
+    said: list[tuple[float, str]] = [(0, Printed("| s/\\s*$// \x1b[31m")), (0, "/a\\b")]
+    assert told(said, terminal=False) == [
+        "ipavolume: T0 | s/\\s*$// \\x1b[31m\n",
+        # A path is to be told from every other.
+        "ipavolume: T0 /a\\\\b\n",
+    ]
+
+
+def test_a_scriptlet_is_shown_as_it_runs() -> None:
+    line = r"sed -i '\;^includedir;d' /data/etc/krb5.conf"
+    task = Task(
+        kind=TaskKind.SCRIPTLET,
+        name="ipa-client-post",
+        digest="",
+        phase="online",
+        summary="%post of ipa-client",
+        reason="ipa-client: 1 -> 2",
+    )
+    preview = Preview(changed=(f"+{line}",), text=(line,))
+    shown = preview_lines(task, preview, verbose=True)
+    assert shown[1:] == [f"           +{line}", f"           | {line}"]
 
 
 def test_a_log_gets_a_line_every_ten_seconds_in_which_nothing_else_was_said() -> None:
