@@ -922,13 +922,15 @@ def _refuse_direction(
                 )
             # What the application says of itself names no image.
             older = name_of(recorded) if recorded.build_id else "that the volume comes from"
+            unwritten = "the profile's" if question.profile else "all"
             error = RefusedError(
                 f"the volume has {back[0]}, this image, {name_of(image)}, has {back[1]}: going "
                 "back is not supported",
                 code="newer",
                 hint=f"{_find_missing(question)}Start the image {older} or a newer one, {restore}. "
                 f"Which packages must not go back the image says: guard in [accept] of "
-                f"{CONFIG_PATH} (not written: all; []: none). To try it anyway: --allow newer.",
+                f"{CONFIG_PATH} (not written: {unwritten}; []: none). To try it anyway: "
+                "--allow newer.",
             )
             return Verdict(state=State.NEWER, reason=str(error), error=error), ()
         overrides.append("newer")

@@ -635,6 +635,15 @@ def test_a_blocked_volume_says_which_image_can_finish() -> None:
         assert f"Start the image {name} again" in error.hint
 
 
+@pytest.mark.parametrize(("profile", "unwritten"), [("", "all"), ("freeipa", "the profile's")])
+def test_what_must_not_go_back_where_nothing_is_written_depends_on_the_profile(
+    profile: str, unwritten: str
+) -> None:
+    error = judge(question(of(NEWER), profile=profile)).error
+    assert error is not None
+    assert f"(not written: {unwritten}; []: none)" in error.hint
+
+
 # -- overrides ---------------------------------------------------------------------------
 
 ADOPTED: Final = "populated without ipavolume, from fedora:43"
