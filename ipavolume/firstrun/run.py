@@ -422,9 +422,18 @@ def _failure(
     elif standing is Standing.DONE:
         now = "the volume is taken for configured: " + found.judgement.reason
         hint = "Look at its logs on the volume before you start again."
-    else:
+    elif config.ruins_when:
         now = "the volume is unconfigured: the command left nothing that is in the way"
         hint = "Correct what it complains of, then start again."
+    else:
+        now = (
+            "the volume is unconfigured; whether what the command left is in its way cannot be "
+            "told, as [first-run] has no ruins-when"
+        )
+        hint = (
+            "Correct what it complains of, then start again. If that is what an attempt before "
+            "left, begin with an empty volume."
+        )
     return CommandFailedError(
         f"the first run failed: {command.name} {how}",
         code="first-run-failed",

@@ -259,7 +259,7 @@ def test_a_rejected_option_leaves_the_volume_unconfigured(fresh: FirstRun) -> No
     assert "error: the first run failed: ipa-server-install ended with status 2" in said
     assert "[first-run-failed]" in said
     assert "detail: no such option: --bad" in said
-    assert "state: the volume is unconfigured" in said
+    assert "state: the volume is unconfigured: the command left nothing that is in the way" in said
     assert fresh.record()["exit_status"] == 2
     assert "due: True" in fresh.ask("-U").stdout
     fresh.run("-U")
@@ -814,4 +814,6 @@ def test_success_without_its_sign_is_a_failure(package: Path, tmp_path: Path) ->
     config = '[first-run]\ncommand = ["/usr/bin/true"]\ndone-when = "/etc/ipa/ca.crt"\n'
     said = make(package, tmp_path, config=config).run(status=13).stdout
     assert f"true ended with status 0, but did not leave {CA!r}" in said
-    assert "state: the volume is unconfigured" in said
+    # Without ruins-when nobody can know whether anything is in the way.
+    assert "state: the volume is unconfigured; whether what the command left is in its way" in said
+    assert "If that is what an attempt before left, begin with an empty volume." in said
