@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import posixpath
+from collections.abc import Callable, Iterable
 
 from ipavolume.errors import ObstructedError
 from ipavolume.model.actions import Keep, Rule
 from ipavolume.model.files import DiskState, FileType, LinkStanding, Record
+from ipavolume.model.paths import is_within
 from ipavolume.plan.collected import View
 
 Behind = Callable[[str], DiskState | None]
@@ -14,16 +16,26 @@ Behind = Callable[[str], DiskState | None]
 
 
 def moved(
-    view: View, path: str, old: Record | None, new: Record | None, behind: Behind
+    view: View,
+    path: str,
+    old: Record | None,
+    new: Record | None,
+    behind: Behind,
+    *,
+    before: Record | None,
+    mounts: Iterable[str],
 ) -> Keep | None:
     """Return what is said of a link in a directory's place; ``None``: it is none.
 
     Args:
         view: The volumes.
         path: Where there is a link.
-        old: What the last image shipped there.
+        old: What the last image shipped there, with the numbers that its accounts have now.
         new: What the image ships there.
         behind: Tells what a link leads to.
+        before: *old* with the numbers of the last image. What lies on the volumes gets the new
+            ones by this run, and nothing else does.
+        mounts: Mounts of the volumes.
 
     Raises:
         ObstructedError: If it is not here what it leads to, or not root's alone.
@@ -40,6 +52,10 @@ def moved(
     ):
         return None
     standing = view.link_standing(path)
+    place = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+    shipped = [old, new]
+    if any(is_within(place, mount) for mount in mounts):
+        shipped.append(before)
     if standing is LinkStanding.NOWHERE and new is not None:
         raise ObstructedError(
             f"{path!r} was moved elsewhere by a symbolic link to {target!r}, and that is not here",
@@ -49,7 +65,7 @@ def moved(
         )
     if new is not None and not (
         standing in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE)
-        or (standing is LinkStanding.OWNED and _is_as_shipped(behind(path), old, new))
+        or (standing is LinkStanding.OWNED and _is_as_shipped(behind(path), shipped))
     ):
         raise ObstructedError(
             f"{path!r} is a symbolic link to {target!r} where a "
@@ -67,15 +83,12 @@ def moved(
     return Keep(path=path, rule=rule, reason=f"{why}; what lies behind it is not managed")
 
 
-def _is_as_shipped(found: DiskState | None, old: Record | None, new: Record) -> bool:
-    """Tell whether who can write to the directory behind a link may do so by an image.
-
-    The last one's account may have another number now.
-    """
+def _is_as_shipped(found: DiskState | None, shipped: Iterable[Record | None]) -> bool:
+    """Tell whether who can write to the directory behind a link may do so by an image."""
     return found is not None and any(
         found.uid in (0, one.uid)
         and not found.mode & ~one.mode & 0o022
         and (found.gid == one.gid or not found.mode & 0o020)
-        for one in (old, new)
+        for one in shipped
         if one is not None
     )

@@ -174,7 +174,7 @@ class _Planner:
         unknown = path.startswith(self._unknown)
         if unknown or path.startswith(self._fresh):
             old = None
-        as_shipped = old
+        before = old
         if old is not None:
             old = self._owners.translated(old)
         if any(path.startswith(prefix) for prefix in self._relocated):
@@ -186,7 +186,15 @@ class _Planner:
         if disk is not None and disk.type is FileType.SYMLINK:
             had = old is not None and old.type is FileType.DIRECTORY
             if had or new is None or populate or unknown or self._unknown_old:
-                moved = links.moved(self._collected.view, path, as_shipped, new, self._behind)
+                moved = links.moved(
+                    self._collected.view,
+                    path,
+                    old,
+                    new,
+                    self._behind,
+                    before=before,
+                    mounts=self._collected.entries,
+                )
                 if moved is not None:
                     self._relocated.append(path + "/")
                     self._collected.keeps.append(moved)
