@@ -39,7 +39,8 @@ def probe(directory: int, metadata: Metadata, *, thorough: bool) -> tuple[str, O
             return call, err
         return _probe_with_names(directory, metadata) if thorough else None
     try:
-        return _first_failure(_calls_on(fd, metadata, thorough=thorough))
+        # Of the directory, which may be clean: of the new file it takes as long as a whole commit.
+        return _first_failure(_calls_on(fd, metadata, synced=directory if thorough else None))
     finally:
         os.close(fd)
 
@@ -68,7 +69,8 @@ def _first_failure(calls: Iterable[_Call]) -> tuple[str, OSError] | None:
     return None
 
 
-def _calls_on(fd: int, metadata: Metadata, *, thorough: bool) -> Iterator[_Call]:
+def _calls_on(fd: int, metadata: Metadata, *, synced: int | None) -> Iterator[_Call]:
+    """Yield what is called on *fd*, and the ``fsync`` of *synced*, if any."""
     owner = f"fchown to {metadata.uid}:{metadata.gid}"
     mode = f"fchmod to {metadata.mode:04o}"
     yield "write", lambda: os.write(fd, b"ipavolume\n")
@@ -79,8 +81,8 @@ def _calls_on(fd: int, metadata: Metadata, *, thorough: bool) -> Iterator[_Call]
     yield "open of a file of another owner", lambda: os.close(os.open(proc_path(fd), os.O_RDWR))
     for name, value in metadata.xattrs:
         yield f"setxattr of {name}", functools.partial(os.setxattr, fd, name, value)
-    if thorough:
-        yield "fsync", lambda: os.fsync(fd)
+    if synced is not None:
+        yield "fsync", lambda: os.fsync(synced)
 
 
 def _owner_of(fd: int) -> tuple[int, int]:
@@ -139,7 +141,7 @@ def _probe_names(inside: int, metadata: Metadata) -> tuple[str, OSError] | None:
     try:
         return _first_failure(
             [
-                *_calls_on(fd, metadata, thorough=True),
+                *_calls_on(fd, metadata, synced=fd),
                 ("link", lambda: link(inside, "file", inside, "link")),
                 ("rename", lambda: rename(inside, "link", inside, "renamed")),
                 ("symlink", lambda: os.symlink("file", "symlink", dir_fd=inside)),

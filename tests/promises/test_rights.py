@@ -205,6 +205,15 @@ def test_p37_a_call_that_the_file_system_does_not_have_is_named(
     assert looked.returncode == 100, looked.stdout
 
 
+def test_a_directory_that_cannot_be_made_durable_is_named_before_the_first_write(
+    workshop: Workshop, volume: Path
+) -> None:
+    """What is renamed into it is durable by that alone, once a run has begun."""
+    *words, end = _failing("fsync", "EINVAL")
+    error, _ = _refused(workshop.two(), volume, (*words, "-P", str(volume), end))
+    assert f"cannot make files durable on '{volume}' (fsync): Invalid argument" in error
+
+
 def test_p37_a_file_system_that_keeps_no_owners_is_refused(workshop: Workshop, fuse: Path) -> None:
     (fuse.parent / "lower/volume").mkdir()
     volume = _mount(fuse, "squash_to_root")
