@@ -11,7 +11,6 @@ from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
 from ipavolume.errors import IpaVolumeError
 from ipavolume.firstrun.request import redactor
-from ipavolume.firstrun.standing import Standing, look
 from ipavolume.volume.logs import Speaker
 
 
@@ -49,6 +48,10 @@ def upgrade(options: Options, shown: Shown, *, phases: Sequence[str]) -> tuple[O
 
 
 def _is_first_run_due(context: Context) -> bool:
+    if context.image.config.first_run is None:
+        return False
+    from ipavolume.firstrun.standing import Standing, look
+
     # The volumes are brought to the image, whatever cannot be looked at.
     with contextlib.suppress(IpaVolumeError):
         found = look(context.image, context.volumes)
