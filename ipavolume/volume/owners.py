@@ -44,6 +44,7 @@ _SHOWN: Final = 3
 
 _OWNER: Final = rb'"uid":([0-9]{1,10}),"gid":([0-9]{1,10})'
 _ABSENT: Final = b',"present":false}\n'
+_ABSENT_FROM: Final = -len(_ABSENT)
 _IS_FILE: Final = b'"type":"file"'
 _IS_DIRECTORY: Final = b'"type":"directory"'
 
@@ -114,20 +115,25 @@ def _chosen(lines: Iterable[bytes]) -> Iterator[tuple[str, bool, int, int]]:
     counts: Counter[tuple[bool, int, int]] = Counter()
     owned: tuple[bool, int, int] | None = None
     text, width, number = manifest.IN_NO_LINE, 0, 0
+    begin = end = 0
     for line in lines:
-        mode = line.rfind(b',"mode":"')
-        # A number below 0 counts from the line's end, where what the text has of a mode is not.
-        if not line.startswith(text, mode - width):
-            if owned is not None:
-                counts[owned] = number
-            start = line.rfind(b',"type":"', 0, max(mode, 0))
-            end = line.find(b",", line.find(b',"gid":', mode) + 1)
-            text, width = line[start : end + 1 or -1] or manifest.IN_NO_LINE, mode - start
-            if text not in said:
-                said[text] = _owned(text)
-            owned = said[text]
-            number = counts[owned] if owned is not None else 0
-        if owned is None or line.endswith(_ABSENT):
+        # Mostly it is as far from the end as in the line before. Both places are counted from
+        # there, where what the text has of a mode is not.
+        if line[begin:end] != text:
+            mode = line.rfind(b',"mode":"')
+            begin = mode - width - len(line)
+            end = begin + len(text)
+            if line[begin:end] != text:
+                if owned is not None:
+                    counts[owned] = number
+                start = line.rfind(b',"type":"', 0, max(mode, 0))
+                end = line.find(b",", line.find(b',"gid":', mode) + 1)
+                text, width = line[start : end + 1 or -1] or manifest.IN_NO_LINE, mode - start
+                if text not in said:
+                    said[text] = _owned(text)
+                owned = said[text]
+                number = counts[owned] if owned is not None else 0
+        if owned is None or line[_ABSENT_FROM:] == _ABSENT:
             continue
         number += 1
         if number <= _ALL_OF_THE_FIRST or (number % _ONE_OF == 0 and number <= _ONE_OF * _AT_MOST):
