@@ -410,8 +410,8 @@ def path_of(line: bytes) -> str:
     Raises:
         ManifestError: If the line is not a record.
     """
-    key = _plain_key(line)
-    return parse_record(line).path if key is None else key.decode("ascii")
+    plain = _PLAIN_KEY.match(line)
+    return parse_record(line).path if plain is None else plain[1].decode("ascii")
 
 
 def key_of(line: bytes) -> bytes:
@@ -420,17 +420,13 @@ def key_of(line: bytes) -> bytes:
     Raises:
         ManifestError: If the line is not a record.
     """
-    return _plain_key(line) or fsencode(parse_record(line).path)
-
-
-def _plain_key(line: bytes) -> bytes | None:
-    """Return the bytes of a path that nothing has to be parsed for, or ``None``."""
-    match = _PLAIN_KEY.match(line)
-    return None if match is None else match[1]
+    plain = _PLAIN_KEY.match(line)
+    return fsencode(parse_record(line).path) if plain is None else plain[1]
 
 
 _PLAIN_KEY: Final = re.compile(rb'\{"path":"((?:/[^./"\\\x00\x80-\xff][^/"\\\x00\x80-\xff]*)+)"')
-"""A component that begins with a dot is rare, and could be ``..``."""
+"""For such a path nothing has to be parsed. A component that begins with a dot is rare, and could
+be ``..``."""
 
 
 def records_hash() -> hashlib.blake2b:
