@@ -255,13 +255,15 @@ def _reader(hint: object, special: Special) -> Reader:
 
 def dump(value: DataclassInstance, special: Special = _USUALLY) -> dict[str, Any]:
     """Return the dataclass *value* as plain data: its fields in their order."""
-    found = {name: getattr(value, name) for name in _names(type(value))}
-    return {
-        key: special[key](one)
-        if key in special
-        else (one if type(one) in _AS_IT_IS else _plain(one, special))
-        for key, one in found.items()
-    }
+    plain: dict[str, Any] = {}
+    for name in _names(type(value)):
+        one = getattr(value, name)
+        if name in special:
+            one = special[name](one)
+        elif type(one) not in _AS_IT_IS:
+            one = _plain(one, special)
+        plain[name] = one
+    return plain
 
 
 @functools.cache
