@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -386,6 +387,14 @@ def read_lines(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         ManifestError: If a line is longer than a record can be or has no end.
     """
+    return itertools.chain.from_iterable(read_chunks(stream))
+
+
+def read_chunks(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """Yield what :func:`read_lines` does in lists, for whoever closes the stream behind the last.
+
+    A generator that yields each line again takes more time than all else that is done to read it.
+    """
     rest = b""
     while chunk := stream.read(_CHUNK_BYTES):
         lines = io.BytesIO(rest + chunk).readlines()
@@ -393,7 +402,7 @@ def read_lines(stream: BinaryIO) -> Iterator[bytes]:
         # Only the first can be longer than a chunk: the rest of those before is in it.
         if len(rest) > MAX_RECORD_BYTES or (lines and len(lines[0]) > MAX_RECORD_BYTES):
             break
-        yield from lines
+        yield lines
     if rest or chunk:
         raise ManifestError("the manifest is cut short or has a line that is too long")
 

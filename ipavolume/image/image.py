@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final, Self
@@ -127,9 +128,12 @@ class Image:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the record lines of the manifest."""
+        return itertools.chain.from_iterable(self._chunks())
+
+    def _chunks(self) -> Iterator[list[bytes]]:
         with self._open_manifest() as stream:
             manifest.read_header(stream)
-            yield from manifest.read_lines(stream)
+            yield from manifest.read_chunks(stream)
 
     def verify(self) -> None:
         """Check the manifest against count, digest and volumes in its header.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import struct
 from collections.abc import Callable, Collection, Iterator
@@ -93,14 +94,14 @@ def opened_baseline(volume: Volume) -> Iterator[Applied]:
     with stream:
         start = stream.tell()
 
-        def lines() -> Iterator[bytes]:
+        def chunks() -> Iterator[list[bytes]]:
             # Of a stream that is shared with another process each would read a part.
             fd = files.reopen(stream.fileno())
             with files.reader(fd, buffer_bytes=_BUFFER_BYTES) as own:
                 own.seek(start)
-                yield from manifest.read_lines(own)
+                yield from manifest.read_chunks(own)
 
-        yield Applied(header=header, lines=lines)
+        yield Applied(header=header, lines=lambda: itertools.chain.from_iterable(chunks()))
 
 
 def shipped(volume: Volume, paths: Collection[str], *, links: bool = False) -> list[list[str]]:
