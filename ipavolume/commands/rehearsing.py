@@ -327,6 +327,9 @@ def _failed_units(image: Image) -> tuple[str, ...]:
     if not units.is_booted():
         return ()
     try:
+        # A step may start again what has failed meanwhile. What it fails by it tells itself.
+        if any(unit.state == "activating" for unit in units.units([image.config.online_unit])):
+            return ()
         found = ready.failed_units(image.config.ready)
     except IpaVolumeError:
         return ()

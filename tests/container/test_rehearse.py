@@ -48,6 +48,7 @@ SAID = {
     b"step": "echo the records are of another version; exit 3",
     b"network": "echo connect: Network is unreachable; exit 4",
     b"wait": "sleep infinity",
+    b"unit meanwhile": "systemctl start svc.service; sleep infinity",
 }
 
 
@@ -192,6 +193,13 @@ def test_a_step_that_fails_and_a_service_that_does_not_come_up_are_named(volume:
     assert "it cannot be opened" in "\n".join(found["lines"])
     found = came_to(volume, "network", status=75)
     assert (found["rehearsal"], found["step"]) == ("undecided", "step s5010_convert")
+
+
+def test_a_unit_that_fails_while_a_step_runs_does_not_end_the_step(volume: Volume) -> None:
+    """A step may start it again; if it does not, the step says so."""
+    found = came_to(volume, "unit meanwhile", "--timeout", "40s", status=13)
+    assert found["unit"] == ""
+    assert "s5010_convert" in found["message"]
 
 
 def test_a_container_that_runs_is_paused_and_goes_on(volume: Volume) -> None:
