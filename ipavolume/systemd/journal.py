@@ -56,6 +56,9 @@ class Watch:
             return ()
         try:
             failed = units.failed_since(self.begun[1])[-_MAX_UNITS:]
+            if failed:
+                # What one printed right before it ended may be on its way still.
+                _journalctl("--sync")
             for unit in failed:
                 for line in (f"{unit} failed; the end of its journal:", *self._lines(unit)):
                     output(line)
@@ -75,8 +78,6 @@ class Watch:
         return self._read(f"--unit={unit}")
 
     def _read(self, *words: str) -> tuple[str, ...]:
-        # What a unit printed right before it ended may be on its way still.
-        _journalctl("--sync")
         since = f"--since=@{self.begun[0]}"
         return _journalctl("--quiet", "--output=cat", since, f"--lines={_LOGGED_LINES}", *words)
 
