@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Final
 
 from ipavolume.linux.libc import last_errno, libc
 from ipavolume.linux.rights import set_xattr
-from ipavolume.model.attributes import is_of_file
+from ipavolume.model.attributes import USER, is_of_file
 from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -459,7 +459,7 @@ def remove_user_xattrs(fd: int, kept: Xattrs) -> None:
     """
     wanted = {name for name, _ in kept}
     for name, _ in read_xattrs(fd):
-        if name.startswith("user.") and name not in wanted:
+        if name.startswith(USER) and name not in wanted:
             _remove_xattr(proc_path(fd), name)
 
 

@@ -15,7 +15,9 @@ CAPABILITY_NAME: Final = "security.capability"
 SET_ID_BITS: Final = 0o6000
 STICKY_BIT: Final = 0o1000
 
-_NAMESPACES: Final = ("user.", "trusted.", "security.", *ACL_NAMES)
+USER: Final = "user."
+"""How the names begin that anybody may give what he may write to."""
+_NAMESPACES: Final = (USER, "trusted.", "security.", *ACL_NAMES)
 """What else is listed is a file system's own word for something: ``btrfs.compression``,
 ``system.nfs4_acl``, ``ceph.dir.layout``."""
 _NOT_OF_FILES: Final = frozenset(

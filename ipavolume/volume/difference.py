@@ -11,7 +11,7 @@ from typing import Any, Final
 from ipavolume.errors import ObstructedError
 from ipavolume.linux import clock, files
 from ipavolume.linux.statx import part_of
-from ipavolume.model.attributes import ACL_NAMES
+from ipavolume.model.attributes import ACL_NAMES, USER
 from ipavolume.model.files import (
     BUILD_ID_NAME,
     STATE_DIRECTORY,
@@ -355,10 +355,13 @@ class _Walk:
     def _metadata_of(self, path: str, then: DiskState, now: DiskState) -> Iterator[Difference]:
         was, has = self._metadata(self._then, path, then), self._metadata(self._now, path, now)
         if now.type is FileType.DIRECTORY:
-            # It stays where it is, and with it what further attributes somebody gave it.
+            # It stays where it is, and with it what root alone can have given it since.
             known = {*ACL_NAMES, *(name for name, _ in was.xattrs)}
             has = dataclasses.replace(
-                has, xattrs=tuple(one for one in has.xattrs if one[0] in known)
+                has,
+                xattrs=tuple(
+                    one for one in has.xattrs if one[0] in known or one[0].startswith(USER)
+                ),
             )
         if was != has:
             yield Difference(

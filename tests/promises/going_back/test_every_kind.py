@@ -242,8 +242,11 @@ def test_a_directory_that_comes_back_has_its_times(tmp_path: Path) -> None:
     assert is_back()
 
 
-def test_what_a_directory_was_given_since_stays_and_is_no_change(tmp_path: Path) -> None:
-    """Nor is what the snapshot could not keep, as Samba's ``security.NTACL``; an ACL goes."""
+def test_what_root_alone_can_give_a_directory_stays_and_is_no_change(tmp_path: Path) -> None:
+    """Nor is what the snapshot could not keep, as Samba's ``security.NTACL``.
+
+    An ACL goes, and so does what anybody can give it.
+    """
     site = Site(top=tmp_path)
     one, two = (
         site.image(
@@ -259,18 +262,20 @@ def test_what_a_directory_was_given_since_stays_and_is_no_change(tmp_path: Path)
     )
     site.upgrade(one)
     app = site.volume() / "etc/app"
-    for name in ("marked", "shared"):
+    for name in ("marked", "named", "shared"):
         (app / name).mkdir()
     os.setxattr(app / "marked", "user.mine", b"then")
     site.upgrade(two, env={"IPAVOLUME_SNAPSHOT": "always"})
-    os.setxattr(app / "marked", "user.since", b"now")
+    os.setxattr(app / "marked", "trusted.since", b"now")
+    os.setxattr(app / "named", "user.since", b"now")
     set_acl(app / "shared", "u:777:r")
     plan = site.run("rollback", two, "--dry-run").stdout
     assert "/data/etc/app/marked" not in plan
+    assert "metadata  /data/etc/app/named " in plan
     assert "metadata  /data/etc/app/shared " in plan
     site.run("rollback", two)
-    assert os.getxattr(app / "marked", "user.since") == b"now"
-    assert os.listxattr(app / "shared") == []
+    assert os.getxattr(app / "marked", "trusted.since") == b"now"
+    assert os.listxattr(app / "named") == os.listxattr(app / "shared") == []
 
 
 def test_what_lies_in_a_subvolume_is_brought_back_as_well(
