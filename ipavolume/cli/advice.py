@@ -51,8 +51,7 @@ _SETTING: Final = (
     r"(?![\w-])"
 )
 """Variables that hints say to set; on hold, what a command heeds that tries again what failed."""
-_HOLD: Final = "IPAVOLUME_ON_FAILURE=hold"
-_LOOK: Final = rf"(?P<look> To look around in the container meanwhile, start it with ){_HOLD}\."
+_LOOK: Final = r"(?P<look> To look around in the container meanwhile, start it with [A-Z_]+=hold\.)"
 _ADVICE: Final = rf"{_FITTED}|{_COMMAND}|(?P<options>{_OPTIONS})|(?P<setting>{_SETTING})|{_LOOK}"
 _ANY_VOLUME: Final = "VOLUME"
 _ANY_SNAPSHOTS: Final = "SNAPSHOTS"
@@ -287,8 +286,7 @@ def fit(hint: str, to: Reader) -> str:
             return _setting(found["setting"], to)
         if found["look"]:
             # On hold it is there to look around in, and on a host there is none.
-            is_none = to.held or to.place is Place.HOST
-            return "" if is_none else f"{found['look']}{_started_with([_HOLD], to)}."
+            return "" if to.held or to.place is Place.HOST else found["look"]
         asked, inside = found["asked"] or "", found["inside"] or ""
         words = [*found["name"].split(), *found["words"].split()]
         if "--allow" in words:
