@@ -179,11 +179,16 @@ class Recognition:
     def is_copy_of_ours(self, area: Area, action: SetMetadata, now: os.stat_result) -> bool:
         """Tell whether what has the planned owner is the copy that a run that was killed put there.
 
-        Size and time anybody can give a file, but only the account and root could put it there.
+        Size and time anybody can give his file, but only the account and root could put it there.
+        Those of a directory are others since, by what was put into it.
         """
         before, new = action.before, action.metadata
-        if (now.st_size, now.st_mtime_ns) != (before.size, before.mtime_ns):
+        is_directory = before.type is FileType.DIRECTORY
+        if not is_directory and (now.st_size, now.st_mtime_ns) != (before.size, before.mtime_ns):
             return False
+        if not is_directory and before.uid == new.uid == now.st_uid == 0:
+            # But nobody can give that time to one of root's, which has to be there already.
+            return True
         parent = action.path.rpartition("/")[0]
         return self._is_alone(area, parent, before.uid, by_now=new.uid)
 
