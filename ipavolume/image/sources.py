@@ -107,19 +107,23 @@ def changes(image: Image) -> tuple[Change, ...]:
 def _of_lists(image: Image, lists: Mapping[str, bytes]) -> Iterator[Change]:
     """Yield the lists that have a path which is on no volume.
 
-    One that lost a line says nothing: the path is a link in the image, and stays on its volume.
+    One that lost a line says nothing: the path is a link in the image, and stays on its volume. Nor
+    does what lies below a path that is kept, and is with it.
     """
-    known = {path for volume in image.header.volumes for path in volume.entries}
+    volumes = image.header.volumes
+    known = {path for volume in volumes for path in volume.entries}
+    kept = {path for volume in volumes if not volume.volatile for path in volume.entries}
     for name, content in lists.items():
-        data = image.tree.read_file(name, limit_bytes=_MAX_SOURCE_BYTES) or b""
-        if fastpath.sum_of(data) == content:
-            continue
         try:
-            entries = parse_path_list(data, name=name)
+            data = image.tree.read_file(name, limit_bytes=_MAX_SOURCE_BYTES) or b""
+            if fastpath.sum_of(data) == content:
+                continue
+            paths = [entry.path for entry in parse_path_list(data, name=name)]
         except ConfigurationError as err:
             yield Change(path=name, text=f"is not as ipavolume prepare has read it: {err}")
             continue
-        new = [entry.path for entry in entries if entry.path not in known]
+        paths = [one for one in paths if one not in known]
+        new = [one for one in paths if not any(is_within(one, above) for above in kept)]
         if new:
             shown = ", ".join(map(repr, new[:_SHOWN]))
             more = f" and {count_text(len(new) - _SHOWN, 'more path')}" if new[_SHOWN:] else ""

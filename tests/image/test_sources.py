@@ -110,3 +110,29 @@ def test_a_list_or_a_configuration_that_is_gone_or_new(made: Made) -> None:
     assert changed(made) == []
     append(made, "/etc/ipavolume.toml", '[[volume]]\nmount = "/data"\ntemplate = "/srv/data"\n')
     assert changed(made) == ["/etc/ipavolume.toml"]
+
+
+def test_a_line_below_a_kept_path_is_not_told_but_one_below_what_is_empty_at_each_start(
+    made: Made,
+) -> None:
+    volumes = '[[volume]]\nmount = "/data"\n[[volume]]\nmount = "/tmp-data"\nvolatile = true\n'
+    made.write("/etc/ipavolume.toml", volumes)
+    made.list("/etc/app/")
+    made.list("/var/cache/app/", name="tmp-data")
+    made.prepare()
+    append(made, "/etc/volume-data-list", "/etc/app/plugins/\n")
+    assert changed(made) == []
+    append(made, "/etc/volume-data-list", "/var/cache/app/kept/\n")
+    assert changed(made) == ["/etc/volume-data-list"]
+
+
+def test_a_list_that_cannot_be_one_is_told_and_does_not_hide_another(made: Made) -> None:
+    lists = '["/etc/first", "/etc/volume-data-list"]'
+    made.write("/etc/ipavolume.toml", f'[[volume]]\nmount = "/data"\nlists = {lists}\n')
+    made.write("/etc/first", "/etc/one\n")
+    made.list("/etc/app/")
+    made.prepare()
+    (made.root / "etc/first").unlink()
+    (made.root / "etc/first").mkdir()
+    append(made, "/etc/volume-data-list", "/etc/two\n")
+    assert changed(made) == ["/etc/first", "/etc/volume-data-list"]
