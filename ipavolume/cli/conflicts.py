@@ -10,7 +10,7 @@ import click
 
 from ipavolume.cli import document, options, output, streams, text
 from ipavolume.cli.group import HelpedCommand
-from ipavolume.context import Context, Options, parse_volume_options
+from ipavolume.context import Context, Options, parse_volume_option, volumes_by_mount
 from ipavolume.errors import UsageError
 
 
@@ -60,7 +60,8 @@ def conflicts(
             hint="In a container of the image: ipavolume conflicts --keep PATH",
         )
     with named.resolved(engine or "", one, command="conflicts") as (volumes, place):
-        options = replace(options, volumes={**options.volumes, **parse_volume_options(volumes)})
+        given = (*options.volumes.items(), *map(parse_volume_option, volumes))
+        options = replace(options, volumes=volumes_by_mount(given))
         if chosen:
             _settle(options, chosen, take_new=not keep, timeout_s=lock_timeout, as_json=as_json)
         else:

@@ -372,6 +372,9 @@ def test_what_looks_at_single_volumes_takes_the_names_of_an_engine(
         assert run_ipavolume(command, *named, "--json", env=env).stdout == by_path
         said = run_ipavolume(command, *named, "--volume-name", "two", status=2, env=env).stderr
         assert "give one volume" in said
+        twice = ("--volume", "/data=/srv/app", "--volume-name", "/data=ours")
+        said = run_ipavolume(command, *twice, status=2, env=env).stderr
+        assert "the volume at /data is given twice" in said
     card = volume_of(run_ipavolume("status", old, "--json").stdout)
     assert volume_of(run_ipavolume("status", *named, "--json", env=env).stdout) == card | {
         "volume": "ours"
