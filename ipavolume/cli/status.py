@@ -15,7 +15,7 @@ from ipavolume.cli.advice import About
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.commands import places
 from ipavolume.context import Context, Options
-from ipavolume.errors import IpaVolumeError, ManifestError, UsageError
+from ipavolume.errors import IpaVolumeError, ManifestError, UsageError, VolumeIOError
 
 if TYPE_CHECKING:
     from ipavolume.commands.named import Wanted
@@ -110,13 +110,19 @@ def _print_metrics(root: str, engine: str, asked: Sequence[Wanted]) -> NoReturn:
     from ipavolume.commands import fleet, named
 
     with contextlib.ExitStack() as stack:
-        found = []
+        found, lost = [], []
         for one in asked:
-            given = stack.enter_context(named.resolved(engine, one, command="status"))
+            try:
+                given = stack.enter_context(named.resolved(engine, one, command="status"))
+            except VolumeIOError as err:
+                # As of a directory that cannot be looked at.
+                place = fleet.Place(name=one.called or one.names[0], directory="")
+                lost.append(fleet.Row(place=place, code=err.code, reason=str(err)))
+                continue
             directory = places.place_of(root, *given)
             found.append(fleet.Place(name=one.called or directory, directory=directory))
         looking = stack.enter_context(fleet.Fleet(count_bytes=False, all_=True))
-        rows = looking.rows(found)
+        rows = [*looking.rows(found), *lost]
     for line in shown.metrics(rows):
         click.echo(line)
     sys.exit(fleet.status_of(rows))

@@ -386,6 +386,13 @@ def test_what_looks_at_single_volumes_takes_the_names_of_an_engine(
         run_ipavolume("status", *named, *words, status=2, env=env)
 
 
+def test_metrics_have_a_named_volume_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    nowhere = {"Name": "gone", "Driver": "local", "Mountpoint": "/no/such", "Options": None}
+    words = ("status", "--format", "metrics", "--volume-name", "gone")
+    said = run_ipavolume(*words, status=74, env=_engine_with(tmp_path, nowhere)).stdout
+    assert 'ipavolume_readable{volume="gone",engine=""} 0\n' in said
+
+
 @pytest.mark.parametrize("command", ["status", "history", "conflicts"])
 def test_a_named_volume_of_another_host_is_not_taken_for_what_has_its_path(
     fleet: tuple[Path, Image], tmp_path: Path, command: str
