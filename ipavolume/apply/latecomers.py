@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from ipavolume.apply.area import Area
-from ipavolume.apply.swap import LOOK_S
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files, signals
 from ipavolume.model.actions import (
@@ -39,6 +38,7 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.plan.accounts import translation
+from ipavolume.volume.lockfile import LOOK_S
 from ipavolume.volume.tree import walk
 
 _MAX_NAMED: Final = 50

@@ -58,14 +58,13 @@ from ipavolume.plan.preflight import touched
 from ipavolume.volume import held, layout, regions
 from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.layout import PRIVATE_MODE
+from ipavolume.volume.lockfile import LOOK_S
 
 if TYPE_CHECKING:
     from ipavolume.apply.latecomers import Latecomers
 
 _ATTEMPTS: Final = 5
 _MAX_STEPS: Final = 64
-LOOK_S: Final = 1.0
-"""Who looked after the lock so long ago looks again: less than any server waits for a host."""
 _MAX_SUFFIXED_BYTES: Final = 255 - len(".999")
 
 

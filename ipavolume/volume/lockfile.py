@@ -30,6 +30,8 @@ from ipavolume.volume.members import (
     unsafe_lock,
 )
 
+LOOK_S: Final = 1.0
+"""Who looked after the lock so long ago looks again: less than any server waits for a host."""
 _ROUNDS: Final = 100
 _MAX_LINE_BYTES: Final = 256
 _WORD: Final = r"[A-Za-z0-9._-]{1,64}"
