@@ -118,6 +118,7 @@ def _print_metrics(root: str, engine: str, asked: Sequence[Wanted]) -> NoReturn:
                 # As of a directory that cannot be looked at.
                 place = fleet.Place(name=one.called or one.names[0], directory="")
                 lost.append(fleet.Row(place=place, code=err.code, reason=str(err)))
+                output.show_error(err, about=About(names=one.names))
                 continue
             directory = places.place_of(root, *given)
             found.append(fleet.Place(name=one.called or directory, directory=directory))

@@ -389,8 +389,9 @@ def test_what_looks_at_single_volumes_takes_the_names_of_an_engine(
 def test_metrics_have_a_named_volume_that_cannot_be_looked_at(tmp_path: Path) -> None:
     nowhere = {"Name": "gone", "Driver": "local", "Mountpoint": "/no/such", "Options": None}
     words = ("status", "--format", "metrics", "--volume-name", "gone")
-    said = run_ipavolume(*words, status=74, env=_engine_with(tmp_path, nowhere)).stdout
-    assert 'ipavolume_readable{volume="gone",engine=""} 0\n' in said
+    said = run_ipavolume(*words, status=74, env=_engine_with(tmp_path, nowhere))
+    assert 'ipavolume_readable{volume="gone",engine=""} 0\n' in said.stdout
+    assert "the volume 'gone' of docker is not at '/no/such' here" in said.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "history", "conflicts"])
