@@ -44,6 +44,8 @@ from ipavolume.volume.tree import walk
 _MAX_NAMED: Final = 50
 
 _T = TypeVar("_T")
+_Placed = tuple[int, int, int]
+"""User, group and set-id bits of what was put somewhere."""
 
 
 def _is_new(_path: str, _st: os.stat_result) -> bool:
@@ -125,7 +127,7 @@ class Latecomers:
     def _found(
         self,
         walked: Iterable[tuple[str, int, str, os.stat_result]],
-        placed: Mapping[str, tuple[int, int] | None],
+        placed: Mapping[str, _Placed | None],
         trees: Collection[str],
         is_known: Callable[[str, os.stat_result], bool],
     ) -> Iterator[tuple[str, str]]:
@@ -136,7 +138,7 @@ class Latecomers:
                 xattrs = files.xattrs_at(parent, name)
                 if not self._asked(st, xattrs) or _inode(st) in self._settled:
                     continue
-                if path in placed and placed[path] in (None, (st.st_uid, st.st_gid)):
+                if path in placed and _is_as_placed(st, placed[path]):
                     continue
                 if _is_below(path, trees) or is_known(path, st):
                     continue
@@ -150,18 +152,19 @@ class Latecomers:
                 yield path, what
                 told = path if stat.S_ISDIR(st.st_mode) else told
 
-    def _places(self) -> tuple[dict[str, tuple[int, int] | None], set[str]]:
-        """Return the owners of what the run has put somewhere, and the trees that it put there."""
-        placed: dict[str, tuple[int, int] | None] = {}
+    def _places(self) -> tuple[dict[str, _Placed | None], set[str]]:
+        """Return what the run has put somewhere has, and the trees that it put there."""
+        placed: dict[str, _Placed | None] = {}
         trees = set()
         for action in without_metadata(self._plan.actions):
             match action:
                 case Install():
-                    placed[action.path] = action.metadata.uid, action.metadata.gid
+                    new = action.metadata
+                    placed[action.path] = new.uid, new.gid, new.mode & SET_ID_BITS
                     if action.before is not None and action.save_to:
-                        placed[action.save_to] = self._owner_of(action.before)
+                        placed[action.save_to] = self._saved(action.before)
                 case Save():
-                    placed[action.to] = self._owner_of(action.before)
+                    placed[action.to] = self._saved(action.before)
                     trees.add(action.to)
                 case CreateTree():
                     trees.add(action.path)
@@ -169,8 +172,9 @@ class Latecomers:
                     pass
         return placed, trees
 
-    def _owner_of(self, before: DiskState) -> tuple[int, int]:
-        return self._users.now(before.uid), self._groups.now(before.gid)
+    def _saved(self, before: DiskState) -> _Placed:
+        uid, gid = self._users.now(before.uid), self._groups.now(before.gid)
+        return uid, gid, before.mode & SET_ID_BITS
 
     def _asked(self, st: os.stat_result, xattrs: Xattrs) -> bool:
         """Tell whether something belongs to a number that some account had, and has no more."""
@@ -193,13 +197,14 @@ class Latecomers:
         is_given = (uid, gid) != (now.st_uid, now.st_gid)
         if is_given and _looks(files.disk_state(now)) in self._gone:
             what = []
+        is_program = stat.S_ISREG(now.st_mode) and bool(mode & SET_ID_BITS)
+        if is_program and what and _inode(now) not in self._left:
+            # Whoever wrote it gets nobody's rights by it.
+            bare = Metadata(uid=now.st_uid, gid=now.st_gid, mode=mode & ~SET_ID_BITS)
+            files.set_metadata(fd, bare)
         if not is_directory and now.st_nlink > 1:
             what = what or ["it has further names"]
-        elif stat.S_ISREG(now.st_mode) and mode & SET_ID_BITS:
-            if what and _inode(now) not in self._left:
-                # Whoever wrote it gets nobody's rights by it.
-                bare = Metadata(uid=now.st_uid, gid=now.st_gid, mode=mode & ~SET_ID_BITS)
-                files.set_metadata(fd, bare)
+        elif is_program:
             what = what or ["it has set-id bits"]
         if what:
             return ", ".join(what)
@@ -237,6 +242,15 @@ class _Numbers:
             for number in sorted(numbers)
             if number in self.table and number in self._now
         ]
+
+
+def _is_as_placed(st: os.stat_result, placed: _Placed | None) -> bool:
+    """Tell whether something has what it was put there with, and gives no right beyond that."""
+    if placed is None:
+        return True
+    uid, gid, bits = placed
+    is_program = stat.S_ISREG(st.st_mode) and bool(st.st_mode & SET_ID_BITS & ~bits)
+    return (st.st_uid, st.st_gid) == (uid, gid) and not is_program
 
 
 def _named(st: os.stat_result, xattrs: Xattrs) -> tuple[set[int], set[int]]:

@@ -584,9 +584,13 @@ class Swap:
                 return True
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
-                    # It is somebody else's now, by whoever gave it away.
-                    if (now.st_uid, now.st_gid) == (action.metadata.uid, action.metadata.gid):
-                        self._settle(fd, action.metadata.xattrs)
+                    # It is somebody else's now, by whoever gave it away; or a killed run gave
+                    # it, and who had that number then made it a program of its new owner's.
+                    new = action.metadata
+                    is_given = (now.st_uid, now.st_gid) == (new.uid, new.gid)
+                    is_file = action.before.type is FileType.FILE
+                    if is_given and not (is_file and now.st_mode & SET_ID_BITS):
+                        self._settle(fd, new.xattrs)
                     return True
                 action = _as_it_is_now(action, now, files.read_xattrs(fd))
             new = action.metadata

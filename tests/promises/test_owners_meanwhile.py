@@ -241,12 +241,19 @@ def test_whoever_makes_a_program_meanwhile_gets_nobody_s_rights_by_it(
     tmp_path: Path, images: dict[str, list[Image]]
 ) -> None:
     world = World(tmp_path, "an exchange", images["an exchange"])
-    world.killed("amid beta's")
+    world.killed("after the last")
     program = world.make("beta/its-own", "beta", TWO)
-    program.chmod(0o6755)
+    linked = world.make("beta/linked", "beta", TWO)
+    (world.app / "beta/linked-too").hardlink_to(linked)
+    # They are alpha's, and have the number already by which they are beta's still.
+    given, installed = world.make("alpha/f1", "beta", TWO), world.etc / "alpha-plain"
+    programs = program, linked, given, installed
+    for path in programs:
+        path.chmod(0o6777)
     world.site.upgrade(world.images[1])
-    assert owner(program) == (TWO, TWO, 0o755)
-    assert program in world.told()
+    for path in programs:
+        assert owner(path) == (TWO, TWO, 0o777)
+        assert path in world.told()
 
 
 def test_an_acl_that_came_meanwhile_is_translated_or_told(
