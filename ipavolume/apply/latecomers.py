@@ -133,6 +133,7 @@ class Latecomers:
     ) -> Iterator[tuple[str, str]]:
         """Yield what is not known whose it is, the uppermost of it, and why; give away the rest."""
         told = ""
+        named: set[int] = set()
         for path, parent, name, st in walked:
             try:
                 xattrs = files.xattrs_at(parent, name)
@@ -148,9 +149,11 @@ class Latecomers:
                 continue
             except OSError as err:
                 what = err.strerror or str(err)
-            if what and not (told and path.startswith(f"{told}/")):
+            if what and not (told and path.startswith(f"{told}/")) and _inode(st) not in named:
                 yield path, what
                 told = path if stat.S_ISDIR(st.st_mode) else told
+                # A file has as many names as whoever wants others not to be read gives it.
+                named.update([_inode(st)] if st.st_nlink > 1 else ())
 
     def _places(self) -> tuple[dict[str, _Placed | None], set[str]]:
         """Return what the run has put somewhere has, and the trees that it put there."""

@@ -290,6 +290,18 @@ def test_what_came_meanwhile_keeps_no_upgrade_from_its_end(
     assert world.told() == {world.app / "immutable"}
 
 
+def test_a_file_of_many_names_is_told_once(tmp_path: Path, images: dict[str, list[Image]]) -> None:
+    world = World(tmp_path, "other numbers", images["other numbers"])
+    world.killed("amid beta's")
+    first = world.make("alpha/many-00", "alpha", ONE)
+    for number in range(1, 60):
+        (world.app / f"alpha/many-{number:02}").hardlink_to(first)
+    other = world.make("alpha/of-its-own", "alpha", ONE)
+    other.chmod(0o4755)
+    world.site.upgrade(world.images[1])
+    assert world.told() == {first, other}
+
+
 def test_directories_too_deep_to_be_named_keep_no_upgrade_from_its_end(
     tmp_path: Path, images: dict[str, list[Image]]
 ) -> None:
