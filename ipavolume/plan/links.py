@@ -24,6 +24,7 @@ def moved(
     *,
     before: Record | None,
     mounts: Iterable[str],
+    mounted: Iterable[str],
 ) -> Keep | None:
     """Return what is said of a link in a directory's place; ``None``: it is none.
 
@@ -36,6 +37,7 @@ def moved(
         before: *old* with the numbers of the last image. What lies on the volumes gets the new
             ones by this run, and nothing else does.
         mounts: Mounts of the volumes.
+        mounted: Mount points below them, where nothing gets other owners.
 
     Raises:
         ObstructedError: If it is not here what it leads to, or not root's alone.
@@ -54,7 +56,8 @@ def moved(
     standing = view.link_standing(path)
     place = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     shipped = [old, new]
-    if any(is_within(place, mount) for mount in mounts):
+    is_given = any(is_within(place, mount) for mount in mounts)
+    if is_given and not any(is_within(place, mount) for mount in mounted):
         shipped.append(before)
     if standing is LinkStanding.NOWHERE and new is not None:
         raise ObstructedError(

@@ -194,6 +194,7 @@ class _Planner:
                     self._behind,
                     before=before,
                     mounts=self._collected.entries,
+                    mounted=self._collected.mounted,
                 )
                 if moved is not None:
                     self._relocated.append(path + "/")

@@ -30,6 +30,8 @@ def test_a_directory_that_is_no_longer_shipped_is_left_where_a_link_took_its_pla
         pytest.param("../../big", 997, False, id="relative, off the volume"),
         pytest.param("/big", 995, True, id="has the new number"),
         pytest.param("/data/big", 996, False, id="somebody else's"),
+        pytest.param("/data/disk/big", 997, False, id="on what is mounted below the volume"),
+        pytest.param("/data/disk/big", 995, True, id="mounted, has the new number"),
     ],
 )
 def test_a_moved_directory_may_have_the_number_of_before_where_it_gets_the_new_one(
@@ -51,6 +53,7 @@ def test_a_moved_directory_may_have_the_number_of_before_where_it_gets_the_new_o
             lambda _: thing(kind=DIRECTORY, uid=uid).state,
             before=before,
             mounts=["/data"],
+            mounted=["/data/disk"],
         )
 
     if is_fine:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.hostile import SVC, SVC_GROUP, check, picture, upgrade
 from support.planted import KINDS, Plant, Scene
+from support.requirements import need_tool
 from support.upgrades import set_acl
 
 pytestmark = [pytest.mark.root, pytest.mark.rpm]
@@ -203,6 +205,22 @@ def test_a_moved_directory_of_a_service_whose_account_gets_another_number_stays(
     said = scene.handled(image=scene.workshop.renumbered()).stdout
     assert "/data/var/lib/svc/state (moved elsewhere by a symbolic link" in said
     assert target.stat().st_uid == 350
+
+
+def test_a_moved_directory_on_what_is_mounted_below_the_volume_has_to_have_the_new_number(
+    scene: Scene,
+) -> None:
+    """Nothing that is mounted gets other owners: its service could not use it any more."""
+    target = _of_its_service(scene)
+    what = ("-t", "tmpfs", "-o", "mode=755", "none")
+    subprocess.run([need_tool("mount"), *what, target.parent], check=True)
+    try:
+        target.mkdir()
+        os.chown(target, SVC, SVC_GROUP)
+        image = scene.workshop.renumbered()
+        scene.refused(65, "'/data/var/lib/svc/state'", "[unsafe-link]", image=image)
+    finally:
+        subprocess.run([need_tool("umount"), target.parent], check=True)
 
 
 @pytest.mark.parametrize("what", ["its owner", "its mode", "the way to it"])
