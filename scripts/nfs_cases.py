@@ -597,6 +597,29 @@ def volume_removed(lab: Lab) -> None:
     loses(first)
 
 
+def full(lab: Lab) -> None:
+    """Who cannot write its line on a full volume starts, and keeps the lock."""
+    volume = lab.volume()
+    lab.served(0, "one", volume).kill()
+    os.truncate(lab.path(volume) / LOCK, 0)
+    filler = lab.path(volume).parent / "filler"
+    try:
+        with filler.open("wb", buffering=0) as stream:
+            for size in (1 << 20, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while stream.write(bytes(size)):
+                        pass
+            os.fsync(stream.fileno())
+        again = lab.start(0, "one", volume)
+        wait_for("a start on a full volume", again.settled, seconds=180)
+        require(again.serves, again)
+        # The keeper looks every ten seconds.
+        time.sleep(25)
+        require(again.serves and again.status is None, again)
+    finally:
+        filler.unlink()
+
+
 def serves_at_last(lab: Lab, volume: str, image: str = "one") -> Container:
     """Start on the second host until it is let in, which the server decides."""
     begun = time.monotonic()
@@ -723,6 +746,7 @@ def cases() -> Iterator[tuple[str, Way, Callable[[Lab], None]]]:
         ("volume removed on the server", volume_removed),
         ("upgrade of everything", whole_world),
         ("file capabilities", not_kept),
+        ("full server", full),
         ("root_squash", root_squashed),
         ("read-only export", read_only),
     ):

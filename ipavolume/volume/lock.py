@@ -302,11 +302,15 @@ class Lock:
         fd = self._files.get(volume.mount)
         if fd is None or volume.mount in self._lines:
             return
-        self._lines[volume.mount] = fastpath.name_holder(fd)
+        line = fastpath.name_holder(fd)
         if network_of(volume):
             # Or other hosts would read it when the lock is given up.
-            with contextlib.suppress(OSError):
+            try:
                 files.sync(fd)
+            except OSError:
+                # A full server did not take it: what is there by then says nothing.
+                line = b""
+        self._lines[volume.mount] = line
 
     def _wait(self, *, make: bool) -> None:
         begun = last = tried = time.monotonic()
