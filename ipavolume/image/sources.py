@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ipavolume import fastpath
@@ -92,12 +92,14 @@ def changes(image: Image) -> tuple[Change, ...]:
     try:
         sums, configuration = recorded(tree)
         directory = tree.resolve(OWN_STEPS)
+        # Of a container its root is one as well.
+        points = [f"/{point}" for point in mounts.mount_points_below(image.root) if point]
     except (IpaVolumeError, OSError, ValueError, IndexError):
         return ()
     for looked in (
         _of_lists(image, {one: sums[one] for one in sums if not is_within(one, directory)}),
-        _of_configuration(image, configuration),
-        _of_steps(image, sums),
+        _of_configuration(image, configuration, points),
+        _of_steps(image, sums, points),
     ):
         with contextlib.suppress(IpaVolumeError, OSError):
             found += looked
@@ -134,7 +136,13 @@ def _of_lists(image: Image, lists: Mapping[str, bytes]) -> Iterator[Change]:
             )
 
 
-def _of_configuration(image: Image, before: bytes) -> Iterator[Change]:
+def _of_configuration(image: Image, before: bytes, points: Sequence[str]) -> Iterator[Change]:
+    """Yield what of the configuration only ``prepare`` heeds, and is another now.
+
+    One that is mounted need not have it at all: it is for the container at hand.
+    """
+    if _is_mounted(image.tree.resolve(CONFIG_PATH), points):
+        return
     data = image.tree.read_file(CONFIG_PATH, limit_bytes=MAX_CONFIGURATION_BYTES)
     if (data or b"") == before:
         return
@@ -160,17 +168,14 @@ def _for_prepare(config: Config) -> dict[str, object]:
     }
 
 
-def _of_steps(image: Image, sums: Mapping[str, bytes]) -> Iterator[Change]:
+def _of_steps(image: Image, sums: Mapping[str, bytes], points: Sequence[str]) -> Iterator[Change]:
     """Yield own steps that are new or have another text.
 
     One that is mounted is for the container at hand, to have an upgrade succeed; so is a mask.
     """
     tree = image.tree
-    ours = tree.resolve(OWN_STEPS).rpartition("/")[0]
-    points = [f"/{point}" for point in mounts.mount_points_below(image.root)]
-    points = [point for point in points if is_within(point, ours)]
     for location in _own_steps(tree)[1]:
-        if any(is_within(location, point) for point in points):
+        if _is_mounted(location, points):
             continue
         content = tree.read_file(location, limit_bytes=_MAX_SOURCE_BYTES) or b""
         if sums.get(location) != fastpath.sum_of(content):
@@ -180,6 +185,10 @@ def _of_steps(image: Image, sums: Mapping[str, bytes]) -> Iterator[Change]:
                 text=f"was {what} after ipavolume prepare ran, and the build id is that of before: "
                 "a volume that has it is current, and no upgrade asks the step",
             )
+
+
+def _is_mounted(location: str, points: Sequence[str]) -> bool:
+    return any(is_within(location, point) for point in points)
 
 
 def _own_steps(tree: ImageTree) -> tuple[int, list[str]]:

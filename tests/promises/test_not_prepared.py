@@ -186,12 +186,18 @@ def test_other_times_do_not_take_the_short_way(derived: Derived) -> None:
     assert derived.started() == ([], True)
 
 
-def test_a_step_that_is_mounted_is_for_the_container_at_hand(
-    derived: Derived, tmp_path: Path
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        (f"/etc/ipavolume/upgrade_steps/{STEP}", OTHERS.replace("something", "anything")),
+        ("/etc/ipavolume.toml", CONFIG.replace("ui", "UI")),
+    ],
+)
+def test_what_is_mounted_is_for_the_container_at_hand(
+    derived: Derived, tmp_path: Path, place: str, text: str
 ) -> None:
-    derived.image.write("/srv/mended", OTHERS.replace("something", "anything"))
+    derived.image.write("/srv/mended", text)
     volume = derived.image.root / "data"
-    place = f"/etc/ipavolume/upgrade_steps/{STEP}"
     for mount, told in ((f"mount --bind /srv/mended {place}", 0), (f"cat /srv/mended >{place}", 1)):
         layer = tmp_path / f"layer{told}"
         layer.mkdir()
