@@ -105,7 +105,7 @@ class Latecomers:
         placed, trees = self._places()
         placed.update((to, None) for _, to in copies if to)
         meter = Meter(progress, "looking for what came meanwhile")
-        unclear: list[str] = []
+        unclear = _Unclear()
         for area in areas.values():
             volume = area.volume
             try:
@@ -113,16 +113,16 @@ class Latecomers:
                     volume.fd,
                     volume.mount,
                     mounted=mounted,
-                    unreadable=lambda path, err: unclear.append(f"{path!r}: {err.strerror}"),
+                    unreadable=lambda path, err: unclear.add(f"{path!r}: {err.strerror}"),
                     read_only=lambda _path: None,
                 )
                 held = _while_held(meter.counted(walked), check_lock)
                 for path, what in self._found(held, placed, trees, is_known):
-                    unclear.append(f"{path!r}: {what}")
+                    unclear.add(f"{path!r}: {what}")
             except (UnsafeVolumeError, OSError) as err:
                 # Nothing that came keeps an upgrade from its end: a path too long to be named.
-                unclear.append(f"{volume.mount!r} was not looked at to its end: {err}")
-        return _words(unclear)
+                unclear.add(f"{volume.mount!r} was not looked at to its end: {err}")
+        return unclear.words()
 
     def _found(
         self,
@@ -296,14 +296,26 @@ def _is_below(path: str, trees: Collection[str]) -> bool:
     return False
 
 
-def _words(unclear: list[str]) -> list[str]:
-    if not unclear:
-        return []
-    more = [f"and {len(unclear) - _MAX_NAMED} more"] if len(unclear) > _MAX_NAMED else []
-    return [
-        "while it waited, something came or was moved that may be another account's now; "
-        "it stays as it is, with all that is in it: see whose it is, and give it to him "
-        "(chown -h, ipavolume manual volume)",
-        *unclear[:_MAX_NAMED],
-        *more,
-    ]
+class _Unclear:
+    """Keeps the first of what is to be told; of the rest, which can be millions, the number."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._more = 0
+
+    def add(self, text: str) -> None:
+        if len(self._first) < _MAX_NAMED:
+            self._first.append(text)
+        else:
+            self._more += 1
+
+    def words(self) -> list[str]:
+        if not self._first:
+            return []
+        return [
+            "while it waited, something came or was moved that may be another account's now; "
+            "it stays as it is, with all that is in it: see whose it is, and give it to him "
+            "(chown -h, ipavolume manual volume)",
+            *self._first,
+            *([f"and {self._more} more"] if self._more else ()),
+        ]

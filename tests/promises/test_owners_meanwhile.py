@@ -302,6 +302,20 @@ def test_a_file_of_many_names_is_told_once(tmp_path: Path, images: dict[str, lis
     assert world.told() == {first, other}
 
 
+def test_of_many_files_the_first_are_named_and_the_rest_counted(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "other numbers", images["other numbers"])
+    world.killed("amid beta's")
+    for number in range(60):
+        world.make(f"alpha/many-{number:02}", "alpha", ONE).chmod(0o4755)
+    world.site.upgrade(world.images[1])
+    _, *named, last = world.site.history()[1]["warnings"]
+    assert len(named) == 50
+    assert all("/alpha/many-" in one for one in named)
+    assert last == "and 10 more"
+
+
 def test_directories_too_deep_to_be_named_keep_no_upgrade_from_its_end(
     tmp_path: Path, images: dict[str, list[Image]]
 ) -> None:
