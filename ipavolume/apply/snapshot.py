@@ -17,7 +17,7 @@ from ipavolume.model.files import BUILD_ID_NAME, STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.snapshots import Method, Snapshot
-from ipavolume.plan.snapshot import WayBack, lacking, partial
+from ipavolume.plan.snapshot import WayBack, lacking, partial, surplus
 from ipavolume.volume import history, layout, snapshots
 from ipavolume.volume.extent import EXACTLY, left_out
 from ipavolume.volume.facts import Facts, read_facts
@@ -360,24 +360,26 @@ def _is_needed(volumes: Volumes, run: str, known: Collection[object], facts: Fac
 
 
 def prune(context: Context, say: Progress) -> None:
-    """Remove the oldest snapshots but for as many as the image keeps.
+    """Remove the snapshots that need not stay, the oldest first.
 
     Those by hand stay, and that of a run whose result was found not to be right; so does what
     cannot be understood. It comes after the end of a run, which does not fail by it.
     """
     volumes = context.volumes
-    own: list[str] = []
+    own: list[Snapshot] = []
     with contextlib.suppress(IpaVolumeError):
         uuid = snapshots.uuid_of(read_facts(volumes.primary))
         for run in snapshots.snapshot_runs(volumes.primary):
             with contextlib.suppress(IpaVolumeError):
                 one = snapshots.open_snapshot(volumes, run)
-                is_own = one is not None and not one.by_hand
-                if is_own and not snapshots.may_be_anothers(volumes, run, uuid):
-                    own.append(run)
+                if one is None or one.by_hand:
+                    continue
+                if not snapshots.may_be_anothers(volumes, run, uuid):
+                    own.append(one)
         verified = read_verified(volumes.primary)
         unverified = () if verified is None else verified.unverified
-        for run in own[: max(len(own) - context.image.config.snapshot.keep, 0)]:
+        keep = context.image.config.snapshot.keep
+        for run in surplus(own, keep=keep, image=context.image.header):
             if run not in unverified:
                 say(f"removing the snapshot of run {run}")
                 remove(volumes, run)

@@ -8,8 +8,9 @@ from typing import Final
 
 from ipavolume.config.model import SnapshotConfig
 from ipavolume.errors import VolumeIOError
+from ipavolume.model.images import ImageHeader
 from ipavolume.model.progress import count_text, size_text
-from ipavolume.model.snapshots import Method, Room, Size
+from ipavolume.model.snapshots import Method, Room, Size, Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.volume.failures import STATE_UNTOUCHED
 from ipavolume.volume.layout import SNAPSHOTS, SNAPSHOTS_MOUNTED
@@ -165,6 +166,30 @@ def check(way: WayBack) -> WayBack:
     if way.required and way.lacks:
         raise partial(way.lacks)
     return way
+
+
+def surplus(made: Sequence[Snapshot], *, keep: int, image: ImageHeader) -> list[str]:
+    """Return the runs whose snapshots need not stay once a run is committed.
+
+    What leads back to another image is not given up for what leads back to this one: an upgrade
+    is done again (``--again``), a volume comes back from a backup and is brought up once more.
+
+    Args:
+        made: The snapshots there are, the oldest first.
+        keep: How many stay.
+        image: That of which the volumes are now.
+    """
+    stay = list(made[-keep:]) if keep else []
+    if stay and not any(_leads_away(one, image) for one in stay):
+        stay += [one for one in made if _leads_away(one, image)][-1:]
+    kept = {one.run for one in stay}
+    return [one.run for one in made if one.run not in kept]
+
+
+def _leads_away(one: Snapshot, image: ImageHeader) -> bool:
+    """Tell whether it is of another image than *image*, a rebuild of which is none."""
+    is_rebuild = bool(one.fingerprint) and one.fingerprint == image.fingerprint
+    return one.from_build != image.build_id and not is_rebuild
 
 
 def partial(lacks: Sequence[tuple[str, str]]) -> VolumeIOError:

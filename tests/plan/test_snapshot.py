@@ -8,8 +8,9 @@ import pytest
 
 from ipavolume.config.model import SnapshotConfig
 from ipavolume.errors import VolumeIOError
-from ipavolume.model.snapshots import Method, Room, Size
-from ipavolume.plan.snapshot import WayBack, check, decide, is_required
+from ipavolume.model.images import ImageHeader
+from ipavolume.model.snapshots import Method, Room, Size, Snapshot
+from ipavolume.plan.snapshot import WayBack, check, decide, is_required, surplus
 
 GIB = 1 << 30
 SIZE = Size(files=1000, bytes={"/data": GIB // 2, "/logs": GIB // 4})
@@ -104,3 +105,46 @@ def test_what_was_kept_long_enough_is_named_where_room_is_short() -> None:
     way = decide(config, SIZE, [tight], required=False, reflinks=True, old=["0003-one", "0004-two"])
     drop = "ipavolume snapshot drop"
     assert way.line.endswith(f"by {drop} 0003-one and {drop} 0004-two")
+
+
+def _made(number: int, of: str, fingerprint: str = "") -> Snapshot:
+    return Snapshot(
+        run=f"{number:04d}-image",
+        by_hand=False,
+        primary="uuid",
+        from_build=of,
+        build_id=of,
+        fingerprint=fingerprint,
+        made="2026-01-01T00:00:00Z",
+        mounts=("/data",),
+        method=Method.COPY,
+        files=1,
+        bytes=1,
+        copied=1,
+        devices=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "keep", "stay"),
+    [
+        pytest.param("ab", 1, [1], id="the last one"),
+        pytest.param("ab", 2, [0, 1], id="as many as are to stay"),
+        pytest.param("abc", 2, [1, 2], id="the last ones"),
+        pytest.param("ax", 1, [0, 1], id="done again: the one that leads away stays"),
+        pytest.param("axxx", 1, [0, 3], id="and again"),
+        pytest.param("abxx", 1, [1, 3], id="the last that leads away"),
+        pytest.param("axb", 1, [2], id="until another one does"),
+        pytest.param("ary", 1, [0, 2], id="a rebuild is no other image"),
+        pytest.param("x", 1, [0], id="none leads away"),
+        pytest.param("ax", 0, [], id="none is to stay"),
+    ],
+)
+def test_what_leads_to_another_image_is_not_given_up_for_what_leads_to_this_one(
+    images: str, keep: int, stay: list[int]
+) -> None:
+    """The volumes are of ``x``, of which ``r`` and ``y`` are rebuilds."""
+    made = [_made(at, of, "same" if of in "xry" else of) for at, of in enumerate(images)]
+    x = ImageHeader(build_id="x", fingerprint="same")
+    gone = surplus(made, keep=keep, image=x)
+    assert gone == [one.run for at, one in enumerate(made) if at not in stay]

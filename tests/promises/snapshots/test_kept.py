@@ -39,6 +39,20 @@ def test_the_last_ones_stay_and_numbers_are_never_used_again(site: Site, images:
     assert run.name.startswith("0010-")
 
 
+def test_an_upgrade_that_is_done_again_does_not_cost_the_way_back_to_the_image_before(
+    site: Site, images: Images
+) -> None:
+    made = images()
+    site.upgrade(made["1"])
+    site.upgrade(made["2"], env=ALWAYS)
+    for _ in range(2):
+        site.upgrade(made["2"], "--again", env=ALWAYS)
+    first, again = sorted(one.name for one in snapshots_of(site.volume()).iterdir())
+    assert (first[:4], again[:4]) == ("0002", "0004")
+    site.run("rollback", made["2"], first)
+    assert (site.volume() / "etc/app/program").read_text() == "program 1\n"
+
+
 @pytest.mark.parametrize(
     "wrong", [{"failed": ["s5000_app"]}, {"failed": [], "result": "failed", "cause": "nobody"}]
 )
