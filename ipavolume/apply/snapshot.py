@@ -198,7 +198,8 @@ class _Making:
                 reflink=self._way.method is Method.REFLINK,
             )
             files.write_all(stream.fileno(), b"".join(lines))
-        self._lacks += [(f"{mount}/{path}".rstrip("/"), why) for path, why in done.lacks]
+        lacks = ((f"{mount}/{path}".rstrip("/"), why) for path, why in done.lacks)
+        self._lacks = list(dict.fromkeys((*self._lacks, *lacks)))
         # What it does not have is not taken for something that came later: neither what was passed
         # over, nor what is below something that is mounted now.
         hidden = sorted(path for path in mounted if path.startswith(mount + "/"))

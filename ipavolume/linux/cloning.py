@@ -37,7 +37,8 @@ _NOT_LET: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOKEY})
 _NOT_KEPT: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL})
 _ENCRYPTED: Final = 0x800
 _LINKS: Final = ".links"
-_MAX_LACKS: Final = 1000
+MAX_LACKS: Final = 1000
+"""So many paths that a copy lacks are named."""
 _MAX_PATH_CHARACTERS: Final = 8 << 10
 _SHOWN: Final = 200
 _ATTEMPTS: Final = 3
@@ -281,14 +282,14 @@ class _Clone:
 
     def _pass_over(self, path: str) -> bool:
         """Take note of what is left as it is, unless that is too much."""
-        if len(self._passed) >= _MAX_LACKS:
+        if len(self._passed) >= MAX_LACKS:
             return False
         self._passed.append(path)
         return True
 
     def _note(self, path: str) -> Callable[[OSError], None]:
         def note(err: OSError) -> None:
-            if len(self._lacks) < _MAX_LACKS:
+            if len(self._lacks) < MAX_LACKS:
                 self._lacks.append((path, err.strerror or str(err)))
 
         return note

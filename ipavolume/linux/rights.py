@@ -45,26 +45,37 @@ def effective_capabilities() -> int:
     return 0
 
 
+def may_give_any() -> bool:
+    """Tell whether this process may give a file attributes of every name."""
+    return bool(effective_capabilities() >> _SYS_ADMIN & 1)
+
+
+def missing_right(name: str) -> NoRightError | None:
+    """Return what :func:`set_xattr` raises for an attribute of this name, if this process lacks it.
+
+    Source:
+        Linux ``security/commoncap.c``, ``cap_inode_setxattr``; ``fs/xattr.c``,
+        ``xattr_permission``.
+    """
+    if not name.startswith(_ITS_NAMESPACES) or name == CAPABILITY_NAME:
+        return None
+    if may_give_any():
+        return None
+    text = f"{name} cannot be kept without CAP_SYS_ADMIN"
+    return NoRightError(text, capability="CAP_SYS_ADMIN")
+
+
 def set_xattr(target: int | str, name: str, value: bytes) -> None:
     """Give a file an extended attribute.
 
     Raises:
         NoRightError: If this process lacks the right that attributes of this name take.
         OSError: If it cannot be set for any other reason.
-
-    Source:
-        Linux ``security/commoncap.c``, ``cap_inode_setxattr``; ``fs/xattr.c``,
-        ``xattr_permission``.
     """
     try:
         os.setxattr(target, name, value)
     except PermissionError as err:
-        if (
-            err.errno == errno.EPERM
-            and name.startswith(_ITS_NAMESPACES)
-            and name != CAPABILITY_NAME
-            and not effective_capabilities() >> _SYS_ADMIN & 1
-        ):
-            text = f"{name} cannot be kept without CAP_SYS_ADMIN"
-            raise NoRightError(text, capability="CAP_SYS_ADMIN") from err
-        raise
+        missing = missing_right(name) if err.errno == errno.EPERM else None
+        if missing is None:
+            raise
+        raise missing from err

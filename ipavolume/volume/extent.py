@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from ipavolume.linux import files, mounts
-from ipavolume.linux.cloning import can_reflink
+from ipavolume.linux.cloning import MAX_LACKS, can_reflink
+from ipavolume.linux.rights import may_give_any, missing_right
+from ipavolume.model.attributes import is_of_file
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.paths import is_within
@@ -71,6 +74,9 @@ def measure(
     globs = tuple(globs)
     mounted = volumes.mounted_below()
     lacks = [(path, "something else is mounted there") for path in mounted if _belongs(path, image)]
+    # Who looks as another user than root is not who makes it.
+    asks = os.geteuid() == 0 and not may_give_any()
+    unkept: list[tuple[str, str]] = []
     count = 0
     size = dict.fromkeys(volumes, 0)
     meter = Meter(say, "looking at how much the volumes hold")
@@ -84,7 +90,7 @@ def measure(
             unreadable=lambda *_: None,
             read_only=lambda _: None,
         )
-        for path, _, _, st in meter.counted(walked):
+        for path, directory, name, st in meter.counted(walked):
             if path.startswith(ours) or (globs and is_left_out(path[len(mount) + 1 :])):
                 continue
             if stat.S_ISREG(st.st_mode):
@@ -92,8 +98,18 @@ def measure(
                 size[mount] += st.st_blocks * 512 // st.st_nlink
             elif stat.S_ISLNK(st.st_mode) and inside and st.st_uid == 0:
                 lacks += [(path, why) for why in _elsewhere(path, tuple(volumes))]
+            if asks and not stat.S_ISLNK(st.st_mode) and len(unkept) < MAX_LACKS:
+                unkept += [(path, why) for why in _unkept(directory, name)]
             count += not stat.S_ISDIR(st.st_mode)
-    return Size(files=count, bytes=size, lacks=tuple(lacks))
+    return Size(files=count, bytes=size, lacks=(*lacks, *unkept))
+
+
+def _unkept(directory: int, name: str) -> Iterator[str]:
+    """Say of each attribute that this process may not give to a copy of the file."""
+    with contextlib.suppress(OSError):
+        for key in os.listxattr(files.path_at(directory, name), follow_symlinks=False):
+            if is_of_file(key) and (missing := missing_right(key)) is not None:
+                yield str(missing.strerror)
 
 
 def _belongs(path: str, image: ImageHeader) -> bool:
