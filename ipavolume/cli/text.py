@@ -129,13 +129,12 @@ def report_lines(report: Report, *, verbose: bool) -> list[str]:
     if report.review:
         lines.append(escape(f"  to review after the upgrade ({advice.fit_here(_DIFFERENCES)}):"))
         lines += [f"    {escape(path)}: {escape(copy)}" for path, copy in report.review]
-    lines += [f"  warning: {escape(advice.fit_here(one))}" for one in report.warnings]
     if report.copies is not None:
         copies = report.copies
+        whole = f" ({copies.copied} written in full, not by reflink)" if copies.copied else ""
         lines.append(
-            f"  the copy: {size_text(copies.bytes)} in {copies.seconds} s, {copies.copied} of "
-            f"{count_text(copies.files, 'file')} without reflink; the upgrade took "
-            f"{size_text(max(copies.grown_bytes, 0))} more"
+            f"  the copy: {size_text(copies.bytes)}, {count_text(copies.files, 'file')}{whole}, in "
+            f"{copies.seconds} s; the upgrade took {size_text(max(copies.grown_bytes, 0))} more"
         )
         lines.append(f"  {report.how}")
     like = f"like {report.like}" if report.like else "like none: no container uses the volume"

@@ -66,10 +66,17 @@ def moved(
             path=path,
             hint="If it is on a volume of its own, start the container with that volume.",
         )
-    if new is not None and not (
-        standing in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE)
-        or (standing is LinkStanding.OWNED and _is_as_shipped(behind(path), shipped))
-    ):
+    found = behind(path) if new is not None and standing is LinkStanding.OWNED else None
+    if new is not None and found is not None and not _is_as_shipped(found, shipped):
+        raise ObstructedError(
+            f"{path!r} is a symbolic link to a directory, {target!r}, that others may write to "
+            f"than in the image: it is {found.uid}:{found.gid}, mode {found.mode:04o}",
+            code="unsafe-link",
+            path=path,
+            hint=f"Give it what the image has: {new.uid}:{new.gid}, mode {new.mode:04o}.",
+        )
+    is_known = standing in (LinkStanding.TRUSTED, LinkStanding.OUTSIDE) or found is not None
+    if new is not None and not is_known:
         raise ObstructedError(
             f"{path!r} is a symbolic link to {target!r} where a "
             "directory belongs, and not root alone could have put it there",
@@ -86,9 +93,9 @@ def moved(
     return Keep(path=path, rule=rule, reason=f"{why}; what lies behind it is not managed")
 
 
-def _is_as_shipped(found: DiskState | None, shipped: Iterable[Record | None]) -> bool:
+def _is_as_shipped(found: DiskState, shipped: Iterable[Record | None]) -> bool:
     """Tell whether who can write to the directory behind a link may do so by an image."""
-    return found is not None and any(
+    return any(
         found.uid in (0, one.uid)
         and not found.mode & ~one.mode & 0o022
         and (found.gid == one.gid or not found.mode & 0o020)

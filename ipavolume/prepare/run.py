@@ -541,8 +541,8 @@ class _Run:
             missing=frozenset(missing),
         )
         self._progress(
-            f"{count_text(len(facts.packages), 'package')}; "
-            f"{count_text(len(facts.files), 'listed file')} from packages"
+            f"rpm knows {count_text(len(facts.packages), 'package')}; "
+            f"{count_text(len(facts.files), 'listed file')} from them"
         )
         return facts
 

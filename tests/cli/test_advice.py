@@ -567,12 +567,14 @@ def test_what_refuses_a_rehearsal_is_told_with_the_volume_that_was_to_be_rehears
 def test_what_is_to_be_reviewed_after_a_rehearsal_is_shown_by_the_image_that_was_tried() -> None:
     copies = {"copies": [["/data/etc/app.conf", "/data/etc/app.conf.rpmnew", "rpmnew"]]}
     rehearsed = Rehearsed(ending=Ending.FINE, message="ready")
-    report = Report(volume="ipa", image={}, rehearsed=rehearsed, runs=({"run": "r", **copies},))
+    run = {"run": "r", "warnings": ["s5000: look at the cache"], **copies}
+    report = Report(volume="ipa", image={}, rehearsed=rehearsed, runs=(run,))
     with click.Context(main.commands["rehearse"]) as called:
         called.params = {"reference": "example/ipa:4.13", "names": ("ipa",)}
         shown = text.report_lines(report, verbose=False)
     inside = "docker run --rm -v ipa:/data example/ipa:4.13 ipavolume conflicts --diff"
     assert f"  to review after the upgrade ({inside}):" in shown
+    assert "\n".join(shown).count("s5000: look at the cache") == 1
 
 
 def test_what_there_is_to_go_back_to_is_told_with_commands_that_can_be_typed(

@@ -230,11 +230,14 @@ def test_a_moved_directory_of_a_service_is_as_the_image_has_it(scene: Scene, wha
     match what:
         case "its owner":
             os.chown(target, SVC + 1, SVC_GROUP)
+            said = f"it is {SVC + 1}:{SVC_GROUP}, mode"
         case "its mode":
             target.chmod(0o777)
+            said = f"it is {SVC}:{SVC_GROUP}, mode 0777"
         case _:
             os.chown(target.parent, SVC, SVC_GROUP)
-    scene.refused(65, "'/data/var/lib/svc/state'", "[unsafe-link]")
+            said = "not root alone could have put it there"
+    scene.refused(65, "'/data/var/lib/svc/state'", said, "[unsafe-link]")
 
 
 def test_what_lies_behind_a_moved_directory_is_not_given_other_owners(scene: Scene) -> None:
