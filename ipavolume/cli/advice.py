@@ -35,7 +35,7 @@ _COMMAND: Final = (
     r"(?P<asked>Is the mount at (?P<lost>[^?]*) missing\? )?"
     r"(?P<inside>In a container (?P<whose>of the image|that has it)[^.:;]*: )?(?<![\w/.-])"
     r"ipavolume (?P<name>upgrade|rollback|conflicts|history|status|check|steps|running|snapshot"
-    r"(?: (?:list|create|drop)(?![\w-]))?|manual [a-z][a-z-]*)(?![\w/=-])"
+    r"(?: (?:list|create|drop)(?![\w-]))?|manual [a-z][a-z-]*)(?![\w/=-]| --help)"
     rf"(?P<words>(?: (?:{_WORD}))*)"
 )
 _FITTED: Final = (

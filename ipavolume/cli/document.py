@@ -112,31 +112,37 @@ def current() -> Document:
     return found
 
 
-def of_misuse(err: click.ClickException, words: Sequence[str]) -> Document:
+def of_misuse(
+    err: click.ClickException, words: Sequence[str], meant: click.Command | None
+) -> Document:
     """Return the document for a command line that cannot be understood.
 
     Args:
         err: Why.
         words: The command line, without the program.
+        meant: The command that it calls, where it names one.
     """
-    called = getattr(err, "ctx", None)
-    command = None
-    if isinstance(called, click.Context) and called.parent is not None:
-        command = called.command.name
+    command = None if meant is None else meant.name
     words = words[: words.index("--")] if "--" in words else words
     pairs = itertools.pairwise(words)
     is_wanted = "--json" in words or "--format=json" in words or ("--format", "json") in pairs
     document = Document(command, is_wanted=is_wanted)
-    document.add_error(misuse(err))
+    document.add_error(misuse(err, meant))
     return document
 
 
-def misuse(err: click.ClickException) -> UsageError:
-    """Return as an error of ours what click has to say of the command line."""
+def misuse(err: click.ClickException, meant: click.Command | None) -> UsageError:
+    """Return as an error of ours what click has to say of the command line.
+
+    Args:
+        err: Why it cannot be understood.
+        meant: The command that it calls, which click does not always know yet.
+    """
     called = getattr(err, "ctx", None)
-    path, state = "ipavolume", ""
+    path = "ipavolume" if meant is None else f"ipavolume {meant.name}"
     if isinstance(called, click.Context):
-        path, state = called.command_path, getattr(called.command, "state", "")
+        path = called.command_path
+    state = getattr(meant, "state", "")
     hint = f"{path} --help has what it knows."
     told = UsageError(err.format_message(), hint=hint, state=state)
     told.exit_status = err.exit_code

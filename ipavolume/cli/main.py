@@ -142,9 +142,11 @@ def run() -> int:
         return int(main(prog_name="ipavolume", standalone_mode=False) or 0)
     except click.ClickException as err:
         # Of a command line that cannot be understood; that has no command to report it.
+        words = sys.argv[1:]
+        meant = next((main.commands[word] for word in words if word in _NAMES), None)
         with contextlib.suppress(IpaVolumeError):
-            document.of_misuse(err, sys.argv[1:]).print()
-        output.show_misuse(err)
+            document.of_misuse(err, words, meant).print()
+        output.show_misuse(err, meant)
         return err.exit_code
     except click.Abort:
         click.echo("Aborted!", err=True)

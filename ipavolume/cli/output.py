@@ -154,10 +154,10 @@ def _log_line(line: str) -> None:
         _log("info" if warned == line else "warning", warned)
 
 
-def show_misuse(err: click.ClickException) -> None:
-    """Print what click has to say of the command line."""
-    told = document.misuse(err)
-    if fastpath.is_logged_as_json() or told.state:
+def show_misuse(err: click.ClickException, meant: click.Command | None) -> None:
+    """Print what click has to say of a command line that calls *meant*, where it names one."""
+    told = document.misuse(err, meant)
+    if fastpath.is_logged_as_json() or told.state or getattr(err, "ctx", None) is None:
         show_error(told)
     else:
         err.show()

@@ -208,6 +208,32 @@ def test_every_command_prints_the_document_that_the_manual_has(scene: Scene) -> 
     assert {"step", "scriptlet", "kept", "snapshot_of", "way_back", "lock"} <= seen
 
 
+@pytest.mark.parametrize(
+    ("words", "variables", "told", "helped"),
+    [
+        (["start", "--zz"], {}, "No such option '--zz'.", "start "),
+        (["start", "--root"], {}, "Option '--root' requires an argument.", "start "),
+        (["--zz", "start"], {}, "No such option '--zz'.", ""),
+        (["start"], {"IPAVOLUME_LOG_FORMAT": "zz"}, "'zz' is not one of", ""),
+        (["start"], {"IPAVOLUME_LOCK_TIMEOUT": "zz"}, "'zz' is not a valid", "start "),
+        (["start"], {"IPAVOLUME_ALLOW": "zz"}, "there is no such refusal", None),
+    ],
+)
+def test_a_start_that_makes_no_sense_says_what_became_of_the_volume(
+    words: list[str], variables: dict[str, str], told: str, helped: str | None
+) -> None:
+    said = run_ipavolume(*words, status=2, env=variables).stderr
+    assert told in said
+    assert "state: the volume is as it was; nothing visible was changed" in said
+    if helped is not None:
+        assert f"hint: ipavolume {helped}--help has what it knows." in said
+
+
+def test_a_word_that_is_missing_is_told_with_the_help_of_its_command() -> None:
+    said = run_ipavolume("upgrade", "--root", status=2).stderr
+    assert "hint: ipavolume upgrade --help has what it knows." in said
+
+
 @pytest.mark.root
 @pytest.mark.rpm
 def test_a_probe_answers_by_a_line_and_its_status_and_quietly_by_that_alone(
