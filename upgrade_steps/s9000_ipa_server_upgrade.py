@@ -90,9 +90,9 @@ def going_back(volume: RollbackView) -> Iterator[Warn | Refuse]:
             code="replicated",
             text=f"this server replicates with {', '.join(peers)}: they have seen what the upgrade "
             "wrote, and an older copy that writes breaks the replication with them",
-            hint="Start the image that the upgrade is to again, which finishes it; or retire this "
-            "server (ipa server-del on another one) and add a replica. If it is gone back all the "
-            "same, re-initialise it from a peer before anything writes to it: ipa-replica-manage "
+            hint="Start the image that the upgrade is to again; or retire this server (ipa "
+            "server-del on another one) and add a replica. If it is gone back all the same, "
+            "re-initialise it from a peer before anything writes to it: ipa-replica-manage "
             "re-initialize --from=PEER, and ipa-csreplica-manage likewise.",
         )
     newer = [
