@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from ipavolume.cli import document, options, output, text
+from ipavolume.cli import advice, document, options, output, text
 from ipavolume.cli.group import HelpedCommand
 from ipavolume.context import Options
 from ipavolume.model.images import named
@@ -52,7 +52,7 @@ def rollback(
         for line in text.rollback_lines(plan):
             click.echo(line)
         for warning in warnings:
-            click.echo(f"warning: {text.escape(api.told(warning))}")
+            click.echo(f"warning: {text.escape(advice.fit_here(api.told(warning)))}")
         return
     shown = output.shown(as_json=as_json, silent=silent)
     options = replace(options, lock_timeout_s=lock_timeout)

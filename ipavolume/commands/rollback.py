@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from ipavolume.apply import rollback as back
@@ -22,6 +23,7 @@ from ipavolume.model.snapshots import Snapshot
 from ipavolume.plan import assess
 from ipavolume.plan import rollback as planning
 from ipavolume.plan.rollback import Rollback
+from ipavolume.plan.snapshot import leads_away
 from ipavolume.plan.verdict import State, Verdict
 from ipavolume.steps.api import Warn
 from ipavolume.volume import failures
@@ -35,6 +37,7 @@ from ipavolume.volume.snapshots import (
     is_of,
     last_undoable,
     open_snapshot,
+    read_snapshots,
     undoable_run,
     uuid_of,
 )
@@ -169,7 +172,31 @@ def _draft(
         made = planning.draft_open(context, primary, is_automatic=False, looking=looking, say=say)
     else:
         made = planning.draft_committed(context, primary, snapshot, looking=looking, say=say)
+        other = None if run else _other_image(context, primary, snapshot)
+        made = replace(made, warnings=(*made.warnings, *filter(None, [other])))
     return planning.overriding(made, overridden)
+
+
+def _other_image(context: Context, primary: Facts, snapshot: Snapshot) -> Warn | None:
+    """Say where the way to another image is, if *snapshot* is of this one: it was done again."""
+    now = primary.stepped or primary.baseline
+    if now is None or leads_away(snapshot, now):
+        return None
+    before = [
+        one
+        for one in read_snapshots(context.volumes)
+        if not one.by_hand and leads_away(one, now) and is_of(one, uuid_of(primary))
+    ]
+    if not before:
+        return None
+    names = image_names(context.volumes.primary, now)
+    return Warn(
+        code="same-image",
+        text=f"that was an upgrade which was done again: before it the volumes were of "
+        f"{name_of(now)} as well",
+        hint=f"To what {named(before[-1].from_build, names) or 'another image'} left: "
+        f"ipavolume rollback {before[-1].run}",
+    )
 
 
 def _of_open(context: Context, primary: Facts, run: str) -> Snapshot:

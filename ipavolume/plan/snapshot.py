@@ -180,13 +180,13 @@ def surplus(made: Sequence[Snapshot], *, keep: int, image: ImageHeader) -> list[
         image: That of which the volumes are now.
     """
     stay = list(made[-keep:]) if keep else []
-    if stay and not any(_leads_away(one, image) for one in stay):
-        stay += [one for one in made if _leads_away(one, image)][-1:]
+    if stay and not any(leads_away(one, image) for one in stay):
+        stay += [one for one in made if leads_away(one, image)][-1:]
     kept = {one.run for one in stay}
     return [one.run for one in made if one.run not in kept]
 
 
-def _leads_away(one: Snapshot, image: ImageHeader) -> bool:
+def leads_away(one: Snapshot, image: ImageHeader) -> bool:
     """Tell whether it is of another image than *image*, a rebuild of which is none."""
     is_rebuild = bool(one.fingerprint) and one.fingerprint == image.fingerprint
     return one.from_build != image.build_id and not is_rebuild

@@ -49,6 +49,8 @@ def test_an_upgrade_that_is_done_again_does_not_cost_the_way_back_to_the_image_b
         site.upgrade(made["2"], "--again", env=ALWAYS)
     first, again = sorted(one.name for one in snapshots_of(site.volume()).iterdir())
     assert (first[:4], again[:4]) == ("0002", "0004")
+    told = site.run("rollback", made["2"], "--dry-run").stdout
+    assert f"ipavolume rollback {first}" in told
     site.run("rollback", made["2"], first)
     assert (site.volume() / "etc/app/program").read_text() == "program 1\n"
 
