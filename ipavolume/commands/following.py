@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ _LATER_S: Final = 120.0
 """The container ends by itself when its time is up; this much later it is ended."""
 _KEPT_LINES: Final = 20
 _TOLD: Final = '{"rehearsal": '
+_OURS: Final = r"ipavolume: \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
 _BEING_REMOVED: Final = ("removing", "dead")
 
 
@@ -53,7 +55,7 @@ def follow(engine: Engine, container: str, *, limit_s: float, say: Progress) -> 
                     told = told or replace(came_to, seconds=round(time.monotonic() - begun))
                     continue
                 last.append(line)
-                shown = Printed(f"| {line}")
+                shown = Printed(f"| {brief(line)}")
                 shown.line = line
                 say(shown)
             status = output.finish()
@@ -144,6 +146,11 @@ def ended(
     if state.get("Error"):
         text += f": {state['Error']}"
     return text
+
+
+def brief(line: str) -> str:
+    """Return a line of the container without the beginning that each of ours has here once more."""
+    return re.sub(f"^{_OURS}", "", line)
 
 
 def told_by(line: str) -> Rehearsed | None:

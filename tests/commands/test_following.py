@@ -148,3 +148,9 @@ def test_an_engine_that_cannot_be_executed_is_no_container_that_did_not_end(
     (followed.here / "docker").chmod(0o755)
     with pytest.raises(CommandFailedError, match="cannot execute 'docker': Exec format error"):
         following.follow(DOCKER, "x", limit_s=60, say=say_nothing)
+
+
+def test_a_line_of_the_container_has_our_name_and_the_time_once() -> None:
+    assert following.brief("ipavolume: 2026-12-01T07:13:00Z | CA is fine") == "| CA is fine"
+    for line in ("ipavolume: error: no room [space]", "2026-12-01T07:13:00Z systemd is up"):
+        assert following.brief(line) == line
