@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -14,7 +15,7 @@ from ipavolume.commands.recorded import or_recorded
 from ipavolume.commands.upgrade import Outcome
 from ipavolume.commands.work import Shown, Work
 from ipavolume.context import Context, Options
-from ipavolume.errors import LockedError, RefusedError, UnsafeVolumeError
+from ipavolume.errors import IpaVolumeError, LockedError, RefusedError, UnsafeVolumeError
 from ipavolume.firstrun.request import redactor
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader, name_of, named
@@ -182,11 +183,14 @@ def _other_image(context: Context, primary: Facts, snapshot: Snapshot) -> Warn |
     now = primary.stepped or primary.baseline
     if now is None or leads_away(snapshot, now):
         return None
-    before = [
-        one
-        for one in read_snapshots(context.volumes)
-        if not one.by_hand and leads_away(one, now) and is_of(one, uuid_of(primary))
-    ]
+    before: list[Snapshot] = []
+    # What cannot be understood of the others does not keep this one from being gone back to.
+    with contextlib.suppress(IpaVolumeError):
+        before += (
+            one
+            for one in read_snapshots(context.volumes)
+            if not one.by_hand and leads_away(one, now) and is_of(one, uuid_of(primary))
+        )
     if not before:
         return None
     names = image_names(context.volumes.primary, now)
