@@ -33,10 +33,11 @@ from ipavolume.model.attributes import (
     acl_ids,
     translate_acl,
 )
-from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
+from ipavolume.model.files import DiskState, Metadata, Xattrs
 from ipavolume.model.images import Accounts
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
+from ipavolume.model.traits import traits
 from ipavolume.plan.accounts import translation
 from ipavolume.volume.lockfile import LOOK_S
 from ipavolume.volume.tree import walk
@@ -283,9 +284,7 @@ def _inode(st: os.stat_result) -> int:
 
 
 def _looks(state: DiskState) -> int:
-    """Return what tells an inode again whose name is another one, or whose directory is."""
-    size = 0 if state.type is FileType.DIRECTORY else state.size
-    return hash((state.ino, state.type.value, state.uid, state.gid, size, state.mtime_ns))
+    return hash(traits(state, (state.uid, state.gid)))
 
 
 def _is_below(path: str, trees: Collection[str]) -> bool:

@@ -7,8 +7,9 @@ from typing import Final
 
 from ipavolume.model.actions import Rule, SetMetadata
 from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, acl_ids, translate_acl
-from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
+from ipavolume.model.files import DiskState, Metadata, Xattrs
 from ipavolume.model.images import Accounts
+from ipavolume.model.traits import traits
 from ipavolume.model.values import dataclass
 from ipavolume.plan.accounts import translation
 from ipavolume.volume.openplan import read_actions
@@ -70,13 +71,13 @@ class HalfGiven:
         """
         left = {path: (state, xattrs) for path, state, xattrs in found}
         # What a service has moved meanwhile, as it does with logs.
-        moved = {_looks(state, (state.uid, state.gid)): path for path, (state, _) in left.items()}
+        moved = {traits(state, (state.uid, state.gid)): path for path, (state, _) in left.items()}
         for action in read_actions(self._volumes.primary, self._volumes):
             if not isinstance(action, SetMetadata):
                 continue
             before, new = action.before, action.metadata
             owners = (before.uid, before.gid), (new.uid, new.gid)
-            at = [moved[seen] for owner in owners if (seen := _looks(before, owner)) in moved]
+            at = [moved[seen] for owner in owners if (seen := traits(before, owner)) in moved]
             for path in dict.fromkeys((*at, action.path)):
                 had = self._had_of(action, *left[path]) if path in left else None
                 if had is not None:
@@ -143,9 +144,3 @@ def _changed(path: str, state: DiskState, xattrs: Xattrs, had: _Had) -> Iterator
 
 def _acls(xattrs: Xattrs) -> Xattrs:
     return tuple(item for item in xattrs if item[0] in ACL_NAMES)
-
-
-def _looks(state: DiskState, owner: tuple[int, int]) -> tuple[object, ...]:
-    """Return what tells an inode again that has another name, and that *owner* by now."""
-    size = 0 if state.type is FileType.DIRECTORY else state.size
-    return (state.ino, state.type, owner, size, state.mtime_ns)
