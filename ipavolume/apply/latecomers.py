@@ -30,7 +30,6 @@ from ipavolume.model.attributes import (
     ACL_NAMES,
     CAPABILITY_NAME,
     SET_ID_BITS,
-    acl_ids,
     translate_acl,
 )
 from ipavolume.model.files import DiskState, Metadata, Xattrs
@@ -38,7 +37,7 @@ from ipavolume.model.images import Accounts
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.traits import traits
-from ipavolume.plan.accounts import translation
+from ipavolume.plan.accounts import Shared, named_ids, translation
 from ipavolume.volume.lockfile import LOOK_S
 from ipavolume.volume.tree import walk
 
@@ -59,8 +58,9 @@ class Latecomers:
     def __init__(self, plan: Plan, before: Accounts, now: Accounts) -> None:
         """Take the plan, and the accounts that the volumes and the image have."""
         self._plan = plan
-        self._users = _Numbers("user", before.users, now.users)
-        self._groups = _Numbers("group", before.groups, now.groups)
+        shared = Shared(before, now)
+        self._users = _Numbers("user", before.users, now.users, shared)
+        self._groups = _Numbers("group", before.groups, now.groups, shared)
         # A number of each, because there can be a million.
         self._settled: set[int] = set()
         self._left: set[int] = set()
@@ -182,7 +182,7 @@ class Latecomers:
 
     def _asked(self, st: os.stat_result, xattrs: Xattrs) -> bool:
         """Tell whether something belongs to a number that some account had, and has no more."""
-        users, groups = _named(st, xattrs)
+        users, groups = named_ids(st.st_uid, st.st_gid, xattrs)
         return not (users.isdisjoint(self._users.table) and groups.isdisjoint(self._groups.table))
 
     def _give(self, fd: int) -> str:
@@ -193,7 +193,7 @@ class Latecomers:
             return ""
         is_link, is_directory = stat.S_ISLNK(now.st_mode), stat.S_ISDIR(now.st_mode)
         xattrs = () if is_link else files.read_xattrs(fd)
-        users, groups = _named(now, xattrs)
+        users, groups = named_ids(now.st_uid, now.st_gid, xattrs)
         uid, gid = self._users.now(now.st_uid), self._groups.now(now.st_gid)
         mode = stat.S_IMODE(now.st_mode)
         what = [*self._users.unclear(users), *self._groups.unclear(groups)]
@@ -229,8 +229,11 @@ class Latecomers:
 class _Numbers:
     """The numbers of accounts of one kind, before and now."""
 
-    def __init__(self, kind: str, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    def __init__(
+        self, kind: str, before: Mapping[str, int], now: Mapping[str, int], shared: Shared
+    ) -> None:
         self.table = translation(before, now)
+        self._shared = shared
         self._kind = kind
         self._before = {number: name for name, number in sorted(before.items(), reverse=True)}
         self._now = {number: name for name, number in sorted(now.items(), reverse=True)}
@@ -240,12 +243,15 @@ class _Numbers:
         return self.table.get(number, number)
 
     def unclear(self, numbers: Iterable[int]) -> list[str]:
-        """Return words for those of *numbers* that another account has now."""
-        return [
-            f"{self._kind} {number} was {self._before[number]!r} and is {self._now[number]!r}"
-            for number in sorted(numbers)
-            if number in self.table and number in self._now
-        ]
+        """Return words for those of *numbers* that several accounts had, or another has now."""
+        found = []
+        for number in sorted(self.table.keys() & set(numbers)):
+            if names := self._shared.names(self._kind, number):
+                found.append(f"{self._kind} {number} was {' and '.join(map(repr, names))}")
+            elif number in self._now:
+                now = self._now[number]
+                found.append(f"{self._kind} {number} was {self._before[number]!r} and is {now!r}")
+        return found
 
 
 def _is_as_placed(st: os.stat_result, placed: _Placed | None) -> bool:
@@ -255,17 +261,6 @@ def _is_as_placed(st: os.stat_result, placed: _Placed | None) -> bool:
     uid, gid, bits = placed
     is_program = stat.S_ISREG(st.st_mode) and bool(st.st_mode & SET_ID_BITS & ~bits)
     return (st.st_uid, st.st_gid) == (uid, gid) and not is_program
-
-
-def _named(st: os.stat_result, xattrs: Xattrs) -> tuple[set[int], set[int]]:
-    """Return the users and the groups to whom something belongs, or who are named by an ACL."""
-    users, groups = {st.st_uid}, {st.st_gid}
-    for name, value in xattrs:
-        if name in ACL_NAMES:
-            more_users, more_groups = acl_ids(value)
-            users |= more_users
-            groups |= more_groups
-    return users, groups
 
 
 def _while_held(walked: Iterable[_T], check_lock: Callable[[], None]) -> Iterator[_T]:

@@ -13,6 +13,7 @@ from ipavolume.model.files import DiskState, FileType, Metadata, Xattrs
 from ipavolume.model.images import Accounts
 from ipavolume.plan.attributes import Owners
 from ipavolume.plan.collected import Collected
+from ipavolume.steps.api import Warn
 
 
 class Renumbering:
@@ -24,22 +25,32 @@ class Renumbering:
         self._owners = owners
         self._old = old
         self._new = new
+        self._shared = Shared(old, new)
 
     @property
     def renumbered(self) -> bool:
         """Some account has another number in the new image, so everything must be looked at."""
-        return bool(self._owners.users or self._owners.groups or self._orphans())
+        has_others = self._owners.users or self._owners.groups or self._orphans()
+        return bool(has_others or self._shared)
+
+    @property
+    def warnings(self) -> tuple[Warn, ...]:
+        """What is to be told of what was given away."""
+        return self._shared.warnings()
 
     def _orphans(self) -> tuple[dict[int, tuple[str, str]], dict[int, tuple[str, str]]] | None:
         users = reused(self._old.users, self._new.users)
         groups = reused(self._old.groups, self._new.groups)
         return (users, groups) if users or groups else None
 
-    def translate(self, everything: Iterable[tuple[str, DiskState, Xattrs]]) -> None:
+    def translate(
+        self, everything: Iterable[tuple[str, DiskState, Xattrs]], overtaken: Collection[str]
+    ) -> None:
         """Plan new owners for all that belongs to an account with another number now.
 
         Args:
             everything: Every path of the volumes with its state and extended attributes.
+            overtaken: Paths whose owner something else of the plan takes care of.
 
         Raises:
             UnsafeVolumeError: If something belongs to a number whose old account is gone
@@ -49,6 +60,8 @@ class Renumbering:
         for path, state, xattrs in everything:
             if orphans is not None:
                 self._check_orphan(path, state, xattrs, *orphans)
+            if path not in overtaken:
+                self._shared.note(path, state, xattrs)
             action = renumbered(
                 path,
                 state,
@@ -68,12 +81,7 @@ class Renumbering:
         users: Mapping[int, tuple[str, str]],
         groups: Mapping[int, tuple[str, str]],
     ) -> None:
-        named_users, named_groups = {state.uid}, {state.gid}
-        for name, value in xattrs:
-            if name in ACL_NAMES:
-                more_users, more_groups = acl_ids(value)
-                named_users |= more_users
-                named_groups |= more_groups
+        named_users, named_groups = named_ids(state.uid, state.gid, xattrs)
         for kind, numbers, table in (
             ("user", named_users, users),
             ("group", named_groups, groups),
@@ -92,6 +100,76 @@ class Renumbering:
                         hint=f"Build the image with an account {gone!r}, or leave such files to "
                         f"{now!r} with --allow reused-id.",
                     )
+
+
+class Shared:
+    """Numbers of several accounts that have different ones now: nobody knows whose a file is."""
+
+    def __init__(self, old: Accounts, new: Accounts) -> None:
+        """Take the accounts before and now."""
+        self._tables = {
+            "user": _parted(old.users, new.users),
+            "group": _parted(old.groups, new.groups),
+        }
+        self._new = {"user": new.users, "group": new.groups}
+        self._found: dict[tuple[str, int], tuple[str, int]] = {}
+
+    def __bool__(self) -> bool:
+        """Tell whether there are any."""
+        return any(self._tables.values())
+
+    def names(self, kind: str, number: int) -> tuple[str, ...]:
+        """Return the accounts that *number* had, the one that gets what had it first; or none.
+
+        Args:
+            kind: ``user`` or ``group``.
+            number: The number of before.
+        """
+        return self._tables[kind].get(number, ())
+
+    def is_among(self, users: Collection[int], groups: Collection[int]) -> bool:
+        """Tell whether one of *users* or *groups* is such a number."""
+        return bool(
+            self._tables["user"].keys() & set(users) or self._tables["group"].keys() & set(groups)
+        )
+
+    def note(self, path: str, state: DiskState, xattrs: Xattrs) -> None:
+        """Have it told of, if it has such a number."""
+        if not self:
+            return
+        for kind, numbers in zip(
+            self._tables, named_ids(state.uid, state.gid, xattrs), strict=True
+        ):
+            for number in numbers & self._tables[kind].keys():
+                first, count = self._found.get((kind, number), (path, 0))
+                self._found[kind, number] = first, count + 1
+
+    def warnings(self) -> tuple[Warn, ...]:
+        """Return what is told of all that was noted."""
+        return tuple(self._warning(*key, *found) for key, found in sorted(self._found.items()))
+
+    def _warning(self, kind: str, number: int, path: str, count: int) -> Warn:
+        names = self.names(kind, number)
+        who = " and ".join(f"{name!r} (now {self._new[kind][name]})" for name in names)
+        more = f" and {count - 1} more" if count > 1 else ""
+        return Warn(
+            code="shared-id",
+            text=f"{kind} {number} was that of {who}; what has it, and is not shipped as "
+            f"another's, is taken for that of {names[0]!r}: {path!r}{more}",
+            hint="Then give the others what is theirs: "
+            f"{'chown' if kind == 'user' else 'chgrp'} -h, and setfacl.",
+        )
+
+
+def named_ids(uid: int, gid: int, xattrs: Xattrs) -> tuple[set[int], set[int]]:
+    """Return the users and the groups to whom something belongs, or whom its ACLs name."""
+    users, groups = {uid}, {gid}
+    for name, value in xattrs:
+        if name in ACL_NAMES:
+            more_users, more_groups = acl_ids(value)
+            users |= more_users
+            groups |= more_groups
+    return users, groups
 
 
 def renumbered(
@@ -128,6 +206,22 @@ def renumbered(
 def is_renumbered(old: Accounts, new: Accounts) -> bool:
     """Tell whether some account has another number in the new image."""
     return bool(translation(old.users, new.users) or translation(old.groups, new.groups))
+
+
+def _parted(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, tuple[str, ...]]:
+    """Return by number the accounts that had it and have different ones now; never 0.
+
+    First comes the one to which :func:`translation` gives what had it.
+    """
+    names: dict[int, list[str]] = {}
+    for name in sorted(old):
+        if old[name] and new.get(name):
+            names.setdefault(old[name], []).append(name)
+    return {
+        number: tuple(sorted(those, key=lambda name: new[name] != number))
+        for number, those in names.items()
+        if len({new[name] for name in those}) > 1
+    }
 
 
 def translation(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, int]:

@@ -75,7 +75,7 @@ class Draft:
         pristine: Records of config files whose shipped content is to be kept.
         unreadable: Paths that could not be looked at, with the reason.
         previews: What the tasks would do, by their key.
-        warnings: What steps have to tell.
+        warnings: What is to be told, by steps and besides.
         way_back: What there will be to go back to; ``None`` where nothing is replaced.
         is_followed: It is the rest of an open run, and what follows is planned when that is done.
     """
@@ -169,7 +169,7 @@ def draft(
             looking=looking,
         ),
         previews=choice.previews,
-        warnings=choice.warnings,
+        warnings=(*made.warnings, *choice.warnings),
     )
 
 
@@ -531,6 +531,7 @@ def _draft_compared(
         positions={path: at for path, at in made.considered.items() if path in installed},
         pristine=made.pristine,
         unreadable=tuple(unreadable),
+        warnings=made.warnings,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ipavolume.model.actions import Action
 from ipavolume.model.files import DiskState, Record
 from ipavolume.model.values import dataclass
+from ipavolume.steps.api import Warn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class FilePlan:
             on.
         pristine: Records of config files among them, whose shipped content is to be kept.
         verified: What is on the volume as shipped, by number of the record.
+        warnings: What is to be told besides.
     """
 
     actions: Sequence[Action]
@@ -50,3 +52,4 @@ class FilePlan:
     considered: Mapping[str, int]
     pristine: tuple[Record, ...]
     verified: Mapping[int, DiskState]
+    warnings: tuple[Warn, ...] = ()

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ipavolume.model.actions import Rule, SetMetadata
-from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, acl_ids, translate_acl
+from ipavolume.model.attributes import ACL_NAMES, CAPABILITY_NAME, translate_acl
 from ipavolume.model.files import DiskState, Metadata, Xattrs
 from ipavolume.model.images import Accounts
 from ipavolume.model.traits import traits
 from ipavolume.model.values import dataclass
-from ipavolume.plan.accounts import translation
+from ipavolume.plan.accounts import Shared, named_ids, translation
 from ipavolume.volume.openplan import read_actions
 from ipavolume.volume.volumes import Volumes
 
@@ -38,6 +38,7 @@ class HalfGiven:
         before: Accounts,
         now: Accounts,
         then: Accounts,
+        shared: Shared,
     ) -> None:
         """Take the volumes and what accounts there are.
 
@@ -46,8 +47,10 @@ class HalfGiven:
             before: The accounts that the volumes had when the open run began.
             now: Those of the image that it goes to.
             then: Those that the volumes are to have again.
+            shared: The numbers of several accounts among those of the image.
         """
         self._volumes = volumes
+        self._shared = shared
         self._old: _Tables = (
             translation(before.users, then.users),
             translation(before.groups, then.groups),
@@ -107,13 +110,11 @@ class HalfGiven:
         )
 
     def _guess(self, state: DiskState, xattrs: Xattrs) -> _Had | None:
-        """Return the same of what came since; ``None``: its number was, and is, an account's."""
-        users, groups = {state.uid}, {state.gid}
-        for _, value in _acls(xattrs):
-            more_users, more_groups = acl_ids(value)
-            users |= more_users
-            groups |= more_groups
+        """Return the same of what came since; ``None``: its number is of more than one account."""
+        users, groups = named_ids(state.uid, state.gid, xattrs)
         if users & self._given[0] & self._had[0] or groups & self._given[1] & self._had[1]:
+            return None
+        if self._shared.is_among(users, groups):
             return None
         user, group = (
             {**old, **{number: new[number] for number in given & new.keys()}}

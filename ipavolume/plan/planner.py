@@ -91,7 +91,7 @@ def plan_files(
             if is_config(candidate.new) and candidate.new.present:
                 pristine.append(candidate.new)
     if planner.renumbering.renumbered and old is not None:
-        planner.renumbering.translate(everything())
+        planner.renumbering.translate(everything(), planner.overtaken())
         planner.keep_read_only(read_only)
     return FilePlan(
         actions=planner.finish(),
@@ -99,6 +99,7 @@ def plan_files(
         considered=considered,
         pristine=tuple(pristine),
         verified=planner.verified,
+        warnings=planner.renumbering.warnings,
     )
 
 
@@ -476,17 +477,7 @@ class _Planner:
                 Rule.MOUNTED_OVER,
                 "accounts have other numbers now; what is mounted here keeps its owners",
             )
-        overtaken = {action.path for action in self._collected.metadata}
-        # What is replaced or removed without a copy need not change hands before.
-        overtaken |= {
-            action.path for action in self._collected.removals if isinstance(action, Erase)
-        }
-        overtaken |= {
-            action.path
-            for action in self._collected.installs
-            if isinstance(action, Install) and action.before and not action.save_to
-        }
-        translations = Remaining(self._collected.translations, overtaken)
+        translations = Remaining(self._collected.translations, self.overtaken())
         self._collected.removals.sort(key=lambda action: fsencode(action.path), reverse=True)
         installs = sorted(
             [*self._putting.trees(), *self._collected.installs],
@@ -497,6 +488,18 @@ class _Planner:
         result.extend(self._possible(self._collected.metadata))
         result.extend(self._collected.keeps)
         return tuple(result) if len(result) <= FEW else result
+
+    def overtaken(self) -> set[str]:
+        """Return what need not change hands before: it gets its owner, or goes without a copy."""
+        overtaken = {action.path for action in self._collected.metadata}
+        overtaken |= {
+            action.path for action in self._collected.removals if isinstance(action, Erase)
+        }
+        return overtaken | {
+            action.path
+            for action in self._collected.installs
+            if isinstance(action, Install) and action.before and not action.save_to
+        }
 
     def _possible(self, actions: Iterable[SetMetadata]) -> Iterator[SetMetadata]:
         """Mark what has to be done on a copy; leave out that of which there is none."""

@@ -29,7 +29,7 @@ from ipavolume.model.progress import Meter, Progress, say_nothing
 from ipavolume.model.snapshots import Method, Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan import preflight
-from ipavolume.plan.accounts import Remaining, mark_private, renumbered, translation
+from ipavolume.plan.accounts import Remaining, Shared, mark_private, renumbered, translation
 from ipavolume.plan.halfgiven import HAD_ANOTHER, HalfGiven
 from ipavolume.plan.snapshot import is_mounted, missing
 from ipavolume.steps.api import Warn
@@ -341,7 +341,8 @@ def draft_rollback(
     # They are of what the snapshot does not have, and so of nothing that the rest is about.
     renumbered = _renumbered(primary, snapshot, undoes)
     unclear: list[str] = []
-    owners = Packed(_owners_left_out(context, kept, primary, snapshot, undoes, unclear))
+    shared = Shared(undoes.accounts, snapshot.accounts)
+    owners = Packed(_owners_left_out(context, kept, primary, snapshot, undoes, unclear, shared))
     given = (
         one
         for one in mark_private(Remaining(owners, ()))
@@ -365,6 +366,7 @@ def draft_rollback(
             *warnings,
             *(_left(volumes[mount], snapshot.run) for mount in lost),
             *([_shared(unclear)] if unclear else []),
+            *shared.warnings(),
         ),
         cause=cause,
         is_automatic=is_automatic,
@@ -422,31 +424,35 @@ def _owners_left_out(
     snapshot: Snapshot,
     undoes: ImageHeader,
     unclear: list[str],
+    shared: Shared,
 ) -> Iterator[SetMetadata]:
     """Yield what gives back to its accounts what the snapshot leaves out: logs, sockets, devices.
 
     The upgrade has given all that was theirs to the numbers that they have in its image, or is amid
     that. What was mounted over then, and what can only be read, the upgrade has left alone. Of what
-    nobody can know whose it is the paths are added to *unclear*.
+    nobody can know whose it is the paths are added to *unclear*; *shared* is told of what had a
+    number of several accounts.
     """
     back = _numbers(undoes.accounts, snapshot.accounts)
-    if not any(back):
+    if not (any(back) or shared):
         return
     found = _left_out(context, volumes, snapshot)
     if primary.transaction is not None and primary.transaction.phase == MARKED:
         before = primary.baseline.accounts if primary.baseline else Accounts()
-        half = HalfGiven(context.volumes, before, undoes.accounts, snapshot.accounts)
+        half = HalfGiven(context.volumes, before, undoes.accounts, snapshot.accounts, shared)
         yield from half.given_back(found, unclear)
     else:
-        yield from _given_back(found, *back)
+        yield from _given_back(found, *back, shared)
 
 
 def _given_back(
     found: Iterable[tuple[str, DiskState, Xattrs]],
     users: Mapping[int, int],
     groups: Mapping[int, int],
+    shared: Shared,
 ) -> Iterator[SetMetadata]:
     for path, state, xattrs in found:
+        shared.note(path, state, xattrs)
         action = renumbered(path, state, xattrs, users, groups, reason=HAD_ANOTHER)
         if action is not None:
             yield action

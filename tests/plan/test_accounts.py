@@ -232,14 +232,56 @@ def test_who_a_number_belonged_to_and_belongs_to_is_said_by_the_first_of_their_n
 
 
 @pytest.mark.parametrize(
+    ("users", "said"),
+    [
+        (
+            ({"a": 990, "b": 990}, {"a": 970, "b": 980}),
+            "user 990 was that of 'a' (now 970) and 'b' (now 980); what has it, and is not shipped "
+            f"as another's, is taken for that of 'a': {A!r} and 1 more",
+        ),
+        (
+            ({"a": 990, "b": 990, "c": 990}, {"a": 970, "b": 990, "c": 970}),
+            "user 990 was that of 'b' (now 990) and 'a' (now 970) and 'c' (now 970); what has it, "
+            f"and is not shipped as another's, is taken for that of 'b': {A!r} and 1 more",
+        ),
+        (({"a": 990, "b": 990}, {"a": 980, "b": 980}), ""),
+        (({"a": 990, "b": 990}, {"b": 980}), ""),
+        (({"a": 990, "b": 990}, {"a": 0, "b": 980}), ""),
+        (({"root": 0, "toor": 0}, {"root": 0, "toor": 5}), ""),
+        (({"a": 991, "b": 991}, {"a": 970, "b": 980}), ""),
+    ],
+    ids=["part", "one keeps it", "stay together", "one is gone", "root", "of root", "owns nothing"],
+)
+def test_what_was_several_accounts_that_part_is_told(
+    users: tuple[Mapping[str, int], Mapping[str, int]], said: str
+) -> None:
+    named = thing("a", xattrs=(acl(u990=4),))
+    made = accounts(users, disk={A: OF_SVC, B: named, P: thing("of root")}).made()
+    assert [warning.text for warning in made.warnings] == [said] * bool(said)
+    assert {warning.code for warning in made.warnings} <= {"shared-id"}
+
+
+def test_what_the_image_ships_as_one_s_is_not_told_as_that_of_several() -> None:
+    made = accounts(
+        ({"a": 990, "b": 990}, {"a": 970, "b": 980}),
+        old=(was(uid=990),),
+        new=(was(uid=980),),
+        disk={P: thing("old", uid=990)},
+    ).made()
+    assert list(made.actions) == [metadata(thing("old", uid=990), uid=980, content="old")]
+    assert made.warnings == ()
+
+
+@pytest.mark.parametrize(
     ("users", "groups", "renumbered"),
     [
         (SWAP, ({}, {}), True),
         (({}, {}), SHIFT, True),
         (({"gone": 1}, {"new": 1}), ({}, {}), True),
+        (({"a": 1, "b": 1}, {"a": 1, "b": 2}), ({}, {}), True),
         (({"same": 1, "gone": 2}, {"same": 1, "new": 3}), ({}, {}), False),
     ],
-    ids=["users", "groups", "reused", "nothing"],
+    ids=["users", "groups", "reused", "shared", "nothing"],
 )
 def test_everything_is_looked_at_only_where_an_account_is_another(
     users: tuple[Mapping[str, int], Mapping[str, int]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -684,9 +685,80 @@ def test_an_account_with_a_second_name_for_its_number_keeps_that_number(
     images = _images_with(site, handing_on[0], *users)
     site.upgrade(images[0])
     own = _make(site.volume() / "etc/app/own", 310, 0)
-    site.upgrade(images[1])
+    said = "user 310 was that of 'giver' (now 310) and 'alias' (now 311)"
+    assert said in site.run("upgrade", images[1], "--dry-run", status=100).stdout
+    checked = site.run("check", images[1], "--json", status=100).stdout
+    (found,) = json.loads(checked)["volumes"][0]["findings"]
+    assert (found["code"], found["severity"]) == ("shared-id", "warning")
+    assert said in site.run("upgrade", images[1]).stdout
     assert owner(own) == (310, 0, 0o640)
     assert owner(site.volume() / "etc/app/stays") == (310, 1310, 0o640)
+
+
+def _kill_at_a_change_of_owner(
+    site: Site, image: Image, path: str, env: Mapping[str, str] | None = None
+) -> None:
+    """Begin an upgrade, and kill it where it would give *path* to somebody."""
+    same = site.top / "same"
+    subprocess.run(["cp", "-a", site.volume(), same], check=True, timeout=60)
+    command = [sys.executable, "-m", "ipavolume", "upgrade"]
+    traced = [*command, "--root", str(image.root), "--volume", str(same)]
+    done, calls = tracing.trace(traced, env=clean_environment(env), log=site.top / "calls")
+    assert done.returncode == 0, done.stderr
+    given = tracing.find(
+        calls, lambda call: call.name == "fchownat" and f"{same}{path}" in call.text
+    )
+    tracing.killed([*command, *site.arguments(image)], calls[given], env=clean_environment(env))
+
+
+def test_of_several_accounts_of_one_number_what_came_meanwhile_is_told_and_stays(
+    site: Site, handing_on: list[Path]
+) -> None:
+    users = ({"giver": number, "alias": alias} for number, alias in ((310, 310), (311, 312)))
+    images = _images_with(site, handing_on[0], *users)
+    site.upgrade(images[0])
+    known = _make(site.volume() / "etc/app/known", 310, 0)
+    _kill_at_a_change_of_owner(site, images[1], "/etc/app/known")
+    came = _make(site.volume() / "etc/app/came", 310, 0, 0o4755)
+    site.upgrade(images[1])
+    assert owner(known) == (312, 0, 0o640)
+    assert owner(came) == (310, 0, 0o755)
+    assert site.history()[-1]["warnings"][1:] == [
+        "'/data/etc/app/came': user 310 was 'alias' and 'giver'"
+    ]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_snapshot_leaves_out_and_is_one_of_several_accounts_then_is_told(
+    site: Site, handing_on: list[Path], *, killed: bool
+) -> None:
+    images = [
+        site.image(
+            name,
+            handing_on[:1],
+            lists={"/data": ["/etc/app/"]},
+            config='[snapshot]\nleave-out = ["/etc/app/directory/**"]\n',
+            passwd=_passwd({"giver": number, "alias": alias}),
+            group=_group({"giver": 1310}),
+        )
+        for name, number, alias in (("one", 311, 312), ("two", 310, 310))
+    ]
+    site.upgrade(images[0])
+    log = _make(site.volume() / "etc/app/directory/log", 312, 0)
+    env = {"IPAVOLUME_SNAPSHOT": "always"}
+    if killed:
+        _kill_at_a_change_of_owner(site, images[1], "/etc/app/directory/log", env)
+    else:
+        site.upgrade(images[1], env=env)
+    came = _make(site.volume() / "etc/app/directory/came", 310, 0)
+    said = site.run("rollback", images[1], "--dry-run").stdout
+    if killed:
+        assert "leaves out '/data/etc/app/directory/came', whose numbers were" in said
+    else:
+        assert "user 310 was that of 'alias' (now 312) and 'giver' (now 311)" in said
+    site.run("rollback", images[1])
+    assert owner(came)[0] == (310 if killed else 312)
+    assert owner(log)[0] == 312
 
 
 @pytest.mark.parametrize("when", ["before it is read", "after it was read"])
