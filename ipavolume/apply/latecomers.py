@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from ipavolume.apply.area import Area
@@ -32,7 +32,7 @@ from ipavolume.model.attributes import (
     SET_ID_BITS,
     translate_acl,
 )
-from ipavolume.model.files import DiskState, Metadata, Xattrs
+from ipavolume.model.files import DiskState, Metadata, Record, Xattrs
 from ipavolume.model.images import Accounts
 from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
@@ -44,7 +44,7 @@ from ipavolume.volume.tree import walk
 _MAX_NAMED: Final = 50
 
 _T = TypeVar("_T")
-_Placed = tuple[int, int, int]
+_Owners = tuple[int, int, int]
 """User, group and set-id bits of what was put somewhere."""
 
 
@@ -88,6 +88,7 @@ class Latecomers:
         mounted: Collection[str],
         progress: Progress,
         check_lock: Callable[[], None],
+        records: Iterable[Record] = (),
         is_known: Callable[[str, os.stat_result], bool] = _is_new,
     ) -> list[str]:
         """Give what is known to be an account's to its new number; return words for the rest.
@@ -98,13 +99,13 @@ class Latecomers:
             mounted: Mount points below the volumes.
             progress: Told of how far it is.
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
+            records: What the image ships; gone over if the run has put whole directories of it.
             is_known: Tells whether a path is known to have the owner that it should.
 
         Raises:
             LockLostError: If the lock is not ours any more.
         """
-        placed, trees = self._places()
-        placed.update((to, None) for _, to in copies if to)
+        placed = self._places(dict(copies), records)
         meter = Meter(progress, "looking for what came meanwhile")
         unclear = _Unclear()
         for area in areas.values():
@@ -118,7 +119,7 @@ class Latecomers:
                     read_only=lambda _path: None,
                 )
                 held = _while_held(meter.counted(walked), check_lock)
-                for path, what in self._found(held, placed, trees, is_known):
+                for path, what in self._found(held, placed, is_known):
                     unclear.add(f"{path!r}: {what}")
             except (UnsafeVolumeError, OSError) as err:
                 # Nothing that came keeps an upgrade from its end: a path too long to be named.
@@ -128,8 +129,7 @@ class Latecomers:
     def _found(
         self,
         walked: Iterable[tuple[str, int, str, os.stat_result]],
-        placed: Mapping[str, _Placed | None],
-        trees: Collection[str],
+        placed: _Places,
         is_known: Callable[[str, os.stat_result], bool],
     ) -> Iterator[tuple[str, str]]:
         """Yield what is not known whose it is, the uppermost of it, and why; give away the rest."""
@@ -140,9 +140,7 @@ class Latecomers:
                 xattrs = files.xattrs_at(parent, name)
                 if not self._asked(st, xattrs) or _inode(st) in self._settled:
                     continue
-                if path in placed and _is_as_placed(st, placed[path]):
-                    continue
-                if _is_below(path, trees) or is_known(path, st):
+                if placed.has(path, st) or is_known(path, st):
                     continue
                 with files.inode(parent, name) as fd:
                     what = self._give(fd)
@@ -156,29 +154,38 @@ class Latecomers:
                 # A file has as many names as whoever wants others not to be read gives it.
                 named.update([_inode(st)] if st.st_nlink > 1 else ())
 
-    def _places(self) -> tuple[dict[str, _Placed | None], set[str]]:
-        """Return what the run has put somewhere has, and the trees that it put there."""
-        placed: dict[str, _Placed | None] = {}
+    def _places(self, copies: Mapping[str, str], records: Iterable[Record]) -> _Places:
+        """Return what the run has put somewhere, and with which owners."""
+        placed = _Places()
+        moved = {path: to for path, to in copies.items() if to}
         trees = set()
         for action in without_metadata(self._plan.actions):
             match action:
                 case Install():
-                    new = action.metadata
-                    placed[action.path] = new.uid, new.gid, new.mode & SET_ID_BITS
+                    placed.add(action.path, action.metadata)
                     if action.before is not None and action.save_to:
-                        placed[action.save_to] = self._saved(action.before)
+                        placed.add(action.save_to, self._given(action.before))
                 case Save():
-                    placed[action.to] = self._saved(action.before)
-                    trees.add(action.to)
+                    placed.add(action.to, self._given(action.before))
+                    moved.setdefault(action.path, action.to)
                 case CreateTree():
                     trees.add(action.path)
                 case Erase() | Keep() | RemoveDirectory() | SetMetadata():
                     pass
-        return placed, trees
+        for to in copies.values():
+            placed.add_copy(to)
+        for action in self._plan.actions if moved else ():
+            if isinstance(action, SetMetadata) and (path := _moved(action.path, moved)):
+                placed.add(path, action.metadata)
+        for record in records if trees else ():
+            if record.present and _above(record.path, trees):
+                placed.add(record.path, record.metadata)
+        return placed
 
-    def _saved(self, before: DiskState) -> _Placed:
+    def _given(self, before: DiskState) -> Metadata:
+        """Return what that has by now which was planned on."""
         uid, gid = self._users.now(before.uid), self._groups.now(before.gid)
-        return uid, gid, before.mode & SET_ID_BITS
+        return Metadata(uid=uid, gid=gid, mode=before.mode)
 
     def _asked(self, st: os.stat_result, xattrs: Xattrs) -> bool:
         """Tell whether something belongs to a number that some account had, and has no more."""
@@ -254,13 +261,30 @@ class _Numbers:
         return found
 
 
-def _is_as_placed(st: os.stat_result, placed: _Placed | None) -> bool:
-    """Tell whether something has what it was put there with, and gives no right beyond that."""
-    if placed is None:
-        return True
-    uid, gid, bits = placed
-    is_program = stat.S_ISREG(st.st_mode) and bool(st.st_mode & SET_ID_BITS & ~bits)
-    return (st.st_uid, st.st_gid) == (uid, gid) and not is_program
+class _Places:
+    """What was put where, and with which owners."""
+
+    def __init__(self) -> None:
+        # A number of each, because there can be a million.
+        self._owners: dict[int, _Owners] = {}
+        self._kinds: dict[_Owners, _Owners] = {}
+        self._copies: set[int] = set()
+
+    def add(self, path: str, has: Metadata) -> None:
+        owners = has.uid, has.gid, has.mode & SET_ID_BITS
+        self._owners[hash(path)] = self._kinds.setdefault(owners, owners)
+
+    def add_copy(self, path: str) -> None:
+        """Add what has the owner that somebody gave it meanwhile."""
+        self._copies.add(hash(path))
+
+    def has(self, path: str, st: os.stat_result) -> bool:
+        """Tell whether it is what was put there, and gives no right beyond that."""
+        bits = st.st_mode & SET_ID_BITS if stat.S_ISREG(st.st_mode) else 0
+        if hash(path) in self._copies and not bits:
+            return True
+        uid, gid, planned = self._owners.get(hash(path), (-1, -1, 0))
+        return (st.st_uid, st.st_gid) == (uid, gid) and not bits & ~planned
 
 
 def _while_held(walked: Iterable[_T], check_lock: Callable[[], None]) -> Iterator[_T]:
@@ -282,12 +306,17 @@ def _looks(state: DiskState) -> int:
     return hash(traits(state, (state.uid, state.gid)))
 
 
-def _is_below(path: str, trees: Collection[str]) -> bool:
-    while path:
-        if path in trees:
-            return True
+def _above(path: str, paths: Container[str]) -> str:
+    """Return which of *paths* is *path*, or the next one above it; "" where none is."""
+    while path and path not in paths:
         path = path.rpartition("/")[0]
-    return False
+    return path
+
+
+def _moved(path: str, moved: Mapping[str, str]) -> str:
+    """Return where that is now which was at *path* and has moved with a directory, or ""."""
+    above = _above(path, moved)
+    return moved[above] + path[len(above) :] if above and above != path else ""
 
 
 class _Unclear:

@@ -43,7 +43,7 @@ from ipavolume.formats.plan import dump_lines
 from ipavolume.image.image import Image
 from ipavolume.linux import clock, crossing, files, signals
 from ipavolume.model.actions import Keep, Plan, Rule
-from ipavolume.model.files import VERSION_NAME
+from ipavolume.model.files import VERSION_NAME, Record
 from ipavolume.model.images import Accounts, ImageHeader, name_of
 from ipavolume.model.packed import Packed
 from ipavolume.model.paths import mount_of
@@ -74,7 +74,14 @@ from ipavolume.volume.facts import (
     Identity,
     Transaction,
 )
-from ipavolume.volume.index import INDEX_ENTRY, check_transaction, dump_index, index_entry, shipped
+from ipavolume.volume.index import (
+    INDEX_ENTRY,
+    check_transaction,
+    dump_index,
+    index_entry,
+    read_target,
+    shipped,
+)
 from ipavolume.volume.logs import RunLog, Speaker
 from ipavolume.volume.volumes import Volumes
 
@@ -546,9 +553,16 @@ class _Run:
             mounted=self._context.volumes.mounted_below(),
             progress=self._speaker.say,
             check_lock=self._context.volumes.check_lock,
+            records=self._records(),
         )
         with self._attempt():
             journal.write_warnings(self._first.work, unclear)
+
+    def _records(self) -> Iterator[Record]:
+        """Yield what the image ships to which the run goes."""
+        _, stream = read_target(self._first.volume, self._primary)
+        with stream:
+            yield from manifest.read_records(stream)
 
     def _is_executable(self) -> bool:
         """Tell whether tasks that are left can still be executed in this run.

@@ -582,6 +582,12 @@ class Swap:
                 if action.path not in self._places and not _has(now, action):
                     self._notes.add(action.path, "")
                 return True
+            # A killed run gave it, and who had that number then made it a program of its owner's.
+            is_doubtful = (
+                action.before.type is FileType.FILE
+                and now.st_uid != action.before.uid
+                and bool(now.st_mode & SET_ID_BITS & ~action.metadata.mode)
+            )
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
                     # It is somebody else's now, by whoever gave it away; or a killed run gave
@@ -609,7 +615,7 @@ class Swap:
                     placed = files.lstat(directory, name)
                     if placed is not None:
                         self._known.note_copy(placed)
-                        if self._latecomers is not None:
+                        if self._latecomers is not None and not is_doubtful:
                             self._latecomers.settle(placed, new.xattrs)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
@@ -618,7 +624,8 @@ class Swap:
                 files.set_metadata(fd, new, acls=True)
                 if action.rule == Rule.ROLLBACK:
                     files.remove_user_xattrs(fd, new.xattrs)
-                self._settle(fd, new.xattrs)
+                if not is_doubtful:
+                    self._settle(fd, new.xattrs)
             if is_untouched and now.st_nlink > 1:
                 self._known.note_change(files.fstat(fd))
             return True

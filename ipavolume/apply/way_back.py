@@ -26,6 +26,7 @@ from ipavolume.formats import manifest
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import clock, files, trees
 from ipavolume.model.actions import ROLLBACK, Install
+from ipavolume.model.attributes import SET_ID_BITS
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader, named
 from ipavolume.model.packed import counts_of
@@ -186,7 +187,13 @@ class _WayBack:
                 if path.startswith(f"{mount_of(path, self._inner)}/{STATE_DIRECTORY}/"):
                     return True
                 st = tree.stat(path) if tree.covers(path) else None
-                return st is not None and (st.st_uid, st.st_gid) == (now.st_uid, now.st_gid)
+                # Whoever had the number makes no program of its account's.
+                bits = now.st_mode & SET_ID_BITS if stat.S_ISREG(now.st_mode) else 0
+                return (
+                    st is not None
+                    and (st.st_uid, st.st_gid) == (now.st_uid, now.st_gid)
+                    and not bits & ~st.st_mode
+                )
 
             unclear = latecomers.find(
                 self._inner,

@@ -39,6 +39,10 @@ def _package(top: Path, version: str) -> Path:
             Packaged(path=f"/etc/app/{who}-plain", words=owned, content=version),
             Packaged(path=f"/etc/app/{who}-edited", words=f"%config {owned}", content=version),
         ]
+        turns = "" if version == "1" else version
+        files.append(
+            Packaged(path=f"/etc/app/{who}-turns", words=opened, directory=not turns, content=turns)
+        )
         if version == "1":
             files.append(
                 Packaged(path=f"/etc/app/{who}-gone", words=f"%config {owned}", content="1")
@@ -81,6 +85,7 @@ class World:
         self.site = Site(top=top)
         self.now = dict(zip(("alpha", "beta"), NOW[how], strict=True))
         self.images = images
+        self.options: tuple[str, ...] = ()
         self.site.upgrade(images[0])
         self.app = self.site.volume() / "var/lib/app"
         self.etc = self.site.volume() / "etc/app"
@@ -102,7 +107,7 @@ class World:
             (self.etc / f"{name}-edited").write_text("edited")
             (self.etc / f"{name}-gone").write_text("edited")
 
-    def make(self, inside: str, whose: str, number: int) -> Path:
+    def make(self, inside: str | Path, whose: str, number: int) -> Path:
         """Make a file of *whose* that has *number*."""
         path = self.app / inside
         path.write_text(f"of {whose}")
@@ -115,6 +120,7 @@ class World:
         return [
             *(sys.executable, "-m", "ipavolume", "upgrade"),
             *self.site.arguments(self.images[1]),
+            *self.options,
         ]
 
     def killed(self, when: str) -> None:
@@ -122,6 +128,7 @@ class World:
         same = self.site.top / "same"
         subprocess.run(["cp", "-a", self.site.volume(), same], check=True, timeout=60)
         command = [*self.command[:4], "--root", str(self.images[1].root), "--volume", str(same)]
+        command += self.options
         done, calls = tracing.trace(command, env=clean_environment(), log=self.site.top / "calls")
         assert done.returncode == 0, done.stderr
         marked = tracing.find(calls, lambda call: '"build-id.old"' in call.text)
@@ -256,6 +263,44 @@ def test_whoever_makes_a_program_meanwhile_gets_nobody_s_rights_by_it(
         assert path in world.told()
 
 
+def test_what_comes_into_what_was_put_or_saved_as_a_whole_is_no_exception(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "an exchange", images["an exchange"])
+    world.options = "--allow", "type-change"
+    turns, new = world.etc / "alpha-turns", world.etc / "alpha-new"
+    world.make(turns / "own", "alpha", ONE)
+    world.make(turns / "bin", "alpha", ONE).chmod(0o6755)
+    world.killed("after the last")
+    assert not turns.is_dir()
+    (saved,) = (world.site.volume() / ".ipavolume/saved").glob("*/etc/app/alpha-turns")
+    own, program = saved / "own", saved / "bin"
+    # They are alpha's, and have the number already by which they are beta's still.
+    came = world.make(new / "came", "beta", TWO), world.make(saved / "came", "beta", TWO)
+    programs = *came, new / "file", own
+    for path in programs:
+        path.chmod(0o6777)
+    world.site.upgrade(world.images[1])
+    for path in programs:
+        assert owner(path) == (TWO, TWO, 0o777)
+    assert owner(program) == (TWO, TWO, 0o6755)
+    assert world.told() == set(programs)
+
+
+@pytest.mark.parametrize("name", ["alpha-edited", "alpha-gone"])
+def test_a_program_that_is_made_of_an_edited_file_meanwhile_gives_no_rights_where_it_is_saved(
+    name: str, tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "an exchange", images["an exchange"])
+    world.killed("amid beta's")
+    edited = world.make(world.etc / name, "beta", TWO)
+    edited.chmod(0o6777)
+    world.site.upgrade(world.images[1])
+    (saved,) = world.etc.glob(f"{name}.rpmsave")
+    assert owner(saved) == (TWO, TWO, 0o777)
+    assert world.told() == {saved}
+
+
 def test_an_acl_that_came_meanwhile_is_translated_or_told(
     tmp_path: Path, images: dict[str, list[Image]]
 ) -> None:
@@ -365,11 +410,16 @@ def test_going_back_that_was_killed_gives_nothing_to_another_account_without_a_w
     made = world.make("beta/made", "beta", ONE)
     copy = world.app / "copy"
     subprocess.run(["cp", "-a", world.app / "alpha/f1", copy], check=True, timeout=60)
+    # They are alpha's, and have the number already by which they are beta's still.
+    programs = world.app / "alpha/f0", world.make("alpha/dir/f0", "beta", ONE)
+    for path in programs:
+        path.chmod(0o6777)
     said = world.site.run("rollback", world.images[1]).stderr
     for name, number in (("alpha", ONE), ("beta", TWO)):
         for inside in ("", "f0", "f1", "dir/f0", "link", "fifo"):
             assert (world.app / name / inside).lstat().st_uid == number
     assert owner(handed_on)[0] == TWO
-    for path in (made, copy):
+    assert {owner(path) for path in programs} == {(ONE, ONE, 0o777)}
+    for path in (made, copy, *programs):
         assert f"'/data/{path.relative_to(world.site.volume())}': user" in said
-    assert world.told(-1) == {made, copy}
+    assert world.told(-1) == {made, copy, *programs}
