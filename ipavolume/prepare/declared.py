@@ -8,6 +8,7 @@ owns.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -23,8 +24,9 @@ from ipavolume.model.packages import Package, Provide
 from ipavolume.model.paths import CONFIG_PATH
 from ipavolume.prepare import kept
 from ipavolume.prepare.findings import Code, Findings
-from ipavolume.prepare.globs import matches
+from ipavolume.prepare.globs import is_pattern, matches
 from ipavolume.prepare.packages import PackageFacts
+from ipavolume.prepare.relatives import BY_NAME
 from ipavolume.rpm.versions import parse_evr
 
 _MAX_FILE_BYTES: Final = 4096
@@ -39,6 +41,8 @@ _PRE_RELEASE: Final = re.compile(
 """As semantic versioning and Python's write it, at the end of a version, before its release."""
 DECLARED_FLAGS: Final = FileFlags.CONFIG | FileFlags.NOREPLACE
 """What a configuration file of such a package is."""
+_ALTERNATIVES: Final = "/etc/alternatives"
+"""Links to it choose one of several programs or files, and are not what is deleted."""
 
 
 class _NoVersionError(Exception):
@@ -182,6 +186,7 @@ class Owners:
         self._findings = findings
         self._used: set[tuple[str, str]] = set()
         self._contents: dict[str, dict[str, str]] = {}
+        self._switches: dict[tuple[str, str], list[str]] = {}
 
     def owner(self, path: str, mount: str, kind: FileType) -> str:
         """Return the package of what is at *path* on a volume, and no other package's; or ""."""
@@ -207,8 +212,27 @@ class Owners:
         """Remember what a file of *package* has."""
         self._contents.setdefault(package, {})[path] = content
 
+    def note_link(self, package: str, path: str, mount: str, target: str) -> None:
+        """Remember the globs by which *package* has a link that switches something on.
+
+        One that a glob without a wildcard names is meant.
+
+        Args:
+            package: Its name.
+            path: Where the link is on a volume.
+            mount: That volume's mount.
+            target: Where it leads.
+        """
+        place = path[len(mount) :]
+        if not _is_switch(place, target):
+            return
+        for one in self._declared:
+            for glob in one.config if one.name == package else ():
+                if is_pattern(glob) and matches(path, mount, glob):
+                    self._switches.setdefault((package, glob), []).append(place)
+
     def check(self, tree: ImageTree, header: ImageHeader, before: ImageHeader | None) -> None:
-        """Warn of globs that were for no file, and of one version with two contents.
+        """Warn of globs for no file or for too much, and of one version with two contents.
 
         Args:
             tree: The image, with the manifest of *before*.
@@ -223,6 +247,17 @@ class Owners:
                         f"[[package]] {one.name}: config: no listed file matches {glob!r}",
                         path=CONFIG_PATH,
                     )
+        for (name, glob), links in self._switches.items():
+            more = len(links) - _MAX_NAMED
+            self._findings.add(
+                Code.CONFIG_SWITCH,
+                f"[[package]] {name}: config: {glob!r} matches what is switched off by deleting "
+                "it, and an upgrade would switch it on again: "
+                + ", ".join(repr(path) for path in links[:_MAX_NAMED])
+                + (f" and {more} more" if more > 0 else "")
+                + ". A * matches a slash, too: name what is beside these directories",
+                path=CONFIG_PATH,
+            )
         names = {one.name for one in self._declared}
         known = {(one.name, one.evr) for one in before.packages} if before else set()
         same = {
@@ -252,3 +287,21 @@ class Owners:
                     + (f" and {more} more" if more > 0 else ""),
                     path=CONFIG_PATH,
                 )
+
+
+def _is_switch(path: str, target: str) -> bool:
+    """Tell whether a link is there to switch on what it leads to.
+
+    Such a link has the name of the file, which is in a directory beside its own
+    (``sites-enabled/`` and ``sites-available/``, ``conf.d/`` and ``conf.avail/``), or is in a
+    directory of which systemd takes the names.
+    """
+    directory, name = posixpath.split(path)
+    if directory.endswith(BY_NAME):
+        return True
+    led, called = posixpath.split(posixpath.normpath(posixpath.join(directory, target)))
+    return (
+        called == name
+        and led not in (directory, _ALTERNATIVES)
+        and posixpath.dirname(led) == posixpath.dirname(directory)
+    )

@@ -29,6 +29,7 @@ class Code(enum.StrEnum):
     ABSENT_DIRECTORY = "absent-directory"
     ABSENT_FILE = "absent-file"
     CONFIG_OWNED = "config-owned"
+    CONFIG_SWITCH = "config-switch"
     DAMAGED_MANIFEST = "damaged-manifest"
     HIDDEN_CONTENT = "hidden-content"
     KEPT_FILE = "kept-file"
@@ -84,6 +85,13 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.CONFIG_OWNED: (
         "A glob of [[package]] config matches a file that another package owns, an rpm or one "
         "that is declared, too. A file has one owner, whose rules hold: write the glob narrower."
+    ),
+    Code.CONFIG_SWITCH: (
+        "A glob of [[package]] config matches links by which something is switched on, as those in "
+        "sites-enabled/ and mods-enabled/. One that was deleted, to switch it off, comes back with "
+        "the next upgrade, as a configuration file does. Write the globs so that they name what is "
+        "beside these directories: * matches a slash as well. A link that is to be there always "
+        "is named by its path, without a wildcard."
     ),
     Code.DAMAGED_MANIFEST: (
         "The manifest that the image had cannot be read. It is made anew; what an earlier prepare "

@@ -12,3 +12,8 @@ def matches(path: str, mount: str, glob: str) -> bool:
     ``/data/etc/x``; a ``*`` matches a slash as well.
     """
     return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(path[len(mount) :], glob)
+
+
+def is_pattern(glob: str) -> bool:
+    """Tell whether *glob* has a wildcard, and does not name one path."""
+    return any(sign in glob for sign in "*?[")

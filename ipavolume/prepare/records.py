@@ -215,6 +215,8 @@ class Shipped:
             self._check_link(path, mount, content)
         if packaged is not None and known is None:
             self._declared.note(packaged.package, path, content)
+            if kind is FileType.SYMLINK:
+                self._declared.note_link(packaged.package, path, mount, content)
         if kind is not FileType.FILE and packaged and packaged.file.digest:
             rpm_digest = f"{packaged.file.digest_algorithm}:{packaged.file.digest}"
         if st.st_nlink > 1 and kind is not FileType.DIRECTORY:

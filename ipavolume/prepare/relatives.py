@@ -16,7 +16,7 @@ from ipavolume.model.paths import is_within
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.placement import Placement
 
-_BY_NAME: Final = (".wants", ".requires", ".upholds")
+BY_NAME: Final = (".wants", ".requires", ".upholds")
 """Directories of links of which systemd takes the name alone."""
 _TO_BE_READ: Final = ("/usr/share/doc", "/usr/share/info", "/usr/share/man")
 """What people read, and slim images do without (Debian's ``/var/log/README``)."""
@@ -80,7 +80,7 @@ def is_harmless(location: str, led: str, harmless: Collection[str]) -> bool:
     """Tell whether nothing is lost where a link at *location*, which led to *led*, dangles."""
     return (
         location in harmless
-        or posixpath.dirname(location).endswith(_BY_NAME)
+        or posixpath.dirname(location).endswith(BY_NAME)
         or any(is_within(led, place) for place in _TO_BE_READ)
     )
 

@@ -21,7 +21,7 @@ from ipavolume.model.files import FileFlags
 from ipavolume.model.paths import is_within
 from ipavolume.prepare.files import reported
 from ipavolume.prepare.findings import Code, Findings
-from ipavolume.prepare.globs import matches
+from ipavolume.prepare.globs import is_pattern, matches
 from ipavolume.prepare.packages import PackageFacts
 from ipavolume.prepare.pathlists import content
 from ipavolume.prepare.placement import Placement
@@ -187,7 +187,7 @@ def check(
         meant: Globs of the configuration for files that are the image's.
         findings: Takes what is found.
     """
-    named = [glob for glob in meant if not any(sign in glob for sign in "*?[")]
+    named = [glob for glob in meant if not is_pattern(glob)]
     places = {one.location for one in placements if not one.covered}
     for placement in placements:
         mount = placement.volume.mount

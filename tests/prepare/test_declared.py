@@ -230,6 +230,40 @@ def test_other_configuration_under_one_version_is_warned_of(tmp_path: Path) -> N
     assert image.prepare(strict=True).findings == ()
 
 
+def test_a_glob_that_would_switch_on_again_what_was_switched_off_is_warned_of(
+    tmp_path: Path,
+) -> None:
+    image = make(tmp_path / "root", 'version = "1"', 'config = ["/etc/app/*.conf"]')
+    etc = image.root / "etc/app"
+    for path, target in (
+        ("sites-enabled/default.conf", "../sites-available/default.conf"),
+        ("mods-enabled/tls.conf", "/etc/app/mods-available/tls.conf"),
+        ("boot.wants/app.conf", "/usr/lib/app/app.conf"),
+        # Neither of these is deleted to switch something off.
+        ("hints.conf", "mods-available/hints.conf"),
+        ("old.conf", "app.conf"),
+        ("chosen.conf", "/etc/alternatives/chosen.conf"),
+    ):
+        link = etc / path
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
+        image.write(f"/etc/app/sites-available/{link.name}")
+        image.write(f"/etc/app/mods-available/{link.name}")
+    (found,) = image.prepare().findings
+    assert found.code == "config-switch"
+    assert "[[package]] app: config: '/etc/app/*.conf' matches" in found.message
+    named = re.findall(r"'(/etc/app/[^'*]+)'", found.message)
+    assert named == [
+        "/etc/app/boot.wants/app.conf",
+        "/etc/app/mods-enabled/tls.conf",
+        "/etc/app/sites-enabled/default.conf",
+    ]
+    # Named one by one they are meant.
+    globs = ["/etc/app/app.conf", *named]
+    image.write("/etc/ipavolume.toml", declare('version = "2"', f"config = {globs}"))
+    assert image.prepare(strict=True).findings == ()
+
+
 @pytest.mark.parametrize(
     ("version", "release", "better"),
     [
