@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
 
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux.trees import walk
@@ -20,6 +21,13 @@ from ipavolume.prepare.packages import PackageFacts
 from ipavolume.prepare.pathlists import content
 from ipavolume.prepare.placement import Placement
 from ipavolume.volume.strangers import layout_of
+
+_CONFIGURATIONS: Final = {"cn=config.ldif": "the configuration of OpenLDAP"}
+"""Files of databases that servers keep their configuration in, one file an entry.
+
+Nobody else's data is on a volume that has only this one: an administrator may have put it there.
+Source: ``slapd-config(5)``.
+"""
 
 
 def check(
@@ -97,7 +105,10 @@ def _marks(
                 # No database is there, and its directories' names have other meanings.
                 if stat.S_ISDIR(visit.st.st_mode) and is_within(where, "/etc"):
                     continue
-                if service := layout_of(where, visit.st):
+                service = layout_of(where, visit.st)
+                if not service and stat.S_ISREG(visit.st.st_mode):
+                    service = _CONFIGURATIONS.get(visit.name, "")
+                if service:
                     yield visit.path, service
         finally:
             os.close(fd)

@@ -349,6 +349,9 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
     # A configuration, and what is named by two directories one of which is listed.
     image.write("/etc/docker/registry/config.yml", "x")
     image.write("/var/lib/docker/registry/x", "x")
+    # With one schema more in the next image, the volume's slapd does not start.
+    image.write("/etc/ldap/slapd.d/cn=config.ldif")
+    image.write("/etc/ldap/slapd.d/cn=config/cn=schema/cn={0}core.ldif")
     image.write("/tmp/app/PG_VERSION", "15\n")
     image.write(
         "/etc/ipavolume.toml",
@@ -358,16 +361,16 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
     )
     image.list(
         *("/var/lib/mysql/", "/srv/cache/", "/srv/ui/", "/etc/docker/", "/var/lib/docker/"),
-        "/var/lib/postgresql/",
+        *("/var/lib/postgresql/", "/etc/ldap/"),
     )
     image.write("/etc/volume-scratch-list", "/tmp/app/\n")
     before = picture(image.root)
     with pytest.raises(UnfitImageError) as caught:
         image.prepare(strict=True)
-    places = ("docker", "mysql", "postgresql/15/main")
-    named = [("shipped-database", f"/var/lib/{name}") for name in places]
+    places = ("etc/ldap/slapd.d", "var/lib/docker", "var/lib/mysql", "var/lib/postgresql/15/main")
+    named = [("shipped-database", f"/{name}") for name in places]
     assert [(one.code, one.path) for one in caught.value.refused] == named
-    assert "'ibdata1', MySQL or MariaDB" in caught.value.refused[1].message
+    assert "'ibdata1', MySQL or MariaDB" in caught.value.refused[2].message
     assert picture(image.root) == before
     # It is named again by a build on top of this one, which finds it in the template.
     assert codes(image) == named == codes(image)
