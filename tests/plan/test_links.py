@@ -59,5 +59,5 @@ def test_a_moved_directory_may_have_the_number_of_before_where_it_gets_the_new_o
     if is_fine:
         assert moved() == keep(Rule.RELOCATED, MOVED, path=path)
         return
-    with pytest.raises(ObstructedError, match="not root alone"):
+    with pytest.raises(ObstructedError, match="others may write to than in the image: it is 99"):
         moved()
