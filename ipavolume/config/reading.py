@@ -66,7 +66,7 @@ def parse_config(data: bytes | None) -> Config:
         # Besides what tomllib calls an error, a number that has too many digits for Python.
         reason = str(err) or "nested too deeply"
         raise ConfigurationError(f"{CONFIG_PATH}: {reason}", hint=hint) from err
-    faults = _Faults(key_lines(text))
+    faults = _Faults(text)
     config = _read_config(_Table(values, (), faults))
     if faults.found:
         where = sorted(faults.found)
@@ -77,13 +77,15 @@ def parse_config(data: bytes | None) -> Config:
 
 
 class _Faults:
-    """Collects what is wrong, with lines."""
+    """Collects what is wrong, with lines, which are looked for with the first fault."""
 
-    def __init__(self, lines: Mapping[KeyPath, int]) -> None:
-        self._lines = lines
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._lines: Mapping[KeyPath, int] = {}
         self.found: list[tuple[int, str]] = []
 
     def add(self, path: KeyPath, fault: str) -> None:
+        self._lines = self._lines or key_lines(self._text)
         known = path
         while known and known not in self._lines:
             known = known[:-1]

@@ -102,6 +102,14 @@ def test_an_upgrade_that_runs_nothing_loads_neither_what_does_nor_a_parser(site:
     assert not loaded & {"ipavolume.linux.command", "subprocess", "symtable", "tomllib"}
 
 
+def test_where_keys_stand_is_only_looked_for_where_something_is_wrong(site: Site) -> None:
+    config = site.top / "v1/etc/ipavolume.toml"
+    config.write_text("[start]\nsupervise = true\n")
+    calls = watched(site, "v1", "upgrade")["calls"]
+    assert calls["ipavolume.config.reading.parse_config"]
+    assert "ipavolume.config.tomllines.key_lines" not in calls
+
+
 def test_a_recorded_run_is_read_once_however_often_it_is_asked_for(site: Site) -> None:
     watched(site, "v1", "upgrade")
     calls = watched(site, "v2", "upgrade", "--dry-run")["calls"]
