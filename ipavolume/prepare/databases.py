@@ -78,7 +78,7 @@ def check(
             Code.SHIPPED_DATABASE,
             f"{directory!r} holds a database, made while the image was built ({what}): each volume "
             "begins with the same one, and an upgrade puts files of a newer image's among those of "
-            "the volume's, which damages it. Remove its content before prepare, and have "
+            "the volume's, which can damage it. Remove its content before prepare, and have "
             "[first-run] make it",
             path=directory,
         )

@@ -205,7 +205,7 @@ MEANINGS: Final[dict[Code, str]] = {
         "of Debian do when they are installed. Each volume begins with the same one, its accounts "
         "and keys included. At an upgrade the volume's files stay, and those that only the newer "
         "image's database has are put among them (MariaDB's undo logs, the mark that it was "
-        "upgraded, a schema of slapd.d), which damages it. Remove its content when the image is "
+        "upgraded, an entry of slapd.d), which can damage it. Remove its content when the image is "
         "built, and have the first run make it ([first-run]). A volume that is there keeps its own."
     ),
     Code.SHIPPED_SECRET: (

@@ -349,7 +349,7 @@ def test_a_database_that_was_made_while_the_image_was_built_is_named_before_it_i
     # A configuration, and what is named by two directories one of which is listed.
     image.write("/etc/docker/registry/config.yml", "x")
     image.write("/var/lib/docker/registry/x", "x")
-    # With one schema more in the next image, the volume's slapd does not start.
+    # What the next image has more is put among the volume's entries.
     image.write("/etc/ldap/slapd.d/cn=config.ldif")
     image.write("/etc/ldap/slapd.d/cn=config/cn=schema/cn={0}core.ldif")
     image.write("/tmp/app/PG_VERSION", "15\n")
