@@ -134,6 +134,22 @@ def open_inside(area: Area, name: str, *, make: bool = False) -> Area:
     return Area(volume=area.volume, state=state, work=work, new=new, old=old, is_copied=is_copied)
 
 
+def write_down(area: Area, name: str, text: str) -> None:
+    """Write a short *text* down in the transaction, durably, by one call that is done or not.
+
+    Args:
+        area: The area.
+        name: Under which it is found in ``old``: as the target of a symbolic link.
+        text: What is written down.
+
+    Raises:
+        OSError: If it cannot be.
+    """
+    files.unlink(area.old, name)
+    files.make_symlink(area.old, name, text, uid=files.OWN_UID, gid=files.OWN_GID)
+    files.sync(area.old)
+
+
 def remove_closed(state: int) -> None:
     """Remove a transaction that ended where its directory could not be renamed.
 

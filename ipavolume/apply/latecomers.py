@@ -7,12 +7,14 @@ one takes that of another, it is of before or of now. It stays as it is, and is 
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
+from ipavolume.apply import programs
 from ipavolume.apply.area import Area
 from ipavolume.errors import UnsafeVolumeError
 from ipavolume.linux import files, signals
@@ -38,17 +40,19 @@ from ipavolume.model.packed import without_metadata
 from ipavolume.model.progress import Meter, Progress
 from ipavolume.model.traits import traits
 from ipavolume.plan.accounts import Shared, named_ids, translation
+from ipavolume.volume.failures import STATE_OPEN, attempt
 from ipavolume.volume.lockfile import LOOK_S
 from ipavolume.volume.tree import walk
 
 _MAX_NAMED: Final = 50
 
 _T = TypeVar("_T")
+_IsKnown = Callable[[str, os.stat_result, Callable[[], str]], bool]
 _Owners = tuple[int, int, int]
 """User, group and set-id bits of what was put somewhere."""
 
 
-def _is_new(_path: str, _st: os.stat_result) -> bool:
+def _is_new(_path: str, _st: os.stat_result, _content: Callable[[], str]) -> bool:
     return False
 
 
@@ -63,18 +67,12 @@ class Latecomers:
         self._groups = _Numbers("group", before.groups, now.groups, shared)
         # A number of each, because there can be a million.
         self._settled: set[int] = set()
-        self._left: set[int] = set()
         self._gone: set[int] = set()
 
     def settle(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
         """Have it known that what has this status got what was planned for it."""
         if self._asked(st, xattrs):
             self._settled.add(_inode(st))
-
-    def leave(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
-        """Have it known that what has this status has what was planned for it, by whomever."""
-        if self._asked(st, xattrs):
-            self._left.add(_inode(st))
 
     def miss(self, before: DiskState) -> None:
         """Have it known that what was planned on is not at its path."""
@@ -89,7 +87,7 @@ class Latecomers:
         progress: Progress,
         check_lock: Callable[[], None],
         records: Iterable[Record] = (),
-        is_known: Callable[[str, os.stat_result], bool] = _is_new,
+        is_known: _IsKnown = _is_new,
     ) -> list[str]:
         """Give what is known to be an account's to its new number; return words for the rest.
 
@@ -99,13 +97,20 @@ class Latecomers:
             mounted: Mount points below the volumes.
             progress: Told of how far it is.
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
-            records: What the image ships; gone over if the run has put whole directories of it.
-            is_known: Tells whether a path is known to have the owner that it should.
+            records: What the image ships; gone over if the run has put whole directories of it,
+                or programs with set-id bits.
+            is_known: Tells whether a path is known to have the owner that it should, and a program
+                its content, of which it can ask for the SHA-256.
 
         Raises:
             LockLostError: If the lock is not ours any more.
+            VolumeIOError: If what the run has recorded cannot be read.
         """
-        placed = self._places(dict(copies), records)
+        recorded: list[tuple[SetMetadata, str]] = []
+        for area in areas.values():
+            with attempt("look at", area.volume.directory, now=STATE_OPEN):
+                recorded += programs.recorded(area, self._plan.actions)
+        placed = self._places(dict(copies), records, recorded)
         meter = Meter(progress, "looking for what came meanwhile")
         unclear = _Unclear()
         for area in areas.values():
@@ -130,7 +135,7 @@ class Latecomers:
         self,
         walked: Iterable[tuple[str, int, str, os.stat_result]],
         placed: _Places,
-        is_known: Callable[[str, os.stat_result], bool],
+        is_known: _IsKnown,
     ) -> Iterator[tuple[str, str]]:
         """Yield what is not known whose it is, the uppermost of it, and why; give away the rest."""
         told = ""
@@ -140,7 +145,8 @@ class Latecomers:
                 xattrs = files.xattrs_at(parent, name)
                 if not self._asked(st, xattrs) or _inode(st) in self._settled:
                     continue
-                if placed.has(path, st) or is_known(path, st):
+                content = functools.partial(programs.digest, parent, name)
+                if placed.has(path, st, content) or is_known(path, st, content):
                     continue
                 with files.inode(parent, name) as fd:
                     what = self._give(fd)
@@ -154,19 +160,40 @@ class Latecomers:
                 # A file has as many names as whoever wants others not to be read gives it.
                 named.update([_inode(st)] if st.st_nlink > 1 else ())
 
-    def _places(self, copies: Mapping[str, str], records: Iterable[Record]) -> _Places:
-        """Return what the run has put somewhere, and with which owners."""
+    def _places(
+        self,
+        copies: Mapping[str, str],
+        records: Iterable[Record],
+        recorded: Iterable[tuple[SetMetadata, str]],
+    ) -> _Places:
+        """Return what the run has put somewhere, and with which owners.
+
+        Args:
+            copies: As :meth:`find` takes them.
+            records: Likewise.
+            recorded: As :func:`ipavolume.apply.programs.recorded` has it.
+        """
         placed = _Places()
+        contents: dict[str, str] = {}
+        for changed, content in recorded:
+            placed.add(changed.path, changed.metadata, content)
+            contents[changed.path] = content
         moved = {path: to for path, to in copies.items() if to}
         trees = set()
+        shipped: dict[str, list[Install]] = {}
+        """What has put programs somewhere, by the paths of their records."""
         for action in without_metadata(self._plan.actions):
             match action:
                 case Install():
                     placed.add(action.path, action.metadata)
+                    if action.metadata.mode & SET_ID_BITS:
+                        shipped.setdefault(action.record, []).append(action)
                     if action.before is not None and action.save_to:
-                        placed.add(action.save_to, self._given(action.before))
+                        given, content = self._given(action.before), contents.get(action.path, "")
+                        placed.add(action.save_to, given, content)
                 case Save():
-                    placed.add(action.to, self._given(action.before))
+                    given, content = self._given(action.before), contents.get(action.path, "")
+                    placed.add(action.to, given, content)
                     moved.setdefault(action.path, action.to)
                 case CreateTree():
                     trees.add(action.path)
@@ -176,10 +203,12 @@ class Latecomers:
             placed.add_copy(to)
         for action in self._plan.actions if moved else ():
             if isinstance(action, SetMetadata) and (path := _moved(action.path, moved)):
-                placed.add(path, action.metadata)
-        for record in records if trees else ():
+                placed.add(path, action.metadata, contents.get(action.path, ""))
+        for record in records if trees or shipped else ():
+            for one in shipped.get(record.path, ()):
+                placed.add(one.path, one.metadata, record.content)
             if record.present and _above(record.path, trees):
-                placed.add(record.path, record.metadata)
+                placed.add(record.path, record.metadata, record.content)
         return placed
 
     def _given(self, before: DiskState) -> Metadata:
@@ -208,11 +237,12 @@ class Latecomers:
         is_given = (uid, gid) != (now.st_uid, now.st_gid)
         if is_given and _looks(files.disk_state(now)) in self._gone:
             what = []
-        is_program = stat.S_ISREG(now.st_mode) and bool(mode & SET_ID_BITS)
-        if is_program and what and _inode(now) not in self._left:
+        is_program = bool(programs.set_id_bits(now))
+        if is_program and what:
             # Whoever wrote it gets nobody's rights by it.
             bare = Metadata(uid=now.st_uid, gid=now.st_gid, mode=mode & ~SET_ID_BITS)
             files.set_metadata(fd, bare)
+            what.append("it has lost its set-id bits")
         if not is_directory and now.st_nlink > 1:
             what = what or ["it has further names"]
         elif is_program:
@@ -269,22 +299,28 @@ class _Places:
         self._owners: dict[int, _Owners] = {}
         self._kinds: dict[_Owners, _Owners] = {}
         self._copies: set[int] = set()
+        self._contents: dict[str, str] = {}
 
-    def add(self, path: str, has: Metadata) -> None:
+    def add(self, path: str, has: Metadata, content: str = "") -> None:
+        """Add what has these owners; a program of theirs only if it has this content as well."""
         owners = has.uid, has.gid, has.mode & SET_ID_BITS
         self._owners[hash(path)] = self._kinds.setdefault(owners, owners)
+        if content and owners[-1]:
+            self._contents[path] = content
 
     def add_copy(self, path: str) -> None:
         """Add what has the owner that somebody gave it meanwhile."""
         self._copies.add(hash(path))
 
-    def has(self, path: str, st: os.stat_result) -> bool:
+    def has(self, path: str, st: os.stat_result, content: Callable[[], str]) -> bool:
         """Tell whether it is what was put there, and gives no right beyond that."""
-        bits = st.st_mode & SET_ID_BITS if stat.S_ISREG(st.st_mode) else 0
+        bits = programs.set_id_bits(st)
         if hash(path) in self._copies and not bits:
             return True
         uid, gid, planned = self._owners.get(hash(path), (-1, -1, 0))
-        return (st.st_uid, st.st_gid) == (uid, gid) and not bits & ~planned
+        if (st.st_uid, st.st_gid) != (uid, gid) or bits & ~planned:
+            return False
+        return not bits or content() == self._contents.get(path)
 
 
 def _while_held(walked: Iterable[_T], check_lock: Callable[[], None]) -> Iterator[_T]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ipavolume.apply import meanwhile
+from ipavolume.apply import meanwhile, programs
 from ipavolume.apply.area import Area
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition, digest
@@ -417,7 +417,7 @@ class Swap:
         if new == action.metadata:
             return
         # A copy, because what is staged may have further names.
-        made = f"m{number}"
+        made = _copy_name(number)
         with files.inode(area.new, str(number)) as staged:
             copy = copying.copy_inode(staged, area.new, made)
             try:
@@ -573,20 +573,21 @@ class Swap:
             )
             if not is_it:
                 self._miss(action)
-                if self._latecomers is not None and _has(now, action):
-                    is_ours = self._known.is_copy_of_ours(area, action, now)
-                    note = self._latecomers.settle if is_ours else self._latecomers.leave
-                    note(now, action.metadata.xattrs)
+                if (
+                    self._latecomers is not None
+                    and _has(now, action)
+                    and not programs.set_id_bits(now)
+                    and self._known.is_copy_of_ours(area, action, now)
+                ):
+                    self._latecomers.settle(now, action.metadata.xattrs)
                 self._give_on(action.before, fd)
                 # Whose it was nobody can know. What is replaced as well is told then.
                 if action.path not in self._places and not _has(now, action):
                     self._notes.add(action.path, "")
                 return True
             # A killed run gave it, and who had that number then made it a program of its owner's.
-            is_doubtful = (
-                action.before.type is FileType.FILE
-                and now.st_uid != action.before.uid
-                and bool(now.st_mode & SET_ID_BITS & ~action.metadata.mode)
+            is_doubtful = now.st_uid != action.before.uid and bool(
+                programs.set_id_bits(now) & ~action.metadata.mode
             )
             if meanwhile.is_changed(action.before, now, action.metadata):
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
@@ -594,8 +595,7 @@ class Swap:
                     # it, and who had that number then made it a program of its new owner's.
                     new = action.metadata
                     is_given = (now.st_uid, now.st_gid) == (new.uid, new.gid)
-                    is_file = action.before.type is FileType.FILE
-                    if is_given and not (is_file and now.st_mode & SET_ID_BITS):
+                    if is_given and not programs.set_id_bits(now):
                         self._settle(fd, new.xattrs)
                     return True
                 action = _as_it_is_now(action, now, files.read_xattrs(fd))
@@ -603,11 +603,11 @@ class Swap:
             is_file = action.before.type is FileType.FILE
             taken = action.content and now.st_uid not in (0, new.uid)
             if action.private or (is_file and (taken or is_privileged(new))):
-                staged = f"m{number}"
-                copied = self._copy_with(fd, now, area, staged, action)
+                copied = self._copy_with(fd, now, area, number, action)
                 if copied is None:
                     self._give_on(action.before, fd)
                 else:
+                    staged = _copy_name(number)
                     if not self._rename(
                         action.path, staged, directory, name, replace=True, expected=copied
                     ):
@@ -615,7 +615,8 @@ class Swap:
                     placed = files.lstat(directory, name)
                     if placed is not None:
                         self._known.note_copy(placed)
-                        if self._latecomers is not None and not is_doubtful:
+                        is_known = not is_doubtful and not programs.set_id_bits(placed)
+                        if self._latecomers is not None and is_known:
                             self._latecomers.settle(placed, new.xattrs)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
@@ -633,7 +634,7 @@ class Swap:
             os.close(fd)
 
     def _copy_with(
-        self, fd: int, now: os.stat_result, area: Area, staged: str, action: SetMetadata
+        self, fd: int, now: os.stat_result, area: Area, number: int, action: SetMetadata
     ) -> os.stat_result | None:
         """Make a copy of the inode behind *fd* that has the new metadata.
 
@@ -646,7 +647,7 @@ class Swap:
             What was copied; ``None`` if it is left as it is: its content changed, or there is no
             copy of it.
         """
-        new = action.metadata
+        new, staged = action.metadata, _copy_name(number)
         files.unlink(area.new, staged)
         match action.before.type:
             case FileType.SYMLINK:
@@ -665,18 +666,26 @@ class Swap:
                     # Looked at only now: whoever wrote what was copied took the bits away.
                     found = files.read_xattrs(fd)
                     other = tuple(i for i in found if i[0] not in (*ACL_NAMES, CAPABILITY_NAME))
+                    content = files.sha256(copy) if action.content or is_privileged(new) else ""
                     if not action.content:
                         new = _not_more_privileged(new, now.st_mode, found)
-                    elif files.sha256(copy) != action.content:
+                    elif content != action.content:
                         self._notes.add(action.path, "")
                         return None
                     files.set_metadata(copy, replace(new, xattrs=(*other, *new.xattrs)))
                     files.set_times(copy, now.st_mtime_ns)
                     # The one it replaces is gone with the rename, so this cannot wait.
                     files.sync(copy)
+                    if new.mode & SET_ID_BITS and any(self._known.renumbered):
+                        programs.record(area, number, content)
             case FileType.DIRECTORY | FileType.OTHER:
                 return None
         return now
+
+
+def _copy_name(number: int) -> str:
+    """Return how the copy is called that an action changes, among what is staged."""
+    return f"m{number}"
 
 
 def _again(path: str, settle: Callable[[], bool]) -> None:

@@ -5,8 +5,8 @@ What is to be put there was staged at the root like everything else, and stays t
 is in place. The staged thing is copied beside its place (:class:`ipavolume.linux.crossing.Beside`),
 complete and durable, and renamed from there.
 
-Which inode a copy has that is about to be renamed is written down before, as the target of a
-symbolic link in the transaction, made by one call. So the next start finds out what was renamed.
+Which inode a copy has that is about to be renamed is written down before
+(:func:`ipavolume.apply.area.write_down`). So the next start finds out what was renamed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ipavolume.apply.area import Area
+from ipavolume.apply.area import Area, write_down
 from ipavolume.linux import crossing, files, trees
 from ipavolume.linux.crossing import COPY
 from ipavolume.model.actions import Action
@@ -217,13 +217,8 @@ class Transit:
         """
         st = os.stat(name, dir_fd=directory, follow_symlinks=False)
         note = f"{st.st_ino} {of.st_ino}" if of.st_nlink > 1 else str(st.st_ino)
-        self._note(_COPY_OF + staged, note)
+        write_down(self._area, _COPY_OF + staged, note)
         return st.st_ino
-
-    def _note(self, name: str, text: str) -> None:
-        files.unlink(self._area.old, name)
-        files.make_symlink(self._area.old, name, text, uid=files.OWN_UID, gid=files.OWN_GID)
-        files.sync(self._area.old)
 
     def _read(self, name: str) -> str:
         return files.target(self._area.old, name)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ipavolume.apply import attempts, commit, journal, refused, snapshot
+from ipavolume.apply import attempts, commit, journal, programs, refused, snapshot
 from ipavolume.apply.area import Area, open_inside, sync_area
 from ipavolume.apply.latecomers import Latecomers
 from ipavolume.apply.notes import Notes
@@ -26,7 +26,6 @@ from ipavolume.formats import manifest
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import clock, files, trees
 from ipavolume.model.actions import ROLLBACK, Install
-from ipavolume.model.attributes import SET_ID_BITS
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader, named
 from ipavolume.model.packed import counts_of
@@ -183,16 +182,17 @@ class _WayBack:
                     stack.callback(os.close, contents[mount])
             tree = stack.enter_context(Tree(contents))
 
-            def is_as_it_was(path: str, now: os.stat_result) -> bool:
+            def is_as_it_was(path: str, now: os.stat_result, content: Callable[[], str]) -> bool:
                 if path.startswith(f"{mount_of(path, self._inner)}/{STATE_DIRECTORY}/"):
                     return True
                 st = tree.stat(path) if tree.covers(path) else None
                 # Whoever had the number makes no program of its account's.
-                bits = now.st_mode & SET_ID_BITS if stat.S_ISREG(now.st_mode) else 0
+                bits = programs.set_id_bits(now)
                 return (
                     st is not None
                     and (st.st_uid, st.st_gid) == (now.st_uid, now.st_gid)
                     and not bits & ~st.st_mode
+                    and (not bits or content() == tree.digest(path))
                 )
 
             unclear = latecomers.find(

@@ -724,7 +724,7 @@ def test_of_several_accounts_of_one_number_what_came_meanwhile_is_told_and_stays
     assert owner(known) == (312, 0, 0o640)
     assert owner(came) == (310, 0, 0o755)
     assert site.history()[-1]["warnings"][1:] == [
-        "'/data/etc/app/came': user 310 was 'alias' and 'giver'"
+        "'/data/etc/app/came': user 310 was 'alias' and 'giver', it has lost its set-id bits"
     ]
 
 

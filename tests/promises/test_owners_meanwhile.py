@@ -39,6 +39,11 @@ def _package(top: Path, version: str) -> Path:
             Packaged(path=f"/etc/app/{who}-plain", words=owned, content=version),
             Packaged(path=f"/etc/app/{who}-edited", words=f"%config {owned}", content=version),
         ]
+        program = f"%attr(6755,{who},{who})"
+        files += [
+            Packaged(path=f"/etc/app/{who}-tool", words=program, content=version),
+            Packaged(path=f"/etc/app/{who}-own-tool", words=f"%config {program}", content=version),
+        ]
         turns = "" if version == "1" else version
         files.append(
             Packaged(path=f"/etc/app/{who}-turns", words=opened, directory=not turns, content=turns)
@@ -51,6 +56,7 @@ def _package(top: Path, version: str) -> Path:
             new = f"/etc/app/{who}-new"
             files.append(Packaged(path=new, words=opened, directory=True))
             files.append(Packaged(path=f"{new}/file", words=owned, content="new"))
+            files.append(Packaged(path=f"{new}/tool", words=program, content="new"))
     return build_rpm(top, "app", files, version=version)
 
 
@@ -105,6 +111,7 @@ class World:
             planted = self.make(f"{name}/planted", name, number)
             (top / f"outside-{name}").hardlink_to(planted)
             (self.etc / f"{name}-edited").write_text("edited")
+            (self.etc / f"{name}-own-tool").write_text("edited")
             (self.etc / f"{name}-gone").write_text("edited")
 
     def make(self, inside: str | Path, whose: str, number: int) -> Path:
@@ -217,7 +224,9 @@ def test_nothing_is_told_of_what_nobody_touched(
     for path, number in before.items():
         assert path.lstat().st_uid == numbers.get(number, number), path
     for name in ("alpha", "beta"):
-        assert owner(world.app / name / "program")[2] == 0o6755
+        programs = "tool", "own-tool", "own-tool.rpmsave", "new/tool"
+        for path in (world.app / f"{name}/program", *(world.etc / f"{name}-{n}" for n in programs)):
+            assert owner(path) == (world.now[name], world.now[name], 0o6755), path
         assert f"user:{world.now[name]}:rw-" in acl(world.app / name / "named")
         for inside in ("edited", "edited.rpmsave", "gone.rpmsave", "new", "new/file"):
             assert owner(world.etc / f"{name}-{inside}")[0] == world.now[name], inside
@@ -285,6 +294,44 @@ def test_what_comes_into_what_was_put_or_saved_as_a_whole_is_no_exception(
         assert owner(path) == (TWO, TWO, 0o777)
     assert owner(program) == (TWO, TWO, 0o6755)
     assert world.told() == set(programs)
+
+
+def _rewrite(path: Path) -> None:
+    """Put something else of the same size and time into a program."""
+    st = path.stat()
+    path.write_bytes(b"X" * st.st_size)
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+    path.chmod(0o6755)
+
+
+@pytest.mark.parametrize("how", ["a chain", "an exchange"])
+def test_a_program_that_has_its_account_s_new_number_gives_no_rights_by_what_is_put_into_it(
+    how: str, tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, how, images[how])
+    world.options = "--allow", "type-change"
+    turns = world.etc / "alpha-turns"
+    world.make(turns / "bin", "alpha", ONE).chmod(0o6755)
+    longer = world.make("alpha/longer", "alpha", ONE)
+    longer.chmod(0o6755)
+    world.killed("after the last")
+    (saved,) = (world.site.volume() / ".ipavolume/saved").glob("*/etc/app/alpha-turns")
+    names = "tool", "own-tool", "own-tool.rpmsave", "new/tool"
+    programs = {
+        *(world.app / "alpha/program", longer, saved / "bin"),
+        *(world.etc / f"alpha-{name}" for name in names),
+    }
+    for path in programs:
+        # They are alpha's, and have the number already by which beta still runs.
+        assert owner(path) == (TWO, TWO, 0o6755)
+        _rewrite(path)
+    longer.write_text("of alpha, and more")
+    longer.chmod(0o6755)
+    said = world.site.run("upgrade", world.images[1]).stdout
+    assert said.count("it has lost its set-id bits") == len(programs)
+    for path in programs:
+        assert owner(path) == (TWO, TWO, 0o755), path
+    assert world.told() == programs
 
 
 @pytest.mark.parametrize("name", ["alpha-edited", "alpha-gone"])
@@ -394,6 +441,9 @@ def test_going_back_that_was_killed_gives_nothing_to_another_account_without_a_w
 ) -> None:
     world = World(tmp_path, "an exchange", images["an exchange"])
     handed_on = world.make("alpha/was-beta-s", "beta", TWO)
+    tools = world.make("alpha/tool", "alpha", ONE), world.make("alpha/its-tool", "alpha", ONE)
+    for path in tools:
+        path.chmod(0o6755)
     env = {"IPAVOLUME_SNAPSHOT": "always"}
     world.site.upgrade(world.images[1], env=env)
     # Its number of now is the one that it had then, and stays.
@@ -414,12 +464,17 @@ def test_going_back_that_was_killed_gives_nothing_to_another_account_without_a_w
     programs = world.app / "alpha/f0", world.make("alpha/dir/f0", "beta", ONE)
     for path in programs:
         path.chmod(0o6777)
+    assert {owner(path) for path in tools} == {(ONE, ONE, 0o6755)}
+    rewritten, untouched = tools
+    _rewrite(rewritten)
     said = world.site.run("rollback", world.images[1]).stderr
     for name, number in (("alpha", ONE), ("beta", TWO)):
         for inside in ("", "f0", "f1", "dir/f0", "link", "fifo"):
             assert (world.app / name / inside).lstat().st_uid == number
     assert owner(handed_on)[0] == TWO
     assert {owner(path) for path in programs} == {(ONE, ONE, 0o777)}
-    for path in (made, copy, *programs):
+    assert owner(untouched) == (ONE, ONE, 0o6755)
+    assert owner(rewritten) == (ONE, ONE, 0o755)
+    for path in (made, copy, rewritten, *programs):
         assert f"'/data/{path.relative_to(world.site.volume())}': user" in said
-    assert world.told(-1) == {made, copy, *programs}
+    assert world.told(-1) == {made, copy, rewritten, *programs}
