@@ -32,6 +32,7 @@ from ipavolume.model.attributes import (
     ACL_NAMES,
     CAPABILITY_NAME,
     SET_ID_BITS,
+    STICKY_BIT,
     translate_acl,
 )
 from ipavolume.model.files import DiskState, Metadata, Record, Xattrs
@@ -47,12 +48,13 @@ from ipavolume.volume.tree import walk
 _MAX_NAMED: Final = 50
 
 _T = TypeVar("_T")
-_IsKnown = Callable[[str, os.stat_result, Callable[[], str]], bool]
-_Owners = tuple[int, int, int]
-"""User, group and set-id bits of what was put somewhere."""
+_IsKnown = Callable[[str, os.stat_result, Xattrs, Callable[[], str]], bool]
+_Placed = tuple[int, int, int, Xattrs | None]
+"""User, group, mode and ACLs of what was put somewhere; ``None``: it may have any."""
+_NOTHING: Final[_Placed] = (-1, -1, 0, None)
 
 
-def _is_new(_path: str, _st: os.stat_result, _content: Callable[[], str]) -> bool:
+def _is_new(_path: str, _st: os.stat_result, _xattrs: Xattrs, _content: Callable[[], str]) -> bool:
     return False
 
 
@@ -69,10 +71,10 @@ class Latecomers:
         self._settled: set[int] = set()
         self._gone: set[int] = set()
 
-    def settle(self, st: os.stat_result, xattrs: Xattrs = ()) -> None:
-        """Have it known that what has this status got what was planned for it."""
+    def settle(self, path: str, st: os.stat_result, xattrs: Xattrs = ()) -> None:
+        """Have it known that what is at *path*, with this status, got what was planned for it."""
         if self._asked(st, xattrs):
-            self._settled.add(_inode(st))
+            self._settled.add(_at(path, st))
 
     def miss(self, before: DiskState) -> None:
         """Have it known that what was planned on is not at its path."""
@@ -99,8 +101,8 @@ class Latecomers:
             check_lock: As :class:`~ipavolume.volume.volumes.Volumes` has it.
             records: What the image ships; gone over if the run has put whole directories of it,
                 or programs with set-id bits.
-            is_known: Tells whether a path is known to have the owner that it should, and a program
-                its content, of which it can ask for the SHA-256.
+            is_known: Tells whether a path with a status and attributes is known to have the owner
+                that it should, and a program its content, of which it can ask for the SHA-256.
 
         Raises:
             LockLostError: If the lock is not ours any more.
@@ -143,13 +145,13 @@ class Latecomers:
         for path, parent, name, st in walked:
             try:
                 xattrs = files.xattrs_at(parent, name)
-                if not self._asked(st, xattrs) or _inode(st) in self._settled:
+                if not self._asked(st, xattrs) or _at(path, st) in self._settled:
                     continue
                 content = functools.partial(programs.digest, parent, name)
-                if placed.has(path, st, content) or is_known(path, st, content):
+                if placed.has(path, st, xattrs, content) or is_known(path, st, xattrs, content):
                     continue
                 with files.inode(parent, name) as fd:
-                    what = self._give(fd)
+                    what = self._give(path, fd)
             except FileNotFoundError:
                 continue
             except OSError as err:
@@ -179,6 +181,7 @@ class Latecomers:
             placed.add(changed.path, changed.metadata, content)
             contents[changed.path] = content
         moved = {path: to for path, to in copies.items() if to}
+        saved: dict[str, str] = {}
         trees = set()
         shipped: dict[str, list[Install]] = {}
         """What has put programs somewhere, by the paths of their records."""
@@ -189,11 +192,11 @@ class Latecomers:
                     if action.metadata.mode & SET_ID_BITS:
                         shipped.setdefault(action.record, []).append(action)
                     if action.before is not None and action.save_to:
-                        given, content = self._given(action.before), contents.get(action.path, "")
-                        placed.add(action.save_to, given, content)
+                        placed.add(action.save_to, self._given(action.before), is_acl_known=False)
+                        saved[action.path] = action.save_to
                 case Save():
-                    given, content = self._given(action.before), contents.get(action.path, "")
-                    placed.add(action.to, given, content)
+                    placed.add(action.to, self._given(action.before), is_acl_known=False)
+                    saved[action.path] = action.to
                     moved.setdefault(action.path, action.to)
                 case CreateTree():
                     trees.add(action.path)
@@ -201,9 +204,11 @@ class Latecomers:
                     pass
         for to in copies.values():
             placed.add_copy(to)
-        for action in self._plan.actions if moved else ():
-            if isinstance(action, SetMetadata) and (path := _moved(action.path, moved)):
-                placed.add(path, action.metadata, contents.get(action.path, ""))
+        for action in self._plan.actions if moved or saved else ():
+            if isinstance(action, SetMetadata):
+                path = saved.get(action.path) or _moved(action.path, moved)
+                if path:
+                    placed.add(path, action.metadata, contents.get(action.path, ""))
         for record in records if trees or shipped else ():
             for one in shipped.get(record.path, ()):
                 placed.add(one.path, one.metadata, record.content)
@@ -221,10 +226,10 @@ class Latecomers:
         users, groups = named_ids(st.st_uid, st.st_gid, xattrs)
         return not (users.isdisjoint(self._users.table) and groups.isdisjoint(self._groups.table))
 
-    def _give(self, fd: int) -> str:
+    def _give(self, path: str, fd: int) -> str:
         """Give what is known to be an account's to its new number; return why it is not known."""
         now = files.fstat(fd)
-        if _inode(now) in self._settled:
+        if _at(path, now) in self._settled:
             # Somebody has put it there this moment.
             return ""
         is_link, is_directory = stat.S_ISLNK(now.st_mode), stat.S_ISDIR(now.st_mode)
@@ -296,31 +301,50 @@ class _Places:
 
     def __init__(self) -> None:
         # A number of each, because there can be a million.
-        self._owners: dict[int, _Owners] = {}
-        self._kinds: dict[_Owners, _Owners] = {}
+        self._placed: dict[int, _Placed] = {}
+        self._kinds: dict[_Placed, _Placed] = {}
         self._copies: set[int] = set()
         self._contents: dict[str, str] = {}
 
-    def add(self, path: str, has: Metadata, content: str = "") -> None:
-        """Add what has these owners; a program of theirs only if it has this content as well."""
-        owners = has.uid, has.gid, has.mode & SET_ID_BITS
-        self._owners[hash(path)] = self._kinds.setdefault(owners, owners)
-        if content and owners[-1]:
+    def add(
+        self, path: str, has: Metadata, content: str = "", *, is_acl_known: bool = True
+    ) -> None:
+        """Add what has these attributes; a program with set-id bits has this content as well."""
+        acls = acls_of(has.xattrs) if is_acl_known else None
+        kind = has.uid, has.gid, has.mode, acls
+        self._placed[hash(path)] = self._kinds.setdefault(kind, kind)
+        if content and has.mode & SET_ID_BITS:
             self._contents[path] = content
 
     def add_copy(self, path: str) -> None:
         """Add what has the owner that somebody gave it meanwhile."""
         self._copies.add(hash(path))
 
-    def has(self, path: str, st: os.stat_result, content: Callable[[], str]) -> bool:
+    def has(
+        self, path: str, st: os.stat_result, xattrs: Xattrs, content: Callable[[], str]
+    ) -> bool:
         """Tell whether it is what was put there, and gives no right beyond that."""
-        bits = programs.set_id_bits(st)
-        if hash(path) in self._copies and not bits:
+        is_program = bool(programs.set_id_bits(st))
+        if hash(path) in self._copies and not is_program:
             return True
-        uid, gid, planned = self._owners.get(hash(path), (-1, -1, 0))
-        if (st.st_uid, st.st_gid) != (uid, gid) or bits & ~planned:
+        uid, gid, mode, acls = self._placed.get(hash(path), _NOTHING)
+        if (st.st_uid, st.st_gid) != (uid, gid):
             return False
-        return not bits or content() == self._contents.get(path)
+        if is_opened(st, mode) or (acls is not None and acls_of(xattrs) != acls):
+            return False
+        return not is_program or content() == self._contents.get(path)
+
+
+def is_opened(st: os.stat_result, mode: int) -> bool:
+    """Tell whether what has this status gives anybody a right that *mode* does not."""
+    # The sticky bit takes a right away, and the mode of a link gives none.
+    more = (stat.S_IMODE(st.st_mode) ^ STICKY_BIT) & ~(mode ^ STICKY_BIT)
+    return bool(more) and not stat.S_ISLNK(st.st_mode)
+
+
+def acls_of(xattrs: Xattrs) -> Xattrs:
+    """Return those of *xattrs* that are ACLs, in an order of their own."""
+    return tuple(sorted(one for one in xattrs if one[0] in ACL_NAMES))
 
 
 def _while_held(walked: Iterable[_T], check_lock: Callable[[], None]) -> Iterator[_T]:
@@ -336,6 +360,11 @@ def _while_held(walked: Iterable[_T], check_lock: Callable[[], None]) -> Iterato
 
 def _inode(st: os.stat_result) -> int:
     return st.st_dev << 64 | st.st_ino
+
+
+def _at(path: str, st: os.stat_result) -> int:
+    """Return a number for an inode at a path: its own one is given anew once it is removed."""
+    return hash((path, _inode(st)))
 
 
 def _looks(state: DiskState) -> int:

@@ -176,13 +176,17 @@ class Recognition:
             for name, value in found.items()
         )
 
-    def is_copy_of_ours(self, area: Area, action: SetMetadata, now: os.stat_result) -> bool:
+    def is_copy_of_ours(
+        self, area: Area, action: SetMetadata, fd: int, now: os.stat_result
+    ) -> bool:
         """Tell whether what has the planned owner is the copy that a run that was killed put there.
 
         Size and time anybody can give his file, but only the account and root could put it there.
         Those of a directory are others since, by what was put into it.
         """
         before, new = action.before, action.metadata
+        if not self._is_same_acl(fd, new):
+            return False
         is_directory = before.type is FileType.DIRECTORY
         if not is_directory and (now.st_size, now.st_mtime_ns) != (before.size, before.mtime_ns):
             return False

@@ -304,7 +304,7 @@ class Swap:
             if _is_same_content(fd, staged):
                 return True
             # Where what is staged replaces it, it is looked at once more then.
-            self._give_on(action.before, fd)
+            self._give_on(action.path, action.before, fd)
             match action.if_edited:
                 case IfEdited.KEPT:
                     self._notes.add(action.path, "")
@@ -317,7 +317,7 @@ class Swap:
                     self._preserve(number, action.path, directory, name, _suffix(action.if_edited))
                     return True
 
-    def _give_on(self, before: DiskState | None, fd: int) -> None:
+    def _give_on(self, path: str, before: DiskState | None, fd: int) -> None:
         """Have what stays belong to whom it belonged, whose number may be another now.
 
         Whoever has the numbers that were planned on gets nothing by their new ones: nothing else is
@@ -341,7 +341,7 @@ class Swap:
                 if name in ACL_NAMES
             )
             files.set_metadata(fd, Metadata(uid=uid, gid=gid, mode=mode, xattrs=acls))
-            self._settle(fd, acls)
+            self._settle(path, fd, acls)
 
     def _preserve(
         self, number: int, path: str, directory: int, name: str, suffix: str = ""
@@ -529,7 +529,7 @@ class Swap:
                     files.unlink(directory, name)
                 return
             with files.inode(directory, name) as fd:
-                self._give_on(action.before, fd)
+                self._give_on(action.path, action.before, fd)
             if action.if_edited is IfEdited.KEPT:
                 self._notes.add(action.path, "")
             else:
@@ -554,9 +554,9 @@ class Swap:
         if self._latecomers is not None:
             self._latecomers.miss(action.before)
 
-    def _settle(self, fd: int, xattrs: Xattrs) -> None:
+    def _settle(self, path: str, fd: int, xattrs: Xattrs) -> None:
         if self._latecomers is not None:
-            self._latecomers.settle(files.fstat(fd), xattrs)
+            self._latecomers.settle(path, files.fstat(fd), xattrs)
 
     def _set_metadata_once(self, number: int, action: SetMetadata) -> bool:
         """Set owner and mode; tell whether that is settled, or to be looked at anew."""
@@ -577,26 +577,22 @@ class Swap:
                     self._latecomers is not None
                     and _has(now, action)
                     and not programs.set_id_bits(now)
-                    and self._known.is_copy_of_ours(area, action, now)
+                    and self._known.is_copy_of_ours(area, action, fd, now)
                 ):
-                    self._latecomers.settle(now, action.metadata.xattrs)
-                self._give_on(action.before, fd)
+                    self._latecomers.settle(action.path, now, action.metadata.xattrs)
+                self._give_on(action.path, action.before, fd)
                 # Whose it was nobody can know. What is replaced as well is told then.
                 if action.path not in self._places and not _has(now, action):
                     self._notes.add(action.path, "")
                 return True
-            # A killed run gave it, and who had that number then made it a program of its owner's.
-            is_doubtful = now.st_uid != action.before.uid and bool(
-                programs.set_id_bits(now) & ~action.metadata.mode
+            is_changed = meanwhile.is_changed(action.before, now, action.metadata)
+            # It is somebody else's now, by whoever gave it away; or a killed run gave it, and who
+            # had that number then opened it to others, or made a program of its owner's of it.
+            is_doubtful = now.st_uid != action.before.uid and (
+                is_changed or bool(programs.set_id_bits(now) & ~action.metadata.mode)
             )
-            if meanwhile.is_changed(action.before, now, action.metadata):
+            if is_changed:
                 if action.rule == Rule.OWNER_TRANSLATION and now.st_uid != action.before.uid:
-                    # It is somebody else's now, by whoever gave it away; or a killed run gave
-                    # it, and who had that number then made it a program of its new owner's.
-                    new = action.metadata
-                    is_given = (now.st_uid, now.st_gid) == (new.uid, new.gid)
-                    if is_given and not programs.set_id_bits(now):
-                        self._settle(fd, new.xattrs)
                     return True
                 action = _as_it_is_now(action, now, files.read_xattrs(fd))
             new = action.metadata
@@ -605,7 +601,7 @@ class Swap:
             if action.private or (is_file and (taken or is_privileged(new))):
                 copied = self._copy_with(fd, now, area, number, action)
                 if copied is None:
-                    self._give_on(action.before, fd)
+                    self._give_on(action.path, action.before, fd)
                 else:
                     staged = _copy_name(number)
                     if not self._rename(
@@ -617,16 +613,16 @@ class Swap:
                         self._known.note_copy(placed)
                         is_known = not is_doubtful and not programs.set_id_bits(placed)
                         if self._latecomers is not None and is_known:
-                            self._latecomers.settle(placed, new.xattrs)
+                            self._latecomers.settle(action.path, placed, new.xattrs)
             elif action.before.type is FileType.SYMLINK:
                 files.chown_inode(fd, new.uid, new.gid)
-                self._settle(fd, ())
+                self._settle(action.path, fd, ())
             else:
                 files.set_metadata(fd, new, acls=True)
                 if action.rule == Rule.ROLLBACK:
                     files.remove_user_xattrs(fd, new.xattrs)
                 if not is_doubtful:
-                    self._settle(fd, new.xattrs)
+                    self._settle(action.path, fd, new.xattrs)
             if is_untouched and now.st_nlink > 1:
                 self._known.note_change(files.fstat(fd))
             return True

@@ -14,7 +14,7 @@ from typing import Any
 
 from ipavolume.apply import attempts, commit, journal, programs, refused, snapshot
 from ipavolume.apply.area import Area, open_inside, sync_area
-from ipavolume.apply.latecomers import Latecomers
+from ipavolume.apply.latecomers import Latecomers, acls_of, is_opened
 from ipavolume.apply.notes import Notes
 from ipavolume.apply.recognition import Recognition
 from ipavolume.apply.run import Finish, without
@@ -26,7 +26,7 @@ from ipavolume.formats import manifest
 from ipavolume.formats.manifest import is_safe_path
 from ipavolume.linux import clock, files, trees
 from ipavolume.model.actions import ROLLBACK, Install
-from ipavolume.model.files import STATE_DIRECTORY
+from ipavolume.model.files import STATE_DIRECTORY, Xattrs
 from ipavolume.model.images import ImageHeader, named
 from ipavolume.model.packed import counts_of
 from ipavolume.model.paths import mount_of
@@ -182,17 +182,19 @@ class _WayBack:
                     stack.callback(os.close, contents[mount])
             tree = stack.enter_context(Tree(contents))
 
-            def is_as_it_was(path: str, now: os.stat_result, content: Callable[[], str]) -> bool:
+            def is_as_it_was(
+                path: str, now: os.stat_result, xattrs: Xattrs, content: Callable[[], str]
+            ) -> bool:
                 if path.startswith(f"{mount_of(path, self._inner)}/{STATE_DIRECTORY}/"):
                     return True
                 st = tree.stat(path) if tree.covers(path) else None
-                # Whoever had the number makes no program of its account's.
-                bits = programs.set_id_bits(now)
+                # Whoever had the number makes no program of its account's, and opens nothing.
                 return (
                     st is not None
                     and (st.st_uid, st.st_gid) == (now.st_uid, now.st_gid)
-                    and not bits & ~st.st_mode
-                    and (not bits or content() == tree.digest(path))
+                    and not is_opened(now, stat.S_IMODE(st.st_mode))
+                    and acls_of(xattrs) == acls_of(tree.xattrs(path))
+                    and (not programs.set_id_bits(now) or content() == tree.digest(path))
                 )
 
             unclear = latecomers.find(

@@ -334,6 +334,37 @@ def test_a_program_that_has_its_account_s_new_number_gives_no_rights_by_what_is_
     assert world.told() == programs
 
 
+def test_who_has_an_account_s_new_number_opens_none_of_its_files_without_a_word(
+    tmp_path: Path, images: dict[str, list[Image]]
+) -> None:
+    world = World(tmp_path, "an exchange", images["an exchange"])
+    for name in ("in-acl", "in-acl-too"):
+        world.make(f"alpha/{name}", "alpha", ONE).chmod(0o640)
+    (tmp_path / "outside").hardlink_to(world.app / "alpha/in-acl-too")
+    world.killed("after the last")
+    # They are alpha's, and have the number already by which beta still runs.
+    inside = "f0", "dir", "planted", "fifo"
+    opened = {
+        *(world.app / "alpha" / name for name in inside),
+        *(world.etc / f"alpha-{name}" for name in ("plain", "new", "edited.rpmsave")),
+    }
+    for path in opened:
+        assert owner(path)[0] == TWO
+        path.chmod(0o777)
+    # Beta's number is the one that was alpha's.
+    named = {
+        *(world.app / "alpha" / name for name in ("in-acl", "in-acl-too")),
+        *(world.etc / f"alpha-{name}" for name in ("edited", "gone.rpmsave")),
+    }
+    for path in named:
+        mode = path.stat().st_mode
+        set_acl(path, f"u:{ONE}:r")
+        assert path.stat().st_mode == mode
+    world.site.upgrade(world.images[1])
+    below = {one for top in opened for one in top.rglob("*")}
+    assert world.told() == opened | named | below
+
+
 @pytest.mark.parametrize("name", ["alpha-edited", "alpha-gone"])
 def test_a_program_that_is_made_of_an_edited_file_meanwhile_gives_no_rights_where_it_is_saved(
     name: str, tmp_path: Path, images: dict[str, list[Image]]
@@ -345,7 +376,8 @@ def test_a_program_that_is_made_of_an_edited_file_meanwhile_gives_no_rights_wher
     world.site.upgrade(world.images[1])
     (saved,) = world.etc.glob(f"{name}.rpmsave")
     assert owner(saved) == (TWO, TWO, 0o777)
-    assert world.told() == {saved}
+    # The one of the image has been opened as well, as if the administrator had done it.
+    assert world.told() == {saved, *([edited] if edited.exists() else [])}
 
 
 def test_an_acl_that_came_meanwhile_is_translated_or_told(
@@ -467,6 +499,9 @@ def test_going_back_that_was_killed_gives_nothing_to_another_account_without_a_w
     assert {owner(path) for path in tools} == {(ONE, ONE, 0o6755)}
     rewritten, untouched = tools
     _rewrite(rewritten)
+    opened, named = world.app / "alpha/f1", world.app / "alpha/f2"
+    opened.chmod(0o666)
+    set_acl(named, f"u:{TWO}:r")
     said = world.site.run("rollback", world.images[1]).stderr
     for name, number in (("alpha", ONE), ("beta", TWO)):
         for inside in ("", "f0", "f1", "dir/f0", "link", "fifo"):
@@ -475,6 +510,8 @@ def test_going_back_that_was_killed_gives_nothing_to_another_account_without_a_w
     assert {owner(path) for path in programs} == {(ONE, ONE, 0o777)}
     assert owner(untouched) == (ONE, ONE, 0o6755)
     assert owner(rewritten) == (ONE, ONE, 0o755)
-    for path in (made, copy, rewritten, *programs):
+    assert f"user:{TWO}:r--" not in acl(named)
+    told = {made, copy, rewritten, opened, *programs}
+    assert world.told(-1) == told
+    for path in told:
         assert f"'/data/{path.relative_to(world.site.volume())}': user" in said
-    assert world.told(-1) == {made, copy, rewritten, *programs}
