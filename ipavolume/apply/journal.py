@@ -17,7 +17,7 @@ from ipavolume.formats.tasks import log_data
 from ipavolume.linux import files
 from ipavolume.model.files import STATE_DIRECTORY
 from ipavolume.model.images import ImageHeader
-from ipavolume.model.tasks import MAX_MESSAGES, TaskLog
+from ipavolume.model.tasks import MAX_MESSAGES, TaskLog, recorded
 from ipavolume.volume import members
 from ipavolume.volume.facts import CLOSED_PROGRESS, Identity, Transaction
 from ipavolume.volume.layout import (
@@ -32,6 +32,7 @@ from ipavolume.volume.layout import (
     PUBLIC_FILE_MODE,
     TASKS,
     TRANSACTION,
+    WARNINGS,
 )
 from ipavolume.volume.members import Volume
 
@@ -76,6 +77,12 @@ def write_notes(fd: int, notes: Iterable[Mapping[str, Any]]) -> None:
     files.write_file(fd, NOTES, b"".join(map(dump_line, notes)), mode=PRIVATE_FILE_MODE)
 
 
+def stage_warnings(fd: int, texts: Sequence[str]) -> None:
+    """Write what is to be told of a plan into the directory *fd*; the caller makes it durable."""
+    if texts:
+        write_bytes(fd, WARNINGS, dump_line({"warnings": recorded(texts)}))
+
+
 def write_warnings(fd: int, texts: Sequence[str]) -> None:
     """Record in the directory *fd* what is to be told of a swap, atomically and durably."""
     if not texts and files.lstat(fd, LATECOMERS) is None:
@@ -84,20 +91,24 @@ def write_warnings(fd: int, texts: Sequence[str]) -> None:
 
 
 def read_warnings(fd: int) -> tuple[str, ...]:
-    """Return what :func:`write_warnings` has recorded.
+    """Return what is recorded that is to be told: of the plan, then of the swap.
 
     Raises:
         UnsafeVolumeError: If it was altered.
     """
-    data = members.read_json(fd, LATECOMERS)
+    return (*_warnings(fd, WARNINGS), *_warnings(fd, LATECOMERS))
+
+
+def _warnings(fd: int, name: str) -> tuple[str, ...]:
+    data = members.read_json(fd, name)
     try:
         return () if data is None else checks.field(data, "warnings", _texts)
     except checks.MalformedError as err:
-        raise members.damaged(fd, LATECOMERS, "was altered") from err
+        raise members.damaged(fd, name, "was altered") from err
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return checks.items(value, checks.text, limit=MAX_MESSAGES)
+    return checks.items(value, checks.text, limit=MAX_MESSAGES + 1)
 
 
 def note_held(volume: Volume) -> None:

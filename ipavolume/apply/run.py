@@ -63,6 +63,7 @@ from ipavolume.plan.conduct import Kind
 from ipavolume.plan.draft import Draft, draft_fill, inherited, learned_of, recorded_of
 from ipavolume.plan.verdict import State
 from ipavolume.steps import outcome
+from ipavolume.steps.api import told
 from ipavolume.steps.views import place
 from ipavolume.volume import failures, history, layout, members
 from ipavolume.volume.facts import (
@@ -103,7 +104,7 @@ class Finish:
         plan: Its plan.
         notes: Paths found changed between plan and swap, and where that was saved, or "".
         tasks: What was executed.
-        warnings: What nobody but a person can tell.
+        warnings: What is to be told of its plan and of the swap; tasks have messages of their own.
         waiting: Tasks that are left to the online phase; the run is open then.
         put: Files were put in place, not only in an earlier phase.
     """
@@ -168,6 +169,8 @@ def _carry_out(
             with failures.attempt("write to", first.volume.directory):
                 image.copy_manifest(first.work, layout.BASELINE)
                 journal.write_plan(first.work, dump_lines(made.plan))
+                said = [speaker.redactor.text(told(warning)) for warning in made.warnings]
+                journal.stage_warnings(first.work, said)
                 journal.write_bytes(first.work, layout.INDEX, dump_index(index.body(), header))
                 for area in areas.values():
                     commit.write_transaction(area, transaction)

@@ -34,8 +34,6 @@ from ipavolume.linux import command as processes
 from ipavolume.model.actions import Plan
 from ipavolume.model.images import ImageHeader
 from ipavolume.model.tasks import (
-    MAX_MESSAGE_CHARACTERS,
-    MAX_MESSAGES,
     Phase,
     Task,
     TaskKind,
@@ -43,6 +41,7 @@ from ipavolume.model.tasks import (
     TaskRecord,
     TaskState,
     pending,
+    recorded,
 )
 from ipavolume.plan import tasks
 from ipavolume.rpm import running
@@ -176,13 +175,7 @@ class Execution:
             journal.write_tasks(self._work, self.log)
 
     def _messages(self, messages: Sequence[str]) -> tuple[str, ...]:
-        """Return what is recorded of *messages*: no more than is read again."""
-        more = len(messages) - MAX_MESSAGES
-        counted = [f"{more} more; the log of the run has them"] if more > 0 else []
-        return tuple(
-            self._output.clean(text)[:MAX_MESSAGE_CHARACTERS]
-            for text in [*messages[:MAX_MESSAGES], *counted]
-        )
+        return recorded([self._output.clean(text) for text in messages])
 
     def _left(self, task: Task) -> list[str]:
         """Take over what an attempt before this one left in the container's own layer."""

@@ -24,6 +24,7 @@ from ipavolume.model.images import ImageHeader
 from ipavolume.model.snapshots import Snapshot
 from ipavolume.model.values import dataclass
 from ipavolume.plan.rollback import Rollback
+from ipavolume.steps.api import told
 from ipavolume.volume import layout, members
 from ipavolume.volume.facts import Facts, Identity
 from ipavolume.volume.refused import UNVERIFIED
@@ -151,7 +152,7 @@ def make_undo(volumes: Volumes, made: Rollback, facts: Mapping[str, Facts]) -> U
         to_name=then.image_name if then else "",
         cause=made.cause,
         failures=tuple((one.at, one.message) for one in primary.tasks.failures),
-        warnings=tuple(warning.text for warning in made.warnings),
+        warnings=tuple(map(told, made.warnings)),
         started=clock.now(),
         holder=host_name(),
         overrides=made.plan.overrides,

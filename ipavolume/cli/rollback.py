@@ -46,7 +46,7 @@ def rollback(
         if as_json:
             from ipavolume.cli.data import plan_data
 
-            told = [warning.text for warning in warnings]
+            told = [advice.fit_here(api.told(warning)) for warning in warnings]
             document.current().set_result({**plan_data(plan), "warnings": told})
             return
         for line in text.rollback_lines(plan):

@@ -28,19 +28,6 @@ from ipavolume.volume.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carried:
-    """What was done in a round.
-
-    Attributes:
-        end: How the run ended.
-        warnings: What steps and scriptlets had to tell before it.
-    """
-
-    end: Finish
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A plan for volumes that were locked for good only after it; it stands if they are the same.
 
@@ -67,7 +54,7 @@ def carry(
     begin: Callable[[Facts], None] | None,
     again: bool,
     planned: Planned | None,
-) -> Carried | Planned | None:
+) -> Finish | Planned | None:
     """Bring the volumes nearer to the image, as what they are asks for.
 
     Args:
@@ -83,7 +70,7 @@ def carry(
         planned: What the round before returned.
 
     Returns:
-        What was done; otherwise the volumes are to be judged anew.
+        How the run ended; otherwise the volumes are to be judged anew.
 
     Raises:
         IpaVolumeError: If it is refused or fails.
@@ -102,8 +89,7 @@ def carry(
         if roots.take(context.volumes, facts) or secure():
             return None
         speaker.say(told)
-        back = rollback.go_back(context, way, facts, speaker, emptied=verdict.refills)
-        return Carried(end=back)
+        return rollback.go_back(context, way, facts, speaker, emptied=verdict.refills)
     if not again:
         speaker.say(told)
     if _goes_on(does):
@@ -116,8 +102,8 @@ def carry(
             # Later: no other run needs it.
             from ipavolume.apply import unverified
 
-            return Carried(end=unverified.give_back(context, left.plan, facts, speaker))
-        end = resume(
+            return unverified.give_back(context, left.plan, facts, speaker)
+        return resume(
             context,
             left,
             facts,
@@ -126,7 +112,6 @@ def carry(
             overrides=verdict.overrides,
             emptied=verdict.refills,
         )
-        return Carried(end=end)
     if context.image.config.first_run is not None:
         # Nobody else needs what a first run does.
         from ipavolume.firstrun import standing
@@ -154,10 +139,7 @@ def carry(
     if secure():
         return Planned(made=made, verdict=verdict, facts=facts)
     commit.drop_stale(context.volumes, facts)
-    return Carried(
-        end=carry_out(context, made, facts, speaker, phases=phases),
-        warnings=tuple(warning.text for warning in made.warnings),
-    )
+    return carry_out(context, made, facts, speaker, phases=phases)
 
 
 def keep_summary(image: Image, volumes: Volumes, run: str, lines: Sequence[str]) -> None:

@@ -102,7 +102,6 @@ def bring_up(
         IpaVolumeError: If it is refused or fails.
     """
     ends: list[Finish] = []
-    warnings: list[str] = []
     if Phase.OFFLINE in phases:
         # The online phase is of the same start.
         for change in sources.changes(context.image):
@@ -138,11 +137,12 @@ def bring_up(
             attempts.settle(context)
             for volume in context.volumes.values():
                 discard_staging(volume)
-            return _outcome(context, found, ends, warnings, recorded=context.image.build_id)
+            return _outcome(context, found, ends, recorded=context.image.build_id)
         # Most calls find nothing to do, and do not wait for what does it.
+        from ipavolume.apply.run import Finish
         from ipavolume.commands import carrying
 
-        carried = carrying.carry(
+        end = carrying.carry(
             context,
             verdict,
             facts,
@@ -154,13 +154,12 @@ def bring_up(
             again=again,
             planned=planned,
         )
-        if late := not isinstance(carried, carrying.Carried):
-            planned = carried
+        if late := not isinstance(end, Finish):
+            planned = end
             continue
-        ends.append(carried.end)
-        warnings += (*carried.warnings, *carried.end.warnings)
-        if carried.end.waiting:
-            return _outcome(context, found, ends, warnings, recorded="")
+        ends.append(end)
+        if end.waiting:
+            return _outcome(context, found, ends, recorded="")
     raise AssertionError("the volume does not become current")
 
 
@@ -168,10 +167,10 @@ def _outcome(
     context: Context,
     found: Verdict,
     ends: Sequence[Finish],
-    warnings: Sequence[str],
     *,
     recorded: str,
 ) -> Outcome:
+    warnings = [text for end in ends for text in end.warnings]
     messages = [
         message
         for end in ends

@@ -25,6 +25,13 @@ MAX_MESSAGES: Final = 100
 _MAX_FAILURES_KEPT: Final = 20
 
 
+def recorded(messages: Sequence[str]) -> tuple[str, ...]:
+    """Return what is recorded of *messages*: no more of them, and no longer ones, than is read."""
+    more = len(messages) - MAX_MESSAGES
+    counted = [f"{more} more; the log of the run has them"] if more > 0 else []
+    return tuple(text[:MAX_MESSAGE_CHARACTERS] for text in (*messages[:MAX_MESSAGES], *counted))
+
+
 class Phase(enum.StrEnum):
     """When the turn of a step comes; that of a scriptlet or the first run is in a run."""
 

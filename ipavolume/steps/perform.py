@@ -350,8 +350,9 @@ def perform(
         IpaVolumeError: If it refuses, or something on the volume is in the way.
     """
     match action:
-        case Warn(text=text):
-            output.say(f"warning: {api.told(action)}")
+        case Warn():
+            text = api.told(action)
+            output.say(f"warning: {text}")
             return [text]
         case Refuse():
             code = declaration.check_refusal(step, action, context.options.allow)

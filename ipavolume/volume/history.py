@@ -153,6 +153,7 @@ def history_entry(
         warnings: What is to be told besides what its tasks have to tell.
         unexecuted: Its tasks were left out.
     """
+    warnings = tuple(warnings)
     counts = counts_of(plan.actions)
     others = tuple(without_metadata(plan.actions))
     before = {package.name: package.evr for package in old.packages} if old else {}
@@ -196,7 +197,13 @@ def history_entry(
         "tasks": [_task_row(plan, key, log) for key in log.records],
         "warnings": [
             *warnings,
-            *(text for record in log.records.values() for text in record.messages),
+            # What a step had to tell when it was planned it tells again when it is executed.
+            *(
+                text
+                for record in log.records.values()
+                for text in record.messages
+                if text not in warnings
+            ),
         ],
         "failures": [[one.at, one.message] for one in log.failures],
     }

@@ -153,7 +153,7 @@ def test_every_state_has_its_row_and_no_other() -> None:
 def test_every_file_of_the_state_directory_has_its_row_and_no_other() -> None:
     of_a_transaction = {
         *(layout.PROGRESS, layout.PLAN, layout.TASKS, layout.NOTES, layout.HELD, layout.REFILL),
-        *(layout.INODE, layout.ROLLBACK, layout.LATECOMERS),
+        *(layout.INODE, layout.ROLLBACK, layout.LATECOMERS, layout.WARNINGS),
     }
     known = {
         value

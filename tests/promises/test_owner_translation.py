@@ -690,7 +690,9 @@ def test_an_account_with_a_second_name_for_its_number_keeps_that_number(
     checked = site.run("check", images[1], "--json", status=100).stdout
     (found,) = json.loads(checked)["volumes"][0]["findings"]
     assert (found["code"], found["severity"]) == ("shared-id", "warning")
-    assert said in site.run("upgrade", images[1]).stdout
+    assert f"{said}; " in (told := site.run("upgrade", images[1]).stdout)
+    assert found["hint"] in told
+    assert site.history()[-1]["warnings"] == [f"{found['message']}. {found['hint']}"]
     assert owner(own) == (310, 0, 0o640)
     assert owner(site.volume() / "etc/app/stays") == (310, 1310, 0o640)
 
@@ -723,7 +725,9 @@ def test_of_several_accounts_of_one_number_what_came_meanwhile_is_told_and_stays
     site.upgrade(images[1])
     assert owner(known) == (312, 0, 0o640)
     assert owner(came) == (310, 0, 0o755)
-    assert site.history()[-1]["warnings"][1:] == [
+    shared, _, *named = site.history()[-1]["warnings"]
+    assert "user 310 was that of 'alias' (now 312) and 'giver' (now 311)" in shared
+    assert named == [
         "'/data/etc/app/came': user 310 was 'alias' and 'giver', it has lost its set-id bits"
     ]
 

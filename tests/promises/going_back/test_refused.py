@@ -184,7 +184,10 @@ def test_a_step_that_fails_is_asked_before_it_is_undone(
     assert "s5010_judges" in last["undone"]["cause"]
     # Of the run that was undone: going back has not failed.
     assert last["failures"] == failures
-    assert last["warnings"] == ["the database becomes an older one", "a peer has seen it"]
+    assert last["warnings"] == [
+        "the database becomes an older one",
+        "a peer has seen it. Tell the peer.",
+    ]
     assert last["overrides"] == ["s5010:seen"]
     aside = world.volume / ".ipavolume/undone" / last["run"] / "var/lib/svc/db"
     assert aside.read_text() == "broken\n"
