@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -329,12 +330,8 @@ def test_what_is_planted_in_a_files_place_is_replaced_and_nothing_behind_it_chan
         case "fifo":
             os.mkfifo(place)
         case _:
-            with socket.socket(socket.AF_UNIX) as server:
-                os.chdir(place.parent)
-                try:
-                    server.bind("seed")
-                finally:
-                    os.chdir("/")
+            with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(place.parent):
+                server.bind("seed")
     witness.begin()
     action = actions_at("/var/lib/svc/seed")[number]
     scene.perform(action)
