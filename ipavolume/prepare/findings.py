@@ -33,6 +33,7 @@ class Code(enum.StrEnum):
     DAMAGED_MANIFEST = "damaged-manifest"
     HIDDEN_CONTENT = "hidden-content"
     KEPT_FILE = "kept-file"
+    LISTED_ACCOUNTS = "listed-accounts"
     LISTED_AS_DIRECTORY = "listed-as-directory"
     LISTED_AS_FILE = "listed-as-file"
     LISTED_TWICE = "listed-twice"
@@ -106,6 +107,12 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.KEPT_FILE: (
         "Where prepare would put a file of its own there is another one, which was left. Have it "
         "do what that of ipavolume does, or remove it."
+    ),
+    Code.LISTED_ACCOUNTS: (
+        "A list has /etc/passwd or /etc/group. Where somebody has edited it on a volume, it stays "
+        "there as it is; an image in which accounts have other numbers gives their files to those "
+        "all the same, and the programs of the container know the old ones. Keep accounts in the "
+        "image (RUN useradd): what is theirs follows them by name."
     ),
     Code.LISTED_AS_DIRECTORY: (
         "A path with a slash at its end is no directory in the image. Take the slash away."

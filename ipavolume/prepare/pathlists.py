@@ -36,6 +36,7 @@ _PROGRAMS: Final = (
     "/usr/sbin",
 )
 _RUNTIME: Final = "/run"
+_ACCOUNTS: Final = ("/etc/passwd", "/etc/group")
 _LIKE: Final = 0.8
 
 
@@ -86,6 +87,15 @@ def check(
                 place=place,
             )
             continue
+        if location in _ACCOUNTS:
+            findings.add(
+                Code.LISTED_ACCOUNTS,
+                f"{path!r} stays as it is on a volume where it was edited, whatever numbers a "
+                "newer image has",
+                path=path,
+                place=place,
+                hint="Keep accounts in the image (RUN useradd).",
+            )
         placement = at.get((one.volume.mount, location))
         if placement is None or path in profile:
             continue

@@ -52,7 +52,8 @@ def test_every_code_is_a_word_with_a_text_of_its_own() -> None:
 
 def test_what_packages_and_the_image_know_is_meant(image: Image) -> None:
     """Words 13: ghosts are fine, and so are directories of which a package has something."""
-    image.list("/etc/app/", "/var/lib/app/", "/var/cache/app/", "/etc/passwd", "/etc/app/app.conf")
+    image.write("/etc/known")
+    image.list("/etc/app/", "/var/lib/app/", "/var/cache/app/", "/etc/known", "/etc/app/app.conf")
     assert codes(image) == []
     assert codes(image) == []
 
@@ -76,21 +77,29 @@ def test_lines_that_were_not_meant_are_named_with_the_likely_ones(image: Image) 
     assert [(one.code, one.path, one.place) for one in found] == [
         ("listed-twice", "/etc/group", "/etc/volume-data-list:8"),
         ("listed-as-file", "/srv/wiki/pages", "/etc/volume-data-list:3"),
+        ("listed-accounts", "/etc/passwd", "/etc/volume-data-list:4"),
         ("listed-as-directory", "/etc/passwd", "/etc/volume-data-list:4"),
+        ("listed-accounts", "/etc/group", "/etc/volume-data-list:7"),
         ("runtime-listed", "/run/app", "/etc/volume-data-list:9"),
         ("absent-directory", "", ""),
         ("absent-file", "", ""),
         ("single-file", "", ""),
     ]
-    absent = found[4].message
+    absent = found[6].message
     assert "'/etc/ap' (is '/etc/app' meant?)" in absent
     assert "'/srv/unheard/of'" in absent
-    assert "'/etc/hostz.conf' (is '/etc/hosts.conf' meant?)" in found[5].message
+    assert "'/etc/hostz.conf' (is '/etc/hosts.conf' meant?)" in found[7].message
     # F22: what a program may replace; what is in a listed directory it may.
-    assert "not listed: '/etc/group', '/etc/passwd'. " in found[6].message
+    assert "not listed: '/etc/group', '/etc/passwd'. " in found[8].message
     # Once more, as in a derived image: its link leads to nothing, and is what was meant.
     (again,) = [one.message for one in image.prepare().findings if one.code == "absent-file"]
     assert "'/etc/hostz.conf'. " in again
+
+
+@pytest.mark.parametrize("line", ["/etc/passwd", "/etc/group"])
+def test_accounts_that_come_on_the_volume_are_named(image: Image, line: str) -> None:
+    image.list(line)
+    assert ("listed-accounts", line) in codes(image)
 
 
 @pytest.mark.parametrize(
