@@ -10,6 +10,7 @@ from typing import Final
 
 from ipavolume.config.model import Config
 from ipavolume.image.image import Image
+from ipavolume.model.paths import WRITTEN_BY_ENGINES
 from ipavolume.model.values import dataclass
 
 _READ_ONLY: Final = "ead-only file system"
@@ -74,7 +75,8 @@ class Suspects:
             if error in line:
                 searched = (one.search(line) for one in _patterns(error))
                 found = next(filter(None, searched), None)
-                if found is not None:
+                # Those are the engine's on any root, and what writes there mostly goes on.
+                if found is not None and found.group(1) not in WRITTEN_BY_ENGINES:
                     self._seen.append((self._lines, error, found.group(1)))
 
     def cause(self, image: Image) -> Cause | None:

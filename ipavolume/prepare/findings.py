@@ -31,6 +31,7 @@ class Code(enum.StrEnum):
     CONFIG_OWNED = "config-owned"
     CONFIG_SWITCH = "config-switch"
     DAMAGED_MANIFEST = "damaged-manifest"
+    ENGINE_LISTED = "engine-listed"
     HIDDEN_CONTENT = "hidden-content"
     KEPT_FILE = "kept-file"
     LISTED_ACCOUNTS = "listed-accounts"
@@ -97,6 +98,11 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.DAMAGED_MANIFEST: (
         "The manifest that the image had cannot be read. It is made anew; what an earlier prepare "
         "had listed and the lists no longer have is not known any more."
+    ),
+    Code.ENGINE_LISTED: (
+        "A list has a file that docker, podman and Kubernetes write for each container and mount "
+        "there: what is on the volume is not seen then. Have the engine write it: -h, --add-host, "
+        "--dns, the pod's hostAliases and dnsConfig."
     ),
     Code.HIDDEN_CONTENT: (
         "Where a volume is mounted the image has content. Nobody sees it once the volume is "

@@ -11,7 +11,7 @@ from typing import Final
 
 from ipavolume.image.tree import ImageTree
 from ipavolume.linux import files
-from ipavolume.model.paths import is_within
+from ipavolume.model.paths import WRITTEN_BY_ENGINES, is_within
 from ipavolume.prepare.findings import Code, Findings
 from ipavolume.prepare.packages import PackageFacts
 from ipavolume.prepare.placement import Listed, Placement
@@ -87,6 +87,14 @@ def check(
                 place=place,
             )
             continue
+        if location in WRITTEN_BY_ENGINES:
+            findings.add(
+                Code.ENGINE_LISTED,
+                f"{path!r} is what the engine writes for each container, and mounts there",
+                path=path,
+                place=place,
+                hint="Give it to the engine (-h, --add-host, --dns).",
+            )
         if location in _ACCOUNTS:
             findings.add(
                 Code.LISTED_ACCOUNTS,

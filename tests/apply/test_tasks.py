@@ -833,6 +833,18 @@ def test_a_path_on_a_read_only_root_is_named_as_missing_on_the_list(world: World
     assert "/etc/volume-data-list" in said
 
 
+def test_what_the_engine_mounts_is_never_asked_for_on_the_list(world: World) -> None:
+    """An installer with --setup-dns cannot write to it, goes on, and fails for something else."""
+    world.populate()
+    script = "echo nameserver 127.0.0.1 >/etc/resolv.conf; echo no such group; exit 3"
+    body = f'yield Command(words=("sh", "-c", {script!r}), reason="sets up DNS")'
+    image = world.image("2", {"s5000_sets_up": step(body)})
+    said = world.run(image, "upgrade", status=13, before="mount -o remount,ro /").stderr
+    assert "/etc/resolv.conf: Read-only file system" in said
+    assert "[command-failed]" in said
+    assert "/etc/volume-data-list" not in said
+
+
 def test_a_listed_path_that_a_step_does_not_create_through_its_link_is_named(world: World) -> None:
     """F64, of a step: mkdir on a link that leads to nothing."""
     world.populate()

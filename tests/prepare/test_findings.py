@@ -96,10 +96,20 @@ def test_lines_that_were_not_meant_are_named_with_the_likely_ones(image: Image) 
     assert "'/etc/hostz.conf'. " in again
 
 
-@pytest.mark.parametrize("line", ["/etc/passwd", "/etc/group"])
-def test_accounts_that_come_on_the_volume_are_named(image: Image, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("/etc/passwd", "listed-accounts"),
+        ("/etc/group", "listed-accounts"),
+        ("/etc/hosts", "engine-listed"),
+        ("/etc/resolv.conf", "engine-listed"),
+    ],
+)
+def test_what_is_the_image_s_or_the_engine_s_is_named_where_it_would_come_on_the_volume(
+    image: Image, line: str, code: str
+) -> None:
     image.list(line)
-    assert ("listed-accounts", line) in codes(image)
+    assert (code, line) in codes(image)
 
 
 @pytest.mark.parametrize(
