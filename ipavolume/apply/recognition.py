@@ -54,13 +54,16 @@ class Recognition:
         self.renumbered = renumbered
         """New numbers of users and groups by the old ones."""
         self._is_gone_back_to = is_gone_back_to
-        self._copies: set[tuple[int, int]] = set()
+        self._copies: set[tuple[str, int, int]] = set()
         self._changed: dict[tuple[int, int], int] = {}
         self._alone: dict[tuple[str, int, int], bool] = {}
 
-    def note_copy(self, st: os.stat_result) -> None:
-        """Have it known that what has this status is a copy of ours that took a path's place."""
-        self._copies.add((st.st_dev, st.st_ino))
+    def note_copy(self, path: str, st: os.stat_result) -> None:
+        """Have it known that what has this status is a copy of ours that took the place of *path*.
+
+        Once it is replaced as well, its number is given to what is made next, elsewhere.
+        """
+        self._copies.add((path, st.st_dev, st.st_ino))
 
     def note_change(self, st: os.stat_result) -> None:
         """Have it known that this process changed what has this status since, and further names.
@@ -76,7 +79,7 @@ class Recognition:
         before = action.before
         if before is None:
             return False
-        is_copy = (now.st_dev, now.st_ino) in self._copies
+        is_copy = (action.path, now.st_dev, now.st_ino) in self._copies
         is_other = before.ino != now.st_ino and not (is_copy or area.is_copied)
         if is_other or not _is_same(replace(before, ino=now.st_ino), now):
             return False

@@ -610,7 +610,7 @@ class Swap:
                         return False
                     placed = files.lstat(directory, name)
                     if placed is not None:
-                        self._known.note_copy(placed)
+                        self._known.note_copy(action.path, placed)
                         is_known = not is_doubtful and not programs.set_id_bits(placed)
                         if self._latecomers is not None and is_known:
                             self._latecomers.settle(action.path, placed, new.xattrs)
