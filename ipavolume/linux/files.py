@@ -165,6 +165,7 @@ def open_at(directory: int, name: str, flags: int) -> int:
 
 def scandir(fd: int) -> list[os.DirEntry[str]]:
     """Return what is in the directory *fd*."""
+    _rewind(fd)
     try:
         with os.scandir(fd) as entries:
             return list(entries)
@@ -174,8 +175,20 @@ def scandir(fd: int) -> list[os.DirEntry[str]]:
 
 def listdir(fd: int) -> list[str]:
     """Return the names in the directory *fd*."""
+    _rewind(fd)
     try:
         return os.listdir(fd)
+    except OSError as err:
+        raise placed(err, fd) from None
+
+
+def _rewind(fd: int) -> None:
+    """Have a directory that is kept open be listed as it is now.
+
+    btrfs shows what was there when it was opened, or set to its beginning.
+    """
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
     except OSError as err:
         raise placed(err, fd) from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import tracing
 from support.command import clean_environment
+from support.filesystems import Filesystems
 
 from ipavolume.linux import files
 from ipavolume.model.files import Metadata
@@ -63,3 +64,20 @@ def test_of_what_cannot_be_written_whole_nothing_stays(
         os.close(directory)
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "before\n"
+
+
+@pytest.mark.root
+@pytest.mark.filesystem
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_directory_that_is_kept_open_is_listed_as_it_is_now(
+    kind: str, filesystem: Filesystems
+) -> None:
+    directory = os.open(filesystem(kind), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        known = set(files.listdir(directory))
+        os.mkdir("first", dir_fd=directory)
+        assert set(files.listdir(directory)) == {*known, "first"}
+        os.mkdir("second", dir_fd=directory)
+        assert {one.name for one in files.scandir(directory)} == {*known, "first", "second"}
+    finally:
+        os.close(directory)
