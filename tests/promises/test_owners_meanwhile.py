@@ -32,6 +32,10 @@ _SHARED = "may be another account's now"
 
 def _package(top: Path, version: str) -> Path:
     files = [Packaged(path=path, directory=True) for path in ("/etc/app", "/var/lib/app")]
+    first, second = ("alpha", "beta") if version == "1" else ("beta", "alpha")
+    for path, mode in (("handed", "0644"), ("handed-tool", "6755")):
+        words = f"%attr({mode},{first},{second})"
+        files.append(Packaged(path=f"/etc/app/{path}", words=words, content="handed on"))
     for who in ("alpha", "beta"):
         owned, opened = f"%attr(0644,{who},{who})", f"%attr(0755,{who},{who})"
         files += [
@@ -230,6 +234,9 @@ def test_nothing_is_told_of_what_nobody_touched(
         assert f"user:{world.now[name]}:rw-" in acl(world.app / name / "named")
         for inside in ("edited", "edited.rpmsave", "gone.rpmsave", "new", "new/file"):
             assert owner(world.etc / f"{name}-{inside}")[0] == world.now[name], inside
+    handed = world.now["beta"], world.now["alpha"]
+    assert owner(world.etc / "handed") == (*handed, 0o644)
+    assert owner(world.etc / "handed-tool") == (*handed, 0o6755)
 
 
 @pytest.mark.parametrize("how", ["other numbers", "a chain"])
