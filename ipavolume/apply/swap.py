@@ -580,10 +580,12 @@ class Swap:
                     and self._known.is_copy_of_ours(area, action, fd, now)
                 ):
                     self._latecomers.settle(action.path, now, action.metadata.xattrs)
-                self._give_on(action.path, action.before, fd)
-                # Whose it was nobody can know. What is replaced as well is told then.
-                if action.path not in self._places and not _has(now, action):
-                    self._notes.add(action.path, "")
+                # An account may be given what has a number that was another one's.
+                if not _has(now, action):
+                    self._give_on(action.path, action.before, fd)
+                    # Whose it was nobody can know. What is replaced as well is told then.
+                    if action.path not in self._places:
+                        self._notes.add(action.path, "")
                 return True
             is_changed = meanwhile.is_changed(action.before, now, action.metadata)
             # It is somebody else's now, by whoever gave it away; or a killed run gave it, and who

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -96,7 +97,10 @@ class World:
         self.now = dict(zip(("alpha", "beta"), NOW[how], strict=True))
         self.images = images
         self.options: tuple[str, ...] = ()
+        self.planted = ["alpha/planted", "beta/planted"]
         self.site.upgrade(images[0])
+        # From a backup: of nothing is known that it is as it was put there.
+        self._restore(self._backup())
         self.app = self.site.volume() / "var/lib/app"
         self.etc = self.site.volume() / "etc/app"
         self.whose: dict[Path, str] = {}
@@ -112,11 +116,26 @@ class World:
             os.chown(self.app / name / "fifo", number, number)
             set_acl(self.make(f"{name}/named", name, 0), f"u:{number}:rw")
             self.make(f"{name}/program", name, number).chmod(0o6755)
-            planted = self.make(f"{name}/planted", name, number)
-            (top / f"outside-{name}").hardlink_to(planted)
+            self.make(f"{name}/planted", name, number)
             (self.etc / f"{name}-edited").write_text("edited")
             (self.etc / f"{name}-own-tool").write_text("edited")
             (self.etc / f"{name}-gone").write_text("edited")
+
+    def _backup(self) -> Path:
+        backup = self.site.top / "backup"
+        subprocess.run(["cp", "-a", self.site.volume(), backup], check=True, timeout=60)
+        return backup
+
+    def _restore(self, backup: Path) -> None:
+        shutil.rmtree(self.site.volume())
+        backup.rename(self.site.volume())
+
+    def _plant(self) -> None:
+        """Give files of the services a name outside of the volume."""
+        for number, name in enumerate(self.planted):
+            outside = self.site.top / f"outside-{number}"
+            outside.unlink(missing_ok=True)
+            outside.hardlink_to(self.app / name)
 
     def make(self, inside: str | Path, whose: str, number: int) -> Path:
         """Make a file of *whose* that has *number*."""
@@ -136,12 +155,13 @@ class World:
 
     def killed(self, when: str) -> None:
         """Begin the upgrade, and kill it at a change of owner, or before it commits."""
-        same = self.site.top / "same"
-        subprocess.run(["cp", "-a", self.site.volume(), same], check=True, timeout=60)
-        command = [*self.command[:4], "--root", str(self.images[1].root), "--volume", str(same)]
-        command += self.options
-        done, calls = tracing.trace(command, env=clean_environment(), log=self.site.top / "calls")
+        backup = self._backup()
+        self._plant()
+        env, log = clean_environment(), self.site.top / "calls"
+        done, calls = tracing.trace(self.command, env=env, log=log)
         assert done.returncode == 0, done.stderr
+        self._restore(backup)
+        self._plant()
         marked = tracing.find(calls, lambda call: '"build-id.old"' in call.text)
         after = calls[marked:]
         of_alpha = [one for one in after if one.name == "fchownat" and "/alpha" in one.text]
@@ -153,7 +173,7 @@ class World:
             "amid beta's": next(one for one in of_beta if "/dir/" in one.text),
             "after the last": committing[0],
         }[when]
-        tracing.killed(self.command, call, env=clean_environment())
+        tracing.killed(self.command, call, env=env)
         assert not (self.site.volume() / "build-id").exists()
 
     def change(self) -> None:
@@ -347,7 +367,7 @@ def test_who_has_an_account_s_new_number_opens_none_of_its_files_without_a_word(
     world = World(tmp_path, "an exchange", images["an exchange"])
     for name in ("in-acl", "in-acl-too"):
         world.make(f"alpha/{name}", "alpha", ONE).chmod(0o640)
-    (tmp_path / "outside").hardlink_to(world.app / "alpha/in-acl-too")
+    world.planted.append("alpha/in-acl-too")
     world.killed("after the last")
     # They are alpha's, and have the number already by which beta still runs.
     inside = "f0", "dir", "planted", "fifo"
