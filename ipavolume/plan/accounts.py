@@ -92,9 +92,11 @@ class Renumbering:
                         self._collected.overridden.add("reused-id")
                         return
                     gone, now = table[number]
+                    is_root = gone in (self._new.users if kind == "user" else self._new.groups)
+                    lost = f"makes {gone!r} root's" if is_root else f"has no {gone!r}"
                     raise UnsafeVolumeError(
                         f"{path!r} belongs to {kind} {number}, which was {gone!r}; this image "
-                        f"has no {gone!r} and gives {number} to {now!r}",
+                        f"{lost} and gives {number} to {now!r}",
                         code="reused-id",
                         path=path,
                         hint=f"Build the image with an account {gone!r}, or leave such files to "
@@ -238,13 +240,16 @@ def translation(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, int
 
 
 def reused(old: Mapping[str, int], new: Mapping[str, int]) -> dict[int, tuple[str, str]]:
-    """Return by number: the account that is gone, and the one that has the number now."""
+    """Return by number: the account that is gone, and the one that has the number now.
+
+    Gone is one that is root's by now as well: root gets nothing by a translation.
+    """
     names_now = {number: name for name, number in sorted(new.items(), reverse=True)}
-    kept = {number for name, number in old.items() if name in new}
+    kept = {number for name, number in old.items() if new.get(name)}
     return {
         number: (name, names_now[number])
         for name, number in sorted(old.items(), reverse=True)
-        if name not in new and number in names_now and number not in kept and number
+        if not new.get(name) and number in names_now and number not in kept and number
     }
 
 

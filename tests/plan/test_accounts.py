@@ -232,6 +232,26 @@ def test_who_a_number_belonged_to_and_belongs_to_is_said_by_the_first_of_their_n
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"a": 990}, {"a": 0, "c": 990}),
+        ({"a": 990, "c": 991}, {"a": 0, "c": 990}),
+        ({"a": 990, "b": 990}, {"a": 0, "b": 0, "c": 990}),
+    ],
+)
+def test_what_was_an_account_s_that_is_root_s_now_is_nobody_else_s(
+    old: dict[str, int], new: dict[str, int]
+) -> None:
+    disk = {A: thing("secret", uid=990, gid=990, mode=0o4700)}
+    for world in (accounts((old, new), disk=disk), accounts(({}, {}), (old, new), disk=disk)):
+        with pytest.raises(IpaVolumeError, match="makes 'a' root's and gives 990 to 'c'") as caught:
+            world.plan()
+        assert caught.value.code == "reused-id"
+    # Where nobody has the number now, it stays nobody's.
+    assert accounts((old, {"a": 0, "b": 0}), disk=disk).plan() == ()
+
+
+@pytest.mark.parametrize(
     ("users", "said"),
     [
         (
